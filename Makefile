@@ -1,0 +1,72 @@
+# Everything runs from here, on a developer's machine and in CI alike. `make` lists the targets.
+
+PYTHON ?= python3
+
+# A uv on the PATH is used; without one, a private copy is put in .uv/.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+UV_BOOTSTRAP := $(filter .uv/bin/uv,$(UV))
+
+FULL := .venv/.refdiff-stamp
+LEAN := .venv-demo/.refdiff-stamp
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format-check lint types imports format miniature clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(LEAN) ## see it work, offline, in the lean environment (no torch)
+	.venv-demo/bin/refdiff demo --output demo-out
+
+test: $(FULL) ## run the tests
+	.venv/bin/python -m pytest
+
+check: $(FULL) ## what CI runs: format, lint, types, import contracts, tests
+	@$(MAKE) --no-print-directory format-check
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory imports
+	@$(MAKE) --no-print-directory test
+
+format-check: $(FULL)
+	.venv/bin/ruff format --check .
+
+lint: $(FULL)
+	.venv/bin/ruff check .
+
+types: $(FULL)
+	.venv/bin/mypy
+
+imports: $(FULL)
+	.venv/bin/lint-imports
+
+format: $(FULL) ## rewrite the sources in the house format
+	.venv/bin/ruff check --select I --fix .
+	.venv/bin/ruff format .
+
+miniature: $(FULL) ## retrain the built-in models
+	.venv/bin/python -m refdiff.miniature.train
+
+clean: ## remove environments, caches and outputs
+	rm -rf .venv .venv-demo .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist demo-out
+	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Environments are brought up to date when the project file or the pins change. One that is already there
+# is kept; the lean one also loses whatever it should not hold (--exact).
+
+$(FULL): $(PINS) | $(UV_BOOTSTRAP)
+	test -x .venv/bin/python || $(UV) venv --no-python-downloads --python "$$(command -v $(PYTHON))" .venv
+	$(UV) pip install --python .venv/bin/python -e ".[cpu,export,dev]" -c constraints.txt
+	@touch $@
+
+$(LEAN): $(PINS) | $(UV_BOOTSTRAP)
+	test -x .venv-demo/bin/python || $(UV) venv --no-python-downloads --python "$$(command -v $(PYTHON))" .venv-demo
+	$(UV) pip install --exact --python .venv-demo/bin/python -e ".[cpu]" -c constraints.txt
+	@touch $@
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv || { rm -rf .uv; echo "install uv, or your system's python3-venv package" >&2; exit 1; }
+	.uv/bin/python -m pip install --quiet uv

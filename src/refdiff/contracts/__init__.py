@@ -1,0 +1,1 @@
+"""What the rooms agree on: model sizes, graphs, options, bundles, sessions. No numerics, no heavy package."""

@@ -1,0 +1,172 @@
+"""A bundle on disk: the folder that is copied to a device (DESIGN §4).
+
+    manifest.json         written last, read first
+    <graph>.onnx          one per graph, large weights beside it in <file>.data
+    tokenizer.json        CLIP's byte-pair encoding
+    clip_positions.npy    [grid*grid, width] float32: CLIP's patch positions, without the class row
+    golden.npz            <graph>/in/<name> and <graph>/out/<name>: a self-test without torch
+    engines/              the device's own plans, not part of the manifest
+
+In: a path. Out: a `Bundle` whose every listed file is inside the folder and is what the exporter wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from refdiff.contracts.bundle_draft import BundleDraft, hash_file, writing_bundle
+from refdiff.contracts.manifest import (
+    FORMAT_VERSION,
+    GOLDEN_NAME,
+    MANIFEST_NAME,
+    POSITIONS_NAME,
+    TOKENIZER_NAME,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+)
+from refdiff.contracts.session import Array, Float
+from refdiff.contracts.spec import ModelSpec
+from refdiff.errors import BundleError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Bundle",
+    "BundleDraft",
+    "FileRecord",
+    "GoldenTensors",
+    "GraphRecord",
+    "Manifest",
+    "Verify",
+    "open_bundle",
+    "writing_bundle",
+]
+
+Verify = Literal["hash", "size"]
+GoldenTensors = dict[str, tuple[dict[str, Array], dict[str, Array]]]
+"""Graph -> its recorded inputs and outputs, by tensor name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The sizes of the stack it was exported from."""
+        return self.manifest.spec
+
+    def graph_path(self, name: str) -> Path:
+        """The ONNX file of graph `name`.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        record = self.manifest.graphs.get(name)
+        if record is None:
+            have = ", ".join(self.manifest.graphs)
+            raise BundleError(f"{self.path} has no graph {name!r}, it has: {have}; export again")
+        return self.path / record.files[0]
+
+    def tokenizer_json(self) -> str:
+        """CLIP's byte-pair encoding in the `tokenizers` library's format."""
+        return self._listed(TOKENIZER_NAME).read_text(encoding="utf-8")
+
+    def clip_positions(self) -> Float:
+        """[grid*grid, width]: CLIP's patch positions."""
+        path, clip = self._listed(POSITIONS_NAME), self.spec.clip
+        try:
+            table = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} is not a numpy array file ({error}); export again") from error
+        expected = (clip.grid**2, clip.width)
+        if not isinstance(table, np.ndarray) or table.dtype != np.float32 or table.shape != expected:
+            got = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else "an archive"
+            raise BundleError(f"{path}: got {got}, expected float32 {expected}; export again")
+        return table
+
+    def golden(self) -> GoldenTensors:
+        """The recorded tensors, by graph."""
+        path = self._listed(GOLDEN_NAME)
+        tensors: GoldenTensors = {}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                for key in archive.files:
+                    graph, side, name = key.split("/")
+                    tensors.setdefault(graph, ({}, {}))[("in", "out").index(side)][name] = archive[key]
+        except (AttributeError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path} is not a golden record ({error}); export again") from error
+        return tensors
+
+    def _listed(self, name: str) -> Path:
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path / MANIFEST_NAME} does not list {name}; export again")
+        return self.path / name
+
+
+def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:
+    """Read the manifest, then check every file it lists.
+
+    Args:
+        path: the bundle's folder.
+        verify: "hash" reads every byte; "size" only compares sizes, for huge bundles verified before.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, newer than this refdiff, or leaves its folder.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    root = folder.resolve()
+    for name, record in manifest.files.items():
+        _check_file(root, name, record, verify)
+    return Bundle(path=folder, manifest=manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise BundleError(f"bundle {folder} {what}; make one with: refdiff export")
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} has no {MANIFEST_NAME}: not a bundle, or a half-written one; export again"
+        )
+    _check_inside(folder.resolve(), MANIFEST_NAME)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
+        raise BundleError(f"{path} is not readable JSON ({error}); export again") from error
+    return Manifest.from_json(document, where=str(path))
+
+
+def _check_inside(root: Path, name: str) -> Path:
+    """The real path of `name`, which must not leave `root` by way of a link."""
+    real = (root / name).resolve()
+    if not real.is_relative_to(root):
+        raise BundleError(f"{root / name} is a link to {real}, outside the bundle; do not use this bundle")
+    return real
+
+
+def _check_file(root: Path, name: str, record: FileRecord, verify: Verify) -> None:
+    path = _check_inside(root, name)
+    if not path.is_file():
+        raise BundleError(f"{root / name} is missing; copy or export the bundle again")
+    size = path.stat().st_size
+    if size != record.size_bytes:
+        raise BundleError(
+            f"{root / name}: got {size} bytes, expected {record.size_bytes}; copy or export the bundle again"
+        )
+    if verify == "hash" and (got := hash_file(path)) != record.sha256:
+        raise BundleError(
+            f"{root / name} was changed: got sha256 {got[:12]}…, expected {record.sha256[:12]}…; "
+            "copy or export the bundle again"
+        )

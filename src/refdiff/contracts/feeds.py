@@ -1,0 +1,56 @@
+"""Are these arrays what the graph's contract asks for: the check every session makes at its edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from refdiff.contracts.graphs import GraphSpec, TensorSpec
+from refdiff.contracts.session import Array
+from refdiff.errors import InputError
+
+
+def check_feeds(graph: GraphSpec, feeds: Mapping[str, Array]) -> None:
+    """Compare names, dtypes and shapes; a named dimension must be the same number everywhere.
+
+    Raises:
+        InputError: the first difference, with what was got and what was expected.
+    """
+    missing = [name for name in graph.input_names if name not in feeds]
+    surplus = [name for name in feeds if name not in graph.input_names]
+    if missing or surplus:
+        raise InputError(
+            f"{graph.name}: got inputs {', '.join(feeds) or 'none'}, "
+            f"expected exactly {', '.join(graph.input_names)}"
+        )
+    sizes: dict[str, int] = {}
+    for tensor in graph.inputs:
+        _check_tensor(graph.name, tensor, feeds[tensor.name], sizes)
+
+
+def wanted_outputs(graph: GraphSpec, outputs: Sequence[str] | None) -> list[str]:
+    """The outputs to compute, None meaning all.
+
+    Raises:
+        InputError: an output the graph does not have.
+    """
+    if outputs is None:
+        return list(graph.output_names)
+    unknown = [name for name in outputs if name not in graph.output_names]
+    if unknown:
+        raise InputError(
+            f"{graph.name} has no output {unknown[0]!r}, it has: {', '.join(graph.output_names)}"
+        )
+    return list(outputs)
+
+
+def _check_tensor(graph_name: str, tensor: TensorSpec, array: Array, sizes: dict[str, int]) -> None:
+    where = f"{graph_name}: input {tensor.name}"
+    if str(array.dtype) != tensor.dtype:
+        raise InputError(f"{where} is {array.dtype}, expected {tensor.dtype}; convert it with .astype")
+    fits = len(array.shape) == len(tensor.shape)
+    for got, expected in zip(array.shape, tensor.shape, strict=False):
+        fits = fits and got == (sizes.setdefault(expected, got) if isinstance(expected, str) else expected)
+    if not fits:
+        named = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        hint = f" with {named}" if named else ""
+        raise InputError(f"{where} is {list(array.shape)}, expected {list(tensor.shape)}{hint}")

@@ -1,0 +1,123 @@
+"""The graph contract: names, dtypes and shapes of every engine, once.
+
+The exporter checks what it wrote against it, sessions check what they are fed, fakes and docs are
+made from it. A dimension is an int (static) or a name (dynamic).
+
+    b = batch   p = patches   c = class tokens   l = tapped layers   g = tap grid side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from refdiff.contracts.spec import ModelSpec
+
+Dimension = int | str
+
+POINTS_PER_BATCH = 64
+"""Prompts per SAM decoder call: the automatic mode's `points_per_batch`, static in the graph."""
+
+MASKS_PER_POINT = 3
+"""SAM's multimask outputs per prompt."""
+
+BLOCKED = -1.0e4
+"""Additive attention mask value for a blocked pair: finite, and exact in half precision (FIELD §4)."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output."""
+
+    name: str
+    dtype: str
+    """numpy's name of the dtype."""
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One engine: what goes in, what comes out."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(tensor.name for tensor in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(tensor.name for tensor in self.outputs)
+
+
+GRAPHS = (
+    "sd_text",
+    "vae_encoder",
+    "unet",
+    "unet_taps",
+    "sam_encoder",
+    "sam_decoder",
+    "clip_text",
+    "clip_image",
+)
+"""All graphs of a bundle, in pipeline order."""
+
+
+def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
+    """The graphs of a stack of this size, by name, in the order of `GRAPHS`."""
+    diffusion, sam, clip, length = spec.diffusion, spec.sam, spec.clip, spec.context_length
+    latent = ("b", diffusion.latent_channels, diffusion.latent_size, diffusion.latent_size)
+    taps = _f32("taps", "b", len(diffusion.tapped_layers), diffusion.tap_size**2, length)
+    unet_inputs = (
+        _f32("latent", *latent),
+        _f32("timestep", "b"),
+        _f32("context", "b", length, diffusion.context_width),
+    )
+    image_side, embedding = diffusion.image_size, (1, sam.embed_channels, sam.embed_size, sam.embed_size)
+    patch_values = 3 * clip.patch_size**2
+    graphs = (
+        GraphSpec("sd_text", (_i32("ids", "b", length),), (_f32("context", "b", length, diffusion.context_width),)),
+        GraphSpec(
+            "vae_encoder",
+            (_f32("image", 1, 3, image_side, image_side),),
+            (_f32("moments", 1, 2 * latent[1], *latent[2:]),),
+        ),
+        GraphSpec("unet", unet_inputs, (_f32("eps", *latent), taps)),
+        GraphSpec("unet_taps", unet_inputs, (taps,)),
+        GraphSpec(
+            "sam_encoder", (_f32("image", 1, 3, sam.image_size, sam.image_size),), (_f32("embedding", *embedding),)
+        ),
+        GraphSpec(
+            "sam_decoder",
+            (_f32("embedding", *embedding), _f32("points", POINTS_PER_BATCH, 2)),
+            (
+                _f32("low_res", POINTS_PER_BATCH, MASKS_PER_POINT, sam.low_res_size, sam.low_res_size),
+                _f32("iou", POINTS_PER_BATCH, MASKS_PER_POINT),
+            ),
+        ),
+        GraphSpec("clip_text", (_i32("ids", "b", length), _i32("end", "b")), (_f32("vector", "b", clip.embed_dim),)),
+        GraphSpec(
+            "clip_image",
+            (
+                _f32("patches", "b", "p", patch_values),
+                _f32("positions", "p", clip.width),
+                _f32("slots", "b", "c", 1),
+                _f32("mask", "b", "t", "t"),
+            ),
+            (_f32("vectors", "b", "c", clip.embed_dim),),
+        ),
+    )
+    return MappingProxyType({graph.name: graph for graph in graphs})
+
+
+def _f32(name: str, *shape: Dimension) -> TensorSpec:
+    return TensorSpec(name, "float32", shape)
+
+
+def _i32(name: str, *shape: Dimension) -> TensorSpec:
+    return TensorSpec(name, "int32", shape)

@@ -1,0 +1,165 @@
+"""The bundle's manifest: which files, which graphs, which sizes, made from what (DESIGN §4).
+
+A value that is read from and written to JSON; the files themselves are the business of `bundle` (reading)
+and `bundle_draft` (writing).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import PurePosixPath
+from typing import Any
+
+from refdiff.contracts.graphs import TensorSpec
+from refdiff.contracts.spec import ModelSpec
+from refdiff.errors import BundleError, InputError
+
+FORMAT_VERSION = 1
+"""Raised when an older refdiff could no longer read what a newer one writes."""
+
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+POSITIONS_NAME = "clip_positions.npy"
+GOLDEN_NAME = "golden.npz"
+ENGINES_NAME = "engines"
+"""Folder of the device's own plans: made after the export, with side-cars of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRecord:
+    """One exported graph."""
+
+    files: tuple[str, ...]
+    """The ONNX file, then its external data; two graphs may share one data file."""
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    recipe: str | None = None
+    """Name of the precision recipe, None for an untouched export."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a device has to know about a bundle before it opens a graph."""
+
+    spec: ModelSpec
+    precision: str
+    sources: Mapping[str, str]
+    """Component -> sha256 of the weights it was exported from."""
+    versions: Mapping[str, str]
+    """Package -> version that took part in the export."""
+    graphs: Mapping[str, GraphRecord]
+    files: Mapping[str, FileRecord]
+    """Path inside the folder, with forward slashes -> what the file must be."""
+    refdiff_version: str
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        document["spec"] = self.spec.to_json()
+        document["graphs"] = {name: dataclasses.asdict(graph) for name, graph in self.graphs.items()}
+        document["files"] = {name: dataclasses.asdict(file) for name, file in self.files.items()}
+        return document
+
+    @classmethod
+    def from_json(cls, document: object, *, where: str) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Args:
+            document: the decoded JSON.
+            where: the manifest's path, for messages.
+
+        Raises:
+            BundleError: another format version, a field missing, unknown or of the wrong kind, a path that
+                leaves the folder, or a graph that names an unlisted file.
+        """
+        if not isinstance(document, dict):
+            raise BundleError(f"{where}: expected a JSON object, got {type(document).__name__}; export again")
+        _check_version(document, where)
+        try:
+            fields = dict(document)
+            manifest = cls(
+                spec=ModelSpec.from_json(fields.pop("spec")),
+                graphs={name: _graph(graph) for name, graph in fields.pop("graphs").items()},
+                files={name: _file(file) for name, file in fields.pop("files").items()},
+                **fields,
+            )
+        except (AttributeError, InputError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{where} is not a manifest refdiff wrote ({error}); export again") from error
+        _check_paths(manifest, where)
+        return manifest
+
+
+def refdiff_version() -> str:
+    """The version of the installed package."""
+    try:
+        return metadata.version("refdiff")
+    except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+        return "0+unknown"
+
+
+def _check_version(document: Mapping[str, Any], where: str) -> None:
+    version, writer = document.get("format_version"), document.get("refdiff_version", "unknown")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(
+            f"{where}: got format_version {version!r}, expected an integer from 1; export again"
+        )
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has bundle format {version}, written by refdiff {writer}; "
+            f"this refdiff {refdiff_version()} reads up to format {FORMAT_VERSION}; "
+            f"upgrade with: pip install -U 'refdiff>={writer}'"
+        )
+
+
+def _check_paths(manifest: Manifest, where: str) -> None:
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        # A backslash or a colon means a drive or a separator on other systems.
+        if (
+            not name
+            or path.is_absolute()
+            or ".." in path.parts
+            or "\\" in name
+            or ":" in name
+            or "\0" in name
+        ):
+            raise BundleError(f"{where} names {name!r}, a path outside the bundle; do not use this bundle")
+    for graph_name, graph in manifest.graphs.items():
+        if not graph.files:
+            raise BundleError(f"{where}: graph {graph_name} names no file; export again")
+        for name in graph.files:
+            if name not in manifest.files:
+                raise BundleError(
+                    f"{where}: graph {graph_name} names {name!r}, which has no hash; export again"
+                )
+
+
+def _file(document: Mapping[str, Any]) -> FileRecord:
+    record = FileRecord(**document)
+    if not isinstance(record.sha256, str) or not isinstance(record.size_bytes, int):
+        raise TypeError(f"a file's record is {document!r}")
+    return record
+
+
+def _graph(document: Mapping[str, Any]) -> GraphRecord:
+    fields = dict(document)
+    fields["files"] = tuple(str(name) for name in fields["files"])
+    for side in ("inputs", "outputs"):
+        fields[side] = tuple(
+            TensorSpec(name=tensor["name"], dtype=tensor["dtype"], shape=tuple(tensor["shape"]))
+            for tensor in fields[side]
+        )
+    return GraphRecord(**fields)

@@ -1,0 +1,152 @@
+"""Options, grouped by the step that reads them, and the profiles: constants of options.
+
+`official` is the released arithmetic, `paper` the printed text, `edge` what a robot runs (METHOD §1, §9, §10).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from refdiff.contracts.spec import ModelSpec
+from refdiff.errors import InputError
+
+Mode = Literal["gen", "gen+seg", "disc+seg", "full"]
+MODES: tuple[str, ...] = get_args(Mode)
+Focus = Literal["root", "last", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalOptions:
+    """SAM's automatic mode and the filter behind it (METHOD §2)."""
+
+    points_per_side: int = 32
+    pred_iou_threshold: float = 0.88
+    stability_threshold: float = 0.95
+    stability_offset: float = 1.0
+    nms_iou: float = 0.7
+    keep_largest: int = 10
+    min_area_px: int = 0
+    """Absolute rule of the release: 10,000 for RefCOCO and RefCOCO+, 0 for RefCOCOg."""
+    min_area_share: float = 0.0
+    """Relative rule of `edge`: share of the picture's pixels."""
+    drop_filtered: bool = False
+    """True: filtered candidates are out. False: the release's score x keep, oddities included (METHOD §9)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """The generative map (METHOD §4)."""
+
+    timesteps: tuple[int, ...] = (51, 1)
+    """What the UNet is told at each pass; the first pass runs on level `start_level`."""
+    start_level: int = 101
+    """Index of the cumulative alpha the first latent is noised to (the release is off by one)."""
+    guidance: float = 9.0
+    sample_posterior: bool = True
+    """Draw z from the posterior (release); False takes its mean."""
+    focus: Focus = "root"
+    """Which token's column of the map is read."""
+    softmax: bool = False
+    """Per-head softmax probabilities (the paper's text); the exported graphs do not expose them."""
+    uint8_lanczos: bool = True
+    """Resize the map through uint8 LANCZOS as released; False: float bilinear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropOptions:
+    """The discriminative score (METHOD §5, §6)."""
+
+    letterbox: bool = False
+    """False: shorter side to CLIP's size, any aspect. True: letterbox to a square."""
+    word_boundaries: bool = False
+    """Look for "left" and "right" as words; False: as substrings, as released."""
+    soft_root_weight: float = 0.5
+    """Share of the root word's vector in the text vector of the masked-attention score."""
+    soft_long_side: int = 0
+    """Longest side in px of the picture the masked attention sees; 0 = its own resolution."""
+    ramp_on_soft: bool = False
+    """The paper's text puts the position ramp on the masked-attention branch instead of the crop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions:
+    """Weights of the score's parts (METHOD §7)."""
+
+    hard: float = 0.7
+    soft: float = 0.3
+    generative: float = 0.05
+    place: float = 0.0
+    """Weight of the spatial reading of the phrase: places and box relations (METHOD §10.4, §10.5); `edge` only."""
+    contrast_balance: float = 1.0
+    """b of the asymmetric contrast (2-b)*inside - b*outside (METHOD §10.6); 1 is the release's difference."""
+    ramp_on_heat: bool = False
+    """Multiply the position ramp into the map as well (METHOD §10.4)."""
+    level_selector: Literal["contrast", "between-class"] = "contrast"
+    """How mode `gen` chooses among the map's level sets (METHOD §8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything the pipeline reads."""
+
+    profile: str = "official"
+    mode: Mode = "full"
+    seed: int = 0
+    """Seeds the posterior draw and the noise."""
+    proposals: ProposalOptions = field(default_factory=ProposalOptions)
+    attention: AttentionOptions = field(default_factory=AttentionOptions)
+    crops: CropOptions = field(default_factory=CropOptions)
+    fusion: FusionOptions = field(default_factory=FusionOptions)
+
+
+_OFFICIAL = Options()
+
+_PAPER = Options(
+    profile="paper",
+    attention=AttentionOptions(softmax=True, uint8_lanczos=False),
+    crops=CropOptions(word_boundaries=True, ramp_on_soft=True),
+    # s = a*s_gen + (1-a)*s_disc with a = 0.1; s_disc = b*masked attention + (1-b)*crop with b = 0.3 (METHOD §8).
+    fusion=FusionOptions(hard=0.9 * 0.7, soft=0.9 * 0.3, generative=0.1),
+)
+
+_EDGE = Options(
+    profile="edge",
+    proposals=ProposalOptions(
+        points_per_side=8, pred_iou_threshold=0.7, stability_threshold=0.7, drop_filtered=True
+    ),
+    attention=AttentionOptions(
+        timesteps=(51,), start_level=51, sample_posterior=False, focus="last", uint8_lanczos=False
+    ),
+    crops=CropOptions(letterbox=True, word_boundaries=True, soft_long_side=512),
+    fusion=FusionOptions(
+        place=0.05, generative=0.1, ramp_on_heat=True, level_selector="between-class"
+    ),
+)
+
+PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFICIAL, _PAPER, _EDGE)})
+
+
+def options_for(spec: ModelSpec, *, profile: str = "edge", mode: str = "full", seed: int = 0) -> Options:
+    """The named profile, with the proposal thresholds that belong to this model's SAM.
+
+    Raises:
+        InputError: unknown profile or mode.
+    """
+    if profile not in PROFILES:
+        raise InputError(f"unknown profile {profile!r}; choose one of: {', '.join(PROFILES)}")
+    if mode not in MODES:
+        raise InputError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
+    base, sam = PROFILES[profile], spec.sam
+    if profile == "edge":
+        settings = (sam.edge_points_per_side, sam.edge_pred_iou_threshold, sam.edge_stability_threshold)
+    else:
+        settings = (sam.points_per_side, sam.pred_iou_threshold, sam.stability_threshold)
+    points, iou, stability = settings
+    proposals = dataclasses.replace(
+        base.proposals, points_per_side=points, pred_iou_threshold=iou, stability_threshold=stability
+    )
+    return dataclasses.replace(base, mode=mode, seed=seed, proposals=proposals)  # type: ignore[arg-type]

@@ -1,0 +1,65 @@
+"""What a segmentation is made of; the runtime and the reference hand over the same values.
+
+Axes: n = candidates, y/x = picture rows/columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.session import Bool, Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The masks a phrase chooses from, best predicted IoU first."""
+
+    masks: Bool
+    """[n, y, x]."""
+    predicted_iou: Float
+    """[n], 0..1; level sets of mode `gen` carry 1."""
+    areas_px: NDArray[np.int64]
+    """[n]."""
+    boxes_xyxy_px: NDArray[np.int64]
+    """[n, 4], inclusive corners: a one-pixel mask has x0 == x1."""
+    kept: Bool
+    """[n], False for what the area filter of METHOD §2 took out."""
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The parts of the fused score, each [n] and unweighted; a part the mode does not use is all zero."""
+
+    hard: Float
+    soft: Float
+    generative: Float
+    place: Float
+    total: Float
+    """What the choice is made on, after weights and filter; -inf for a candidate that cannot win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """The answer to one phrase on one picture."""
+
+    phrase: str
+    root: str
+    """The head word that was read from the phrase."""
+    mask: Bool
+    """[y, x]; all False when nothing matches."""
+    index: int | None
+    """The chosen candidate, None when nothing matches."""
+    score: float
+    """`scores.total[index]`, or -inf."""
+    scores: Scores
+    heat: Float | None
+    """[y, x], 0..1: the generative map; None in mode `disc+seg`."""
+    candidates: Candidates
+    reason: str | None = None
+    """Why nothing matches; None when something does."""

@@ -1,0 +1,45 @@
+"""Every error refdiff raises on purpose, as one tree.
+
+The class says who can mend it, and so which exit code the command ends with:
+
+    RefdiffError
+    ├── InputError              2   misuse or bad input: a picture, a phrase, an option
+    │   └── BundleError         2   a bundle that is missing, damaged, newer or foreign
+    ├── GateError               1   the work was done and is not good enough
+    ├── MissingDependencyError  3   a package, driver, device or network is missing
+    └── EngineError             3   an engine cannot run here
+"""
+
+from __future__ import annotations
+
+
+class RefdiffError(Exception):
+    """Base of all errors raised on purpose; its text is one line for a person."""
+
+    exit_code = 2
+
+
+class InputError(RefdiffError):
+    """What the caller handed over cannot be used: says what was got, expected, and what to do."""
+
+
+class BundleError(InputError):
+    """A bundle is missing, half-written, damaged, of a newer format, or escapes its folder."""
+
+
+class GateError(RefdiffError):
+    """The result was computed and is outside its committed tolerance."""
+
+    exit_code = 1
+
+
+class MissingDependencyError(RefdiffError):
+    """A package, driver or device that this command needs is not here; the text names the cure."""
+
+    exit_code = 3
+
+
+class EngineError(RefdiffError):
+    """An engine or session cannot be created or run on this machine."""
+
+    exit_code = 3

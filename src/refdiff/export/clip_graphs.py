@@ -1,0 +1,106 @@
+"""CLIP's graphs: text vectors, and image vectors for crops and masked attention alike (METHOD §3, §5, §6).
+
+Both towers keep their weights and modules; only their attention is written out (see `masked_attention`).
+
+Axes: b = batch, p = patches, c = class tokens, t = c + p, w = width, e = joint embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from refdiff.errors import InputError
+from refdiff.export.masked_attention import causal_mask, masked_attention
+
+if TYPE_CHECKING:
+    import open_clip
+
+
+class Block(nn.Module):
+    """One of open_clip's residual blocks, with a mask that differs per picture."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Tokens x [b, t, w] and an additive mask [b or 1, t, t] -> [b, t, w]."""
+        block, attn = self.block, self.block.attn
+        packed = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)  # [b, t, 3w]
+        query, key, value = packed.chunk(3, dim=-1)
+        mixed = masked_attention(query, key, value, mask, heads=attn.num_heads)
+        x = x + block.ls_1(attn.out_proj(mixed))
+        out: torch.Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return out
+
+
+class ClipText(nn.Module):
+    """Token ids [b, k] and the end token's index [b], both int32 -> vectors [b, e], not normalised."""
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
+        super().__init__()
+        self.token_embedding = clip.token_embedding
+        self.blocks = nn.ModuleList(Block(block) for block in clip.transformer.resblocks)
+        self.ln_final = clip.ln_final
+        projection = clip.text_projection
+        self.projection: torch.Tensor
+        self.positions: torch.Tensor
+        self.causal: torch.Tensor
+        self.steps: torch.Tensor
+        length = clip.positional_embedding.shape[0]
+        with torch.no_grad():
+            matrix = projection.weight.T if isinstance(projection, nn.Linear) else projection
+            self.register_buffer("projection", matrix.detach().clone())
+            self.register_buffer("positions", clip.positional_embedding.detach().clone())
+        self.register_buffer("causal", causal_mask(length))
+        self.register_buffer("steps", torch.arange(length, dtype=torch.int32))
+
+    def forward(self, ids: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """The end token's state, projected."""
+        x = self.token_embedding(ids) + self.positions  # [b, k, w]
+        for block in self.blocks:
+            x = block(x, self.causal)
+        chosen = (self.steps == end.unsqueeze(1)).to(x.dtype).unsqueeze(1)  # [b, 1, k], one 1 per row
+        state = (chosen @ self.ln_final(x)).squeeze(1)
+        return state @ self.projection
+
+
+class ClipImage(nn.Module):
+    """Flattened patches, their positions, class slots, a mask -> a vector per class token, not normalised.
+
+    `slots` [b, c, 1] is all zero: it only says how many class tokens there are. They come first.
+    """
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
+        super().__init__()
+        visual = clip.visual
+        if getattr(visual, "attn_pool", None) is not None or visual.pool_type != "tok":
+            raise InputError(
+                "got a CLIP image tower that pools its tokens, expected one that reads its class token"
+            )
+        self.ln_pre, self.ln_post = visual.ln_pre, visual.ln_post
+        self.blocks = nn.ModuleList(Block(block) for block in visual.transformer.resblocks)
+        self.patch_weight: torch.Tensor
+        self.class_token: torch.Tensor
+        self.projection: torch.Tensor
+        with torch.no_grad():
+            # A patch is laid out as the convolution reads it: channel, row, column.
+            self.register_buffer("patch_weight", visual.conv1.weight.flatten(1).T.detach().clone())
+            self.register_buffer(
+                "class_token", (visual.class_embedding + visual.positional_embedding[0]).detach().clone()
+            )
+            self.register_buffer("projection", visual.proj.detach().clone())
+
+    def forward(
+        self, patches: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Vectors [b, c, e]."""
+        places = patches @ self.patch_weight + positions  # [b, p, w]
+        x = self.ln_pre(torch.cat([slots + self.class_token, places], dim=1))  # [b, t, w]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.ln_post(x[:, : slots.shape[1]]) @ self.projection

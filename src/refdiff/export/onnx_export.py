@@ -1,0 +1,122 @@
+"""The one place that calls `torch.onnx.export`.
+
+In: a wrapper module and its graph contract. Out: `<graph>.onnx`, its weights in `<graph>.onnx.data`, checked
+against the contract. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch
+
+from refdiff.contracts.graphs import GraphSpec, TensorSpec
+from refdiff.errors import InputError
+from refdiff.export.clean_up import clean_up
+from refdiff.export.translations import OPSET, translations
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXTERNAL_FROM_BYTES = 1024
+"""Smaller tensors stay inside the ONNX file: shapes and scalars that a parser must see."""
+
+_SAMPLE_SIZES = {"b": 2, "c": 3, "p": 7, "t": 10}
+"""Sizes of the named dimensions while tracing: all different, none 1 (a 1 would become static), t = c + p."""
+
+
+def data_name(graph_name: str) -> str:
+    """The external-data file of a graph."""
+    return f"{graph_name}.onnx.data"
+
+
+def export_graph(module: nn.Module, graph: GraphSpec, folder: Path) -> Path:
+    """Export `module` as `folder/<graph>.onnx`.
+
+    Raises:
+        InputError: torch cannot export the module, or what came out breaks the contract.
+    """
+    path = folder / f"{graph.name}.onnx"
+    model = _trace(module, graph)
+    clean_up(model)
+    ir.save(
+        model, path, external_data=data_name(graph.name), size_threshold_bytes=EXTERNAL_FROM_BYTES
+    )
+    check_contract(path, graph)
+    return path
+
+
+def check_contract(path: Path, graph: GraphSpec) -> None:
+    """Compare the inputs and outputs of a written file with the contract, name by name.
+
+    Raises:
+        InputError: the first difference.
+    """
+    written = ir.load(path).graph
+    _check_side(path, "input", written.inputs, graph.inputs)
+    _check_side(path, "output", written.outputs, graph.outputs)
+
+
+def _trace(module: nn.Module, graph: GraphSpec) -> ir.Model:
+    samples = tuple(
+        torch.zeros([_sample_size(size) for size in tensor.shape], dtype=getattr(torch, tensor.dtype))
+        for tensor in graph.inputs
+    )
+    dynamic = tuple(
+        {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in graph.inputs
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        # Two inputs share a named axis on purpose; torch warns that the second name is redundant.
+        warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")
+        # Raised inside torch's own tracing code on each export, whatever is exported.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        try:
+            program = torch.onnx.export(
+                module,
+                samples,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=graph.input_names,
+                output_names=graph.output_names,
+                dynamic_shapes=dynamic,
+                custom_translation_table=translations(),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"torch {torch.__version__} cannot export {graph.name}: {first}") from error
+    if program is None:
+        raise InputError(f"torch {torch.__version__} returned no program for {graph.name}; needs torch >= 2.7")
+    return program.model
+
+
+def _sample_size(size: int | str) -> int:
+    return _SAMPLE_SIZES[size] if isinstance(size, str) else size
+
+
+def _check_side(path: Path, side: str, written: Sequence[ir.Value], expected: Sequence[TensorSpec]) -> None:
+    got = tuple(_tensor_spec(value) for value in written)
+    if got == tuple(expected):
+        return
+    for mine, theirs in zip(expected, got, strict=False):
+        if mine != theirs:
+            raise InputError(
+                f"{path.name}: got {side} {_text(theirs)}, expected {_text(mine)}; "
+                "the model does not have the sizes its spec names"
+            )
+    raise InputError(f"{path.name}: got {len(got)} {side}s, expected {len(expected)}")
+
+
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    shape = () if value.shape is None else tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    dtype = "unknown" if value.dtype is None else str(value.dtype.numpy())
+    return TensorSpec(value.name or "", dtype, shape)
+
+
+def _text(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}"

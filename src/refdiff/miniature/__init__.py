@@ -1,0 +1,1 @@
+"""A small stack of the real model classes, trained on rendered table-top scenes."""

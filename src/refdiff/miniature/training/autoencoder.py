@@ -1,0 +1,69 @@
+"""Stage `vae`: reconstruct crops of pictures through a 4-channel latent, then give the latents unit scale.
+
+Loss: L1 + gradient L1 (keeps edges) + a small KL.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from refdiff.miniature.architecture import MINIATURE
+from refdiff.miniature.training.loop import Loss
+from refdiff.miniature.training.store import Sample, SceneStore
+
+BATCH, CROP = 16, 64
+KL_WEIGHT = 1e-4
+
+
+def square_picture(sample: Sample) -> Tensor:
+    """The padded square picture as the pipeline makes it: [3, S, S] in -1..1."""
+    height, width = sample.labels.shape
+    side = max(height, width)
+    canvas = Image.new("RGB", (side, side))
+    canvas.paste(Image.fromarray(sample.image), ((side - width) // 2, (side - height) // 2))
+    size = MINIATURE.diffusion.image_size
+    pixels = np.asarray(canvas.resize((size, size), Image.Resampling.LANCZOS), np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
+
+
+def vae_loss(vae: AutoencoderKL, store: SceneStore) -> Loss:
+    """Loss of a random batch."""
+
+    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        images = torch.stack([_crop(square_picture(store[int(i)]), rng) for i in rng.integers(len(store), size=BATCH)])
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+            rebuilt = vae.decode(posterior.sample()).sample.float()
+        l1 = (rebuilt - images).abs().mean()
+        edges = sum((rebuilt.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (-1, -2))
+        kl = posterior.kl().float().mean() / images[0].numel()
+        return l1 + edges + KL_WEIGHT * kl, {"l1": float(l1.detach()), "kl": float(kl.detach())}
+
+    return loss
+
+
+def _crop(image: Tensor, rng: np.random.Generator) -> Tensor:
+    top, left = (int(rng.integers(side - CROP + 1)) for side in image.shape[1:])
+    return image[:, top : top + CROP, left : left + CROP]
+
+
+@torch.no_grad()
+def scale_latents(vae: AutoencoderKL, store: SceneStore, count: int = 256) -> float:
+    """Fold a factor into the quantisation convolutions, so that scaling_factor x latent has unit deviation.
+
+    Returns:
+        The factor.
+    """
+    means = torch.stack([vae.encode(square_picture(store[i])[None]).latent_dist.mean[0] for i in range(count)])
+    factor = float(1 / (MINIATURE.diffusion.scaling_factor * means.std()))
+    channels = MINIATURE.diffusion.latent_channels
+    vae.quant_conv.weight[:channels] *= factor
+    vae.quant_conv.bias[:channels] *= factor
+    vae.quant_conv.bias[channels:] += 2 * float(np.log(factor))
+    vae.post_quant_conv.weight /= factor
+    return factor

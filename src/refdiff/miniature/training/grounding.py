@@ -1,0 +1,180 @@
+"""Stage `diffusion`: denoise latents, and let the tapped attention point at what the phrase names.
+
+Plain denoising does not ground a model of this size in an hour, so a grounding term is added (the miniature's
+model card says so): the tapped logits of the root token and of the last token follow the object's mask, the
+mean over the object is highest among the scene's objects, and the unconditional logits stay flat, since the
+method reads 9 L_c - 8 L_u.
+
+Axes: b = batch, l = tapped layers, q = tap cells (16x16, rows = y), n = objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's customary name
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from refdiff.miniature.architecture import MINIATURE
+from refdiff.miniature.training.autoencoder import square_picture
+from refdiff.miniature.training.loop import Loss
+from refdiff.miniature.training.store import Sample, SceneStore
+from refdiff.miniature.training.wording import Wording, Wordings
+
+BATCH = 24
+MOST_OBJECTS = 6
+DROP_TEXT = 0.12
+LOW_NOISE_SHARE, LOW_NOISE = 0.65, 130
+DENOISING_WEIGHT = 0.3
+CHOICE_WEIGHT = 1.0
+ROOT_WEIGHT, LAST_WEIGHT = 0.7, 1.0
+LAYER_WEIGHTS = (0.5, 1.0, 1.0)
+OBJECT_LOGIT = 4.0
+"""Where the tapped logit of an object's cell is trained to; the table's is 0."""
+
+
+class RecordingProcessor(AttnProcessor2_0):  # type: ignore[misc]
+    """Attends as usual and keeps the head-mean pre-softmax logits (METHOD §4, the identity)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits: Tensor | None = None
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: object, **kwargs: object
+    ) -> Tensor:
+        query = attn.to_q(hidden_states).float()
+        key = attn.to_k(encoder_hidden_states).float()
+        width = query.shape[-1]
+        self.logits = query @ key.mT / (attn.heads * (width / attn.heads) ** 0.5)  # [b, q, t]
+        attended: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        return attended
+
+
+def tap(unet: UNet2DConditionModel) -> list[RecordingProcessor]:
+    """Give every tapped layer a recording processor, for the length of the training."""
+    processors = []
+    for name in MINIATURE.diffusion.tapped_layers:
+        processor = RecordingProcessor()
+        unet.get_submodule(f"{name}.transformer_blocks.0.attn2").set_processor(processor)
+        processors.append(processor)
+    return processors
+
+
+@torch.no_grad()
+def encode_store(vae: AutoencoderKL, store: SceneStore) -> tuple[Tensor, Tensor]:
+    """All latents, scaled, [scenes, 4, 32, 32], and their posterior deviations, in half precision."""
+    means, deviations = [], []
+    for start in range(0, len(store), 64):
+        images = torch.stack([square_picture(store[i]) for i in range(start, min(start + 64, len(store)))])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+        means.append((posterior.mean.float() * MINIATURE.diffusion.scaling_factor).half())
+        deviations.append((posterior.std.float() * MINIATURE.diffusion.scaling_factor).half())
+    return torch.cat(means), torch.cat(deviations)
+
+
+def cell_shares(sample: Sample) -> Tensor:
+    """Share of each object in each tap cell of the padded square: [n, q]."""
+    height, width = sample.labels.shape
+    side = max(height, width)
+    masks = torch.from_numpy(sample.labels[None] == np.arange(1, len(sample.objects) + 1)[:, None, None]).float()
+    top, left = (side - height) // 2, (side - width) // 2
+    square = F.pad(masks, (left, side - width - left, top, side - height - top))
+    return F.adaptive_avg_pool2d(square[None], MINIATURE.diffusion.tap_size)[0].flatten(1)
+
+
+def grounding_loss(
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    store: SceneStore,
+    wordings: Wordings,
+    latents: tuple[Tensor, Tensor],
+) -> Loss:
+    """Loss of a random batch."""
+    processors = tap(unet)
+    spec = MINIATURE.diffusion
+    betas = torch.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_timesteps, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0).float()
+    empty = torch.from_numpy(wordings.empty_ids())
+
+    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        torch.manual_seed(int(rng.integers(2**31)))
+        indices = rng.integers(len(store), size=BATCH)
+        samples = [store[int(i)] for i in indices]
+        chosen = [sample.phrases[rng.integers(len(sample.phrases))] for sample in samples]
+        words = [wordings[text] for text, _ in chosen]
+        dropped = torch.from_numpy(rng.random(BATCH) < DROP_TEXT)
+        ids = torch.stack([torch.from_numpy(word.diffusion_ids) for word in words])
+        ids = torch.where(dropped[:, None], empty, ids)
+        low = rng.random(BATCH) < LOW_NOISE_SHARE
+        steps = torch.from_numpy(np.where(low, rng.integers(LOW_NOISE, size=BATCH), rng.integers(1000, size=BATCH)))
+        mean, deviation = (part[indices].float() for part in latents)
+        clean = mean + deviation * torch.randn_like(mean)
+        noise = torch.randn_like(clean)
+        alpha = alphas[steps][:, None, None, None]
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            context = text_encoder(input_ids=ids.long()).last_hidden_state
+            predicted = unet(noisy, steps, context).sample.float()
+        denoising = F.mse_loss(predicted, noise)
+        logits = torch.stack([p.logits for p in processors if p.logits is not None], dim=1) / OBJECT_LOGIT  # [b, l, q, t]
+        trust = alphas[steps] ** 4
+        grounding, choice, picked = _pointing(logits, samples, chosen, words, dropped, trust)
+        flat = _flatness(logits[dropped], rng)
+        total = grounding + CHOICE_WEIGHT * choice + flat + DENOISING_WEIGHT * denoising
+        figures = {"denoise": float(denoising.detach()), "ground": float(grounding.detach()), "flat": float(flat.detach())}
+        return total, figures | {"picked_root": picked[0], "picked_last": picked[1]}
+
+    return loss
+
+
+def _pointing(
+    logits: Tensor,
+    samples: Sequence[Sample],
+    chosen: Sequence[tuple[str, int]],
+    words: Sequence[Wording],
+    dropped: Tensor,
+    trust: Tensor,
+) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """Map loss, choice loss, and how often the low-noise maps pick the right object (root, last)."""
+    batch, cells = len(samples), logits.shape[2]
+    shares = torch.zeros(batch, MOST_OBJECTS, cells)
+    absent = torch.ones(batch, MOST_OBJECTS, dtype=torch.bool)
+    for i, sample in enumerate(samples):
+        shares[i, : len(sample.objects)] = cell_shares(sample)
+        absent[i, : len(sample.objects)] = False
+    targets = torch.tensor([target for _, target in chosen])
+    truth = shares[torch.arange(batch), targets][:, None]  # [b, 1, q]
+    weight = trust * ~dropped  # [b]
+    inside = shares / shares.sum(-1, keepdim=True).clamp(min=1e-3)
+    layer_weights = torch.tensor(LAYER_WEIGHTS)[None, :, None]
+    mapping, choosing, picked = logits.new_zeros(()), logits.new_zeros(()), []
+    for importance, indices in (
+        (ROOT_WEIGHT, [w.root_index for w in words]),
+        (LAST_WEIGHT, [w.last_index for w in words]),
+    ):
+        maps = logits[torch.arange(batch), :, :, torch.tensor(indices)]  # [b, l, q]
+        goal = truth.expand_as(maps)
+        bce = F.binary_cross_entropy_with_logits(8 * (maps - 0.5), goal, reduction="none")
+        per_map = ((bce + 2 * (maps - goal) ** 2) * (1 + 3 * goal) * layer_weights).mean((1, 2))
+        scores = torch.einsum("bnq,bq->bn", inside, maps.mean(1)).masked_fill(absent, -1e4)
+        choice = F.cross_entropy(8 * scores, targets, reduction="none")
+        mapping = mapping + importance * (per_map * weight).sum() / weight.sum()
+        choosing = choosing + importance * (choice * weight).sum() / weight.sum()
+        sure = weight > 0.5
+        picked.append(float((scores.argmax(1) == targets)[sure].float().mean()) if bool(sure.any()) else 0.0)
+    return mapping, choosing, (picked[0], picked[1])
+
+
+def _flatness(unconditional: Tensor, rng: np.random.Generator) -> Tensor:
+    """Squared logits of the empty prompt at the indices a phrase may have: [d, l, q, t] -> scalar."""
+    if not len(unconditional):
+        return unconditional.new_zeros(())
+    index = torch.from_numpy(rng.integers(1, 12, size=4))
+    return (unconditional[..., index] ** 2).mean()

@@ -1,0 +1,105 @@
+"""Stage `sam`: masks and predicted IoU from single points (Kirillov et al. 2023, section 5 and appendix A).
+
+The best of the three masks is trained (BCE + dice); every mask's predicted IoU is regressed to its real IoU.
+A point on the table has no object: its predicted IoU is trained towards zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's customary name
+from PIL import Image
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from refdiff.miniature.architecture import MINIATURE
+from refdiff.miniature.training.loop import Loss
+from refdiff.miniature.training.store import Sample, SceneStore
+
+BATCH = 6
+POINTS = 12
+TABLE_SHARE = 0.25
+IOU_WEIGHT = 2.0
+
+
+def sam_picture(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Encoder input [3, S, S] (resized, normalised, padded) and its labels [S, S] (padding 0)."""
+    spec = MINIATURE.sam
+    height, width = sample.labels.shape
+    scale = spec.image_size / max(height, width)
+    new_wh = (int(width * scale + 0.5), int(height * scale + 0.5))
+    pixels = np.asarray(Image.fromarray(sample.image).resize(new_wh, Image.Resampling.BILINEAR), np.float32)
+    labels = np.asarray(Image.fromarray(sample.labels).resize(new_wh, Image.Resampling.NEAREST))
+    normal = (pixels - np.float32(spec.pixel_mean)) / np.float32(spec.pixel_std)
+    pad = (0, spec.image_size - new_wh[0], 0, spec.image_size - new_wh[1])
+    return (
+        F.pad(torch.from_numpy(normal).permute(2, 0, 1), pad),
+        F.pad(torch.from_numpy(labels.astype(np.int64)), pad),
+    )
+
+
+def _points(labels: Tensor, objects: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """POINTS random points as (x, y) [n, 2] and the label each must segment [n] (0 = table)."""
+    table = rng.random(POINTS) < TABLE_SHARE
+    wanted = np.where(table, 0, rng.integers(1, objects + 1, size=POINTS))
+    points = np.empty((POINTS, 2), np.float32)
+    for i, label in enumerate(wanted):
+        ys, xs = np.nonzero(labels.numpy() == label)
+        pick = rng.integers(len(ys)) if len(ys) else 0
+        points[i] = (xs[pick], ys[pick]) if len(ys) else (0, 0)
+    return torch.from_numpy(points), torch.from_numpy(wanted)
+
+
+def _decode(sam: Sam, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    sparse, dense = sam.prompt_encoder(
+        points=(points[:, None], torch.ones(len(points), 1, dtype=torch.int)), boxes=None, masks=None
+    )
+    low_res, iou = sam.mask_decoder(
+        image_embeddings=embedding[None],
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+    )
+    return low_res, iou
+
+
+def sam_loss(sam: Sam, store: SceneStore) -> Loss:
+    """Loss of a random batch."""
+
+    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        samples = [store[int(i)] for i in rng.integers(len(store), size=BATCH)]
+        images, labels = zip(*(sam_picture(sample) for sample in samples), strict=True)
+        prompts = [_points(lab, len(s.objects), rng) for lab, s in zip(labels, samples, strict=True)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            embeddings = sam.image_encoder(torch.stack(images)).float()
+        decoded = [_decode(sam, e, points) for e, (points, _) in zip(embeddings, prompts, strict=True)]
+        low_res = torch.cat([d[0] for d in decoded])  # [n, 3, l, l]
+        iou = torch.cat([d[1] for d in decoded])  # [n, 3]
+        wanted = torch.cat([w for _, w in prompts])
+        targets = torch.cat(
+            [(lab[None] == w[:, None, None]) for lab, (_, w) in zip(labels, prompts, strict=True)]
+        )  # [n, S, S]
+        return _point_loss(low_res, iou, targets, wanted > 0)
+
+    return loss
+
+
+def _point_loss(low_res: Tensor, iou: Tensor, targets: Tensor, on_object: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Loss of all prompts; `targets` are at the encoder's input resolution."""
+    size = targets.shape[-1]
+    logits = F.interpolate(low_res[on_object], (size, size), mode="bilinear", align_corners=False)
+    truth = targets[on_object][:, None].float().expand_as(logits)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    share = truth.mean((-1, -2), keepdim=True)
+    bce = (bce * (1 + truth * (0.15 / (share + 0.01)))).mean((-1, -2))
+    soft = logits.sigmoid()
+    dice = 1 - (2 * (soft * truth).sum((-1, -2)) + 1) / (soft.sum((-1, -2)) + truth.sum((-1, -2)) + 1)
+    best = (2 * bce + dice).min(dim=1).values.mean()
+    with torch.no_grad():
+        hard, real = logits > 0, truth > 0
+        actual = (hard & real).sum((-1, -2)) / (hard | real).sum((-1, -2)).clamp(min=1)
+    iou_loss = F.mse_loss(iou[on_object], actual) + 0.5 * F.mse_loss(iou[~on_object], iou[~on_object] * 0)
+    figures = {"best_iou": float(actual.max(dim=1).values.mean()), "iou_mse": float(iou_loss.detach())}
+    return best + IOU_WEIGHT * iou_loss, figures

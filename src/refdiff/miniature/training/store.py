@@ -1,0 +1,100 @@
+"""Rendered training scenes on disk: written once by a few processes, read as memory maps.
+
+A shard is three files: `N.images` and `N.labels` (flat uint8), `N.json` (sizes, objects, phrases). A label is
+0 for the table and i + 1 for object i.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.miniature.scenes import refer, render_scene
+
+HELD_OUT_SEED = 1_000_000
+"""Seeds from here on are for evaluation; training refuses them."""
+
+PHRASE_DRAWS = 3
+"""How often every object of a scene gets a phrase."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training scene: image [y, x, 3] uint8, labels [y, x] uint8, one box-free record per object, phrases."""
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    objects: tuple[dict[str, Any], ...]
+    phrases: tuple[tuple[str, int], ...]
+    """(phrase, index of the object it means)."""
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """[y, x] visible pixels of object `index`."""
+        return self.labels == index + 1
+
+
+def render_shard(folder: Path, number: int, first_seed: int, count: int) -> None:
+    """Render `count` scenes into shard `number`; a finished shard is left alone.
+
+    Raises:
+        ValueError: a seed lies in the held-out range.
+    """
+    if first_seed + count > HELD_OUT_SEED:
+        raise ValueError(f"seeds {first_seed}..{first_seed + count} reach the held-out range {HELD_OUT_SEED}")
+    target = folder / f"{number}.json"
+    if target.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    with (folder / f"{number}.images").open("wb") as images, (folder / f"{number}.labels").open("wb") as labels:
+        for seed in range(first_seed, first_seed + count):
+            scene = render_scene(seed)
+            rng = np.random.default_rng((seed, 1))
+            drawn = [r for _ in range(PHRASE_DRAWS) for r in refer(scene, rng)]
+            images.write(scene.image.tobytes())
+            label = (scene.masks * np.arange(1, len(scene.masks) + 1, dtype=np.uint8)[:, None, None]).max(axis=0)
+            labels.write(label.astype(np.uint8).tobytes())
+            records.append(
+                {
+                    "size": scene.image.shape[:2],
+                    "objects": [dataclasses.asdict(o) for o in scene.objects],
+                    "phrases": [(r.phrase, r.target) for r in drawn],
+                }
+            )
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(records))
+    partial.rename(target)
+
+
+class SceneStore:
+    """All finished shards of a folder as one sequence of samples."""
+
+    def __init__(self, folder: Path) -> None:
+        self._records: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int, dict[str, Any]]] = []
+        for index in sorted(folder.glob("*.json")):
+            images = np.memmap(index.with_suffix(".images"), np.uint8, "r")
+            labels = np.memmap(index.with_suffix(".labels"), np.uint8, "r")
+            offset = 0
+            for record in json.loads(index.read_text()):
+                self._records.append((images, labels, offset, record))
+                offset += record["size"][0] * record["size"][1]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        images, labels, offset, record = self._records[index]
+        height, width = record["size"]
+        end = offset + height * width
+        return Sample(
+            image=np.asarray(images[3 * offset : 3 * end]).reshape(height, width, 3),
+            labels=np.asarray(labels[offset:end]).reshape(height, width),
+            objects=tuple(record["objects"]),
+            phrases=tuple((phrase, target) for phrase, target in record["phrases"]),
+        )

@@ -1,0 +1,153 @@
+"""The generative map: where Stable Diffusion looks when it reads the phrase (METHOD §4).
+
+In: a picture [y, x, 3] uint8 RGB and a read phrase. Out: heat [y, x] float32, 0..1.
+
+Axes: b = branch (0 unconditional, 1 conditional), m = maps (passes times layers), g = side of the tap grid,
+t = text tokens, k = columns of the phrase's focus, c = latent channels, y/x = rows/columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from refdiff.contracts.options import AttentionOptions, Options
+from refdiff.contracts.session import Float
+from refdiff.contracts.spec import DiffusionSpec
+from refdiff.contracts.stack import ModelStack
+from refdiff.reference.taps import tapped
+from refdiff.runtime.noise import draw
+from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.tokenizer import Tokenizer
+
+FLAT = 1e-8
+"""The epsilon of every min-max: a flat map becomes all zero instead of NaN (METHOD §9)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeMap:
+    """The map, and what it was made of, for tracing."""
+
+    heat: Float
+    """[y, x], 0..1, on the picture."""
+    maps: Float
+    """[m, g, g], 0..1: every pass and layer on its own, passes first."""
+
+
+@torch.no_grad()
+def generative_map(
+    stack: ModelStack, options: Options, tokenizer: Tokenizer, image: NDArray[np.uint8], phrase: Phrase
+) -> GenerativeMap:
+    """Read the phrase's focus out of the tapped cross-attentions."""
+    latent = encode_picture(stack, options, image)
+    context = encode_prompts(stack, tokenizer, phrase.text)
+    logits = attend(stack, options.attention, latent, context)  # [m, g*g, t]
+    columns = tokenizer.focus_indices(phrase, options.attention.focus)
+    maps = focus_maps(logits, columns, stack.spec.diffusion.tap_size)  # [m, g, g]
+    heat = heat_on_picture(maps.mean(dim=0), image.shape[:2], options.attention)
+    return GenerativeMap(heat=heat, maps=maps.cpu().numpy())
+
+
+def encode_picture(stack: ModelStack, options: Options, image: NDArray[np.uint8]) -> torch.Tensor:
+    """The picture as a latent, noised to the first pass's level: [1, c, y, x] (METHOD §4.1-3)."""
+    spec = stack.spec.diffusion
+    vae: Any = stack.vae  # diffusers hides its models' methods from type checkers; so below
+    square = Image.fromarray(pad_to_square(image))
+    resized = square.resize((spec.image_size, spec.image_size), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0 * 2.0 - 1.0)  # [y, x, 3]
+    posterior: Any = vae.encode(pixels.permute(2, 0, 1)[None].to(vae.device)).latent_dist
+    shape = (1, spec.latent_channels, spec.latent_size, spec.latent_size)
+    posterior_draw, noise = (torch.from_numpy(d).to(vae.device) for d in draw(options.seed, shape))
+    sample: torch.Tensor = posterior.mean
+    if options.attention.sample_posterior:
+        sample = posterior.mean + posterior.std * posterior_draw
+    level = alphas_cumprod(spec)[options.attention.start_level]
+    return math.sqrt(level) * (spec.scaling_factor * sample) + math.sqrt(1.0 - level) * noise
+
+
+def encode_prompts(stack: ModelStack, tokenizer: Tokenizer, text: str) -> torch.Tensor:
+    """The UNet's contexts of "" and of the phrase with the release's ", " behind it: [b=2, t, width]."""
+    ids = np.stack([tokenizer.diffusion_ids(prompt) for prompt in ("", text + ", ")])
+    encoder = stack.text_encoder
+    states: torch.Tensor = encoder(torch.from_numpy(ids).long().to(encoder.device)).last_hidden_state
+    return states
+
+
+def attend(
+    stack: ModelStack, options: AttentionOptions, latent: torch.Tensor, context: torch.Tensor
+) -> torch.Tensor:
+    """Denoise for the given passes and keep what was looked at, guided as the noise is: [m, g*g, t].
+
+    The release is off by one: the first pass runs on level `start_level` and is told its successor, and the
+    step's arithmetic believes what the UNet was told (METHOD §4.3). Nothing follows the last pass.
+    """
+    spec = stack.spec.diffusion
+    unet: Any = stack.unet
+    alphas = alphas_cumprod(spec)
+    told = options.timesteps
+    with tapped(stack.unet, spec.tapped_layers, softmax=options.softmax) as taps:
+        for now, then in zip(told, (*told[1:], None), strict=True):
+            both = latent.expand(2, -1, -1, -1)  # [b, c, y, x]
+            eps_u, eps_c = unet(both, now, encoder_hidden_states=context).sample.chunk(2)
+            if then is not None:
+                eps = eps_u + options.guidance * (eps_c - eps_u)
+                latent = ddim_step(latent, eps, alphas[now], alphas[then])
+        attention = taps.stacked(passes=len(told))  # [pass, layer, b, g*g, t]
+    unconditional, conditional = attention.unbind(dim=2)
+    guided = unconditional + options.guidance * (conditional - unconditional)
+    return guided.flatten(0, 1)
+
+
+def ddim_step(x: torch.Tensor, eps: torch.Tensor, alpha: float, alpha_next: float) -> torch.Tensor:
+    """One deterministic DDIM step (eta = 0) from the level `alpha` to the cleaner `alpha_next`."""
+    clean = (x - math.sqrt(1.0 - alpha) * eps) / math.sqrt(alpha)
+    return math.sqrt(alpha_next) * clean + math.sqrt(1.0 - alpha_next) * eps
+
+
+def alphas_cumprod(spec: DiffusionSpec) -> list[float]:
+    """The scaled-linear schedule: the running product of 1 - beta, by timestep."""
+    start, end = math.sqrt(spec.beta_start), math.sqrt(spec.beta_end)
+    betas = torch.linspace(start, end, spec.train_timesteps, dtype=torch.float64) ** 2
+    alphas: list[float] = torch.cumprod(1.0 - betas, dim=0).tolist()
+    return alphas
+
+
+def focus_maps(logits: torch.Tensor, columns: Sequence[int], side: int) -> torch.Tensor:
+    """The columns of the focus (their mean, when several), each map spread to 0..1: [m, g, g], rows = y."""
+    column = logits[:, :, list(columns)].mean(dim=2)  # [m, g*g]
+    low, high = column.amin(dim=1, keepdim=True), column.amax(dim=1, keepdim=True)
+    return ((column - low) / (high - low + FLAT)).reshape(-1, side, side)
+
+
+def heat_on_picture(mean_map: torch.Tensor, size_yx: Sequence[int], options: AttentionOptions) -> Float:
+    """The mean map [g, g] laid over the padded square, its padding cut away, spread to 0..1: [y, x]."""
+    height, width = size_yx
+    side = max(height, width)
+    if options.uint8_lanczos:
+        levels = Image.fromarray((mean_map.cpu().numpy() * 255).astype(np.uint8))
+        square = np.asarray(levels.resize((side, side), Image.Resampling.LANCZOS)) / 255
+    else:
+        bilinear = F.interpolate(mean_map[None, None], (side, side), mode="bilinear", antialias=True)
+        square = bilinear[0, 0].cpu().numpy()
+    top, left = (side - height) // 2, (side - width) // 2
+    heat = square[top : top + height, left : left + width]
+    spread: Float = ((heat - heat.min()) / (heat.max() - heat.min() + FLAT)).astype(np.float32)
+    return spread
+
+
+def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture centred on a black square of its longer side: [s, s, 3]."""
+    height, width, _ = image.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.zeros((side, side, 3), dtype=np.uint8)
+    square[top : top + height, left : left + width] = image
+    return square

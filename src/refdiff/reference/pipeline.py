@@ -1,0 +1,165 @@
+"""Ref-Diff from a picture and a phrase to a mask, in the order of METHOD.md.
+
+In: a picture [y, x, 3] uint8 RGB and an English phrase. Out: a `Segmentation`, as the runtime hands it over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.options import Options
+from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.contracts.session import Float
+from refdiff.contracts.stack import ModelStack
+from refdiff.errors import InputError
+from refdiff.reference.clip import hard_vectors, soft_vectors, text_vectors
+from refdiff.reference.crops import named_side, position_ramp
+from refdiff.reference.diffusion import generative_map
+from refdiff.reference.proposals import propose
+from refdiff.reference.scoring import choose, contrast, fuse, level_sets, score_levels
+from refdiff.runtime.phrase import Phrase, read_phrase
+from refdiff.runtime.places import heat_ramp, place_scores
+from refdiff.runtime.tokenizer import Tokenizer
+
+Parts = dict[str, NDArray[np.floating]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceScene:
+    """A picture and what SAM found in it: all that phrases share, the rest is computed anew for each."""
+
+    image: NDArray[np.uint8]
+    """[y, x, 3] RGB."""
+    candidates: Candidates | None
+    """None in mode `gen`, which has no proposals."""
+
+
+class Reference:
+    """The yardstick: the original modules, one candidate and one step after the other."""
+
+    def __init__(self, *, stack: ModelStack, options: Options) -> None:
+        self._stack = stack
+        self._options = options
+        self._tokenizer = Tokenizer(stack.tokenizer_json, stack.spec.context_length)
+
+    def segment(self, image: NDArray[np.uint8], phrase: str, *, focus: str | None = None) -> Segmentation:
+        """The mask of what `phrase` names; `focus` is its head word, for a caller who knows better.
+
+        Raises:
+            InputError: the picture or the phrase cannot be used.
+        """
+        return self.segment_scene(self.encode(image), phrase, focus=focus)
+
+    def encode(self, image: NDArray[np.uint8]) -> ReferenceScene:
+        """Look for candidates, without a phrase (METHOD §2).
+
+        Raises:
+            InputError: not a [y, x, 3] uint8 picture.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(
+                f"got a picture of shape {image.shape} and type {image.dtype}, expected [y, x, 3] uint8 RGB"
+            )
+        if self._options.mode == "gen":
+            return ReferenceScene(image=image, candidates=None)
+        return ReferenceScene(image=image, candidates=propose(self._stack, self._options.proposals, image))
+
+    def segment_scene(self, scene: ReferenceScene, phrase: str, *, focus: str | None = None) -> Segmentation:
+        """As `segment`, on candidates found before."""
+        query = self._read(phrase, focus)
+        heat = self._attend(scene, query)
+        if scene.candidates is None:
+            return self._level_set(query, _required(heat))
+        parts = self._parts(scene.image, scene.candidates, query, heat)
+        scores = fuse(self._options, parts, scene.candidates.kept)
+        return _segmentation(query, scene.candidates, scores, heat)
+
+    def _read(self, phrase: str, focus: str | None) -> Phrase:
+        query = read_phrase(phrase, focus=focus, word_boundaries=self._options.crops.word_boundaries)
+        self._tokenizer.check_length(query.text)
+        return query
+
+    def _attend(self, scene: ReferenceScene, query: Phrase) -> Float | None:
+        """The generative map, under the position ramp where the options say so (METHOD §4, §10.4)."""
+        if self._options.mode == "disc+seg":
+            return None
+        heat = generative_map(self._stack, self._options, self._tokenizer, scene.image, query).heat
+        if not self._options.fusion.ramp_on_heat:
+            return heat
+        return (heat * heat_ramp(query, heat.shape)).astype(np.float32)
+
+    def _level_set(self, query: Phrase, heat: Float) -> Segmentation:
+        """Mode `gen`: the map proposes and chooses (METHOD §8)."""
+        levels = level_sets(heat)
+        scores = score_levels(self._options.fusion, heat, levels)
+        return _segmentation(query, levels, scores, heat)
+
+    def _parts(
+        self, image: NDArray[np.uint8], candidates: Candidates, query: Phrase, heat: Float | None
+    ) -> Parts:
+        """Every cue of the mode, [n] each (METHOD §5-7)."""
+        parts: Parts = {}
+        if heat is not None:
+            parts["generative"] = contrast(heat, candidates.masks, self._options.fusion.contrast_balance)
+        if self._options.mode in ("disc+seg", "full"):
+            parts |= self._discriminative_parts(image, candidates, query)
+        return parts
+
+    def _discriminative_parts(self, image: NDArray[np.uint8], candidates: Candidates, query: Phrase) -> Parts:
+        """CLIP's view (METHOD §5, §6), and the places of `edge` (METHOD §10.4, §10.5)."""
+        stack, crops, kept = self._stack, self._options.crops, candidates.kept
+        masks, boxes, size_yx = candidates.masks[kept], candidates.boxes_xyxy_px[kept], image.shape[:2]
+        side = named_side(query.text, crops)
+        ramp, flat = position_ramp(side, size_yx), position_ramp(None, size_yx)
+        hard_ramp, soft_ramp = (flat, ramp) if crops.ramp_on_soft else (ramp, flat)
+
+        sentence, root = text_vectors(stack, self._tokenizer, (query.text, query.root))
+        blend = (1 - crops.soft_root_weight) * sentence + crops.soft_root_weight * root
+        hard = hard_vectors(stack, crops, image, masks, boxes, hard_ramp)
+        soft = soft_vectors(stack, crops, image, masks, soft_ramp)
+        parts: Parts = {"hard": _spread(hard @ sentence, kept), "soft": _spread(soft @ blend, kept)}
+        if self._options.fusion.place:
+            similarity = self._other_similarity(query, hard, kept)
+            parts["place"] = place_scores(
+                query, candidates.boxes_xyxy_px, candidates.areas_px, size_yx, similarity
+            )
+        return parts
+
+    def _other_similarity(self, query: Phrase, hard: Float, kept: NDArray[np.bool_]) -> Float | None:
+        """How much each candidate looks like the thing the phrase relates to: [n]."""
+        if query.relation is None:
+            return None
+        other = text_vectors(self._stack, self._tokenizer, (query.relation.other,))[0]
+        return _spread(hard @ other, kept)
+
+
+def _spread(values: Float, kept: NDArray[np.bool_]) -> Float:
+    """Values of the kept candidates at their places among all, zero elsewhere: [n]."""
+    spread = np.zeros(len(kept), dtype=np.float32)
+    spread[kept] = values
+    return spread
+
+
+def _segmentation(query: Phrase, candidates: Candidates, scores: Scores, heat: Float | None) -> Segmentation:
+    index = choose(scores)
+    nothing = np.zeros(candidates.masks.shape[1:], dtype=np.bool_)
+    return Segmentation(
+        phrase=query.text,
+        root=query.root,
+        mask=nothing if index is None else candidates.masks[index],
+        index=index,
+        score=float("-inf") if index is None else float(scores.total[index]),
+        scores=scores,
+        heat=heat,
+        candidates=candidates,
+        reason="no candidate passes the area filter" if index is None else None,
+    )
+
+
+def _required(heat: Float | None) -> Float:
+    if heat is None:
+        raise InputError("mode 'disc+seg' needs candidates; encode the picture with the same options")
+    return heat

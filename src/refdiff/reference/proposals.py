@@ -1,0 +1,62 @@
+"""The masks a phrase chooses from (METHOD §2): SAM's automatic mode itself, and the filter behind it.
+
+Axes: n = candidates, y/x = picture rows/columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from segment_anything import SamAutomaticMaskGenerator
+
+from refdiff.contracts.graphs import POINTS_PER_BATCH
+from refdiff.contracts.options import ProposalOptions
+from refdiff.contracts.results import Candidates
+from refdiff.contracts.session import Bool
+from refdiff.contracts.stack import ModelStack
+
+
+def propose(stack: ModelStack, options: ProposalOptions, image: NDArray[np.uint8]) -> Candidates:
+    """All that SAM finds, best predicted IoU first; one all-true mask when it finds nothing (METHOD §2)."""
+    generator = SamAutomaticMaskGenerator(
+        stack.sam,
+        points_per_side=options.points_per_side,
+        points_per_batch=POINTS_PER_BATCH,
+        pred_iou_thresh=options.pred_iou_threshold,
+        stability_score_thresh=options.stability_threshold,
+        stability_score_offset=options.stability_offset,
+        box_nms_thresh=options.nms_iou,
+    )
+    found = generator.generate(image)
+    if not found:
+        return candidates_of(np.ones((1, *image.shape[:2]), dtype=np.bool_), np.zeros(1), options)
+    masks = np.stack([record["segmentation"] for record in found])
+    return candidates_of(masks, np.array([record["predicted_iou"] for record in found]), options)
+
+
+def candidates_of(masks: Bool, predicted_iou: NDArray[np.floating], options: ProposalOptions) -> Candidates:
+    """Measure the masks [n, y, x] and filter them by area."""
+    areas = masks.sum(axis=(1, 2), dtype=np.int64)
+    return Candidates(
+        masks=masks,
+        predicted_iou=predicted_iou.astype(np.float32),
+        areas_px=areas,
+        boxes_xyxy_px=np.stack([box_of(mask) for mask in masks]),
+        kept=keep(areas, masks[0].size, options),
+    )
+
+
+def keep(areas_px: NDArray[np.int64], picture_px: int, options: ProposalOptions) -> Bool:
+    """[n]: among the largest, and larger than the smallest area allowed."""
+    largest = np.zeros(len(areas_px), dtype=np.bool_)
+    largest[np.argsort(-areas_px, kind="stable")[: options.keep_largest]] = True
+    smallest = max(float(options.min_area_px), options.min_area_share * picture_px)
+    return largest & (areas_px > smallest)
+
+
+def box_of(mask: Bool) -> NDArray[np.int64]:
+    """x0, y0, x1, y1 of a mask [y, x], corners included; all zero for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return np.zeros(4, dtype=np.int64)
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.int64)

@@ -1,0 +1,105 @@
+"""Which candidate the phrase means (METHOD §7), and the candidates of mode `gen` (METHOD §8).
+
+Axes: n = candidates, y/x = picture rows/columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.options import FusionOptions, Mode, Options
+from refdiff.contracts.results import Candidates, Scores
+from refdiff.contracts.session import Bool, Float
+from refdiff.reference.proposals import box_of
+
+ABSENT = 1e-6
+"""Added to the pixel counts of both means, so that an absent side counts as zero (METHOD §7)."""
+
+LEVELS_PERCENT = range(5, 100, 5)
+"""Where mode `gen` cuts the map (METHOD §8)."""
+
+_WEIGHTED = ("hard", "soft", "generative", "place")
+_CLIP_ONLY = ("hard", "soft", "place")
+
+
+def fuse(options: Options, parts: Mapping[str, NDArray[np.floating]], kept: Bool) -> Scores:
+    """Weigh the parts and let the area filter act.
+
+    Args:
+        options: weights, mode, and what a filtered candidate is worth.
+        parts: some of `hard`, `soft`, `generative` and `place`, each [n]; an absent one counts zero.
+        kept: [n].
+    """
+    used = {name: np.zeros(len(kept)) for name in _WEIGHTED} | {
+        name: parts[name].astype(np.float64) for name in parts_of(options.mode) if name in parts
+    }
+    if options.mode in ("gen", "gen+seg"):
+        score = used["generative"]
+    else:
+        score = sum((getattr(options.fusion, name) * used[name] for name in _WEIGHTED), np.zeros(len(kept)))
+    # The release multiplies by the filter, so 0 of a filtered mask beats a negative score (METHOD §9).
+    total = np.where(kept, score, -np.inf if options.proposals.drop_filtered else 0.0)
+    return Scores(total=total.astype(np.float32), **{n: part.astype(np.float32) for n, part in used.items()})
+
+
+def parts_of(mode: Mode) -> tuple[str, ...]:
+    """What the score of a mode is made of (METHOD §1)."""
+    if mode in ("gen", "gen+seg"):
+        return ("generative",)
+    return _CLIP_ONLY if mode == "disc+seg" else _WEIGHTED
+
+
+def choose(scores: Scores) -> int | None:
+    """The best candidate, the first of equals; None when none can win."""
+    best = int(scores.total.argmax())
+    return best if np.isfinite(scores.total[best]) else None
+
+
+def contrast(heat: Float, masks: Bool, balance: float) -> NDArray[np.float64]:
+    """Mean heat [y, x] inside each mask minus mean heat outside it, balanced (METHOD §7, §10.6): [n]."""
+    return np.array([(2.0 - balance) * i - balance * o for i, o in (_means(heat, mask) for mask in masks)])
+
+
+def between_class(heat: Float, masks: Bool) -> NDArray[np.float64]:
+    """w_in * w_out * (mean_in - mean_out)^2 of each mask (METHOD §8): [n]."""
+    shares = masks.mean(axis=(1, 2))
+    gaps = np.array([i - o for i, o in (_means(heat, mask) for mask in masks)])
+    variance: NDArray[np.float64] = shares * (1.0 - shares) * gaps**2
+    return variance
+
+
+def level_sets(heat: Float) -> Candidates:
+    """The proposals of mode `gen`, {heat >= level}; a level above all heat is not kept."""
+    masks = np.stack([heat >= np.float32(percent) / np.float32(100) for percent in LEVELS_PERCENT])
+    areas = masks.sum(axis=(1, 2), dtype=np.int64)
+    return Candidates(
+        masks=masks,
+        predicted_iou=np.ones(len(masks), dtype=np.float32),
+        areas_px=areas,
+        boxes_xyxy_px=np.stack([box_of(mask) for mask in masks]),
+        kept=areas > 0,
+    )
+
+
+def score_levels(options: FusionOptions, heat: Float, levels: Candidates) -> Scores:
+    """The selector of the options among the level sets; an empty one cannot win."""
+    contrasts = contrast(heat, levels.masks, options.contrast_balance)
+    by_class = options.level_selector == "between-class"
+    selected = between_class(heat, levels.masks) if by_class else contrasts
+    zero = np.zeros(len(levels), dtype=np.float32)
+    return Scores(
+        hard=zero,
+        soft=zero,
+        generative=contrasts.astype(np.float32),
+        place=zero,
+        total=np.where(levels.kept, selected, -np.inf).astype(np.float32),
+    )
+
+
+def _means(heat: Float, mask: Bool) -> tuple[float, float]:
+    """Mean heat inside and outside a mask [y, x]."""
+    inside, outside = heat[mask].astype(np.float64), heat[~mask].astype(np.float64)
+    return float(inside.sum() / (inside.size + ABSENT)), float(outside.sum() / (outside.size + ABSENT))

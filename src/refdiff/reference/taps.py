@@ -1,0 +1,140 @@
+"""What the tapped cross-attentions of a UNet looked at, read out as the method writes it (METHOD §4.4, §4.5).
+
+In: a diffusers UNet and the names of its tapped layers. Out: per layer and pass the head mean of the
+attention, before the softmax (the release) or after it (the paper's text).
+
+The plain way is the point: heads are split, q k^T is scaled by 1/sqrt(d_head) and averaged over the heads.
+The exported graphs use METHOD's identity on the un-split projections instead, and are measured against this.
+The attention's output is left to the processor that was there before, so tapping changes no number.
+
+Axes: b = batch, h = heads, q = queries (the tap grid, row by row), t = text tokens, d = channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from refdiff.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Attention = Any
+"""diffusers' `Attention`; its annotations know only diffusers' own processors."""
+
+CROSS_ATTENTION = "transformer_blocks.0.attn2"
+"""Where a tapped layer keeps its attention to the text, in diffusers' names (METHOD §4.4)."""
+
+
+class Taps:
+    """The maps a tapped UNet has left behind."""
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self._maps: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
+
+    def record(self, layer: str, attention: torch.Tensor) -> None:
+        """Keep one pass of one layer, [b, q, t]."""
+        self._maps[layer].append(attention)
+
+    def stacked(self, *, passes: int) -> torch.Tensor:
+        """All maps: [pass, layer, b, q, t].
+
+        Raises:
+            InputError: not exactly one map per layer and pass was recorded.
+        """
+        counts = {layer: len(maps) for layer, maps in self._maps.items()}
+        if set(counts.values()) != {passes}:
+            raise InputError(
+                f"the UNet left {counts} attention maps, expected {passes} of every layer; "
+                "name each tapped layer that runs once per pass in spec.diffusion.tapped_layers"
+            )
+        return torch.stack([torch.stack(maps) for maps in self._maps.values()], dim=1)
+
+
+@contextmanager
+def tapped(unet: UNet2DConditionModel, layers: Sequence[str], *, softmax: bool = False) -> Iterator[Taps]:
+    """Record the named layers' attention while the block runs; the UNet is as before when it ends.
+
+    Args:
+        unet: the model whose processors are swapped.
+        layers: names such as `up_blocks.1.attentions.0`.
+        softmax: record probabilities, the softmax of every head averaged (METHOD §8).
+
+    Raises:
+        InputError: the UNet has no such layer.
+    """
+    attentions = {layer: _cross_attention(unet, layer) for layer in layers}
+    before = {layer: attention.processor for layer, attention in attentions.items()}
+    taps = Taps(layers)
+    try:
+        for layer, attention in attentions.items():
+            attention.set_processor(_Tap(layer, before[layer], taps.record, softmax=softmax))
+        yield taps
+    finally:
+        for layer, attention in attentions.items():
+            attention.set_processor(before[layer])
+
+
+def head_mean_attention(
+    attention: Attention, hidden: torch.Tensor, context: torch.Tensor, *, softmax: bool
+) -> torch.Tensor:
+    """Mean over the heads of q k^T / sqrt(d_head), or of its softmax.
+
+    Args:
+        attention: whose projections and head count are used.
+        hidden: [b, q, channels].
+        context: [b, t, width of the text states].
+        softmax: take the softmax over the tokens, per head, before the mean.
+
+    Returns:
+        [b, q, t].
+    """
+    queries = _split_heads(attention.to_q(hidden), attention.heads)  # [b, h, q, d]
+    keys = _split_heads(attention.to_k(context), attention.heads)  # [b, h, t, d]
+    logits = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])  # [b, h, q, t]
+    per_head = logits.softmax(dim=-1) if softmax else logits
+    return per_head.mean(dim=1)
+
+
+class _Tap:
+    """A diffusers attention processor that records, then lets the one it replaces work."""
+
+    def __init__(
+        self, layer: str, inner: Any, record: Callable[[str, torch.Tensor], None], *, softmax: bool
+    ) -> None:
+        self._layer, self._inner, self._record, self._softmax = layer, inner, record, softmax
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        attention = head_mean_attention(attn, hidden_states, encoder_hidden_states, softmax=self._softmax)
+        self._record(self._layer, attention)
+        output: torch.Tensor = self._inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return output
+
+
+def _cross_attention(unet: UNet2DConditionModel, layer: str) -> Attention:
+    modules: Any = unet  # to a type checker without torch's types, diffusers' models are placeholders
+    try:
+        return modules.get_submodule(f"{layer}.{CROSS_ATTENTION}")
+    except AttributeError as error:
+        raise InputError(
+            f"the UNet has no layer {layer!r} with a {CROSS_ATTENTION}; "
+            "correct spec.diffusion.tapped_layers, for example to 'up_blocks.1.attentions.0'"
+        ) from error
+
+
+def _split_heads(projected: torch.Tensor, heads: int) -> torch.Tensor:
+    """[b, n, h*d] to [b, h, n, d]."""
+    batch, length, _ = projected.shape
+    return projected.view(batch, length, heads, -1).transpose(1, 2)

@@ -1,0 +1,151 @@
+"""Plain arithmetic on masks: areas, boxes, stability, suppression of duplicates, COCO run lengths.
+
+Axes: n = masks, y/x = picture rows/columns. Boxes are [x0, y0, x1, y1] with inclusive corners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.session import Bool, Float
+from refdiff.errors import InputError
+
+Integers = NDArray[np.int64]
+
+
+def areas(masks: Bool) -> Integers:
+    """Pixels of each mask: [n, y, x] -> [n]."""
+    return np.asarray(np.count_nonzero(masks, axis=(1, 2)), dtype=np.int64)
+
+
+def boxes(masks: Bool) -> Integers:
+    """Inclusive box of each mask: [n, y, x] -> [n, 4]; an empty mask gets [0, 0, 0, 0]."""
+    rows: Bool = np.any(masks, axis=2)  # [n, y]
+    columns: Bool = np.any(masks, axis=1)  # [n, x]
+    height, width = masks.shape[1:]
+    corners = (
+        columns.argmax(axis=1),
+        rows.argmax(axis=1),
+        width - 1 - columns[:, ::-1].argmax(axis=1),
+        height - 1 - rows[:, ::-1].argmax(axis=1),
+    )
+    return np.where(np.any(rows, axis=1, keepdims=True), np.stack(corners, axis=1), 0).astype(np.int64)
+
+
+def stability(logits: Float, *, threshold: float, offset: float) -> Float:
+    """IoU of each mask cut `offset` above the threshold with itself cut `offset` below it.
+
+    Args:
+        logits: [n, y, x].
+        threshold: where the mask itself is cut.
+        offset: how far the two cuts lie from it.
+
+    Returns:
+        [n], 0..1; 0 for a mask that is empty at both cuts (SAM gets NaN there and drops it too).
+    """
+    inner = np.count_nonzero(logits > threshold + offset, axis=(1, 2))
+    outer = np.count_nonzero(logits > threshold - offset, axis=(1, 2))
+    return np.asarray(inner / np.maximum(outer, 1), dtype=np.float32)
+
+
+def suppress_duplicates(boxes_xyxy: Integers, scores: Float, *, max_iou: float) -> Integers:
+    """Greedy non-maximum suppression, as `torchvision.ops.nms` does it.
+
+    The inclusive corners are taken as continuous coordinates, so a box is one pixel narrower than its
+    mask and a one-pixel line has no area: it neither suppresses nor is suppressed. SAM does the same.
+
+    Args:
+        boxes_xyxy: [n, 4].
+        scores: [n]; of equal scores the earlier one goes first.
+        max_iou: a box that overlaps a better one by more than this is dropped.
+
+    Returns:
+        Indices of the survivors, best score first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    x0, y0, x1, y1 = boxes_xyxy[order].astype(np.float32).T  # each [n]
+    sizes = (x1 - x0) * (y1 - y0)
+    alive = np.ones(len(order), dtype=np.bool_)
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        rest = slice(i + 1, None)
+        widths = np.minimum(x1[i], x1[rest]) - np.maximum(x0[i], x0[rest])
+        heights = np.minimum(y1[i], y1[rest]) - np.maximum(y0[i], y0[rest])
+        overlaps = np.maximum(widths, 0) * np.maximum(heights, 0)
+        unions = sizes[i] + sizes[rest] - overlaps
+        ious = np.divide(overlaps, unions, out=np.zeros_like(unions), where=unions > 0)
+        alive[rest] &= ious <= max_iou
+    return order[alive].astype(np.int64)
+
+
+def to_coco_rle(mask: Bool) -> dict[str, Any]:
+    """Uncompressed COCO run lengths: `{"size": [h, w], "counts": [...]}`.
+
+    Columns are walked one after the other; the first run counts False and may be 0.
+    """
+    flat = np.asarray(mask, dtype=np.bool_).ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
+    if flat.size and flat[0]:
+        runs.insert(0, 0)
+    return {"size": [int(side) for side in mask.shape], "counts": runs}
+
+
+def compress_coco_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """The same run lengths with `counts` as the text that pycocotools reads and writes."""
+    counts: list[int] = rle["counts"]
+    deltas = [run - counts[i - 2] if i > 2 else run for i, run in enumerate(counts)]
+    return {"size": list(rle["size"]), "counts": "".join(_encoded(delta) for delta in deltas)}
+
+
+def from_coco_rle(rle: Mapping[str, Any]) -> Bool:
+    """The mask [y, x] of run lengths, uncompressed (a list) or compressed (text or ASCII bytes).
+
+    Raises:
+        InputError: the runs do not fill the stated size.
+    """
+    height, width = rle["size"]
+    counts = rle["counts"]
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii")
+    runs = _decoded(counts) if isinstance(counts, str) else list(counts)
+    if sum(runs) != height * width or min(runs, default=0) < 0:
+        raise InputError(
+            f"run lengths add up to {sum(runs)} pixels, expected {height}x{width} = {height * width};"
+            " the annotation is damaged or belongs to a picture of another size"
+        )
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T.copy()
+
+
+def _encoded(delta: int) -> str:
+    """One signed number as five-bit groups, lowest first, each one printable character."""
+    text, more = [], True
+    while more:
+        group, delta = delta & 0x1F, delta >> 5
+        more = delta != (-1 if group & 0x10 else 0)
+        text.append(chr(48 + (group | 0x20 if more else group)))
+    return "".join(text)
+
+
+def _decoded(text: str) -> list[int]:
+    runs: list[int] = []
+    for delta in _numbers(text):
+        runs.append(delta + runs[-2] if len(runs) > 2 else delta)
+    return runs
+
+
+def _numbers(text: str) -> Iterable[int]:
+    value = shift = 0
+    for character in text:
+        group = ord(character) - 48
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if not group & 0x20:
+            yield value - (1 << shift) if group & 0x10 else value
+            value = shift = 0

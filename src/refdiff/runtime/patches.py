@@ -1,0 +1,132 @@
+"""What the `clip_image` graph is fed: patches, interpolated positions, attention masks.
+
+Axes: p = patches (row by row), w = token width, c = class tokens, t = c + p (class tokens first),
+n = candidates, y/x = rows/columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.graphs import BLOCKED
+from refdiff.contracts.session import Bool, Float
+from refdiff.contracts.spec import ClipSpec
+from refdiff.errors import InputError
+
+MAX_PATCHES = 8192
+"""Most patches of one picture. Their attention mask takes 256 MiB, and one unfused float32 attention
+of ViT-B/16 3 GiB; a 1920x1080 picture has 8,040."""
+
+_CUBIC_A = -0.75  # the cubic convolution coefficient of torch's bicubic mode
+_SCALE_MARGIN = 0.1  # the released code's margin against rounding in the scale factor (METHOD §5)
+
+
+def patch_grid(size_yx: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Whole patches in a picture; what remains at the right and bottom is ignored, as by the convolution.
+
+    Raises:
+        InputError: none fits, or more than `MAX_PATCHES`.
+    """
+    height, width = size_yx
+    grid = (height // patch, width // patch)
+    if 0 in grid:
+        raise InputError(
+            f"the picture of {width}x{height} px is smaller than one CLIP patch of {patch}x{patch} px;"
+            " use a larger picture"
+        )
+    if grid[0] * grid[1] > MAX_PATCHES:
+        raise InputError(
+            f"a picture or crop of {width}x{height} px has {grid[0] * grid[1]} CLIP patches, at most"
+            f" {MAX_PATCHES} fit; use --profile edge or shrink the picture"
+        )
+    return grid
+
+
+def to_patches(image: NDArray[np.uint8], clip: ClipSpec) -> Float:
+    """Normalised patches [p, 3*P*P] of a picture [y, x, 3]; values in the order (channel, row, column)."""
+    side = clip.patch_size
+    ny, nx = patch_grid(image.shape[:2], side)
+    mean, std = np.array(clip.pixel_mean, np.float32), np.array(clip.pixel_std, np.float32)
+    pixels = (image[: ny * side, : nx * side].astype(np.float32) / np.float32(255) - mean) / std
+    blocks = pixels.reshape(ny, side, nx, side, 3)  # [ny, row, nx, column, channel]
+    return np.ascontiguousarray(blocks.transpose(0, 2, 4, 1, 3)).reshape(ny * nx, 3 * side * side)
+
+
+def interpolate_positions(table: Float, grid_yx: tuple[int, int], *, square: bool = True) -> Float:
+    """Position embeddings for another patch grid, as the released code (after DINO's) makes them.
+
+    Args:
+        table: [g*g, w], without the class token's row.
+        grid_yx: patches down and across.
+        square: the picture's sides in px are equal. The release takes the table as it is when the grid is
+            the training grid *and* this holds; a 224x230 crop has the training grid and is interpolated.
+
+    Returns:
+        [p, w].
+    """
+    side = round(len(table) ** 0.5)
+    if grid_yx == (side, side) and square:
+        return table
+    down, across = _cubic_weights(side, grid_yx[0]), _cubic_weights(side, grid_yx[1])  # [ny, g], [nx, g]
+    cube = table.reshape(side, side, -1).astype(np.float64)
+    rows = np.tensordot(down, cube, axes=(1, 0))  # [ny, g, w]
+    full = np.tensordot(across, rows, axes=(1, 1))  # [nx, ny, w]
+    return full.transpose(1, 0, 2).reshape(grid_yx[0] * grid_yx[1], -1).astype(np.float32)
+
+
+def sample_on_grid(masks: Bool, grid_yx: tuple[int, int]) -> Bool:
+    """Masks [n, y, x] at the patch grid, NEAREST as torch does it: pixel floor(i * scale). Returns [n, p]."""
+    rows, columns = (_nearest(length, count) for length, count in zip(masks.shape[1:], grid_yx, strict=True))
+    return masks[:, rows[:, None], columns[None, :]].reshape(len(masks), -1)
+
+
+def candidate_attention_mask(on_patches: Bool) -> Float:
+    """Additive mask of the masked attention (METHOD §6).
+
+    Class token i sees itself and the patches of mask i; patches see patches only. A mask that covers no
+    patch leaves its class token to itself: finite and deterministic, as in the release.
+
+    Args:
+        on_patches: [c, p].
+
+    Returns:
+        [t, t], rows look at columns.
+    """
+    classes, patches = on_patches.shape
+    tokens = classes + patches
+    blocked = np.zeros((tokens, tokens), dtype=np.float32)
+    blocked[:, :classes] = BLOCKED
+    np.fill_diagonal(blocked[:classes, :classes], 0.0)
+    blocked[:classes, classes:][~on_patches] = BLOCKED
+    return blocked
+
+
+def open_attention_mask(patches: int) -> Float:
+    """Additive mask [t, t] of the plain tower: one class token, and everything sees everything."""
+    return np.zeros((patches + 1, patches + 1), dtype=np.float32)
+
+
+def _nearest(length: int, count: int) -> NDArray[np.int64]:
+    scale = np.float32(length) / np.float32(count)  # torch computes in single precision here
+    indices: NDArray[np.int64] = np.floor(np.arange(count, dtype=np.float32) * scale).astype(np.int64)
+    return np.minimum(indices, length - 1)
+
+
+def _cubic_weights(side: int, count: int) -> NDArray[np.float64]:
+    """Bicubic interpolation of `side` samples to `count`, as a matrix [count, side]."""
+    source = (np.arange(count) + 0.5) * side / (count + _SCALE_MARGIN) - 0.5
+    first = np.floor(source).astype(np.int64)
+    weights = np.zeros((count, side))
+    for tap in range(-1, 3):
+        columns = np.clip(first + tap, 0, side - 1)  # the border value repeats
+        np.add.at(weights, (np.arange(count), columns), _cubic(np.abs(source - (first + tap))))
+    return weights
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cubic convolution kernel at distances 0..2."""
+    a, d = _CUBIC_A, distance
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, far)

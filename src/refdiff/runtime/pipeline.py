@@ -1,0 +1,246 @@
+"""Ref-Diff on engines: a picture and a phrase in, a mask out. Read it beside METHOD.md.
+
+Axes: n = candidates, y/x = picture rows/columns, g = CLIP's training grid, w = its token width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.options import Options
+from refdiff.contracts.results import Candidates, Segmentation
+from refdiff.contracts.session import Float, SessionFactory
+from refdiff.contracts.spec import ModelSpec
+from refdiff.errors import InputError
+from refdiff.runtime.attention import heat_map
+from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
+from refdiff.runtime.generative import LatentState, attend, latent_state
+from refdiff.runtime.phrase import Phrase, direction, read_phrase
+from refdiff.runtime.picture import read_picture
+from refdiff.runtime.places import Direction, heat_ramp, place_scores
+from refdiff.runtime.proposals import propose
+from refdiff.runtime.scene import Scene
+from refdiff.runtime.scoring import attention_contrast, conclude, fuse, level_sets, score_level_sets
+from refdiff.runtime.tokenizer import Tokenizer
+
+
+class Segmenter:
+    """Finds what a phrase names, over one bundle's graphs. It owns the sessions: use it in a `with` block.
+
+    Args:
+        sessions: opens the graphs; closed with the segmenter.
+        spec: the models' sizes.
+        options: a profile, or a change of one.
+        tokenizer: of the bundle.
+        positions: [g*g, w], CLIP's position table without the class token's row.
+
+    Raises:
+        InputError: the options need what no exported graph has, or the table does not fit the spec.
+    """
+
+    def __init__(
+        self,
+        *,
+        sessions: SessionFactory,
+        spec: ModelSpec,
+        options: Options,
+        tokenizer: Tokenizer,
+        positions: Float,
+    ) -> None:
+        _check(spec, options, positions)
+        self._sessions = sessions
+        self._spec = spec
+        self._options = options
+        self._tokenizer = tokenizer
+        self._positions = positions
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the sessions; calling it twice is fine."""
+        self._sessions.close()
+
+    @property
+    def options(self) -> Options:
+        """What this segmenter computes."""
+        return self._options
+
+    def encode(self, picture: str | Path | bytes | NDArray[Any]) -> Scene:
+        """Do the work that needs no phrase.
+
+        Args:
+            picture: a file's path or bytes, or an array [y, x, 3] uint8 RGB.
+
+        Raises:
+            InputError: the picture cannot be used.
+            EngineError: a graph failed.
+        """
+        image = read_picture(picture).copy()
+        image.setflags(write=False)
+        scene = Scene(
+            image=image,
+            spec=self._spec,
+            options=self._options,
+            candidates=self._propose(image),
+            latent=self._encode_latent(image),
+        )
+        if scene.candidates is not None and self._discriminates and not self._options.crops.ramp_on_soft:
+            self._soft(scene, scene.candidates, None)
+        return scene
+
+    def segment(self, scene: Scene, phrase: str, *, focus: str | None = None) -> Segmentation:
+        """Choose what `phrase` names in the scene.
+
+        Args:
+            scene: from `encode` of a segmenter with the same options.
+            phrase: English, e.g. "the red mug on the left".
+            focus: its head word, for a caller who knows better than the reader.
+
+        Returns:
+            The mask with everything that led to it; where nothing matches, an empty mask and the reason.
+
+        Raises:
+            InputError: the phrase cannot be used, or the scene is of other options.
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        scene.check_made_with(self._options, self._spec)
+        query = self._read(phrase, focus)
+        heat = self._attend(scene, query)
+        if scene.candidates is None:
+            return self._segment_map(query, heat)
+        parts = self._cues(scene, scene.candidates, query, heat)
+        scores = fuse(
+            self._options.fusion,
+            self._options.mode,
+            parts,
+            scene.candidates.kept,
+            drop_filtered=self._options.proposals.drop_filtered,
+        )
+        return conclude(query, heat, scene.candidates, scores, "no candidate passes the area filter")
+
+    @property
+    def _discriminates(self) -> bool:
+        return self._options.mode in ("disc+seg", "full")
+
+    def _propose(self, image: NDArray[np.uint8]) -> Candidates | None:
+        """METHOD §2."""
+        if self._options.mode == "gen":
+            return None
+        return propose(self._sessions, self._spec.sam, image, self._options.proposals)
+
+    def _encode_latent(self, image: NDArray[np.uint8]) -> LatentState | None:
+        """METHOD §4, what the picture alone decides."""
+        if self._options.mode == "disc+seg":
+            return None
+        spec, options = self._spec.diffusion, self._options
+        return latent_state(self._sessions, spec, options.attention, self._tokenizer, options.seed, image)
+
+    def _read(self, phrase: str, focus: str | None) -> Phrase:
+        """METHOD §3."""
+        query = read_phrase(phrase, focus=focus, word_boundaries=self._options.crops.word_boundaries)
+        self._tokenizer.check_length(query.text)
+        return query
+
+    def _attend(self, scene: Scene, query: Phrase) -> Float | None:
+        """The generative map c [y, x] (METHOD §4, §10.4)."""
+        if scene.latent is None:
+            return None
+        options, spec = self._options.attention, self._spec.diffusion
+        maps = attend(self._sessions, spec, options, self._tokenizer, scene.latent, query)
+        heat = heat_map(maps, scene.size_yx, uint8_lanczos=options.uint8_lanczos)
+        return heat * heat_ramp(query, scene.size_yx) if self._options.fusion.ramp_on_heat else heat
+
+    def _segment_map(self, query: Phrase, heat: Float | None) -> Segmentation:
+        """Mode `gen`: the map's level sets are the candidates (METHOD §8)."""
+        if heat is None:
+            raise InputError(
+                "a scene without candidates and without a latent cannot be segmented; encode it anew"
+            )
+        levels = level_sets(heat)
+        scores = score_level_sets(heat, levels, self._options.fusion)
+        return conclude(query, heat, levels, scores, "the attention map is flat")
+
+    def _cues(
+        self, scene: Scene, candidates: Candidates, query: Phrase, heat: Float | None
+    ) -> dict[str, Float]:
+        """The parts of the score, each [n]."""
+        parts: dict[str, Float] = {}
+        if heat is not None:
+            balance = self._options.fusion.contrast_balance
+            parts["generative"] = attention_contrast(heat, candidates.masks, balance)
+        if self._discriminates:
+            parts |= self._discriminative_cues(scene, candidates, query)
+        return parts
+
+    def _discriminative_cues(self, scene: Scene, candidates: Candidates, query: Phrase) -> dict[str, Float]:
+        """What CLIP says of each candidate (METHOD §5, §6), and where it lies (METHOD §10.4, §10.5)."""
+        crops = self._options.crops
+        side = direction(query.text, word_boundaries=crops.word_boundaries)
+        hard = self._hard(scene, candidates, None if crops.ramp_on_soft else side)
+        soft = self._soft(scene, candidates, side if crops.ramp_on_soft else None)
+        related = [query.relation.other] if query.relation and self._options.fusion.place else []
+        whole, root, *other = text_vectors(
+            self._sessions, self._tokenizer, [query.text, query.root, *related]
+        )
+        blend = (1 - crops.soft_root_weight) * whole + crops.soft_root_weight * root
+        parts = {"hard": hard @ whole, "soft": soft @ blend}
+        if self._options.fusion.place:
+            parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)
+        return parts
+
+    def _hard(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
+        spec, crops = self._spec.clip, self._options.crops
+        return scene.hard.towards(
+            side,
+            lambda to: hard_vectors(
+                self._sessions, spec, self._positions, scene.image, candidates, crops, to
+            ),
+        )
+
+    def _soft(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
+        spec, crops = self._spec.clip, self._options.crops
+        return scene.soft.towards(
+            side,
+            lambda to: soft_vectors(
+                self._sessions, spec, self._positions, scene.image, candidates, crops, to
+            ),
+        )
+
+
+def _places(
+    query: Phrase, candidates: Candidates, size_yx: tuple[int, int], other_similarity: Float | None
+) -> Float:
+    """Place scores [n] among the kept candidates, so that what was filtered out is nobody's neighbour."""
+    kept = candidates.kept
+    scores = np.zeros(len(candidates), dtype=np.float32)
+    if kept.any():
+        similar = None if other_similarity is None else other_similarity[kept]
+        scores[kept] = place_scores(
+            query, candidates.boxes_xyxy_px[kept], candidates.areas_px[kept], size_yx, similar
+        )
+    return scores
+
+
+def _check(spec: ModelSpec, options: Options, positions: Float) -> None:
+    if options.attention.softmax:
+        raise InputError(
+            f"profile {options.profile!r} reads per-head softmax maps, which no exported graph has;"
+            " use --profile official or edge, or the torch reference"
+        )
+    expected = (spec.clip.grid**2, spec.clip.width)
+    if positions.shape != expected:
+        raise InputError(
+            f"CLIP's position table has shape {positions.shape}, expected {expected} for {spec.name};"
+            " take table and spec from one bundle"
+        )

@@ -1,0 +1,165 @@
+"""Candidates: SAM's automatic mode over two sessions, and the area filter (METHOD §2).
+
+Axes: m = grid points, k = masks of one decoder call, n = candidates, y/x = picture rows/columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.graphs import POINTS_PER_BATCH
+from refdiff.contracts.options import ProposalOptions
+from refdiff.contracts.results import Candidates
+from refdiff.contracts.session import Array, Bool, Float, SessionFactory
+from refdiff.contracts.spec import SamSpec
+from refdiff.errors import EngineError
+from refdiff.runtime import masks
+from refdiff.runtime.geometry import sam_input, upsample_bilinear
+
+MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
+_CHUNK = 16  # masks upsampled at once: 64 MiB of logits at SAM's 1024x1024
+
+
+def propose(
+    sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8], options: ProposalOptions
+) -> Candidates:
+    """Every candidate mask of the picture, best predicted IoU first.
+
+    Args:
+        sessions: opens `sam_encoder` and `sam_decoder`.
+        spec: SAM's sizes.
+        image: [y, x, 3].
+        options: grid, thresholds and area filter.
+
+    Raises:
+        EngineError: a graph failed or returned values that are not finite.
+
+    Returns:
+        At least one candidate: where SAM finds nothing, all of the picture is one.
+    """
+    size_yx = (image.shape[0], image.shape[1])
+    pixels, resized_yx = sam_input(image, spec)
+    embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
+    _check_finite("sam_encoder", embedding)
+    points = picture_points(options.points_per_side, size_yx, resized_yx)
+    found = [
+        _survivors(logits, iou, size_yx, options)
+        for low_res, predicted in _decode(sessions, embedding, points)
+        for logits, iou in _upsampled(low_res, predicted, spec.image_size, resized_yx, size_yx, options)
+    ]
+    return _candidates(_without_duplicates(found, options.nms_iou), size_yx, options)
+
+
+def grid_points(points_per_side: int) -> NDArray[np.float64]:
+    """SAM's even grid [m, 2] of (x, y) in 0..1, row by row."""
+    offset = 1 / (2 * points_per_side)
+    side = np.linspace(offset, 1 - offset, points_per_side)
+    x, y = np.meshgrid(side, side)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def picture_points(points_per_side: int, size_yx: tuple[int, int], resized_yx: tuple[int, int]) -> Float:
+    """The grid [m, 2] of (x, y) in px of SAM's resized picture; the half-pixel shift is the decoder's."""
+    size_xy, resized_xy = np.array(size_yx[::-1]), np.array(resized_yx[::-1])
+    return np.asarray(grid_points(points_per_side) * size_xy * (resized_xy / size_xy), dtype=np.float32)
+
+
+def keep_by_area(areas_px: NDArray[np.int64], size_yx: tuple[int, int], options: ProposalOptions) -> Bool:
+    """The area filter of METHOD §2: among the largest, and above both minimum areas. [n] -> [n]."""
+    largest = np.argsort(-areas_px, kind="stable")[: options.keep_largest]
+    kept = np.zeros(len(areas_px), dtype=np.bool_)
+    kept[largest] = True
+    least = max(options.min_area_px, options.min_area_share * size_yx[0] * size_yx[1])
+    return kept & (areas_px > least)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is kept of one chunk until duplicates go; masks are packed to bits, so 1,000 of them fit."""
+
+    packed: NDArray[np.uint8]
+    """[k, ceil(y*x / 8)]."""
+    predicted_iou: Float
+    boxes: NDArray[np.int64]
+
+
+def _decode(sessions: SessionFactory, embedding: Array, points: Float) -> Iterator[tuple[Float, Float]]:
+    """Low-resolution logits [k, l, l] and predicted IoU [k] of each full batch of points."""
+    decoder = sessions.open("sam_decoder")
+    for start in range(0, len(points), POINTS_PER_BATCH):
+        batch = points[start : start + POINTS_PER_BATCH]
+        missing = POINTS_PER_BATCH - len(batch)  # the graph is static: repeat the last point, drop its masks
+        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        results = decoder.run({"embedding": embedding, "points": padded})
+        _check_finite("sam_decoder", results["iou"])
+        low_res, iou = results["low_res"][: len(batch)], results["iou"][: len(batch)]
+        yield low_res.reshape(-1, *low_res.shape[2:]), iou.reshape(-1)
+
+
+def _check_finite(graph: str, values: Array) -> None:
+    """NaN passes no threshold, so without this a broken engine would look like a picture without objects."""
+    if not np.isfinite(values).all():
+        raise EngineError(f"{graph} returned values that are not finite; find where: refdiff check BUNDLE")
+
+
+def _upsampled(
+    low_res: Float,
+    predicted: Float,
+    square: int,
+    resized_yx: tuple[int, int],
+    size_yx: tuple[int, int],
+    options: ProposalOptions,
+) -> Iterator[tuple[Float, Float]]:
+    """Full-size logits [k, y, x] of the masks whose predicted IoU is good enough, a few at a time."""
+    if options.pred_iou_threshold > 0:
+        chosen = predicted > options.pred_iou_threshold  # before upsampling, where SAM does it after: exact
+        low_res, predicted = low_res[chosen], predicted[chosen]
+    for start in range(0, len(low_res), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        padded = upsample_bilinear(low_res[part], (square, square))
+        logits = upsample_bilinear(padded[:, : resized_yx[0], : resized_yx[1]], size_yx)
+        yield logits, predicted[part]
+
+
+def _survivors(logits: Float, predicted: Float, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
+    """The stable masks of one chunk; SAM's crop-edge filter never fires on a crop that is the picture."""
+    stability = masks.stability(logits, threshold=MASK_THRESHOLD, offset=options.stability_offset)
+
+    steady = stability >= options.stability_threshold
+    binary = logits[steady] > MASK_THRESHOLD
+    packed = np.packbits(binary.reshape(-1, size_yx[0] * size_yx[1]), axis=1)
+    return _Found(packed, predicted[steady], masks.boxes(binary))
+
+
+def _without_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
+    """Everything found, best predicted IoU first, duplicates gone; None when nothing was found."""
+    found = [part for part in found if len(part.predicted_iou)]
+    if not found:
+        return None
+    boxes = np.concatenate([part.boxes for part in found])
+    predicted = np.concatenate([part.predicted_iou for part in found])
+    best = masks.suppress_duplicates(boxes, predicted, max_iou=max_iou)
+    return _Found(np.concatenate([part.packed for part in found])[best], predicted[best], boxes[best])
+
+
+def _candidates(found: _Found | None, size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
+    if found is None:
+        binary = np.ones((1, *size_yx), dtype=np.bool_)
+        predicted, boxes = np.ones(1, dtype=np.float32), masks.boxes(binary)
+    else:
+        pixels = size_yx[0] * size_yx[1]
+        flat = np.unpackbits(found.packed, axis=1, count=pixels)
+        binary = flat.view(np.bool_).reshape(-1, *size_yx)
+        predicted, boxes = found.predicted_iou.astype(np.float32), found.boxes
+    areas_px = masks.areas(binary)
+    return Candidates(
+        masks=binary,
+        predicted_iou=predicted,
+        areas_px=areas_px,
+        boxes_xyxy_px=boxes,
+        kept=keep_by_area(areas_px, size_yx, options),
+    )

@@ -1,0 +1,155 @@
+"""CLIP's byte-pair encoding, as both text encoders are fed it, and which token the head word is.
+
+In: text and the `tokenizers` JSON of a bundle. Out: int32 ids [context]. The start token counts as index 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from refdiff.contracts.options import Focus
+from refdiff.errors import InputError
+from refdiff.runtime.phrase import Phrase
+
+START = "<|startoftext|>"
+END = "<|endoftext|>"
+
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""Source: openai/CLIP, simple_tokenizer.py, without its special tokens: a phrase has none."""
+
+Ids = NDArray[np.int32]
+
+
+class Piece(NamedTuple):
+    """One token of a text, and the characters of the text it stands for."""
+
+    text: str
+    start_char: int
+    end_char: int
+
+
+class Tokenizer:
+    """Text to token ids.
+
+    Args:
+        tokenizer_json: the JSON; its vocabulary may be cut to fewer merges.
+        context_length: tokens per prompt, start and end included.
+
+    Raises:
+        InputError: the JSON is not a tokenizer, or lacks CLIP's start or end token.
+    """
+
+    def __init__(self, tokenizer_json: str, context_length: int) -> None:
+        try:
+            self._encoder = tokenizers.Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"tokenizer.json cannot be read ({error}); export the bundle again") from error
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self._limit = context_length - 2
+        self._start, self._end = (self._special(token) for token in (START, END))
+
+    def _special(self, token: str) -> int:
+        found = self._encoder.token_to_id(token)
+        if found is None:
+            raise InputError(f"tokenizer.json has no token {token}, expected CLIP's; export the bundle again")
+        return int(found)
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        return self._encoder.encode(text, add_special_tokens=False)
+
+    def pieces(self, text: str) -> tuple[Piece, ...]:
+        """The tokens of `text`, without start and end, untruncated."""
+        encoding = self._encode(text)
+        return tuple(
+            Piece(piece, *span) for piece, span in zip(encoding.tokens, encoding.offsets, strict=True)
+        )
+
+    def check_length(self, text: str) -> None:
+        """Refuse a text whose end would be cut off.
+
+        Raises:
+            InputError: more pieces than fit between start and end.
+        """
+        got = len(self._encode(text).ids)
+        if got > self._limit:
+            raise InputError(f"got a phrase of {got} tokens, expected at most {self._limit}; shorten it")
+
+    def diffusion_ids(self, text: str) -> Ids:
+        """[context]: start, pieces, end, and end again as padding, as SD 1.5 was trained."""
+        ids, _ = self._framed(text, padding=self._end)
+        return ids
+
+    def clip_ids(self, text: str) -> tuple[Ids, int]:
+        """[context]: start, pieces, end, zeros, as CLIP was trained; and the index of the end token."""
+        return self._framed(text, padding=0)
+
+    def _framed(self, text: str, *, padding: int) -> tuple[Ids, int]:
+        pieces = self._encode(text).ids[: self._limit]
+        ids = np.full(self._limit + 2, padding, np.int32)
+        ids[: len(pieces) + 2] = (self._start, *pieces, self._end)
+        return ids, len(pieces) + 1
+
+    def focus_indices(self, phrase: Phrase, focus: Focus) -> tuple[int, ...]:
+        """Which tokens' columns of the attention map are read (METHOD §3).
+
+        Args:
+            phrase: a phrase that passed `check_length`.
+            focus: "root": the last token of the text up to the head, encoded on its own as released, and no
+                later than the text's last token. "last", "mean": the last, or all, of the tokens that carry
+                letters or digits.
+
+        Returns:
+            Indices that count the start token as 0.
+        """
+        pieces = self.pieces(phrase.text)[: self._limit]
+        if focus == "root":
+            prefix = len(self._encode(phrase.text[: phrase.root_end]).ids)
+            return (max(1, min(prefix, len(pieces))),)
+        spans = enumerate((phrase.text[piece.start_char : piece.end_char] for piece in pieces), start=1)
+        content = tuple(index for index, span in spans if any(letter.isalnum() for letter in span)) or (1,)
+        return content if focus == "mean" else content[-1:]
+
+
+def build_tokenizer_json(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> str:
+    """CLIP's tokenizer as JSON.
+
+    Args:
+        vocab: token -> id, with `START` and `END`, and "</w>" on tokens that end a word.
+        merges: pairs, the first to be applied first; may be cut short.
+
+    Returns:
+        JSON that `tokenizers` 0.15 and later read; pairs are written the old way, as "a b".
+    """
+    encoder = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab=dict(vocab),
+            merges=list(merges),
+            end_of_word_suffix="</w>",
+            continuing_subword_prefix="",
+            unk_token=END,
+        )
+    )
+    encoder.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.NFC(),
+            tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            tokenizers.normalizers.Lowercase(),
+        ]
+    )
+    encoder.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="removed", invert=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    encoder.decoder = tokenizers.decoders.ByteLevel()
+    document = json.loads(encoder.to_str())
+    document["model"]["merges"] = [" ".join(pair) for pair in merges]
+    return json.dumps(document, ensure_ascii=False)

@@ -1,0 +1,36 @@
+"""What installing and importing refdiff costs a device: five light packages, and none of the heavy ones."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+
+HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "diffusers", "transformers")
+LEAN_CORE = {"numpy", "pillow", "rich", "tokenizers", "typer"}
+
+
+def heavy_packages_loaded_by(statement: str) -> list[str]:
+    """The heavy packages that a fresh interpreter holds after it ran `statement`."""
+    report = f"import json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    command = [sys.executable, "-c", f"{statement}\n{report}"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return list(json.loads(process.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", ["refdiff", "refdiff.api", "refdiff.cli"])
+def test_importing_the_public_face_loads_no_heavy_package(module: str) -> None:
+    assert heavy_packages_loaded_by(f"import {module}") == []
+
+
+def test_the_heavy_import_check_sees_a_heavy_import() -> None:
+    assert heavy_packages_loaded_by("import sys; sys.modules['torch'] = sys") == ["torch"]
+
+
+def test_the_lean_core_requires_exactly_the_five_light_packages() -> None:
+    declared = (Requirement(line) for line in importlib.metadata.requires("refdiff") or [])
+    without_extra = {r.name for r in declared if r.marker is None or r.marker.evaluate({"extra": ""})}
+    assert without_extra == LEAN_CORE

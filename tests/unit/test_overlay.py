@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from refdiff.contracts.options import FusionOptions
+from refdiff.runtime.overlay import LEAST_SIDE, heat_overlay, overlay
+from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.scoring import conclude, level_sets, score_level_sets
+
+SIZE = (60, 96)
+
+
+def _image(size=SIZE):
+    y, x = np.mgrid[: size[0], : size[1]]
+    return np.stack([x * 2 % 256, y * 3 % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+
+
+def _heat(size=SIZE, peak=1.0):
+    y, x = np.mgrid[: size[0], : size[1]]
+    distance = np.hypot(y / size[0] - 0.4, x / size[1] - 0.3)
+    return np.clip(peak - 2 * distance, 0, 1).astype(np.float32)
+
+
+def _result(heat, phrase="the small red mug on the left"):
+    levels = level_sets(heat)
+    scores = score_level_sets(heat, levels, FusionOptions(level_selector="between-class"))
+    return conclude(Phrase(phrase, "mug", len(phrase)), heat, levels, scores, "the map is flat")
+
+
+def test_a_small_picture_is_enlarged_and_gets_a_caption_below():
+    drawn = overlay(_image(), _result(_heat()))
+    height = SIZE[0] * 5
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[1] == SIZE[1] * 5 >= LEAST_SIDE
+    assert drawn.shape[0] > height
+    assert drawn[height:].max() > 200  # light letters on a dark strip
+
+
+def test_a_large_picture_keeps_its_size():
+    size = (300, 640)
+    drawn = overlay(_image(size), _result(_heat(size)))
+    assert drawn.shape[1] == 640
+
+
+def test_the_mask_is_tinted_and_the_rest_is_not():
+    image, result = np.full((*SIZE, 3), 120, np.uint8), _result(_heat())
+    drawn = overlay(image, result)[: SIZE[0] * 5]
+    inside = result.mask.repeat(5, axis=0).repeat(5, axis=1)
+    assert (drawn[inside][:, 0] > drawn[inside][:, 1]).mean() > 0.8  # all but the white outline
+    assert (drawn[~inside] == 90).all()
+
+
+def test_no_match_leaves_the_picture_as_it_is():
+    image = np.full((*SIZE, 3), 120, np.uint8)
+    drawn = overlay(image, _result(np.zeros(SIZE, np.float32)))
+    assert (drawn[: SIZE[0] * 5] == 120).all()
+
+
+@pytest.mark.parametrize("phrase", ["a" * 300, "the mug " * 40, "größere Tasse café ☕"])
+def test_any_phrase_can_be_drawn(phrase):
+    assert overlay(_image(), _result(_heat(), phrase)).shape[1] == SIZE[1] * 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1)])
+def test_pictures_of_any_shape_can_be_drawn(size):
+    assert overlay(_image(size), _result(_heat(size))).ndim == 3
+    assert heat_overlay(_image(size), _heat(size)).ndim == 3
+
+
+def test_heat_is_brightest_where_it_is_highest():
+    heat = _heat()
+    drawn = heat_overlay(np.full((*SIZE, 3), 100, np.uint8), heat).astype(int).sum(axis=-1)
+    peak = np.unravel_index(heat.argmax(), heat.shape)
+    assert drawn.shape == (SIZE[0] * 5, SIZE[1] * 5)
+    assert drawn[peak[0] * 5 + 2, peak[1] * 5 + 2] > drawn[-1, -1]

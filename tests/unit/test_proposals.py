@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+
+from refdiff.contracts.options import ProposalOptions
+from refdiff.contracts.spec import SamSpec
+from refdiff.errors import EngineError
+from refdiff.runtime.proposals import grid_points, keep_by_area, picture_points, propose
+
+SPEC = SamSpec(image_size=64, embed_channels=16, embed_size=4)
+SIZE = (36, 60)
+
+
+class _Graph:
+    def __init__(self, run):
+        self.run = run
+
+
+class _Sessions:
+    """Disks around each point, radius by its column; every third output is thought bad."""
+
+    def __init__(self, spoil=1.0):
+        self.spoil = spoil
+        self.points = []
+
+    def open(self, name):
+        return _Graph(self._encode if name == "sam_encoder" else self._decode)
+
+    def _encode(self, feeds, outputs=None):
+        assert feeds["image"].shape == (1, 3, 64, 64)
+        return {"embedding": np.zeros((1, 16, 4, 4), np.float32)}
+
+    def _decode(self, feeds, outputs=None):
+        points = feeds["points"]
+        assert points.shape == (64, 2)
+        assert points.dtype == np.float32
+        self.points.append(points)
+        y, x = np.mgrid[:16, :16] * 4 + 2
+        distance = np.hypot(x - points[:, 0, None, None], y - points[:, 1, None, None])
+        radii = np.array([6.0, 12.0, 20.0])[None, :, None, None]
+        iou = np.tile(np.array([0.95, 0.9, 0.5], np.float32), (64, 1))
+        iou -= np.arange(64, dtype=np.float32)[:, None] / 1000
+        low_res = ((radii - distance[:, None]) * 3).astype(np.float32)
+        return {"low_res": low_res, "iou": iou * np.float32(self.spoil)}
+
+    def close(self):
+        pass
+
+
+def _image():
+    return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def _propose(sessions=None, **options):
+    settings = {"points_per_side": 3, "stability_threshold": 0.5} | options
+    return propose(sessions or _Sessions(), SPEC, _image(), ProposalOptions(**settings))
+
+
+def test_candidates_come_in_decreasing_predicted_iou_with_their_measures():
+    found = _propose()
+    assert (np.diff(found.predicted_iou) <= 0).all()
+    assert found.masks.shape[1:] == SIZE
+    assert found.masks.dtype == np.bool_
+    assert found.areas_px.tolist() == [int(mask.sum()) for mask in found.masks]
+    for mask, (x0, y0, x1, y1) in zip(found.masks, found.boxes_xyxy_px, strict=True):
+        assert mask[y0 : y1 + 1, x0 : x1 + 1].sum() == mask.sum()
+
+
+def test_what_is_not_above_the_predicted_iou_threshold_is_out():
+    assert (_propose(pred_iou_threshold=0.9).predicted_iou > 0.9).all()
+
+
+def test_a_short_batch_is_filled_with_its_last_point_whose_masks_are_dropped():
+    sessions = _Sessions()
+    found = _propose(sessions, points_per_side=9, nms_iou=1.0, pred_iou_threshold=0.0)  # 64 + 17 points
+    assert len(sessions.points) == 2
+    assert (sessions.points[1][17:] == sessions.points[1][16]).all()
+    assert len(found) <= 81 * 3
+
+
+def test_a_picture_where_nothing_is_found_is_one_candidate():
+    found = _propose(pred_iou_threshold=0.99)
+    assert len(found) == 1
+    assert found.masks.all()
+    assert found.boxes_xyxy_px.tolist() == [[0, 0, 59, 35]]
+    assert found.kept.tolist() == [True]
+
+
+def test_an_engine_that_returns_nan_is_not_taken_for_an_empty_picture():
+    with pytest.raises(EngineError, match="sam_decoder returned values that are not finite"):
+        _propose(_Sessions(spoil=np.nan))
+
+
+def test_points_lie_in_the_cells_middles_row_by_row():
+    assert grid_points(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+
+
+def test_the_filter_keeps_the_largest_above_both_least_areas():
+    areas = np.array([50, 400, 30, 400, 10])
+    assert keep_by_area(areas, SIZE, ProposalOptions(keep_largest=3)).tolist() == [1, 1, 0, 1, 0]
+    assert keep_by_area(areas, SIZE, ProposalOptions(min_area_px=30)).tolist() == [1, 1, 0, 1, 0]
+    assert keep_by_area(areas, SIZE, ProposalOptions(min_area_share=0.1)).tolist() == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("size", [(36, 60), (1080, 1920), (61, 17)])
+def test_points_equal_segment_anythings(size):
+    from segment_anything.utils.amg import build_point_grid
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    resize = ResizeLongestSide(1024)
+    theirs = resize.apply_coords(build_point_grid(7) * np.array(size)[None, ::-1], size)
+    ours = picture_points(7, size, resize.get_preprocess_shape(*size, 1024))
+    assert np.allclose(ours, theirs, atol=1e-4)
+
+
+def _tiny_sam(torch):
+    from segment_anything import modeling
+
+    torch.manual_seed(3)
+    sam = modeling.Sam(
+        image_encoder=modeling.ImageEncoderViT(
+            img_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, out_chans=16
+        ),
+        prompt_encoder=modeling.PromptEncoder(
+            embed_dim=16, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4
+        ),
+        mask_decoder=modeling.MaskDecoder(
+            transformer_dim=16,
+            transformer=modeling.TwoWayTransformer(depth=1, embedding_dim=16, num_heads=2, mlp_dim=16),
+        ),
+    ).eval()
+    with torch.no_grad():  # untrained masks are flat: make them vary over the picture
+        for mlp in sam.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight *= 40
+        sam.mask_decoder.iou_prediction_head.layers[-1].weight *= 3
+    return sam
+
+
+class _TorchSessions:
+    """SAM itself behind the graph contract."""
+
+    def __init__(self, sam, torch):
+        self._sam, self._torch = sam, torch
+
+    def open(self, name):
+        return _Graph(self._encode if name == "sam_encoder" else self._decode)
+
+    def _encode(self, feeds, outputs=None):
+        with self._torch.no_grad():
+            return {"embedding": self._sam.image_encoder(self._torch.from_numpy(feeds["image"])).numpy()}
+
+    def _decode(self, feeds, outputs=None):
+        points = self._torch.from_numpy(feeds["points"])[:, None]
+        labels = self._torch.ones(points.shape[:2], dtype=self._torch.int)
+        with self._torch.no_grad():
+            sparse, dense = self._sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+            low_res, iou = self._sam.mask_decoder(
+                image_embeddings=self._torch.from_numpy(feeds["embedding"]),
+                image_pe=self._sam.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+        return {"low_res": low_res.numpy(), "iou": iou.numpy()}
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("size", [(36, 60), (150, 90)])
+def test_candidates_equal_segment_anythings_automatic_mode(size):
+    import torch
+    from segment_anything import SamAutomaticMaskGenerator
+
+    sam = _tiny_sam(torch)
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    options = ProposalOptions(points_per_side=9, pred_iou_threshold=0.05, stability_threshold=0.1, nms_iou=0.9)
+    theirs = SamAutomaticMaskGenerator(
+        sam, points_per_side=9, pred_iou_thresh=0.05, stability_score_thresh=0.1, box_nms_thresh=0.9
+    ).generate(image)
+    ours = propose(_TorchSessions(sam, torch), SPEC, image, options)
+    assert len(theirs) > 1
+    assert np.allclose(ours.predicted_iou, [record["predicted_iou"] for record in theirs], atol=1e-5)
+    same = ours.masks == np.stack([record["segmentation"] for record in theirs])
+    assert same.mean() > 0.9999  # a logit within rounding of the threshold may fall on the other side
