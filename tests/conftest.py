@@ -2,7 +2,10 @@
 
 import ctypes
 import functools
+import hashlib
+import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -28,3 +31,43 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("torch is not installed: pip install 'refdiff[export]'")
     if item.get_closest_marker("needs_gpu") and not has_nvidia_device():
         pytest.skip("no NVIDIA device")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(request: pytest.FixtureRequest) -> Path:
+    """A real bundle of `tests.tiny_stack`; read it, copy it, do not change it.
+
+    Exporting it takes most of a minute, so it is kept in pytest's cache under a hash of everything it is
+    made from: `pytest --cache-clear` makes it anew.
+    """
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed: pip install 'refdiff[export]'")
+    folder = request.config.cache.mkdir(f"tiny-bundle-{_digest_of_its_makers()}") / "bundle"
+    if not folder.exists():
+        from tests.tiny_stack import tiny_stack
+
+        from refdiff.api.exporting import export_stack
+
+        export_stack(tiny_stack(), output=folder, progress=lambda line: None)
+    return folder
+
+
+def _digest_of_its_makers() -> str:
+    root = Path(__file__).parent.parent
+    rooms = (root / "src/refdiff" / room for room in ("contracts", "export", "runtime"))
+    files = [root / "tests/tiny_stack.py", root / "src/refdiff/api/exporting.py"]
+    files += (path for room in rooms for path in sorted(room.rglob("*.py")))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    for package in (
+        "torch",
+        "onnx-ir",
+        "onnxscript",
+        "diffusers",
+        "transformers",
+        "open_clip_torch",
+        "numpy",
+    ):
+        digest.update(importlib.metadata.version(package).encode())
+    return digest.hexdigest()[:16]

@@ -12,10 +12,13 @@ import gzip
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
+from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -44,14 +47,20 @@ TINY = ModelSpec(
         embed_channels=32,
         embed_size=8,
         points_per_side=4,
-        pred_iou_threshold=0.8,
-        stability_threshold=0.5,
+        pred_iou_threshold=0.55,
+        stability_threshold=0.2,
         edge_points_per_side=3,
-        edge_pred_iou_threshold=0.7,
-        edge_stability_threshold=0.4,
+        edge_pred_iou_threshold=0.5,
+        edge_stability_threshold=0.1,
     ),
     clip=ClipSpec(image_size=32, patch_size=8, width=32, embed_dim=16),
 )
+
+
+def tiny_picture() -> NDArray[np.uint8]:
+    """A wide picture of soft colours, [48, 72, 3], in which the random SAM finds several candidates."""
+    colours = np.random.default_rng(2).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(colours).resize((72, 48), Image.Resampling.BICUBIC))
 
 
 @functools.cache
@@ -142,7 +151,7 @@ def _unet() -> UNet2DConditionModel:
 def _sam() -> Sam:
     spec = TINY.sam
     grid, square = (spec.embed_size,) * 2, (spec.image_size,) * 2
-    sam = Sam(
+    return Sam(
         image_encoder=ImageEncoderViT(
             img_size=spec.image_size,
             patch_size=spec.image_size // spec.embed_size,
@@ -160,13 +169,14 @@ def _sam() -> Sam:
         ),
         mask_decoder=MaskDecoder(
             transformer_dim=spec.embed_channels,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=spec.embed_channels, num_heads=2, mlp_dim=64),
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=spec.embed_channels, num_heads=2, mlp_dim=64
+            ),
             iou_head_hidden_dim=32,
         ),
         pixel_mean=list(spec.pixel_mean),
         pixel_std=list(spec.pixel_std),
     )
-    return sam
 
 
 @torch.no_grad()
@@ -174,25 +184,25 @@ def _sharpen(decoder: MaskDecoder) -> None:
     """Blobs here and there, by prompt, where a fresh decoder draws one flat mask for all prompts."""
     for module in decoder.transformer.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight *= 8.0
+            module.weight *= 20.0
     for network in decoder.output_hypernetworks_mlps:
         network.layers[-1].weight *= 400.0
         network.layers[-1].bias *= 400.0
         # Feature 0 is made constant and weighs against every mask, else all of them fill the picture.
         network.layers[-1].weight[0] = 0.0
-        network.layers[-1].bias[0] = -8.0
+        network.layers[-1].bias[0] = -14.0
     decoder.output_upscaling[3].weight[:, 0] = 0.0
     decoder.output_upscaling[3].bias[0] = 1.0
-    decoder.iou_prediction_head.layers[-1].bias += 0.3  # around the thresholds
+    decoder.iou_prediction_head.layers[-1].bias += 0.8  # around the thresholds
 
 
 def _clip(vocabulary: int) -> open_clip.CLIP:
     spec = TINY.clip
-    vision = {"image_size": spec.image_size, "patch_size": spec.patch_size, "width": spec.width, "layers": 3}
-    text = {"context_length": TINY.context_length, "vocab_size": vocabulary, "width": 32, "heads": 2, "layers": 2}
+    vision = {"image_size": spec.image_size, "patch_size": spec.patch_size, "width": spec.width}
+    text = {"context_length": TINY.context_length, "vocab_size": vocabulary, "width": 32}
     return open_clip.CLIP(
         embed_dim=spec.embed_dim,
-        vision_cfg={**vision, "head_width": 16},
-        text_cfg=text,
+        vision_cfg={**vision, "layers": 3, "head_width": 16},
+        text_cfg={**text, "layers": 2, "heads": 2},
         quick_gelu=True,
     )

@@ -29,7 +29,9 @@ def test_run_lengths_come_back_as_the_same_mask(some):
     compressed = masks.compress_coco_rle(rle)
     assert np.array_equal(masks.from_coco_rle(rle), some[0])
     assert np.array_equal(masks.from_coco_rle(json.loads(json.dumps(compressed))), some[0])
-    assert np.array_equal(masks.from_coco_rle(compressed | {"counts": compressed["counts"].encode()}), some[0])
+    assert np.array_equal(
+        masks.from_coco_rle(compressed | {"counts": compressed["counts"].encode()}), some[0]
+    )
 
 
 def test_run_lengths_walk_down_the_columns():

@@ -129,10 +129,10 @@ def _tiny_sam(torch):
             transformer=modeling.TwoWayTransformer(depth=1, embedding_dim=16, num_heads=2, mlp_dim=16),
         ),
     ).eval()
-    with torch.no_grad():  # untrained masks are flat: make them vary over the picture
-        for mlp in sam.mask_decoder.output_hypernetworks_mlps:
-            mlp.layers[-1].weight *= 40
-        sam.mask_decoder.iou_prediction_head.layers[-1].weight *= 3
+    torch.manual_seed(2)
+    for weights in sam.mask_decoder.parameters():  # untrained masks are flat: make them vary over the picture
+        if weights.ndim > 1:
+            torch.nn.init.xavier_normal_(weights, gain=2.5)
     return sam
 
 
@@ -165,19 +165,21 @@ class _TorchSessions:
 
 
 @pytest.mark.needs_torch
-@pytest.mark.parametrize("size", [(36, 60), (150, 90)])
-def test_candidates_equal_segment_anythings_automatic_mode(size):
+@pytest.mark.parametrize(("size", "least_iou"), [((36, 60), 0.0), ((36, 60), 2.0), ((150, 90), 0.0)])
+def test_candidates_equal_segment_anythings_automatic_mode(size, least_iou):
     import torch
     from segment_anything import SamAutomaticMaskGenerator
 
     sam = _tiny_sam(torch)
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    options = ProposalOptions(points_per_side=9, pred_iou_threshold=0.05, stability_threshold=0.1, nms_iou=0.9)
+    options = ProposalOptions(
+        points_per_side=9, pred_iou_threshold=least_iou, stability_threshold=0.1, nms_iou=0.9
+    )
     theirs = SamAutomaticMaskGenerator(
-        sam, points_per_side=9, pred_iou_thresh=0.05, stability_score_thresh=0.1, box_nms_thresh=0.9
+        sam, points_per_side=9, pred_iou_thresh=least_iou, stability_score_thresh=0.1, box_nms_thresh=0.9
     ).generate(image)
     ours = propose(_TorchSessions(sam, torch), SPEC, image, options)
     assert len(theirs) > 1
-    assert np.allclose(ours.predicted_iou, [record["predicted_iou"] for record in theirs], atol=1e-5)
+    assert np.allclose(ours.predicted_iou, [record["predicted_iou"] for record in theirs], atol=1e-4)
     same = ours.masks == np.stack([record["segmentation"] for record in theirs])
     assert same.mean() > 0.9999  # a logit within rounding of the threshold may fall on the other side

@@ -59,7 +59,8 @@ def test_the_official_total_is_the_weighted_sum():
 
 
 @pytest.mark.parametrize(
-    ("mode", "unused"), [("gen+seg", {"hard", "soft", "place"}), ("disc+seg", {"generative"}), ("full", set())]
+    ("mode", "unused"),
+    [("gen+seg", {"hard", "soft", "place"}), ("disc+seg", {"generative"}), ("full", set())],
 )
 def test_a_part_the_mode_does_not_use_is_zero(mode, unused):
     scores = _fuse(mode)

@@ -148,10 +148,10 @@ def _check_paths(manifest: Manifest, where: str) -> None:
 
 
 def _file(document: Mapping[str, Any]) -> FileRecord:
-    record = FileRecord(**document)
-    if not isinstance(record.sha256, str) or not isinstance(record.size_bytes, int):
+    sha256, size_bytes = document["sha256"], document["size_bytes"]
+    if not isinstance(sha256, str) or not isinstance(size_bytes, int):
         raise TypeError(f"a file's record is {document!r}")
-    return record
+    return FileRecord(sha256=sha256, size_bytes=size_bytes)
 
 
 def _graph(document: Mapping[str, Any]) -> GraphRecord:

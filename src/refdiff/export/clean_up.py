@@ -1,7 +1,7 @@
 """Tidying an exported graph: names a person can read, nothing that depends on the machine that exported it.
 
-A node is named after the torch module it came from, `unet.mid_block.attentions.0.proj_in/Conv`, and its output
-after the node: precision recipes, profiles and reports speak these names.
+A node is named after the torch module it came from, `unet.mid_block.attentions.0.proj_in/Conv`, and its
+output after the node: precision recipes, profiles and reports speak these names.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def _name_after_modules(graph: ir.Graph) -> None:
         for index, value in enumerate(node.outputs):
             if id(value) not in outputs:
                 value.name = node.name if len(node.outputs) == 1 else f"{node.name}:{index}"
-        for value in node.inputs:
-            if value is not None and value.is_initializer() and _is_invented_weight(value):
-                value.name = _unique(f"{module}.weight.T", taken)
+        for source in node.inputs:
+            if source is not None and _is_invented_weight(source):
+                source.name = _unique(f"{module}.weight.T", taken)
 
 
 def _module_of(node: ir.Node) -> str:
@@ -49,12 +49,8 @@ def _module_of(node: ir.Node) -> str:
 
 def _is_invented_weight(value: ir.Value) -> bool:
     tensor = value.const_value
-    return (
-        value.name is not None
-        and _INVENTED.fullmatch(value.name) is not None
-        and tensor is not None
-        and tensor.size >= _NAMED_WEIGHT_SIZE
-    )
+    invented = value.is_initializer() and _INVENTED.fullmatch(value.name or "") is not None
+    return invented and tensor is not None and tensor.size >= _NAMED_WEIGHT_SIZE
 
 
 def _unique(name: str, taken: Counter[str]) -> str:

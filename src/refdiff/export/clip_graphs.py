@@ -66,7 +66,8 @@ class ClipText(nn.Module):
             x = block(x, self.causal)
         chosen = (self.steps == end.unsqueeze(1)).to(x.dtype).unsqueeze(1)  # [b, 1, k], one 1 per row
         state = (chosen @ self.ln_final(x)).squeeze(1)
-        return state @ self.projection
+        vector: torch.Tensor = state @ self.projection
+        return vector
 
 
 class ClipImage(nn.Module):
@@ -103,4 +104,5 @@ class ClipImage(nn.Module):
         x = self.ln_pre(torch.cat([slots + self.class_token, places], dim=1))  # [b, t, w]
         for block in self.blocks:
             x = block(x, mask)
-        return self.ln_post(x[:, : slots.shape[1]]) @ self.projection
+        vectors: torch.Tensor = self.ln_post(x[:, : slots.shape[1]]) @ self.projection
+        return vectors

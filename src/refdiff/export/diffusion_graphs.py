@@ -57,8 +57,9 @@ class VaeEncoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.encoder = vae.encoder
-        self.quant_conv = vae.quant_conv if vae.quant_conv is not None else nn.Identity()
+        modules: Any = vae  # diffusers does not type its submodules
+        self.encoder = modules.encoder
+        self.quant_conv = modules.quant_conv if modules.quant_conv is not None else nn.Identity()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[1, 2 * latent channels, y / factor, x / factor]."""
@@ -71,7 +72,7 @@ class Unet(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel, layers: Sequence[str]) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet: Any = unet
         self._layers = tuple(layers)
 
     def forward(

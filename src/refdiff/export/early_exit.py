@@ -1,7 +1,7 @@
 """`unet_taps`: the part of `unet` that its taps need, cut out of the written graph (METHOD §4, early exit).
 
-The cut keeps the nodes its output can be reached from and reads its weights from `unet`'s own data file: the
-two graphs agree bit for bit, and the weights are on the disk once.
+The cut keeps the nodes its output is computed from and reads its weights from `unet`'s own data file: the two
+graphs hold the same nodes, and the weights are on the disk once.
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ def export_graph(module: nn.Module, graph: GraphSpec, folder: Path) -> Path:
     path = folder / f"{graph.name}.onnx"
     model = _trace(module, graph)
     clean_up(model)
-    ir.save(
-        model, path, external_data=data_name(graph.name), size_threshold_bytes=EXTERNAL_FROM_BYTES
-    )
+    ir.save(model, path, external_data=data_name(graph.name), size_threshold_bytes=EXTERNAL_FROM_BYTES)
     check_contract(path, graph)
     return path
 
@@ -67,7 +65,8 @@ def _trace(module: nn.Module, graph: GraphSpec) -> ir.Model:
         for tensor in graph.inputs
     )
     dynamic = tuple(
-        {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in graph.inputs
+        {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+        for tensor in graph.inputs
     )
     with warnings.catch_warnings(), torch.no_grad():
         # Two inputs share a named axis on purpose; torch warns that the second name is redundant.
@@ -91,7 +90,9 @@ def _trace(module: nn.Module, graph: GraphSpec) -> ir.Model:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"torch {torch.__version__} cannot export {graph.name}: {first}") from error
     if program is None:
-        raise InputError(f"torch {torch.__version__} returned no program for {graph.name}; needs torch >= 2.7")
+        raise InputError(
+            f"torch {torch.__version__} returned no program for {graph.name}; needs torch >= 2.7"
+        )
     return program.model
 
 
@@ -113,7 +114,9 @@ def _check_side(path: Path, side: str, written: Sequence[ir.Value], expected: Se
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:
-    shape = () if value.shape is None else tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    shape = (
+        () if value.shape is None else tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    )
     dtype = "unknown" if value.dtype is None else str(value.dtype.numpy())
     return TensorSpec(value.name or "", dtype, shape)
 

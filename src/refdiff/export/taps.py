@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from refdiff.errors import InputError
 
@@ -77,7 +78,7 @@ def tapped(unet: UNet2DConditionModel, layers: Sequence[str]) -> Iterator[TapRea
     Raises:
         InputError: a layer that the UNet does not have.
     """
-    modules = dict(unet.named_modules())
+    modules: dict[str, Any] = dict(cast(nn.Module, unet).named_modules())
     reader = TapReader(layers)
     wanted = {layer + TAPPED_ATTENTION: layer for layer in layers}
     unknown = [name for name in wanted if name not in modules]

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
+
+op: Any = opset18
+"""Operators applied to symbolic values while a graph is built, which onnxscript does not type."""
 
 OPSET = 18
 """The newest operator set TensorRT 10.3 (JetPack 6) reads in full; errors function written out, no `Gelu`."""
@@ -64,5 +67,5 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _tensor(value: Any) -> ir.Tensor:
+def _tensor(value: Any) -> ir.TensorProtocol:
     return ir.tensor(np.asarray(value))

@@ -48,7 +48,7 @@ def clip_positions(stack: ModelStack) -> Float:
     Raises:
         InputError: the table is not of the size the spec names.
     """
-    table = stack.clip.visual.positional_embedding.detach()[1:].cpu().numpy().astype(np.float32)
+    table: Float = stack.clip.visual.positional_embedding.detach()[1:].cpu().numpy().astype(np.float32)
     clip = stack.spec.clip
     if table.shape != (clip.grid**2, clip.width):
         raise InputError(f"CLIP's positions are {table.shape}, the spec says {(clip.grid**2, clip.width)}")

@@ -1,12 +1,14 @@
 """Train the miniature: `python -m refdiff.miniature.train --folder runs/miniature`.
 
-Stages, in order: scenes, vae, sam, clip, diffusion. Each resumes from its last checkpoint; run one alone with
-`--stage`. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same time.
+Stages, in order: scenes, vae, sam, clip, diffusion, pack. Each resumes from its last checkpoint; `--stage` runs
+some alone. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same time.
+`pack` writes the half-precision weights that the package ships.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -14,14 +16,22 @@ import torch
 from torch import nn
 
 from refdiff.miniature import architecture
+from refdiff.miniature.stack import WEIGHTS, save_weights
 from refdiff.miniature.training.autoencoder import scale_latents, vae_loss
-from refdiff.miniature.training.loop import Task, averaged_weights, train
+from refdiff.miniature.training.contrastive import clip_loss
+from refdiff.miniature.training.grounding import encode_store, grounding_loss
+from refdiff.miniature.training.loop import Loss, Task, averaged_weights, train
 from refdiff.miniature.training.proposals import sam_loss
 from refdiff.miniature.training.store import SceneStore, render_shard
+from refdiff.miniature.training.wording import Wordings
+from refdiff.miniature.vocabulary import miniature_tokenizer_json, vocabulary_size
 
 SHARDS, SHARD_SCENES = 20, 1000
+LATENT_SCENES = 12_000
+"""Scenes the diffusion stage sees: their latents are kept in memory."""
+
 MINUTES = {"vae": 5.0, "sam": 30.0, "clip": 35.0, "diffusion": 60.0}
-STAGES = ("scenes", *MINUTES)
+STAGES = ("scenes", *MINUTES, "pack")
 
 
 def main() -> None:
@@ -31,31 +41,76 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (repeatable)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scale-minutes", type=float, default=1.0, help="multiply every stage's time budget")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where `pack` writes")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     for stage in arguments.stage or STAGES:
-        run_stage(stage, arguments.folder, arguments.threads, MINUTES.get(stage, 0.0) * arguments.scale_minutes)
+        if stage == "scenes":
+            _render(arguments.folder, arguments.threads)
+        elif stage == "pack":
+            pack(arguments.folder, arguments.weights)
+        else:
+            _STAGES[stage](arguments.folder, MINUTES[stage] * arguments.scale_minutes)
 
 
-def run_stage(stage: str, folder: Path, threads: int, minutes: float) -> None:
-    """Run one stage to its end."""
-    scenes = folder / "scenes"
-    if stage == "scenes":
-        with ProcessPoolExecutor(threads) as pool:
-            starts = [pool.submit(render_shard, scenes, n, n * SHARD_SCENES, SHARD_SCENES) for n in range(SHARDS)]
-            for start in starts:
-                start.result()
-        return
-    store = SceneStore(scenes)
-    if stage == "vae":
-        vae = architecture.autoencoder().to(memory_format=torch.channels_last)
-        train(Task(name="vae", modules=nn.ModuleDict({"vae": vae}), loss=vae_loss(vae, store), minutes=minutes), folder)
-        factor = scale_latents(vae, store)
-        torch.save({"factor": factor, "vae": vae.state_dict()}, folder / "vae-scaled.pt")
-    elif stage == "sam":
-        sam = architecture.sam()
-        train(Task(name="sam", modules=nn.ModuleDict({"sam": sam}), loss=sam_loss(sam, store), minutes=minutes), folder)
+def pack(folder: Path, weights: Path) -> None:
+    """Write the shipped weights from the stages' averaged weights, finished or not."""
+    averaged = {name: averaged_weights(folder, name) for name in ("sam", "clip", "diffusion")}
+    parts = {
+        "vae": torch.load(folder / "vae-scaled.pt", weights_only=True),
+        **{
+            part: {k.removeprefix(f"{part}."): v for k, v in averaged[stage].items() if k.startswith(f"{part}.")}
+            for part, stage in (("sam", "sam"), ("clip", "clip"), ("text", "diffusion"), ("unet", "diffusion"))
+        },
+    }
+    save_weights(parts, weights)
+
+
+def _render(folder: Path, processes: int) -> None:
+    with ProcessPoolExecutor(processes) as pool:
+        shards = [
+            pool.submit(render_shard, folder / "scenes", n, n * SHARD_SCENES, SHARD_SCENES) for n in range(SHARDS)
+        ]
+        for shard in shards:
+            shard.result()
+
+
+def _train(name: str, modules: dict[str, nn.Module], loss: Loss, folder: Path, minutes: float) -> None:
+    train(Task(name=name, modules=nn.ModuleDict(modules), loss=loss, minutes=minutes), folder)
+
+
+def _vae(folder: Path, minutes: float) -> None:
+    store = SceneStore(folder / "scenes")
+    vae = architecture.autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _train("vae", {"vae": vae}, vae_loss(vae, store), folder, minutes)
+    scale_latents(vae, store)
+    torch.save(vae.state_dict(), folder / "vae-scaled.pt")
+
+
+def _sam(folder: Path, minutes: float) -> None:
+    sam = architecture.sam()
+    _train("sam", {"sam": sam}, sam_loss(sam, SceneStore(folder / "scenes")), folder, minutes)
+
+
+def _clip(folder: Path, minutes: float) -> None:
+    clip = architecture.clip(vocabulary_size())
+    loss = clip_loss(clip, SceneStore(folder / "scenes"), Wordings(miniature_tokenizer_json()))
+    _train("clip", {"clip": clip}, loss, folder, minutes)
+
+
+def _diffusion(folder: Path, minutes: float) -> None:
+    store = SceneStore(folder / "scenes").first(LATENT_SCENES)
+    vae = architecture.autoencoder()
+    vae.load_state_dict(torch.load(folder / "vae-scaled.pt", weights_only=True))
+    text, unet = architecture.text_encoder(vocabulary_size()), architecture.unet()
+    latents = encode_store(vae.to(memory_format=torch.channels_last), store)  # type: ignore[call-overload]
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss = grounding_loss(text, unet, store, Wordings(miniature_tokenizer_json()), latents)
+    _train("diffusion", {"text": text, "unet": unet}, loss, folder, minutes)
+
+
+_STAGES: dict[str, Callable[[Path, float], None]] = {"vae": _vae, "sam": _sam, "clip": _clip, "diffusion": _diffusion}
 
 
 if __name__ == "__main__":

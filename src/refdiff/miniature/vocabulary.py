@@ -23,6 +23,11 @@ def miniature_tokenizer_json() -> str:
     return build_tokenizer_json(vocabulary, merges)
 
 
+def vocabulary_size() -> int:
+    """Tokens of the cut vocabulary, start and end included."""
+    return len(cut_bpe(LEXICON)[0])
+
+
 def cut_bpe(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's vocabulary and merges, cut.
 

@@ -135,7 +135,7 @@ def heat_on_picture(mean_map: torch.Tensor, size_yx: Sequence[int], options: Att
         levels = Image.fromarray((mean_map.cpu().numpy() * 255).astype(np.uint8))
         square = np.asarray(levels.resize((side, side), Image.Resampling.LANCZOS)) / 255
     else:
-        bilinear = F.interpolate(mean_map[None, None], (side, side), mode="bilinear", antialias=True)
+        bilinear = F.interpolate(mean_map[None, None], (side, side), mode="bilinear")
         square = bilinear[0, 0].cpu().numpy()
     top, left = (side - height) // 2, (side - width) // 2
     heat = square[top : top + height, left : left + width]

@@ -75,7 +75,8 @@ class Reference:
             return self._level_set(query, _required(heat))
         parts = self._parts(scene.image, scene.candidates, query, heat)
         scores = fuse(self._options, parts, scene.candidates.kept)
-        return _segmentation(query, scene.candidates, scores, heat)
+        nothing = "no candidate passes the area filter"
+        return _segmentation(query, scene.candidates, scores, heat, nothing=nothing)
 
     def _read(self, phrase: str, focus: str | None) -> Phrase:
         query = read_phrase(phrase, focus=focus, word_boundaries=self._options.crops.word_boundaries)
@@ -95,7 +96,7 @@ class Reference:
         """Mode `gen`: the map proposes and chooses (METHOD §8)."""
         levels = level_sets(heat)
         scores = score_levels(self._options.fusion, heat, levels)
-        return _segmentation(query, levels, scores, heat)
+        return _segmentation(query, levels, scores, heat, nothing="the attention map is flat")
 
     def _parts(
         self, image: NDArray[np.uint8], candidates: Candidates, query: Phrase, heat: Float | None
@@ -118,22 +119,23 @@ class Reference:
 
         sentence, root = text_vectors(stack, self._tokenizer, (query.text, query.root))
         blend = (1 - crops.soft_root_weight) * sentence + crops.soft_root_weight * root
+        # The paper's text reads both branches with r, the release only the masked attention (METHOD §6, §8).
+        hard_text = blend if self._options.profile == "paper" else sentence
         hard = hard_vectors(stack, crops, image, masks, boxes, hard_ramp)
         soft = soft_vectors(stack, crops, image, masks, soft_ramp)
-        parts: Parts = {"hard": _spread(hard @ sentence, kept), "soft": _spread(soft @ blend, kept)}
-        if self._options.fusion.place:
-            similarity = self._other_similarity(query, hard, kept)
-            parts["place"] = place_scores(
-                query, candidates.boxes_xyxy_px, candidates.areas_px, size_yx, similarity
-            )
+        parts: Parts = {"hard": _spread(hard @ hard_text, kept), "soft": _spread(soft @ blend, kept)}
+        if self._options.fusion.place and len(masks):
+            similarity = self._other_similarity(query, hard)
+            place = place_scores(query, boxes, candidates.areas_px[kept], size_yx, similarity)
+            parts["place"] = _spread(place, kept)
         return parts
 
-    def _other_similarity(self, query: Phrase, hard: Float, kept: NDArray[np.bool_]) -> Float | None:
-        """How much each candidate looks like the thing the phrase relates to: [n]."""
+    def _other_similarity(self, query: Phrase, hard: Float) -> Float | None:
+        """How much each kept candidate looks like the thing the phrase relates to: [n]."""
         if query.relation is None:
             return None
-        other = text_vectors(self._stack, self._tokenizer, (query.relation.other,))[0]
-        return _spread(hard @ other, kept)
+        similarity: Float = hard @ text_vectors(self._stack, self._tokenizer, (query.relation.other,))[0]
+        return similarity
 
 
 def _spread(values: Float, kept: NDArray[np.bool_]) -> Float:
@@ -143,19 +145,22 @@ def _spread(values: Float, kept: NDArray[np.bool_]) -> Float:
     return spread
 
 
-def _segmentation(query: Phrase, candidates: Candidates, scores: Scores, heat: Float | None) -> Segmentation:
+def _segmentation(
+    query: Phrase, candidates: Candidates, scores: Scores, heat: Float | None, *, nothing: str
+) -> Segmentation:
+    """The winner's mask, or an empty one for the reason `nothing`."""
     index = choose(scores)
-    nothing = np.zeros(candidates.masks.shape[1:], dtype=np.bool_)
+    empty = np.zeros(candidates.masks.shape[1:], dtype=np.bool_)
     return Segmentation(
         phrase=query.text,
         root=query.root,
-        mask=nothing if index is None else candidates.masks[index],
+        mask=empty if index is None else candidates.masks[index],
         index=index,
         score=float("-inf") if index is None else float(scores.total[index]),
         scores=scores,
         heat=heat,
         candidates=candidates,
-        reason="no candidate passes the area filter" if index is None else None,
+        reason=nothing if index is None else None,
     )
 
 

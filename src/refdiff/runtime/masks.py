@@ -120,7 +120,7 @@ def from_coco_rle(rle: Mapping[str, Any]) -> Bool:
             " the annotation is damaged or belongs to a picture of another size"
         )
     values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T.copy()
+    return np.array(np.repeat(values, runs).reshape(width, height).T, dtype=np.bool_, order="C")
 
 
 def _encoded(delta: int) -> str:

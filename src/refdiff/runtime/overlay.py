@@ -36,7 +36,7 @@ def overlay(image: Picture, result: Segmentation) -> Picture:
     tinted[mask] += _TINT_SHARE * (_TINT - tinted[mask])
     tinted[~mask] *= 0.75 if mask.any() else 1.0  # the rest steps back a little
     painted = tinted.astype(np.uint8)
-    edge = _outline(mask, max(1, round(max(picture.shape[:2]) / 400)))
+    edge = _outline(mask, max(2, round(max(picture.shape[:2]) / 320)))
     painted[edge] = _LINE
     return _labelled(painted, _caption(result))
 
@@ -77,7 +77,7 @@ def _outline(mask: Bool, thickness: int) -> Bool:
 def _caption(result: Segmentation) -> str:
     if result.index is None:
         return f"{result.phrase}: no match"
-    return f"{result.phrase}  {result.score:.3f}"
+    return f"{result.phrase} ({result.score:.3f})"
 
 
 def _labelled(picture: Picture, caption: str) -> Picture:

@@ -72,7 +72,7 @@ def interpolate_positions(table: Float, grid_yx: tuple[int, int], *, square: boo
     cube = table.reshape(side, side, -1).astype(np.float64)
     rows = np.tensordot(down, cube, axes=(1, 0))  # [ny, g, w]
     full = np.tensordot(across, rows, axes=(1, 1))  # [nx, ny, w]
-    return full.transpose(1, 0, 2).reshape(grid_yx[0] * grid_yx[1], -1).astype(np.float32)
+    return np.asarray(full.transpose(1, 0, 2).reshape(grid_yx[0] * grid_yx[1], -1), dtype=np.float32)
 
 
 def sample_on_grid(masks: Bool, grid_yx: tuple[int, int]) -> Bool:

@@ -89,7 +89,7 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
         raise InputError(f"{name}: got no data, expected a picture file; write or copy it again")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            _check_size(*image.size, name)
+            _check_size(image.width, image.height, name)
             _check_still(image, name)
             return _rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:

@@ -38,8 +38,11 @@ def ramp(direction: Direction, width: int) -> Doubles:
     if direction is None:
         return np.ones(width)
     slope = 2 * width // 3
-    falling = np.concatenate([np.linspace(1, 0, slope), np.zeros(width - slope)])
-    return falling if direction == "left" else falling[::-1].copy()
+    nothing = np.zeros(width - slope)
+    if direction == "left":
+        return np.concatenate([np.linspace(1, 0, slope), nothing])
+    # Not the mirrored left ramp: their last bits differ, and the truncation to uint8 shows it.
+    return np.concatenate([nothing, np.linspace(0, 1, slope)])
 
 
 def heat_ramp(phrase: Phrase, size_yx: tuple[int, int]) -> Float:

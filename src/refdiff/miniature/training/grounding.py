@@ -48,10 +48,11 @@ class RecordingProcessor(AttnProcessor2_0):  # type: ignore[misc]
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: object, **kwargs: object
     ) -> Tensor:
-        query = attn.to_q(hidden_states).float()
-        key = attn.to_k(encoder_hidden_states).float()
-        width = query.shape[-1]
-        self.logits = query @ key.mT / (attn.heads * (width / attn.heads) ** 0.5)  # [b, q, t]
+        with torch.autocast("cpu", enabled=False):
+            query = attn.to_q(hidden_states.float())
+            key = attn.to_k(encoder_hidden_states.float())
+            width = query.shape[-1]
+            self.logits = query @ key.mT / (attn.heads * (width / attn.heads) ** 0.5)  # [b, q, t]
         attended: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
         return attended
 

@@ -6,6 +6,7 @@ A shard is three files: `N.images` and `N.labels` (flat uint8), `N.json` (sizes,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ class SceneStore:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def first(self, count: int) -> SceneStore:
+        """The store cut to its first `count` scenes."""
+        cut = copy.copy(self)
+        cut._records = self._records[:count]
+        return cut
 
     def __getitem__(self, index: int) -> Sample:
         images, labels, offset, record = self._records[index]

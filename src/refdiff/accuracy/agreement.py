@@ -1,0 +1,134 @@
+"""Is the runtime still the reference: the same question answered twice, compared part by part.
+
+In: two `Segmentation`s, or two sets of a graph's outputs. Out: numbers, 1 (or error 0) where they agree.
+
+Axes: n/m = candidates of the reference/the runtime, y/x = picture rows/columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.accuracy.metrics import iou, pairwise_iou
+from refdiff.contracts.results import Segmentation
+from refdiff.contracts.session import Array, Float
+
+SAME_CANDIDATE = 0.9
+"""IoU from which two candidates are one: well above the 0.7 at which SAM merges boxes."""
+
+SAME_CHOICE = 0.99
+"""IoU from which two answers are the same mask; below it lie other candidates, not rounded edges."""
+
+TIE = 1e-4
+"""Scores of the reference closer than this are a tie: either order of them agrees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """One question; a part is None where the mode or the scene has nothing to compare."""
+
+    heat_correlation: float | None
+    """Pearson, over the picture's pixels."""
+    candidate_recall: float
+    """Share of the reference's candidates that the runtime found too, one to one."""
+    rank_agreement: float | None
+    """Share of pairs of common candidates that both put in the same order."""
+    mask_iou: float
+    """Of the two answers."""
+    argmax_agreement: float
+    """1 when both chose the same mask or both none, else 0."""
+
+
+def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
+    """Compare two answers to one phrase on one picture."""
+    pairs = matched(pairwise_iou(reference.candidates.masks, runtime.candidates.masks))
+    answers = iou(reference.mask, runtime.mask)
+    both_none = reference.index is None and runtime.index is None
+    both_some = reference.index is not None and runtime.index is not None
+    return Agreement(
+        heat_correlation=_heat_correlation(reference.heat, runtime.heat),
+        candidate_recall=len(pairs) / len(reference.candidates) if len(reference.candidates) else 1.0,
+        rank_agreement=_rank_agreement(reference, runtime, pairs),
+        mask_iou=answers,
+        argmax_agreement=float(both_none or (both_some and answers >= SAME_CHOICE)),
+    )
+
+
+def summarise(agreements: Sequence[Agreement]) -> dict[str, float]:
+    """Mean of every part over the questions that have it; a part that none has is left out."""
+    means: dict[str, float] = {}
+    for field in dataclasses.fields(Agreement):
+        values = [value for each in agreements if (value := getattr(each, field.name)) is not None]
+        if values:
+            means[field.name] = float(np.mean(values))
+    return means
+
+
+def matched(ious: Float, at_least: float = SAME_CANDIDATE) -> list[tuple[int, int]]:
+    """Pair rows with columns of [n, m], best IoU first, each used once."""
+    pairs: list[tuple[int, int]] = []
+    rows, columns = set[int](), set[int]()
+    for flat in np.argsort(-ious, axis=None, kind="stable"):
+        row, column = divmod(int(flat), ious.shape[1])
+        if ious[row, column] < at_least:
+            break
+        if row not in rows and column not in columns:
+            pairs.append((row, column))
+            rows.add(row)
+            columns.add(column)
+    return pairs
+
+
+def correlation(first: Float, second: Float) -> float:
+    """Pearson's correlation of two arrays of one shape; a flat one correlates with a flat one alone."""
+    a, b = (each.astype(np.float64).ravel() - each.mean(dtype=np.float64) for each in (first, second))
+    spread_a, spread_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if not spread_a or not spread_b:
+        return float(spread_a == spread_b)
+    return float(a @ b) / (spread_a * spread_b)
+
+
+def order_agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
+    """Share of pairs (i, j) that both arrays [k] put in the same order; None where there is no pair."""
+    upper = np.triu_indices(len(first), k=1)
+    one, other = ((each[:, None] - each[None, :])[upper] for each in (first, second))
+    if not one.size:
+        return None
+    return float(((np.abs(one) <= TIE) | (np.sign(one) == np.sign(other))).mean())
+
+
+def relative_error(got: Array, expected: Array) -> float:
+    """Largest difference over the range of `expected`; infinite for another shape or a non-number."""
+    if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return float("inf")
+    difference = float(np.abs(got.astype(np.float64) - expected).max(initial=0.0))
+    # A constant output has no range; it is compared with its own size.
+    return difference / (_range(expected) or float(np.abs(expected).max(initial=0.0)) or 1.0)
+
+
+def graph_error(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
+    """The worst relative error among a graph's outputs."""
+    return max(relative_error(got[name], expected[name]) for name in expected)
+
+
+def _range(values: Array) -> float:
+    return float(values.max(initial=-np.inf) - values.min(initial=np.inf)) if values.size else 0.0
+
+
+def _heat_correlation(first: Float | None, second: Float | None) -> float | None:
+    return None if first is None or second is None else correlation(first, second)
+
+
+def _rank_agreement(
+    reference: Segmentation, runtime: Segmentation, pairs: Sequence[tuple[int, int]]
+) -> float | None:
+    """Over the candidates both found and both allow to win."""
+    one = np.array([reference.scores.total[row] for row, _ in pairs], dtype=np.float64)
+    other = np.array([runtime.scores.total[column] for _, column in pairs], dtype=np.float64)
+    usable = np.isfinite(one) & np.isfinite(other)
+    return order_agreement(one[usable], other[usable])

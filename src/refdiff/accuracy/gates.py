@@ -1,0 +1,82 @@
+"""What is good enough: the committed table `gates.json`, and the verdict on what was measured.
+
+The table is by precision. A change to a limit carries the measurement that supports it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+from refdiff.errors import InputError
+
+Section = Literal["graph_error", "agreement"]
+Bound = Literal["at_least", "at_most"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One measured value beside its limit."""
+
+    name: str
+    value: float
+    bound: Bound
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Within the limit; a value that is not a number never is."""
+        return self.value >= self.limit if self.bound == "at_least" else self.value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.3g}, expected {self.bound.replace('_', ' ')} {self.limit:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; JSON has no infinity, so a value without a number is null."""
+        value = self.value if math.isfinite(self.value) else None
+        return {"name": self.name, "value": value, self.bound: self.limit, "passed": self.passed}
+
+
+def judge(section: Section, precision: str, values: Mapping[str, float]) -> tuple[Verdict, ...]:
+    """Lay each value beside its limit, in the order of `values`.
+
+    Raises:
+        InputError: the table has no limit for this precision, or for one of the names.
+    """
+    limits = _limits(section, precision)
+    unknown = [name for name in values if name not in limits]
+    if unknown:
+        raise InputError(
+            f"no gate for {section} of {unknown[0]!r} at precision {precision}; known: {', '.join(limits)}"
+        )
+    return tuple(_verdict(name, value, limits[name]) for name, value in values.items())
+
+
+def precisions() -> tuple[str, ...]:
+    """The precisions the table knows."""
+    return tuple(_table())
+
+
+def _table() -> dict[str, Any]:
+    text = resources.files("refdiff.accuracy").joinpath("gates.json").read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+def _limits(section: Section, precision: str) -> dict[str, dict[str, float]]:
+    table = _table()
+    if precision not in table:
+        raise InputError(
+            f"no gates for precision {precision!r}, only for: {', '.join(table)}; upgrade refdiff to check it"
+        )
+    limits: dict[str, dict[str, float]] = table[precision][section]
+    return limits
+
+
+def _verdict(name: str, value: float, entry: Mapping[str, float]) -> Verdict:
+    bound: Bound = "at_least" if "at_least" in entry else "at_most"
+    return Verdict(name=name, value=value, bound=bound, limit=entry[bound])

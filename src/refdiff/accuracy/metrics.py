@@ -1,0 +1,90 @@
+"""Referring segmentation's metrics, as the field counts them (METHOD §11).
+
+In: masks [y, x] of a picture. Out: numbers 0..1. "Sentence" = one phrase on one picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from refdiff.contracts.session import Bool, Float
+
+PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""X of Pr@X."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """One sentence: how the answer lies over the truth."""
+
+    intersection_px: int
+    union_px: int
+    best_iou: float
+    """IoU of the best candidate there was: what a perfect choice would have scored."""
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union; two empty masks are the same mask."""
+        return self.intersection_px / self.union_px if self.union_px else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Many sentences."""
+
+    count: int
+    miou: float
+    """Mean over sentences of I/U."""
+    oiou: float
+    """Sum of I over sum of U: large objects weigh more."""
+    precision_at: dict[float, float]
+    """X -> share of sentences whose IoU is above X, strictly."""
+    oracle_miou: float
+    """Mean of the best candidates: the limit of any choice among them."""
+
+
+def iou(first: Bool, second: Bool) -> float:
+    """Intersection over union of two masks [y, x]; two empty masks are the same mask."""
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0
+
+
+def pairwise_iou(rows: Bool, columns: Bool) -> Float:
+    """IoU of every mask with every other: [n, y, x], [m, y, x] -> [n, m]; two empty masks give 1."""
+    first = rows.reshape(len(rows), -1).astype(np.float32)  # [n, y*x]
+    second = columns.reshape(len(columns), -1).astype(np.float32)  # [m, y*x]
+    shared = first @ second.T  # [n, m], exact below 2**24 px
+    unions = first.sum(axis=1)[:, None] + second.sum(axis=1)[None, :] - shared
+    return np.where(unions > 0, shared / np.maximum(unions, 1), 1).astype(np.float32)
+
+
+def overlap(answer: Bool, truth: Bool, candidates: Bool) -> Overlap:
+    """Measure one sentence.
+
+    Args:
+        answer: [y, x]; all False where nothing matched.
+        truth: [y, x].
+        candidates: [n, y, x], the masks that could have been chosen; n may be 0.
+    """
+    return Overlap(
+        intersection_px=int(np.count_nonzero(answer & truth)),
+        union_px=int(np.count_nonzero(answer | truth)),
+        best_iou=float(pairwise_iou(candidates, truth[None])[:, 0].max(initial=0.0)),
+    )
+
+
+def metrics(overlaps: Sequence[Overlap]) -> Metrics:
+    """Summarise sentences; of none, every number is 0."""
+    count = len(overlaps)
+    ious = np.array([each.iou for each in overlaps], dtype=np.float64)
+    union = sum(each.union_px for each in overlaps)
+    return Metrics(
+        count=count,
+        miou=float(ious.mean()) if count else 0.0,
+        oiou=sum(each.intersection_px for each in overlaps) / union if union else 0.0,
+        precision_at={level: float((ious > level).mean()) if count else 0.0 for level in PRECISION_LEVELS},
+        oracle_miou=float(np.mean([each.best_iou for each in overlaps])) if count else 0.0,
+    )

@@ -1,0 +1,37 @@
+"""The verbs as functions; the command line calls these and prints what they return.
+
+    load       a bundle, ready to segment             bundles.py
+    inspect    what a bundle is                       bundles.py
+    segment    one picture, one phrase                answers.py
+    export     torch modules -> bundle                exporting.py
+    check      is a bundle still the reference        checking.py
+    evaluate   metrics of the miniature               evaluating.py
+    demo       the built-in bundle on sample scenes   showing.py
+
+Importing this loads numpy and Pillow; torch, ONNX and the back-ends come in when a verb needs them.
+"""
+
+from refdiff.api.answers import Answer, check_outputs, save, segment
+from refdiff.api.bundles import Inspection, inspect, load
+from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
+from refdiff.api.evaluating import EvaluationReport, evaluate
+from refdiff.api.exporting import export
+from refdiff.api.showing import DemoReport, demo
+
+__all__ = [
+    "CHECKED_PROFILES",
+    "Answer",
+    "CheckReport",
+    "DemoReport",
+    "EvaluationReport",
+    "Inspection",
+    "check",
+    "check_outputs",
+    "demo",
+    "evaluate",
+    "export",
+    "inspect",
+    "load",
+    "save",
+    "segment",
+]

@@ -1,0 +1,75 @@
+"""The one place where rooms that need an extra are imported: late, and naming the extra that is missing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from refdiff.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from refdiff.contracts.stack import ModelStack
+
+MODELS = ("mini",)
+"""Model stacks that `load_stack` knows."""
+
+_PACKAGES = frozenset(
+    {
+        "accelerate",
+        "diffusers",
+        "huggingface_hub",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "open_clip",
+        "safetensors",
+        "segment_anything",
+        "torch",
+        "torchvision",
+        "transformers",
+    }
+)
+"""Modules of the extra `export`; the absence of any other is a broken installation, traceback and all."""
+
+
+def import_torch_room(module: str, purpose: str) -> ModuleType:
+    """Import a module that needs the extra `export`.
+
+    Args:
+        module: its full name.
+        purpose: what the caller wants it for, the subject of the message.
+
+    Raises:
+        MissingDependencyError: one of the extra's packages is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in _PACKAGES:
+            raise
+        raise MissingDependencyError(
+            f"{purpose} needs {error.name}, which is not installed; pip install 'refdiff[export]'"
+        ) from error
+
+
+def check_model(model: str) -> None:
+    """Refuse a model nobody can load.
+
+    Raises:
+        InputError: no such model.
+    """
+    if model not in MODELS:
+        raise InputError(f"unknown model {model!r}; choose one of: {', '.join(MODELS)}")
+
+
+def load_stack(model: str, purpose: str) -> ModelStack:
+    """The torch modules of a model.
+
+    Raises:
+        InputError: no such model.
+        MissingDependencyError: torch or a library around it is not installed.
+    """
+    check_model(model)
+    stack: ModelStack = import_torch_room("refdiff.miniature.stack", purpose).load_miniature()
+    return stack

@@ -1,0 +1,139 @@
+"""What people read: reports as rich tables. rich is imported when one is made, never before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from refdiff.accuracy.gates import Verdict
+    from refdiff.api import Answer, CheckReport, DemoReport, Inspection
+    from refdiff.contracts.graphs import TensorSpec
+
+
+def of_demo(report: DemoReport) -> RenderableType:
+    """One row per sample scene."""
+    table = _table("=phrase", ">IoU", ">score", ">hard", ">soft", ">gen", ">place", ">ms")
+    for shown in report.scenes:
+        row = shown.to_json()
+        parts = row["scores"] or {}
+        table.add_row(
+            row["phrase"],
+            f"{row['iou']:.3f}",
+            _number(row["score"]),
+            *(_number(parts.get(name)) for name in ("hard", "soft", "generative", "place")),
+            f"{row['encode_ms'] + row['segment_ms']:.0f}",
+        )
+    return _group(table, f"mean IoU {report.miou:.3f}   pictures: {report.sheet}")
+
+
+def of_answer(answer: Answer, files: Mapping[str, Path]) -> RenderableType:
+    """One fact per row."""
+    document = answer.to_json()
+    table = _table("", "", header=False)
+    width, height = document["size"]["width"], document["size"]["height"]
+    facts: list[tuple[str, str]] = [
+        ("phrase", f"{document['phrase']}   (head word: {document['root']})"),
+        ("answer", "found" if answer.matched else f"no match: {document['reason']}"),
+        ("picture", f"{width}x{height} px"),
+        ("candidates", f"{document['candidates']}, {document['kept']} of them kept"),
+    ]
+    if answer.matched:
+        parts = "   ".join(f"{name} {value:.3f}" for name, value in document["scores"].items())
+        share = document["area_px"] / (width * height)
+        facts += [
+            ("score", f"{document['score']:.3f}   ({parts})"),
+            ("box", "x {} .. {}   y {} .. {}".format(*(document["box_xyxy_px"][i] for i in (0, 2, 1, 3)))),
+            ("area", f"{document['area_px']} px, {share:.1%} of the picture"),
+        ]
+    facts += [
+        ("computed by", "   ".join(document[name] for name in ("model", "profile", "mode", "backend"))),
+        ("time", f"encode {document['encode_ms']:.0f} ms   segment {document['segment_ms']:.0f} ms"),
+        *((kind, str(path)) for kind, path in files.items()),
+    ]
+    for fact in facts:
+        table.add_row(*fact)
+    return table
+
+
+def of_check(report: CheckReport) -> RenderableType:
+    """One row per gate."""
+    table = _table("compared with", "what", ">value", ">limit", "")
+    _add_verdicts(table, "golden tensors", report.golden)
+    for profile, verdicts in report.reference.items():
+        table.add_section()
+        _add_verdicts(table, f"reference, {profile}, {report.count} scenes", verdicts)
+    lines = [f"{report.bundle}   {report.model} {report.precision} on {report.backend}"]
+    if report.not_run is not None:
+        lines.append(f"NOT RUN: the comparison with the torch reference: {report.not_run}")
+    lines.append("passed" if report.passed else "FAILED")
+    return _group(table, *lines)
+
+
+def of_bundle(inspection: Inspection) -> RenderableType:
+    """The bundle's graphs, its files, and where it comes from."""
+    manifest = inspection.manifest
+    graphs = _table("=graph", "precision", "inputs", "outputs")
+    for name, graph in manifest.graphs.items():
+        graphs.add_row(name, graph.precision, _tensors(graph.inputs), _tensors(graph.outputs))
+    files = _table("file", ">size", "sha256")
+    for name, file in manifest.files.items():
+        files.add_row(name, _size(file.size_bytes), file.sha256[:16])
+    versions = "   ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    sources = "   ".join(f"{name} {sha256[:12]}" for name, sha256 in manifest.sources.items())
+    head = (
+        f"{inspection.path}   model {manifest.spec.name}, {manifest.precision}, "
+        f"{_size(inspection.size_bytes)}, format {manifest.format_version}, "
+        f"written by refdiff {manifest.refdiff_version}"
+    )
+    return _group(head, graphs, files, f"exported with: {versions}", f"weights: {sources}")
+
+
+def _add_verdicts(table: Table, source: str, verdicts: Sequence[Verdict]) -> None:
+    for number, verdict in enumerate(verdicts):
+        sign = "≥" if verdict.bound == "at_least" else "≤"
+        table.add_row(
+            "" if number else source,
+            verdict.name.replace("_", " "),
+            f"{verdict.value:.4g}",
+            f"{sign} {verdict.limit:g}",
+            "ok" if verdict.passed else "FAILED",
+        )
+
+
+def _table(*columns: str, header: bool = True) -> Table:
+    """A table; a column whose name starts with > is flush right, with = is never wrapped."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
+    for name in columns:
+        table.add_column(
+            name.lstrip(">="),
+            justify="right" if name.startswith(">") else "left",
+            no_wrap=name.startswith("="),
+            overflow="fold",
+        )
+    return table
+
+
+def _group(*parts: Any) -> RenderableType:
+    from rich.console import Group
+
+    return Group(*parts)
+
+
+def _tensors(tensors: Sequence[TensorSpec]) -> str:
+    return "\n".join(f"{each.name} {'×'.join(str(size) for size in each.shape)}" for each in tensors)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"

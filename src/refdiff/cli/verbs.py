@@ -1,0 +1,174 @@
+"""The verbs: their options, the one function of `refdiff.api` each calls, and what it prints.
+
+`refdiff.api` is imported inside the verbs, so that --help and misuse answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff import __version__
+from refdiff.cli import tables
+from refdiff.cli.output import note, print_answer, working
+
+app = typer.Typer(
+    help="Referring segmentation (Ref-Diff) on checked engines: a picture and a phrase in, a mask out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: it appears in a fifth of the time
+    pretty_exceptions_enable=False,  # an unexpected error shows Python's own traceback
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+BundleName = Annotated[str, typer.Argument(metavar="BUNDLE", help='The bundle\'s folder, or "mini".')]
+Backend = Annotated[str, typer.Option(help="auto, ort-cpu or ort-cuda.")]
+Profile = Annotated[str, typer.Option(help="edge, official or paper.")]
+Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"refdiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Referring segmentation (Ref-Diff) on checked engines: a picture and a phrase in, a mask out."""
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path(
+        "demo-out"
+    ),
+    bundle: Annotated[str, typer.Option(help="A bundle of the miniature.")] = "mini",
+    backend: Backend = "auto",
+    profile: Profile = "edge",
+    mode: Mode = "full",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """See it work, offline: segment sample scenes with the built-in models."""
+    from refdiff import api
+
+    with working() as tell:
+        report = api.demo(
+            output, bundle=bundle, backend=backend, profile=profile, mode=mode, threads=threads, progress=tell
+        )
+    print_answer(report.to_json(), lambda: tables.of_demo(report), as_json=as_json)
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the bundle will be.")],
+    model: Annotated[str, typer.Argument(help="Which models.")] = "mini",
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Turn torch models into a bundle of checked ONNX graphs (needs refdiff[export,cpu])."""
+    from refdiff import api
+
+    with working() as tell:
+        manifest = api.export(model, precision=precision, output=output, overwrite=overwrite, progress=tell)
+    inspection = api.Inspection(path=output, manifest=manifest)
+    print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
+
+
+@app.command()
+def segment(
+    bundle: BundleName,
+    picture: Annotated[Path, typer.Argument(help="Any still picture file.")],
+    phrase: Annotated[str, typer.Argument(help='English, e.g. "the red mug on the left".')],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The mask's PNG; .overlay.png and .json are put beside it."),
+    ] = None,
+    overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
+    focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
+    backend: Backend = "auto",
+    profile: Profile = "edge",
+    mode: Mode = "full",
+    seed: Annotated[int, typer.Option(min=0, help="Of the diffusion branch's noise.")] = 0,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find what a phrase names in a picture. No match is an answer: exit code 0, "matched": false."""
+    from refdiff import api
+
+    api.check_outputs(picture, output=output, overlay=overlay, overwrite=overwrite)
+    with working() as tell:
+        tell(f"segmenting {picture}")
+        answer = api.segment(
+            bundle,
+            picture,
+            phrase,
+            focus=focus,
+            backend=backend,
+            profile=profile,
+            mode=mode,
+            seed=seed,
+            threads=threads,
+        )
+        files = api.save(answer, output=output, overlay=overlay, overwrite=overwrite)
+    document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
+    print_answer(document, lambda: tables.of_answer(answer, files), as_json=as_json)
+
+
+@app.command()
+def check(
+    bundle: BundleName,
+    count: Annotated[int, typer.Option(help="Held-out scenes per profile.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 1_000_000,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
+    ] = None,
+    mode: Mode = "full",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    golden_only: Annotated[
+        bool, typer.Option("--golden-only", help="Leave out the torch reference.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails."""
+    from refdiff import api
+
+    with working() as tell:
+        report = api.check(
+            bundle,
+            count=count,
+            seed=seed,
+            profiles=profile or api.CHECKED_PROFILES,
+            mode=mode,
+            backend=backend,
+            threads=threads,
+            golden_only=golden_only,
+            progress=tell,
+        )
+    print_answer(report.to_json(), lambda: tables.of_check(report), as_json=as_json)
+    if not report.passed:
+        note(f"error: {report.failure}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(bundle: BundleName, as_json: Json = False) -> None:
+    """Say what a bundle is, after verifying every file in it."""
+    from refdiff import api
+
+    with working():
+        inspection = api.inspect(bundle)
+    print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)

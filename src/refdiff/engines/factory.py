@@ -1,0 +1,107 @@
+"""The one place that imports a back-end: late, by name, and with the extra to install when it is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, get_args
+
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.session import Session
+from refdiff.errors import BundleError, InputError, MissingDependencyError
+
+Backend = Literal["auto", "ort-cpu", "ort-cuda"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+_DRIVER_SIGNS = (
+    Path("/proc/driver/nvidia/version"),
+    Path("/dev/nvidiactl"),
+    Path("/dev/nvhost-gpu"),
+    Path("/dev/nvmap"),
+)
+"""Files an NVIDIA driver makes: the first two on a PC, the others on a Jetson."""
+
+
+class OrtSessions:
+    """Opens a bundle's graphs in ONNX Runtime.
+
+    `backend` is what was chosen, `reason` says why.
+    """
+
+    def __init__(
+        self, bundle: Bundle, module: ModuleType, *, backend: str, reason: str, threads: int | None
+    ) -> None:
+        self._bundle = bundle
+        self._module = module
+        self._threads = threads
+        self._contract = graph_contract(bundle.spec)
+        self._open: dict[str, Session] = {}
+        self.backend = backend
+        self.reason = reason
+
+    def open(self, name: str) -> Session:
+        """The session of graph `name`, opened on the first call and kept.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+            EngineError: the graph does not load.
+        """
+        if name not in self._open:
+            path = self._bundle.graph_path(name)
+            if name not in self._contract:
+                raise BundleError(
+                    f"{path} is of graph {name!r}, which this refdiff does not know; upgrade refdiff"
+                )
+            session: Session = self._module.OrtSession(
+                path, self._contract[name], backend=self.backend, threads=self._threads
+            )
+            self._open[name] = session
+        return self._open[name]
+
+    def close(self) -> None:
+        """Close every session that was opened."""
+        for session in self._open.values():
+            session.close()
+        self._open.clear()
+
+
+def open_sessions(bundle: Bundle, *, backend: str = "auto", threads: int | None = None) -> OrtSessions:
+    """A session factory for a bundle; no graph is loaded yet.
+
+    Args:
+        bundle: a verified bundle.
+        backend: one of `BACKENDS`; "auto" takes the GPU when this machine can drive it from ONNX Runtime.
+        threads: CPU threads inside one operator; None leaves the choice to the back-end.
+
+    Raises:
+        InputError: no such back-end.
+        MissingDependencyError: the back-end's package is not installed.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    module = _import_ort(backend)
+    chosen, reason = _choose(module) if backend == "auto" else (backend, "asked for")
+    return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads)
+
+
+def _choose(module: ModuleType) -> tuple[str, str]:
+    if "CUDAExecutionProvider" not in module.ort.get_available_providers():
+        return "ort-cpu", "this onnxruntime has no CUDA provider"
+    if not any(sign.exists() for sign in _DRIVER_SIGNS):
+        return "ort-cpu", "onnxruntime has a CUDA provider, but this machine has no NVIDIA driver"
+    return "ort-cuda", "onnxruntime has a CUDA provider and this machine an NVIDIA driver"
+
+
+def _import_ort(backend: str) -> ModuleType:
+    """Only the named package's absence is reported as such; a broken installation keeps its traceback."""
+    try:
+        from refdiff.engines import ort
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        extra = "gpu" if backend == "ort-cuda" else "cpu"
+        raise MissingDependencyError(
+            f"back-end {backend} needs onnxruntime, which is not installed; pip install 'refdiff[{extra}]'"
+        ) from error
+    return ort

@@ -1,0 +1,115 @@
+"""ONNX Runtime behind the Session protocol.
+
+The provider is named by the caller and verified after creation: ONNX Runtime falls back to the CPU when a
+provider cannot start, and that is an error here, never a slower run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from refdiff.contracts.feeds import check_feeds, wanted_outputs
+from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.session import Array
+from refdiff.errors import EngineError, InputError
+
+PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
+    "ort-cpu": ("CPUExecutionProvider", {}),
+    # TF32 keeps 10 bits of each factor: what was checked as fp32 stays fp32.
+    "ort-cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+"""Back-end name -> ONNX Runtime's provider and its options."""
+
+_ERRORS_ONLY = 3
+"""ONNX Runtime's log level; what matters below it is checked here."""
+
+
+class OrtSession:
+    """One ONNX graph, loaded."""
+
+    def __init__(
+        self, path: Path, graph: GraphSpec, *, backend: str = "ort-cpu", threads: int | None = None
+    ) -> None:
+        """Load a graph.
+
+        Args:
+            path: the ONNX file.
+            graph: the contract it must fulfil.
+            backend: "ort-cpu" or "ort-cuda".
+            threads: threads inside one operator; None leaves the choice to ONNX Runtime.
+
+        Raises:
+            InputError: the thread count is not positive.
+            EngineError: the provider is absent, did not start, or the file is not this graph.
+        """
+        self._graph = graph
+        provider, _ = PROVIDERS[backend]
+        if provider not in ort.get_available_providers():
+            have = ", ".join(ort.get_available_providers())
+            raise EngineError(
+                f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
+                "pip install 'refdiff[gpu]' on a machine with CUDA, or use ort-cpu"
+            )
+        self._session: Any = _create(path, backend, _session_options(threads))
+        started = self._session.get_providers()[0]
+        if started != provider:
+            raise EngineError(
+                f"{path.name}: asked for {provider}, ONNX Runtime started {started}; "
+                "mend the CUDA installation (refdiff doctor), or use ort-cpu"
+            )
+        self._session.disable_fallback()
+        self._check_names(path)
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The contract this session fulfils."""
+        return self._graph
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; see `refdiff.contracts.session.Session`."""
+        check_feeds(self._graph, feeds)
+        wanted = wanted_outputs(self._graph, outputs)
+        if self._session is None:
+            raise EngineError(f"{self._graph.name}: the session is closed; open it again")
+        try:
+            results = self._session.run(wanted, dict(feeds))
+        except Exception as error:  # ONNX Runtime's exceptions share no public base
+            raise EngineError(f"{self._graph.name} failed in ONNX Runtime: {_first_line(error)}") from error
+        return dict(zip(wanted, results, strict=True))
+
+    def close(self) -> None:
+        """Free the loaded graph."""
+        self._session = None
+
+    def _check_names(self, path: Path) -> None:
+        got = tuple(
+            tuple(t.name for t in side) for side in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        expected = (self._graph.input_names, self._graph.output_names)
+        if got != expected:
+            raise EngineError(f"{path.name} has inputs and outputs {got}, expected {expected}; export again")
+
+
+def _session_options(threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"got {threads} threads, expected 1 or more")
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _create(path: Path, backend: str, options: Any) -> Any:
+    try:
+        return ort.InferenceSession(path, sess_options=options, providers=[PROVIDERS[backend]])
+    except Exception as error:  # ONNX Runtime's exceptions share no public base
+        raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

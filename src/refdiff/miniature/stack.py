@@ -1,0 +1,64 @@
+"""The shipped miniature as a `ModelStack`: half-precision safetensors in, float32 modules out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+
+from torch import Tensor, nn
+
+from refdiff.contracts.stack import ModelStack
+from refdiff.errors import InputError
+from refdiff.miniature import architecture
+from refdiff.miniature.vocabulary import miniature_tokenizer_json, vocabulary_size
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""One safetensors file per part: vae, text, unet, sam, clip."""
+
+
+def load_miniature(weights: Path = WEIGHTS) -> ModelStack:
+    """Build the miniature and load its weights, in eval mode.
+
+    Raises:
+        InputError: a weight file is missing, or does not fit the architecture.
+    """
+    vocabulary = vocabulary_size()
+    text, vae, unet = architecture.text_encoder(vocabulary), architecture.autoencoder(), architecture.unet()
+    sam, clip = architecture.sam(), architecture.clip(vocabulary)
+    parts: dict[str, nn.Module] = {"vae": vae, "text": text, "unet": unet, "sam": sam, "clip": clip}
+    sources = {name: _load(module, weights / f"{name}.safetensors") for name, module in parts.items()}
+    return ModelStack(
+        spec=architecture.MINIATURE,
+        text_encoder=text,
+        vae=vae,
+        unet=unet,
+        sam=sam,
+        clip=clip,
+        tokenizer_json=miniature_tokenizer_json(),
+        sources=sources,
+    )
+
+
+def save_weights(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
+    """Write each part's state in half precision as safetensors; integer tensors keep their type."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, state in parts.items():
+        halved = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+        safetensors.torch.save_file(halved, folder / f"{name}.safetensors")
+
+
+def _load(module: nn.Module, path: Path) -> str:
+    """Load one part and return its file's sha256."""
+    if not path.is_file():
+        raise InputError(f"the miniature's weights {path.name} are missing; reinstall refdiff or run: make miniature")
+    data = path.read_bytes()
+    state = {k: v.float() if v.is_floating_point() else v for k, v in safetensors.torch.load(data).items()}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path.name} does not fit the miniature's architecture: {error}") from error
+    module.eval().requires_grad_(requires_grad=False)
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,201 @@
+"""A stack becomes a bundle whose graphs ONNX Runtime runs as torch does, or no bundle at all."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.needs_torch, pytest.mark.slow]
+torch = pytest.importorskip("torch")
+onnx_ir = pytest.importorskip("onnx_ir")
+pytest.importorskip("onnxruntime")
+
+from tests.parity.calm_stack import calm_stack  # noqa: E402
+
+from refdiff.contracts.bundle import open_bundle  # noqa: E402 - after the check that torch is here
+from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
+from refdiff.contracts.session import Array  # noqa: E402
+from refdiff.engines.ort import OrtSession  # noqa: E402
+from refdiff.errors import GateError, InputError  # noqa: E402
+from refdiff.export import bundle_export, gate  # noqa: E402
+from refdiff.export.bundle_export import export_bundle  # noqa: E402
+from refdiff.export.early_exit import cut_taps  # noqa: E402
+from refdiff.export.onnx_export import check_contract, export_graph  # noqa: E402
+from refdiff.export.recording import Recorder  # noqa: E402
+from refdiff.export.torch_sessions import TorchSessions  # noqa: E402
+from refdiff.export.wrappers import wrap  # noqa: E402
+
+
+def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
+    """Feeds of every graph, with named dimensions unlike those the export traced with."""
+    rng = np.random.default_rng(seed)
+    sizes = {"b": 1, "p": 12, "c": 4, "t": 16}
+    examples: dict[str, dict[str, Array]] = {}
+    for name, graph in graph_contract(calm_stack().spec).items():
+        examples[name] = {}
+        for tensor in graph.inputs:
+            shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+            drawn = rng.integers(0, 50, shape) if tensor.dtype == "int32" else rng.standard_normal(shape)
+            examples[name][tensor.name] = drawn.astype(tensor.dtype)
+        if "slots" in examples[name]:
+            examples[name]["slots"][:] = 0.0
+    return examples
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    path, lines = tmp_path_factory.mktemp("export") / "tiny", []
+    export_bundle(calm_stack(), path, examples=make_examples(), progress=lines.append)
+    return path, lines
+
+
+def test_a_bundle_holds_every_graph_and_opens(exported: tuple[Path, list[str]]) -> None:
+    path, lines = exported
+    bundle = open_bundle(path)
+    assert tuple(bundle.manifest.graphs) == GRAPHS
+    assert bundle.spec == calm_stack().spec
+    assert bundle.tokenizer_json() == calm_stack().tokenizer_json
+    assert bundle.manifest.sources == calm_stack().sources
+    assert bundle.manifest.versions["torch"] == torch.__version__.split("+")[0]
+    assert [line for line in lines if "sam_decoder" in line]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_repeats_its_golden_record(exported: tuple[Path, list[str]], name: str) -> None:
+    bundle = open_bundle(exported[0])
+    inputs, outputs = bundle.golden()[name]
+    session = OrtSession(bundle.graph_path(name), graph_contract(bundle.spec)[name], threads=1)
+    results = session.run(inputs)
+    for output, expected in outputs.items():
+        assert gate.relative_error(results[output], expected) < gate.tolerance("fp32", name)
+
+
+def test_named_dimensions_take_other_sizes_than_the_traced_ones(exported: tuple[Path, list[str]]) -> None:
+    bundle, rng = open_bundle(exported[0]), np.random.default_rng(3)
+    graph = graph_contract(bundle.spec)["clip_image"]
+    batch, slots, patches = 3, 1, 20
+    feeds = {
+        "patches": rng.standard_normal(
+            (batch, patches, 3 * bundle.spec.clip.patch_size**2), dtype=np.float32
+        ),
+        "positions": rng.standard_normal((patches, bundle.spec.clip.width), dtype=np.float32),
+        "slots": np.zeros((batch, slots, 1), np.float32),
+        "mask": np.zeros((batch, slots + patches, slots + patches), np.float32),
+    }
+    got = OrtSession(bundle.graph_path("clip_image"), graph, threads=1).run(feeds)
+    expected = TorchSessions(calm_stack()).open("clip_image").run(feeds)
+    assert gate.relative_error(got["vectors"], expected["vectors"]) < 1e-5
+
+
+def test_the_early_exit_shares_the_unets_weights_and_holds_fewer(exported: tuple[Path, list[str]]) -> None:
+    bundle = open_bundle(exported[0])
+    full, cut = bundle.manifest.graphs["unet"], bundle.manifest.graphs["unet_taps"]
+    assert cut.files == ("unet_taps.onnx", "unet.onnx.data")
+    assert full.files[1] == cut.files[1]
+    assert not (bundle.path / "unet_taps.onnx.data").exists()
+    weights = [
+        sum(
+            value.const_value.size
+            for value in onnx_ir.load(bundle.path / record.files[0]).graph.initializers.values()
+        )
+        for record in (full, cut)
+    ]
+    assert weights[1] < 0.9 * weights[0]
+
+
+def test_the_early_exit_agrees_with_the_full_pass(exported: tuple[Path, list[str]]) -> None:
+    bundle = open_bundle(exported[0])
+    contract, feeds = graph_contract(bundle.spec), make_examples()["unet"]
+    full, cut = (OrtSession(bundle.graph_path(n), contract[n], threads=1) for n in ("unet", "unet_taps"))
+    # The same nodes; ONNX Runtime fuses them differently where fewer outputs are asked for.
+    assert gate.relative_error(cut.run(feeds)["taps"], full.run(feeds, ["taps"])["taps"]) < 1e-6
+
+
+def test_a_cut_that_would_keep_later_blocks_is_refused(
+    exported: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    for name in ("unet.onnx", "unet.onnx.data"):
+        (tmp_path / name).symlink_to(exported[0] / name)
+    graph = graph_contract(calm_stack().spec)["unet_taps"]
+    with pytest.raises(InputError, match=r"runs after up_blocks\.0"):
+        cut_taps(tmp_path / "unet.onnx", graph, cut_after="up_blocks.0")
+
+
+def test_nodes_carry_the_names_of_their_modules_and_no_path_of_this_machine(
+    exported: tuple[Path, list[str]],
+) -> None:
+    graph = onnx_ir.load(exported[0] / "unet.onnx").graph
+    names = {node.name for node in graph}
+    layer = calm_stack().spec.diffusion.tapped_layers[0]
+    assert f"unet.{layer}.transformer_blocks.0.attn2.to_q/MatMul" in names
+    assert b"site-packages" not in (exported[0] / "unet.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("forbidden", ["Shape", "NonZero", "OneHot", "Tile", "If", "Loop"])
+def test_the_decoder_and_the_unet_compute_no_shapes(exported: tuple[Path, list[str]], forbidden: str) -> None:
+    for name in ("unet", "sam_decoder", "sam_encoder", "vae_encoder"):
+        operators = {node.op_type for node in onnx_ir.load(exported[0] / f"{name}.onnx").graph}
+        assert forbidden not in operators, name
+
+
+def test_the_same_module_exports_to_the_same_bytes(tmp_path: Path) -> None:
+    graph = graph_contract(calm_stack().spec)["clip_text"]
+    digests = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        export_graph(wrap(calm_stack(), "clip_text"), graph, folder)
+        digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())})
+    assert digests[0] == digests[1]
+    assert set(digests[0]) == {"clip_text.onnx", "clip_text.onnx.data"}
+
+
+def test_a_written_graph_that_breaks_its_contract_is_named(exported: tuple[Path, list[str]]) -> None:
+    graph = graph_contract(calm_stack().spec)["sam_encoder"]
+    wrong = replace(graph, outputs=(replace(graph.outputs[0], shape=(1, 2, 3, 4)),))
+    with pytest.raises(InputError, match=r"sam_encoder\.onnx: got output embedding float32 .* expected"):
+        check_contract(exported[0] / "sam_encoder.onnx", wrong)
+
+
+def test_a_graph_outside_its_tolerance_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_export, "tolerance", lambda precision, name: -1.0)
+    with pytest.raises(GateError, match="sd_text: output context"):
+        export_bundle(calm_stack(), tmp_path / "b", examples=make_examples(), progress=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_precision_is_refused_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="only fp32 exists so far"):
+        export_bundle(calm_stack(), tmp_path / "b", examples={}, progress=print, precision="fp16")
+
+
+def test_a_missing_example_is_named(tmp_path: Path) -> None:
+    examples = make_examples()
+    del examples["clip_text"]
+    with pytest.raises(InputError, match="no recorded inputs for clip_text"):
+        export_bundle(calm_stack(), tmp_path / "b", examples=examples, progress=print)
+
+
+def test_a_recorder_keeps_the_last_feeds_and_lends_them_to_the_twin_graph() -> None:
+    recorder = Recorder(TorchSessions(calm_stack()))
+    first, second = (make_examples(seed=seed)["unet_taps"] for seed in (1, 2))
+    session = recorder.open("unet_taps")
+    session.run(first)
+    kept = second["latent"].copy()
+    session.run(second)
+    second["latent"][:] = 0.0
+    examples = recorder.examples()
+    np.testing.assert_array_equal(examples["unet_taps"]["latent"], kept)
+    np.testing.assert_array_equal(examples["unet"]["latent"], kept)
+    assert set(examples) == {"unet", "unet_taps"}
+    recorder.close()
+
+
+def test_a_number_that_is_none_is_outside_every_tolerance() -> None:
+    expected = np.arange(4, dtype=np.float32)
+    assert gate.relative_error(np.full(4, np.nan, np.float32), expected) == float("inf")
+    assert gate.relative_error(expected[:2], expected) == float("inf")
+    assert gate.relative_error(expected, expected) == 0.0
