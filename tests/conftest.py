@@ -15,6 +15,10 @@ hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
 
+_MAKERS = ("torch", "onnx-ir", "onnxscript", "diffusers", "transformers", "open_clip_torch", "numpy")
+"""Packages whose version decides what an export writes."""
+
+
 @functools.cache
 def has_nvidia_device() -> bool:
     """Ask the CUDA driver itself: a Jetson has no nvidia-smi, and the lean environment has no torch."""
@@ -35,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(request: pytest.FixtureRequest) -> Path:
-    """A real bundle of `tests.tiny_stack`; read it, copy it, do not change it.
+    """A real bundle of the tiny stack; read it, copy it, do not change it.
 
     Exporting it takes most of a minute, so it is kept in pytest's cache under a hash of everything it is
     made from: `pytest --cache-clear` makes it anew.
@@ -44,30 +48,25 @@ def tiny_bundle(request: pytest.FixtureRequest) -> Path:
         pytest.skip("torch is not installed: pip install 'refdiff[export]'")
     folder = request.config.cache.mkdir(f"tiny-bundle-{_digest_of_its_makers()}") / "bundle"
     if not folder.exists():
-        from tests.tiny_stack import tiny_stack
+        from tests.parity.calm_stack import calm_stack
 
         from refdiff.api.exporting import export_stack
 
-        export_stack(tiny_stack(), output=folder, progress=lambda line: None)
+        export_stack(calm_stack(), output=folder, progress=lambda line: None)
     return folder
 
 
 def _digest_of_its_makers() -> str:
     root = Path(__file__).parent.parent
     rooms = (root / "src/refdiff" / room for room in ("contracts", "export", "runtime"))
-    files = [root / "tests/tiny_stack.py", root / "src/refdiff/api/exporting.py"]
+    files = [
+        root / name
+        for name in ("tests/tiny_stack.py", "tests/parity/calm_stack.py", "src/refdiff/api/exporting.py")
+    ]
     files += (path for room in rooms for path in sorted(room.rglob("*.py")))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
-    for package in (
-        "torch",
-        "onnx-ir",
-        "onnxscript",
-        "diffusers",
-        "transformers",
-        "open_clip_torch",
-        "numpy",
-    ):
+    for package in _MAKERS:
         digest.update(importlib.metadata.version(package).encode())
     return digest.hexdigest()[:16]

@@ -81,7 +81,9 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
     image_side, embedding = diffusion.image_size, (1, sam.embed_channels, sam.embed_size, sam.embed_size)
     patch_values = 3 * clip.patch_size**2
     graphs = (
-        GraphSpec("sd_text", (_i32("ids", "b", length),), (_f32("context", "b", length, diffusion.context_width),)),
+        GraphSpec(
+            "sd_text", (_i32("ids", "b", length),), (_f32("context", "b", length, diffusion.context_width),)
+        ),
         GraphSpec(
             "vae_encoder",
             (_f32("image", 1, 3, image_side, image_side),),
@@ -90,7 +92,9 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
         GraphSpec("unet", unet_inputs, (_f32("eps", *latent), taps)),
         GraphSpec("unet_taps", unet_inputs, (taps,)),
         GraphSpec(
-            "sam_encoder", (_f32("image", 1, 3, sam.image_size, sam.image_size),), (_f32("embedding", *embedding),)
+            "sam_encoder",
+            (_f32("image", 1, 3, sam.image_size, sam.image_size),),
+            (_f32("embedding", *embedding),),
         ),
         GraphSpec(
             "sam_decoder",
@@ -100,7 +104,9 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
                 _f32("iou", POINTS_PER_BATCH, MASKS_PER_POINT),
             ),
         ),
-        GraphSpec("clip_text", (_i32("ids", "b", length), _i32("end", "b")), (_f32("vector", "b", clip.embed_dim),)),
+        GraphSpec(
+            "clip_text", (_i32("ids", "b", length), _i32("end", "b")), (_f32("vector", "b", clip.embed_dim),)
+        ),
         GraphSpec(
             "clip_image",
             (

@@ -1,6 +1,7 @@
 """Options, grouped by the step that reads them, and the profiles: constants of options.
 
-`official` is the released arithmetic, `paper` the printed text, `edge` what a robot runs (METHOD §1, §9, §10).
+`official` is the released arithmetic, `paper` the printed text, `edge` what a robot runs (METHOD §1, §9,
+§10).
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class CropOptions:
     """Look for "left" and "right" as words; False: as substrings, as released."""
     soft_root_weight: float = 0.5
     """Share of the root word's vector in the text vector of the masked-attention score."""
+    hard_root_weight: float = 0.0
+    """Share of the root word's vector in the text vector of the crop score; the paper's text has 0.5."""
     soft_long_side: int = 0
     """Longest side in px of the picture the masked attention sees; 0 = its own resolution."""
     ramp_on_soft: bool = False
@@ -80,7 +83,7 @@ class FusionOptions:
     soft: float = 0.3
     generative: float = 0.05
     place: float = 0.0
-    """Weight of the spatial reading of the phrase: places and box relations (METHOD §10.4, §10.5); `edge` only."""
+    """Weight of the phrase's places and box relations (METHOD §10.4, §10.5); `edge` only."""
     contrast_balance: float = 1.0
     """b of the asymmetric contrast (2-b)*inside - b*outside (METHOD §10.6); 1 is the release's difference."""
     ramp_on_heat: bool = False
@@ -108,8 +111,8 @@ _OFFICIAL = Options()
 _PAPER = Options(
     profile="paper",
     attention=AttentionOptions(softmax=True, uint8_lanczos=False),
-    crops=CropOptions(word_boundaries=True, ramp_on_soft=True),
-    # s = a*s_gen + (1-a)*s_disc with a = 0.1; s_disc = b*masked attention + (1-b)*crop with b = 0.3 (METHOD §8).
+    crops=CropOptions(word_boundaries=True, ramp_on_soft=True, hard_root_weight=0.5),
+    # s = a*s_gen + (1-a)*s_disc, a = 0.1; s_disc = b*masked attention + (1-b)*crop, b = 0.3 (METHOD §8).
     fusion=FusionOptions(hard=0.9 * 0.7, soft=0.9 * 0.3, generative=0.1),
 )
 
@@ -122,9 +125,7 @@ _EDGE = Options(
         timesteps=(51,), start_level=51, sample_posterior=False, focus="last", uint8_lanczos=False
     ),
     crops=CropOptions(letterbox=True, word_boundaries=True, soft_long_side=512),
-    fusion=FusionOptions(
-        place=0.05, generative=0.1, ramp_on_heat=True, level_selector="between-class"
-    ),
+    fusion=FusionOptions(place=0.05, generative=0.1, ramp_on_heat=True, level_selector="between-class"),
 )
 
 PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFICIAL, _PAPER, _EDGE)})

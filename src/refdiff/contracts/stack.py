@@ -29,6 +29,6 @@ class ModelStack:
     sam: Sam
     clip: open_clip.CLIP
     tokenizer_json: str
-    """CLIP's byte-pair encoding in the `tokenizers` library's JSON format; the same for both text encoders."""
+    """CLIP's byte-pair encoding as the `tokenizers` library's JSON; the same for both text encoders."""
     sources: Mapping[str, str]
     """Component -> sha256 of the weights it was loaded from."""

@@ -120,7 +120,9 @@ def sam() -> Sam:
         ),
         mask_decoder=MaskDecoder(
             transformer_dim=spec.embed_channels,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=spec.embed_channels, num_heads=4, mlp_dim=256),
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=spec.embed_channels, num_heads=4, mlp_dim=256
+            ),
             num_multimask_outputs=3,
             iou_head_depth=3,
             iou_head_hidden_dim=64,

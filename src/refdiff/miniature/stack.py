@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
-
 from torch import Tensor, nn
 
 from refdiff.contracts.stack import ModelStack
@@ -53,7 +52,9 @@ def save_weights(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> Non
 def _load(module: nn.Module, path: Path) -> str:
     """Load one part and return its file's sha256."""
     if not path.is_file():
-        raise InputError(f"the miniature's weights {path.name} are missing; reinstall refdiff or run: make miniature")
+        raise InputError(
+            f"the miniature's weights {path.name} are missing; reinstall refdiff or run: make miniature"
+        )
     data = path.read_bytes()
     state = {k: v.float() if v.is_floating_point() else v for k, v in safetensors.torch.load(data).items()}
     try:

@@ -1,7 +1,7 @@
 """Train the miniature: `python -m refdiff.miniature.train --folder runs/miniature`.
 
-Stages, in order: scenes, vae, sam, clip, diffusion, pack. Each resumes from its last checkpoint; `--stage` runs
-some alone. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same time.
+Stages, in order: scenes, vae, sam, clip, diffusion, pack. Each resumes from its last checkpoint; `--stage`
+runs some alone. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same time.
 `pack` writes the half-precision weights that the package ships.
 """
 
@@ -60,8 +60,15 @@ def pack(folder: Path, weights: Path) -> None:
     parts = {
         "vae": torch.load(folder / "vae-scaled.pt", weights_only=True),
         **{
-            part: {k.removeprefix(f"{part}."): v for k, v in averaged[stage].items() if k.startswith(f"{part}.")}
-            for part, stage in (("sam", "sam"), ("clip", "clip"), ("text", "diffusion"), ("unet", "diffusion"))
+            part: {
+                k.removeprefix(f"{part}."): v for k, v in averaged[stage].items() if k.startswith(f"{part}.")
+            }
+            for part, stage in (
+                ("sam", "sam"),
+                ("clip", "clip"),
+                ("text", "diffusion"),
+                ("unet", "diffusion"),
+            )
         },
     }
     save_weights(parts, weights)
@@ -70,7 +77,8 @@ def pack(folder: Path, weights: Path) -> None:
 def _render(folder: Path, processes: int) -> None:
     with ProcessPoolExecutor(processes) as pool:
         shards = [
-            pool.submit(render_shard, folder / "scenes", n, n * SHARD_SCENES, SHARD_SCENES) for n in range(SHARDS)
+            pool.submit(render_shard, folder / "scenes", n, n * SHARD_SCENES, SHARD_SCENES)
+            for n in range(SHARDS)
         ]
         for shard in shards:
             shard.result()
@@ -82,7 +90,7 @@ def _train(name: str, modules: dict[str, nn.Module], loss: Loss, folder: Path, m
 
 def _vae(folder: Path, minutes: float) -> None:
     store = SceneStore(folder / "scenes")
-    vae = architecture.autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = architecture.autoencoder().to(memory_format=torch.channels_last)
     _train("vae", {"vae": vae}, vae_loss(vae, store), folder, minutes)
     scale_latents(vae, store)
     torch.save(vae.state_dict(), folder / "vae-scaled.pt")
@@ -104,13 +112,18 @@ def _diffusion(folder: Path, minutes: float) -> None:
     vae = architecture.autoencoder()
     vae.load_state_dict(torch.load(folder / "vae-scaled.pt", weights_only=True))
     text, unet = architecture.text_encoder(vocabulary_size()), architecture.unet()
-    latents = encode_store(vae.to(memory_format=torch.channels_last), store)  # type: ignore[call-overload]
-    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    latents = encode_store(vae.to(memory_format=torch.channels_last), store)
+    unet.to(memory_format=torch.channels_last)
     loss = grounding_loss(text, unet, store, Wordings(miniature_tokenizer_json()), latents)
     _train("diffusion", {"text": text, "unet": unet}, loss, folder, minutes)
 
 
-_STAGES: dict[str, Callable[[Path, float], None]] = {"vae": _vae, "sam": _sam, "clip": _clip, "diffusion": _diffusion}
+_STAGES: dict[str, Callable[[Path, float], None]] = {
+    "vae": _vae,
+    "sam": _sam,
+    "clip": _clip,
+    "diffusion": _diffusion,
+}
 
 
 if __name__ == "__main__":

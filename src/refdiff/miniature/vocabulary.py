@@ -7,6 +7,7 @@ falls back to shorter pieces, down to bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from open_clip.tokenizer import SimpleTokenizer
 
@@ -50,7 +51,7 @@ def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, s
     pieces = [*word[:-1], f"{word[-1]}</w>"]
     used: set[tuple[str, str]] = set()
     while len(pieces) > 1:
-        pair = min(zip(pieces, pieces[1:], strict=False), key=lambda p: ranks.get(p, len(ranks)))
+        pair = min(pairwise(pieces), key=lambda p: ranks.get(p, len(ranks)))
         if pair not in ranks:
             break
         used.add(pair)

@@ -118,12 +118,12 @@ class Reference:
         hard_ramp, soft_ramp = (flat, ramp) if crops.ramp_on_soft else (ramp, flat)
 
         sentence, root = text_vectors(stack, self._tokenizer, (query.text, query.root))
-        blend = (1 - crops.soft_root_weight) * sentence + crops.soft_root_weight * root
-        # The paper's text reads both branches with r, the release only the masked attention (METHOD §6, §8).
-        hard_text = blend if self._options.profile == "paper" else sentence
+        hard_text, soft_text = (
+            (1 - share) * sentence + share * root for share in (crops.hard_root_weight, crops.soft_root_weight)
+        )
         hard = hard_vectors(stack, crops, image, masks, boxes, hard_ramp)
         soft = soft_vectors(stack, crops, image, masks, soft_ramp)
-        parts: Parts = {"hard": _spread(hard @ hard_text, kept), "soft": _spread(soft @ blend, kept)}
+        parts: Parts = {"hard": _spread(hard @ hard_text, kept), "soft": _spread(soft @ soft_text, kept)}
         if self._options.fusion.place and len(masks):
             similarity = self._other_similarity(query, hard)
             place = place_scores(query, boxes, candidates.areas_px[kept], size_yx, similarity)

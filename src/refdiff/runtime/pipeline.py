@@ -193,8 +193,10 @@ class Segmenter:
         whole, root, *other = text_vectors(
             self._sessions, self._tokenizer, [query.text, query.root, *related]
         )
-        blend = (1 - crops.soft_root_weight) * whole + crops.soft_root_weight * root
-        parts = {"hard": hard @ whole, "soft": soft @ blend}
+        hard_text, soft_text = (
+            (1 - share) * whole + share * root for share in (crops.hard_root_weight, crops.soft_root_weight)
+        )
+        parts = {"hard": hard @ hard_text, "soft": soft @ soft_text}
         if self._options.fusion.place:
             parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)
         return parts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's customary name
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
@@ -37,7 +37,9 @@ def vae_loss(vae: AutoencoderKL, store: SceneStore) -> Loss:
     """Loss of a random batch."""
 
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = torch.stack([_crop(square_picture(store[int(i)]), rng) for i in rng.integers(len(store), size=BATCH)])
+        images = torch.stack(
+            [_crop(square_picture(store[int(i)]), rng) for i in rng.integers(len(store), size=BATCH)]
+        )
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(images).latent_dist
@@ -46,7 +48,11 @@ def vae_loss(vae: AutoencoderKL, store: SceneStore) -> Loss:
         edges = sum((rebuilt.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (-1, -2))
         mse = F.mse_loss(rebuilt, images)
         kl = posterior.kl().float().mean() / images[0].numel()
-        return 0.5 * l1 + 0.5 * edges + MSE_WEIGHT * mse + KL_WEIGHT * kl, {"mse": float(mse.detach()), "l1": float(l1.detach()), "kl": float(kl.detach())}
+        return 0.5 * l1 + 0.5 * edges + MSE_WEIGHT * mse + KL_WEIGHT * kl, {
+            "mse": float(mse.detach()),
+            "l1": float(l1.detach()),
+            "kl": float(kl.detach()),
+        }
 
     return loss
 
@@ -63,7 +69,9 @@ def scale_latents(vae: AutoencoderKL, store: SceneStore, count: int = 256) -> fl
     Returns:
         The factor.
     """
-    means = torch.stack([vae.encode(square_picture(store[i])[None]).latent_dist.mean[0] for i in range(count)])
+    means = torch.stack(
+        [vae.encode(square_picture(store[i])[None]).latent_dist.mean[0] for i in range(count)]
+    )
     factor = float(1 / (MINIATURE.diffusion.scaling_factor * means.std()))
     channels = MINIATURE.diffusion.latent_channels
     vae.quant_conv.weight[:channels] *= factor

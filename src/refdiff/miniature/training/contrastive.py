@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's customary name
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def candidate_masks(sample: Sample, rng: np.random.Generator) -> NDArray[np.bool
 
 def soft_view(sample: Sample, masks: NDArray[np.bool_]) -> View:
     """The whole picture with one class token per mask."""
-    grid = patch_grid(sample.labels.shape, MINIATURE.clip.patch_size)  # type: ignore[arg-type]
+    grid = patch_grid(sample.labels.shape, MINIATURE.clip.patch_size)
     return View(
         to_patches(sample.image, MINIATURE.clip),
         grid,
@@ -74,16 +74,20 @@ def soft_view(sample: Sample, masks: NDArray[np.bool_]) -> View:
     )
 
 
-def hard_views(sample: Sample, masks: NDArray[np.bool_], direction: str | None, *, square: bool) -> list[View]:
+def hard_views(
+    sample: Sample, masks: NDArray[np.bool_], direction: str | None, *, square: bool
+) -> list[View]:
     """One crop per mask, letterboxed or with the shorter side at CLIP's size."""
-    weights = ramp(direction, sample.image.shape[1])  # type: ignore[arg-type]
+    weights = ramp(direction, sample.image.shape[1])
     side = MINIATURE.clip.image_size
     views = []
     for mask, box in zip(masks, boxes(masks), strict=True):
         crop = masked_crop(sample.image, mask, box, weights)
         aspect = max(crop.shape[:2]) / min(crop.shape[:2])
-        small = letterbox(crop, side) if square or aspect > LONGEST_ASPECT else resize_shorter_side(crop, side)
-        grid = patch_grid(small.shape[:2], MINIATURE.clip.patch_size)  # type: ignore[arg-type]
+        small = (
+            letterbox(crop, side) if square or aspect > LONGEST_ASPECT else resize_shorter_side(crop, side)
+        )
+        grid = patch_grid(small.shape[:2], MINIATURE.clip.patch_size)
         views.append(
             View(
                 to_patches(small, MINIATURE.clip),
@@ -139,7 +143,7 @@ def _position_matrix(grid_yx: tuple[int, int], *, square: bool) -> Tensor:
 
 
 def encode_texts(clip: open_clip.CLIP, words: Sequence[Wording]) -> Tensor:
-    """Unit vectors [n, e]; what lies behind the last end token is not computed, which is exact: text is causal."""
+    """Unit vectors [n, e]; nothing behind the last end token is computed, which is exact: text is causal."""
     length = max(word.clip_end for word in words) + 1
     ids = torch.stack([torch.from_numpy(word.clip_ids[:length]) for word in words]).long()
     x = clip.token_embedding(ids) + clip.positional_embedding[:length]
@@ -199,5 +203,7 @@ def _batch_softmax(
 ) -> Tensor:
     """CLIP's own loss, text to image, over every crop of the batch."""
     starts = np.cumsum([0, *counts[:-1]])
-    rows = [int(start) + target for start, phrases in zip(starts, chosen, strict=True) for _, target in phrases]
+    rows = [
+        int(start) + target for start, phrases in zip(starts, chosen, strict=True) for _, target in phrases
+    ]
     return F.cross_entropy(CLIP_LOGIT_SCALE * whole @ hard.T, torch.tensor(rows))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's customary name
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
@@ -46,8 +46,14 @@ class RecordingProcessor(AttnProcessor2_0):  # type: ignore[misc]
         self.logits: Tensor | None = None
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: object, **kwargs: object
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        *args: object,
+        **kwargs: object,
     ) -> Tensor:
+        """Attend; `hidden_states` [b, q, w], `encoder_hidden_states` [b, t, d]."""
         with torch.autocast("cpu", enabled=False):
             query = attn.to_q(hidden_states.float())
             key = attn.to_k(encoder_hidden_states.float())
@@ -84,7 +90,9 @@ def cell_shares(sample: Sample) -> Tensor:
     """Share of each object in each tap cell of the padded square: [n, q]."""
     height, width = sample.labels.shape
     side = max(height, width)
-    masks = torch.from_numpy(sample.labels[None] == np.arange(1, len(sample.objects) + 1)[:, None, None]).float()
+    masks = torch.from_numpy(
+        sample.labels[None] == np.arange(1, len(sample.objects) + 1)[:, None, None]
+    ).float()
     top, left = (side - height) // 2, (side - width) // 2
     square = F.pad(masks, (left, side - width - left, top, side - height - top))
     return F.adaptive_avg_pool2d(square[None], MINIATURE.diffusion.tap_size)[0].flatten(1)
@@ -100,7 +108,10 @@ def grounding_loss(
     """Loss of a random batch."""
     processors = tap(unet)
     spec = MINIATURE.diffusion
-    betas = torch.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_timesteps, dtype=torch.float64) ** 2
+    betas = (
+        torch.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_timesteps, dtype=torch.float64)
+        ** 2
+    )
     alphas = torch.cumprod(1 - betas, 0).float()
     empty = torch.from_numpy(wordings.empty_ids())
 
@@ -114,7 +125,9 @@ def grounding_loss(
         ids = torch.stack([torch.from_numpy(word.diffusion_ids) for word in words])
         ids = torch.where(dropped[:, None], empty, ids)
         low = rng.random(BATCH) < LOW_NOISE_SHARE
-        steps = torch.from_numpy(np.where(low, rng.integers(LOW_NOISE, size=BATCH), rng.integers(1000, size=BATCH)))
+        steps = torch.from_numpy(
+            np.where(low, rng.integers(LOW_NOISE, size=BATCH), rng.integers(1000, size=BATCH))
+        )
         mean, deviation = (part[indices].float() for part in latents)
         clean = mean + deviation * torch.randn_like(mean)
         noise = torch.randn_like(clean)
@@ -124,12 +137,18 @@ def grounding_loss(
             context = text_encoder(input_ids=ids.long()).last_hidden_state
             predicted = unet(noisy, steps, context).sample.float()
         denoising = F.mse_loss(predicted, noise)
-        logits = torch.stack([p.logits for p in processors if p.logits is not None], dim=1) / OBJECT_LOGIT  # [b, l, q, t]
+        logits = (
+            torch.stack([p.logits for p in processors if p.logits is not None], dim=1) / OBJECT_LOGIT
+        )  # [b, l, q, t]
         trust = alphas[steps] ** 4
         grounding, choice, picked = _pointing(logits, samples, chosen, words, dropped, trust)
         flat = _flatness(logits[dropped], rng)
         total = grounding + CHOICE_WEIGHT * choice + flat + DENOISING_WEIGHT * denoising
-        figures = {"denoise": float(denoising.detach()), "ground": float(grounding.detach()), "flat": float(flat.detach())}
+        figures = {
+            "denoise": float(denoising.detach()),
+            "ground": float(grounding.detach()),
+            "flat": float(flat.detach()),
+        }
         return total, figures | {"picked_root": picked[0], "picked_last": picked[1]}
 
     return loss

@@ -44,13 +44,15 @@ class Task:
 def train(task: Task, folder: Path) -> None:
     """Run `task` to the end of its budget, from its last checkpoint if there is one.
 
-    Leaves `folder/NAME.pt` (averaged weights, state to resume from) and `folder/NAME.jsonl` (the log), and the
+    Leaves `folder/NAME.pt` (averaged weights, state to resume from), `folder/NAME.jsonl` (the log), and the
     averaged weights in `task.modules`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{task.name}.pt"
     parameters = [p for p in task.modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=task.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=task.learning_rate, weight_decay=task.weight_decay, betas=(0.9, 0.98)
+    )
     averaged = {k: v.detach().clone() for k, v in task.modules.state_dict().items()}
     state: dict[str, Any] = {"step": 0, "elapsed_s": 0.0}
     if checkpoint.exists():
@@ -69,7 +71,7 @@ def train(task: Task, folder: Path) -> None:
             group["lr"] = task.learning_rate * _annealed(share)
         loss, figures = task.loss(np.random.default_rng((state["step"], len(task.name))))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(task.average, (1 + state["step"]) / (10 + state["step"]))
@@ -109,10 +111,14 @@ def _average(averaged: dict[str, Tensor], modules: nn.Module, decay: float) -> N
             averaged[key].copy_(value)
 
 
-def _report(log: Any, task: Task, state: dict[str, Any], recent: dict[str, list[float]], budget: float) -> None:
+def _report(
+    log: Any, task: Task, state: dict[str, Any], recent: dict[str, list[float]], budget: float
+) -> None:
     figures = {key: round(float(np.mean(values)), 4) for key, values in recent.items()}
     recent.clear()
-    log.write(json.dumps({"step": state["step"], "elapsed_s": round(state["elapsed_s"], 1), **figures}) + "\n")
+    log.write(
+        json.dumps({"step": state["step"], "elapsed_s": round(state["elapsed_s"], 1), **figures}) + "\n"
+    )
     log.flush()
     done = state["elapsed_s"] / budget
     print(f"{task.name} {done:6.1%} step {state['step']} {figures}", file=sys.stderr, flush=True)  # noqa: T201 - progress

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's customary name
+import torch.nn.functional as F
 from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor
@@ -31,7 +31,7 @@ def sam_picture(sample: Sample) -> tuple[Tensor, Tensor]:
     new_wh = (int(width * scale + 0.5), int(height * scale + 0.5))
     pixels = np.asarray(Image.fromarray(sample.image).resize(new_wh, Image.Resampling.BILINEAR), np.float32)
     labels = np.asarray(Image.fromarray(sample.labels).resize(new_wh, Image.Resampling.NEAREST))
-    normal = (pixels - np.float32(spec.pixel_mean)) / np.float32(spec.pixel_std)
+    normal = (pixels - np.array(spec.pixel_mean, np.float32)) / np.array(spec.pixel_std, np.float32)
     pad = (0, spec.image_size - new_wh[0], 0, spec.image_size - new_wh[1])
     return (
         F.pad(torch.from_numpy(normal).permute(2, 0, 1), pad),
@@ -86,7 +86,9 @@ def sam_loss(sam: Sam, store: SceneStore) -> Loss:
     return loss
 
 
-def _point_loss(low_res: Tensor, iou: Tensor, targets: Tensor, on_object: Tensor) -> tuple[Tensor, dict[str, float]]:
+def _point_loss(
+    low_res: Tensor, iou: Tensor, targets: Tensor, on_object: Tensor
+) -> tuple[Tensor, dict[str, float]]:
     """Loss of all prompts; `targets` are at the encoder's input resolution."""
     size = targets.shape[-1]
     logits = F.interpolate(low_res[on_object], (size, size), mode="bilinear", align_corners=False)

@@ -27,7 +27,7 @@ PHRASE_DRAWS = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """One training scene: image [y, x, 3] uint8, labels [y, x] uint8, one box-free record per object, phrases."""
+    """One training scene: image [y, x, 3] uint8, labels [y, x] uint8, one record per object, phrases."""
 
     image: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -37,7 +37,7 @@ class Sample:
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """[y, x] visible pixels of object `index`."""
-        return self.labels == index + 1
+        return np.asarray(self.labels == index + 1)
 
 
 def render_shard(folder: Path, number: int, first_seed: int, count: int) -> None:
@@ -53,13 +53,18 @@ def render_shard(folder: Path, number: int, first_seed: int, count: int) -> None
         return
     folder.mkdir(parents=True, exist_ok=True)
     records = []
-    with (folder / f"{number}.images").open("wb") as images, (folder / f"{number}.labels").open("wb") as labels:
+    with (
+        (folder / f"{number}.images").open("wb") as images,
+        (folder / f"{number}.labels").open("wb") as labels,
+    ):
         for seed in range(first_seed, first_seed + count):
             scene = render_scene(seed)
             rng = np.random.default_rng((seed, 1))
             drawn = [r for _ in range(PHRASE_DRAWS) for r in refer(scene, rng)]
             images.write(scene.image.tobytes())
-            label = (scene.masks * np.arange(1, len(scene.masks) + 1, dtype=np.uint8)[:, None, None]).max(axis=0)
+            label = (scene.masks * np.arange(1, len(scene.masks) + 1, dtype=np.uint8)[:, None, None]).max(
+                axis=0
+            )
             labels.write(label.astype(np.uint8).tobytes())
             records.append(
                 {
@@ -74,7 +79,7 @@ def render_shard(folder: Path, number: int, first_seed: int, count: int) -> None
 
 
 class SceneStore:
-    """All finished shards of a folder as one sequence of samples."""
+    """All finished shards of a folder as one sequence of samples; a scene without a phrase is passed over."""
 
     def __init__(self, folder: Path) -> None:
         self._records: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int, dict[str, Any]]] = []
@@ -83,7 +88,8 @@ class SceneStore:
             labels = np.memmap(index.with_suffix(".labels"), np.uint8, "r")
             offset = 0
             for record in json.loads(index.read_text()):
-                self._records.append((images, labels, offset, record))
+                if record["phrases"]:
+                    self._records.append((images, labels, offset, record))
                 offset += record["size"][0] * record["size"][1]
 
     def __len__(self) -> int:

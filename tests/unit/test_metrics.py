@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from refdiff.accuracy.metrics import PRECISION_LEVELS, Overlap, iou, metrics, overlap, pairwise_iou
+
+MASKS = arrays(np.bool_, st.tuples(st.integers(1, 5), st.just(4), st.just(7)))
+
+
+def box(x0: int, x1: int) -> np.ndarray:
+    """Columns x0..x1 (exclusive) of a wide picture."""
+    mask = np.zeros((4, 10), dtype=np.bool_)
+    mask[:, x0:x1] = True
+    return mask
+
+
+def sentence(intersection: int, union: int, best: float = 1.0) -> Overlap:
+    return Overlap(intersection_px=intersection, union_px=union, best_iou=best)
+
+
+def test_iou_is_shared_over_covered():
+    assert iou(box(0, 4), box(2, 6)) == pytest.approx(2 / 6)
+
+
+def test_two_empty_masks_are_the_same_mask():
+    empty = box(0, 0)
+    assert iou(empty, empty) == 1.0
+    assert pairwise_iou(empty[None], empty[None])[0, 0] == 1.0
+
+
+@given(MASKS, MASKS)
+def test_pairwise_iou_is_iou_of_every_pair(rows: np.ndarray, columns: np.ndarray):
+    table = pairwise_iou(rows, columns)
+    expected = [[iou(row, column) for column in columns] for row in rows]
+    assert np.allclose(table, expected)
+
+
+def test_miou_counts_sentences_and_oiou_counts_pixels():
+    measured = metrics([sentence(10, 10), sentence(0, 90)])
+    assert measured.miou == pytest.approx(0.5)
+    assert measured.oiou == pytest.approx(0.1)
+    assert measured.count == 2
+
+
+def test_precision_is_strictly_above_its_level():
+    measured = metrics([sentence(5, 10), sentence(51, 100), sentence(95, 100)])
+    assert list(measured.precision_at) == list(PRECISION_LEVELS)
+    assert measured.precision_at[0.5] == pytest.approx(2 / 3)
+    assert measured.precision_at[0.9] == pytest.approx(1 / 3)
+
+
+def test_the_oracle_is_the_best_candidate_whatever_was_chosen():
+    truth = box(2, 6)
+    found = overlap(box(0, 0), truth, np.stack([box(0, 4), box(2, 7)]))
+    assert found.best_iou == pytest.approx(4 / 5)
+    assert found.iou == 0.0
+
+
+def test_no_candidate_is_an_oracle_of_nothing():
+    assert overlap(box(0, 0), box(2, 6), np.zeros((0, 4, 10), dtype=np.bool_)).best_iou == 0.0
+
+
+def test_no_sentences_give_zeros_not_a_division():
+    assert metrics([]).miou == metrics([]).oiou == metrics([]).oracle_miou == 0.0
