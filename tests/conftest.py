@@ -48,9 +48,8 @@ def tiny_bundle(request: pytest.FixtureRequest) -> Path:
         pytest.skip("torch is not installed: pip install 'refdiff[export]'")
     folder = request.config.cache.mkdir(f"tiny-bundle-{_digest_of_its_makers()}") / "bundle"
     if not folder.exists():
-        from tests.parity.calm_stack import calm_stack
-
         from refdiff.api.exporting import export_stack
+        from tests.parity.calm_stack import calm_stack
 
         export_stack(calm_stack(), output=folder, progress=lambda line: None)
     return folder

@@ -5,6 +5,7 @@ In: masks [y, x] of a picture. Out: numbers 0..1. "Sentence" = one phrase on one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,8 +55,8 @@ def iou(first: Bool, second: Bool) -> float:
 
 def pairwise_iou(rows: Bool, columns: Bool) -> Float:
     """IoU of every mask with every other: [n, y, x], [m, y, x] -> [n, m]; two empty masks give 1."""
-    first = rows.reshape(len(rows), -1).astype(np.float32)  # [n, y*x]
-    second = columns.reshape(len(columns), -1).astype(np.float32)  # [m, y*x]
+    first = rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32)  # [n, y*x]
+    second = columns.reshape(len(columns), math.prod(columns.shape[1:])).astype(np.float32)  # [m, y*x]
     shared = first @ second.T  # [n, m], exact below 2**24 px
     unions = first.sum(axis=1)[:, None] + second.sum(axis=1)[None, :] - shared
     return np.where(unions > 0, shared / np.maximum(unions, 1), 1).astype(np.float32)

@@ -1,8 +1,8 @@
 """Train the miniature: `python -m refdiff.miniature.train --folder runs/miniature`.
 
 Stages, in order: scenes, vae, sam, clip, diffusion, pack. Each resumes from its last checkpoint; `--stage`
-runs some alone. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same time.
-`pack` writes the half-precision weights that the package ships.
+runs some alone. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same
+time. `pack` writes the half-precision weights that the package ships.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ def _diffusion(folder: Path, minutes: float) -> None:
     vae = architecture.autoencoder()
     vae.load_state_dict(torch.load(folder / "vae-scaled.pt", weights_only=True))
     text, unet = architecture.text_encoder(vocabulary_size()), architecture.unet()
-    latents = encode_store(vae.to(memory_format=torch.channels_last), store)
+    cache = folder / "latents.pt"
+    if not cache.exists():
+        torch.save(encode_store(vae.to(memory_format=torch.channels_last), store), cache)
+    latents = torch.load(cache, weights_only=True)
     unet.to(memory_format=torch.channels_last)
     loss = grounding_loss(text, unet, store, Wordings(miniature_tokenizer_json()), latents)
     _train("diffusion", {"text": text, "unet": unet}, loss, folder, minutes)

@@ -35,7 +35,7 @@ from refdiff.runtime.patches import (
     sample_on_grid,
     to_patches,
 )
-from refdiff.runtime.places import ramp
+from refdiff.runtime.places import Direction, ramp
 
 BATCH = 10
 PHRASES = 4
@@ -75,7 +75,7 @@ def soft_view(sample: Sample, masks: NDArray[np.bool_]) -> View:
 
 
 def hard_views(
-    sample: Sample, masks: NDArray[np.bool_], direction: str | None, *, square: bool
+    sample: Sample, masks: NDArray[np.bool_], direction: Direction, *, square: bool
 ) -> list[View]:
     """One crop per mask, letterboxed or with the shorter side at CLIP's size."""
     weights = ramp(direction, sample.image.shape[1])

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from refdiff.miniature.training.attention import written_out_attention
+
 Loss = Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]
 
 WARMUP_SHARE = 0.02
@@ -69,7 +71,8 @@ def train(task: Task, folder: Path) -> None:
         share = state["elapsed_s"] / budget
         for group in optimizer.param_groups:
             group["lr"] = task.learning_rate * _annealed(share)
-        loss, figures = task.loss(np.random.default_rng((state["step"], len(task.name))))
+        with written_out_attention():
+            loss, figures = task.loss(np.random.default_rng((state["step"], len(task.name))))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.runtime.phrase import direction, read_phrase
+from refdiff.runtime.places import Direction
 from refdiff.runtime.tokenizer import Tokenizer
 
 
@@ -24,7 +25,7 @@ class Wording:
     """[77]."""
     clip_end: int
     root: str
-    direction: str | None
+    direction: Direction
 
 
 class Wordings:
