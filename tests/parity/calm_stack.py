@@ -12,9 +12,9 @@ import functools
 from dataclasses import replace
 
 import torch
-from tests.tiny_stack import tiny_stack
 
 from refdiff.contracts.stack import ModelStack
+from tests.tiny_stack import tiny_stack
 
 
 @functools.cache

@@ -12,8 +12,6 @@ torch = pytest.importorskip("torch")
 onnx_ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from tests.parity.calm_stack import calm_stack  # noqa: E402
-
 from refdiff.contracts.bundle import open_bundle  # noqa: E402 - after the check that torch is here
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.session import Array  # noqa: E402
@@ -26,6 +24,7 @@ from refdiff.export.onnx_export import check_contract, export_graph  # noqa: E40
 from refdiff.export.recording import Recorder  # noqa: E402
 from refdiff.export.torch_sessions import TorchSessions  # noqa: E402
 from refdiff.export.wrappers import wrap  # noqa: E402
+from tests.parity.calm_stack import calm_stack  # noqa: E402
 
 
 def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
@@ -69,7 +68,8 @@ def test_a_graph_repeats_its_golden_record(exported: tuple[Path, list[str]], nam
     session = OrtSession(bundle.graph_path(name), graph_contract(bundle.spec)[name], threads=1)
     results = session.run(inputs)
     for output, expected in outputs.items():
-        assert gate.relative_error(results[output], expected) < gate.tolerance("fp32", name)
+        kept = results[output][: len(expected)]  # of a large output the record holds the first rows
+        assert gate.relative_error(kept, expected) < gate.tolerance("fp32", name)
 
 
 def test_named_dimensions_take_other_sizes_than_the_traced_ones(exported: tuple[Path, list[str]]) -> None:

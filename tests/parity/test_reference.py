@@ -10,9 +10,8 @@ from refdiff.errors import InputError
 
 pytest.importorskip("torch")
 
-from tests.tiny_stack import TINY, tiny_picture, tiny_stack
-
 from refdiff.reference.pipeline import Reference
+from tests.tiny_stack import TINY, tiny_picture, tiny_stack
 
 pytestmark = pytest.mark.needs_torch
 

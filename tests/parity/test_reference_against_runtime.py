@@ -15,11 +15,10 @@ from refdiff.runtime.tokenizer import Tokenizer
 
 pytest.importorskip("torch")
 
-from tests.tiny_stack import TINY, tiny_picture, tiny_stack
-
 from refdiff.export.torch_sessions import TorchSessions
 from refdiff.export.wrappers import clip_positions
 from refdiff.reference.pipeline import Reference
+from tests.tiny_stack import TINY, tiny_picture, tiny_stack
 
 pytestmark = pytest.mark.needs_torch
 

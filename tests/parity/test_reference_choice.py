@@ -11,9 +11,8 @@ from refdiff.runtime import scoring as runtime_scoring
 
 pytest.importorskip("torch")
 
-from tests.tiny_stack import TINY, tiny_picture, tiny_stack
-
 from refdiff.reference import proposals, scoring
+from tests.tiny_stack import TINY, tiny_picture, tiny_stack
 
 pytestmark = pytest.mark.needs_torch
 

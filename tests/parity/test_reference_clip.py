@@ -13,9 +13,8 @@ from refdiff.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
 
-from tests.tiny_stack import TINY, tiny_picture, tiny_stack  # noqa: E402 - after the check that torch is here
-
 from refdiff.reference import clip, crops  # noqa: E402
+from tests.tiny_stack import TINY, tiny_picture, tiny_stack  # noqa: E402 - after the check that torch is here
 
 pytestmark = pytest.mark.needs_torch
 

@@ -14,8 +14,6 @@ from refdiff.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
 
-from tests.tiny_stack import TINY, tiny_picture, tiny_stack  # noqa: E402 - after the check that torch is here
-
 from refdiff.reference.diffusion import (  # noqa: E402
     alphas_cumprod,
     attend,
@@ -28,6 +26,7 @@ from refdiff.reference.diffusion import (  # noqa: E402
     pad_to_square,
 )
 from refdiff.reference.taps import CROSS_ATTENTION, head_mean_attention, tapped  # noqa: E402
+from tests.tiny_stack import TINY, tiny_picture, tiny_stack  # noqa: E402 - after the check that torch is here
 
 pytestmark = pytest.mark.needs_torch
 

@@ -7,13 +7,12 @@ import pytest
 pytestmark = pytest.mark.needs_torch
 torch = pytest.importorskip("torch")
 
-from tests.parity.calm_stack import calm_stack  # noqa: E402
-
 from refdiff.contracts.graphs import BLOCKED  # noqa: E402 - after the check that torch is here
 from refdiff.contracts.stack import ModelStack  # noqa: E402
 from refdiff.errors import InputError  # noqa: E402
 from refdiff.export.taps import tapped  # noqa: E402
 from refdiff.export.wrappers import clip_positions, wrap  # noqa: E402
+from tests.parity.calm_stack import calm_stack  # noqa: E402
 
 
 @pytest.fixture(scope="module")

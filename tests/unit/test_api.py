@@ -74,13 +74,8 @@ def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Pa
     report = api.check(tiny_bundle, count=1, stack=calm_stack())
     assert report.not_run is None
     assert list(report.reference) == ["official", "edge"]
-    assert {verdict.name for verdict in report.reference["edge"]} == {
-        "heat_correlation",
-        "candidate_recall",
-        "rank_agreement",
-        "mask_iou",
-        "argmax_agreement",
-    } - ({"rank_agreement"} - {verdict.name for verdict in report.reference["edge"]})
+    measured = {verdict.name for verdict in report.reference["edge"]}
+    assert measured >= {"heat_correlation", "candidate_recall", "mask_iou", "argmax_agreement"}
     assert report.passed, report.failure
 
 

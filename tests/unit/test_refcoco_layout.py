@@ -145,3 +145,12 @@ def test_a_run_that_dies_leaves_no_half_written_folder(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_refcoco(tmp_path / "set", [1, 2])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_scenes_and_refuses_a_full_folder(tmp_path, capsys):
+    from refdiff.miniature.scenes.__main__ import main
+
+    assert main([str(tmp_path / "out"), "--count", "2", "--seed", "7"]) == 0
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+    assert main([str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -153,7 +153,12 @@ def _replay(bundle: Bundle, sessions: SessionFactory, tell: Progress) -> Iterato
             raise BundleError(f"{bundle.path}: the golden record has no graph {name}; export again")
         tell(f"replaying {name}")
         feeds, expected = golden[name]
-        yield name, graph_error(sessions.open(name).run(feeds), expected)
+        results = sessions.open(name).run(feeds)
+        # The record keeps the first rows of a large output.
+        yield (
+            name,
+            graph_error({key: results[key][: len(array)] for key, array in expected.items()}, expected),
+        )
 
 
 def _reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack | None, str | None]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.miniature.questions import HELD_OUT_FROM, question
 
-Computes = Literal["torch", "onnx"]
 COMPUTES = ("torch", "onnx")
 
 PURPOSE = "the torch reference"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from refdiff.errors import InputError
@@ -41,7 +41,7 @@ def write_files(files: Mapping[Path, bytes], *, overwrite: bool = False) -> None
             drafts = {path: path.with_name(f".{path.name}.{mark}.partial") for path in files}
             for path, data in files.items():
                 undo.callback(drafts[path].unlink, missing_ok=True)
-                _write(drafts[path], data)
+                _write(drafts[path], path, data)
             asides = [_place(drafts[path], path, undo) for path in files]
             undo.pop_all()
     except OSError as error:
@@ -54,24 +54,31 @@ def write_files(files: Mapping[Path, bytes], *, overwrite: bool = False) -> None
             aside.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        except OSError as error:
-            error.filename = str(path)  # a failed write does not say of which file
-            raise
+def _write(draft: Path, path: Path, data: bytes) -> None:
+    with _about(path), draft.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _place(draft: Path, path: Path, undo: ExitStack) -> Path | None:
     """Rename the draft to its place; what was there steps aside, and is handed back to be deleted."""
     aside = draft.with_suffix(".replaced") if os.path.lexists(path) else None
-    if aside is None:
-        undo.callback(path.unlink, missing_ok=True)
-    else:
-        path.rename(aside)
-        undo.callback(aside.replace, path)
-    draft.rename(path)
+    with _about(path):
+        if aside is None:
+            undo.callback(path.unlink, missing_ok=True)
+        else:
+            path.rename(aside)
+            undo.callback(aside.replace, path)
+        draft.rename(path)
     return aside
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """What fails in here is told of the file the caller asked for, not of its draft."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -47,10 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print_error("interrupted, nothing was written", as_json=as_json, code=INTERRUPTED)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output left (`refdiff inspect mini | head`): Python must not flush it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 @contextmanager

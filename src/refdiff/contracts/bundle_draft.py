@@ -35,6 +35,9 @@ from refdiff.errors import BundleError, InputError
 
 _CHUNK_BYTES = 1 << 20
 
+GOLDEN_OUTPUT_BYTES = 1 << 17
+"""Most of one output that the golden record keeps; SAM's masks would be fifty megabytes at full size."""
+
 _DISK_FAULTS = frozenset(
     {
         errno.ENOSPC,
@@ -66,13 +69,11 @@ class BundleDraft:
         np.save(self.path / POSITIONS_NAME, np.asarray(table, dtype=np.float32), allow_pickle=False)
 
     def write_golden(self, tensors: Mapping[str, tuple[Mapping[str, Array], Mapping[str, Array]]]) -> None:
-        """Store recorded inputs and outputs, by graph."""
-        arrays = {
-            f"{graph}/{side}/{name}": array
-            for graph, pair in tensors.items()
-            for side, group in zip(("in", "out"), pair, strict=True)
-            for name, array in group.items()
-        }
+        """Store recorded inputs and outputs, by graph; of a large output only the first rows."""
+        arrays = {}
+        for graph, (feeds, results) in tensors.items():
+            arrays |= {f"{graph}/in/{name}": array for name, array in feeds.items()}
+            arrays |= {f"{graph}/out/{name}": _first_rows(array) for name, array in results.items()}
         # numpy types savez's keywords as arrays or its own flag; a key with a slash is never that flag.
         np.savez_compressed(self.path / GOLDEN_NAME, **arrays)  # type: ignore[arg-type,unused-ignore]
 
@@ -220,3 +221,9 @@ def _flush_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _first_rows(array: Array) -> Array:
+    """As many leading rows as fit `GOLDEN_OUTPUT_BYTES`, at least one."""
+    rows = max(1, GOLDEN_OUTPUT_BYTES * len(array) // max(1, array.nbytes))
+    return array[:rows]

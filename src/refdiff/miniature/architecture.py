@@ -33,6 +33,9 @@ MINIATURE = ModelSpec(
         embed_channels=64,
         embed_size=20,
         points_per_side=16,
+        pred_iou_threshold=0.7,
+        stability_threshold=0.8,
+        edge_pred_iou_threshold=0.6,
     ),
     clip=ClipSpec(image_size=64, patch_size=8, width=128, embed_dim=96),
 )

@@ -8,6 +8,7 @@ time. `pack` writes the half-precision weights that the package ships.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from refdiff.miniature.stack import WEIGHTS, save_weights
 from refdiff.miniature.training.autoencoder import scale_latents, vae_loss
 from refdiff.miniature.training.contrastive import clip_loss
 from refdiff.miniature.training.grounding import encode_store, grounding_loss
-from refdiff.miniature.training.loop import Loss, Task, averaged_weights, train
+from refdiff.miniature.training.loop import Loss, Task, averaged_weights, last_log, train
 from refdiff.miniature.training.proposals import sam_loss
 from refdiff.miniature.training.store import SceneStore, render_shard
 from refdiff.miniature.training.wording import Wordings
@@ -72,6 +73,8 @@ def pack(folder: Path, weights: Path) -> None:
         },
     }
     save_weights(parts, weights)
+    record = {name: last_log(folder, name) for name in MINUTES}
+    (weights / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _render(folder: Path, processes: int) -> None:

@@ -119,7 +119,8 @@ class Reference:
 
         sentence, root = text_vectors(stack, self._tokenizer, (query.text, query.root))
         hard_text, soft_text = (
-            (1 - share) * sentence + share * root for share in (crops.hard_root_weight, crops.soft_root_weight)
+            (1 - share) * sentence + share * root
+            for share in (crops.hard_root_weight, crops.soft_root_weight)
         )
         hard = hard_vectors(stack, crops, image, masks, boxes, hard_ramp)
         soft = soft_vectors(stack, crops, image, masks, soft_ramp)

@@ -74,9 +74,7 @@ def soft_view(sample: Sample, masks: NDArray[np.bool_]) -> View:
     )
 
 
-def hard_views(
-    sample: Sample, masks: NDArray[np.bool_], direction: Direction, *, square: bool
-) -> list[View]:
+def hard_views(sample: Sample, masks: NDArray[np.bool_], direction: Direction, *, square: bool) -> list[View]:
     """One crop per mask, letterboxed or with the shorter side at CLIP's size."""
     weights = ramp(direction, sample.image.shape[1])
     side = MINIATURE.clip.image_size

@@ -99,6 +99,12 @@ def averaged_weights(folder: Path, name: str) -> dict[str, Tensor]:
     return weights
 
 
+def last_log(folder: Path, name: str) -> dict[str, float]:
+    """The last line of stage `name`'s log: steps, seconds, mean figures of the last steps."""
+    line: dict[str, float] = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
+    return line
+
+
 def _annealed(share: float) -> float:
     if share < WARMUP_SHARE:
         return share / WARMUP_SHARE + 1e-3

@@ -1,0 +1,141 @@
+"""Accuracy of the miniature on held-out scenes, reference and runtime side by side.
+
+    .venv/bin/python benchmarks/miniature_accuracy.py --count 500 --jobs 2
+
+Every scene is asked one question (`refdiff.miniature.questions`). The reference finds its candidates once per
+scene and profile and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are those
+of `python -m refdiff.miniature.evaluate` with the same count, seed, mode, profile and back-end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from provenance import provenance
+
+import refdiff
+from refdiff.accuracy.agreement import Agreement, compare, summarise
+from refdiff.accuracy.metrics import Overlap, metrics, overlap
+from refdiff.contracts.options import MODES, options_for
+from refdiff.miniature.questions import HELD_OUT_FROM, question
+
+PROFILES = ("official", "edge")
+RECORD = Path(__file__).parent / "results" / "miniature-accuracy.json"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """One scene under one profile."""
+
+    by_mode: dict[str, Overlap]
+    """Mode -> the reference's overlap; "runtime" -> the runtime's, in mode full."""
+    agreement: Agreement
+
+
+def main() -> None:
+    """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=HELD_OUT_FROM)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RECORD)
+    given = parser.parse_args()
+    seeds = range(given.seed, given.seed + given.count)
+    started = time.perf_counter()
+    marked: dict[str, list[Marks]] = {profile: [] for profile in PROFILES}
+    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
+        for done, marks in enumerate(workers.map(_mark, seeds), start=1):
+            for profile, each in marks.items():
+                marked[profile].append(each)
+            if done % 20 == 0:
+                _tell(f"{done}/{given.count} scenes after {time.perf_counter() - started:.0f} s")
+    record = {
+        **provenance(),
+        "refdiff": refdiff.__version__,
+        "weights": dict(_stack().sources),
+        "seed": given.seed,
+        "scenes": given.count,
+        "profiles": {profile: _summary(marks) for profile, marks in marked.items()},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    given.output.write_text(json.dumps(record, indent=1) + "\n")
+    _tell(json.dumps(record["profiles"], indent=1))
+
+
+def _summary(marks: list[Marks]) -> dict[str, Any]:
+    names = (*MODES, "runtime")
+    return {
+        "modes": {name: asdict(metrics([each.by_mode[name] for each in marks])) for name in names},
+        "agreement": summarise([each.agreement for each in marks]),
+    }
+
+
+def _mark(seed: int) -> dict[str, Marks]:
+    asked = question(seed)
+    return {} if asked is None else {profile: _mark_profile(profile, asked) for profile in PROFILES}
+
+
+def _mark_profile(profile: str, asked: Any) -> Marks:
+    references, segmenter = _reference(profile), _segmenter(profile)
+    scene = references["full"].encode(asked.image)
+    answers = {
+        mode: reference.segment_scene(
+            replace(scene, candidates=None) if mode == "gen" else scene, asked.phrase
+        )
+        for mode, reference in references.items()
+    }
+    runtime = segmenter.segment(segmenter.encode(asked.image), asked.phrase)
+    return Marks(
+        by_mode={
+            name: _overlap(answer, asked.truth) for name, answer in {**answers, "runtime": runtime}.items()
+        },
+        agreement=compare(answers["full"], runtime),
+    )
+
+
+def _overlap(answer: Any, truth: Any) -> Overlap:
+    return overlap(answer.mask, truth, answer.candidates.masks[answer.candidates.kept])
+
+
+@cache
+def _stack() -> Any:
+    import torch
+
+    from refdiff.miniature.stack import load_miniature
+
+    torch.set_num_threads(1)
+    return load_miniature()
+
+
+@cache
+def _reference(profile: str) -> dict[str, Any]:
+    from refdiff.reference.pipeline import Reference
+
+    stack = _stack()
+    return {
+        mode: Reference(stack=stack, options=options_for(stack.spec, profile=profile, mode=mode))
+        for mode in MODES
+    }
+
+
+@cache
+def _segmenter(profile: str) -> Any:
+    return refdiff.load("mini", profile=profile, threads=1)
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()
