@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/miniature_accuracy.py --count 500 --jobs 2
 
-Every scene is asked one question (`refdiff.miniature.questions`). The reference finds its candidates once per
-scene and profile and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are those
-of `python -m refdiff.miniature.evaluate` with the same count, seed, mode, profile and back-end.
+Every scene is asked one question (`refdiff.miniature.questions`). The reference finds its candidates once
+per scene and profile and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are
+those of `python -m refdiff.miniature.evaluate` with the same count, seed, mode, profile and back-end.
 """
 
 from __future__ import annotations
@@ -87,19 +87,15 @@ def _mark(seed: int) -> dict[str, Marks]:
 def _mark_profile(profile: str, asked: Any) -> Marks:
     references, segmenter = _reference(profile), _segmenter(profile)
     scene = references["full"].encode(asked.image)
+    bare = replace(scene, candidates=None)
     answers = {
-        mode: reference.segment_scene(
-            replace(scene, candidates=None) if mode == "gen" else scene, asked.phrase
-        )
+        mode: reference.segment_scene(bare if mode == "gen" else scene, asked.phrase)
         for mode, reference in references.items()
     }
     runtime = segmenter.segment(segmenter.encode(asked.image), asked.phrase)
-    return Marks(
-        by_mode={
-            name: _overlap(answer, asked.truth) for name, answer in {**answers, "runtime": runtime}.items()
-        },
-        agreement=compare(answers["full"], runtime),
-    )
+    agreement = compare(answers["full"], runtime)
+    answers["runtime"] = runtime
+    return Marks({name: _overlap(answer, asked.truth) for name, answer in answers.items()}, agreement)
 
 
 def _overlap(answer: Any, truth: Any) -> Overlap:
@@ -121,10 +117,8 @@ def _reference(profile: str) -> dict[str, Any]:
     from refdiff.reference.pipeline import Reference
 
     stack = _stack()
-    return {
-        mode: Reference(stack=stack, options=options_for(stack.spec, profile=profile, mode=mode))
-        for mode in MODES
-    }
+    options = {mode: options_for(stack.spec, profile=profile, mode=mode) for mode in MODES}
+    return {mode: Reference(stack=stack, options=chosen) for mode, chosen in options.items()}
 
 
 @cache

@@ -18,14 +18,6 @@ PACKAGES = (
     "segment-anything",
     "open_clip_torch",
 )
-    "numpy",
-    "torch",
-    "diffusers",
-    "transformers",
-    "onnxruntime",
-    "segment-anything",
-    "open_clip_torch",
-)
 
 
 def provenance() -> dict[str, Any]:
@@ -34,7 +26,7 @@ def provenance() -> dict[str, Any]:
         ["git", "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
-        check=True,  # noqa: S607 - git on the PATH
+        check=True,
     )
     return {
         "commit": commit.stdout.strip(),

@@ -70,7 +70,7 @@ class BundleDraft:
 
     def write_golden(self, tensors: Mapping[str, tuple[Mapping[str, Array], Mapping[str, Array]]]) -> None:
         """Store recorded inputs and outputs, by graph; of a large output only the first rows."""
-        arrays = {}
+        arrays: dict[str, Array] = {}
         for graph, (feeds, results) in tensors.items():
             arrays |= {f"{graph}/in/{name}": array for name, array in feeds.items()}
             arrays |= {f"{graph}/out/{name}": _first_rows(array) for name, array in results.items()}

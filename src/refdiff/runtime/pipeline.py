@@ -193,9 +193,8 @@ class Segmenter:
         whole, root, *other = text_vectors(
             self._sessions, self._tokenizer, [query.text, query.root, *related]
         )
-        hard_text, soft_text = (
-            (1 - share) * whole + share * root for share in (crops.hard_root_weight, crops.soft_root_weight)
-        )
+        shares = (crops.hard_root_weight, crops.soft_root_weight)
+        hard_text, soft_text = ((1 - share) * whole + share * root for share in shares)
         parts = {"hard": hard @ hard_text, "soft": soft @ soft_text}
         if self._options.fusion.place:
             parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)

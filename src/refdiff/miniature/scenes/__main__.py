@@ -1,4 +1,4 @@
-"""Write scenes in the RefCOCO layout: `python -m refdiff.miniature.scenes FOLDER --count 100 --seed 1000000`."""
+"""Write scenes in the RefCOCO layout: `python -m refdiff.miniature.scenes FOLDER --count 100`."""
 
 from __future__ import annotations
 

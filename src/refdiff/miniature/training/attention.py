@@ -19,12 +19,12 @@ def attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0.0,  # noqa: ARG001 - the models here have none
     is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's signature
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, without dropout; [.., q, d] x [.., k, d] -> [.., q, d]."""
+    """What `scaled_dot_product_attention` computes, without dropout; [.., q, d] x [.., k, d] -> [.., q, d]."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     logits = (query * factor) @ key.mT
     if is_causal:
