@@ -44,9 +44,9 @@ def accuracy_table(record: dict[str, Any]) -> str:
     agreed = [f"{each['argmax_agreement']:.3f}" for each in agreements]
     masks = [f"{each['mask_iou']:.4f}" for each in agreements]
     return "\n".join(rows) + (
-        f"\n\n{record['scenes']} scenes from seed {record['seed']}. Runtime against reference: the same candidate"
-        f" is chosen on {agreed[0]} (`official`) and {agreed[1]} (`edge`) of them; the two masks' mean IoU is"
-        f" {masks[0]} and {masks[1]}."
+        f"\n\n{record['scenes']} scenes from seed {record['seed']}. Runtime against reference: the same"
+        f" candidate is chosen on {agreed[0]} (`official`) and {agreed[1]} (`edge`) of them; the two masks'"
+        f" mean IoU is {masks[0]} and {masks[1]}."
     )
 
 

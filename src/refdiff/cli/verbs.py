@@ -71,7 +71,9 @@ def demo(
 
 @app.command()
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the bundle will be.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The bundle's folder; MODEL-PRECISION if left out.")
+    ] = None,
     model: Annotated[str, typer.Argument(help="Which models.")] = "mini",
     precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
     overwrite: Overwrite = False,
@@ -80,9 +82,10 @@ def export(
     """Turn torch models into a bundle of checked ONNX graphs (needs refdiff[export,cpu])."""
     from refdiff import api
 
+    folder = output or Path(f"{model}-{precision}")
     with working() as tell:
-        manifest = api.export(model, precision=precision, output=output, overwrite=overwrite, progress=tell)
-    inspection = api.Inspection(path=output, manifest=manifest)
+        manifest = api.export(model, precision=precision, output=folder, overwrite=overwrite, progress=tell)
+    inspection = api.Inspection(path=folder, manifest=manifest)
     print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
 
 

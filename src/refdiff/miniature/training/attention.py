@@ -24,7 +24,7 @@ def attention(
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """What `scaled_dot_product_attention` computes, without dropout; [.., q, d] x [.., k, d] -> [.., q, d]."""
+    """What `scaled_dot_product_attention` computes; [.., q, d] x [.., k, d] -> [.., q, d]."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     logits = (query * factor) @ key.mT
     if is_causal:
