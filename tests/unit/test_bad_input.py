@@ -60,6 +60,11 @@ BAD_PICTURES: dict[str, tuple[Callable[[Image.Image], bytes | None], str]] = {
     "truncated.png": (lambda image: encoded(image, "PNG")[:2000], "damaged"),
     "bomb.png": (lambda image: bomb(), "megapixels"),
     "animated.gif": (animation, "2 frames"),
+    "row.png": (
+        lambda image: encoded(image.resize((97, 1)), "PNG"),
+        "97x1 px is smaller than one CLIP patch",
+    ),
+    "column.png": (lambda image: encoded(image.resize((1, 97)), "PNG"), "smaller than one CLIP patch"),
 }
 
 
@@ -92,9 +97,8 @@ ODD_PICTURES: dict[str, tuple[Callable[[Image.Image], bytes], tuple[int, int]]] 
     "grey.png": (lambda image: encoded(image.convert("L"), "PNG"), (192, 112)),
     "alpha.png": (lambda image: encoded(image.convert("RGBA"), "PNG"), (192, 112)),
     "turned.jpg": (lambda image: encoded(image, "JPEG", exif=exif_turned()), (112, 192)),
-    "row.png": (lambda image: encoded(image.resize((97, 1)), "PNG"), (97, 1)),
-    "column.png": (lambda image: encoded(image.resize((1, 97)), "PNG"), (1, 97)),
-    "pixel.png": (lambda image: encoded(image.resize((1, 1)), "PNG"), (1, 1)),
+    "thin.png": (lambda image: encoded(image.resize((97, 9)), "PNG"), (97, 9)),
+    "tall.png": (lambda image: encoded(image.resize((9, 97)), "PNG"), (9, 97)),
 }
 
 
@@ -114,7 +118,8 @@ def test_an_odd_but_valid_picture_is_segmented(
     command = ["segment", tiny_bundle, picture, "left mug", "-o", output, "--profile", profile, "--json"]
     assert main(list(map(str, command))) == 0
     size = json.loads(capsys.readouterr().out)["size"]
-    assert (size["width"], size["height"]) == Image.open(output).size == size_wh
+    with Image.open(output) as mask:
+        assert (size["width"], size["height"]) == mask.size == size_wh
 
 
 BAD_PHRASES = {

@@ -121,7 +121,8 @@ def test_segment_writes_mask_overlay_and_json_and_says_the_same(
     assert {**written, "files": said["files"]} == said
     assert said["matched"] is True
     assert set(said["scores"]) == {"hard", "soft", "generative", "place"}
-    mask = np.asarray(Image.open(output))
+    with Image.open(output) as opened:
+        mask = np.asarray(opened)
     assert mask.shape == (176, 128)
     assert set(np.unique(mask)) <= {0, 255}
     assert np.count_nonzero(mask) == said["area_px"]

@@ -96,6 +96,7 @@ def segment(
     profile: str = "edge",
     mode: str = "full",
     seed: int = 0,
+    reader: str = "rules",
     threads: int | None = None,
 ) -> Answer:
     """Find what `phrase` names in `picture`; for many phrases on one picture, `load` the bundle instead.
@@ -109,6 +110,7 @@ def segment(
         profile: see `load`.
         mode: see `load`.
         seed: see `load`.
+        reader: see `load`.
         threads: see `load`.
 
     Raises:
@@ -119,7 +121,7 @@ def segment(
     """
     read_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
     opened = find_bundle(bundle)
-    options = options_for(opened.spec, profile=profile, mode=mode, seed=seed)
+    options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(opened, backend=backend, threads=threads)
     with segmenter_of(opened, sessions, options) as segmenter:
         return ask(segmenter, picture, phrase, focus=focus, model=opened.spec.name, backend=sessions.backend)

@@ -48,6 +48,7 @@ def load(
     profile: str = "edge",
     mode: str = "full",
     seed: int = 0,
+    reader: str = "rules",
     threads: int | None = None,
 ) -> Segmenter:
     """Open a bundle for segmenting; use the result in a `with` block.
@@ -58,15 +59,16 @@ def load(
         profile: "edge", "official" or "paper" (METHOD §1).
         mode: "gen", "gen+seg", "disc+seg" or "full".
         seed: of the posterior draw and the noise.
+        reader: who finds a phrase's head word: "rules", or "spacy" where it is installed.
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: an unknown profile, mode or back-end.
+        InputError: an unknown profile, mode, reader or back-end.
         MissingDependencyError: the back-end's package is not installed.
     """
     bundle = find_bundle(path)
-    options = options_for(bundle.spec, profile=profile, mode=mode, seed=seed)
+    options = options_for(bundle.spec, profile=profile, mode=mode, seed=seed, reader=reader)
     return segmenter_of(bundle, open_sessions(bundle, backend=backend, threads=threads), options)
 
 

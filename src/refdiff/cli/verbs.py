@@ -104,6 +104,9 @@ def segment(
     profile: Profile = "edge",
     mode: Mode = "full",
     seed: Annotated[int, typer.Option(min=0, help="Of the diffusion branch's noise.")] = 0,
+    reader: Annotated[
+        str, typer.Option(help="Who finds the head word: rules, or spacy if installed.")
+    ] = "rules",
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -123,6 +126,7 @@ def segment(
             profile=profile,
             mode=mode,
             seed=seed,
+            reader=reader,
             threads=threads,
         )
         files = api.save(answer, output=output, overlay=overlay, overwrite=overwrite)

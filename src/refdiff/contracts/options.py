@@ -18,6 +18,8 @@ from refdiff.errors import InputError
 Mode = Literal["gen", "gen+seg", "disc+seg", "full"]
 MODES: tuple[str, ...] = get_args(Mode)
 Focus = Literal["root", "last", "mean"]
+Reader = Literal["rules", "spacy"]
+READERS: tuple[str, ...] = get_args(Reader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,8 @@ class Options:
     mode: Mode = "full"
     seed: int = 0
     """Seeds the posterior draw and the noise."""
+    reader: Reader = "rules"
+    """Who finds the head word: the built-in rules, or spaCy's parser as in the release (METHOD §3)."""
     proposals: ProposalOptions = field(default_factory=ProposalOptions)
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     crops: CropOptions = field(default_factory=CropOptions)
@@ -131,16 +135,20 @@ _EDGE = Options(
 PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFICIAL, _PAPER, _EDGE)})
 
 
-def options_for(spec: ModelSpec, *, profile: str = "edge", mode: str = "full", seed: int = 0) -> Options:
+def options_for(
+    spec: ModelSpec, *, profile: str = "edge", mode: str = "full", seed: int = 0, reader: str = "rules"
+) -> Options:
     """The named profile, with the proposal thresholds that belong to this model's SAM.
 
     Raises:
-        InputError: unknown profile or mode.
+        InputError: unknown profile, mode or reader.
     """
     if profile not in PROFILES:
         raise InputError(f"unknown profile {profile!r}; choose one of: {', '.join(PROFILES)}")
     if mode not in MODES:
         raise InputError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
+    if reader not in READERS:
+        raise InputError(f"unknown reader {reader!r}; choose one of: {', '.join(READERS)}")
     base, sam = PROFILES[profile], spec.sam
     if profile == "edge":
         settings = (sam.edge_points_per_side, sam.edge_pred_iou_threshold, sam.edge_stability_threshold)
@@ -150,4 +158,10 @@ def options_for(spec: ModelSpec, *, profile: str = "edge", mode: str = "full", s
     proposals = dataclasses.replace(
         base.proposals, points_per_side=points, pred_iou_threshold=iou, stability_threshold=stability
     )
-    return dataclasses.replace(base, mode=mode, seed=seed, proposals=proposals)  # type: ignore[arg-type]
+    return dataclasses.replace(
+        base,
+        mode=mode,  # type: ignore[arg-type]
+        seed=seed,
+        reader=reader,  # type: ignore[arg-type]
+        proposals=proposals,
+    )

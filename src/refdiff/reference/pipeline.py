@@ -79,7 +79,10 @@ class Reference:
         return _segmentation(query, scene.candidates, scores, heat, nothing=nothing)
 
     def _read(self, phrase: str, focus: str | None) -> Phrase:
-        query = read_phrase(phrase, focus=focus, word_boundaries=self._options.crops.word_boundaries)
+        options = self._options
+        query = read_phrase(
+            phrase, focus=focus, word_boundaries=options.crops.word_boundaries, reader=options.reader
+        )
         self._tokenizer.check_length(query.text)
         return query
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from refdiff.contracts.options import Reader
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.runtime.reading import (
     RelationKind,
@@ -22,8 +23,6 @@ from refdiff.runtime.reading import (
     find_superlative,
 )
 from refdiff.runtime.wordlist import Place, Size, Superlative
-
-Reader = Literal["rules", "spacy"]
 
 SPACY_MODEL = "en_core_web_sm"
 

@@ -148,7 +148,10 @@ class Segmenter:
 
     def _read(self, phrase: str, focus: str | None) -> Phrase:
         """METHOD §3."""
-        query = read_phrase(phrase, focus=focus, word_boundaries=self._options.crops.word_boundaries)
+        options = self._options
+        query = read_phrase(
+            phrase, focus=focus, word_boundaries=options.crops.word_boundaries, reader=options.reader
+        )
         self._tokenizer.check_length(query.text)
         return query
 
