@@ -87,9 +87,9 @@ def test_a_loss_is_finite_repeatable_and_reaches_every_part(stage, store, wordin
     torch.manual_seed(0)
     parts, loss = stage(store, wordings)
     torch.manual_seed(1)
-    first, figures = loss(np.random.default_rng(5))
+    first, figures = loss(np.random.default_rng(5), 0.7)
     torch.manual_seed(1)
-    second, _ = loss(np.random.default_rng(5))
+    second, _ = loss(np.random.default_rng(5), 0.7)
     assert torch.isfinite(first)
     assert float(first.detach()) == pytest.approx(float(second.detach()), rel=1e-4)
     assert all(np.isfinite(value) for value in figures.values())
@@ -126,7 +126,7 @@ def test_training_resumes_where_it_was_stopped(tmp_path):
     def task(minutes: float) -> Task:
         layer = torch.nn.Linear(2, 1)
 
-        def loss(rng):
+        def loss(rng, share):
             inputs = torch.from_numpy(rng.normal(size=(8, 2)).astype(np.float32))
             return (layer(inputs) - inputs.sum(1, keepdim=True)).pow(2).mean(), {}
 

@@ -131,6 +131,8 @@ def segment(
         )
         files = api.save(answer, output=output, overlay=overlay, overwrite=overwrite)
     document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
+    if answer.model == "mini":
+        note("note: the built-in miniature knows rendered table-top scenes only; on photographs it guesses")
     print_answer(document, lambda: tables.of_answer(answer, files), as_json=as_json)
 
 

@@ -17,6 +17,9 @@ from refdiff.miniature.vocabulary import miniature_tokenizer_json, vocabulary_si
 WEIGHTS = Path(__file__).parent / "weights"
 """One safetensors file per part: vae, text, unet, sam, clip."""
 
+NOT_SHIPPED = ("decoder.", "post_quant_conv.")
+"""The VAE's decoder: the method never decodes (METHOD §4), so its weights stay at home."""
+
 
 def load_miniature(weights: Path = WEIGHTS) -> ModelStack:
     """Build the miniature and load its weights, in eval mode.
@@ -42,10 +45,11 @@ def load_miniature(weights: Path = WEIGHTS) -> ModelStack:
 
 
 def save_weights(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
-    """Write each part's state in half precision as safetensors; integer tensors keep their type."""
+    """Write each part's state in half precision as safetensors, the VAE's without its decoder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in parts.items():
-        halved = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+        shipped = {k: v for k, v in state.items() if not (name == "vae" and k.startswith(NOT_SHIPPED))}
+        halved = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in shipped.items()}
         safetensors.torch.save_file(halved, folder / f"{name}.safetensors")
 
 
@@ -58,8 +62,14 @@ def _load(module: nn.Module, path: Path) -> str:
     data = path.read_bytes()
     state = {k: v.float() if v.is_floating_point() else v for k, v in safetensors.torch.load(data).items()}
     try:
-        module.load_state_dict(state)
+        missing = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise InputError(f"{path.name} does not fit the miniature's architecture: {error}") from error
+    absent = [key for key in missing.missing_keys if not (path.stem == "vae" and key.startswith(NOT_SHIPPED))]
+    if absent or missing.unexpected_keys:
+        raise InputError(
+            f"{path.name} does not fit the miniature's architecture: {len(absent)} tensors missing, "
+            f"{len(missing.unexpected_keys)} unknown, e.g. {(absent + missing.unexpected_keys)[0]}"
+        )
     module.eval().requires_grad_(requires_grad=False)
     return hashlib.sha256(data).hexdigest()

@@ -36,7 +36,7 @@ def square_picture(sample: Sample) -> Tensor:
 def vae_loss(vae: AutoencoderKL, store: SceneStore) -> Loss:
     """Loss of a random batch."""
 
-    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(rng: np.random.Generator, _share: float) -> tuple[Tensor, dict[str, float]]:
         images = torch.stack(
             [_crop(square_picture(store[int(i)]), rng) for i in rng.integers(len(store), size=BATCH)]
         )

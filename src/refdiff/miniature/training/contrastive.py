@@ -154,7 +154,7 @@ def encode_texts(clip: open_clip.CLIP, words: Sequence[Wording]) -> Tensor:
 def clip_loss(clip: open_clip.CLIP, store: SceneStore, wordings: Wordings) -> Loss:
     """Loss of a random batch of scenes."""
 
-    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(rng: np.random.Generator, _share: float) -> tuple[Tensor, dict[str, float]]:
         samples = [store[int(i)] for i in rng.integers(len(store), size=BATCH)]
         masks = [candidate_masks(sample, rng) for sample in samples]
         chosen = [_phrases(sample, wordings, rng) for sample in samples]

@@ -33,6 +33,10 @@ LOW_NOISE_SHARE, LOW_NOISE = 0.65, 130
 DENOISING_WEIGHT = 0.3
 CHOICE_WEIGHT = 1.0
 ROOT_WEIGHT, LAST_WEIGHT = 0.7, 1.0
+FLATTEN_FROM = 0.6
+MAP_WEIGHTS = ((1.0, 2.0), (0.2, 8.0))
+"""Of cross-entropy and of squares, before and from `FLATTEN_FROM` on: the cross-entropy finds the object fast
+but spreads the logits, the squares then make object and table flat, as level sets need them."""
 LAYER_WEIGHTS = (0.5, 1.0, 1.0)
 OBJECT_LOGIT = 4.0
 """Where the tapped logit of an object's cell is trained to; the table's is 0."""
@@ -115,7 +119,7 @@ def grounding_loss(
     alphas = torch.cumprod(1 - betas, 0).float()
     empty = torch.from_numpy(wordings.empty_ids())
 
-    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(rng: np.random.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
         torch.manual_seed(int(rng.integers(2**31)))
         indices = rng.integers(len(store), size=BATCH)
         samples = [store[int(i)] for i in indices]
@@ -141,7 +145,9 @@ def grounding_loss(
             torch.stack([p.logits for p in processors if p.logits is not None], dim=1) / OBJECT_LOGIT
         )  # [b, l, q, t]
         trust = alphas[steps] ** 4
-        grounding, choice, picked = _pointing(logits, samples, chosen, words, dropped, trust)
+        grounding, choice, picked = _pointing(
+            logits, samples, chosen, words, dropped, trust, MAP_WEIGHTS[share >= FLATTEN_FROM]
+        )
         flat = _flatness(logits[dropped], rng)
         total = grounding + CHOICE_WEIGHT * choice + flat + DENOISING_WEIGHT * denoising
         figures = {
@@ -161,6 +167,7 @@ def _pointing(
     words: Sequence[Wording],
     dropped: Tensor,
     trust: Tensor,
+    map_weights: tuple[float, float],
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """Map loss, choice loss, and how often the low-noise maps pick the right object (root, last)."""
     batch, cells = len(samples), logits.shape[2]
@@ -182,7 +189,8 @@ def _pointing(
         maps = logits[torch.arange(batch), :, :, torch.tensor(indices)]  # [b, l, q]
         goal = truth.expand_as(maps)
         bce = F.binary_cross_entropy_with_logits(8 * (maps - 0.5), goal, reduction="none")
-        per_map = ((bce + 2 * (maps - goal) ** 2) * (1 + 3 * goal) * layer_weights).mean((1, 2))
+        errors = map_weights[0] * bce + map_weights[1] * (maps - goal) ** 2
+        per_map = (errors * (1 + 3 * goal) * layer_weights).mean((1, 2))
         scores = torch.einsum("bnq,bq->bn", inside, maps.mean(1)).masked_fill(absent, -1e4)
         choice = F.cross_entropy(8 * scores, targets, reduction="none")
         mapping = mapping + importance * (per_map * weight).sum() / weight.sum()

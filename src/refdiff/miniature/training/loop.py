@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from refdiff.miniature.training.attention import written_out_attention
 
-Loss = Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[np.random.Generator, float], tuple[Tensor, dict[str, float]]]
 
 WARMUP_SHARE = 0.02
 SAVE_EVERY_S = 120.0
@@ -35,7 +35,7 @@ class Task:
     name: str
     modules: nn.ModuleDict
     loss: Loss
-    """Draws a batch with the given generator; returns the loss and figures to log."""
+    """Draws a batch; told the share of the budget that is spent. Returns the loss and figures to log."""
     minutes: float
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -72,7 +72,7 @@ def train(task: Task, folder: Path) -> None:
         for group in optimizer.param_groups:
             group["lr"] = task.learning_rate * _annealed(share)
         with written_out_attention():
-            loss, figures = task.loss(np.random.default_rng((state["step"], len(task.name))))
+            loss, figures = task.loss(np.random.default_rng((state["step"], len(task.name))), share)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -68,7 +68,7 @@ def _decode(sam: Sam, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor
 def sam_loss(sam: Sam, store: SceneStore) -> Loss:
     """Loss of a random batch."""
 
-    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(rng: np.random.Generator, _share: float) -> tuple[Tensor, dict[str, float]]:
         samples = [store[int(i)] for i in rng.integers(len(store), size=BATCH)]
         images, labels = zip(*(sam_picture(sample) for sample in samples), strict=True)
         prompts = [_points(lab, len(s.objects), rng) for lab, s in zip(labels, samples, strict=True)]
