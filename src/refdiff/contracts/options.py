@@ -123,13 +123,17 @@ _PAPER = Options(
 _EDGE = Options(
     profile="edge",
     proposals=ProposalOptions(
-        points_per_side=8, pred_iou_threshold=0.7, stability_threshold=0.7, drop_filtered=True
+        points_per_side=8,
+        pred_iou_threshold=0.7,
+        stability_threshold=0.7,
+        keep_largest=20,  # the release's ten lose small things on a full table
+        drop_filtered=True,
     ),
     attention=AttentionOptions(
         timesteps=(51,), start_level=51, sample_posterior=False, focus="last", uint8_lanczos=False
     ),
     crops=CropOptions(letterbox=True, word_boundaries=True, soft_long_side=512),
-    fusion=FusionOptions(place=0.05, generative=0.1, ramp_on_heat=True, level_selector="between-class"),
+    fusion=FusionOptions(place=0.1, generative=0.1, ramp_on_heat=True, level_selector="between-class"),
 )
 
 PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFICIAL, _PAPER, _EDGE)})
