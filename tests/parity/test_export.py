@@ -13,6 +13,7 @@ onnx_ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.contracts.bundle import open_bundle  # noqa: E402 - after the check that torch is here
+from refdiff.contracts.closeness import relative_error
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.session import Array  # noqa: E402
 from refdiff.engines.ort import OrtSession  # noqa: E402
@@ -69,7 +70,7 @@ def test_a_graph_repeats_its_golden_record(exported: tuple[Path, list[str]], nam
     results = session.run(inputs)
     for output, expected in outputs.items():
         kept = results[output][: len(expected)]  # of a large output the record holds the first rows
-        assert gate.relative_error(kept, expected) < gate.tolerance("fp32", name)
+        assert relative_error(kept, expected) < gate.tolerance("fp32", name)
 
 
 def test_named_dimensions_take_other_sizes_than_the_traced_ones(exported: tuple[Path, list[str]]) -> None:
@@ -86,7 +87,7 @@ def test_named_dimensions_take_other_sizes_than_the_traced_ones(exported: tuple[
     }
     got = OrtSession(bundle.graph_path("clip_image"), graph, threads=1).run(feeds)
     expected = TorchSessions(calm_stack()).open("clip_image").run(feeds)
-    assert gate.relative_error(got["vectors"], expected["vectors"]) < 1e-5
+    assert relative_error(got["vectors"], expected["vectors"]) < 1e-5
 
 
 def test_the_early_exit_shares_the_unets_weights_and_holds_fewer(exported: tuple[Path, list[str]]) -> None:
@@ -110,7 +111,7 @@ def test_the_early_exit_agrees_with_the_full_pass(exported: tuple[Path, list[str
     contract, feeds = graph_contract(bundle.spec), make_examples()["unet"]
     full, cut = (OrtSession(bundle.graph_path(n), contract[n], threads=1) for n in ("unet", "unet_taps"))
     # The same nodes; ONNX Runtime fuses them differently where fewer outputs are asked for.
-    assert gate.relative_error(cut.run(feeds)["taps"], full.run(feeds, ["taps"])["taps"]) < 1e-6
+    assert relative_error(cut.run(feeds)["taps"], full.run(feeds, ["taps"])["taps"]) < 1e-6
 
 
 def test_a_cut_that_would_keep_later_blocks_is_refused(
@@ -196,6 +197,6 @@ def test_a_recorder_keeps_the_last_feeds_and_lends_them_to_the_twin_graph() -> N
 
 def test_a_number_that_is_none_is_outside_every_tolerance() -> None:
     expected = np.arange(4, dtype=np.float32)
-    assert gate.relative_error(np.full(4, np.nan, np.float32), expected) == float("inf")
-    assert gate.relative_error(expected[:2], expected) == float("inf")
-    assert gate.relative_error(expected, expected) == 0.0
+    assert relative_error(np.full(4, np.nan, np.float32), expected) == float("inf")
+    assert relative_error(expected[:2], expected) == float("inf")
+    assert relative_error(expected, expected) == 0.0

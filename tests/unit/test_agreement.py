@@ -10,9 +10,9 @@ from refdiff.accuracy.agreement import (
     graph_error,
     matched,
     order_agreement,
-    relative_error,
     summarise,
 )
+from refdiff.contracts.closeness import relative_error
 from refdiff.contracts.results import Candidates, Scores, Segmentation
 
 SIZE_YX = (6, 20)

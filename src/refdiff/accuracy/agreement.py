@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import iou, pairwise_iou
+from refdiff.contracts.closeness import relative_error
 from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Array, Float
 
@@ -102,22 +103,9 @@ def order_agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -
     return float(((np.abs(one) <= TIE) | (np.sign(one) == np.sign(other))).mean())
 
 
-def relative_error(got: Array, expected: Array) -> float:
-    """Largest difference over the range of `expected`; infinite for another shape or a non-number."""
-    if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
-        return float("inf")
-    difference = float(np.abs(got.astype(np.float64) - expected).max(initial=0.0))
-    # A constant output has no range; it is compared with its own size.
-    return difference / (_range(expected) or float(np.abs(expected).max(initial=0.0)) or 1.0)
-
-
 def graph_error(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
     """The worst relative error among a graph's outputs."""
     return max(relative_error(got[name], expected[name]) for name in expected)
-
-
-def _range(values: Array) -> float:
-    return float(values.max(initial=-np.inf) - values.min(initial=np.inf)) if values.size else 0.0
 
 
 def _heat_correlation(first: Float | None, second: Float | None) -> float | None:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
+from refdiff.contracts.closeness import relative_error
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array
 from refdiff.errors import GateError, MissingDependencyError
@@ -22,16 +21,6 @@ def tolerance(precision: str, graph_name: str) -> float:
     """The committed limit on the relative error of one graph."""
     text = resources.files("refdiff.export").joinpath("tolerances.json").read_text(encoding="utf-8")
     return float(json.loads(text)[precision][graph_name]["limit"])
-
-
-def relative_error(got: Array, expected: Array) -> float:
-    """Largest difference over the range of `expected`; infinite for another shape or a non-number."""
-    if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
-        return float("inf")
-    spread = float(np.ptp(expected))
-    difference = float(np.abs(got.astype(np.float64) - expected).max(initial=0.0))
-    # A constant output has no range; it is compared with its own size.
-    return difference / (spread or float(np.abs(expected).max(initial=0.0)) or 1.0)
 
 
 def run_onnx(path: Path, graph: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,18 @@
+"""How far a graph's output is from what it should be: the one measure that export and check share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refdiff.contracts.session import Array
+
+
+def relative_error(got: Array, expected: Array) -> float:
+    """Largest difference over the range of `expected`; infinite for another shape or a non-number."""
+    if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    difference = float(np.abs(got.astype(np.float64) - expected).max())
+    # A constant output has no range; it is compared with its own size.
+    return difference / (float(np.ptp(expected)) or float(np.abs(expected).max()) or 1.0)
