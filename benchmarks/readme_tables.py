@@ -9,6 +9,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 NAMES = {
     "gen": "torch, `gen`",
+    "gen, between-class": "torch, `gen`, second selector",
     "gen+seg": "torch, `gen+seg`",
     "disc+seg": "torch, `disc+seg`",
     "full": "torch, `full`",

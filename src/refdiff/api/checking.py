@@ -13,6 +13,7 @@ from refdiff.api.bundles import find_bundle, segmenter_of
 from refdiff.api.extras import MODELS, import_torch_room, load_stack
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.closeness import recorded_part
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
@@ -154,11 +155,8 @@ def _replay(bundle: Bundle, sessions: SessionFactory, tell: Progress) -> Iterato
         tell(f"replaying {name}")
         feeds, expected = golden[name]
         results = sessions.open(name).run(feeds)
-        # The record keeps the first rows of a large output.
-        yield (
-            name,
-            graph_error({key: results[key][: len(array)] for key, array in expected.items()}, expected),
-        )
+        kept = {key: recorded_part(results[key], record) for key, record in expected.items()}
+        yield name, graph_error(kept, expected)
 
 
 def _reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack | None, str | None]:

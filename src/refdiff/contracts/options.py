@@ -133,7 +133,7 @@ _EDGE = Options(
         timesteps=(51,), start_level=51, sample_posterior=False, focus="last", uint8_lanczos=False
     ),
     crops=CropOptions(letterbox=True, word_boundaries=True, soft_long_side=512),
-    fusion=FusionOptions(place=0.1, generative=0.1, ramp_on_heat=True, level_selector="between-class"),
+    fusion=FusionOptions(place=0.15, generative=0.1, ramp_on_heat=True, level_selector="between-class"),
 )
 
 PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFICIAL, _PAPER, _EDGE)})

@@ -31,7 +31,7 @@ SHARDS, SHARD_SCENES = 20, 1000
 LATENT_SCENES = 12_000
 """Scenes the diffusion stage sees: their latents are kept in memory."""
 
-MINUTES = {"vae": 5.0, "sam": 30.0, "clip": 35.0, "diffusion": 60.0}
+MINUTES = {"vae": 10.0, "sam": 46.0, "clip": 40.0, "diffusion": 60.0}
 STAGES = ("scenes", *MINUTES, "pack")
 
 
