@@ -46,8 +46,9 @@ format: $(FULL) ## rewrite the sources in the house format
 	.venv/bin/ruff check --select I --fix .
 	.venv/bin/ruff format .
 
-miniature: $(FULL) ## retrain the built-in models
+miniature: $(FULL) ## retrain the built-in models and export their bundle (hours)
 	.venv/bin/python -m refdiff.miniature.train
+	.venv/bin/refdiff export mini --output src/refdiff/miniature/bundle --overwrite
 
 clean: ## remove environments, caches and outputs
 	rm -rf .venv .venv-demo .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
