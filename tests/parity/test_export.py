@@ -44,10 +44,15 @@ def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
     return examples
 
 
+def in_ones(examples: dict[str, dict[str, Array]]) -> dict[str, list[dict[str, Array]]]:
+    """One feed a graph, as the export takes them."""
+    return {name: [feeds] for name, feeds in examples.items()}
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     path, lines = tmp_path_factory.mktemp("export") / "tiny", []
-    export_bundle(calm_stack(), path, examples=make_examples(), progress=lines.append)
+    export_bundle(calm_stack(), path, examples=in_ones(make_examples()), progress=lines.append)
     return path, lines
 
 
@@ -164,7 +169,9 @@ def test_a_graph_outside_its_tolerance_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(bundle_export, "tolerance", lambda precision, name: -1.0)
     with pytest.raises(GateError, match="sd_text: output context"):
-        export_bundle(calm_stack(), tmp_path / "b", examples=make_examples(), progress=lambda line: None)
+        export_bundle(
+            calm_stack(), tmp_path / "b", examples=in_ones(make_examples()), progress=lambda line: None
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,7 +184,7 @@ def test_a_missing_example_is_named(tmp_path: Path) -> None:
     examples = make_examples()
     del examples["clip_text"]
     with pytest.raises(InputError, match="no recorded inputs for clip_text"):
-        export_bundle(calm_stack(), tmp_path / "b", examples=examples, progress=print)
+        export_bundle(calm_stack(), tmp_path / "b", examples=in_ones(examples), progress=print)
 
 
 def test_a_recorder_keeps_the_last_feeds_and_lends_them_to_the_twin_graph() -> None:
@@ -189,8 +196,8 @@ def test_a_recorder_keeps_the_last_feeds_and_lends_them_to_the_twin_graph() -> N
     session.run(second)
     second["latent"][:] = 0.0
     examples = recorder.examples()
-    np.testing.assert_array_equal(examples["unet_taps"]["latent"], kept)
-    np.testing.assert_array_equal(examples["unet"]["latent"], kept)
+    np.testing.assert_array_equal(examples["unet_taps"][-1]["latent"], kept)
+    np.testing.assert_array_equal(examples["unet"][-1]["latent"], kept)
     assert set(examples) == {"unet", "unet_taps"}
     recorder.close()
 

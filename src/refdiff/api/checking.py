@@ -14,6 +14,7 @@ from refdiff.api.extras import MODELS, import_torch_room, load_stack
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.closeness import recorded_part
+from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
@@ -149,9 +150,9 @@ def check(
 def _replay(bundle: Bundle, sessions: SessionFactory, tell: Progress) -> Iterator[tuple[str, float]]:
     """Graph -> error on its recorded tensors."""
     golden = bundle.golden()
-    for name in bundle.manifest.graphs:
-        if name not in golden:
-            raise BundleError(f"{bundle.path}: the golden record has no graph {name}; export again")
+    for name in GRAPHS:
+        if name not in golden or name not in bundle.manifest.graphs:
+            raise BundleError(f"{bundle.path}: graph {name} or its golden record is missing; export again")
         tell(f"replaying {name}")
         feeds, expected = golden[name]
         results = sessions.open(name).run(feeds)
@@ -168,7 +169,7 @@ def _reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack 
         return None, f"no reference weights for model {model!r} here"
     try:
         stack = load_stack(model, PURPOSE)
-    except (InputError, MissingDependencyError) as error:  # no torch here, or no weights
+    except MissingDependencyError as error:
         return None, str(error)
     if dict(stack.sources) != dict(bundle.manifest.sources):
         return None, f"the bundle was exported from other weights of {model!r} than are installed here"

@@ -88,8 +88,8 @@ def check_precision(precision: str) -> None:
         raise InputError(f"unknown precision {precision!r}; so far there is only: {', '.join(PRECISIONS)}")
 
 
-def record_examples(stack: ModelStack) -> dict[str, dict[str, Array]]:
-    """Graph -> its inputs, from the numpy pipeline on the torch modules."""
+def record_examples(stack: ModelStack) -> dict[str, tuple[dict[str, Array], ...]]:
+    """Graph -> its feeds, one of each shape, from the numpy pipeline on the torch modules."""
     torch_sessions = import_torch_room("refdiff.export.torch_sessions", PURPOSE)
     recording = import_torch_room("refdiff.export.recording", PURPOSE)
     positions = import_torch_room("refdiff.export.wrappers", PURPOSE).clip_positions(stack)
@@ -106,5 +106,5 @@ def record_examples(stack: ModelStack) -> dict[str, dict[str, Array]]:
         for seed, phrase in _RECORDED:
             segmenter.segment(segmenter.encode(render_scene(seed).image), phrase)
     recorder.close()
-    examples: dict[str, dict[str, Array]] = recorder.examples()
+    examples: dict[str, tuple[dict[str, Array], ...]] = recorder.examples()
     return examples

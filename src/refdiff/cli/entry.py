@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(error, as_json=as_json, code=MISUSE)
         return MISUSE
     except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted, nothing was written", as_json=as_json, code=INTERRUPTED)
+        print_error("interrupted; nothing is left half-written", as_json=as_json, code=INTERRUPTED)
         return INTERRUPTED
 
 

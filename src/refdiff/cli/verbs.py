@@ -28,7 +28,6 @@ Backend = Annotated[str, typer.Option(help="auto, ort-cpu or ort-cuda.")]
 Profile = Annotated[str, typer.Option(help="edge, official or paper.")]
 Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
-Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 

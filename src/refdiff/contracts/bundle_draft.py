@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refdiff.contracts.closeness import thinned
 from refdiff.contracts.manifest import (
     ENGINES_NAME,
     GOLDEN_NAME,
@@ -69,11 +70,13 @@ class BundleDraft:
         np.save(self.path / POSITIONS_NAME, np.asarray(table, dtype=np.float32), allow_pickle=False)
 
     def write_golden(self, tensors: Mapping[str, tuple[Mapping[str, Array], Mapping[str, Array]]]) -> None:
-        """Store recorded inputs and outputs, by graph; of a large output only the first values, flat."""
+        """Store recorded inputs and outputs, by graph; of a large output only every n-th value."""
         arrays: dict[str, Array] = {}
         for graph, (feeds, results) in tensors.items():
             arrays |= {f"{graph}/in/{name}": array for name, array in feeds.items()}
-            arrays |= {f"{graph}/out/{name}": _first_values(array) for name, array in results.items()}
+            arrays |= {
+                f"{graph}/out/{name}": thinned(array, GOLDEN_OUTPUT_BYTES) for name, array in results.items()
+            }
         # numpy types savez's keywords as arrays or its own flag; a key with a slash is never that flag.
         np.savez_compressed(self.path / GOLDEN_NAME, **arrays)  # type: ignore[arg-type,unused-ignore]
 
@@ -221,12 +224,3 @@ def _flush_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _first_values(array: Array) -> Array:
-    """The array, or as many of its values in order as fit `GOLDEN_OUTPUT_BYTES`, as one row."""
-    return (
-        array
-        if array.nbytes <= GOLDEN_OUTPUT_BYTES
-        else array.reshape(-1)[: GOLDEN_OUTPUT_BYTES // array.itemsize]
-    )

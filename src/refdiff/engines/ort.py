@@ -59,7 +59,7 @@ class OrtSession:
         if started != provider:
             raise EngineError(
                 f"{path.name}: asked for {provider}, ONNX Runtime started {started}; "
-                "mend the CUDA installation (refdiff doctor), or use ort-cpu"
+                "mend the CUDA installation, or use ort-cpu"
             )
         self._session.disable_fallback()
         self._check_names(path)

@@ -75,7 +75,7 @@ class Reference:
             return self._level_set(query, _required(heat))
         parts = self._parts(scene.image, scene.candidates, query, heat)
         scores = fuse(self._options, parts, scene.candidates.kept)
-        nothing = "no candidate passes the area filter"
+        nothing = "no proposal passes the filters"
         return _segmentation(query, scene.candidates, scores, heat, nothing=nothing)
 
     def _read(self, phrase: str, focus: str | None) -> Phrase:
@@ -115,6 +115,8 @@ class Reference:
     def _discriminative_parts(self, image: NDArray[np.uint8], candidates: Candidates, query: Phrase) -> Parts:
         """CLIP's view (METHOD §5, §6), and the places of `edge` (METHOD §10.4, §10.5)."""
         stack, crops, kept = self._stack, self._options.crops, candidates.kept
+        if not kept.any():
+            return {}
         masks, boxes, size_yx = candidates.masks[kept], candidates.boxes_xyxy_px[kept], image.shape[:2]
         side = named_side(query.text, crops)
         ramp, flat = position_ramp(side, size_yx), position_ramp(None, size_yx)

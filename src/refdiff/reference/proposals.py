@@ -5,6 +5,8 @@ Axes: n = candidates, y/x = picture rows/columns.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator
@@ -29,7 +31,8 @@ def propose(stack: ModelStack, options: ProposalOptions, image: NDArray[np.uint8
     )
     found = generator.generate(image)
     if not found:
-        return candidates_of(np.ones((1, *image.shape[:2]), dtype=np.bool_), np.zeros(1), options)
+        whole = candidates_of(np.ones((1, *image.shape[:2]), dtype=np.bool_), np.zeros(1), options)
+        return replace(whole, kept=whole.kept & (not options.drop_filtered))  # edge: no match
     masks = np.stack([record["segmentation"] for record in found])
     return candidates_of(masks, np.array([record["predicted_iou"] for record in found]), options)
 

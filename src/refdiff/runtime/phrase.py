@@ -52,6 +52,8 @@ class Phrase:
     size: Size | None = None
     """Size said of the head itself ("the big red mug")."""
     relation: Relation | None = None
+    focused: bool = False
+    """The caller said the root outright, so the map is read there whatever the profile's focus."""
 
 
 def read_phrase(
@@ -85,6 +87,7 @@ def read_phrase(
         superlative=find_superlative(own),
         size=find_size(text[: head.end]) if head else None,
         relation=None if relation is None else Relation(relation.kind, relation.other),
+        focused=focus is not None,
     )
 
 

@@ -94,6 +94,7 @@ class Segmenter:
             options=self._options,
             candidates=self._propose(image),
             latent=self._encode_latent(image),
+            sessions=self._sessions,
         )
         if scene.candidates is not None and self._discriminates and not self._options.crops.ramp_on_soft:
             self._soft(scene, scene.candidates, None)
@@ -114,7 +115,7 @@ class Segmenter:
             InputError: the phrase cannot be used, or the scene is of other options.
             EngineError: a graph failed or returned values that are not finite.
         """
-        scene.check_made_with(self._options, self._spec)
+        scene.check_made_with(self._options, self._spec, self._sessions)
         query = self._read(phrase, focus)
         heat = self._attend(scene, query)
         if scene.candidates is None:
@@ -127,7 +128,7 @@ class Segmenter:
             scene.candidates.kept,
             drop_filtered=self._options.proposals.drop_filtered,
         )
-        return conclude(query, heat, scene.candidates, scores, "no candidate passes the area filter")
+        return conclude(query, heat, scene.candidates, scores, "no proposal passes the filters")
 
     @property
     def _discriminates(self) -> bool:

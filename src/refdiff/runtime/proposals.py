@@ -96,6 +96,7 @@ def _decode(sessions: SessionFactory, embedding: Array, points: Float) -> Iterat
         padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         results = decoder.run({"embedding": embedding, "points": padded})
         _check_finite("sam_decoder", results["iou"])
+        _check_finite("sam_decoder", results["low_res"])
         low_res, iou = results["low_res"][: len(batch)], results["iou"][: len(batch)]
         yield low_res.reshape(-1, *low_res.shape[2:]), iou.reshape(-1)
 
@@ -149,17 +150,22 @@ def _without_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
 def _candidates(found: _Found | None, size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
     if found is None:
         binary = np.ones((1, *size_yx), dtype=np.bool_)
-        predicted, boxes = np.ones(1, dtype=np.float32), masks.boxes(binary)
+        predicted, boxes = np.zeros(1, dtype=np.float32), masks.boxes(binary)
     else:
         pixels = size_yx[0] * size_yx[1]
         flat = np.unpackbits(found.packed, axis=1, count=pixels)
         binary = flat.view(np.bool_).reshape(-1, *size_yx)
         predicted, boxes = found.predicted_iou.astype(np.float32), found.boxes
     areas_px = masks.areas(binary)
+    kept = keep_by_area(areas_px, size_yx, options)
+    if (
+        found is None and options.drop_filtered
+    ):  # the release answers with the whole picture; edge with no match
+        kept[:] = False
     return Candidates(
         masks=binary,
         predicted_iou=predicted,
         areas_px=areas_px,
         boxes_xyxy_px=boxes,
-        kept=keep_by_area(areas_px, size_yx, options),
+        kept=kept,
     )

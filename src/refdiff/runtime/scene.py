@@ -50,6 +50,8 @@ class Scene:
     """None in mode `gen`, which takes its candidates from the map."""
     latent: LatentState | None
     """None in mode `disc+seg`, which has no map."""
+    sessions: object = field(repr=False, compare=False)
+    """The session factory whose graphs it was made with."""
     hard: ByDirection = field(default_factory=ByDirection, repr=False, compare=False)
     """[n, e] vectors of the crops; a direction is computed for the first phrase that names it."""
     soft: ByDirection = field(default_factory=ByDirection, repr=False, compare=False)
@@ -60,7 +62,7 @@ class Scene:
         """The picture's size in px."""
         return self.image.shape[0], self.image.shape[1]
 
-    def check_made_with(self, options: Options, spec: ModelSpec) -> None:
+    def check_made_with(self, options: Options, spec: ModelSpec, sessions: object) -> None:
         """Refuse a scene of other options or models.
 
         Raises:
@@ -71,4 +73,8 @@ class Scene:
                 f"the scene was encoded with profile {self.options.profile!r}, mode {self.options.mode!r}"
                 f" on {self.spec.name}; this segmenter has {options.profile!r}, {options.mode!r}"
                 f" on {spec.name}, or other options: encode the picture with it"
+            )
+        if self.sessions is not sessions:
+            raise InputError(
+                "the scene was encoded on another bundle's graphs; encode the picture with this segmenter"
             )

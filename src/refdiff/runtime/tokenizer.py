@@ -109,7 +109,7 @@ class Tokenizer:
             Indices that count the start token as 0.
         """
         pieces = self.pieces(phrase.text)[: self._limit]
-        if focus == "root":
+        if focus == "root" or phrase.focused:
             prefix = len(self._encode(phrase.text[: phrase.root_end]).ids)
             return (max(1, min(prefix, len(pieces))),)
         spans = enumerate((phrase.text[piece.start_char : piece.end_char] for piece in pieces), start=1)
