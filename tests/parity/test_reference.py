@@ -67,7 +67,7 @@ def test_a_filtered_candidate_cannot_win_in_edge_and_nothing_kept_is_said():
     result = _reference("edge", proposals=nothing_kept).segment(tiny_picture(), PHRASE)
     assert result.index is None
     assert not result.mask.any()
-    assert result.reason == "no candidate passes the area filter"
+    assert result.reason == "no proposal passes the filters"
 
 
 def test_nothing_kept_gives_the_first_candidate_in_official_as_released():

@@ -77,7 +77,10 @@ def test_a_picture_that_cannot_be_used_is_refused(
     if data is not None:
         picture.write_bytes(data)
     before = sorted(tmp_path.iterdir())
-    assert said in refused("segment", tiny_bundle, picture, "the mug", "-o", tmp_path / "out.png")
+    # The release sees the picture at its own size; edge enlarges what is thinner than a patch.
+    profile = "official" if name in ("row.png", "column.png") else "edge"
+    command = ("segment", tiny_bundle, picture, "the mug", "-o", tmp_path / "out.png", "--profile", profile)
+    assert said in refused(*command)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -100,6 +103,17 @@ ODD_PICTURES: dict[str, tuple[Callable[[Image.Image], bytes], tuple[int, int]]] 
     "thin.png": (lambda image: encoded(image.resize((97, 9)), "PNG"), (97, 9)),
     "tall.png": (lambda image: encoded(image.resize((9, 97)), "PNG"), (9, 97)),
 }
+
+
+@pytest.mark.parametrize("size_wh", [(97, 1), (1, 97)])
+def test_a_picture_one_pixel_thin_is_segmented_in_edge(
+    size_wh: tuple[int, int], scene: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "thin.png"
+    scene.resize(size_wh).save(picture)
+    assert main(["segment", "mini", str(picture), "the mug", "--json"]) == 0
+    size = json.loads(capsys.readouterr().out)["size"]
+    assert (size["width"], size["height"]) == size_wh
 
 
 @pytest.mark.parametrize("profile", ["edge", "official"])

@@ -212,7 +212,7 @@ def test_nothing_kept_is_no_match_with_a_reason_on_edge_and_the_first_mask_offic
     result = segmenter.segment(segmenter.encode(_image()), "the mug on the left of the plate")
     assert result.index is None
     assert not result.mask.any()
-    assert result.reason == "no candidate passes the area filter"
+    assert result.reason == "no proposal passes the filters"
     official = dataclasses.replace(PROFILES["official"].proposals, **all_out)
     segmenter = _segmenter("official", proposals=official)
     assert segmenter.segment(segmenter.encode(_image()), "the mug").index == 0
@@ -296,3 +296,18 @@ def test_a_candidates_vectors_do_not_depend_on_the_other_candidates(profile):
         together = vectors(*arguments, scene.candidates, crops, "left")[index]
         assert np.allclose(together, vectors(*arguments, alone, crops, "left")[index], atol=1e-5)
         assert np.isclose(np.linalg.norm(together), 1)
+
+
+def test_a_scene_of_another_bundles_graphs_is_refused():
+    scene = _segmenter("edge").encode(_image())
+    with pytest.raises(InputError, match="another bundle's graphs"):
+        _segmenter("edge").segment(scene, "the mug")
+
+
+def test_an_explicit_focus_moves_the_map_in_edge_too():
+    segmenter = _segmenter("edge", mode="gen")
+    scene = segmenter.encode(_image())
+    plain = segmenter.segment(scene, "the mug of the king")
+    said = segmenter.segment(scene, "the mug of the king", focus="mug")
+    assert said.root == "mug"
+    assert not np.array_equal(plain.heat, said.heat)

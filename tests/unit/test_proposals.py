@@ -18,8 +18,9 @@ class _Graph:
 class _Sessions:
     """Disks around each point, radius by its column; every third output is thought bad."""
 
-    def __init__(self, spoil=1.0):
+    def __init__(self, spoil=1.0, spoil_masks=1.0):
         self.spoil = spoil
+        self.spoil_masks = spoil_masks
         self.points = []
 
     def open(self, name):
@@ -40,7 +41,7 @@ class _Sessions:
         iou = np.tile(np.array([0.95, 0.9, 0.5], np.float32), (64, 1))
         iou -= np.arange(64, dtype=np.float32)[:, None] / 1000
         low_res = ((radii - distance[:, None]) * 3).astype(np.float32)
-        return {"low_res": low_res, "iou": iou * np.float32(self.spoil)}
+        return {"low_res": low_res * np.float32(self.spoil_masks), "iou": iou * np.float32(self.spoil)}
 
     def close(self):
         pass
@@ -88,6 +89,14 @@ def test_a_picture_where_nothing_is_found_is_one_candidate():
 def test_an_engine_that_returns_nan_is_not_taken_for_an_empty_picture():
     with pytest.raises(EngineError, match="sam_decoder returned values that are not finite"):
         _propose(_Sessions(spoil=np.nan))
+    with pytest.raises(EngineError, match="sam_decoder returned values that are not finite"):
+        _propose(_Sessions(spoil_masks=np.nan))
+
+
+def test_where_edge_finds_nothing_nothing_can_match():
+    found = _propose(pred_iou_threshold=0.99, drop_filtered=True)
+    assert found.kept.tolist() == [False]
+    assert found.predicted_iou.tolist() == [0.0]
 
 
 def test_points_lie_in_the_cells_middles_row_by_row():

@@ -87,9 +87,9 @@ def letterbox(image: Picture, side: int) -> Picture:
 
 def limit_longer_side(image: Picture, limit: int, *, least: int) -> Picture:
     """Longer side to at most `limit` px, no side below `least` px; 0 leaves the picture at its own size."""
-    if limit == 0 or max(image.shape[:2]) <= limit:
+    if limit == 0 or (max(image.shape[:2]) <= limit and min(image.shape[:2]) >= least):
         return image
-    return _fit_longer_side(image, limit, least=least)
+    return _fit_longer_side(image, min(limit, max(image.shape[:2])), least=least)
 
 
 def normalised(image: Picture, clip: ClipSpec) -> torch.Tensor:

@@ -54,12 +54,11 @@ def letterbox(image: Picture, side: int) -> Picture:
 
 def shrink_longer_side(image: Picture, limit: int, *, least: int) -> Picture:
     """Longer side to at most `limit` px, aspect kept, no side below `least` px; 0: left alone."""
-    longer = max(image.shape[:2])
-    if limit <= 0 or longer <= limit:
-        return image
     height, width = image.shape[:2]
-    size_xy = (max(least, round(width * limit / longer)), max(least, round(height * limit / longer)))
-    return _resized(image, size_xy)
+    if limit <= 0:
+        return image
+    scale = min(1.0, limit / max(height, width))
+    return _resized(image, (max(least, round(width * scale)), max(least, round(height * scale))))
 
 
 def _resized(image: Picture, size_xy: tuple[int, int]) -> Picture:
