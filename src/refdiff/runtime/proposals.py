@@ -21,7 +21,7 @@ from refdiff.runtime import masks
 from refdiff.runtime.geometry import sam_input, upsample_bilinear
 
 MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
-_CHUNK = 16  # masks upsampled at once: 64 MiB of logits at SAM's 1024x1024
+_CHUNK_PX = 1 << 24  # pixels of logits upsampled at once: 64 MiB, sixteen masks at SAM's 1024x1024
 
 
 def propose(
@@ -119,8 +119,9 @@ def _upsampled(
     if options.pred_iou_threshold > 0:
         chosen = predicted > options.pred_iou_threshold  # before upsampling, where SAM does it after: exact
         low_res, predicted = low_res[chosen], predicted[chosen]
-    for start in range(0, len(low_res), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    chunk = max(1, _CHUNK_PX // max(square * square, size_yx[0] * size_yx[1]))
+    for start in range(0, len(low_res), chunk):
+        part = slice(start, start + chunk)
         padded = upsample_bilinear(low_res[part], (square, square))
         logits = upsample_bilinear(padded[:, : resized_yx[0], : resized_yx[1]], size_yx)
         yield logits, predicted[part]
