@@ -96,7 +96,9 @@ def test_a_picture_rotated_by_exif_is_turned_upright() -> None:
 
 
 def test_a_picture_decoded_from_a_file_can_be_written_to() -> None:
-    read_picture(PNG)[0, 0] = 0
+    picture = read_picture(PNG)
+    picture[0, 0] = 7
+    assert picture[0, 0].tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])

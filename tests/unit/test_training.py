@@ -28,10 +28,11 @@ def wordings():
 
 
 def test_a_shard_that_reaches_the_held_out_seeds_is_refused(tmp_path):
-    from refdiff.miniature.training.store import HELD_OUT_SEED, render_shard
+    from refdiff.miniature.questions import HELD_OUT_FROM
+    from refdiff.miniature.training.store import render_shard
 
     with pytest.raises(ValueError, match="held-out"):
-        render_shard(tmp_path, 0, first_seed=HELD_OUT_SEED - 1, count=2)
+        render_shard(tmp_path, 0, first_seed=HELD_OUT_FROM - 1, count=2)
     assert not list(tmp_path.iterdir())
 
 

@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.miniature.questions import HELD_OUT_FROM
 from refdiff.miniature.scenes import refer, render_scene
-
-HELD_OUT_SEED = 1_000_000
-"""Seeds from here on are for evaluation; training refuses them."""
 
 PHRASE_DRAWS = 3
 """How often every object of a scene gets a phrase."""
@@ -46,8 +44,8 @@ def render_shard(folder: Path, number: int, first_seed: int, count: int) -> None
     Raises:
         ValueError: a seed lies in the held-out range.
     """
-    if first_seed + count > HELD_OUT_SEED:
-        raise ValueError(f"seeds {first_seed}..{first_seed + count} reach the held-out range {HELD_OUT_SEED}")
+    if first_seed + count > HELD_OUT_FROM:
+        raise ValueError(f"seeds {first_seed}..{first_seed + count} reach the held-out range {HELD_OUT_FROM}")
     target = folder / f"{number}.json"
     if target.exists():
         return
