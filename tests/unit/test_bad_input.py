@@ -329,7 +329,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 
 KILLED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 from pathlib import Path
 from refdiff.api.exporting import export_stack
 from tests.parity.calm_stack import calm_stack
