@@ -292,9 +292,9 @@ def test_a_candidates_vectors_do_not_depend_on_the_other_candidates(profile):
     alone_kept[index] = True
     alone = dataclasses.replace(scene.candidates, kept=alone_kept)
     arguments = (_SessionsOf(), SPEC.clip, positions, scene.image)
-    for vectors in (hard_vectors, soft_vectors):
-        together = vectors(*arguments, scene.candidates, crops, "left")[index]
-        assert np.allclose(together, vectors(*arguments, alone, crops, "left")[index], atol=1e-5)
+    for vectors, ramped in ((hard_vectors, ("left",)), (soft_vectors, ())):
+        together = vectors(*arguments, scene.candidates, crops, *ramped)[index]
+        assert np.allclose(together, vectors(*arguments, alone, crops, *ramped)[index], atol=1e-5)
         assert np.isclose(np.linalg.norm(together), 1)
 
 
@@ -311,3 +311,9 @@ def test_an_explicit_focus_moves_the_map_in_edge_too():
     said = segmenter.segment(scene, "the mug of the king", focus="mug")
     assert said.root == "mug"
     assert not np.array_equal(plain.heat, said.heat)
+
+
+def test_the_papers_ramp_on_the_masked_attention_is_refused():
+    paper = dataclasses.replace(PROFILES["official"].crops, ramp_on_soft=True)
+    with pytest.raises(InputError, match="use --profile official or edge"):
+        _segmenter("official", crops=paper)

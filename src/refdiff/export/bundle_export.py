@@ -78,9 +78,9 @@ def export_bundle(
         for number, (name, graph) in enumerate(contract.items(), start=1):
             progress(f"[{number}/{len(contract)}] {name}: exporting")
             path = _write(stack, graph, draft.path)
-            errors = []
+            original, errors = TorchSession(graph, wrap(stack, name)), []
             for feeds in rounded[name]:
-                results = TorchSession(graph, wrap(stack, name)).run(feeds)
+                results = original.run(feeds)
                 errors.append(check_graph(path, graph, feeds, results, limit=tolerance(precision, name)))
                 golden[name] = (feeds, results)
             progress(f"[{number}/{len(contract)}] {name}: {max(errors):.1e} of its range from torch")

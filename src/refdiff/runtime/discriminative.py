@@ -79,7 +79,6 @@ def soft_vectors(
     image: Picture,
     candidates: Candidates,
     options: CropOptions,
-    direction: Direction = None,
 ) -> Float:
     """Unit vector o_i of each candidate seen in its surroundings by masked attention (METHOD §6).
 
@@ -89,8 +88,6 @@ def soft_vectors(
     vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
     if not candidates.kept.any():
         return vectors
-    if direction is not None:
-        image = (image * ramp(direction, image.shape[1])[:, None]).astype(np.uint8)
     picture = shrink_longer_side(image, options.soft_long_side, least=clip.patch_size)
     size_yx = (picture.shape[0], picture.shape[1])
     grid_yx = patch_grid(size_yx, clip.patch_size)

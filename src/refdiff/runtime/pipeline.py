@@ -88,17 +88,16 @@ class Segmenter:
         """
         image = read_picture(picture).copy()
         image.setflags(write=False)
-        scene = Scene(
+        candidates = self._propose(image)
+        return Scene(
             image=image,
             spec=self._spec,
             options=self._options,
-            candidates=self._propose(image),
+            candidates=candidates,
             latent=self._encode_latent(image),
+            soft=self._soft(image, candidates),
             sessions=self._sessions,
         )
-        if scene.candidates is not None and self._discriminates and not self._options.crops.ramp_on_soft:
-            self._soft(scene, scene.candidates, None)
-        return scene
 
     def segment(self, scene: Scene, phrase: str, *, focus: str | None = None) -> Segmentation:
         """Choose what `phrase` names in the scene.
@@ -191,15 +190,14 @@ class Segmenter:
         """What CLIP says of each candidate (METHOD §5, §6), and where it lies (METHOD §10.4, §10.5)."""
         crops = self._options.crops
         side = direction(query.text, word_boundaries=crops.word_boundaries)
-        hard = self._hard(scene, candidates, None if crops.ramp_on_soft else side)
-        soft = self._soft(scene, candidates, side if crops.ramp_on_soft else None)
+        hard = self._hard(scene, candidates, side)
         related = [query.relation.other] if query.relation and self._options.fusion.place else []
         whole, root, *other = text_vectors(
             self._sessions, self._tokenizer, [query.text, query.root, *related]
         )
         shares = (crops.hard_root_weight, crops.soft_root_weight)
         hard_text, soft_text = ((1 - share) * whole + share * root for share in shares)
-        parts = {"hard": hard @ hard_text, "soft": soft @ soft_text}
+        parts = {"hard": hard @ hard_text, "soft": scene.soft @ soft_text}
         if self._options.fusion.place:
             parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)
         return parts
@@ -213,14 +211,12 @@ class Segmenter:
             ),
         )
 
-    def _soft(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
+    def _soft(self, image: NDArray[np.uint8], candidates: Candidates | None) -> Float:
+        """Masked-attention vectors [n, e] (METHOD §6); none where the mode does not read them."""
         spec, crops = self._spec.clip, self._options.crops
-        return scene.soft.towards(
-            side,
-            lambda to: soft_vectors(
-                self._sessions, spec, self._positions, scene.image, candidates, crops, to
-            ),
-        )
+        if candidates is None or not self._discriminates:
+            return np.zeros((0, spec.embed_dim), dtype=np.float32)
+        return soft_vectors(self._sessions, spec, self._positions, image, candidates, crops)
 
 
 def _places(
@@ -238,9 +234,10 @@ def _places(
 
 
 def _check(spec: ModelSpec, options: Options, positions: Float) -> None:
-    if options.attention.softmax:
+    if options.attention.softmax or options.crops.ramp_on_soft:
         raise InputError(
-            f"profile {options.profile!r} reads per-head softmax maps, which no exported graph has;"
+            f"profile {options.profile!r} follows the paper's text: it reads per-head softmax maps, which no"
+            " exported graph has, and ramps the masked attention, which the runtime leaves out;"
             " use --profile official or edge, or the torch reference"
         )
     expected = (spec.clip.grid**2, spec.clip.width)

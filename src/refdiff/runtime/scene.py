@@ -50,12 +50,12 @@ class Scene:
     """None in mode `gen`, which takes its candidates from the map."""
     latent: LatentState | None
     """None in mode `disc+seg`, which has no map."""
+    soft: Float = field(repr=False, compare=False)
+    """[n, e] vectors of the masked attention; empty where the mode does not read them."""
     sessions: object = field(repr=False, compare=False)
     """The session factory whose graphs it was made with."""
     hard: ByDirection = field(default_factory=ByDirection, repr=False, compare=False)
     """[n, e] vectors of the crops; a direction is computed for the first phrase that names it."""
-    soft: ByDirection = field(default_factory=ByDirection, repr=False, compare=False)
-    """[n, e] vectors of the masked attention."""
 
     @property
     def size_yx(self) -> tuple[int, int]:

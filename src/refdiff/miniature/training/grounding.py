@@ -1,6 +1,6 @@
 """Stage `diffusion`: denoise latents, and let the tapped attention point at what the phrase names.
 
-Plain denoising does not ground a model of this size in an hour, so a grounding term is added (the miniature's
+A model of this size is not left to ground by denoising alone: a grounding term is added (the miniature's
 model card says so): the tapped logits of the root token and of the last token follow the object's mask, the
 mean over the object is highest among the scene's objects, and the unconditional logits stay flat, since the
 method reads 9 L_c - 8 L_u.
