@@ -80,7 +80,7 @@ def tiny_stack() -> ModelStack:
             _fill_zeros(module.requires_grad_(False).eval())
         _sharpen(modules["sam"].mask_decoder)
     sources = dict.fromkeys(modules, "0" * 64)
-    return ModelStack(spec=TINY, tokenizer_json=tokenizer_json, sources=sources, **modules)
+    return ModelStack.of(spec=TINY, tokenizer_json=tokenizer_json, sources=sources, modules=modules)
 
 
 @functools.cache

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import replace
 
 import torch
 
-from refdiff.contracts.stack import ModelStack
+from refdiff.contracts.stack import COMPONENTS, ModelStack
 from tests.tiny_stack import tiny_stack
 
 
@@ -28,4 +27,7 @@ def calm_stack() -> ModelStack:
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
-    return replace(stack, sam=sam)
+    modules = {name: getattr(stack, name) for name in COMPONENTS} | {"sam": sam}
+    return ModelStack.of(
+        spec=stack.spec, tokenizer_json=stack.tokenizer_json, sources=stack.sources, modules=modules
+    )

@@ -8,9 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from refdiff.errors import InputError
+
+Prediction = Literal["epsilon", "v_prediction"]
+"""What a UNet was trained to predict, in diffusers' words; the weights do not show it."""
+
+Padding = Literal["end", "zero"]
+"""What fills a prompt up to its length: the end token (SD 1.x) or token 0 (SD 2.x)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class DiffusionSpec:
     beta_start: float = 0.00085
     beta_end: float = 0.0120
     train_timesteps: int = 1000
+    prediction: Prediction = "epsilon"
+    padding: Padding = "end"
 
     @property
     def latent_size(self) -> int:

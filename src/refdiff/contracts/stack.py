@@ -1,13 +1,15 @@
-"""A loaded torch model stack: what the exporter and the reference are given.
+"""A torch model stack: what the exporter and the reference are given.
 
-The torch types are named for readers and type checkers alone; this module imports none of them.
+Its five modules are loaded when they are first asked for and let go when their user is done, so that a
+full-size stack never has to be in memory as a whole. The torch types are named for readers and type checkers
+alone; this module imports none of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.spec import ModelSpec
 
@@ -17,18 +19,84 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
     from transformers import CLIPTextModel
 
+COMPONENTS = ("text_encoder", "vae", "unet", "sam", "clip")
+"""The modules of a stack."""
 
-@dataclass(frozen=True, kw_only=True)
+Loader = Callable[[], Any]
+"""Builds one module and loads its weights: in eval mode and float32 on the CPU, without gradients."""
+
+
 class ModelStack:
-    """The original modules, in eval mode and float32 on the CPU, with their sizes."""
+    """The original modules with their sizes.
 
-    spec: ModelSpec
-    text_encoder: CLIPTextModel
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    sam: Sam
-    clip: open_clip.CLIP
-    tokenizer_json: str
-    """CLIP's byte-pair encoding as the `tokenizers` library's JSON; the same for both text encoders."""
-    sources: Mapping[str, str]
-    """Component -> sha256 of the weights it was loaded from."""
+    Args:
+        spec: the sizes.
+        tokenizer_json: CLIP's byte-pair encoding as the `tokenizers` library's JSON; the same for both text
+            encoders.
+        sources: component -> sha256 of the weights it is loaded from.
+        loaders: component -> what loads it; called again after a `release`.
+        random_seed: of weights that were drawn, not trained; None for a real model.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: ModelSpec,
+        tokenizer_json: str,
+        sources: Mapping[str, str],
+        loaders: Mapping[str, Loader],
+        random_seed: int | None = None,
+    ) -> None:
+        self.spec = spec
+        self.tokenizer_json = tokenizer_json
+        self.sources = MappingProxyType(dict(sources))
+        self.random_seed = random_seed
+        self._loaders = dict(loaders)
+        self._loaded: dict[str, Any] = {}
+
+    @classmethod
+    def of(
+        cls, *, spec: ModelSpec, tokenizer_json: str, sources: Mapping[str, str], modules: Mapping[str, Any]
+    ) -> ModelStack:
+        """A stack of modules that are in memory and stay there."""
+        loaders = {name: _returning(module) for name, module in modules.items()}
+        return cls(spec=spec, tokenizer_json=tokenizer_json, sources=sources, loaders=loaders)
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The diffusion model's text encoder."""
+        return self._module("text_encoder")  # type: ignore[no-any-return]
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The diffusion model's autoencoder; its decoder may be missing."""
+        return self._module("vae")
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser."""
+        return self._module("unet")
+
+    @property
+    def sam(self) -> Sam:
+        """Segment Anything."""
+        return self._module("sam")
+
+    @property
+    def clip(self) -> open_clip.CLIP:
+        """CLIP, both towers."""
+        return self._module("clip")
+
+    def release(self, *components: str) -> None:
+        """Let go of modules; who still holds one keeps it alive."""
+        for name in components:
+            self._loaded.pop(name, None)
+
+    def _module(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
+
+
+def _returning(module: Any) -> Loader:
+    return lambda: module

@@ -32,15 +32,11 @@ def load_miniature(weights: Path = WEIGHTS) -> ModelStack:
     sam, clip = architecture.sam(), architecture.clip(vocabulary)
     parts: dict[str, nn.Module] = {"vae": vae, "text": text, "unet": unet, "sam": sam, "clip": clip}
     sources = {name: _load(module, weights / f"{name}.safetensors") for name, module in parts.items()}
-    return ModelStack(
+    return ModelStack.of(
         spec=architecture.MINIATURE,
-        text_encoder=text,
-        vae=vae,
-        unet=unet,
-        sam=sam,
-        clip=clip,
         tokenizer_json=miniature_tokenizer_json(),
         sources=sources,
+        modules={"text_encoder": text, "vae": vae, "unet": unet, "sam": sam, "clip": clip},
     )
 
 

@@ -1,0 +1,71 @@
+"""Putting a checkpoint's tensors into a module: every key has to find its place, and no place stays empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from refdiff.errors import InputError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def fitted(
+    build: Callable[[], Module],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    file: Path,
+    written_as: Callable[[str], str] = str,
+) -> Module:
+    """Build a module around a checkpoint's tensors, without a copy where they are float32 already.
+
+    Args:
+        build: makes the module; no memory is spent on the weights it starts with.
+        tensors: by the module's own names. Half precision becomes float32.
+        file: where they came from, for messages.
+        written_as: from the module's name of a tensor to the file's, for messages.
+
+    Returns:
+        The module in eval mode, without gradients. It may share memory with `tensors`.
+
+    Raises:
+        InputError: a tensor is missing, surplus or of another shape than the module's.
+    """
+    with init_empty_weights(include_buffers=False):
+        module = build()
+    expected = module.state_dict()
+    _check_names(expected, tensors, file, written_as)
+    for name, tensor in expected.items():
+        if tensor.shape != tensors[name].shape:
+            raise InputError(
+                f"{file}: {written_as(name)} has shape {list(tensors[name].shape)}, expected "
+                f"{list(tensor.shape)} by the sizes of the other tensors; this is not a known architecture"
+            )
+    ready = {name: _float32(tensors[name]) for name in expected}
+    module.load_state_dict(ready, assign=True)
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def _check_names(
+    expected: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    file: Path,
+    written_as: Callable[[str], str],
+) -> None:
+    missing = [written_as(name) for name in expected if name not in tensors]
+    surplus = [written_as(name) for name in tensors if name not in expected]
+    for kind, names in (("missing", missing), ("not part of a known architecture", surplus)):
+        if names:
+            count = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise InputError(
+                f"{file}: tensor {names[0]}{count} is {kind}; use a checkpoint of a known layout"
+            )
+
+
+def _float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
