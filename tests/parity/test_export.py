@@ -1,6 +1,10 @@
 """A stack becomes a bundle whose graphs ONNX Runtime runs as torch does, or no bundle at all."""
 
+import copy
+import gc
 import hashlib
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +19,7 @@ pytest.importorskip("onnxruntime")
 from refdiff.contracts.bundle import open_bundle  # noqa: E402 - after the check that torch is here
 from refdiff.contracts.closeness import recorded_part, relative_error  # noqa: E402
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
-from refdiff.contracts.session import Array  # noqa: E402
+from refdiff.contracts.session import Array, SessionFactory  # noqa: E402
 from refdiff.engines.ort import OrtSession  # noqa: E402
 from refdiff.errors import GateError, InputError  # noqa: E402
 from refdiff.export import bundle_export, gate  # noqa: E402
@@ -23,6 +27,7 @@ from refdiff.export.bundle_export import export_bundle  # noqa: E402
 from refdiff.export.early_exit import cut_taps  # noqa: E402
 from refdiff.export.onnx_export import check_contract, export_graph  # noqa: E402
 from refdiff.export.recording import Recorder  # noqa: E402
+from refdiff.export.stages import STAGES  # noqa: E402
 from refdiff.export.torch_sessions import TorchSessions  # noqa: E402
 from refdiff.export.wrappers import wrap  # noqa: E402
 from tests.parity.calm_stack import calm_stack  # noqa: E402
@@ -44,15 +49,22 @@ def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
     return examples
 
 
-def in_ones(examples: dict[str, dict[str, Array]]) -> dict[str, list[dict[str, Array]]]:
-    """One feed a graph, as the export takes them."""
-    return {name: [feeds] for name, feeds in examples.items()}
+def played(examples: dict[str, dict[str, Array]]) -> Callable[[str, SessionFactory], None]:
+    """A rehearsal that runs every graph once."""
+
+    def rehearse(name: str, sessions: SessionFactory) -> None:
+        stage = next(stage for stage in STAGES if stage.name == name)
+        for graph in stage.graph_names:
+            if graph in examples:
+                sessions.open(graph).run(examples[graph])
+
+    return rehearse
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     path, lines = tmp_path_factory.mktemp("export") / "tiny", []
-    export_bundle(calm_stack(), path, examples=in_ones(make_examples()), progress=lines.append)
+    export_bundle(calm_stack(), path, rehearse=played(make_examples()), progress=lines.append)
     return path, lines
 
 
@@ -86,7 +98,7 @@ def test_named_dimensions_take_other_sizes_than_the_traced_ones(exported: tuple[
         "patches": rng.standard_normal(
             (batch, patches, 3 * bundle.spec.clip.patch_size**2), dtype=np.float32
         ),
-        "positions": rng.standard_normal((patches, bundle.spec.clip.width), dtype=np.float32),
+        "positions": rng.standard_normal((batch, patches, bundle.spec.clip.width), dtype=np.float32),
         "slots": np.zeros((batch, slots, 1), np.float32),
         "mask": np.zeros((batch, slots + patches, slots + patches), np.float32),
     }
@@ -157,6 +169,15 @@ def test_the_same_module_exports_to_the_same_bytes(tmp_path: Path) -> None:
     assert set(digests[0]) == {"clip_text.onnx", "clip_text.onnx.data"}
 
 
+def test_nothing_keeps_the_weights_of_a_written_graph(tmp_path: Path) -> None:
+    module = copy.deepcopy(wrap(calm_stack(), "sam_encoder"))
+    weights = [weakref.ref(parameter) for parameter in module.parameters()]
+    export_graph(module, graph_contract(calm_stack().spec)["sam_encoder"], tmp_path)
+    del module
+    gc.collect()
+    assert [weight for weight in weights if weight() is not None] == []
+
+
 def test_a_written_graph_that_breaks_its_contract_is_named(exported: tuple[Path, list[str]]) -> None:
     graph = graph_contract(calm_stack().spec)["sam_encoder"]
     wrong = replace(graph, outputs=(replace(graph.outputs[0], shape=(1, 2, 3, 4)),))
@@ -168,37 +189,49 @@ def test_a_graph_outside_its_tolerance_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle_export, "tolerance", lambda precision, name: -1.0)
-    with pytest.raises(GateError, match="sd_text: output context"):
+    with pytest.raises(GateError, match="sam_encoder: output embedding"):
         export_bundle(
-            calm_stack(), tmp_path / "b", examples=in_ones(make_examples()), progress=lambda line: None
+            calm_stack(), tmp_path / "b", rehearse=played(make_examples()), progress=lambda line: None
         )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_precision_is_refused_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="only fp32 exists so far"):
-        export_bundle(calm_stack(), tmp_path / "b", examples={}, progress=print, precision="fp16")
+        export_bundle(calm_stack(), tmp_path / "b", rehearse=played({}), progress=print, precision="fp16")
 
 
 def test_a_missing_example_is_named(tmp_path: Path) -> None:
     examples = make_examples()
     del examples["clip_text"]
-    with pytest.raises(InputError, match="no recorded inputs for clip_text"):
-        export_bundle(calm_stack(), tmp_path / "b", examples=in_ones(examples), progress=print)
+    with pytest.raises(InputError, match="never ran clip_text"):
+        export_bundle(calm_stack(), tmp_path / "b", rehearse=played(examples), progress=print)
 
 
-def test_a_recorder_keeps_the_last_feeds_and_lends_them_to_the_twin_graph() -> None:
-    recorder = Recorder(TorchSessions(calm_stack()))
-    first, second = (make_examples(seed=seed)["unet_taps"] for seed in (1, 2))
-    session = recorder.open("unet_taps")
+def test_a_recorder_keeps_the_last_run_of_each_shape_at_half_precision_values() -> None:
+    recorder = Recorder(TorchSessions(calm_stack()), graph_contract(calm_stack().spec))
+    first, second = (make_examples(seed=seed)["sam_encoder"] for seed in (1, 2))
+    session = recorder.open("sam_encoder")
     session.run(first)
-    kept = second["latent"].copy()
-    session.run(second)
-    second["latent"][:] = 0.0
-    examples = recorder.examples()
-    np.testing.assert_array_equal(examples["unet_taps"][-1]["latent"], kept)
-    np.testing.assert_array_equal(examples["unet"][-1]["latent"], kept)
-    assert set(examples) == {"unet", "unet_taps"}
+    kept = second["image"].astype(np.float16).astype(np.float32)
+    results = session.run(second)
+    second["image"][:] = 0.0
+    (record,) = recorder.records("sam_encoder")
+    np.testing.assert_array_equal(record.feeds["image"], kept)
+    np.testing.assert_array_equal(record.results["embedding"], results["embedding"])
+    assert recorder.records("vae_encoder") == ()
+    recorder.close()
+
+
+def test_a_run_of_the_taps_is_a_record_of_the_full_pass_too() -> None:
+    contract = graph_contract(calm_stack().spec)
+    recorder = Recorder(TorchSessions(calm_stack()), contract)
+    feeds = make_examples()["unet_taps"]
+    got = recorder.open("unet_taps").run(feeds)
+    assert set(got) == {"taps"}
+    (full,), (cut,) = recorder.records("unet"), recorder.records("unet_taps")
+    assert full is cut
+    assert set(full.results) == set(contract["unet"].output_names)
     recorder.close()
 
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.options import PROFILES, AttentionOptions
+from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError, RefdiffError
-from refdiff.runtime import attention, schedule
+from refdiff.runtime import attention, generative, schedule
 from refdiff.runtime.phrase import read_phrase
 from refdiff.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
 
+from refdiff.export.torch_sessions import TorchSessions  # noqa: E402
 from refdiff.reference.diffusion import (  # noqa: E402
     alphas_cumprod,
     attend,
@@ -23,6 +25,7 @@ from refdiff.reference.diffusion import (  # noqa: E402
     focus_maps,
     generative_map,
     heat_on_picture,
+    noise_of,
     pad_to_square,
 )
 from refdiff.reference.taps import CROSS_ATTENTION, head_mean_attention, tapped  # noqa: E402
@@ -133,6 +136,35 @@ def test_each_pass_is_told_its_own_timestep_and_runs_on_the_stepped_latent(token
     assert len(got) == 2 * len(LAYERS)
     expected = (9 * conditional - 8 * unconditional).flatten(0, 1)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("padding", ["end", "zero"])
+def test_the_runtime_makes_the_same_maps_of_every_generation(tokenizer, prediction, padding):
+    diffusion = dataclasses.replace(TINY.diffusion, prediction=prediction, padding=padding)
+    tiny = tiny_stack()
+    stack = ModelStack.of(
+        spec=dataclasses.replace(TINY, diffusion=diffusion),
+        tokenizer_json=tiny.tokenizer_json,
+        sources=tiny.sources,
+        modules={name: getattr(tiny, name) for name in ("text_encoder", "vae", "unet")},
+    )
+    options, phrase, image = PROFILES["official"], read_phrase("the man on the left"), tiny_picture()
+    found = generative_map(stack, options, tokenizer, image, phrase)
+    sessions, attention_options = TorchSessions(stack), options.attention
+    state = generative.latent_state(sessions, diffusion, attention_options, tokenizer, options.seed, image)
+    maps = generative.attend(sessions, diffusion, attention_options, tokenizer, state, phrase)
+    np.testing.assert_allclose(maps, found.maps, atol=1e-4)
+    plain = generative_map(tiny, options, tokenizer, image, phrase).maps
+    assert (np.abs(found.maps - plain).max() > 1e-3) == ((prediction, padding) != ("epsilon", "end"))
+
+
+def test_a_velocity_is_solved_for_the_noise_it_was_made_of():
+    clean, noise = torch.randn(2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    noisy = math.sqrt(0.9) * clean + math.sqrt(0.1) * noise
+    velocity = math.sqrt(0.9) * noise - math.sqrt(0.1) * clean
+    torch.testing.assert_close(noise_of(velocity, noisy, 0.9, "v_prediction"), noise)
+    assert noise_of(noise, noisy, 0.9, "epsilon") is noise
 
 
 def test_the_mean_posterior_is_drawn_from_no_seed_but_its_noise_is():

@@ -167,7 +167,7 @@ def test_clip_image_with_one_slot_and_no_mask_equals_encode_image(stack: ModelSt
     clip = stack.spec.clip
     image = draw(2, 3, clip.image_size, clip.image_size)
     tokens = clip.grid**2 + 1
-    positions = torch.from_numpy(clip_positions(stack))
+    positions = torch.from_numpy(clip_positions(stack)).expand(2, -1, -1)
     got = wrap(stack, "clip_image")(
         patches_of(stack, image), positions, torch.zeros(2, 1, 1), torch.zeros(2, tokens, tokens)
     )
@@ -184,7 +184,7 @@ def test_a_masked_class_token_sees_its_own_patches_only(stack: ModelStack) -> No
     mask[:, 2:, 2:] = 0.0  # patches see patches
     mask[:, 0, 0] = mask[:, 1, 1] = 0.0
     mask[:, 0, 2:] = 0.0  # the first class token sees every patch, the second none
-    wrapper, positions = wrap(stack, "clip_image"), torch.from_numpy(clip_positions(stack))
+    wrapper, positions = wrap(stack, "clip_image"), torch.from_numpy(clip_positions(stack))[None]
     both = wrapper(patches, positions, torch.zeros(1, 2, 1), mask)
 
     # Alone, with patches that do not see the class token either: the others cannot have mattered.
@@ -195,3 +195,16 @@ def test_a_masked_class_token_sees_its_own_patches_only(stack: ModelStack) -> No
     assert_same(both[:, 0], alone[:, 0])
     assert_same(both[:, 1], other[:, 1])
     assert (both[:, 0] - other[:, 0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_each_picture_of_a_batch_has_its_own_positions(stack: ModelStack) -> None:
+    clip, wrapper = stack.spec.clip, wrap(stack, "clip_image")
+    patches = patches_of(stack, draw(2, 3, clip.image_size, clip.image_size))
+    positions, slots = draw(2, clip.grid**2, clip.width, seed=4), torch.zeros(2, 1, 1)
+    mask = torch.zeros(2, clip.grid**2 + 1, clip.grid**2 + 1)
+    both = wrapper(patches, positions, slots, mask)
+    for i in range(2):
+        one = slice(i, i + 1)
+        assert_same(both[one], wrapper(patches[one], positions[one], slots[one], mask[one]))
+    assert (both - wrapper(patches, positions.flip(0), slots, mask)).abs().max() > 1e-3

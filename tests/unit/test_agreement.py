@@ -6,13 +6,12 @@ import pytest
 from refdiff.accuracy.agreement import (
     TIE,
     compare,
-    correlation,
     graph_error,
     matched,
     order_agreement,
     summarise,
 )
-from refdiff.contracts.closeness import relative_error
+from refdiff.contracts.closeness import correlation, relative_error
 from refdiff.contracts.results import Candidates, Scores, Segmentation
 
 SIZE_YX = (6, 20)

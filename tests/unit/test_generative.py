@@ -12,7 +12,7 @@ from refdiff.contracts.options import PROFILES, AttentionOptions
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import DiffusionSpec
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.generative import LatentState, attend, encode_latent, latent_state
+from refdiff.runtime.generative import LatentState, attend, encode_latent, latent_state, predicted_noise
 from refdiff.runtime.geometry import diffusion_input
 from refdiff.runtime.noise import draw
 from refdiff.runtime.phrase import read_phrase
@@ -138,6 +138,46 @@ def test_the_released_two_passes_are_those_of_the_method() -> None:
     wanted = [(column - column.min()) / (column.max() - column.min()) for column in columns]
     assert maps.shape == (6, 2, 2)
     np.testing.assert_allclose(maps.reshape(6, 4), wanted, atol=2e-3)
+
+
+def test_a_predicted_velocity_is_turned_into_the_noise_it_means() -> None:
+    spec = dataclasses.replace(SPEC, prediction="v_prediction", padding="zero")
+    graphs = FakeGraphs()
+    state = latent_state(graphs, spec, OFFICIAL, TOKENIZER, 3, IMAGE)
+    attend(graphs, spec, OFFICIAL, TOKENIZER, state, read_phrase("a red mug"))
+
+    # The first pass by the method's numbers: the UNet is told the level of 0.974948 and 0.222431.
+    (_, first), (_, conditional) = (call for call in graphs.calls if call[0] == "unet")
+    v_u, v_c = (_eps(**feeds) for feeds in (first, conditional))
+    v = v_u + 9 * (v_c - v_u)
+    x = first["latent"]
+    e = 0.974948 * v + 0.222431 * x
+    x0 = 0.974948 * x - 0.222431 * v  # the same velocity, solved for the picture
+    following = np.repeat(0.999148 * x0 + 0.041279 * e, 2, axis=0)
+    (_, last) = next(call for call in graphs.calls if call[0] == "unet_taps")
+    np.testing.assert_allclose(last["latent"], following, atol=1e-4)
+
+
+def test_a_velocity_is_solved_for_the_noise_it_was_made_of() -> None:
+    clean, noise = np.random.default_rng(5).standard_normal((2, *LATENT)).astype(np.float32)
+    noisy = np.float32(0.8) * clean + np.float32(0.6) * noise
+    velocity = np.float32(0.8) * noise - np.float32(0.6) * clean
+    found = predicted_noise(velocity, noisy, 0.64, "v_prediction")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, noise, atol=1e-6)
+    assert predicted_noise(noise, noisy, 0.64, "epsilon") is noise
+
+
+def test_prompts_are_padded_as_the_spec_says() -> None:
+    for padding in ("end", "zero"):
+        graphs = FakeGraphs()
+        spec = dataclasses.replace(SPEC, padding=padding)
+        state = latent_state(graphs, spec, EDGE, TOKENIZER, 3, IMAGE)
+        attend(graphs, spec, EDGE, TOKENIZER, state, read_phrase("red mug"))
+        fed = [feeds["ids"][0].tolist() for name, feeds in graphs.calls if name == "sd_text"]
+        wanted = (TOKENIZER.diffusion_ids(text, padding).tolist() for text in ("", "red mug, "))
+        assert fed == list(wanted)
+        assert (fed[0][-1] == 0) == (padding == "zero")
 
 
 def test_a_second_phrase_reuses_the_picture_and_the_unconditional_first_pass() -> None:

@@ -10,6 +10,8 @@ from refdiff.runtime.patches import (
     candidate_attention_mask,
     interpolate_positions,
     open_attention_mask,
+    open_attention_masks,
+    padded_rows,
     patch_grid,
     sample_on_grid,
     to_patches,
@@ -117,3 +119,45 @@ def test_class_tokens_see_themselves_and_their_own_patches():
 def test_the_plain_tower_blocks_nothing():
     assert open_attention_mask(6).shape == (7, 7)
     assert not open_attention_mask(6).any()
+
+
+def test_padding_sees_nothing_but_finite_things_and_is_seen_by_nothing():
+    on_patches = np.array([[True, False], [False, True]])
+    seen = candidate_attention_mask(on_patches, classes=3, patches=4) == 0
+    assert seen.astype(int).tolist() == [
+        [1, 0, 0, 1, 0, 0, 0],
+        [0, 1, 0, 0, 1, 0, 0],
+        [0, 0, 1, 0, 0, 0, 0],  # the padded class token is alone
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0, 0],  # a padded patch looks at real ones, so that it stays finite
+        [0, 0, 0, 1, 1, 0, 0],
+    ]
+
+
+def test_each_crop_of_a_batch_hides_its_own_padding():
+    seen = open_attention_masks([1, 3], 3) == 0
+    assert seen.shape == (2, 4, 4)
+    assert (seen == [[[True, True, False, False]], [[True] * 4]]).all()
+
+
+def test_tables_of_unlike_lengths_become_one_batch():
+    batch = padded_rows([np.ones((1, 2), np.float32), np.full((3, 2), 2, np.float32)], 4)
+    assert batch.dtype == np.float32
+    assert batch[..., 0].tolist() == [[1, 0, 0, 0], [2, 2, 2, 0]]
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("side", [7, 14, 16])
+@pytest.mark.parametrize("grid", [(14, 14), (14, 60), (60, 14), (30, 40), (67, 120)])
+def test_positions_of_real_size_equal_torchs_bicubic(side, grid):
+    import torch
+
+    table = np.random.default_rng(2).normal(size=(side * side, 768)).astype(np.float32)
+    cube = torch.from_numpy(table).reshape(1, side, side, 768).permute(0, 3, 1, 2)
+    factors = tuple((count + 0.1) / side for count in grid)
+    theirs = torch.nn.functional.interpolate(cube, scale_factor=factors, mode="bicubic")
+    assert theirs.shape[2:] == grid
+    ours = interpolate_positions(table, grid, square=False)
+    error = np.abs(ours - theirs[0].flatten(1).T.numpy()).max()
+    assert error <= 1e-5 * (table.max() - table.min())

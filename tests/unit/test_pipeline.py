@@ -8,6 +8,8 @@ from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import MODES, PROFILES
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import EngineError, InputError
+from refdiff.runtime import buckets
+from refdiff.runtime.buckets import CLASS_BUCKETS, patch_buckets
 from refdiff.runtime.discriminative import hard_vectors, soft_vectors
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer, build_tokenizer_json
@@ -174,7 +176,7 @@ def test_only_kept_candidates_reach_clip():
     scene = segmenter.encode(_image())
     kept = int(scene.candidates.kept.sum())
     assert kept == 10 < len(scene.candidates)
-    assert factory.log[-1][1]["slots"] == (1, kept, 1)
+    assert factory.log[-1][1]["slots"] == (1, 16, 1)  # the bucket of ten
     result = segmenter.segment(scene, "the mug")
     assert not result.scores.hard[~scene.candidates.kept].any()
     assert not result.scores.soft[~scene.candidates.kept].any()
@@ -183,10 +185,10 @@ def test_only_kept_candidates_reach_clip():
 def test_soft_attention_sees_the_picture_at_its_own_resolution_or_at_the_limit():
     factory = FakeFactory()
     _segmenter("official", "disc+seg", factory).encode(_image((50, 95)))
-    assert factory.log[-1][1]["positions"] == (6 * 11, 6)
+    assert factory.log[-1][1]["positions"] == (1, 96, 6)  # the bucket of 6 * 11 patches
     crops = dataclasses.replace(PROFILES["official"].crops, soft_long_side=48)
     _segmenter("official", "disc+seg", factory, crops=crops).encode(_image((50, 95)))
-    assert factory.log[-1][1]["positions"] == (3 * 6, 6)
+    assert factory.log[-1][1]["positions"] == (1, 24, 6)  # the bucket of 3 * 6 patches
 
 
 def test_a_scene_keeps_its_own_copy_of_the_picture():
@@ -280,6 +282,71 @@ class _SessionsOf:
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         mixed = weights / weights.sum(axis=-1, keepdims=True) @ tokens
         return {"vectors": (mixed[:, : classes.shape[1]] @ to_embedding).astype(np.float32)}
+
+
+def test_clip_image_runs_at_the_sizes_of_its_buckets_only():
+    factory = FakeFactory()
+    segmenter = _segmenter("official", "disc+seg", factory)
+    for size in [SIZE, (90, 48), (64, 64), (35, 200)]:
+        segmenter.segment(segmenter.encode(_image(size)), "the mug")
+    shapes = [shapes for graph, shapes in factory.log if graph == "clip_image"]
+    assert {shape["patches"][1] for shape in shapes} <= set(patch_buckets(SPEC.clip))
+    assert {shape["slots"][1] for shape in shapes} <= set(CLASS_BUCKETS)
+
+
+def test_crops_of_unlike_grids_share_a_call():
+    scene = _segmenter("official", "disc+seg").encode(_image())
+    boxes, masks = np.zeros((3, 4), np.int64), np.zeros((3, *SIZE), np.bool_)
+    for i, (height, width) in enumerate([(40, 21), (22, 40), (40, 18)]):  # 7x4, 4x7 and 8x4 patches
+        boxes[i] = (5, 3, 4 + width, 2 + height)
+        masks[i, 3 : 3 + height, 5 : 5 + width] = True
+    unlike = dataclasses.replace(
+        scene.candidates,
+        masks=masks,
+        boxes_xyxy_px=boxes,
+        areas_px=masks.sum(axis=(1, 2)),
+        predicted_iou=np.ones(3, np.float32),
+        kept=np.ones(3, np.bool_),
+    )
+    factory = FakeFactory()
+    positions = np.zeros((16, 6), np.float32)
+    hard_vectors(factory, SPEC.clip, positions, scene.image, unlike, PROFILES["official"].crops, None)
+    assert [shapes["patches"] for _, shapes in factory.log] == [(3, 32, 192)]
+
+
+def test_a_batch_of_crops_is_bounded_in_memory(monkeypatch):
+    monkeypatch.setattr(buckets, "MAX_PAIRS", 3 * 17**2)
+    factory = FakeFactory()
+    segmenter = _segmenter("edge", "disc+seg", factory)
+    scene = segmenter.encode(_image())
+    before = len(factory.log)
+    segmenter.segment(scene, "the mug")
+    batches = [shapes["patches"][0] for graph, shapes in factory.log[before:] if graph == "clip_image"]
+    kept = int(scene.candidates.kept.sum())
+    assert batches == [3] * (kept // 3) + [kept % 3] * (kept % 3 > 0)
+
+
+def test_more_candidates_than_class_tokens_are_read_in_several_calls():
+    crops = PROFILES["official"].crops
+    scene = _segmenter("official", "disc+seg").encode(_image())
+    repeats = 2 + CLASS_BUCKETS[-1] // len(scene.candidates)
+    index = np.tile(np.arange(len(scene.candidates)), repeats)
+    many = dataclasses.replace(
+        scene.candidates,
+        masks=scene.candidates.masks[index],
+        boxes_xyxy_px=scene.candidates.boxes_xyxy_px[index],
+        areas_px=scene.candidates.areas_px[index],
+        predicted_iou=scene.candidates.predicted_iou[index],
+        kept=np.ones(len(index), np.bool_),
+    )
+    few = dataclasses.replace(scene.candidates, kept=np.ones(len(scene.candidates), np.bool_))
+    positions = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    assert len(many) > CLASS_BUCKETS[-1]
+    together, alone = (
+        soft_vectors(_SessionsOf(), SPEC.clip, positions, scene.image, candidates, crops)
+        for candidates in (many, few)
+    )
+    assert np.allclose(together, alone[index], atol=1e-5)
 
 
 @pytest.mark.parametrize("profile", ["official", "edge"])

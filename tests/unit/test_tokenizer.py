@@ -60,6 +60,20 @@ def test_a_prompt_is_start_pieces_end_and_end_again() -> None:
     assert ids.tolist() == [VOCABULARY[t] for t in (START, "left</w>", "guy</w>", *[END] * (LENGTH - 3))]
 
 
+def test_a_model_padded_with_zeros_gets_them_behind_one_end_token() -> None:
+    ids = SMALL.diffusion_ids("left guy", "zero")
+    assert ids.tolist() == [
+        *(VOCABULARY[t] for t in (START, "left</w>", "guy</w>", END)),
+        *[0] * (LENGTH - 4),
+    ]
+    assert SMALL.diffusion_ids("", "zero").tolist() == [
+        VOCABULARY[START],
+        VOCABULARY[END],
+        *[0] * (LENGTH - 2),
+    ]
+    assert SMALL.diffusion_ids("left guy", "end").tolist() == SMALL.diffusion_ids("left guy").tolist()
+
+
 def test_clip_pads_with_zeros_and_says_where_the_end_is() -> None:
     ids, end = SMALL.clip_ids("left guy")
     assert end == 3

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import iou, pairwise_iou
-from refdiff.contracts.closeness import relative_error
+from refdiff.contracts.closeness import correlation, relative_error
 from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Array, Float
 
@@ -83,15 +83,6 @@ def matched(ious: Float, at_least: float = SAME_CANDIDATE) -> list[tuple[int, in
             rows.add(row)
             columns.add(column)
     return pairs
-
-
-def correlation(first: Float, second: Float) -> float:
-    """Pearson's correlation of two arrays of one shape; a flat one correlates with a flat one alone."""
-    a, b = (each.astype(np.float64).ravel() - each.mean(dtype=np.float64) for each in (first, second))
-    spread_a, spread_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    if not spread_a or not spread_b:
-        return float(spread_a == spread_b)
-    return float(a @ b) / (spread_a * spread_b)
 
 
 def order_agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:

@@ -6,6 +6,7 @@
     export     torch modules -> bundle                exporting.py
     check      is a bundle still the reference        checking.py
     evaluate   metrics of the miniature               evaluating.py
+    fetch      checkpoints from the hub               fetching.py
     demo       the built-in bundle on sample scenes   showing.py
 
 Importing this loads numpy and Pillow; torch, ONNX and the back-ends come in when a verb needs them.
@@ -16,22 +17,30 @@ from refdiff.api.bundles import Inspection, inspect, load
 from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
 from refdiff.api.evaluating import EvaluationReport, evaluate
 from refdiff.api.exporting import export
+from refdiff.api.fetching import FetchReport, carry_out, fetch, plan_fetch
+from refdiff.api.models import MODELS, ModelChoice
 from refdiff.api.showing import DemoReport, demo
 
 __all__ = [
     "CHECKED_PROFILES",
+    "MODELS",
     "Answer",
     "CheckReport",
     "DemoReport",
     "EvaluationReport",
+    "FetchReport",
     "Inspection",
+    "ModelChoice",
+    "carry_out",
     "check",
     "check_outputs",
     "demo",
     "evaluate",
     "export",
+    "fetch",
     "inspect",
     "load",
+    "plan_fetch",
     "save",
     "segment",
 ]

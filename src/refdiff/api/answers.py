@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.api.bundles import check_trained, find_bundle, segmenter_of
 from refdiff.api.files import check_targets, write_files
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.results import Segmentation
@@ -98,6 +98,7 @@ def segment(
     seed: int = 0,
     reader: str = "rules",
     threads: int | None = None,
+    allow_random_weights: bool = False,
 ) -> Answer:
     """Find what `phrase` names in `picture`; for many phrases on one picture, `load` the bundle instead.
 
@@ -112,6 +113,7 @@ def segment(
         seed: see `load`.
         reader: see `load`.
         threads: see `load`.
+        allow_random_weights: see `load`.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
@@ -121,6 +123,7 @@ def segment(
     """
     read_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
     opened = find_bundle(bundle)
+    check_trained(opened, allow_random_weights=allow_random_weights)
     options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(opened, backend=backend, threads=threads)
     with segmenter_of(opened, sessions, options) as segmenter:

@@ -11,7 +11,7 @@ from refdiff.contracts.bundle import Bundle, Manifest, open_bundle
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
-from refdiff.errors import BundleError
+from refdiff.errors import BundleError, InputError
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -50,6 +50,7 @@ def load(
     seed: int = 0,
     reader: str = "rules",
     threads: int | None = None,
+    allow_random_weights: bool = False,
 ) -> Segmenter:
     """Open a bundle for segmenting; use the result in a `with` block.
 
@@ -61,13 +62,15 @@ def load(
         seed: of the posterior draw and the noise.
         reader: who finds a phrase's head word: "rules", or "spacy" where it is installed.
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
+        allow_random_weights: open a bundle whose weights were drawn, not trained: to measure, not to believe.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: an unknown profile, mode, reader or back-end.
+        InputError: an unknown profile, mode, reader or back-end, or random weights that were not allowed.
         MissingDependencyError: the back-end's package is not installed.
     """
     bundle = find_bundle(path)
+    check_trained(bundle, allow_random_weights=allow_random_weights)
     options = options_for(bundle.spec, profile=profile, mode=mode, seed=seed, reader=reader)
     return segmenter_of(bundle, open_sessions(bundle, backend=backend, threads=threads), options)
 
@@ -89,6 +92,20 @@ def find_bundle(path: Path | str) -> Bundle:
         BundleError: the bundle is missing, damaged or newer.
     """
     return open_bundle(_built_in_path() if str(path) in BUILT_IN else path)
+
+
+def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:
+    """Refuse to answer with weights that were drawn, not trained.
+
+    Raises:
+        InputError: the bundle holds such weights, and they were not allowed.
+    """
+    seed = bundle.manifest.random_seed
+    if seed is not None and not allow_random_weights:
+        raise InputError(
+            f"{bundle.path} was exported with random weights (seed {seed}): its masks mean nothing; "
+            "export trained weights, or allow it to measure time and memory (--allow-random-weights)"
+        )
 
 
 def segmenter_of(bundle: Bundle, sessions: SessionFactory, options: Options) -> Segmenter:

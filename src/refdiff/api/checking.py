@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from refdiff.accuracy.agreement import Agreement, compare, graph_error, summarise
 from refdiff.accuracy.gates import Verdict, judge
 from refdiff.api.bundles import find_bundle, segmenter_of
-from refdiff.api.extras import MODELS, import_torch_room, load_stack
+from refdiff.api.extras import import_torch_room, load_miniature
+from refdiff.api.models import MINIATURE
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.closeness import recorded_part
@@ -165,10 +166,10 @@ def _reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack 
     if given is not None:
         return given, None
     model = bundle.spec.name
-    if model not in MODELS:
-        return None, f"no reference weights for model {model!r} here"
+    if model != MINIATURE:
+        return None, f"the checkpoints of {model!r} are not in the bundle"
     try:
-        stack = load_stack(model, PURPOSE)
+        stack = load_miniature(PURPOSE)
     except MissingDependencyError as error:
         return None, str(error)
     if dict(stack.sources) != dict(bundle.manifest.sources):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import Metrics, Overlap, metrics, overlap
 from refdiff.api.bundles import find_bundle, segmenter_of
-from refdiff.api.extras import import_torch_room, load_stack
+from refdiff.api.extras import import_torch_room, load_miniature
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.options import options_for
 from refdiff.contracts.results import Segmentation
@@ -189,7 +189,7 @@ def _respondent(examination: Examination, stack: ExitStack, threads: int | None 
 def _reference(examination: Examination) -> Respond:
     module = import_torch_room("refdiff.reference.pipeline", PURPOSE)
     import_torch_room("torch", PURPOSE).set_num_threads(_TORCH_THREADS)
-    stack = load_stack("mini", PURPOSE)
+    stack = load_miniature(PURPOSE)
     options = options_for(stack.spec, profile=examination.profile, mode=examination.mode)
     respond: Respond = module.Reference(stack=stack, options=options).segment
     return respond

@@ -1,37 +1,39 @@
-"""`export`: a model's torch modules to a checked bundle, on feeds that the real pipeline recorded."""
+"""`export`: a model's torch modules to a checked bundle, on feeds that the real pipeline made."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.api.extras import check_model, import_torch_room, load_stack
+from refdiff.api.extras import import_torch_room
+from refdiff.api.models import ModelChoice, load_choice
 from refdiff.api.progress import Progress, silent
-from refdiff.contracts.options import options_for
-from refdiff.contracts.session import Array
+from refdiff.contracts.options import Options, options_for
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
-from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from refdiff.contracts.manifest import Manifest
+    from refdiff.contracts.spec import ModelSpec
     from refdiff.contracts.stack import ModelStack
 
 PRECISIONS = ("fp32",)
 
 PURPOSE = "the export"
 
-RECORDED_PROFILES = ("official", "edge")
-"""Both, because each feeds graphs and shapes that the other does not."""
-
-_RECORDED = ((2_000_011, "the red mug on the left"), (2_000_012, "big bowl behind the bottle"))
+_QUESTIONS = ((2_000_011, "the red mug on the left"), (2_000_012, "big bowl behind the bottle"))
 """Scene seed and phrase. Any scene and phrase will do: feeds are recorded, answers are not looked at."""
+
+_ONE_BATCH = 8
+"""Points per side of a rehearsal's grid: 64 points, one decoder call, as good a measure as sixteen."""
 
 
 def export(
-    model: str = "mini",
+    model: str | ModelChoice = "mini",
     *,
     precision: str = "fp32",
     output: Path | str,
@@ -41,24 +43,34 @@ def export(
     """Export a model as the bundle `output`, which appears whole or not at all.
 
     Args:
-        model: one of `refdiff.api.extras.MODELS`.
+        model: a name of `refdiff.api.models.MODELS`, or a choice of parts.
         precision: one of `PRECISIONS`.
         output: where the bundle will be.
         overwrite: replace a bundle that is there.
         progress: told one line at each step.
 
     Raises:
-        InputError: an unknown model or precision, or an output that cannot be written.
-        MissingDependencyError: torch or a library around it is not installed.
+        InputError: an unknown model or precision, a checkpoint that cannot be used, or an output that cannot
+            be written.
+        MissingDependencyError: torch or a library around it is not installed, or a checkpoint cannot be had.
         GateError: an exported graph is not its torch module.
     """
     tell = progress or silent
-    check_model(model)
+    choice = ModelChoice(name=model) if isinstance(model, str) else model
+    choice.check()
     check_precision(precision)
     if os.path.lexists(output) and not overwrite:  # said again by the writer, but minutes later
         raise InputError(f"{output} exists; choose another place, or allow overwriting (--overwrite)")
-    tell(f"loading {model}")
-    return export_stack(load_stack(model, PURPOSE), output=Path(output), overwrite=overwrite, progress=tell)
+    tell(f"opening {choice.title}")
+    stack = load_choice(choice, PURPOSE, tell)
+    return export_stack(
+        stack,
+        precision=precision,
+        output=Path(output),
+        overwrite=overwrite,
+        thorough=choice.built_in,
+        progress=tell,
+    )
 
 
 def export_stack(
@@ -67,13 +79,31 @@ def export_stack(
     precision: str = "fp32",
     output: Path,
     overwrite: bool = False,
+    thorough: bool = True,
     progress: Progress,
 ) -> Manifest:
-    """As `export`, for modules that are loaded already."""
-    progress("recording what the pipeline feeds its graphs")
-    examples = record_examples(stack)
+    """As `export`, for a stack that is at hand.
+
+    Args:
+        stack: the models.
+        precision: one of `PRECISIONS`.
+        output: where the bundle will be.
+        overwrite: replace a bundle that is there.
+        thorough: rehearse all questions in both profiles; False: one in one, which still runs every graph.
+        progress: told one line at each step.
+    """
+    rehearsal = import_torch_room("refdiff.export.rehearsal", PURPOSE)
+    wrappers = import_torch_room("refdiff.export.wrappers", PURPOSE)
+    questions = _QUESTIONS if thorough else _QUESTIONS[:1]
+    play = rehearsal.Rehearsal(
+        stack.spec,
+        Tokenizer(stack.tokenizer_json, stack.spec.context_length),
+        [(render_scene(seed).image, phrase) for seed, phrase in questions],
+        _rehearsed(stack.spec, thorough=thorough),
+        lambda: wrappers.clip_positions(stack),
+    ).play
     manifest: Manifest = import_torch_room("refdiff.export.bundle_export", PURPOSE).export_bundle(
-        stack, output, examples=examples, progress=progress, precision=precision, overwrite=overwrite
+        stack, output, rehearse=play, progress=progress, precision=precision, overwrite=overwrite
     )
     return manifest
 
@@ -88,23 +118,17 @@ def check_precision(precision: str) -> None:
         raise InputError(f"unknown precision {precision!r}; so far there is only: {', '.join(PRECISIONS)}")
 
 
-def record_examples(stack: ModelStack) -> dict[str, tuple[dict[str, Array], ...]]:
-    """Graph -> its feeds, one of each shape, from the numpy pipeline on the torch modules."""
-    torch_sessions = import_torch_room("refdiff.export.torch_sessions", PURPOSE)
-    recording = import_torch_room("refdiff.export.recording", PURPOSE)
-    positions = import_torch_room("refdiff.export.wrappers", PURPOSE).clip_positions(stack)
-    tokenizer = Tokenizer(stack.tokenizer_json, stack.spec.context_length)
-    recorder = recording.Recorder(torch_sessions.TorchSessions(stack))
-    for profile in RECORDED_PROFILES:
-        segmenter = Segmenter(
-            sessions=recorder,
-            spec=stack.spec,
-            options=options_for(stack.spec, profile=profile),
-            tokenizer=tokenizer,
-            positions=positions,
+def _rehearsed(spec: ModelSpec, *, thorough: bool) -> Sequence[Options]:
+    """Both profiles feed shapes that the other does not; `official` alone runs every graph."""
+    profiles = [
+        options_for(spec, profile=name) for name in (("official", "edge") if thorough else ("official",))
+    ]
+    return [
+        dataclasses.replace(
+            options,
+            proposals=dataclasses.replace(
+                options.proposals, points_per_side=min(_ONE_BATCH, options.proposals.points_per_side)
+            ),
         )
-        for seed, phrase in _RECORDED:
-            segmenter.segment(segmenter.encode(render_scene(seed).image), phrase)
-    recorder.close()
-    examples: dict[str, tuple[dict[str, Array], ...]] = recorder.examples()
-    return examples
+        for options in profiles
+    ]

@@ -6,13 +6,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from refdiff.errors import InputError, MissingDependencyError
+from refdiff.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack
-
-MODELS = ("mini",)
-"""Model stacks that `load_stack` knows."""
 
 _PACKAGES = frozenset(
     {
@@ -53,23 +50,11 @@ def import_torch_room(module: str, purpose: str) -> ModuleType:
         ) from error
 
 
-def check_model(model: str) -> None:
-    """Refuse a model nobody can load.
+def load_miniature(purpose: str) -> ModelStack:
+    """The miniature's torch modules.
 
     Raises:
-        InputError: no such model.
-    """
-    if model not in MODELS:
-        raise InputError(f"unknown model {model!r}; choose one of: {', '.join(MODELS)}")
-
-
-def load_stack(model: str, purpose: str) -> ModelStack:
-    """The torch modules of a model.
-
-    Raises:
-        InputError: no such model.
         MissingDependencyError: torch or a library around it is not installed.
     """
-    check_model(model)
     stack: ModelStack = import_torch_room("refdiff.miniature.stack", purpose).load_miniature()
     return stack

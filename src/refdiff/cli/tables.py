@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from refdiff.accuracy.gates import Verdict
-    from refdiff.api import Answer, CheckReport, DemoReport, Inspection
+    from refdiff.api import Answer, CheckReport, DemoReport, FetchReport, Inspection
     from refdiff.contracts.graphs import TensorSpec
 
 
@@ -77,20 +77,44 @@ def of_check(report: CheckReport) -> RenderableType:
 def of_bundle(inspection: Inspection) -> RenderableType:
     """The bundle's graphs, its files, and where it comes from."""
     manifest = inspection.manifest
-    graphs = _table("=graph", "precision", "inputs", "outputs")
+    graphs = _table("=graph", "precision", "inputs", "outputs", ">from torch")
     for name, graph in manifest.graphs.items():
-        graphs.add_row(name, graph.precision, _tensors(graph.inputs), _tensors(graph.outputs))
+        error = max((output.error for output in graph.parity.values()), default=None)
+        row = (name, graph.precision, _tensors(graph.inputs), _tensors(graph.outputs))
+        graphs.add_row(*row, "" if error is None else f"{error:.1e}")
     files = _table("file", ">size", "sha256")
     for name, file in manifest.files.items():
         files.add_row(name, _size(file.size_bytes), file.sha256[:16])
     versions = "   ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    sources = "   ".join(f"{name} {sha256[:12]}" for name, sha256 in manifest.sources.items())
+    sources = (
+        "   ".join(f"{name} {sha256[:12]}" for name, sha256 in manifest.sources.items())
+        if manifest.random_seed is None
+        else f"RANDOM, seed {manifest.random_seed}: to measure time and memory, its masks mean nothing"
+    )
     head = (
         f"{inspection.path}   model {manifest.spec.name}, {manifest.precision}, "
         f"{_size(inspection.size_bytes)}, format {manifest.format_version}, "
-        f"written by refdiff {manifest.refdiff_version}"
+        f"written by refdiff {manifest.refdiff_version}, diffusion at {manifest.spec.diffusion.image_size} px"
     )
     return _group(head, graphs, files, f"exported with: {versions}", f"weights: {sources}")
+
+
+def of_fetch(report: FetchReport) -> RenderableType:
+    """One table per repository: its files, and under it what is missing and where it comes from."""
+    parts: list[Any] = []
+    for repo in report.repos:
+        table = _table("=file", ">size", "licence", "sha256", "state")
+        for row in repo.files:
+            size = "–" if row.size_bytes is None else _size(row.size_bytes)
+            table.add_row(row.name, size, repo.licence or "–", (row.sha256 or "–")[:16], row.state)
+        at = f" at {repo.commit[:12]}" if repo.commit else ""
+        parts += ["", f"{repo.wanted.repo}{at}   {repo.url()}", f"in {repo.folder}", table]
+        if repo.problem and not repo.complete:
+            names = [row.name for row in repo.lacking] or ["all files of the model"]
+            parts += ["put there, under the same names:", *(f"  {name}" for name in names)]
+    if report.to_download_bytes:
+        parts.append(f"to download: {_size(report.to_download_bytes)}")
+    return _group(*parts)
 
 
 def _add_verdicts(table: Table, source: str, verdicts: Sequence[Verdict]) -> None:

@@ -70,20 +70,61 @@ def demo(
 
 @app.command()
 def export(
+    model: Annotated[str, typer.Argument(help="mini, refdiff (SAM ViT-H) or refdiff-vitb.")] = "mini",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder; MODEL-PRECISION if left out.")
     ] = None,
-    model: Annotated[str, typer.Argument(help="Which models.")] = "mini",
     precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    diffusion: Annotated[
+        str | None, typer.Option(help="Stable Diffusion 1.x or 2.x: hub id, folder or file.")
+    ] = None,
+    sam: Annotated[str | None, typer.Option(help="SAM: hub id, folder or file.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP: hub id, folder or file.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side in px of the picture the diffusion model sees; 512 if left out.")
+    ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(help="epsilon or v_prediction, where the diffusion checkpoint does not say."),
+    ] = None,
+    clip_activation: Annotated[
+        str | None, typer.Option(help="gelu or quick_gelu, where the CLIP checkpoint does not say.")
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Draw the weights instead of reading them; --diffusion sd21, --sam vit_l, --clip vit_l_14 "
+            "then name architectures.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
+    checkpoints: Annotated[Path | None, typer.Option(help="The folder `refdiff fetch` filled.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Turn torch models into a bundle of checked ONNX graphs (needs refdiff[export,cpu])."""
     from refdiff import api
 
-    folder = output or Path(f"{model}-{precision}")
+    choice = api.ModelChoice(
+        name=model,
+        diffusion=diffusion,
+        sam=sam,
+        clip=clip,
+        size=size,
+        prediction=prediction,
+        clip_activation=clip_activation,
+        random_weights=random_weights,
+        seed=seed,
+        checkpoints=checkpoints,
+        offline=offline,
+    )
+    folder = output or Path(f"{choice.title}-{precision}")
     with working() as tell:
-        manifest = api.export(model, precision=precision, output=folder, overwrite=overwrite, progress=tell)
+        manifest = api.export(choice, precision=precision, output=folder, overwrite=overwrite, progress=tell)
+    if manifest.random_seed is not None:
+        note("note: the weights are random; this bundle is for measuring time and memory only")
     inspection = api.Inspection(path=folder, manifest=manifest)
     print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
 
@@ -107,6 +148,9 @@ def segment(
         str, typer.Option(help="Who finds the head word: rules, or spacy if installed.")
     ] = "rules",
     threads: Threads = None,
+    allow_random_weights: Annotated[
+        bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -127,11 +171,14 @@ def segment(
             seed=seed,
             reader=reader,
             threads=threads,
+            allow_random_weights=allow_random_weights,
         )
         files = api.save(answer, output=output, overlay=overlay, overwrite=overwrite)
     document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     if answer.model == "mini":
         note("note: the built-in miniature knows rendered table-top scenes only; on photographs it guesses")
+    if allow_random_weights:
+        note("note: with random weights the mask means nothing")
     print_answer(document, lambda: tables.of_answer(answer, files), as_json=as_json)
 
 
@@ -180,3 +227,37 @@ def inspect(bundle: BundleName, as_json: Json = False) -> None:
     with working():
         inspection = api.inspect(bundle)
     print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
+
+
+@app.command()
+def fetch(
+    model: Annotated[
+        str, typer.Argument(help="refdiff, refdiff-vitb, or owner/name or owner/name/file on the hub.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to fill; left out, the one that export looks into.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; left out, what is there, or the newest.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Touch no network; say which files are missing.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Download nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Download a model's checkpoints, verified; exit code 3 if some are missing (needs refdiff[export])."""
+    from refdiff import api
+
+    with working() as tell:
+        report = api.plan_fetch(model, to, revision=revision, offline=offline, progress=tell)
+    if report.downloads and not dry_run:
+        with working():  # on stderr: what is about to happen is not the answer
+            print_answer({}, lambda: tables.of_fetch(report), as_json=False)
+    if not dry_run:
+        with working() as tell:
+            report = api.carry_out(report, tell)
+    print_answer(report.to_json(), lambda: tables.of_fetch(report), as_json=as_json)
+    if report.problem is not None:
+        note(f"error: {report.problem}")
+        raise typer.Exit(3)

@@ -88,6 +88,7 @@ class BundleDraft:
         sources: Mapping[str, str],
         versions: Mapping[str, str],
         graphs: Mapping[str, GraphRecord],
+        random_seed: int | None = None,
     ) -> Manifest:
         """Hash every file written so far; the manifest itself is written when the block ends."""
         names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
@@ -99,6 +100,7 @@ class BundleDraft:
             graphs=dict(graphs),
             files={name: _flush_and_hash(self.path / name) for name in names},
             refdiff_version=refdiff_version(),
+            random_seed=random_seed,
         )
         return self.manifest
 

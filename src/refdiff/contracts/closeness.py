@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from refdiff.contracts.session import Array
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How close one output of a graph came to torch's when it was exported."""
+
+    error: float
+    """See `relative_error`."""
+    correlation: float
+    """See `correlation`."""
+
+    def worse(self, other: Parity) -> Parity:
+        """The worse of each measure."""
+        return Parity(max(self.error, other.error), min(self.correlation, other.correlation))
+
+
+def parity(got: Array, expected: Array) -> Parity:
+    """Both measures."""
+    return Parity(relative_error(got, expected), correlation(got, expected))
 
 
 def thinned(output: Array, most_bytes: int) -> Array:
@@ -30,3 +51,15 @@ def relative_error(got: Array, expected: Array) -> float:
     difference = float(np.abs(got.astype(np.float64) - expected).max())
     # A constant output has no range; it is compared with its own size.
     return difference / (float(np.ptp(expected)) or float(np.abs(expected).max()) or 1.0)
+
+
+def correlation(got: Array, expected: Array) -> float:
+    """Pearson's correlation; a flat array correlates with a flat one alone, a non-number with nothing."""
+    if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return 0.0
+    first, second = (each.astype(np.float64).ravel() for each in (got, expected))
+    first, second = first - first.mean(), second - second.mean()
+    lengths = float(np.linalg.norm(first)), float(np.linalg.norm(second))
+    if not all(lengths):
+        return float(lengths[0] == lengths[1])
+    return float(first @ second) / (lengths[0] * lengths[1])

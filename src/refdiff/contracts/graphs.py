@@ -111,7 +111,7 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
             "clip_image",
             (
                 _f32("patches", "b", "p", patch_values),
-                _f32("positions", "p", clip.width),
+                _f32("positions", "b", "p", clip.width),
                 _f32("slots", "b", "c", 1),
                 _f32("mask", "b", "t", "t"),
             ),

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any
 
+from refdiff.contracts.closeness import Parity
 from refdiff.contracts.graphs import TensorSpec
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
 
-FORMAT_VERSION = 1
-"""Raised when an older refdiff could no longer read what a newer one writes."""
+FORMAT_VERSION = 2
+"""Raised when one refdiff could no longer use what another writes; no other format is read.
+
+1: the graph `clip_image` had one position table [p, w] for a whole call.
+2: it has one for each picture, [b, p, w].
+"""
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -47,6 +52,8 @@ class GraphRecord:
     outputs: tuple[TensorSpec, ...]
     recipe: str | None = None
     """Name of the precision recipe, None for an untouched export."""
+    parity: Mapping[str, Parity] = field(default_factory=dict)
+    """Output -> how close it came to torch's when the graph was exported, the worst of all feeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,8 @@ class Manifest:
     """Path inside the folder, with forward slashes -> what the file must be."""
     refdiff_version: str
     format_version: int = FORMAT_VERSION
+    random_seed: int | None = None
+    """Of weights that were drawn, not trained: to size and time engines with. None for a real model."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -119,8 +128,14 @@ def _check_version(document: Mapping[str, Any], where: str) -> None:
     if version > FORMAT_VERSION:
         raise BundleError(
             f"{where} has bundle format {version}, written by refdiff {writer}; "
-            f"this refdiff {refdiff_version()} reads up to format {FORMAT_VERSION}; "
+            f"this refdiff {refdiff_version()} reads format {FORMAT_VERSION}; "
             f"upgrade with: pip install -U 'refdiff>={writer}'"
+        )
+    if version < FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has bundle format {version}, written by refdiff {writer}; "
+            f"this refdiff {refdiff_version()} reads format {FORMAT_VERSION}; "
+            "export again with: refdiff export"
         )
 
 
@@ -162,4 +177,5 @@ def _graph(document: Mapping[str, Any]) -> GraphRecord:
             TensorSpec(name=tensor["name"], dtype=tensor["dtype"], shape=tuple(tensor["shape"]))
             for tensor in fields[side]
         )
+    fields["parity"] = {str(name): Parity(**measured) for name, measured in fields["parity"].items()}
     return GraphRecord(**fields)

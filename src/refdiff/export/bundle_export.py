@@ -1,27 +1,29 @@
 """A model stack in, a checked bundle out (DESIGN §4).
 
-Every graph is exported, run in ONNX Runtime on inputs the real pipeline recorded, and compared with its torch
-module; one graph outside its tolerance, and no bundle appears.
+One model after the other is loaded, rehearsed, written and let go; then every graph is run in ONNX Runtime on
+what torch was fed, and compared with what torch answered. One graph outside its tolerance, and no bundle
+appears. Never more than one model is in memory, and its weights only once.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from refdiff.contracts.bundle import GraphRecord, Manifest, writing_bundle
-from refdiff.contracts.feeds import check_feeds
+from refdiff.contracts.closeness import Parity
 from refdiff.contracts.graphs import GraphSpec, graph_contract
-from refdiff.contracts.session import Array
+from refdiff.contracts.session import Array, SessionFactory
 from refdiff.errors import InputError
 from refdiff.export.early_exit import cut_taps
 from refdiff.export.gate import check_graph, tolerance
 from refdiff.export.onnx_export import data_name, export_graph
-from refdiff.export.torch_sessions import TorchSession
+from refdiff.export.recording import Record, Recorder
+from refdiff.export.stages import STAGES, Stage
+from refdiff.export.torch_sessions import TorchSessions
 from refdiff.export.wrappers import clip_positions, wrap
 
 if TYPE_CHECKING:
@@ -42,77 +44,110 @@ _PACKAGES = (
 )
 """Packages whose version can change what is exported, or how it was checked."""
 
+Progress = Callable[[str], None]
+Play = Callable[[str, SessionFactory], None]
+"""Runs the pipeline's steps of a named stage over sessions; see `rehearsal.Rehearsal.play`."""
+
 
 def export_bundle(
     stack: ModelStack,
     output: Path,
     *,
-    examples: Mapping[str, Sequence[Mapping[str, Array]]],
-    progress: Callable[[str], None],
+    rehearse: Play,
+    progress: Progress,
     precision: str = "fp32",
     overwrite: bool = False,
 ) -> Manifest:
     """Export all graphs of a stack, checked, as the bundle `output`.
 
     Args:
-        stack: the original modules.
+        stack: the original modules; each is released once its graphs are written.
         output: where the bundle will be.
-        examples: graph -> feeds (input name -> array) recorded from the real pipeline (see `recording`). The
-            graph is compared on all of them; the last is kept as its golden record.
-        progress: told one line at the start of each graph, and its error when it is done.
+        rehearse: runs every graph as the pipeline would. A graph is compared on one run of each shape; the
+            smallest is kept as its golden record.
+        progress: told one line at each step, and each graph's error.
         precision: "fp32".
         overwrite: replace a bundle that is there.
 
     Raises:
-        InputError: another precision, an example missing or misshapen, or the output cannot be written.
+        InputError: another precision, a graph that the rehearsal never ran, or the output cannot be written.
         GateError: a graph is outside its tolerance; nothing is left behind.
     """
     if precision not in PRECISIONS:
         raise InputError(f"got precision {precision!r}, but only fp32 exists so far; use --precision fp32")
     contract = graph_contract(stack.spec)
-    _check_examples(contract, examples)
-    rounded = {name: [_rounded(feeds) for feeds in recorded] for name, recorded in examples.items()}
-    positions = clip_positions(stack)
     with writing_bundle(output, overwrite=overwrite) as draft:
-        golden = {}
-        for number, (name, graph) in enumerate(contract.items(), start=1):
-            progress(f"[{number}/{len(contract)}] {name}: exporting")
-            path = _write(stack, graph, draft.path)
-            original, errors = TorchSession(graph, wrap(stack, name)), []
-            for feeds in rounded[name]:
-                results = original.run(feeds)
-                errors.append(check_graph(path, graph, feeds, results, limit=tolerance(precision, name)))
-                golden[name] = (feeds, results)
-            progress(f"[{number}/{len(contract)}] {name}: {max(errors):.1e} of its range from torch")
-        draft.write_golden(golden)
+        golden: dict[str, Record] = {}
+        measured: dict[str, dict[str, Parity]] = {}
+        for stage in STAGES:
+            progress(f"{stage.name}: loading, and running the pipeline in torch")
+            if stage.name == "clip":
+                draft.write_clip_positions(clip_positions(stack))
+            records = _rehearsed(stack, stage, rehearse)
+            golden |= {name: min(runs, key=lambda run: run.size_bytes) for name, runs in records.items()}
+            measured |= _export_stage(stack, stage, draft.path, records, precision, progress)
+        draft.write_golden({name: _answered(graph, golden[name]) for name, graph in contract.items()})
         draft.write_tokenizer(stack.tokenizer_json)
-        draft.write_clip_positions(positions)
+        progress("hashing")
         return draft.describe(
             spec=stack.spec,
             precision=precision,
             sources=stack.sources,
             versions=_versions(),
-            graphs={name: _record(graph, draft.path, precision) for name, graph in contract.items()},
+            graphs={
+                name: _record(graph, draft.path, precision, measured[name])
+                for name, graph in contract.items()
+            },
+            random_seed=stack.random_seed,
         )
 
 
-def _rounded(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Feeds at half-precision values: the record compresses, and a half-precision graph takes the same."""
-    return {
-        key: value.astype(np.float16).astype(np.float32) if value.dtype == np.float32 else value
-        for key, value in feeds.items()
-    }
-
-
-def _check_examples(
-    contract: Mapping[str, GraphSpec], examples: Mapping[str, Sequence[Mapping[str, Array]]]
-) -> None:
-    missing = [name for name in contract if not examples.get(name)]
+def _rehearsed(stack: ModelStack, stage: Stage, rehearse: Play) -> dict[str, tuple[Record, ...]]:
+    """Graph -> its runs in torch, one of each shape."""
+    recorder = Recorder(TorchSessions(stack), graph_contract(stack.spec))
+    rehearse(stage.name, recorder)
+    recorder.close()
+    records = {name: recorder.records(name) for name in stage.graph_names}
+    missing = [name for name, runs in records.items() if not runs]
     if missing:
-        raise InputError(f"no recorded inputs for {', '.join(missing)}; record a run that uses every graph")
-    for name, graph in contract.items():
-        for feeds in examples[name]:
-            check_feeds(graph, feeds)
+        raise InputError(
+            f"the rehearsal never ran {', '.join(missing)}; rehearse a run that uses every graph"
+        )
+    return records
+
+
+def _export_stage(
+    stack: ModelStack,
+    stage: Stage,
+    folder: Path,
+    records: Mapping[str, Sequence[Record]],
+    precision: str,
+    progress: Progress,
+) -> dict[str, dict[str, Parity]]:
+    """Write and check one model's graphs. Returns graph -> output -> how close it came."""
+    contract, measured = graph_contract(stack.spec), {}
+    for component, names in stage.graphs:
+        for name in names:
+            progress(f"{name}: exporting")
+            _write(stack, contract[name], folder)
+        _release(stack, component)
+        for name in names:
+            progress(f"{name}: comparing with torch")
+            limit = tolerance(precision, name)
+            measured[name] = check_graph(folder / f"{name}.onnx", contract[name], records[name], limit=limit)
+            error = max(output.error for output in measured[name].values())
+            progress(f"{name}: {error:.1e} of its range from torch")
+    return measured
+
+
+def _answered(graph: GraphSpec, record: Record) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """Feeds and the graph's own results; a record of `unet_taps` holds the full pass's."""
+    return record.feeds, {name: record.results[name] for name in graph.output_names}
+
+
+def _release(stack: ModelStack, component: str) -> None:
+    stack.release(component)
+    gc.collect()  # modules and their exported programs refer to themselves
 
 
 def _write(stack: ModelStack, graph: GraphSpec, folder: Path) -> Path:
@@ -121,12 +156,14 @@ def _write(stack: ModelStack, graph: GraphSpec, folder: Path) -> Path:
     return export_graph(wrap(stack, graph.name), graph, folder)
 
 
-def _record(graph: GraphSpec, folder: Path, precision: str) -> GraphRecord:
+def _record(graph: GraphSpec, folder: Path, precision: str, measured: Mapping[str, Parity]) -> GraphRecord:
     data = data_name("unet" if graph.name == "unet_taps" else graph.name)
     files = tuple(name for name in (f"{graph.name}.onnx", data) if (folder / name).exists())
-    return GraphRecord(files=files, precision=precision, inputs=graph.inputs, outputs=graph.outputs)
+    return GraphRecord(
+        files=files, precision=precision, inputs=graph.inputs, outputs=graph.outputs, parity=dict(measured)
+    )
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> Mapping[str, str]:
     installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
     return {name: installed[name] for name in _PACKAGES if name in installed}

@@ -73,6 +73,8 @@ class ClipText(nn.Module):
 class ClipImage(nn.Module):
     """Flattened patches, their positions, class slots, a mask -> a vector per class token, not normalised.
 
+    Patches [b, p, 3*P*P] and positions [b, p, w] differ by picture, so pictures of unlike patch grids share a
+    call once they are padded to one size and the mask [b, t, t] hides the padding.
     `slots` [b, c, 1] is all zero: it only says how many class tokens there are. They come first.
     """
 

@@ -6,6 +6,7 @@ graphs hold the same nodes, and the weights are on the disk once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from refdiff.contracts.graphs import GraphSpec
 from refdiff.errors import InputError
 from refdiff.export.onnx_export import check_contract
 
-_UP_BLOCKS = "up_blocks."
+_CHILD = re.compile(
+    r"(?:^|[./])(down_blocks[./]\d+|mid_block|up_blocks[./]\d+|conv_norm_out|conv_out)(?=[./])"
+)
+"""A UNet's child in the name of one of its nodes or weights."""
+_WAYS = ("down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+"""In the order of execution."""
 
 
 def cut_taps(full: Path, graph: GraphSpec, *, cut_after: str) -> Path:
@@ -25,10 +31,10 @@ def cut_taps(full: Path, graph: GraphSpec, *, cut_after: str) -> Path:
     Args:
         full: the written `unet.onnx`.
         graph: the contract of the cut graph.
-        cut_after: the last UNet child the taps need, `up_blocks.1` for instance.
+        cut_after: the last UNet child the taps need: `up_blocks.1`, `mid_block` or `down_blocks.2`.
 
     Raises:
-        InputError: the cut still holds something that runs after `cut_after`.
+        InputError: the cut still holds something that runs after `cut_after`, or a UNet has no such child.
     """
     model = ir.load(full)
     wanted = {value.name: value for value in model.graph.outputs}
@@ -47,11 +53,16 @@ def cut_taps(full: Path, graph: GraphSpec, *, cut_after: str) -> Path:
 
 def _after(graph: ir.Graph, cut_after: str) -> Iterator[str]:
     """Names of nodes and weights that belong to a UNet child behind `cut_after`."""
-    late = ["conv_norm_out", "conv_out"]
-    if cut_after.startswith(_UP_BLOCKS):
-        blocks = range(int(cut_after.removeprefix(_UP_BLOCKS)) + 1, 10)
-        late += [f"{_UP_BLOCKS}{index}" for index in blocks]
-    names = [name for node in graph if (name := node.name)] + list(graph.initializers)
-    for name in names:
-        if any(f".{child}." in f".{name}".replace("/", ".") for child in late):
+    last = _turn(cut_after)
+    for name in [name for node in graph if (name := node.name)] + list(graph.initializers):
+        child = _CHILD.search(name)
+        if child and _turn(child[1].replace("/", ".")) > last:
             yield name
+
+
+def _turn(child: str) -> tuple[int, int]:
+    """Where a child of the UNet comes in the order of execution."""
+    way, _, index = child.partition(".")
+    if way not in _WAYS:
+        raise InputError(f"got {child!r} to cut after, expected one of {', '.join(_WAYS)}, with its index")
+    return _WAYS.index(way), int(index or 0)

@@ -1,4 +1,4 @@
-"""Is a written graph still its torch module: run both on real inputs, compare, refuse.
+"""Is a written graph still its torch module: run it on what torch was fed, compare, refuse.
 
 error = max |onnx - torch| / (max torch - min torch), per output; the limits are `tolerances.json`, a
 committed table that carries the measurement each limit was set from.
@@ -7,14 +7,16 @@ committed table that carries the measurement each limit was set from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from refdiff.contracts.closeness import relative_error
+from refdiff.contracts.closeness import Parity, parity
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array
 from refdiff.errors import GateError, MissingDependencyError
+from refdiff.export.bounded_attention import bounded_copy
+from refdiff.export.recording import Record
 
 
 def tolerance(precision: str, graph_name: str) -> float:
@@ -23,8 +25,40 @@ def tolerance(precision: str, graph_name: str) -> float:
     return float(json.loads(text)[precision][graph_name]["limit"])
 
 
-def run_onnx(path: Path, graph: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a written graph in ONNX Runtime on the CPU.
+def check_graph(
+    path: Path, graph: GraphSpec, records: Sequence[Record], *, limit: float
+) -> dict[str, Parity]:
+    """Run the written graph in ONNX Runtime on the CPU and compare it with what torch computed.
+
+    Returns:
+        Output -> how close it came, the worst of all records.
+
+    Raises:
+        GateError: an output is farther from torch than `limit`.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    worst: dict[str, Parity] = {}
+    batch = max(len(next(iter(record.feeds.values()))) for record in records)
+    with bounded_copy(path, batch=batch) as runnable:
+        session = open_lean(runnable)
+        for record in records:
+            results = session.run(list(graph.output_names), dict(record.feeds))
+            for name, values in zip(graph.output_names, results, strict=True):
+                measured = parity(values, record.results[name])
+                worst[name] = worst.get(name, measured).worse(measured)
+    for name, measured in worst.items():
+        if not measured.error <= limit:
+            raise GateError(
+                f"{graph.name}: output {name} of the exported graph is {measured.error:.2e} of its range "
+                f"away from torch, allowed is {limit:.0e}; nothing was written"
+            )
+    return worst
+
+
+def open_lean(path: Path) -> Any:
+    """An ONNX Runtime CPU session that leaves the weights in their file: no second layout, no arena.
+
+    Measured on SD 1.5's UNet at 512 px: 0.6 GB of private memory instead of 5.5 GB.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
@@ -38,28 +72,9 @@ def run_onnx(path: Path, graph: GraphSpec, feeds: Mapping[str, Array]) -> dict[s
             "the export checks its graphs in ONNX Runtime, which is missing; "
             "pip install 'refdiff[export,cpu]'"
         ) from error
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    results = session.run(list(graph.output_names), dict(feeds))
-    return dict(zip(graph.output_names, results, strict=True))
-
-
-def check_graph(
-    path: Path, graph: GraphSpec, feeds: Mapping[str, Array], expected: Mapping[str, Array], *, limit: float
-) -> float:
-    """Run the written graph and compare it with what torch computed.
-
-    Returns:
-        The largest relative error of its outputs.
-
-    Raises:
-        GateError: an output is farther from torch than `limit`.
-    """
-    results = run_onnx(path, graph, feeds)
-    errors = {name: relative_error(results[name], expected[name]) for name in graph.output_names}
-    worst = max(errors, key=lambda name: errors[name])
-    if not errors[worst] <= limit:
-        raise GateError(
-            f"{graph.name}: output {worst} of the exported graph is {errors[worst]:.2e} of its range away "
-            f"from torch, allowed is {limit:.0e}; nothing was written"
-        )
-    return errors[worst]
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.enable_cpu_mem_arena = False
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

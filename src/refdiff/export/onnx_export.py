@@ -7,7 +7,7 @@ against the contract. The same input gives the same bytes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +41,13 @@ def export_graph(module: nn.Module, graph: GraphSpec, folder: Path) -> Path:
         InputError: torch cannot export the module, or what came out breaks the contract.
     """
     path = folder / f"{graph.name}.onnx"
-    model = _trace(module, graph)
+    program = _trace(module, graph)
+    weights = list(program.model.graph.initializers.values())
+    program.optimize()  # constants folded, dead nodes and outputs dropped
+    model = program.model
     clean_up(model)
     ir.save(model, path, external_data=data_name(graph.name), size_threshold_bytes=EXTERNAL_FROM_BYTES)
+    _let_go((*weights, *model.graph.initializers.values()))
     check_contract(path, graph)
     return path
 
@@ -59,7 +63,7 @@ def check_contract(path: Path, graph: GraphSpec) -> None:
     _check_side(path, "output", written.outputs, graph.outputs)
 
 
-def _trace(module: nn.Module, graph: GraphSpec) -> ir.Model:
+def _trace(module: nn.Module, graph: GraphSpec) -> torch.onnx.ONNXProgram:
     samples = tuple(
         torch.zeros([_sample_size(size) for size in tensor.shape], dtype=getattr(torch, tensor.dtype))
         for tensor in graph.inputs
@@ -85,6 +89,7 @@ def _trace(module: nn.Module, graph: GraphSpec) -> ir.Model:
                 dynamic_shapes=dynamic,
                 custom_translation_table=translations(),
                 verbose=False,
+                optimize=False,
             )
         except torch.onnx.OnnxExporterError as error:
             first = str(error).strip().splitlines()[0]
@@ -93,7 +98,13 @@ def _trace(module: nn.Module, graph: GraphSpec) -> ir.Model:
         raise InputError(
             f"torch {torch.__version__} returned no program for {graph.name}; needs torch >= 2.7"
         )
-    return program.model
+    return program
+
+
+def _let_go(weights: Iterable[ir.Value]) -> None:
+    """onnxscript's rewrite rules are module constants that keep the last graph they saw, weights and all."""
+    for value in weights:
+        value.const_value = None
 
 
 def _sample_size(size: int | str) -> int:

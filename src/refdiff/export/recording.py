@@ -1,40 +1,58 @@
-"""Keeping what the pipeline really feeds its graphs: the export's examples, and later the golden record."""
+"""Keeping what the pipeline really feeds its graphs, and what torch answers: the measure of an export."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from refdiff.contracts.feeds import wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Session, SessionFactory
 
-Feeds = dict[str, Array]
 Shapes = tuple[tuple[int, ...], ...]
 
-_SAME_INPUTS = {"unet": "unet_taps", "unet_taps": "unet"}
-"""Graphs that take the same feeds: a profile that runs only one of them has recorded both."""
+
+@dataclass(frozen=True)
+class Record:
+    """One run of one graph."""
+
+    feeds: Mapping[str, Array]
+    results: Mapping[str, Array]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its arrays."""
+        return sum(array.nbytes for side in (self.feeds, self.results) for array in side.values())
 
 
 class RecordingSession:
-    """A session that remembers the last feeds of each shape."""
+    """A session that remembers the last run of each shape.
 
-    def __init__(self, inner: Session, feeds: dict[Shapes, Feeds]) -> None:
+    Feeds are rounded to half-precision values first: the record compresses, and a half-precision graph can be
+    fed exactly the same.
+    """
+
+    def __init__(self, graph: GraphSpec, inner: Session, stores: Sequence[dict[Shapes, Record]]) -> None:
+        self._graph = graph
         self._inner = inner
-        self._feeds = feeds
+        self._stores = stores
 
     @property
     def graph(self) -> GraphSpec:
         """The contract this session fulfils."""
-        return self._inner.graph
+        return self._graph
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run the inner session, and keep a copy of the feeds it accepted."""
-        results = self._inner.run(feeds, outputs)
-        shapes = tuple(array.shape for array in feeds.values())
-        self._feeds.pop(shapes, None)  # so that the newest comes last
-        self._feeds[shapes] = {name: np.array(array) for name, array in feeds.items()}
-        return results
+        """Run the inner session for all its outputs, and keep the run."""
+        wanted = wanted_outputs(self._graph, outputs)
+        rounded = {name: _rounded(array) for name, array in feeds.items()}
+        results = self._inner.run(rounded)
+        shapes, record = tuple(array.shape for array in rounded.values()), Record(rounded, results)
+        for store in self._stores:
+            store[shapes] = record
+        return {name: results[name] for name in wanted}
 
     def close(self) -> None:
         """Close the inner session; the record stays."""
@@ -42,17 +60,23 @@ class RecordingSession:
 
 
 class Recorder:
-    """A session factory that wraps another and keeps every graph's last feeds of each shape."""
+    """A session factory that wraps another and keeps every graph's last run of each shape.
 
-    def __init__(self, inner: SessionFactory) -> None:
+    A run of `unet_taps` is made as a full pass, whose taps are the same, and counts for both graphs.
+    """
+
+    def __init__(self, inner: SessionFactory, contract: Mapping[str, GraphSpec]) -> None:
         self._inner = inner
+        self._contract = contract
         self._open: dict[str, RecordingSession] = {}
-        self._feeds: dict[str, dict[Shapes, Feeds]] = {}
+        self._stores: dict[str, dict[Shapes, Record]] = {}
 
     def open(self, name: str) -> Session:
         """The recording session of graph `name`."""
         if name not in self._open:
-            self._open[name] = RecordingSession(self._inner.open(name), self._feeds.setdefault(name, {}))
+            full = "unet" if name == "unet_taps" else name
+            stores = [self._stores.setdefault(each, {}) for each in dict.fromkeys((full, name))]
+            self._open[name] = RecordingSession(self._contract[name], self._inner.open(full), stores)
         return self._open[name]
 
     def close(self) -> None:
@@ -60,13 +84,13 @@ class Recorder:
         self._open.clear()
         self._inner.close()
 
-    def examples(self) -> dict[str, tuple[Feeds, ...]]:
-        """Graph -> its feeds, one of each shape, the newest last.
+    def records(self, name: str) -> tuple[Record, ...]:
+        """The runs of a graph, one of each shape; empty where it never ran."""
+        return tuple(self._stores.get(name, {}).values())
 
-        Each of `unet` and `unet_taps` stands in for the other where only one ran.
-        """
-        examples = {name: tuple(feeds.values()) for name, feeds in self._feeds.items() if feeds}
-        for name, twin in _SAME_INPUTS.items():
-            if name not in examples and twin in examples:
-                examples[name] = examples[twin]
-        return examples
+
+def _rounded(array: Array) -> Array:
+    """A copy at half-precision values."""
+    if array.dtype != np.float32:
+        return np.array(array)
+    return array.astype(np.float16).astype(np.float32)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from refdiff.contracts.options import AttentionOptions, Options
 from refdiff.contracts.session import Float
-from refdiff.contracts.spec import DiffusionSpec
+from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.contracts.stack import ModelStack
 from refdiff.reference.taps import tapped
 from refdiff.runtime.noise import draw
@@ -75,7 +75,8 @@ def encode_picture(stack: ModelStack, options: Options, image: NDArray[np.uint8]
 
 def encode_prompts(stack: ModelStack, tokenizer: Tokenizer, text: str) -> torch.Tensor:
     """The UNet's contexts of "" and of the phrase with the release's ", " behind it: [b=2, t, width]."""
-    ids = np.stack([tokenizer.diffusion_ids(prompt) for prompt in ("", text + ", ")])
+    padding = stack.spec.diffusion.padding
+    ids = np.stack([tokenizer.diffusion_ids(prompt, padding) for prompt in ("", text + ", ")])
     encoder = stack.text_encoder
     states: torch.Tensor = encoder(torch.from_numpy(ids).long().to(encoder.device)).last_hidden_state
     return states
@@ -96,7 +97,8 @@ def attend(
     with tapped(stack.unet, spec.tapped_layers, softmax=options.softmax) as taps:
         for now, then in zip(told, (*told[1:], None), strict=True):
             both = latent.expand(2, -1, -1, -1)  # [b, c, y, x]
-            eps_u, eps_c = unet(both, now, encoder_hidden_states=context).sample.chunk(2)
+            predicted = unet(both, now, encoder_hidden_states=context).sample
+            eps_u, eps_c = noise_of(predicted, both, alphas[now], spec.prediction).chunk(2)
             if then is not None:
                 eps = eps_u + options.guidance * (eps_c - eps_u)
                 latent = ddim_step(latent, eps, alphas[now], alphas[then])
@@ -104,6 +106,16 @@ def attend(
     unconditional, conditional = attention.unbind(dim=2)
     guided = unconditional + options.guidance * (conditional - unconditional)
     return guided.flatten(0, 1)
+
+
+def noise_of(output: torch.Tensor, x: torch.Tensor, alpha: float, prediction: Prediction) -> torch.Tensor:
+    """The noise in x at level `alpha`, from what the UNet predicts: itself, or the velocity.
+
+    v = sqrt(alpha)·eps - sqrt(1 - alpha)·x0  (Salimans & Ho 2022, arXiv 2202.00512, section 4).
+    """
+    if prediction == "epsilon":
+        return output
+    return math.sqrt(alpha) * output + math.sqrt(1.0 - alpha) * x
 
 
 def ddim_step(x: torch.Tensor, eps: torch.Tensor, alpha: float, alpha_next: float) -> torch.Tensor:

@@ -2,14 +2,16 @@
 
 All vectors leave this module with unit length. A candidate that the area filter took out is not computed,
 which is exact, because no candidate's vector depends on another's (METHOD §2); its vector is zero.
+Pictures reach the graph padded to a few sizes (see `buckets`), which is exact too.
 
 Axes: n = candidates, e = CLIP embedding, p = patches, b = batch, c = class tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +20,13 @@ from refdiff.contracts.options import CropOptions
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ClipSpec
+from refdiff.runtime.buckets import CLASS_BUCKETS, class_bucket, patch_bucket, pictures_per_call
 from refdiff.runtime.crops import letterbox, masked_crop, resize_shorter_side, shrink_longer_side
 from refdiff.runtime.patches import (
     candidate_attention_mask,
     interpolate_positions,
-    open_attention_mask,
+    open_attention_masks,
+    padded_rows,
     patch_grid,
     sample_on_grid,
     to_patches,
@@ -54,21 +58,20 @@ def hard_vectors(
 ) -> Float:
     """Unit vector h_i of each candidate cut out on black (METHOD §5). Returns [n, e].
 
-    Crops with one patch grid share a call; the graph's position input is one per call, so others cannot.
+    Crops of one bucket share calls, whatever their patch grids.
     """
     weights = ramp(direction, image.shape[1])  # [x]
-    by_size: dict[tuple[int, int, bool], list[tuple[int, Picture]]] = defaultdict(list)
+    fit = letterbox if options.letterbox else resize_shorter_side
+    by_bucket: dict[int, list[tuple[int, Picture]]] = defaultdict(list)
     for i in np.flatnonzero(candidates.kept):
         crop = masked_crop(image, candidates.masks[i], candidates.boxes_xyxy_px[i], weights)
-        crop = (
-            letterbox(crop, clip.image_size)
-            if options.letterbox
-            else resize_shorter_side(crop, clip.image_size)
-        )
-        by_size[_grid_key(crop, clip)].append((int(i), crop))
+        crop = fit(crop, clip.image_size)
+        by_bucket[patch_bucket(clip, math.prod(_grid(crop, clip)))].append((int(i), crop))
     vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
-    for crops in by_size.values():
-        vectors[[i for i, _ in crops]] = _plain_tower(sessions, clip, positions, [crop for _, crop in crops])
+    for padded_to, crops in by_bucket.items():
+        for some in _slices(len(crops), pictures_per_call(1 + padded_to)):
+            indices, pictures = zip(*crops[some], strict=True)
+            vectors[list(indices)] = _plain_tower(sessions, clip, positions, pictures, padded_to)
     return vectors
 
 
@@ -89,16 +92,22 @@ def soft_vectors(
     if not candidates.kept.any():
         return vectors
     picture = shrink_longer_side(image, options.soft_long_side, least=clip.patch_size)
-    size_yx = (picture.shape[0], picture.shape[1])
-    grid_yx = patch_grid(size_yx, clip.patch_size)
-    on_patches = sample_on_grid(candidates.masks[candidates.kept], grid_yx)  # [c, p]
-    feeds = {
-        "patches": to_patches(picture, clip)[None],
-        "positions": interpolate_positions(positions, grid_yx, square=size_yx[0] == size_yx[1]),
-        "slots": np.zeros((1, len(on_patches), 1), dtype=np.float32),
-        "mask": candidate_attention_mask(on_patches)[None],
-    }
-    vectors[candidates.kept] = unit(sessions.open("clip_image").run(feeds)["vectors"][0])
+    grid_yx = _grid(picture, clip)
+    padded_to = patch_bucket(clip, math.prod(grid_yx))
+    patches = padded_rows([to_patches(picture, clip)], padded_to)
+    places = padded_rows([_positions(positions, picture, clip)], padded_to)
+    kept = np.flatnonzero(candidates.kept)
+    for some in _slices(len(kept), CLASS_BUCKETS[-1]):
+        on_patches = sample_on_grid(candidates.masks[kept[some]], grid_yx)  # [c, p]
+        classes = class_bucket(len(on_patches))
+        feeds = {
+            "patches": patches,
+            "positions": places,
+            "slots": np.zeros((1, classes, 1), dtype=np.float32),
+            "mask": candidate_attention_mask(on_patches, classes=classes, patches=padded_to)[None],
+        }
+        seen = sessions.open("clip_image").run(feeds)["vectors"][0, : len(on_patches)]
+        vectors[kept[some]] = unit(seen)
     return vectors
 
 
@@ -109,22 +118,29 @@ def unit(vectors: Float) -> Float:
 
 
 def _plain_tower(
-    sessions: SessionFactory, clip: ClipSpec, positions: Float, crops: Sequence[Picture]
+    sessions: SessionFactory, clip: ClipSpec, positions: Float, crops: Sequence[Picture], padded_to: int
 ) -> Float:
-    """Unit vectors [b, e] of crops of one patch grid, by the usual CLIP tower: one class token, no mask."""
-    height, width = crops[0].shape[:2]
-    grid_yx = patch_grid((height, width), clip.patch_size)
-    mask = open_attention_mask(grid_yx[0] * grid_yx[1])
+    """Unit vectors [b, e] of crops of one bucket, by the usual CLIP tower: one class token, no mask."""
+    patches = [to_patches(crop, clip) for crop in crops]
     feeds = {
-        "patches": np.stack([to_patches(crop, clip) for crop in crops]),
-        "positions": interpolate_positions(positions, grid_yx, square=height == width),
+        "patches": padded_rows(patches, padded_to),
+        "positions": padded_rows([_positions(positions, crop, clip) for crop in crops], padded_to),
         "slots": np.zeros((len(crops), 1, 1), dtype=np.float32),
-        "mask": np.repeat(mask[None], len(crops), axis=0),
+        "mask": open_attention_masks([len(each) for each in patches], padded_to),
     }
     return unit(sessions.open("clip_image").run(feeds)["vectors"][:, 0])
 
 
-def _grid_key(crop: Picture, clip: ClipSpec) -> tuple[int, int, bool]:
-    """Crops that agree in this use the same positions."""
-    height, width = crop.shape[:2]
-    return (*patch_grid((height, width), clip.patch_size), height == width)
+def _grid(picture: Picture, clip: ClipSpec) -> tuple[int, int]:
+    return patch_grid(picture.shape[:2], clip.patch_size)
+
+
+def _positions(table: Float, picture: Picture, clip: ClipSpec) -> Float:
+    """The position table fitted to a picture: [p, w]."""
+    height, width = picture.shape[:2]
+    return interpolate_positions(table, _grid(picture, clip), square=height == width)
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    """`length` items, `step` at a time."""
+    return (slice(start, start + step) for start in range(0, length, step))

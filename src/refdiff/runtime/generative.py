@@ -9,13 +9,14 @@ m = maps, g = grid side.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from refdiff.contracts.options import AttentionOptions
 from refdiff.contracts.session import Array, Float, SessionFactory
-from refdiff.contracts.spec import DiffusionSpec
+from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime.attention import guided_logits, normalised_maps
 from refdiff.runtime.geometry import Picture, diffusion_input
@@ -40,7 +41,8 @@ class LatentState:
     empty_context: Float
     """[1, t, d], of the unconditional prompt."""
     eps: Float | None
-    """[1, c, s, s], the unconditional first pass; None where it is the only pass."""
+    """[1, c, s, s], what the UNet predicted in the unconditional first pass, noise or velocity; None where it
+    is the only pass."""
     taps: Float
     """[1, l, q, t], of the same pass."""
 
@@ -94,7 +96,7 @@ def latent_state(
     clean = encode_latent(sessions, spec, options, seed, image)
     _, noise = draw(seed, clean.shape)
     noised = add_noise(clean, noise, float(alphas_cumprod(spec)[options.start_level]))
-    context = _context(sessions, tokenizer, "")
+    context = _context(sessions, spec, tokenizer, "")
     eps, taps = _pass(sessions, options, 0, noised, context)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
 
@@ -122,7 +124,7 @@ def attend(
     """
     _check_options(options)
     tokens = tokenizer.focus_indices(phrase, options.focus)
-    context = _context(sessions, tokenizer, phrase.text + PROMPT_SUFFIX)
+    context = _context(sessions, spec, tokenizer, phrase.text + PROMPT_SUFFIX)
     contexts = np.concatenate((state.empty_context, context))  # [2, t, d]
     alphas = alphas_cumprod(spec)
 
@@ -138,8 +140,31 @@ def attend(
             told, following = options.timesteps[index : index + 2]
             guided = eps[:1] + np.float32(options.guidance) * (eps[1:] - eps[:1])
             # The release's off-by-one: the latent is one level noisier than the UNet and the step are told.
-            latent = ddim_step(latent, guided, float(alphas[told]), float(alphas[following]))
+            level = float(alphas[told])
+            noise = predicted_noise(guided, latent, level, spec.prediction)
+            latent = ddim_step(latent, noise, level, float(alphas[following]))
     return np.concatenate(maps)
+
+
+def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Prediction) -> Float:
+    """The noise a UNet's output stands for.
+
+    A velocity v = sqrt(a)·eps - sqrt(1 - a)·x0 of x = sqrt(a)·x0 + sqrt(1 - a)·eps gives
+    eps = sqrt(a)·v + sqrt(1 - a)·x. Source: Salimans & Ho 2022, arXiv 2202.00512, section 4. It is linear in
+    v, and guidance's weights sum to 1, so a guided velocity gives the guided noise.
+
+    Args:
+        output: of the UNet, [1, c, s, s].
+        noisy: x, the latent it was fed, of the same shape.
+        alpha: the level it was told.
+        prediction: what it was trained to predict.
+
+    Returns:
+        eps, of the same shape.
+    """
+    if prediction == "epsilon":
+        return output
+    return np.asarray(math.sqrt(alpha) * output + math.sqrt(1.0 - alpha) * noisy, np.float32)
 
 
 def _check_options(options: AttentionOptions) -> None:
@@ -152,15 +177,16 @@ def _check_options(options: AttentionOptions) -> None:
         raise InputError("got no timesteps, expected at least one pass; use the timesteps of a profile")
 
 
-def _context(sessions: SessionFactory, tokenizer: Tokenizer, prompt: str) -> Float:
+def _context(sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer, prompt: str) -> Float:
     """The UNet's context of a prompt: [1, t, d]."""
-    return _run(sessions, "sd_text", {"ids": tokenizer.diffusion_ids(prompt)[None]})["context"]
+    ids = tokenizer.diffusion_ids(prompt, spec.padding)
+    return _run(sessions, "sd_text", {"ids": ids[None]})["context"]
 
 
 def _pass(
     sessions: SessionFactory, options: AttentionOptions, index: int, latent: Float, context: Float
 ) -> tuple[Float | None, Float]:
-    """UNet pass number `index`: the predicted noise and the taps. The last pass stops at the taps."""
+    """UNet pass number `index`: what it predicts, and the taps. The last pass stops at the taps."""
     timestep = np.full(len(latent), options.timesteps[index], np.float32)
     feeds = {"latent": latent, "timestep": timestep, "context": context}
     if index == len(options.timesteps) - 1:

@@ -1,10 +1,15 @@
 """What the `clip_image` graph is fed: patches, interpolated positions, attention masks.
 
+A picture is padded to its bucket (see `buckets`) with rows of zeros, which nothing is allowed to see: a
+blocked key's weight is exp(-1e4), exactly 0 in float32, so padding changes no more than the order of sums.
+
 Axes: p = patches (row by row), w = token width, c = class tokens, t = c + p (class tokens first),
-n = candidates, y/x = rows/columns.
+n = candidates, b = batch, y/x = rows/columns.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +18,7 @@ from refdiff.contracts.graphs import BLOCKED
 from refdiff.contracts.session import Bool, Float
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
-
-MAX_PATCHES = 8192
-"""Most patches of one picture. Their attention mask takes 256 MiB, and one unfused float32 attention
-of ViT-B/16 3 GiB; a 1920x1080 picture has 8,040."""
+from refdiff.runtime.buckets import MAX_PATCHES
 
 _CUBIC_A = -0.75  # the cubic convolution coefficient of torch's bicubic mode
 _SCALE_MARGIN = 0.1  # the released code's margin against rounding in the scale factor (METHOD §5)
@@ -81,30 +83,59 @@ def sample_on_grid(masks: Bool, grid_yx: tuple[int, int]) -> Bool:
     return masks[:, rows[:, None], columns[None, :]].reshape(len(masks), -1)
 
 
-def candidate_attention_mask(on_patches: Bool) -> Float:
+def padded_rows(tables: Sequence[Float], rows: int) -> Float:
+    """Tables [p, v], each with up to `rows` rows, as one batch [b, rows, v]; what is left is zero."""
+    batch = np.zeros((len(tables), rows, tables[0].shape[1]), dtype=np.float32)
+    for filled, table in zip(batch, tables, strict=True):
+        filled[: len(table)] = table
+    return batch
+
+
+def candidate_attention_mask(
+    on_patches: Bool, *, classes: int | None = None, patches: int | None = None
+) -> Float:
     """Additive mask of the masked attention (METHOD §6).
 
     Class token i sees itself and the patches of mask i; patches see patches only. A mask that covers no
-    patch leaves its class token to itself: finite and deterministic, as in the release.
+    patch leaves its class token to itself: finite and deterministic, as in the release. So does padding: a
+    padded class token sees itself only, and a padded patch is seen by none.
 
     Args:
         on_patches: [c, p].
+        classes: class tokens with padding; None: c.
+        patches: patches with padding; None: p.
 
     Returns:
         [t, t], rows look at columns.
     """
-    classes, patches = on_patches.shape
-    tokens = classes + patches
-    blocked = np.zeros((tokens, tokens), dtype=np.float32)
-    blocked[:, :classes] = BLOCKED
-    np.fill_diagonal(blocked[:classes, :classes], 0.0)
-    blocked[:classes, classes:][~on_patches] = BLOCKED
+    real_classes, real_patches = on_patches.shape
+    first_patch = real_classes if classes is None else classes
+    tokens = first_patch + (real_patches if patches is None else patches)
+    end = first_patch + real_patches
+    blocked = np.full((tokens, tokens), BLOCKED, dtype=np.float32)
+    np.fill_diagonal(blocked[:first_patch, :first_patch], 0.0)
+    blocked[:real_classes, first_patch:end][on_patches] = 0.0
+    blocked[first_patch:, first_patch:end] = 0.0
     return blocked
 
 
 def open_attention_mask(patches: int) -> Float:
-    """Additive mask [t, t] of the plain tower: one class token, and everything sees everything."""
-    return np.zeros((patches + 1, patches + 1), dtype=np.float32)
+    """Additive mask [t, t] of the plain tower without padding: everything sees everything."""
+    mask: Float = open_attention_masks([patches], patches)[0]
+    return mask
+
+
+def open_attention_masks(patches: Sequence[int], padded_to: int) -> Float:
+    """Additive masks [b, t, t] of the plain tower: one class token, and everything sees all but the padding.
+
+    Args:
+        patches: how many each picture of the batch has.
+        padded_to: how many with padding.
+    """
+    masks = np.zeros((len(patches), padded_to + 1, padded_to + 1), dtype=np.float32)
+    for mask, count in zip(masks, patches, strict=True):
+        mask[:, 1 + count :] = BLOCKED
+    return masks
 
 
 def _nearest(length: int, count: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from refdiff.contracts.options import Focus
+from refdiff.contracts.spec import Padding
 from refdiff.errors import InputError
 from refdiff.runtime.phrase import Phrase
 
@@ -81,9 +82,14 @@ class Tokenizer:
         if got > self._limit:
             raise InputError(f"got a phrase of {got} tokens, expected at most {self._limit}; shorten it")
 
-    def diffusion_ids(self, text: str) -> Ids:
-        """[context]: start, pieces, end, and end again as padding, as SD 1.5 was trained."""
-        ids, _ = self._framed(text, padding=self._end)
+    def diffusion_ids(self, text: str, padding: Padding = "end") -> Ids:
+        """[context]: start, pieces, end, and padding as the model was trained with.
+
+        Args:
+            text: a prompt; what does not fit is cut off.
+            padding: the spec's: the end token again (SD 1.x), or token 0 (SD 2.x).
+        """
+        ids, _ = self._framed(text, padding=self._end if padding == "end" else 0)
         return ids
 
     def clip_ids(self, text: str) -> tuple[Ids, int]:

@@ -2,7 +2,7 @@
 
 The format is told by the first bytes, not by the name. Weights stay on the disk where the format allows it
 (memory-mapped), and nothing in a file is ever executed: pickles go through torch's weights-only unpickler,
-TorchScript archives through torch's own, which knows no Python.
+TorchScript archives through torch's own, which knows no Python, and only if they bring no code for loading.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,8 @@ import torch
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.errors import InputError
 
-INDEX_SUFFIX = ".index.json"
-"""Of a file that says which shard holds which tensor."""
+INDEX_SUFFIXES = (".index.json", ".index.fp16.json")
+"""Of files that say which shard holds which tensor."""
 
 _WRAPPERS = ("state_dict", "model", "module")
 """Keys under which trainers nest the weights."""
@@ -66,88 +67,129 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; name a file or folder that does")
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIXES):
         return _read_shards(path)
     return Checkpoint(path, _read(path), (path,))
 
 
 def _read_shards(index: Path) -> Checkpoint:
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = tuple(index.parent / name for name in sorted(set(names.values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index} is not an index of shards ({error}); fetch it again") from error
-    tensors: dict[str, torch.Tensor] = {}
-    for shard in shards:
-        tensors |= read_checkpoint(shard).tensors
-    missing = next((key for key in names if key not in tensors), None)
+    names = _shard_names(index)
+    shards = {name: index.parent / name for name in sorted(set(names.values()))}
+    opened = {name: _read_shard(path, index) for name, path in shards.items()}
+    missing = next((key for key, name in names.items() if key not in opened[name]), None)
     if missing is not None:
         raise InputError(f"{index} names {missing}, which {names[missing]} does not hold; fetch it again")
-    return Checkpoint(index, tensors, shards)
+    unnamed = next((key for name in opened for key in opened[name] if names.get(key) != name), None)
+    if unnamed is not None:
+        raise InputError(f"{index} does not name {unnamed}, which one of its shards holds; fetch it again")
+    tensors = {key: opened[name][key] for key, name in names.items()}
+    return Checkpoint(index, tensors, tuple(shards.values()))
+
+
+def _shard_names(index: Path) -> dict[str, str]:
+    """Tensor -> the file beside the index that holds it."""
+    try:
+        names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{index} is not an index of shards ({error}); fetch it again") from error
+    if not names:
+        raise InputError(f"{index} names no tensors, expected a weight_map with some; fetch it again")
+    for key, name in names.items():
+        # A shard lies beside its index: a name that leads elsewhere could read any file of this machine.
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise InputError(f"{index} puts {key} into {name!r}, expected the name of a file beside it")
+    return names
+
+
+def _read_shard(path: Path, index: Path) -> Mapping[str, torch.Tensor]:
+    if not path.is_file():
+        raise InputError(f"{index} names the shard {path.name}, which is not there; fetch it again")
+    return _read(path)
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
+    with _refusing_damage(path):
+        document = _reader(path)(path)
+    return _weights(document, path)
+
+
+def _reader(path: Path) -> Callable[[Path], Any]:
+    """What reads a file that starts like this one."""
     with path.open("rb") as stream:
         start = stream.read(9)
     if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
-        return _read_safetensors(path)
+        return _read_safetensors
     if start.startswith(b"PK"):
-        return _read_script(path) if _is_script(path) else _read_pickle(path, mapped=True)
+        return _read_script if _is_script(path) else _read_zip
     if start.startswith(b"\x80"):
-        return _read_pickle(path, mapped=False)
+        return _read_old_pickle
     raise InputError(
         f"{path} is no checkpoint (it starts with {start[:8]!r}) or is truncated; "
         "expected safetensors, a torch .pt/.pth/.ckpt or a TorchScript archive"
     )
 
 
-def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+@contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what the readers raise into one line, and keep their warnings about old formats to themselves."""
     try:
-        with safetensors.safe_open(path, framework="pt") as stream:
-            return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is damaged or truncated ({error}); fetch it again") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than weights, and loading it could run code, or it is damaged: "
+            f"{_culprit(error)}; convert it to safetensors where it came from"
+        ) from error
+    except Exception as error:  # bytes that are wrong by chance raise anything at all out of these readers
+        raise InputError(f"{path} is damaged or truncated ({_first_line(error)}); fetch it again") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    with safetensors.safe_open(path, framework="pt") as stream:
+        return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
 
 
 def _is_script(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is damaged or truncated ({error}); fetch it again") from error
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _read_script(path: Path) -> Mapping[str, torch.Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch wants nobody to write these any more
-            tensors: Mapping[str, torch.Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is no readable TorchScript archive: {_first_line(error)}") from error
-    return tensors
+def _read_script(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            # The one thing of an archive that runs while it is loaded; TorchScript has operators that write.
+            if name.endswith(".py") and b"__setstate__" in archive.read(name):
+                raise InputError(
+                    f"{path} holds more than weights, and loading it would run code: {name} has a "
+                    "__setstate__; convert it to safetensors where it came from"
+                )
+    return torch.jit.load(path, map_location="cpu").state_dict()
 
 
-def _read_pickle(path: Path, *, mapped: bool) -> Mapping[str, torch.Tensor]:
-    try:
-        with torch.serialization.safe_globals(_BYSTANDERS):
-            document = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds more than weights, and loading it could run code: {_culprit(error)}; "
-            "convert it to safetensors where it came from"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged or truncated ({_first_line(error)}); fetch it again") from error
-    return _weights(document, path)
+def _read_zip(path: Path) -> Any:
+    with torch.serialization.safe_globals(_BYSTANDERS):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _read_old_pickle(path: Path) -> Any:
+    with torch.serialization.safe_globals(_BYSTANDERS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _weights(document: Any, path: Path) -> Mapping[str, torch.Tensor]:
-    """The state dict in what a pickle held, out of a trainer's wrapping."""
+    """The state dict in what a file held, out of a trainer's wrapping."""
     for wrapper in _WRAPPERS:
         if isinstance(document, Mapping) and isinstance(document.get(wrapper), Mapping):
             document = document[wrapper]
     tensors = (
-        {key: value for key, value in document.items() if isinstance(value, torch.Tensor)}
+        {
+            key: value
+            for key, value in document.items()
+            if isinstance(key, str) and isinstance(value, torch.Tensor)
+        }
         if isinstance(document, Mapping)
         else {}
     )
@@ -158,8 +200,8 @@ def _weights(document: Any, path: Path) -> Mapping[str, torch.Tensor]:
 
 def _culprit(error: Exception) -> str:
     """What the unpickler stumbled over, in one line."""
-    lines: Sequence[str] = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[-1])
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), _first_line(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -34,19 +34,21 @@ def fitted(
         The module in eval mode, without gradients. It may share memory with `tensors`.
 
     Raises:
-        InputError: a tensor is missing, surplus or of another shape than the module's.
+        InputError: a tensor is missing, surplus, of another shape or kind than the module's, or holds NaN.
     """
-    with init_empty_weights(include_buffers=False):
+    # Buffers are drawn in earnest: the caller's random numbers stay what they were.
+    with torch.random.fork_rng(devices=()), init_empty_weights(include_buffers=False):
         module = build()
     expected = module.state_dict()
     _check_names(expected, tensors, file, written_as)
     for name, tensor in expected.items():
-        if tensor.shape != tensors[name].shape:
-            raise InputError(
-                f"{file}: {written_as(name)} has shape {list(tensors[name].shape)}, expected "
-                f"{list(tensor.shape)} by the sizes of the other tensors; this is not a known architecture"
-            )
+        problem = _mismatch(tensors[name], tensor)
+        if problem is not None:
+            raise InputError(f"{file}: tensor {written_as(name)} {problem}")
     ready = {name: _float32(tensors[name]) for name in expected}
+    broken = next((name for name, tensor in ready.items() if not _is_finite(tensor)), None)
+    if broken is not None:
+        raise InputError(f"{file}: tensor {written_as(broken)} holds NaN or infinity; fetch it again")
     module.load_state_dict(ready, assign=True)
     return module.eval().requires_grad_(requires_grad=False)
 
@@ -65,6 +67,25 @@ def _check_names(
             raise InputError(
                 f"{file}: tensor {names[0]}{count} is {kind}; use a checkpoint of a known layout"
             )
+
+
+def _mismatch(got: torch.Tensor, expected: torch.Tensor) -> str | None:
+    if got.shape != expected.shape:
+        return (
+            f"has shape {list(got.shape)}, expected {list(expected.shape)} by the sizes of the others; "
+            "this is not a known architecture"
+        )
+    if got.layout != torch.strided or got.is_floating_point() != expected.is_floating_point():
+        return f"is {got.dtype}, expected {expected.dtype}; use a checkpoint that is not quantized"
+    return None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite, in one pass without a copy; the weights are read for it."""
+    if not tensor.is_floating_point():
+        return True
+    # A sum of sound numbers may overflow: only then is it worth looking at each.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:

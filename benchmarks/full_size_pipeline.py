@@ -1,0 +1,167 @@
+"""The whole `official` pipeline at full size on a photograph: torch against the runtime, on the same weights.
+
+    .venv/bin/python benchmarks/full_size_pipeline.py BUNDLE PHOTO "the left wheel"
+
+BUNDLE is one that `refdiff export MODEL --random-weights` wrote; torch draws the same weights again. Random
+weights make random predicted IoUs and stabilities, so SAM's two thresholds are set, before either side runs,
+to keep a given share of the prompts' masks; NMS takes place at --nms-iou, because the masks of random weights
+nearly all fill the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from records import RESULTS, add_entry
+
+from refdiff.accuracy.metrics import pairwise_iou
+from refdiff.api.bundles import segmenter_of
+from refdiff.api.models import ModelChoice, load_choice
+from refdiff.contracts.bundle import Bundle, open_bundle
+from refdiff.contracts.closeness import correlation
+from refdiff.contracts.graphs import POINTS_PER_BATCH
+from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.results import Segmentation
+from refdiff.contracts.session import SessionFactory
+from refdiff.engines.factory import open_sessions
+from refdiff.reference.pipeline import Reference
+from refdiff.runtime.geometry import sam_input
+from refdiff.runtime.masks import stability
+from refdiff.runtime.picture import read_picture
+from refdiff.runtime.proposals import picture_points
+
+RECORD = RESULTS / "full-size-pipeline.json"
+STABLE_SHARE = 0.5
+"""Of the masks that pass the predicted IoU."""
+
+
+def main() -> None:
+    """Run both, compare, record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("phrase")
+    parser.add_argument("--keep-share", type=float, default=0.4, help="of masks, by predicted IoU")
+    parser.add_argument("--nms-iou", type=float, default=0.99)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    bundle, image = open_bundle(given.bundle), read_picture(given.photo)
+    sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
+    options = thresholds(bundle, sessions, image, given.keep_share, given.nms_iou)
+
+    started = time.perf_counter()
+    with segmenter_of(bundle, sessions, options) as segmenter:
+        runtime = segmenter.segment(segmenter.encode(image), given.phrase)
+    runtime_s = time.perf_counter() - started
+
+    stack = load_choice(choice_of(bundle), "the comparison")
+    _ = [
+        getattr(stack, name) for name in ("sam", "text_encoder", "vae", "unet", "clip")
+    ]  # drawn before the clock
+    started = time.perf_counter()
+    reference = Reference(stack=stack, options=options).segment(image, given.phrase)
+    reference_s = time.perf_counter() - started
+
+    entry = {
+        "photo": {
+            "name": given.photo.name,
+            "sha256": hashlib.sha256(given.photo.read_bytes()).hexdigest(),
+            "size_yx": list(image.shape[:2]),
+        },
+        "phrase": given.phrase,
+        "options": dataclasses.asdict(options),
+        "threads": given.threads,
+        "reference_seconds": round(reference_s, 1),
+        "runtime_seconds": round(runtime_s, 1),
+        **comparison(reference, runtime),
+    }
+    add_entry(RECORD, f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {given.photo.stem}", entry)
+
+
+def choice_of(bundle: Bundle) -> ModelChoice:
+    """The random model the bundle was exported from."""
+    seed = bundle.manifest.random_seed
+    if seed is None:
+        raise SystemExit(f"{bundle.path} has trained weights; this benchmark draws its own")
+    return ModelChoice(
+        name=bundle.spec.name, random_weights=True, seed=seed, size=bundle.spec.diffusion.image_size
+    )
+
+
+def thresholds(
+    bundle: Bundle, sessions: SessionFactory, image: NDArray[np.uint8], keep_share: float, nms_iou: float
+) -> Options:
+    """The `official` profile with thresholds in gaps between values, so that rounding flips no mask."""
+    options, spec = options_for(bundle.spec, profile="official"), bundle.spec.sam
+    pixels, resized_yx = sam_input(image, spec)
+    embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
+    points = picture_points(options.proposals.points_per_side, image.shape[:2], resized_yx)
+    predicted, steady = [], []
+    for start in range(0, len(points), POINTS_PER_BATCH):
+        feeds = {"embedding": embedding, "points": points[start : start + POINTS_PER_BATCH]}
+        results = sessions.open("sam_decoder").run(feeds)
+        logits = results["low_res"].reshape(-1, *results["low_res"].shape[2:])
+        predicted.append(results["iou"].ravel())
+        steady.append(stability(logits, threshold=0.0, offset=options.proposals.stability_offset))
+    ious, stabilities = np.concatenate(predicted), np.concatenate(steady)
+    iou_threshold = gap_at(ious, 1 - keep_share)
+    proposals = dataclasses.replace(
+        options.proposals,
+        pred_iou_threshold=iou_threshold,
+        stability_threshold=gap_at(stabilities[ious > iou_threshold], 1 - STABLE_SHARE),
+        nms_iou=nms_iou,
+    )
+    return dataclasses.replace(options, proposals=proposals)
+
+
+def gap_at(values: NDArray[np.floating], share: float) -> float:
+    """A number above about this share of the values: the middle of the widest gap near that place."""
+    ordered = np.sort(values.astype(np.float64))
+    centre, reach = int(share * len(ordered)), max(1, len(ordered) // 50)
+    low = max(0, centre - reach)
+    near = ordered[low : centre + reach + 1]
+    widest = int(np.argmax(np.diff(near)))
+    return float((near[widest] + near[widest + 1]) / 2)
+
+
+def comparison(reference: Segmentation, runtime: Segmentation) -> dict[str, Any]:
+    """Candidates one to one and in order, scores, choice, map."""
+    counts = len(reference.candidates), len(runtime.candidates)
+    result: dict[str, Any] = {
+        "candidates": {"reference": counts[0], "runtime": counts[1]},
+        "kept": {
+            "reference": int(reference.candidates.kept.sum()),
+            "runtime": int(runtime.candidates.kept.sum()),
+        },
+        "chosen": {"reference": reference.index, "runtime": runtime.index},
+        "heat_correlation": correlation(np.asarray(runtime.heat), np.asarray(reference.heat)),
+    }
+    if counts[0] == counts[1]:
+        in_order = [
+            float(pairwise_iou(one[None], other[None])[0, 0])
+            for one, other in zip(reference.candidates.masks, runtime.candidates.masks, strict=True)
+        ]
+        differences = np.abs(reference.scores.total - runtime.scores.total)
+        result |= {
+            "smallest_iou_in_order": min(in_order),
+            "largest_predicted_iou_difference": float(
+                np.abs(reference.candidates.predicted_iou - runtime.candidates.predicted_iou).max()
+            ),
+            "same_kept": bool((reference.candidates.kept == runtime.candidates.kept).all()),
+            "largest_score_difference": float(differences[np.isfinite(differences)].max()),
+            "score_range_of_kept": float(np.ptp(reference.scores.total[reference.candidates.kept])),
+        }
+    return result
+
+
+if __name__ == "__main__":
+    main()

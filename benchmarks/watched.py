@@ -1,0 +1,52 @@
+"""A command run as a child, with its time and its memory's high-water marks."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_EVERY_S = 0.05
+_FIELDS = {"VmHWM": "peak_rss_bytes", "RssAnon": "peak_private_bytes"}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a finished command used."""
+
+    seconds: float
+    peak_rss_bytes: int
+    """Everything resident, file-backed pages included: the kernel's own high-water mark."""
+    peak_private_bytes: int
+    """Anonymous memory only, sampled; pages of mapped files can be dropped at any time."""
+    stdout: str
+
+
+def run_watched(command: Sequence[str]) -> Watched:
+    """Run a command to its end; its stderr goes to ours.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    started = time.perf_counter()
+    peaks = dict.fromkeys(_FIELDS.values(), 0)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603 - our own commands
+        while child.poll() is None:
+            for field, value in _memory(child.pid).items():
+                peaks[field] = max(peaks[field], value)
+            time.sleep(_EVERY_S)
+        stdout = child.stdout.read() if child.stdout else ""
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command, stdout)
+    return Watched(seconds=time.perf_counter() - started, stdout=stdout, **peaks)
+
+
+def _memory(process: int) -> dict[str, int]:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    except OSError:  # it ended meanwhile
+        return {}
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {name: int(values[field].split()[0]) * 1024 for field, name in _FIELDS.items() if field in values}

@@ -1,0 +1,176 @@
+"""The sizes of a Stable Diffusion model in the words of its classes, and the modules built from them.
+
+In: configs, read from a checkpoint or one of the constants here. Out: modules with fresh weights. What
+changes neither a tensor's shape nor a result in float32 (the training picture's side, upcasts) is left out of
+a config, so that two checkpoints of one architecture have equal configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from refdiff.contracts.spec import Padding, Prediction
+
+Config = Mapping[str, Any]
+"""Arguments of a module's class; sequences are tuples."""
+
+TEXT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""Of transformers' CLIPTextConfig: what `DiffusionConfigs.text` holds."""
+
+VAE_FIELDS = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "latent_channels",
+)
+"""Of AutoencoderKL: what `DiffusionConfigs.vae` holds at least."""
+
+UNET_FIELDS = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "mid_block_type",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "use_linear_projection",
+)
+"""Of UNet2DConditionModel: what `DiffusionConfigs.unet` holds at least."""
+
+SCALING_FACTOR = 0.18215
+"""Of the VAE of SD 1.x and 2.x. Source: CompVis/stable-diffusion, v1-inference.yaml; METHOD §4.2."""
+
+BETAS = (0.00085, 0.0120)
+"""First and last, of SD 1.x and 2.x. Source: the same; METHOD §4.3."""
+
+TRAIN_TIMESTEPS = 1000
+"""Source: the same."""
+
+UNUSED_IDS: Config = MappingProxyType({"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1})
+"""Published with SD 1.5 and 2.1. Only the pooled output, which nobody reads, depends on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfigs:
+    """One Stable Diffusion model: its three modules, and what its weights do not show."""
+
+    text: Config
+    """Of CLIPTextConfig: `TEXT_FIELDS`."""
+    vae: Config
+    """Of AutoencoderKL: `VAE_FIELDS`, and whatever differs from that class's defaults."""
+    unet: Config
+    """Of UNet2DConditionModel: `UNET_FIELDS`, and whatever differs from that class's defaults."""
+    prediction: Prediction
+    padding: Padding
+    scaling_factor: float = SCALING_FACTOR
+    train_timesteps: int = TRAIN_TIMESTEPS
+    beta_start: float = BETAS[0]
+    beta_end: float = BETAS[1]
+
+
+_VAE: Config = MappingProxyType(
+    {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    }
+)
+
+_UNET: Config = MappingProxyType(
+    {
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+    }
+)
+
+_TEXT: Config = MappingProxyType(
+    {"vocab_size": 49408, "max_position_embeddings": 77, "layer_norm_eps": 1e-5},
+)
+
+SD15 = DiffusionConfigs(
+    text={
+        **_TEXT,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+    },
+    vae=dict(_VAE),
+    unet={**_UNET, "cross_attention_dim": 768, "attention_head_dim": 8, "use_linear_projection": False},
+    prediction="epsilon",
+    padding="end",
+)
+"""Stable Diffusion 1.1 to 1.5. Source: the config files of stable-diffusion-v1-5."""
+
+SD21 = DiffusionConfigs(
+    text={
+        **_TEXT,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,  # of ViT-H's 24: the UNet was trained on the penultimate layer's states
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+    vae=dict(_VAE),
+    unet={
+        **_UNET,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),  # the number of heads, by diffusers' historical name
+        "use_linear_projection": True,
+    },
+    prediction="v_prediction",
+    padding="zero",
+)
+"""Stable Diffusion 2.0 and 2.1 for 768 px; the base models (512 px) are the same with prediction "epsilon".
+
+Source: the config files of stable-diffusion-2-1.
+"""
+
+
+def build_text_encoder(configs: DiffusionConfigs) -> CLIPTextModel:
+    """The text encoder, with fresh weights (none on the meta device)."""
+    return CLIPTextModel(CLIPTextConfig(**configs.text, **UNUSED_IDS))
+
+
+def build_vae(configs: DiffusionConfigs) -> AutoencoderKL:
+    """The autoencoder without its decoder, which the method never needs; with fresh weights."""
+    vae: Any = AutoencoderKL(**configs.vae, scaling_factor=configs.scaling_factor)
+    vae.decoder = nn.Identity()
+    vae.post_quant_conv = nn.Identity()
+    return vae
+
+
+def build_unet(configs: DiffusionConfigs) -> UNet2DConditionModel:
+    """The denoiser, with fresh weights."""
+    return UNet2DConditionModel(**configs.unet)

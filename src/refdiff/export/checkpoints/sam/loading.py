@@ -1,0 +1,123 @@
+"""SAM from a checkpoint in any of its usual layouts.
+
+In: a .pth, .pt or .safetensors file as segment_anything or MobileSAM saves it, or a file or folder as
+transformers' `SamModel` saves it. Out: `Part`, sized by the tensors and not yet in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refdiff.contracts.spec import SamSpec
+from refdiff.errors import InputError
+from refdiff.export.checkpoints.files import Checkpoint, read_checkpoint
+from refdiff.export.checkpoints.fitting import fitted
+from refdiff.export.checkpoints.parts import Part
+from refdiff.export.checkpoints.sam import mobile_sam, transformers_layout
+from refdiff.export.checkpoints.sam.sizes import (
+    build_sam,
+    sam_sizes,
+    sam_spec,
+)
+
+MARKER = "image_encoder.patch_embed.proj.weight"
+"""A tensor that every file of segment_anything's layout holds."""
+
+_FOREIGN = {
+    "mask_decoder.hf_token.": "HQ-SAM",
+    "mask_decoder.hq_token.": "HQ-SAM",
+    "sam_mask_decoder.": "SAM 2",
+    "image_encoder.trunk.": "SAM 2",
+    "vision_encoder.backbone.": "SAM 2",
+}
+"""Start of a key -> the relative of SAM it belongs to, whose arithmetic differs."""
+
+_CONSTANTS = {"pixel_mean": SamSpec.pixel_mean, "pixel_std": SamSpec.pixel_std}
+"""Once saved beside the weights; today's Sam keeps them to itself."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a file becomes a module."""
+
+    spec: SamSpec
+    build: Callable[[], Any]
+    keys: Mapping[str, str]
+    """The module's name of a tensor -> the file's key."""
+    written_as: Callable[[str], str] = str
+    """The same, also for names of tensors that the file lacks."""
+
+
+def load_sam(path: Path) -> Part[SamSpec]:
+    """Size a SAM up; its weights are read when its loader is called.
+
+    Args:
+        path: a file, an index of shards, or a folder that transformers saved a `SamModel` into.
+
+    Raises:
+        InputError: no such file, damaged, not a SAM, or a SAM of an unknown architecture.
+        MissingDependencyError: a MobileSAM, and the package `mobile_sam` is not installed.
+    """
+    file = transformers_layout.find_weights(path) if path.is_dir() else path
+    checkpoint = read_checkpoint(file)
+    plan = _plan(checkpoint)
+
+    def load() -> Any:
+        # Opened again: a mapping kept from before would hold what was read of it in memory after a release.
+        stored = read_checkpoint(file).tensors
+        tensors = {name: stored[key] for name, key in plan.keys.items() if key in stored}
+        return fitted(plan.build, tensors, file=file, written_as=plan.written_as)
+
+    return Part(spec=plan.spec, loaders={"sam": load}, sources={"sam": checkpoint.sha256})
+
+
+def _plan(checkpoint: Checkpoint) -> _Plan:
+    file, tensors = checkpoint.path, checkpoint.tensors
+    _refuse_relatives(tensors, file)
+    if MARKER in tensors:
+        return _plan_original(tensors, file)
+    if transformers_layout.MARKER in tensors:
+        return _plan_transformers(tensors, file)
+    if mobile_sam.MARKER in tensors:
+        return _Plan(mobile_sam.MOBILE_SAM, mobile_sam.mobile_sam_builder(), _keys_of_weights(tensors, file))
+    raise InputError(
+        f"{file} is no SAM checkpoint: it holds {next(iter(tensors))} and no {MARKER}; expected a file of "
+        "segment_anything, of MobileSAM or of transformers' SamModel"
+    )
+
+
+def _plan_original(tensors: Mapping[str, torch.Tensor], file: Path) -> _Plan:
+    sizes = sam_sizes(tensors, file)
+    return _Plan(sam_spec(sizes), lambda: build_sam(sizes), _keys_of_weights(tensors, file))
+
+
+def _plan_transformers(tensors: Mapping[str, torch.Tensor], file: Path) -> _Plan:
+    renaming = transformers_layout.rename(tensors, file)
+    sizes = sam_sizes(
+        {name: tensors[key] for name, key in renaming.keys.items()},
+        file,
+        written_as=renaming.written_as,
+        decoder_heads=transformers_layout.read_decoder_heads(file.parent),
+    )
+    return _Plan(sam_spec(sizes), lambda: build_sam(sizes), renaming.keys, renaming.written_as)
+
+
+def _refuse_relatives(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    for key in tensors:
+        relative = next((name for start, name in _FOREIGN.items() if key.startswith(start)), None)
+        if relative is not None:
+            raise InputError(f"{file}: tensor {key} belongs to {relative}, which is not supported; use a SAM")
+
+
+def _keys_of_weights(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, str]:
+    """The module's names, which are the file's keys, without constants that the module does not save."""
+    for key, values in _CONSTANTS.items():
+        expected = torch.tensor(values)
+        if key in tensors and not torch.equal(tensors[key].flatten(), expected.to(tensors[key].dtype)):
+            raise InputError(f"{file}: tensor {key} is not SAM's {list(values)}; use a SAM for such pictures")
+    return {key: key for key in tensors if key not in _CONSTANTS}

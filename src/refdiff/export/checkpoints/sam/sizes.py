@@ -1,0 +1,212 @@
+"""SAM's sizes: read off the tensors of a checkpoint, and the module they describe.
+
+Names are segment_anything's own (`image_encoder.blocks.0.attn.rel_pos_h`). A block's table of relative
+positions has 2 * side - 1 rows, each as wide as one head. Where the side is that of the grid of patches,
+the block attends globally, otherwise in windows of that side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import nn
+
+from refdiff.contracts.spec import SamSpec
+from refdiff.errors import InputError
+
+DECODER_HEADS = 8
+"""Of every published SAM; the tensors do not show it (segment_anything/build_sam.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamSizes:
+    """What `segment_anything.modeling.Sam` is built from; the defaults are common to ViT-B, L and H."""
+
+    width: int
+    """Of the image encoder's tokens."""
+    depth: int
+    """Blocks of the image encoder."""
+    heads: int
+    mlp_dim: int
+    """Hidden width of the image encoder's MLPs."""
+    global_blocks: tuple[int, ...]
+    """Blocks that attend to the whole picture; the others attend inside windows."""
+    window_size: int = 14
+    """Side of a window in patches; 0 where no block has any."""
+    image_size: int = 1024
+    """Side in px of the padded square picture."""
+    patch_size: int = 16
+    absolute_positions: bool = True
+    embed_channels: int = 256
+    """Of the image embedding, the prompts and the decoder."""
+    mask_channels: int = 16
+    """Hidden channels where the prompt encoder reads a mask."""
+    masks: int = 3
+    """Masks per prompt, the single one of unambiguous prompts not counted."""
+    decoder_depth: int = 2
+    decoder_heads: int = DECODER_HEADS
+    decoder_mlp_dim: int = 2048
+    decoder_downsampling: int = 2
+    """Embedding channels per channel inside the decoder's cross-attention."""
+    iou_depth: int = 3
+    """Layers of the head that predicts the masks' IoU."""
+    iou_width: int = 256
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.image_size // self.patch_size
+
+
+# segment_anything/build_sam.py, build_sam_vit_b, _l and _h.
+VIT_B = SamSizes(width=768, depth=12, heads=12, mlp_dim=3072, global_blocks=(2, 5, 8, 11))
+VIT_L = SamSizes(width=1024, depth=24, heads=16, mlp_dim=4096, global_blocks=(5, 11, 17, 23))
+VIT_H = SamSizes(width=1280, depth=32, heads=16, mlp_dim=5120, global_blocks=(7, 15, 23, 31))
+
+
+def build_sam(sizes: SamSizes) -> Sam:
+    """The module, with the weights a fresh one has; also under accelerate's `init_empty_weights`."""
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            embed_dim=sizes.width,
+            depth=sizes.depth,
+            num_heads=sizes.heads,
+            # It computes int(width * ratio): half a channel more keeps rounding from taking a whole one away.
+            mlp_ratio=(sizes.mlp_dim + 0.5) / sizes.width,
+            out_chans=sizes.embed_channels,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_abs_pos=sizes.absolute_positions,
+            use_rel_pos=True,
+            window_size=sizes.window_size,
+            global_attn_indexes=sizes.global_blocks,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=sizes.embed_channels,
+            image_embedding_size=(sizes.grid, sizes.grid),
+            input_image_size=(sizes.image_size, sizes.image_size),
+            mask_in_chans=sizes.mask_channels,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=sizes.embed_channels,
+            transformer=TwoWayTransformer(
+                depth=sizes.decoder_depth,
+                embedding_dim=sizes.embed_channels,
+                num_heads=sizes.decoder_heads,
+                mlp_dim=sizes.decoder_mlp_dim,
+                attention_downsample_rate=sizes.decoder_downsampling,
+            ),
+            num_multimask_outputs=sizes.masks,
+            iou_head_depth=sizes.iou_depth,
+            iou_head_hidden_dim=sizes.iou_width,
+        ),
+    )
+
+
+def sam_spec(sizes: SamSizes) -> SamSpec:
+    """What the rest of the toolkit has to know, with SAM's published thresholds."""
+    return SamSpec(image_size=sizes.image_size, embed_channels=sizes.embed_channels, embed_size=sizes.grid)
+
+
+def sam_sizes(
+    tensors: Mapping[str, torch.Tensor],
+    file: Path,
+    *,
+    written_as: Callable[[str], str] = str,
+    decoder_heads: int = DECODER_HEADS,
+) -> SamSizes:
+    """Infer the sizes; only shapes are looked at, so tensors on the meta device will do.
+
+    Args:
+        tensors: by segment_anything's names.
+        file: where they came from, for messages.
+        written_as: from segment_anything's name of a tensor to the file's, for messages.
+        decoder_heads: no tensor shows them.
+
+    Raises:
+        InputError: a tensor that shows a size is missing or cannot belong to a SAM.
+    """
+    shapes = _Shapes(tensors, file, written_as)
+    width, _, patch_size, _ = shapes.of("image_encoder.patch_embed.proj.weight", 4)
+    depth = shapes.layers("image_encoder.blocks")
+    sides, head_width = _attention(shapes, depth)
+    absolute = "image_encoder.pos_embed" in tensors
+    grid = shapes.of("image_encoder.pos_embed", 4)[1] if absolute else max(sides)
+    windows = {side: block for block, side in enumerate(sides) if side != grid}
+    if len(windows) > 1 or not (windows or absolute):
+        block = max(windows.values(), default=0)
+        raise shapes.refusal(_relative(block), "does not show which blocks attend in windows of which side")
+    if width % head_width:
+        raise shapes.refusal(_relative(0), f"is {head_width} wide: no whole number of heads in {width}")
+    channels, inner = _decoder_widths(shapes, decoder_heads)
+    return SamSizes(
+        width=width,
+        depth=depth,
+        heads=width // head_width,
+        mlp_dim=shapes.of("image_encoder.blocks.0.mlp.lin1.weight", 2)[0],
+        global_blocks=tuple(block for block, side in enumerate(sides) if side == grid),
+        window_size=next(iter(windows), 0),
+        image_size=grid * patch_size,
+        patch_size=patch_size,
+        absolute_positions=absolute,
+        embed_channels=channels,
+        mask_channels=shapes.of("prompt_encoder.mask_downscaling.3.weight", 4)[0],
+        masks=shapes.of("mask_decoder.mask_tokens.weight", 2)[0] - 1,
+        decoder_depth=shapes.layers("mask_decoder.transformer.layers"),
+        decoder_heads=decoder_heads,
+        decoder_mlp_dim=shapes.of("mask_decoder.transformer.layers.0.mlp.lin1.weight", 2)[0],
+        decoder_downsampling=channels // inner,
+        iou_depth=shapes.layers("mask_decoder.iou_prediction_head.layers"),
+        iou_width=shapes.of("mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
+    )
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Shapes by segment_anything's names; what is not there is refused by the file's."""
+
+    tensors: Mapping[str, torch.Tensor]
+    file: Path
+    written_as: Callable[[str], str]
+
+    def of(self, name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in self.tensors:
+            raise self.refusal(name, "is missing; use a checkpoint of a known SAM")
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != dimensions or 0 in shape:
+            raise self.refusal(name, f"has shape {list(shape)}, expected {dimensions} dimensions, none empty")
+        return shape
+
+    def layers(self, prefix: str) -> int:
+        """How many numbered children `prefix` has; a gap shows later, as a missing tensor."""
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        return len({match[1] for match in map(pattern.match, self.tensors) if match})
+
+    def refusal(self, name: str, text: str) -> InputError:
+        return InputError(f"{self.file}: tensor {self.written_as(name)} {text}")
+
+
+def _relative(block: int) -> str:
+    return f"image_encoder.blocks.{block}.attn.rel_pos_h"
+
+
+def _attention(shapes: _Shapes, depth: int) -> tuple[list[int], int]:
+    """Side of what each block attends to, in patches, and the width of a head in channels."""
+    tables = [shapes.of(_relative(block), 2) for block in range(max(depth, 1))]
+    return [(rows + 1) // 2 for rows, _ in tables], tables[0][1]
+
+
+def _decoder_widths(shapes: _Shapes, heads: int) -> tuple[int, int]:
+    """Channels of the decoder, and inside its cross-attention."""
+    name = "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight"
+    inner, channels = shapes.of(name, 2)
+    if inner > channels or inner % heads or channels % heads:
+        raise shapes.refusal(name, f"has shape {[inner, channels]}, which {heads} heads cannot share")
+    return channels, inner

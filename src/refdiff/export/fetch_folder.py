@@ -1,0 +1,198 @@
+"""The folder that `refdiff fetch` fills: what belongs in it, and what is there.
+
+    DIR/<owner>--<name>/            the repository's files, named as on the hub
+    DIR/<owner>--<name>/refdiff-fetch.json
+                                    commit, licence, sizes and hashes; written last, so only of whole files
+    DIR/<owner>--<name>/.refdiff-fetch/
+                                    downloads that are not finished
+
+Nothing here touches the network or needs more than Python.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from refdiff.errors import InputError, MissingDependencyError
+from refdiff.export.fetch_record import RECORD, Record, read_record
+from refdiff.export.hub_names import HubName, choose_files, entry_of, is_hidden
+from refdiff.export.presets import known_source
+
+UNFINISHED = ".refdiff-fetch"
+
+_HUB = "https://huggingface.co"
+FileState = Literal["present", "unverified", "missing", "differs"]
+"""present: there, and what the hub has. unverified: there, and nothing is known to compare it with. differs:
+there, and something else: of another revision, cut off, or changed."""
+
+
+class UnreachableError(MissingDependencyError):
+    """The hub cannot be reached, or does not answer as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """What the hub says of a file."""
+
+    size_bytes: int
+    sha256: str | None
+    """None of small files, which are not in large-file storage."""
+    blob: str | None
+    """Git's own hash, which small files are checked by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What the hub says of a repository at one commit."""
+
+    repo: str
+    revision: str | None
+    """As it was asked for: a branch, a tag, or None for the newest."""
+    commit: str
+    licence: str | None
+    files: Mapping[str, HubFile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRow:
+    """One needed file."""
+
+    name: str
+    state: FileState
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether a loader may read it."""
+        return self.state in ("present", "unverified")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepoState:
+    """The needed files of one repository, in one folder."""
+
+    wanted: HubName
+    folder: Path
+    files: tuple[FileRow, ...]
+    """Empty where it cannot be known without the hub."""
+    record: Record | None = None
+    listing: Listing | None = field(default=None, repr=False)
+    """Where the hub was asked."""
+    problem: str | None = None
+    """Why the hub could not be asked, or did not give the files."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model can be loaded from here."""
+        return bool(self.files) and all(row.usable for row in self.files)
+
+    @property
+    def verified(self) -> bool:
+        """Whether all of it was compared with the hub's hashes."""
+        return bool(self.files) and all(row.state == "present" for row in self.files)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to ask the hub: all is here, and not of a revision that may have moved."""
+        revision = self.wanted.revision
+        pinned = self.record is not None and self.record.is_commit(revision)
+        return self.verified and (revision is None or pinned)
+
+    @property
+    def entry(self) -> Path:
+        """The file or folder to load."""
+        return entry_of(self.folder, [row.name for row in self.files], self.wanted.file)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the files, where it is known."""
+        source = self.listing or self.record
+        return source.commit if source else None
+
+    @property
+    def licence(self) -> str | None:
+        """As the repository's card names it, where it is known."""
+        source = self.listing or self.record or known_source(self.wanted.repo)
+        return source.licence if source else None
+
+    @property
+    def lacking(self) -> tuple[FileRow, ...]:
+        """What has to be downloaded."""
+        return tuple(row for row in self.files if not row.usable)
+
+    def url(self, name: str | None = None) -> str:
+        """Where a browser finds a file, or the list of all files."""
+        revision = self.commit or self.wanted.revision or "main"
+        place = f"tree/{revision}" if name is None else f"resolve/{revision}/{name}"
+        return f"{hub_address()}/{self.wanted.repo}/{place}"
+
+    @property
+    def advice(self) -> str:
+        """Which files to put where, in one line."""
+        names = ", ".join(row.name for row in self.lacking) or "all files of the model"
+        return f"put {names} from {self.url()} into {self.folder}, each under the name it has there"
+
+
+def hub_address() -> str:
+    """The hub's address: the usual one, or what the hub's own variable says."""
+    return (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+
+
+def repo_folder(root: Path, repo: str) -> Path:
+    """A repository's own folder; the hub allows no "--" in names, so no two share one."""
+    return root / repo.replace("/", "--")
+
+
+def default_root() -> Path:
+    """Where models are fetched to if no folder is named."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "refdiff" / "checkpoints"
+
+
+def look(folder: Path, wanted: HubName) -> RepoState:
+    """What of a model is in a folder, as far as can be told without the hub: by names, and recorded sizes."""
+    record = read_record(folder)
+    if record is not None and record.repo != wanted.repo:
+        record = None
+    names = _needed(folder, wanted, record)
+    return RepoState(
+        wanted=wanted,
+        folder=folder,
+        files=tuple(_row(folder, name, wanted, record) for name in names),
+        record=record,
+    )
+
+
+def _needed(folder: Path, wanted: HubName, record: Record | None) -> tuple[str, ...]:
+    if wanted.file is not None:
+        return (wanted.file,)
+    known = known_source(wanted.repo)
+    if known is not None:
+        return known.files
+    try:
+        return choose_files(_names_in(folder) | set(record.files if record else ()), wanted.repo)
+    except InputError:
+        return ()
+
+
+def _names_in(folder: Path) -> set[str]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name for name in names if name != RECORD and not is_hidden(name)}
+
+
+def _row(folder: Path, name: str, wanted: HubName, record: Record | None) -> FileRow:
+    path, recorded = folder / name, record.files.get(name) if record else None
+    facts: dict[str, Any] = asdict(recorded) if recorded else {}
+    if not path.is_file():
+        return FileRow(name=name, state="missing", **facts)
+    if record is not None and not record.is_at(wanted.revision):
+        return FileRow(name=name, state="differs", size_bytes=path.stat().st_size)
+    if recorded is None:
+        return FileRow(name=name, state="unverified", size_bytes=path.stat().st_size)
+    same = path.stat().st_size == recorded.size_bytes
+    return FileRow(name=name, state="present" if same else "differs", **facts)

@@ -1,0 +1,73 @@
+"""What was fetched into a repository's folder and compared with the hub's hashes: one small JSON file.
+
+In and out: `Record`. It is written last, so what it names was whole; nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RECORD = "refdiff-fetch.json"
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedFile:
+    """A file that was compared with the hub's hash."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was fetched into a folder."""
+
+    repo: str
+    revision: str | None
+    commit: str
+    licence: str | None
+    files: Mapping[str, RecordedFile]
+
+    def is_at(self, revision: str | None) -> bool:
+        """Whether this is a revision, as far as can be told without the hub."""
+        return revision in (None, self.revision) or self.is_commit(revision)
+
+    def is_commit(self, revision: str | None) -> bool:
+        """Whether a revision is the recorded commit, which never moves as a branch does."""
+        return revision is not None and len(revision) >= 7 and self.commit.startswith(revision)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The folder's record; None where there is none that can be read, so that files are verified anew."""
+    try:
+        document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if document.pop("format") != _FORMAT:
+            return None
+        files = {name: RecordedFile(**file) for name, file in document.pop("files").items()}
+        return Record(**document, files=files)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Put a record down, whole or not at all.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    draft = folder / f".{RECORD}.{os.getpid()}.partial"
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            json.dump({"format": _FORMAT, **asdict(record)}, stream, indent=2)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(folder / RECORD)
+    finally:
+        draft.unlink(missing_ok=True)

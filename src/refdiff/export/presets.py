@@ -1,0 +1,102 @@
+"""The models that have a name: which repositories on the hub their parts come from, and which files of them.
+
+Sizes and hashes are not written here: the hub states them when files are fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One trained model on the hub."""
+
+    repo: str
+    """owner/name."""
+    files: tuple[str, ...]
+    """What the loader of this part reads, and nothing else of the repository."""
+    licence: str
+    """As the repository's card names it."""
+    architecture: str
+    """The same architecture among those that can be drawn at random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A whole stack."""
+
+    name: str
+    title: str
+    diffusion: Source
+    sam: Source
+    clip: Source
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The parts, in the order in which they are fetched."""
+        return self.diffusion, self.sam, self.clip
+
+
+SD_15 = Source(
+    repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    files=(
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/tokenizer_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ),
+    licence="creativeml-openrail-m",
+    architecture="sd15",
+)
+"""A mirror of runwayml/stable-diffusion-v1-5, which its owner took off the hub."""
+
+_SAM_FILES = ("config.json", "model.safetensors")
+
+SAM_VIT_H = Source(repo="facebook/sam-vit-huge", files=_SAM_FILES, licence="apache-2.0", architecture="vit_h")
+SAM_VIT_B = Source(repo="facebook/sam-vit-base", files=_SAM_FILES, licence="apache-2.0", architecture="vit_b")
+
+CLIP_VIT_B_16 = Source(
+    repo="timm/vit_base_patch16_clip_224.openai",
+    files=("open_clip_config.json", "open_clip_model.safetensors"),
+    licence="apache-2.0",
+    architecture="vit_b_16",
+)
+"""OpenAI's weights, where open_clip finds them: pretrained.py, ViT-B-16, "openai"."""
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        preset.name: preset
+        for preset in (
+            Preset(
+                name="refdiff",
+                title="Stable Diffusion 1.5, SAM ViT-H, CLIP ViT-B/16",
+                diffusion=SD_15,
+                sam=SAM_VIT_H,
+                clip=CLIP_VIT_B_16,
+            ),
+            Preset(
+                name="refdiff-vitb",
+                title="Stable Diffusion 1.5, SAM ViT-B, CLIP ViT-B/16",
+                diffusion=SD_15,
+                sam=SAM_VIT_B,
+                clip=CLIP_VIT_B_16,
+            ),
+        )
+    }
+)
+"""Name -> stack. `refdiff` is the paper's."""
+
+
+def known_source(repo: str) -> Source | None:
+    """What a preset says of a repository; None if no preset names it."""
+    sources = (source for preset in PRESETS.values() for source in preset.sources)
+    return next((source for source in sources if source.repo == repo), None)

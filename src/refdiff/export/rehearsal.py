@@ -1,0 +1,87 @@
+"""The pipeline's own steps on a few pictures, stage by stage: a graph is measured on what it will be fed.
+
+In: pictures with phrases, and options. The stages have to be played in order: CLIP looks at SAM's candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.contracts.options import Options
+from refdiff.contracts.results import Candidates
+from refdiff.contracts.session import Float, SessionFactory
+from refdiff.contracts.spec import ModelSpec
+from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
+from refdiff.runtime.generative import attend, latent_state
+from refdiff.runtime.phrase import direction, read_phrase
+from refdiff.runtime.proposals import propose
+from refdiff.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Take:
+    """One picture and phrase under one set of options."""
+
+    image: NDArray[np.uint8]
+    """[y, x, 3] RGB."""
+    phrase: str
+    options: Options
+
+
+class Rehearsal:
+    """Plays the pipeline's stages over somebody's sessions.
+
+    Args:
+        spec: the models' sizes.
+        tokenizer: of the bundle to be.
+        questions: pictures [y, x, 3] uint8 RGB and phrases.
+        options: each question is asked under each of them.
+        positions: [g*g, w], CLIP's position table without the class token's row; asked for with CLIP's stage.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: Tokenizer,
+        questions: Sequence[tuple[NDArray[np.uint8], str]],
+        options: Sequence[Options],
+        positions: Callable[[], Float],
+    ) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._takes = [Take(image, phrase, each) for each, (image, phrase) in product(options, questions)]
+        self._positions = positions
+        self._candidates: list[Candidates] = []
+
+    def play(self, stage: str, sessions: SessionFactory) -> None:
+        """Run one of `stages.STAGES`."""
+        {"sam": self._sam, "diffusion": self._diffusion, "clip": self._clip}[stage](sessions)
+
+    def _sam(self, sessions: SessionFactory) -> None:
+        """Look for candidates (METHOD §2)."""
+        self._candidates = [
+            propose(sessions, self._spec.sam, take.image, take.options.proposals) for take in self._takes
+        ]
+
+    def _diffusion(self, sessions: SessionFactory) -> None:
+        """Read the attention (METHOD §4)."""
+        spec, tokenizer = self._spec.diffusion, self._tokenizer
+        for take in self._takes:
+            options = take.options
+            state = latent_state(sessions, spec, options.attention, tokenizer, options.seed, take.image)
+            attend(sessions, spec, options.attention, tokenizer, state, read_phrase(take.phrase))
+
+    def _clip(self, sessions: SessionFactory) -> None:
+        """Look at the candidates (METHOD §5, §6)."""
+        spec, positions = self._spec.clip, self._positions()
+        for take, candidates in zip(self._takes, self._candidates, strict=True):
+            crops, query = take.options.crops, read_phrase(take.phrase)
+            side = direction(query.text, word_boundaries=crops.word_boundaries)
+            soft_vectors(sessions, spec, positions, take.image, candidates, crops)
+            hard_vectors(sessions, spec, positions, take.image, candidates, crops, side)
+            text_vectors(sessions, self._tokenizer, [query.text, query.root])
