@@ -7,6 +7,8 @@ appears. Never more than one model is in memory, and its weights only once.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -146,8 +148,11 @@ def _answered(graph: GraphSpec, record: Record) -> tuple[Mapping[str, Array], Ma
 
 
 def _release(stack: ModelStack, component: str) -> None:
+    """Let go of a module, and give its memory back to the system before the next one needs some."""
     stack.release(component)
     gc.collect()  # modules and their exported programs refer to themselves
+    with contextlib.suppress(OSError, AttributeError):  # only glibc keeps freed pages, and can be told not to
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _write(stack: ModelStack, graph: GraphSpec, folder: Path) -> Path:

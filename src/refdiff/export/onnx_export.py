@@ -102,7 +102,7 @@ def _trace(module: nn.Module, graph: GraphSpec) -> torch.onnx.ONNXProgram:
 
 
 def _let_go(weights: Iterable[ir.Value]) -> None:
-    """onnxscript's rewrite rules are module constants that keep the last graph they saw, weights and all."""
+    """Rewrite rules of onnxscript are module constants that keep the last graph they saw, weights and all."""
     for value in weights:
         value.const_value = None
 
