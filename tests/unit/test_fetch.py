@@ -16,9 +16,9 @@ from refdiff import api
 from refdiff.api.extras import import_torch_room
 from refdiff.cli import main
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.export.fetch_folder import default_root
-from refdiff.export.fetch_record import RECORD, read_record
-from refdiff.export.hub_names import HubName, choose_files, entry_of, parse_hub_name
+from refdiff.export.hub.folder import default_root
+from refdiff.export.hub.names import HubName, choose_files, entry_of, parse_hub_name
+from refdiff.export.hub.record import RECORD, read_record
 from refdiff.export.presets import PRESETS
 from tests.fake_hub import FakeHub
 
@@ -405,8 +405,8 @@ def test_something_that_answers_and_is_no_hub_is_told_from_one(sam: FakeHub, tmp
 def test_without_the_hub_s_library_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("hub", "hub_client", "hub_errors"):
-        monkeypatch.delitem(sys.modules, f"refdiff.export.{name}", raising=False)
+    for name in ("fetching", "client", "errors"):
+        monkeypatch.delitem(sys.modules, f"refdiff.export.hub.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "refdiff", "--to", str(tmp_path)]) == 3
     assert "pip install 'refdiff[export]'" in capsys.readouterr().err.splitlines()[-1]
@@ -446,7 +446,7 @@ def test_a_model_that_cannot_be_fetched_is_misuse(
 
 
 def resolve(name: str, **options: object) -> Path:
-    path: Path = import_torch_room("refdiff.export.hub", "the test").resolve(name, **options)
+    path: Path = import_torch_room("refdiff.export.hub.fetching", "the test").resolve(name, **options)
     return path
 
 
@@ -511,7 +511,7 @@ def test_planning_needs_no_library_and_fetching_no_torch() -> None:
         "import refdiff.api.fetching\n"
         "assert 'huggingface_hub' not in sys.modules\n"
         "try:\n"
-        "    import refdiff.export.hub\n"
+        "    import refdiff.export.hub.fetching\n"
         "except ModuleNotFoundError as error:\n"
         "    assert error.name == 'huggingface_hub'\n"
         "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules)\n"

@@ -10,12 +10,12 @@ from refdiff.api.extras import import_torch_room
 from refdiff.api.models import MINIATURE
 from refdiff.api.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.export.fetch_folder import RepoState, UnreachableError, default_root, look, repo_folder
-from refdiff.export.hub_names import HubName, parse_hub_name
+from refdiff.export.hub.folder import RepoState, UnreachableError, default_root, look, repo_folder
+from refdiff.export.hub.names import HubName, parse_hub_name
 from refdiff.export.presets import PRESETS
 
 if TYPE_CHECKING:
-    from refdiff.export.fetch_folder import FileRow
+    from refdiff.export.hub.folder import FileRow
 
 _PURPOSE = "fetching from the hub"
 
@@ -113,7 +113,7 @@ def plan_fetch(
             repos.append(replace(here, problem=problem))
             continue
         try:
-            hub = import_torch_room("refdiff.export.hub", _PURPOSE)
+            hub = import_torch_room("refdiff.export.hub.fetching", _PURPOSE)
             repos.append(hub.plan_repo(wanted, root, progress or silent))
         except MissingDependencyError as error:
             repos.append(replace(here, problem=str(error)))
@@ -126,7 +126,7 @@ def carry_out(plan: FetchReport, progress: Progress | None = None) -> FetchRepor
     """Download what a plan lacks. See `fetch` for the errors."""
     if all(repo.listing is None for repo in plan.repos):
         return plan
-    hub = import_torch_room("refdiff.export.hub", _PURPOSE)
+    hub = import_torch_room("refdiff.export.hub.fetching", _PURPOSE)
     return replace(plan, repos=tuple(hub.fetch_repo(repo, progress or silent) for repo in plan.repos))
 
 

@@ -121,7 +121,7 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
             seed=choice.seed,
         )
         return stack
-    hub = import_torch_room("refdiff.export.hub", purpose)
+    hub = import_torch_room("refdiff.export.hub.fetching", purpose)
     paths = {
         part: hub.resolve(
             given or own.repo, checkpoints=choice.checkpoints, offline=choice.offline, progress=tell

@@ -19,6 +19,10 @@ Padding = Literal["end", "zero"]
 """What fills a prompt up to its length: the end token (SD 1.x) or token 0 (SD 2.x)."""
 
 
+CONTEXT_LENGTH = 77
+"""Tokens per prompt of every CLIP text tower there is, start and end included."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSpec:
     """Stable Diffusion's sizes (METHOD §4)."""
@@ -103,7 +107,7 @@ class ModelSpec:
     diffusion: DiffusionSpec
     sam: SamSpec
     clip: ClipSpec
-    context_length: int = 77
+    context_length: int = CONTEXT_LENGTH
     """Tokens per prompt, start and end included; the same for both text encoders."""
 
     def to_json(self) -> dict[str, Any]:

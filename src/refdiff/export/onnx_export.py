@@ -17,6 +17,7 @@ import torch
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.errors import InputError
 from refdiff.export.clean_up import clean_up
+from refdiff.export.operators import check_operators
 from refdiff.export.translations import OPSET, translations
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def export_graph(module: nn.Module, graph: GraphSpec, folder: Path) -> Path:
     program.optimize()  # constants folded, dead nodes and outputs dropped
     model = program.model
     clean_up(model)
+    check_operators(model.graph, graph.name)
     ir.save(model, path, external_data=data_name(graph.name), size_threshold_bytes=EXTERNAL_FROM_BYTES)
     _let_go((*weights, *model.graph.initializers.values()))
     check_contract(path, graph)

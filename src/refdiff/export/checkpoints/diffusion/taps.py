@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from refdiff.contracts.spec import DiffusionSpec
+from refdiff.contracts.spec import CONTEXT_LENGTH, DiffusionSpec
 from refdiff.errors import InputError
 from refdiff.export.checkpoints.diffusion.sizes import Config, DiffusionConfigs
 
@@ -107,6 +107,11 @@ def _objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:
         yield (
             f"has a UNet of {channels[0]} input channels, expected the VAE's {channels[2]} and as many "
             f"outputs (got {channels[1]}): inpainting, depth and upscaling models take a second picture",
+            advice,
+        )
+    if text["max_position_embeddings"] != CONTEXT_LENGTH:
+        yield (
+            f"has a text encoder of {text['max_position_embeddings']} positions, expected {CONTEXT_LENGTH}",
             advice,
         )
     if unet["cross_attention_dim"] != text["hidden_size"]:

@@ -18,7 +18,8 @@ from huggingface_hub import constants
 
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.export.fetch_folder import (
+from refdiff.export.hub.client import Tell, download, draft_of, is_hub_file, list_repo
+from refdiff.export.hub.folder import (
     UNFINISHED,
     FileRow,
     FileState,
@@ -29,9 +30,8 @@ from refdiff.export.fetch_folder import (
     look,
     repo_folder,
 )
-from refdiff.export.fetch_record import RECORD, Record, RecordedFile, write_record
-from refdiff.export.hub_client import Tell, download, draft_of, is_hub_file, list_repo
-from refdiff.export.hub_names import HubName, choose_files, parse_hub_name
+from refdiff.export.hub.names import HubName, choose_files, parse_hub_name
+from refdiff.export.hub.record import RECORD, Record, RecordedFile, write_record
 from refdiff.export.presets import known_source
 
 

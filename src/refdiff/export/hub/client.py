@@ -22,9 +22,9 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined,
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.errors import InputError
-from refdiff.export.fetch_folder import HubFile, Listing, UnreachableError, hub_address
-from refdiff.export.hub_errors import HTTP_ERROR, explained
-from refdiff.export.hub_names import check_inside, is_hidden
+from refdiff.export.hub.errors import HTTP_ERROR, explained
+from refdiff.export.hub.folder import HubFile, Listing, UnreachableError, hub_address
+from refdiff.export.hub.names import check_inside, is_hidden
 
 Tell = Callable[[str], None]
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
-from refdiff.export.fetch_folder import UnreachableError, hub_address
+from refdiff.export.hub.folder import UnreachableError, hub_address
 
 HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 """The base of all errors of the library's HTTP client, which differs from release to release."""

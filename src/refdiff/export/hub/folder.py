@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.export.fetch_record import RECORD, Record, read_record
-from refdiff.export.hub_names import HubName, choose_files, entry_of, is_hidden
+from refdiff.export.hub.names import HubName, choose_files, entry_of, is_hidden
+from refdiff.export.hub.record import RECORD, Record, read_record
 from refdiff.export.presets import known_source
 
 UNFINISHED = ".refdiff-fetch"

@@ -1,0 +1,1 @@
+"""Checkpoints from the Hugging Face hub: what is needed, what is here, what is downloaded and verified."""
