@@ -1,4 +1,4 @@
-"""Write the README's tables from the records: `.venv/bin/python benchmarks/readme_tables.py`."""
+"""Write the documents' tables from the records: `.venv/bin/python benchmarks/readme_tables.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {
     "gen": "torch, `gen`",
     "gen, between-class": "torch, `gen`, second selector",
@@ -18,14 +19,85 @@ NAMES = {
 
 
 def main() -> None:
-    """Replace what stands between the markers."""
-    record = json.loads((ROOT / "benchmarks/results/miniature-accuracy.json").read_text())
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    begin, end = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
-    head, rest = text.split(begin)
+    """Replace what stands between the markers of each document."""
+    fill("README.md", "accuracy", accuracy_table(_record("miniature-accuracy")))
+    exports = exports_table(_record("full-size-export"))
+    fill("docs/exporting.md", "exports", exports)
+    fill("docs/exporting.md", "pipeline", pipeline_table(_record("full-size-pipeline")))
+    fill("docs/exporting.md", "early-exit", early_exit_table(_record("early-exit")))
+    fill("docs/models.md", "formats", formats_table(_record("checkpoint-formats")))
+
+
+def fill(document: str, name: str, table: str) -> None:
+    """Put a table between the markers of its name."""
+    path = ROOT / document
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, rest = path.read_text(encoding="utf-8").split(begin)
     _, tail = rest.split(end)
-    readme.write_text(f"{head}{begin}\n{accuracy_table(record)}\n{end}{tail}")
+    path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
+def _record(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return document
+
+
+def exports_table(record: dict[str, Any]) -> str:
+    """One row per export."""
+    rows = [
+        "| model, px | seconds | peak memory | of it private | written | largest error | taps' correlation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        outputs = [output for graph in entry["parity"].values() for output in graph.values()]
+        taps = min(entry["parity"][graph]["taps"]["correlation"] for graph in ("unet", "unet_taps"))
+        cells = [
+            f"{entry['seconds']:.0f}",
+            *(_gigabytes(entry[key]) for key in ("peak_rss_bytes", "peak_private_bytes", "written_bytes")),
+            f"{max(output['error'] for output in outputs):.1e}",
+            f"{taps:.9f}",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def pipeline_table(record: dict[str, Any]) -> str:
+    """One row per picture."""
+    rows = [
+        "| bundle, px, picture | candidates torch / runtime | smallest IoU, in order "
+        "| largest score difference | same choice | seconds torch / runtime |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        found, chosen = entry["candidates"], entry["chosen"]
+        cells = [
+            f"{found['reference']} / {found['runtime']}",
+            f"{entry['smallest_iou_in_order']:.6f}",
+            f"{entry['largest_score_difference']:.1e}",
+            "yes" if chosen["reference"] == chosen["runtime"] else "no",
+            f"{entry['reference_seconds']:.0f} / {entry['runtime_seconds']:.0f}",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def early_exit_table(record: dict[str, Any]) -> str:
+    """One row per bundle."""
+    rows = ["| bundle, px | | `unet` | `unet_taps` | ratio |", "|---|---|---|---|---|"]
+    for name, entry in record.items():
+        counts, seconds = entry["multiply_adds_per_picture"], entry["median_seconds"]
+        billions = [f"{counts[graph] / 1e9:.1f} G" for graph in ("unet", "unet_taps")]
+        times = [f"{seconds[graph]:.2f} s" for graph in ("unet", "unet_taps")]
+        rows.append(
+            f"| `{name}` | multiply-adds per picture | {' | '.join(billions)} "
+            f"| {entry['multiply_adds_ratio']:.3f} |"
+        )
+        rows.append(f"| | median time, batch 2 | {' | '.join(times)} | {entry['time_ratio']:.3f} |")
+    return "\n".join(rows)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
 
 
 def accuracy_table(record: dict[str, Any]) -> str:

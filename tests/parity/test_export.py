@@ -22,7 +22,7 @@ from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.session import Array, SessionFactory  # noqa: E402
 from refdiff.engines.ort import OrtSession  # noqa: E402
 from refdiff.errors import GateError, InputError  # noqa: E402
-from refdiff.export import bundle_export, gate  # noqa: E402
+from refdiff.export import bundle_export, gate, translations  # noqa: E402
 from refdiff.export.bundle_export import export_bundle  # noqa: E402
 from refdiff.export.early_exit import cut_taps  # noqa: E402
 from refdiff.export.onnx_export import check_contract, export_graph  # noqa: E402
@@ -167,6 +167,21 @@ def test_the_same_module_exports_to_the_same_bytes(tmp_path: Path) -> None:
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())})
     assert digests[0] == digests[1]
     assert set(digests[0]) == {"clip_text.onnx", "clip_text.onnx.data"}
+
+
+def test_norms_over_large_groups_are_summed_in_rows_and_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translations, "LARGE_GROUP", 0)
+    graph = graph_contract(calm_stack().spec)["vae_encoder"]
+    path = export_graph(wrap(calm_stack(), "vae_encoder"), graph, tmp_path)
+    kinds = {node.op_type for node in onnx_ir.load(path).graph}
+    assert "ReduceMean" in kinds
+    assert "InstanceNormalization" not in kinds
+    feeds = make_examples()["vae_encoder"]
+    expected = TorchSessions(calm_stack()).open("vae_encoder").run(feeds)["moments"]
+    got = OrtSession(path, graph, threads=1).run(feeds)["moments"]
+    assert relative_error(got, expected) < 1e-5
 
 
 def test_nothing_keeps_the_weights_of_a_written_graph(tmp_path: Path) -> None:

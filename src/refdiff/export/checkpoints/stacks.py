@@ -33,6 +33,7 @@ from refdiff.export.checkpoints.diffusion import (
 from refdiff.export.checkpoints.parts import Part
 from refdiff.export.checkpoints.random_weights import drawn
 from refdiff.export.checkpoints.sam import VIT_B, VIT_H, VIT_L, SamSizes, build_sam, load_sam, sam_spec
+from refdiff.export.checkpoints.sam.scatter import scatter_masks
 from refdiff.export.checkpoints.vocabulary import check_vocabulary, clip_tokenizer_json
 
 DIFFUSIONS: Mapping[str, DiffusionConfigs] = MappingProxyType({"sd15": SD15, "sd21": SD21})
@@ -98,10 +99,14 @@ def random_stack(name: str, *, diffusion: str, sam: str, clip: str, image_size: 
             vae=partial(build_vae, configs),
             unet=partial(build_unet, configs),
         ),
-        _drawn_part(sam_spec(sam_sizes), seed, sam=partial(build_sam, sam_sizes)),
+        _drawn_part(sam_spec(sam_sizes), seed, sam=partial(build_sam, sam_sizes), finish=scatter_masks),
         _drawn_part(clip_spec(clip_sizes), seed, clip=partial(build_clip, clip_sizes)),
     )
     return _stack(name, *parts, random_seed=seed)
+
+
+def _untouched(module: Any) -> Any:
+    return module
 
 
 def _stack(
@@ -122,10 +127,17 @@ def _stack(
     )
 
 
-def _drawn_part(spec: Any, seed: int, **builders: Callable[[], Any]) -> Part[Any]:
+def _drawn_part(
+    spec: Any, seed: int, *, finish: Callable[[Any], Any] = _untouched, **builders: Callable[[], Any]
+) -> Part[Any]:
+    """A part of random weights; `finish` may shape a module once it is drawn."""
+
+    def load(build: Callable[[], Any], name: str) -> Any:
+        return finish(drawn(build, seed=seed, name=name))
+
     return Part(
         spec=spec,
-        loaders={name: partial(drawn, build, seed=seed, name=name) for name, build in builders.items()},
+        loaders={name: partial(load, build, name) for name, build in builders.items()},
         sources=dict.fromkeys(builders, f"random, seed {seed}"),
     )
 
