@@ -24,9 +24,12 @@ from refdiff.engines.ort import OrtSession  # noqa: E402
 from refdiff.errors import GateError, InputError  # noqa: E402
 from refdiff.export import bundle_export, gate, translations  # noqa: E402
 from refdiff.export.bundle_export import export_bundle  # noqa: E402
+from refdiff.export.checkpoints.random_weights import drawn  # noqa: E402
+from refdiff.export.checkpoints.sam import SamSizes, build_sam, sam_spec  # noqa: E402
 from refdiff.export.early_exit import cut_taps  # noqa: E402
 from refdiff.export.onnx_export import check_contract, export_graph  # noqa: E402
 from refdiff.export.recording import Recorder  # noqa: E402
+from refdiff.export.sam_graphs import SamEncoder  # noqa: E402
 from refdiff.export.stages import STAGES  # noqa: E402
 from refdiff.export.torch_sessions import TorchSessions  # noqa: E402
 from refdiff.export.wrappers import wrap  # noqa: E402
@@ -182,6 +185,15 @@ def test_norms_over_large_groups_are_summed_in_rows_and_agree(
     expected = TorchSessions(calm_stack()).open("vae_encoder").run(feeds)["moments"]
     got = OrtSession(path, graph, threads=1).run(feeds)["moments"]
     assert relative_error(got, expected) < 1e-5
+
+
+def test_a_sam_of_vit_h_s_head_width_looks_no_position_up_at_run_time(tmp_path: Path) -> None:
+    sizes = SamSizes(width=80, depth=2, heads=1, mlp_dim=80, global_blocks=(1,))
+    encoder = SamEncoder(drawn(lambda: build_sam(sizes), seed=0, name="sam")).eval()
+    graph = graph_contract(replace(calm_stack().spec, sam=sam_spec(sizes)))["sam_encoder"]
+    kinds = {node.op_type for node in onnx_ir.load(export_graph(encoder, graph, tmp_path)).graph}
+    assert "Einsum" in kinds
+    assert kinds.isdisjoint({"GatherND", "Gather", "Shape"})
 
 
 def test_nothing_keeps_the_weights_of_a_written_graph(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.errors import InputError
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors stay inside the ONNX file: shapes and scalars that a parser must see."""
+
+_TABLE_SIZE, _FOLDED_SIZE = 1 << 16, 1 << 20
+"""Most values of an operand and of a result that are folded; SAM ViT-H needs 10,160 and 327,680."""
 
 _SAMPLE_SIZES = {"b": 2, "c": 3, "p": 7, "t": 10}
 """Sizes of the named dimensions while tracing: all different, none 1 (a 1 would become static), t = c + p."""
@@ -46,6 +51,7 @@ def export_graph(module: nn.Module, graph: GraphSpec, folder: Path) -> Path:
     weights = list(program.model.graph.initializers.values())
     program.optimize()  # constants folded, dead nodes and outputs dropped
     model = program.model
+    _fold_tables(model)
     clean_up(model)
     check_operators(model.graph, graph.name)
     ir.save(model, path, external_data=data_name(graph.name), size_threshold_bytes=EXTERNAL_FROM_BYTES)
@@ -101,6 +107,12 @@ def _trace(module: nn.Module, graph: GraphSpec) -> torch.onnx.ONNXProgram:
             f"torch {torch.__version__} returned no program for {graph.name}; needs torch >= 2.7"
         )
     return program
+
+
+def _fold_tables(model: ir.Model) -> None:
+    """Fold what the exporter leaves by its limits: relative positions that SAM ViT-H looks up at run time."""
+    fold_constants(model, input_size_limit=_TABLE_SIZE, output_size_limit=_FOLDED_SIZE)
+    RemoveUnusedNodesPass()(model)
 
 
 def _let_go(weights: Iterable[ir.Value]) -> None:
