@@ -56,6 +56,20 @@ def test_a_large_attention_is_replaced_and_agrees(unet: Path, monkeypatch: pytes
         assert relative_error(mine, theirs) < 1e-5
 
 
+def test_the_vae_s_attention_whose_q_is_scaled_late_is_replaced_and_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = graph_contract(calm_stack().spec)["vae_encoder"]
+    path = export_graph(wrap(calm_stack(), "vae_encoder"), graph, tmp_path)
+    image = np.random.default_rng(0).standard_normal(graph.inputs[0].shape, dtype=np.float32)
+    (expected,) = open_lean(path).run(None, {"image": image})
+    monkeypatch.setattr(bounded_attention, "BYTES", 0)
+    with bounded_copy(path, batch=1) as copy:
+        assert operators(copy).count("MultiHeadAttention") == 1
+        (got,) = open_lean(copy).run(None, {"image": image})
+    assert relative_error(got, expected) < 1e-5
+
+
 def test_only_what_is_beyond_the_limit_is_replaced(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [node.inputs[0].shape for node in onnx_ir.load(unet).graph if node.op_type == "Softmax"]
     sizes = sorted({4 * 2 * int(np.prod([int(size) for size in list(shape)[1:]])) for shape in shapes})

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Answer:
     encode_ms: float
     """Image-only work, shared by all phrases on one picture."""
     segment_ms: float
+    random_weights: bool = False
+    """The bundle's weights were drawn: the mask means nothing."""
 
     @property
     def matched(self) -> bool:
@@ -65,6 +67,7 @@ class Answer:
             "kept": int(np.count_nonzero(result.candidates.kept)),
             "mask": compress_coco_rle(to_coco_rle(result.mask)),
             "model": self.model,
+            "random_weights": self.random_weights,
             "profile": self.options.profile,
             "mode": self.options.mode,
             "seed": self.options.seed,
@@ -127,7 +130,10 @@ def segment(
     options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(opened, backend=backend, threads=threads)
     with segmenter_of(opened, sessions, options) as segmenter:
-        return ask(segmenter, picture, phrase, focus=focus, model=opened.spec.name, backend=sessions.backend)
+        answer = ask(
+            segmenter, picture, phrase, focus=focus, model=opened.spec.name, backend=sessions.backend
+        )
+    return replace(answer, random_weights=opened.manifest.random_seed is not None)
 
 
 def ask(

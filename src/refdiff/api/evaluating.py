@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import Metrics, Overlap, metrics, overlap
-from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.api.bundles import check_trained, find_bundle, segmenter_of
 from refdiff.api.extras import import_torch_room, load_miniature
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.options import options_for
@@ -180,6 +180,7 @@ def _respondent(examination: Examination, stack: ExitStack, threads: int | None 
     if examination.backend == "torch":
         return _reference(examination)
     bundle = find_bundle(examination.bundle)
+    check_trained(bundle, allow_random_weights=False)
     options = options_for(bundle.spec, profile=examination.profile, mode=examination.mode)
     sessions = open_sessions(bundle, threads=threads)
     segmenter = stack.enter_context(segmenter_of(bundle, sessions, options))

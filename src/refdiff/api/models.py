@@ -18,11 +18,9 @@ MINIATURE = "mini"
 MODELS = (MINIATURE, *PRESETS)
 """Stacks that have a name."""
 
-SIZES = (512, 768, 1024)
-"""Usual sides in px of the picture Stable Diffusion looks at; the release takes 1024."""
-
 DEFAULT_SIZE = 512
-"""SD 1.5's training size, and a tenth of the release's arithmetic."""
+"""Side in px of the picture Stable Diffusion looks at: SD 1.5's training size. The release's 1024 takes six
+times the arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,8 @@ class ModelChoice:
     clip_activation: str | None = None
     """Where CLIP's checkpoint does not say: "gelu" or "quick_gelu"."""
     random_weights: bool = False
-    seed: int = 0
+    seed: int | None = None
+    """Of random weights; None: 0."""
     checkpoints: Path | None = None
     """The folder `refdiff fetch` filled."""
     offline: bool = False
@@ -87,6 +86,10 @@ class ModelChoice:
                 f"the miniature takes no {given[0]}: its weights are built in; "
                 f"name a model: {', '.join(PRESETS)}"
             )
+        if self.seed is not None and not self.random_weights:
+            raise InputError(
+                f"got --seed {self.seed} without --random-weights, whose seed it is; leave it out"
+            )
         if self.random_weights and (self.prediction or self.clip_activation or self.checkpoints):
             raise InputError(
                 "--random-weights reads no checkpoint: leave out --checkpoints, --prediction and the like"
@@ -109,7 +112,7 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
     choice.check()
     if choice.built_in:
         return load_miniature(purpose)
-    preset, size = PRESETS[choice.name], choice.size or DEFAULT_SIZE
+    preset, size = PRESETS[choice.name], DEFAULT_SIZE if choice.size is None else choice.size
     stacks = import_torch_room("refdiff.export.checkpoints.stacks", purpose)
     if choice.random_weights:
         stack: ModelStack = stacks.random_stack(
@@ -118,7 +121,7 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
             sam=choice.sam or preset.sam.architecture,
             clip=choice.clip or preset.clip.architecture,
             image_size=size,
-            seed=choice.seed,
+            seed=choice.seed or 0,
         )
         return stack
     hub = import_torch_room("refdiff.export.hub.fetching", purpose)
@@ -136,7 +139,7 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
         choice.title,
         image_size=size,
         prediction=choice.prediction,
-        activation=choice.clip_activation,
+        activation=choice.clip_activation or (None if choice.clip else preset.clip.activation),
         **paths,
     )
     return trained

@@ -8,7 +8,7 @@ from typing import Any
 
 from refdiff.accuracy.metrics import iou
 from refdiff.api.answers import Answer, ask, png
-from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.api.bundles import check_trained, find_bundle, segmenter_of
 from refdiff.api.files import write_files
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.options import options_for
@@ -97,6 +97,7 @@ def demo(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, expected a folder; choose another place")
     opened = find_bundle(bundle)
+    check_trained(opened, allow_random_weights=False)
     options = options_for(opened.spec, profile=profile, mode=mode)
     sessions = open_sessions(opened, backend=backend, threads=threads)
     shown: list[Shown] = []

@@ -98,7 +98,7 @@ def export(
             "then name architectures.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of random weights; 0 if left out.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="The folder `refdiff fetch` filled.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     overwrite: Overwrite = False,
@@ -177,7 +177,7 @@ def segment(
     document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     if answer.model == "mini":
         note("note: the built-in miniature knows rendered table-top scenes only; on photographs it guesses")
-    if allow_random_weights:
+    if answer.random_weights:
         note("note: with random weights the mask means nothing")
     print_answer(document, lambda: tables.of_answer(answer, files), as_json=as_json)
 

@@ -63,7 +63,7 @@ class Manifest:
     spec: ModelSpec
     precision: str
     sources: Mapping[str, str]
-    """Component -> sha256 of the weights it was exported from."""
+    """Component -> sha256 of the weights it was exported from, or "random, seed N"."""
     versions: Mapping[str, str]
     """Package -> version that took part in the export."""
     graphs: Mapping[str, GraphRecord]

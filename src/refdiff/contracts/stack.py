@@ -33,7 +33,7 @@ class ModelStack:
         spec: the sizes.
         tokenizer_json: CLIP's byte-pair encoding as the `tokenizers` library's JSON; the same for both text
             encoders.
-        sources: component -> sha256 of the weights it is loaded from.
+        sources: component -> sha256 of the weights it is loaded from, or "random, seed N".
         loaders: component -> what loads it; called again after a `release`.
         random_seed: of weights that were drawn, not trained; None for a real model.
     """

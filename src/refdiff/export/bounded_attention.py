@@ -56,15 +56,16 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     mixed = uses[0].node if len(uses) == 1 else None
     if product is None or mixed is None or (product.op_type, mixed.op_type) != ("MatMul", "MatMul"):
         return False
+    query, scale = _unscaled(product)
     split = [
-        _before_transpose(node, index, order)
-        for node, index, order in (
-            (product, 0, (0, 2, 1, 3)),
-            (product, 1, (0, 2, 3, 1)),
-            (mixed, 1, (0, 2, 1, 3)),
+        _before_transpose(producer, order)
+        for producer, order in (
+            (query, (0, 2, 1, 3)),
+            (_producer(product, 1), (0, 2, 3, 1)),
+            (_producer(mixed, 1), (0, 2, 1, 3)),
         )
     ]
-    if any(value is None for value in split):
+    if any(value is None for value in split) or softmax.attributes.get_int("axis", -1) not in (-1, 3):
         return False
     heads, width = _heads(split[0])
     flat = [_node("Reshape", [value, _ints(graph, softmax, "flat", (0, 0, -1))]) for value in split]
@@ -72,7 +73,7 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
         _DOMAIN,
         "MultiHeadAttention",
         [node.outputs[0] for node in flat],
-        attributes=[ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", 1.0)],  # Q is scaled already
+        attributes=[ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", scale)],
     )
     shape = _ints(graph, softmax, "split", (0, 0, heads, width))
     unflat = _node("Reshape", [fused.outputs[0], shape])
@@ -80,6 +81,17 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     graph.insert_before(mixed, [*flat, fused, unflat, turned])
     ir.convenience.replace_all_uses_with(mixed.outputs[0], turned.outputs[0])
     return True
+
+
+def _unscaled(product: ir.Node) -> tuple[ir.Node | None, float]:
+    """What Q was before its scale, and the scale: 1 where Q was scaled before its heads were split."""
+    query = _producer(product, 0)
+    if query is None or query.op_type != "Mul":
+        return query, 1.0
+    factor = query.inputs[1].const_value if query.inputs[1] is not None else None
+    if factor is None or factor.size != 1:
+        return None, 1.0
+    return _producer(query, 0), float(factor.numpy().item())
 
 
 def _heads(value: ir.Value | None) -> tuple[int, int]:
@@ -93,9 +105,8 @@ def _producer(node: ir.Node, index: int) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def _before_transpose(node: ir.Node, index: int, order: Sequence[int]) -> ir.Value | None:
-    """What a transposition of that order turned into input `index`."""
-    source = _producer(node, index)
+def _before_transpose(source: ir.Node | None, order: Sequence[int]) -> ir.Value | None:
+    """What a transposition of that order turned."""
     if source is None or source.op_type != "Transpose":
         return None
     return source.inputs[0] if tuple(source.attributes["perm"].as_ints()) == tuple(order) else None

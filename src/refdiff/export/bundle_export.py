@@ -21,7 +21,7 @@ from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.session import Array, SessionFactory
 from refdiff.errors import InputError
 from refdiff.export.early_exit import cut_taps
-from refdiff.export.gate import check_graph, tolerance
+from refdiff.export.gate import check_graph, require_runtime, tolerance
 from refdiff.export.onnx_export import data_name, export_graph
 from refdiff.export.recording import Record, Recorder
 from refdiff.export.stages import STAGES, Stage
@@ -73,10 +73,12 @@ def export_bundle(
 
     Raises:
         InputError: another precision, a graph that the rehearsal never ran, or the output cannot be written.
+        MissingDependencyError: ONNX Runtime, which checks the graphs, is not installed.
         GateError: a graph is outside its tolerance; nothing is left behind.
     """
     if precision not in PRECISIONS:
         raise InputError(f"got precision {precision!r}, but only fp32 exists so far; use --precision fp32")
+    require_runtime()  # said now, not after minutes
     contract = graph_contract(stack.spec)
     with writing_bundle(output, overwrite=overwrite) as draft:
         golden: dict[str, Record] = {}

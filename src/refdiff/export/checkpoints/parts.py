@@ -20,6 +20,6 @@ class Part(Generic[Spec]):
     loaders: Mapping[str, Loader]
     """Component of the stack -> what loads it."""
     sources: Mapping[str, str]
-    """Component -> sha256 of its checkpoint."""
+    """Component -> sha256 of its checkpoint, or "random, seed N"."""
     vocabulary: int | None = None
     """Rows of the token table, where the model has a text tower."""
