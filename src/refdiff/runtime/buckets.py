@@ -35,8 +35,8 @@ def patch_buckets(clip: ClipSpec) -> tuple[int, ...]:
     """All patch counts the graph is run at, rising.
 
     The training grid's own count, which is never padded, then 1.5, 2, 3, 4, 6, 8, ... times that, rounded up
-    to a multiple of 8; the last is `MAX_PATCHES`. From the training grid on, at most half the patches again (and
-    8) are padding; a smaller grid is padded to the training grid's count.
+    to a multiple of 8; the last is `MAX_PATCHES`. From the training grid on, at most half the patches again
+    (and 8) are padding; a smaller grid is padded to the training grid's count.
     """
     trained = clip.grid**2
     ladder, octave = {trained}, 1
