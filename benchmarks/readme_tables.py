@@ -96,6 +96,28 @@ def early_exit_table(record: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def formats_table(record: dict[str, Any]) -> str:
+    """One row per format."""
+    rows = [
+        "| written as | size | tensors equal to the bit | forward equal to the bit | largest difference "
+        "| open, s | load, s | private memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        counted = f"{entry['equal_tensors']} of {entry['tensors']}" if "tensors" in entry else "renamed"
+        cells = [
+            _gigabytes(entry["written_bytes"]),
+            counted,
+            "yes" if entry["forward_equal"] else "no",
+            f"{entry['largest_forward_difference']:.1e}" if entry["largest_forward_difference"] else "0",
+            f"{entry['seconds_to_describe']:.1f}",
+            f"{entry['seconds_to_load']:.1f}",
+            _gigabytes(entry["peak_private_growth_bytes"]),
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 

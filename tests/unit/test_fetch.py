@@ -1,13 +1,18 @@
 """Fetching checkpoints: from a hub on this machine into a folder, whole and verified, or not at all."""
 
+import ast
+import fcntl
 import hashlib
 import importlib
+import importlib.util
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +21,10 @@ from refdiff import api
 from refdiff.api.extras import import_torch_room
 from refdiff.cli import main
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.export.hub.folder import default_root
+from refdiff.export.hub import record as hub_record
+from refdiff.export.hub.folder import default_root, look
 from refdiff.export.hub.names import HubName, choose_files, entry_of, parse_hub_name
-from refdiff.export.hub.record import RECORD, read_record
+from refdiff.export.hub.record import RECORD, read_record, write_record
 from refdiff.export.presets import PRESETS
 from tests.fake_hub import FakeHub
 
@@ -70,6 +76,14 @@ def put_preset(hub: FakeHub, name: str = "refdiff") -> None:
         )
 
 
+def fill(folder: Path, files: dict[str, bytes]) -> Path:
+    """Files that came here some other way than by a fetch."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
 def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
@@ -109,6 +123,19 @@ SD = (
     "vae/config.json",
     "unet/config.json",
 )
+SD_WEIGHTS = (
+    "text_encoder/model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+)
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+SHARDED = {
+    "config.json": b"{}",
+    INDEX: json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}).encode(),
+    SHARDS[0]: WEIGHTS,
+    SHARDS[1]: WEIGHTS[::-1],
+}
 
 
 def test_of_a_diffusers_folder_one_set_of_weights_is_chosen_safe_and_full_before_the_rest() -> None:
@@ -133,6 +160,29 @@ def test_of_a_diffusers_folder_one_set_of_weights_is_chosen_safe_and_full_before
 def test_a_diffusers_folder_without_a_part_is_refused() -> None:
     with pytest.raises(InputError, match=r"lacks weights, one of text_encoder/model\.safetensors"):
         choose_files({*SD}, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ({"scheduler/scheduler_config.json"}, r"lacks scheduler/scheduler_config\.json"),
+        (
+            {"tokenizer/tokenizer_config.json"},
+            r"lacks tokenizer/tokenizer_config\.json or tokenizer/special_tokens_map\.json",
+        ),
+        ({"vae/config.json"}, r"lacks vae/config\.json"),
+    ],
+)
+def test_a_diffusers_repository_without_what_the_loader_reads_is_refused(
+    gone: set[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_files({*SD, *SD_WEIGHTS} - gone, "a/b")
+
+
+def test_one_shard_without_its_index_is_no_checkpoint() -> None:
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        choose_files({"config.json", SHARDS[0]}, "a/b")
 
 
 def test_pickles_are_chosen_only_where_there_is_nothing_else() -> None:
@@ -286,6 +336,21 @@ def test_a_dry_run_asks_and_downloads_nothing(sam: FakeHub, tmp_path: Path) -> N
     assert not (tmp_path / "to").exists()
 
 
+def test_a_dry_run_that_the_hub_answered_ends_with_0_and_its_help_says_so(
+    sam: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fetch", REPO, "--to", str(tmp_path / "to"), "--dry-run"]
+    assert main(command) == 0
+    assert "missing" in capsys.readouterr().out
+    assert main([*command, "--offline"]) == 3
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert main(command) == 3
+    capsys.readouterr()
+    assert main(["fetch", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--dry-run that the hub answered ends with 0" in words
+
+
 def test_what_a_person_had_in_the_place_of_a_file_is_kept(sam: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "someone--some-sam"
     folder.mkdir()
@@ -336,6 +401,101 @@ def test_a_second_process_does_not_write_into_the_first_one_s_download(sam: Fake
 
     assert api.fetch(REPO, tmp_path, progress=fetch_again).complete
     assert seen
+
+
+def test_the_folder_of_unfinished_downloads_is_deleted_before_another_process_may_use_it(
+    sam: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, held = shutil.rmtree, []
+
+    def watched(path: Path, **options: bool) -> None:
+        with (Path(path) / "lock").open() as second:
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(path)
+        delete(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    assert api.fetch(REPO, tmp_path).complete
+    assert held == [tmp_path / "someone--some-sam/.refdiff-fetch"]
+
+
+def test_a_lock_that_was_deleted_while_it_was_waited_for_keeps_nobody_out(
+    sam: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, delete = fcntl.flock, shutil.rmtree
+
+    def too_late(lock: object, how: int) -> None:
+        delete(tmp_path / "someone--some-sam/.refdiff-fetch")
+        take(lock, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with pytest.raises(InputError, match=r"has just ended fetching into .*; run it again"):
+        api.fetch(REPO, tmp_path)
+    assert sam.downloads() == []
+    monkeypatch.setattr(fcntl, "flock", take)
+    assert api.fetch(REPO, tmp_path).complete
+
+
+def test_a_change_that_keeps_the_size_is_noticed_offline_and_undone_online(
+    sam: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.fetch(REPO, tmp_path)
+    weights = tmp_path / "someone--some-sam/model.safetensors"
+    changed = WEIGHTS[:-1] + b"!"
+    weights.write_bytes(changed)
+    os.utime(weights, ns=(1, 1))
+    sam.requests.clear()
+    assert main(["fetch", REPO, "--to", str(tmp_path), "--offline"]) == 3
+    assert "put model.safetensors from" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(MissingDependencyError, match=r"put model\.safetensors from"):
+        resolve(REPO, checkpoints=tmp_path, offline=True)
+    assert sam.requests == []
+    assert api.fetch(REPO, tmp_path).complete
+    assert sam.downloads() == ["model.safetensors"]
+    assert weights.read_bytes() == WEIGHTS
+    assert weights.with_name("model.safetensors.old-1").read_bytes() == changed
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_file_that_was_only_touched_is_hashed_once_and_not_downloaded(
+    sam: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, writable: bool
+) -> None:
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.name)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    api.fetch(REPO, tmp_path)
+    os.utime(tmp_path / "someone--some-sam/model.safetensors", ns=(1, 1))
+    sam.requests.clear()
+    monkeypatch.setattr(hub_record, "hash_file", noted)
+    if not writable:
+        monkeypatch.setattr("refdiff.export.hub.folder.write_record", refused)
+    lines: list[str] = []
+    for _ in range(2):
+        report = api.fetch(REPO, tmp_path, offline=True, progress=lines.append)
+        assert [row.state for row in report.repos[0].files] == ["present"] * 2
+    assert hashed == ["model.safetensors"] * (1 if writable else 2)
+    assert len(lines) == len(hashed)
+    assert "model.safetensors, which was touched since it was fetched" in lines[0]
+    assert sam.requests == []
+
+
+def test_a_record_without_times_has_its_files_hashed_and_then_has_them(sam: FakeHub, tmp_path: Path) -> None:
+    api.fetch(REPO, tmp_path)
+    folder = tmp_path / "someone--some-sam"
+    record = read_record(folder)
+    assert record is not None
+    timeless = {name: replace(file, mtime_ns=0) for name, file in record.files.items()}
+    write_record(folder, replace(record, files=timeless))
+    assert look(folder, HubName(repo=REPO)).verified
+    assert read_record(folder) == record
 
 
 def test_the_hub_learns_nothing_of_this_machine_but_the_two_versions(sam: FakeHub, tmp_path: Path) -> None:
@@ -493,6 +653,94 @@ def test_the_cache_of_the_hub_s_library_is_looked_into(sam: FakeHub, tmp_path: P
     assert sam.requests == []
 
 
+def test_an_index_is_complete_with_all_of_its_shards(hub: FakeHub, tmp_path: Path) -> None:
+    partial = {name: content for name, content in SHARDED.items() if name != SHARDS[1]}
+    folder = fill(tmp_path / "someone--some-sam", partial)
+    with pytest.raises(MissingDependencyError, match=rf"put {SHARDS[1]} from"):
+        resolve(REPO, checkpoints=tmp_path, offline=True)
+    with pytest.raises(MissingDependencyError, match=rf"put {SHARDS[1]} from"):
+        resolve(f"{REPO}/{INDEX}", checkpoints=tmp_path, offline=True)
+    fill(folder, SHARDED)
+    assert resolve(REPO, checkpoints=tmp_path, offline=True) == folder
+    assert resolve(f"{REPO}/{INDEX}", checkpoints=tmp_path, offline=True) == folder / INDEX
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"",
+        b"[]",
+        b'{"weight_map": {}}',
+        b'{"weight_map": {"a": 3}}',
+        b'{"weight_map": {"a": "../x"}}',
+        SHARDED[INDEX][:40],
+    ],
+)
+def test_an_index_that_cannot_be_read_has_to_come_again(hub: FakeHub, tmp_path: Path, index: bytes) -> None:
+    fill(tmp_path / "someone--some-sam", {**SHARDED, INDEX: index})
+    with pytest.raises(MissingDependencyError, match=rf"put {INDEX} from"):
+        resolve(REPO, checkpoints=tmp_path, offline=True)
+
+
+def test_a_stopped_fetch_of_shards_is_not_loaded_and_goes_on(hub: FakeHub, tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        if line.startswith(f"downloading {REPO}/{SHARDS[1]}: 55 %"):
+            raise KeyboardInterrupt
+
+    hub.put(REPO, dict(SHARDED))
+    with pytest.raises(KeyboardInterrupt):
+        api.fetch(REPO, tmp_path, progress=stop)
+    with pytest.raises(MissingDependencyError, match=rf"put {SHARDS[1]} from"):
+        resolve(REPO, checkpoints=tmp_path, offline=True)
+    hub.requests.clear()
+    folder = resolve(REPO, checkpoints=tmp_path)
+    assert hub.downloads() == [SHARDS[1]]
+    assert files_in(folder) == {*SHARDED, RECORD}
+
+
+def test_an_index_that_is_asked_for_by_name_brings_its_shards(hub: FakeHub, tmp_path: Path) -> None:
+    hub.put(REPO, dict(SHARDED))
+    index = resolve(f"{REPO}/{INDEX}", checkpoints=tmp_path)
+    assert files_in(index.parent) == {INDEX, *SHARDS, RECORD}
+
+
+def test_a_part_of_a_model_in_the_cache_of_the_hub_s_library_is_not_loaded(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    hub.put(REPO, dict(SHARDED))
+    for name in ("config.json", INDEX, SHARDS[0]):
+        cached = hf_hub_download(REPO, name, endpoint=hub.address, cache_dir=tmp_path / "hf-cache")
+        with pytest.raises(MissingDependencyError, match="is not on this machine"):
+            resolve(REPO, checkpoints=tmp_path, offline=True)
+    hf_hub_download(REPO, SHARDS[1], endpoint=hub.address, cache_dir=tmp_path / "hf-cache")
+    assert resolve(REPO, checkpoints=tmp_path, offline=True) == Path(cached).parent
+
+
+@pytest.mark.parametrize("lost", [*SD[1:], *SD_WEIGHTS])
+def test_a_diffusers_folder_that_lacks_what_the_loader_reads_is_not_loaded(
+    hub: FakeHub, tmp_path: Path, lost: str
+) -> None:
+    folder = fill(tmp_path / "a--b", dict.fromkeys((*SD, *SD_WEIGHTS), b"{}"))
+    assert resolve("a/b", checkpoints=tmp_path, offline=True) == folder
+    (folder / lost).unlink()
+    with pytest.raises(MissingDependencyError, match=rf"put {lost} from"):
+        resolve("a/b", checkpoints=tmp_path, offline=True)
+
+
+def test_either_file_of_a_tokenizer_will_do_unless_a_preset_lists_both(hub: FakeHub, tmp_path: Path) -> None:
+    either, other = "tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"
+    names = {*SD, *SD_WEIGHTS, either} - {other}
+    folder = fill(tmp_path / "a--b", dict.fromkeys(names, b"{}"))
+    assert resolve("a/b", checkpoints=tmp_path, offline=True) == folder
+    listed = PRESETS["refdiff"].diffusion
+    fill(tmp_path / listed.repo.replace("/", "--"), dict.fromkeys(set(listed.files) - {other}, b"{}"))
+    with pytest.raises(MissingDependencyError, match=rf"put {other} from"):
+        resolve(listed.repo, checkpoints=tmp_path, offline=True)
+
+
 def test_a_lone_checkpoint_resolves_to_its_file(hub: FakeHub, tmp_path: Path) -> None:
     hub.put("a/b", {"model-v1.safetensors": WEIGHTS, "README.md": b""})
     assert resolve("a/b", checkpoints=tmp_path) == tmp_path / "a--b/model-v1.safetensors"
@@ -518,3 +766,16 @@ def test_planning_needs_no_library_and_fetching_no_torch() -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
+
+
+def test_a_preset_s_clip_has_the_activation_that_open_clip_gives_its_repository() -> None:
+    package = importlib.util.find_spec("open_clip")  # read, not imported: that takes longer than all the rest
+    if package is None or package.origin is None:
+        pytest.skip("open_clip is not installed: pip install 'refdiff[export]'")
+    table = ast.parse(Path(package.origin).with_name("pretrained.py").read_text(encoding="utf-8"))
+    calls = (node for node in ast.walk(table) if isinstance(node, ast.Call))
+    entries = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
+    for preset in PRESETS.values():
+        (theirs,) = [entry for entry in entries if entry.get("hf_hub") == f"'{preset.clip.repo}/'"]
+        assert theirs["quick_gelu"] == str(preset.clip.activation == "quick_gelu")
+        assert preset.diffusion.activation is preset.sam.activation is None

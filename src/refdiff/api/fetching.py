@@ -108,7 +108,7 @@ def plan_fetch(
     problem = "offline, so the hub was not asked" if offline else None
     repos = []
     for wanted in _wanted(model, revision):
-        here = look(repo_folder(root, wanted.repo), wanted)
+        here = look(repo_folder(root, wanted.repo), wanted, progress or silent)
         if problem is not None or here.settled:
             repos.append(replace(here, problem=problem))
             continue

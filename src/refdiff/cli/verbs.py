@@ -246,7 +246,11 @@ def fetch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Download nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Download a model's checkpoints, verified; exit code 3 if some are missing (needs refdiff[export])."""
+    """Download a model's checkpoints, verified (needs refdiff[export]).
+
+    Exit code 3 if files are missing and could not be fetched: offline, or without an answer of the hub. A
+    --dry-run that the hub answered ends with 0, whatever it would download: the plan was shown.
+    """
     from refdiff import api
 
     with working() as tell:

@@ -22,6 +22,8 @@ class Source:
     """As the repository's card names it."""
     architecture: str
     """The same architecture among those that can be drawn at random."""
+    activation: str | None = None
+    """CLIP's, "gelu" or "quick_gelu", where it is known apart from the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,6 @@ class Preset:
     """A whole stack."""
 
     name: str
-    title: str
     diffusion: Source
     sam: Source
     clip: Source
@@ -69,8 +70,9 @@ CLIP_VIT_B_16 = Source(
     files=("open_clip_config.json", "open_clip_model.safetensors"),
     licence="apache-2.0",
     architecture="vit_b_16",
+    activation="quick_gelu",
 )
-"""OpenAI's weights, where open_clip finds them: pretrained.py, ViT-B-16, "openai"."""
+"""OpenAI's weights, where open_clip finds them, and their activation: pretrained.py, ViT-B-16, "openai"."""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -78,14 +80,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         for preset in (
             Preset(
                 name="refdiff",
-                title="Stable Diffusion 1.5, SAM ViT-H, CLIP ViT-B/16",
                 diffusion=SD_15,
                 sam=SAM_VIT_H,
                 clip=CLIP_VIT_B_16,
             ),
             Preset(
                 name="refdiff-vitb",
-                title="Stable Diffusion 1.5, SAM ViT-B, CLIP ViT-B/16",
                 diffusion=SD_15,
                 sam=SAM_VIT_B,
                 clip=CLIP_VIT_B_16,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +23,8 @@ from refdiff.contracts.bundle_draft import hash_file
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.errors import InputError
 from refdiff.export.hub.errors import HTTP_ERROR, explained
-from refdiff.export.hub.folder import HubFile, Listing, UnreachableError, hub_address
+from refdiff.export.hub.folder import HubFile, Listing, Tell, UnreachableError, hub_address
 from refdiff.export.hub.names import check_inside, is_hidden
-
-Tell = Callable[[str], None]
 
 _TIMEOUT_S = 15
 _STEPS = 20

@@ -6,11 +6,7 @@ path itself, the folder `refdiff fetch` fills, the cache of the hub's own librar
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,20 +14,21 @@ from huggingface_hub import constants
 
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.export.hub.client import Tell, download, draft_of, is_hub_file, list_repo
+from refdiff.export.hub.client import download, is_hub_file, list_repo
 from refdiff.export.hub.folder import (
-    UNFINISHED,
     FileRow,
-    FileState,
     Listing,
     RepoState,
+    Tell,
     default_root,
     hub_address,
     look,
     repo_folder,
+    silent,
 )
-from refdiff.export.hub.names import HubName, choose_files, parse_hub_name
-from refdiff.export.hub.record import RECORD, Record, RecordedFile, write_record
+from refdiff.export.hub.names import HubName, choose_files, parse_hub_name, with_shards
+from refdiff.export.hub.record import RECORD, Record, RecordedFile, is_unchanged, write_record
+from refdiff.export.hub.unfinished import check_space, working_folder
 from refdiff.export.presets import known_source
 
 
@@ -53,7 +50,7 @@ def resolve(
         InputError: no such file and no such name, or a checkpoint folder that does not exist.
         MissingDependencyError: it is not here, and may not or cannot be downloaded.
     """
-    tell = progress or _silent
+    tell = progress or silent
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -61,7 +58,7 @@ def resolve(
     if checkpoints is not None and not checkpoints.is_dir():
         raise InputError(f"{checkpoints} is not a folder; fill one with: refdiff fetch MODEL --to DIR")
     root = checkpoints or default_root()
-    here = look(repo_folder(root, wanted.repo), wanted)
+    here = look(repo_folder(root, wanted.repo), wanted, tell)
     found = next((state for state in (here, _cached(wanted)) if state.complete), None)
     if found is not None:
         return found.entry
@@ -88,7 +85,7 @@ def plan_repo(wanted: HubName, root: Path, tell: Tell) -> RepoState:
         MissingDependencyError: the hub cannot be reached, or wants a login.
     """
     folder = repo_folder(root, wanted.repo)
-    here = look(folder, wanted)
+    here = look(folder, wanted, tell)
     if here.settled:
         return here
     tell(f"asking the hub for {wanted.text}")
@@ -97,7 +94,7 @@ def plan_repo(wanted: HubName, root: Path, tell: Tell) -> RepoState:
     return replace(
         here,
         listing=listing,
-        files=tuple(_compared(folder, name, listing, here.record, tell) for name in names),
+        files=tuple(_compared(here, name, listing, tell) for name in names),
     )
 
 
@@ -119,8 +116,8 @@ def fetch_repo(plan: RepoState, tell: Tell) -> RepoState:
     if listing is None:
         return plan
     try:
-        with _working_folder(plan.folder) as unfinished:
-            _check_space(plan, listing, unfinished)
+        with working_folder(plan.folder) as unfinished:
+            check_space(plan, listing, unfinished)
             if plan.lacking:  # from here on, the record of what is replaced would be wrong
                 (plan.folder / RECORD).unlink(missing_ok=True)
             for row in plan.lacking:
@@ -148,7 +145,7 @@ def _needed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
     """The files to fetch, all of which the hub has."""
     known = known_source(wanted.repo)
     if wanted.file is not None:
-        names: tuple[str, ...] = (wanted.file,)
+        names = with_shards(wanted.file, listing.files)
     else:
         names = known.files if known else choose_files(listing.files.keys(), wanted.repo)
     missing = [name for name in names if name not in listing.files]
@@ -160,45 +157,23 @@ def _needed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
     return names
 
 
-def _compared(folder: Path, name: str, listing: Listing, record: Record | None, tell: Tell) -> FileRow:
-    file, path = listing.files[name], folder / name
-    recorded = record.files.get(name) if record else None
-    known = recorded is not None and recorded.sha256 == file.sha256 and path.is_file()
-    if known and path.stat().st_size == file.size_bytes:
-        state: FileState = "present"
-    elif path.is_file():
-        tell(f"verifying {listing.repo}/{name}")
-        state = "present" if is_hub_file(path, file) else "differs"
+def _compared(here: RepoState, name: str, listing: Listing, tell: Tell) -> FileRow:
+    file, path, recorded = listing.files[name], here.folder / name, _recorded(here, name)
+    if not path.is_file():
+        return FileRow(name=name, state="missing", size_bytes=file.size_bytes, sha256=file.sha256)
+    mtime_ns = path.stat().st_mtime_ns
+    if recorded is not None and recorded.sha256 == file.sha256:
+        same = is_unchanged(path, recorded, tell)
     else:
-        state = "missing"
-    return FileRow(name=name, state=state, size_bytes=file.size_bytes, sha256=file.sha256)
-
-
-@contextmanager
-def _working_folder(folder: Path) -> Iterator[Path]:
-    """The folder for unfinished downloads, which one process at a time may write to."""
-    unfinished = folder / UNFINISHED
-    unfinished.mkdir(parents=True, exist_ok=True)
-    with (unfinished / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is fetching into {folder}; wait for it to end") from error
-        yield unfinished
-    shutil.rmtree(unfinished)  # only when all is well: what a stopped download left is continued
-
-
-def _check_space(plan: RepoState, listing: Listing, unfinished: Path) -> None:
-    files = {row.name: listing.files[row.name] for row in plan.lacking}
-    drafts = {draft_of(file, name, unfinished) for name, file in files.items()}
-    started = sum(draft.stat().st_size for draft in drafts if draft.exists())
-    needed = sum(file.size_bytes for file in files.values()) - started
-    free = shutil.disk_usage(unfinished).free
-    if needed > free:
-        raise InputError(
-            f"{plan.wanted.repo} needs {needed / 1e9:.2f} GB more and {plan.folder} has {free / 1e9:.2f} GB "
-            "free; free space or choose another folder"
-        )
+        tell(f"verifying {listing.repo}/{name}")
+        same = is_hub_file(path, file)
+    return FileRow(
+        name=name,
+        state="present" if same else "differs",
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        mtime_ns=mtime_ns if same else None,
+    )
 
 
 def _place(draft: Path, path: Path, recorded: RecordedFile | None, tell: Tell) -> None:
@@ -218,6 +193,7 @@ def _new_record(plan: RepoState, listing: Listing) -> Record:
         row.name: RecordedFile(
             size_bytes=listing.files[row.name].size_bytes,
             sha256=row.sha256 or hash_file(plan.folder / row.name),
+            mtime_ns=row.mtime_ns or (plan.folder / row.name).stat().st_mtime_ns,
         )
         for row in plan.files
     }
@@ -232,7 +208,3 @@ def _new_record(plan: RepoState, listing: Listing) -> Record:
 
 def _recorded(plan: RepoState, name: str) -> RecordedFile | None:
     return plan.record.files.get(name) if plan.record else None
-
-
-def _silent(line: str) -> None:
-    """For a caller who does not want to know."""

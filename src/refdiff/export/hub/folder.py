@@ -2,25 +2,30 @@
 
     DIR/<owner>--<name>/            the repository's files, named as on the hub
     DIR/<owner>--<name>/refdiff-fetch.json
-                                    commit, licence, sizes and hashes; written last, so only of whole files
+                                    commit, licence, sizes, hashes and times; written last, so only of whole
+                                    files
     DIR/<owner>--<name>/.refdiff-fetch/
                                     downloads that are not finished
 
-Nothing here touches the network or needs more than Python.
+Nothing here touches the network or needs more than this package does on a device.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from refdiff.errors import InputError, MissingDependencyError
-from refdiff.export.hub.names import HubName, choose_files, entry_of, is_hidden
-from refdiff.export.hub.record import RECORD, Record, read_record
+from refdiff.errors import MissingDependencyError
+from refdiff.export.hub.names import HubName, entry_of, is_index
+from refdiff.export.hub.needs import needed_files, shards_of
+from refdiff.export.hub.record import Record, RecordedFile, is_unchanged, read_record, write_record
 from refdiff.export.presets import known_source
+
+Tell = Callable[[str], None]
 
 UNFINISHED = ".refdiff-fetch"
 
@@ -65,6 +70,8 @@ class FileRow:
     state: FileState
     size_bytes: int | None = None
     sha256: str | None = None
+    mtime_ns: int | None = None
+    """When a file that is present was last changed; read before it was compared."""
 
     @property
     def usable(self) -> bool:
@@ -93,7 +100,10 @@ class RepoState:
 
     @property
     def verified(self) -> bool:
-        """Whether all of it was compared with the hub's hashes."""
+        """Whether all of it had the hub's hashes when it was last hashed, and was not touched since.
+
+        Only size and time are looked at where they are as recorded (see `is_unchanged`).
+        """
         return bool(self.files) and all(row.state == "present" for row in self.files)
 
     @property
@@ -154,45 +164,61 @@ def default_root() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "refdiff" / "checkpoints"
 
 
-def look(folder: Path, wanted: HubName) -> RepoState:
-    """What of a model is in a folder, as far as can be told without the hub: by names, and recorded sizes."""
+def silent(line: str) -> None:
+    """For a caller who does not want to know."""
+
+
+def look(folder: Path, wanted: HubName, tell: Tell = silent) -> RepoState:
+    """What of a model is in a folder, as far as can be told without the hub.
+
+    Recorded files are compared with the record (see `is_unchanged`), others by name only. A recorded file
+    that was touched and is still the same has its new time recorded, so that it is hashed once; where the
+    folder cannot be written to, each time.
+
+    Args:
+        folder: the repository's, which may be missing.
+        wanted: the model.
+        tell: told one line before a file is hashed.
+    """
     record = read_record(folder)
     if record is not None and record.repo != wanted.repo:
         record = None
-    names = _needed(folder, wanted, record)
-    return RepoState(
-        wanted=wanted,
-        folder=folder,
-        files=tuple(_row(folder, name, wanted, record) for name in names),
-        record=record,
-    )
+    names = needed_files(folder, wanted, record.files if record else ())
+    rows = tuple(_row(folder, name, wanted, record, tell) for name in names)
+    return RepoState(wanted=wanted, folder=folder, files=rows, record=_retimed(folder, rows, record))
 
 
-def _needed(folder: Path, wanted: HubName, record: Record | None) -> tuple[str, ...]:
-    if wanted.file is not None:
-        return (wanted.file,)
-    known = known_source(wanted.repo)
-    if known is not None:
-        return known.files
-    try:
-        return choose_files(_names_in(folder) | set(record.files if record else ()), wanted.repo)
-    except InputError:
-        return ()
-
-
-def _names_in(folder: Path) -> set[str]:
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name for name in names if name != RECORD and not is_hidden(name)}
-
-
-def _row(folder: Path, name: str, wanted: HubName, record: Record | None) -> FileRow:
+def _row(folder: Path, name: str, wanted: HubName, record: Record | None, tell: Tell) -> FileRow:
     path, recorded = folder / name, record.files.get(name) if record else None
-    facts: dict[str, Any] = asdict(recorded) if recorded else {}
     if not path.is_file():
-        return FileRow(name=name, state="missing", **facts)
+        return FileRow(name=name, state="missing", **_facts(recorded))
     if record is not None and not record.is_at(wanted.revision):
         return FileRow(name=name, state="differs", size_bytes=path.stat().st_size)
     if recorded is None:
-        return FileRow(name=name, state="unverified", size_bytes=path.stat().st_size)
-    same = path.stat().st_size == recorded.size_bytes
-    return FileRow(name=name, state="present" if same else "differs", **facts)
+        whole = not is_index(name) or shards_of(folder, name) is not None
+        state: FileState = "unverified" if whole else "differs"
+        return FileRow(name=name, state=state, size_bytes=path.stat().st_size)
+    mtime_ns = path.stat().st_mtime_ns
+    if not is_unchanged(path, recorded, tell):
+        return FileRow(name=name, state="differs", **_facts(recorded))
+    return FileRow(name=name, state="present", mtime_ns=mtime_ns, **_facts(recorded))
+
+
+def _facts(recorded: RecordedFile | None) -> dict[str, Any]:
+    return {"size_bytes": recorded.size_bytes, "sha256": recorded.sha256} if recorded else {}
+
+
+def _retimed(folder: Path, rows: tuple[FileRow, ...], record: Record | None) -> Record | None:
+    """The record, with the times that the verified files have now."""
+    if record is None:
+        return None
+    times = {row.name: row.mtime_ns for row in rows if row.mtime_ns is not None}
+    files = {
+        name: replace(file, mtime_ns=times.get(name, file.mtime_ns)) for name, file in record.files.items()
+    }
+    if files == record.files:
+        return record
+    retimed = replace(record, files=files)
+    with suppress(OSError):  # a folder that may only be read
+        write_record(folder, retimed)
+    return retimed

@@ -19,11 +19,10 @@ _PATTERN = re.compile(
 )
 
 _DIFFUSERS_INDEX = "model_index.json"
-_DIFFUSERS_SETTINGS = (
-    "scheduler/scheduler_config.json",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-)
+_SCHEDULER = "scheduler/scheduler_config.json"
+_TOKENIZER = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
+"""Either names the padding token. The first is what every release of transformers writes."""
+
 _DIFFUSERS_PARTS = {
     "text_encoder": ("model", "pytorch_model"),
     "vae": ("diffusion_pytorch_model",) * 2,
@@ -50,6 +49,7 @@ _FOLDER_SETTINGS = (
 )
 _SAFE, _PICKLES = (".safetensors",), (".ckpt", ".pth", ".pt", ".bin")
 _INDEX = re.compile(r"(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index(?P<variant>(\.\w+)?)\.json")
+_SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,21 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
+def is_index(name: str) -> bool:
+    """Whether a file says which shards its model's weights are in."""
+    return _INDEX.fullmatch(name) is not None
+
+
+def with_shards(weights: str, names: Collection[str]) -> tuple[str, ...]:
+    """A file of weights, and after an index those of `names` that are called as its shards."""
+    index = _INDEX.fullmatch(weights)
+    if index is None:
+        return (weights,)
+    start = re.escape(index["stem"] + index["variant"])
+    shard = re.compile(rf"{start}-\d+-of-\d+\.{index['kind']}")
+    return weights, *sorted(name for name in names if shard.fullmatch(name))
+
+
 def choose_files(names: Collection[str], repo: str) -> tuple[str, ...]:
     """The files that the loaders need, of those a repository has.
 
@@ -111,12 +126,28 @@ def choose_files(names: Collection[str], repo: str) -> tuple[str, ...]:
     Raises:
         InputError: it holds no model of a known layout, an incomplete one, or several single files.
     """
+    files = expected_files(names, repo)
+    lacks = next((name for name in files if name not in names), None)
+    if lacks is not None:
+        raise InputError(f"{repo} lacks {_alternatives(lacks)}; expected a whole Stable Diffusion 1.x or 2.x")
+    return files
+
+
+def expected_files(names: Collection[str], repo: str) -> tuple[str, ...]:
+    """As `choose_files`, for a repository of which some files may be lacking: those are named too.
+
+    Where any of several files would do and none is there, the best one is named. What a layout cannot do
+    without is known of a diffusers folder only.
+
+    Raises:
+        InputError: there is no model of a known layout, or there are several single files.
+    """
     if _DIFFUSERS_INDEX in names:
-        return tuple(_diffusers_files(names, repo))
+        return tuple(_diffusers_files(names))
     weights = next((name for name in _FOLDER_WEIGHTS if name in names), None)
     if weights is not None:
-        return (*(name for name in _FOLDER_SETTINGS if name in names), *_with_shards(weights, names))
-    top = sorted(name for name in names if "/" not in name)
+        return (*(name for name in _FOLDER_SETTINGS if name in names), *with_shards(weights, names))
+    top = sorted(name for name in names if "/" not in name and not _SHARD.fullmatch(name))
     single = [name for name in top if name.endswith(_SAFE)] or [n for n in top if n.endswith(_PICKLES)]
     if len(single) == 1:
         return (single[0],)
@@ -138,32 +169,31 @@ def entry_of(folder: Path, files: Collection[str], file: str | None = None) -> P
     return folder if lone is None or lone in _FOLDER_WEIGHTS else folder / lone
 
 
-def _diffusers_files(names: Collection[str], repo: str) -> Iterator[str]:
+def _diffusers_files(names: Collection[str]) -> Iterator[str]:
     yield _DIFFUSERS_INDEX
-    yield from (name for name in _DIFFUSERS_SETTINGS if name in names)
-    for part, stems in _DIFFUSERS_PARTS.items():
-        candidates = [f"{part}/{name}" for name in _weight_names(*stems)]
-        weights = next((name for name in candidates if name in names), None)
-        config = f"{part}/config.json"
-        if weights is None or config not in names:
-            lacks = config if weights else f"weights, one of {', '.join(candidates)}"
-            raise InputError(f"{repo} lacks {lacks}; expected a whole Stable Diffusion 1.x or 2.x")
-        yield config
-        yield from _with_shards(weights, names)
+    yield _SCHEDULER
+    yield from [name for name in _TOKENIZER if name in names] or _TOKENIZER[:1]
+    for part in _DIFFUSERS_PARTS:
+        candidates = _part_weights(part)
+        yield f"{part}/config.json"
+        yield from with_shards(next((name for name in candidates if name in names), candidates[0]), names)
 
 
-def _weight_names(safe: str, pickled: str) -> Iterator[str]:
+def _part_weights(part: str) -> list[str]:
     """Full precision before half, safetensors before a pickle, one file before shards."""
-    for variant in _VARIANTS:
-        for stem, kind in ((safe, "safetensors"), (pickled, "bin")):
-            yield f"{stem}{variant}.{kind}"
-            yield f"{stem}.{kind}.index{variant}.json"
+    safe, pickled = _DIFFUSERS_PARTS[part]
+    return [
+        f"{part}/{name}"
+        for variant in _VARIANTS
+        for stem, kind in ((safe, "safetensors"), (pickled, "bin"))
+        for name in (f"{stem}{variant}.{kind}", f"{stem}.{kind}.index{variant}.json")
+    ]
 
 
-def _with_shards(weights: str, names: Collection[str]) -> Iterator[str]:
-    yield weights
-    index = _INDEX.fullmatch(weights)
-    if index is not None:
-        start = re.escape(index["stem"] + index["variant"])
-        shard = re.compile(rf"{start}-\d+-of-\d+\.{index['kind']}")
-        yield from sorted(name for name in names if shard.fullmatch(name))
+def _alternatives(name: str) -> str:
+    """A file of a diffusers folder, and what would do in its place."""
+    if name in _TOKENIZER:
+        return " or ".join(_TOKENIZER)
+    part = name.split("/", 1)[0]
+    candidates = _part_weights(part) if part in _DIFFUSERS_PARTS else []
+    return f"weights, one of {', '.join(candidates)}" if name in candidates else name

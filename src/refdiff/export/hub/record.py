@@ -1,15 +1,18 @@
 """What was fetched into a repository's folder and compared with the hub's hashes: one small JSON file.
 
-In and out: `Record`. It is written last, so what it names was whole; nothing here touches the network.
+In and out: `Record`. It is written last, so what it names was whole; whether a file still is, is told by its
+size and time, and by its hash where those do not settle it. Nothing here touches the network.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from refdiff.contracts.bundle_draft import hash_file
 
 RECORD = "refdiff-fetch.json"
 
@@ -22,6 +25,8 @@ class RecordedFile:
 
     size_bytes: int
     sha256: str
+    mtime_ns: int = 0
+    """When it was last changed; 0, of an older record, settles nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,25 @@ def read_record(folder: Path) -> Record | None:
         return Record(**document, files=files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def is_unchanged(path: Path, recorded: RecordedFile, tell: Callable[[str], None]) -> bool:
+    """Whether a file is what was recorded; it is read only where its size is right and its time is not.
+
+    A change that keeps size and time goes unnoticed.
+
+    Args:
+        path: of a file that exists.
+        recorded: what it was.
+        tell: told one line before a file is read, which may take a while.
+    """
+    facts = path.stat()
+    if facts.st_size != recorded.size_bytes:
+        return False
+    if facts.st_mtime_ns == recorded.mtime_ns:
+        return True
+    tell(f"verifying {path}, which was touched since it was fetched")
+    return hash_file(path) == recorded.sha256
 
 
 def write_record(folder: Path, record: Record) -> None:
