@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from open_clip.model import convert_weights_to_lp
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel, SamConfig, SamMaskDecoderConfig, SamModel
+from transformers import CLIPConfig, CLIPModel, SamConfig, SamModel
 
 from refdiff.export.checkpoints.clip import VIT_B_16, ClipSizes, build_clip
 from refdiff.export.checkpoints.diffusion import DiffusionConfigs, build_text_encoder, build_unet
@@ -95,9 +95,8 @@ def draw_sam(sizes: SamSizes) -> Modules:
 
 
 def draw_transformers_sam() -> Modules:
-    """Transformers' ViT-B; its norms get segment_anything's epsilon, so that only names can differ."""
-    config = SamConfig(mask_decoder_config=SamMaskDecoderConfig(layer_norm_eps=1e-5))
-    sam = drawn(lambda: SamModel(config), seed=SEED, name="sam")
+    """Transformers' ViT-B; the epsilon of its decoder's norms is 1e-6, not 1e-5 as segment_anything's."""
+    sam = drawn(lambda: SamModel(SamConfig()), seed=SEED, name="sam")
     sam.prompt_encoder.shared_embedding = sam.shared_image_embedding  # one tensor; they were drawn apart
     return {"sam": sam}
 

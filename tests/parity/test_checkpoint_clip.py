@@ -34,8 +34,10 @@ from refdiff.export.checkpoints.clip.sizes import (
     clip_sizes,
 )
 from refdiff.export.checkpoints.clip.transformers_layout import to_open_clip, written_by_transformers
+from refdiff.export.checkpoints.folders import FOLDER_WEIGHTS
 from refdiff.export.checkpoints.parts import Part
 from refdiff.export.clip_graphs import ClipImage, ClipText
+from refdiff.export.hub.names import choose_files
 from tests.tiny_stack import tiny_stack
 
 pytestmark = pytest.mark.needs_torch
@@ -522,6 +524,8 @@ def test_settings_at_their_defaults_and_of_training_are_read_over(tmp_path: Path
         ("text_config", "eos_token_id", 7),
         ("vision_config", "image_size", 64),
         ("vision_config", "hidden_size", "wide"),
+        ("vision_config", "hidden_act", {}),
+        ("text_config", "layer_norm_eps", "z"),
         ("", "model_type", "siglip"),
         ("", "text_config", [1]),
     ],
@@ -626,17 +630,105 @@ def test_a_config_of_another_size_than_the_tensors_is_refused(tmp_path: Path) ->
     assert "says embed_dim 64, the tensors of open_clip_model.safetensors say 32" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": 3}', "{}"])
+DEEP = '{"x": ' * 100_000 + "1" + "}" * 100_000
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": 3}', "{}", DEEP])
 def test_an_unreadable_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "open_clip_config.json").write_text(text)
     safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
     assert "open_clip_config.json" in refusal(tmp_path)
 
 
-def test_pixel_statistics_that_are_no_colours_are_refused(tmp_path: Path) -> None:
-    write_config(tmp_path, preprocess_cfg={"mean": [0.5]})
+NO_STATISTICS: list[tuple[str, object]] = [
+    ("mean", [0.5]),
+    ("mean", [0.5, 0.5, "x"]),
+    ("mean", [0.5, True, 0.5]),
+    ("mean", [0.5, float("nan"), 0.5]),
+    ("mean", [0.5, 10**400, 0.5]),
+    ("std", [0.2, float("nan"), 0.2]),
+    ("std", [0.2, float("inf"), 0.2]),
+    ("std", [0.2, 0, 0.2]),
+    ("std", [0.2, -0.2, 0.2]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NO_STATISTICS)
+def test_pixel_statistics_that_are_no_colours_are_refused(tmp_path: Path, name: str, value: object) -> None:
+    write_config(tmp_path, preprocess_cfg={name: value})
     safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
-    assert "expected three numbers" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert "expected three" in message
+    assert f"open_clip_config.json: {name} is" in message
+
+
+@pytest.mark.parametrize(("name", "value"), NO_STATISTICS)
+def test_a_preprocessor_without_colours_is_refused_by_its_own_name(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    write_transformers(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({f"image_{name}": value}))
+    assert f"{tmp_path / 'preprocessor_config.json'}: image_{name} is" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"processor_config.json": {"processor_class": "CLIPProcessor"}},
+        {"preprocessor_config.json": {"processor_class": "CLIPProcessor"}},
+        {"processor_config.json": {"image_processor": None}},
+    ],
+)
+def test_a_processor_that_states_nothing_means_the_published_statistics(
+    tmp_path: Path, files: Mapping[str, Any]
+) -> None:
+    write_transformers(tmp_path)
+    for name, document in files.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    spec = load_clip(tmp_path).spec
+    assert (spec.pixel_mean, spec.pixel_std) == (ClipSpec.pixel_mean, ClipSpec.pixel_std)
+
+
+def test_a_processor_that_states_nothing_leaves_the_word_to_the_other(tmp_path: Path) -> None:
+    write_transformers(tmp_path)
+    silent, speaks = {"processor_class": "CLIPProcessor"}, {"image_mean": MEAN, "image_std": STD}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(silent))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": speaks}))
+    assert load_clip(tmp_path).spec.pixel_std == tuple(STD)
+
+
+def test_a_processor_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    write_transformers(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"image_processor": 5}')
+    assert "processor_config.json: image_processor is 5" in refusal(tmp_path)
+
+
+def test_safetensors_are_preferred_over_pickles_of_either_layout(tmp_path: Path) -> None:
+    write_transformers(tmp_path)
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"not read")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
+    assert load_clip(tmp_path).spec.embed_dim == 32
+
+
+def test_a_folder_is_read_by_the_file_that_is_fetched_from_the_hub() -> None:
+    for first in FOLDER_WEIGHTS:
+        for second in FOLDER_WEIGHTS:
+            chosen = min(first, second, key=FOLDER_WEIGHTS.index)
+            assert choose_files({first, second}, "a/b") == (chosen,)
+
+
+@pytest.mark.parametrize("kind", ["float8", "sparse"])
+@pytest.mark.parametrize("layout", ["open_clip", "transformers"])
+def test_weights_of_a_kind_that_is_not_read_are_refused_by_their_key(
+    tmp_path: Path, kind: str, layout: str
+) -> None:
+    ours = layout == "open_clip"
+    tensors = weights() if ours else dict(transformers_clip().state_dict())
+    key = "ln_final.weight" if ours else "text_model.encoder.layers.1.self_attn.q_proj.bias"
+    tensors[key] = tensors[key].to(torch.float8_e4m3fn) if kind == "float8" else tensors[key].to_sparse()
+    message = refusal(saved(tmp_path / "clip.pt", tensors))
+    assert f"clip.pt: tensor {key}" in message
+    assert kind in message
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
@@ -651,3 +743,15 @@ def test_a_folder_without_weights_says_which_files_it_may_hold(tmp_path: Path) -
 
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(("activation", "quick"), [(None, False), ("quick_gelu", True), ("gelu", False)])
+def test_a_config_that_says_nothing_of_the_activation_is_no_contradiction(
+    tmp_path: Path, activation: str | None, quick: bool
+) -> None:
+    silent = {key: value for key, value in MODEL_CFG.items() if key != "quick_gelu"}
+    saved(tmp_path / "open_clip_model.safetensors", weights())
+    write_config(tmp_path, silent)
+    model = loaded(load_clip(tmp_path, activation=activation))
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert ("QuickGELU" in kinds) == quick

@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 
+from refdiff.contracts.options import AttentionOptions
 from refdiff.errors import InputError
+from refdiff.runtime.schedule import alphas_cumprod
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -231,7 +233,7 @@ BROKEN = {
     ),
     "another vae": (
         lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderTiny"),
-        "AutoencoderTiny, expected a AutoencoderKL",
+        "_class_name names 'AutoencoderTiny', expected 'AutoencoderKL'",
     ),
     "sd 3's latents": (lambda f: edit(f / "vae" / "config.json", shift_factor=0.06), "shift_factor"),
     "inpainting": (lambda f: edit(f / "unet" / "config.json", in_channels=9), "9 input channels.*inpainting"),
@@ -249,7 +251,7 @@ BROKEN = {
     ),
     "a level that is no list": (
         lambda f: edit(f / "vae" / "config.json", block_out_channels=32),
-        "VAE with .*'block_out_channels': 32",
+        r"vae/config\.json: block_out_channels is 32, expected a list",
     ),
     "deeper transformers": (
         lambda f: edit(f / "unet" / "config.json", transformer_layers_per_block=[1, 2, 10, 1]),
@@ -279,6 +281,131 @@ def test_a_folder_that_cannot_be_used_is_refused_with_its_reason(copied, damage,
     damage(copied)
     with pytest.raises(InputError, match=message):
         load_diffusion(copied, image_size=64)
+
+
+DEEP = '{"x": ' * 100_000 + "1" + "}" * 100_000
+NO_SETTINGS = [
+    ("text_encoder/config.json", "num_attention_heads", 3),
+    ("text_encoder/config.json", "num_attention_heads", "a"),
+    ("text_encoder/config.json", "num_attention_heads", 0),
+    ("text_encoder/config.json", "num_attention_heads", True),
+    ("text_encoder/config.json", "hidden_size", None),
+    ("text_encoder/config.json", "layer_norm_eps", "z"),
+    ("text_encoder/config.json", "layer_norm_eps", float("nan")),
+    ("text_encoder/config.json", "hidden_act", {}),
+    ("text_encoder/config.json", "hidden_act", "no such"),
+    ("text_encoder/config.json", "architectures", 5),
+    ("text_encoder/config.json", "architectures", [5]),
+    ("vae/config.json", "scaling_factor", None),
+    ("vae/config.json", "scaling_factor", "x"),
+    ("vae/config.json", "scaling_factor", float("nan")),
+    ("vae/config.json", "scaling_factor", float("inf")),
+    ("vae/config.json", "scaling_factor", 10**400),
+    ("vae/config.json", "scaling_factor", 0),
+    ("vae/config.json", "scaling_factor", -0.18215),
+    ("vae/config.json", "latent_channels", None),
+    ("vae/config.json", "layers_per_block", "2"),
+    ("vae/config.json", "act_fn", 5),
+    ("vae/config.json", "down_block_types", "x"),
+    ("unet/config.json", "layers_per_block", None),
+    ("unet/config.json", "layers_per_block", 2.0),
+    ("unet/config.json", "layers_per_block", "2"),
+    ("unet/config.json", "layers_per_block", 0),
+    ("unet/config.json", "down_block_types", [{}] * 4),
+    ("unet/config.json", "mid_block_type", {}),
+    ("unet/config.json", "mid_block_type", ["UNetMidBlock2DCrossAttn"]),
+    ("unet/config.json", "in_channels", -4),
+    ("unet/config.json", "cross_attention_dim", {}),
+    ("unet/config.json", "cross_attention_dim", 64.0),
+    ("unet/config.json", "norm_eps", "z"),
+    ("unet/config.json", "norm_eps", 0),
+    ("unet/config.json", "use_linear_projection", "no"),
+    ("unet/config.json", "_class_name", {}),
+    ("scheduler/scheduler_config.json", "beta_start", float("nan")),
+    ("scheduler/scheduler_config.json", "beta_start", 0),
+    ("scheduler/scheduler_config.json", "beta_start", None),
+    ("scheduler/scheduler_config.json", "beta_end", -0.012),
+    ("scheduler/scheduler_config.json", "beta_end", float("nan")),
+    ("scheduler/scheduler_config.json", "beta_end", 1.5),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 0),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 50),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 101),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 1000.5),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", "many"),
+    ("tokenizer/tokenizer_config.json", "pad_token", []),
+    ("tokenizer/tokenizer_config.json", "pad_token", {"content": {}}),
+]
+"""File, field, and a value with which the field says nothing that can be computed with."""
+
+
+def refusal(folder):
+    """What is said against a folder, in one line."""
+    with pytest.raises(InputError) as caught:
+        load_diffusion(folder, image_size=64)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).encode()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("file", "field", "value"), NO_SETTINGS)
+def test_a_setting_that_is_no_setting_is_refused_with_its_file_and_field(copied, file, field, value):
+    edit(copied / file, **{field: value})
+    message = refusal(copied)
+    assert str(copied / file) in message
+    assert field.removeprefix("_") in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("conv_in_kernel", -7),
+        ("norm_num_groups", -7),
+        ("block_out_channels", [31] * 4),
+        ("act_fn", "\ud800"),  # which JSON can hold and no terminal can print
+    ],
+)
+def test_sizes_of_which_no_module_can_be_built_are_refused_with_the_configs_name(copied, field, value):
+    edit(copied / "unet" / "config.json", **{field: value})
+    assert str(copied / "unet" / "config.json") in refusal(copied)
+
+
+@pytest.mark.parametrize("name", ["model_index", "unet/config", "scheduler/scheduler_config"])
+@pytest.mark.parametrize(
+    "content", [DEEP.encode(), b"{" + b'"a": {' * 200 + b"}" * 201, b"\xff\xfe", b"[]", b""]
+)
+def test_a_file_that_is_no_json_object_of_settings_is_named(copied, name, content):
+    (copied / f"{name}.json").write_bytes(content)
+    assert str(copied / f"{name}.json") in refusal(copied)
+
+
+def test_the_shortest_schedule_still_has_the_level_the_method_starts_on(copied):
+    edit(copied / "scheduler" / "scheduler_config.json", num_train_timesteps=102)
+    spec = load_diffusion(copied, image_size=64).spec
+    assert 0 < alphas_cumprod(spec)[AttentionOptions.start_level] < 1
+
+
+def test_a_second_generation_folder_has_to_be_told_what_it_predicts(tmp_path):
+    folder = write_folder("sd2", tmp_path / "sd2")
+    path = folder / "scheduler" / "scheduler_config.json"
+    edit(path, prediction_type=None)
+    message = refusal(folder)
+    assert str(path) in message
+    assert "Stable Diffusion 2.x" in message
+    assert "--prediction epsilon" in message
+    for prediction in ("epsilon", "v_prediction"):
+        assert load_diffusion(folder, image_size=64, prediction=prediction).spec.prediction == prediction
+
+
+@pytest.mark.parametrize("kind", ["float8", "sparse"])
+def test_weights_of_a_kind_that_is_not_read_are_refused_before_they_are_loaded(copied, kind):
+    state = small_model("sd1")["text_encoder"].state_dict()
+    key = next(key for key in state if key.endswith("final_layer_norm.weight"))
+    state[key] = state[key].to(torch.float8_e4m3fn) if kind == "float8" else state[key].to_sparse()
+    (copied / "text_encoder" / "model.safetensors").unlink()
+    torch.save(state, copied / "text_encoder" / "pytorch_model.bin")
+    message = refusal(copied)
+    assert f"pytorch_model.bin: tensor {key}" in message
+    assert kind in message
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])

@@ -1,6 +1,7 @@
 """Checkpoint files: every format is read without copies or code, every bad one is refused in one line."""
 
 import collections
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from torch import nn  # noqa: E402
 
 from refdiff.errors import InputError  # noqa: E402
 from refdiff.export.checkpoints.files import Checkpoint, read_checkpoint  # noqa: E402
-from refdiff.export.checkpoints.fitting import fitted  # noqa: E402
+from refdiff.export.checkpoints.fitting import fitted, stand_ins  # noqa: E402
 
 
 class Toy(nn.Module):
@@ -223,12 +224,15 @@ def test_an_index_that_names_an_index_is_refused(tmp_path: Path) -> None:
         read_checkpoint(write_index(tmp_path, {"drawn": "model.safetensors.index.json"}))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": [1, 2]}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": [1, 2]}', "\x00", "[" * 100_000]
+)
 def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=re.escape(str(index)) + " is not an index of shards"):
+    with pytest.raises(InputError, match=re.escape(str(index)) + ".*(expected|JSON|nested)") as caught:
         read_checkpoint(index)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_index_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -250,7 +254,30 @@ def refusal(file: Path) -> str:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "does not exist; name a file" in refusal(tmp_path / "none.pth")
-    assert "does not exist; name a file" in refusal(tmp_path)
+
+
+def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    assert "is a folder, expected a file" in refusal(tmp_path)
+
+
+def test_a_path_that_no_disk_can_hold_is_refused(tmp_path: Path) -> None:
+    assert "File name too long" in refusal(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(toy_tensors(), file)
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason), str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # permissions would not stop a test that runs as root
+    text = refusal(file)
+    assert os.strerror(reason) in text
+    assert "damaged" not in text
 
 
 @pytest.mark.parametrize(
@@ -406,7 +433,14 @@ def test_a_fitted_module_shares_the_memory_of_full_precision_weights() -> None:
             lambda t: t.update({"norm.num_batches_tracked": torch.tensor(1.0)}),
             "tensor norm.num_batches_tracked is torch.float32, expected torch.int64",
         ),
-        (lambda t: t.update(drawn=torch.ones(5).to_sparse()), "tensor drawn is torch.float32"),
+        (lambda t: t.update(drawn=torch.ones(5).to_sparse()), "tensor drawn is stored as torch.sparse_coo"),
+        *(
+            (
+                lambda t, kind=kind: t.update(drawn=torch.ones(5).to(kind)),
+                f"tensor drawn is {kind}, expected torch.float32",
+            )
+            for kind in (torch.float8_e4m3fn, torch.float8_e5m2)
+        ),
         (lambda t: t["drawn"].__setitem__(2, float("nan")), "tensor drawn holds NaN or infinity"),
         (lambda t: t["linear.weight"].__setitem__((1, 1), float("-inf")), "tensor linear.weight holds NaN"),
         (lambda t: t.update(drawn=torch.full((5,), 1e300, dtype=torch.float64)), "tensor drawn holds NaN"),
@@ -419,6 +453,23 @@ def test_a_tensor_that_does_not_fit_is_named_with_its_file(
     change(tensors)
     with pytest.raises(InputError, match=re.escape("toy.pth: " + message)):
         fit(tensors)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_usual_precision_becomes_float32(kind: torch.dtype) -> None:
+    assert torch.equal(fit(toy_tensors() | {"drawn": torch.arange(5).to(kind)}).drawn, torch.arange(5.0))
+
+
+def test_stand_ins_cost_no_memory_and_are_refused_as_what_they_stand_for_would_be() -> None:
+    tensors = stand_ins(toy_tensors())
+    assert {name: (t.shape, t.dtype) for name, t in tensors.items()} == {
+        name: (t.shape, t.dtype) for name, t in toy_tensors().items()
+    }
+    assert tensors["linear.weight"].untyped_storage().nbytes() == 4
+    fit(tensors)
+    for odd in (torch.ones(5).to_sparse(), torch.ones(5).to(torch.float8_e5m2), torch.ones(5).int()):
+        with pytest.raises(InputError, match=r"tensor drawn is"):
+            fit(stand_ins(toy_tensors() | {"drawn": odd}))
 
 
 def test_messages_use_the_files_own_names() -> None:

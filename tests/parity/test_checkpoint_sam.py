@@ -176,7 +176,7 @@ def test_loading_again_gives_another_module_and_leaves_random_numbers_alone(tmp_
         replace(SMALL, absolute_positions=False),
         replace(SMALL, global_blocks=(0, 1, 2), window_size=0),
         replace(SMALL, window_size=20),  # wider than the grid of 16: one padded window
-        replace(SMALL, patch_size=8, masks=5, decoder_depth=1, decoder_downsampling=1, iou_depth=4),
+        replace(SMALL, patch_size=8, decoder_depth=1, decoder_downsampling=1, iou_depth=4),
         replace(SMALL, iou_depth=1, iou_width=4),
         replace(SMALL, width=56, heads=2, mlp_dim=149),
     ],
@@ -249,6 +249,16 @@ def transformers_sam(*, heads: int = 8, iou_depth: int = 3, norm_epsilon: float 
     return model
 
 
+def saved_by(model: Any, folder: Path, **options: Any) -> Path:
+    """Saved as the published ones are, which state another epsilon for the decoder than SAM's code has."""
+    model.save_pretrained(folder, **options)
+    file = folder / "config.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["mask_decoder_config"]["layer_norm_eps"] = 1e-6
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
 def difference_to_transformers(sam: Any, model: Any) -> float:
     """The largest difference of embedding, masks and IoU, each as a part of its range."""
     image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(5))
@@ -277,22 +287,29 @@ def test_a_folder_of_transformers_computes_what_transformers_does(
     tmp_path: Path, heads: int, iou_depth: int
 ) -> None:
     model = transformers_sam(heads=heads, iou_depth=iou_depth)
-    model.save_pretrained(tmp_path / "sam")
-    part = load_sam(tmp_path / "sam")
+    part = load_sam(saved_by(model, tmp_path / "sam"))
     assert part.spec == SamSpec(image_size=256, embed_channels=64, embed_size=16)
     assert difference_to_transformers(part.loaders["sam"](), model) < 1e-5
 
 
 def test_transformers_own_epsilon_is_a_difference_of_rounding(tmp_path: Path) -> None:
     model = transformers_sam(norm_epsilon=1e-6)
-    model.save_pretrained(tmp_path / "sam")
+    saved_by(model, tmp_path / "sam")
     assert difference_to_transformers(load_sam(tmp_path / "sam").loaders["sam"](), model) < 1e-4
+
+
+def test_the_published_epsilons_are_taken(tmp_path: Path) -> None:
+    transformers_sam(norm_epsilon=1e-6).save_pretrained(tmp_path)
+    document = json.loads((tmp_path / "config.json").read_text())
+    assert document["mask_decoder_config"]["layer_norm_eps"] == 1e-6
+    assert document["vision_config"]["layer_norm_eps"] == 1e-6
+    assert load_sam(tmp_path).spec.embed_channels == 64
 
 
 def test_shards_and_old_files_of_transformers_load_like_one_file(tmp_path: Path) -> None:
     model = transformers_sam()
-    model.save_pretrained(tmp_path / "one")
-    model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    saved_by(model, tmp_path / "one")
+    saved_by(model, tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     # Old files are pickles and hold the frequencies of the positions twice.
     (tmp_path / "old").mkdir()
@@ -310,7 +327,7 @@ def test_shards_and_old_files_of_transformers_load_like_one_file(tmp_path: Path)
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """A folder of transformers whose tensors went through `change`."""
-    transformers_sam().save_pretrained(folder)
+    saved_by(transformers_sam(), folder)
     file = folder / "model.safetensors"
     # Copied out of the file, which is mapped and about to be written.
     tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
@@ -364,9 +381,17 @@ def test_a_wrong_tensor_of_transformers_is_named_as_the_file_names_it(
         ('{"vision_config": {"hidden_act": "relu"}}', r"vision_config\.hidden_act is 'relu', expected"),
         ('{"mask_decoder_config": {"num_attention_heads": "8"}}', r"num_attention_heads is '8'"),
         ('{"mask_decoder_config": {"num_attention_heads": 5}}', r"final_attn.*q_proj\.weight .* 5 heads"),
-        ("[1, 2]", "is no configuration"),
-        ("{", "is no configuration"),
+        ('{"mask_decoder_config": {"num_attention_heads": true}}', r"num_attention_heads is True"),
+        ('{"vision_config": {"layer_norm_eps": 1e-5}}', r"vision_config\.layer_norm_eps is 1e-05, expected"),
+        ('{"mask_decoder_config": {"layer_norm_eps": 1e-5}}', r"mask_decoder_config\.layer_norm_eps is 1e-0"),
+        ('{"prompt_encoder_config": {"layer_norm_eps": "z"}}', r"prompt_encoder_config\.layer_norm_eps is"),
+        ('{"vision_config": {"hidden_act": {}}}', r"vision_config\.hidden_act is \{\}"),
+        ('{"vision_config": [5]}', r"vision_config is \[5\], expected an object"),
+        ("[1, 2]", "holds a list, expected an object"),
+        ("{", "is not readable as JSON"),
+        ('{"x": ' * 100_000 + "1" + "}" * 100_000, "is not readable as JSON|nested"),
     ],
+    ids=str.__len__,
 )
 def test_a_configuration_that_cannot_be_computed_is_refused(tmp_path: Path, text: str, message: str) -> None:
     transformers_sam().save_pretrained(tmp_path)
@@ -378,13 +403,15 @@ def test_a_configuration_that_cannot_be_computed_is_refused(tmp_path: Path, text
 
 def test_a_configuration_without_the_decoder_means_the_published_one(tmp_path: Path) -> None:
     model = transformers_sam()
-    model.save_pretrained(tmp_path)
+    saved_by(model, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam"}), encoding="utf-8")
     assert difference_to_transformers(load_sam(tmp_path).loaders["sam"](), model) < 1e-5
 
 
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds none of model\.safetensors, .*; name a file"):
+    with pytest.raises(
+        InputError, match=r"no SAM weights, expected one of model\.safetensors, .*; name a file"
+    ):
         load_sam(tmp_path)
 
 
@@ -439,6 +466,18 @@ REL_POS = "image_encoder.blocks.2.attn.rel_pos_h"
             r"image_encoder\.trunk\.pos_embed belongs to SAM 2",
         ),
         (
+            lambda t: t.update({"mask_decoder.mask_tokens.weight": torch.ones(6, 64)}),
+            r"mask_decoder\.mask_tokens\.weight has 6 rows, expected 4",
+        ),
+        (
+            lambda t: t.update({"mask_decoder.iou_token.weight": torch.ones(1, 64).to_sparse()}),
+            r"mask_decoder\.iou_token\.weight is stored as torch\.sparse_coo",
+        ),
+        (
+            lambda t: t.update({"mask_decoder.iou_token.weight": torch.ones(1, 64).to(torch.float8_e5m2)}),
+            r"mask_decoder\.iou_token\.weight is torch\.float8_e5m2, expected",
+        ),
+        (
             lambda t: t.update({"sam_mask_decoder.iou_token.weight": torch.ones(1)}),
             r"sam_mask_decoder\.iou_token\.weight belongs to SAM 2",
         ),
@@ -451,6 +490,51 @@ def test_a_wrong_tensor_is_named_with_its_file(
     with pytest.raises(InputError, match=re.escape(str(file)) + ": tensor .*" + message) as caught:
         load_sam(file).loaders["sam"]()
     assert "\n" not in str(caught.value)
+
+
+def test_a_sam_with_another_number_of_masks_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    torch.save(random_sam(replace(SMALL, masks=5)).state_dict(), tmp_path / "sam.pth")
+    with pytest.raises(InputError, match=r"sam\.pth: tensor mask_decoder\.mask_tokens\.weight has 6 rows"):
+        load_sam(tmp_path / "sam.pth")
+
+
+def behind_module(tensors: dict[str, Any]) -> dict[str, Any]:
+    """As torch's data-parallel training names them."""
+    return {f"module.{key}": tensor for key, tensor in tensors.items()}
+
+
+def test_a_trainers_prefix_is_taken_off(tmp_path: Path) -> None:
+    constants = {"pixel_mean": SOURCE.pixel_mean}
+    torch.save({"model": behind_module(SOURCE.state_dict() | constants)}, tmp_path / "sam.pth")
+    assert_equal(load_sam(tmp_path / "sam.pth").loaders["sam"](), SOURCE)
+
+
+def test_a_trainers_prefix_is_taken_off_transformers_names_too(tmp_path: Path) -> None:
+    saved_by(transformers_sam(), tmp_path / "plain")
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    save_file(behind_module(tensors), tmp_path / "sam.safetensors")
+    expected = copy.deepcopy(load_sam(tmp_path / "plain").loaders["sam"]())
+    assert_equal(load_sam(tmp_path / "sam.safetensors").loaders["sam"](), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("image_encoder.neck.0.weight", lambda t, key: t.pop(key)),
+        ("mask_decoder.mask_tokens.weight", lambda t, key: t.pop(key)),
+        ("mask_decoder.hf_token.weight", lambda t, key: t.update({key: torch.ones(1)})),
+        ("extra.weight", lambda t, key: t.update({key: torch.ones(1)})),
+        ("pixel_mean", lambda t, key: t.update({key: torch.ones(3)})),
+    ],
+)
+def test_a_wrong_tensor_is_named_with_the_trainers_prefix(
+    tmp_path: Path, name: str, change: Callable[[dict[str, Any], str], object]
+) -> None:
+    tensors = behind_module(dict(SOURCE.state_dict()))
+    change(tensors, f"module.{name}")
+    torch.save(tensors, tmp_path / "sam.pth")
+    with pytest.raises(InputError, match=rf"tensor module\.{re.escape(name)} "):
+        load_sam(tmp_path / "sam.pth").loaders["sam"]()
 
 
 def test_a_clip_given_as_sam_is_refused_by_file_and_tensor(tmp_path: Path) -> None:

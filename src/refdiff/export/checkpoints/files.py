@@ -7,13 +7,13 @@ TorchScript archives through torch's own, which knows no Python, and only if the
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,12 +25,17 @@ import torch
 
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.errors import InputError
+from refdiff.export.checkpoints.configs import read_json
+from refdiff.export.checkpoints.folders import refusing_what_cannot_be_read
 
 INDEX_SUFFIXES = (".index.json", ".index.fp16.json")
 """Of files that say which shard holds which tensor."""
 
 _WRAPPERS = ("state_dict", "model", "module")
 """Keys under which trainers nest the weights."""
+
+_TRAINER = "module."
+"""Put before every name by torch's data-parallel training."""
 
 
 class _Bystander:
@@ -62,14 +67,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint file, or the shards an index names.
 
     Raises:
-        InputError: there is no such file, or it is truncated, of no known format, without weights, or a
-            pickle that wants to run code.
+        InputError: there is no such file, or it cannot be opened, is truncated, of no known format, without
+            weights, or a pickle that wants to run code.
     """
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist; name a file or folder that does")
+    with refusing_what_cannot_be_read(path):
+        if path.is_dir():
+            raise InputError(f"checkpoint {path} is a folder, expected a file; name one in it")
+        if not path.is_file():
+            raise InputError(f"checkpoint {path} does not exist; name a file or folder that does")
     if path.name.endswith(INDEX_SUFFIXES):
         return _read_shards(path)
     return Checkpoint(path, _read(path), (path,))
+
+
+def trainer_prefix(names: Collection[str]) -> str:
+    """What data-parallel training put before all of a checkpoint's names: "module." or nothing."""
+    return _TRAINER if all(name.startswith(_TRAINER) for name in names) else ""
 
 
 def _read_shards(index: Path) -> Checkpoint:
@@ -88,10 +101,12 @@ def _read_shards(index: Path) -> Checkpoint:
 
 def _shard_names(index: Path) -> dict[str, str]:
     """Tensor -> the file beside the index that holds it."""
-    try:
-        names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{index} is not an index of shards ({error}); fetch it again") from error
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise InputError(
+            f"{index} is not an index of shards: its weight_map is {names!r}, expected an object; "
+            "fetch it again"
+        )
     if not names:
         raise InputError(f"{index} names no tensors, expected a weight_map with some; fetch it again")
     for key, name in names.items():
@@ -143,8 +158,17 @@ def _refusing_damage(path: Path) -> Iterator[None]:
             f"{path} holds more than weights, and loading it could run code, or it is damaged: "
             f"{_culprit(error)}; convert it to safetensors where it came from"
         ) from error
+    except OSError as error:
+        # A reader that damage sends to a place outside of the file gets EINVAL.
+        if error.errno in (None, errno.EINVAL):
+            raise _damaged(path, error) from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # bytes that are wrong by chance raise anything at all out of these readers
-        raise InputError(f"{path} is damaged or truncated ({_first_line(error)}); fetch it again") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged or truncated ({_first_line(error)}); fetch it again")
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -14,6 +14,9 @@ from refdiff.errors import InputError
 
 Module = TypeVar("Module", bound=nn.Module)
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What weights are trained and published in. Narrower kinds need scales that a state dict does not have."""
+
 
 def fitted(
     build: Callable[[], Module],
@@ -53,6 +56,45 @@ def fitted(
     return module.eval().requires_grad_(requires_grad=False)
 
 
+def stand_ins(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of the same shapes and kinds that cost no memory: one zero each, seen everywhere.
+
+    For `fitted`, to find what it would refuse without reading a weight. What it refuses by its kind, and what
+    is no floating point number, stands for itself. Meta tensors will do.
+    """
+    return {
+        name: torch.zeros(()).expand(tensor.shape)
+        if tensor.is_floating_point() and _odd_kind(tensor) is None
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def check_kinds(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Refuse what no module takes, before anything is computed of it.
+
+    Args:
+        tensors: by the file's names.
+        file: where they came from, for messages.
+
+    Raises:
+        InputError: a tensor is sparse or quantized, or of floating point numbers narrower than 16 bits.
+    """
+    for name, tensor in tensors.items():
+        problem = _odd_kind(tensor)
+        if problem is not None:
+            raise InputError(f"{file}: tensor {name} {problem}")
+
+
+def _odd_kind(tensor: torch.Tensor) -> str | None:
+    if tensor.layout != torch.strided:
+        return f"is stored as {tensor.layout}, expected a dense tensor; save it with to_dense()"
+    if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _FLOATS):
+        known = ", ".join(map(str, _FLOATS))
+        return f"is {tensor.dtype}, expected {known}; use a checkpoint that is not quantized"
+    return None
+
+
 def _check_names(
     expected: Mapping[str, torch.Tensor],
     tensors: Mapping[str, torch.Tensor],
@@ -75,7 +117,10 @@ def _mismatch(got: torch.Tensor, expected: torch.Tensor) -> str | None:
             f"has shape {list(got.shape)}, expected {list(expected.shape)} by the sizes of the others; "
             "this is not a known architecture"
         )
-    if got.layout != torch.strided or got.is_floating_point() != expected.is_floating_point():
+    odd = _odd_kind(got)
+    if odd is not None:
+        return odd
+    if got.is_floating_point() != expected.is_floating_point():
         return f"is {got.dtype}, expected {expected.dtype}; use a checkpoint that is not quantized"
     return None
 

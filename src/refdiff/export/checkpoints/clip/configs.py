@@ -7,7 +7,6 @@ A setting that would change the computation and that a plain CLIP does not have 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import CLIPConfig
 
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
+from refdiff.export.checkpoints.configs import is_number, is_whole, one_line, read_json
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS_CONFIG = "config.json"
@@ -35,6 +35,9 @@ _TEXT_KEYS = {
 _ACTIVATIONS = {"gelu": False, "quick_gelu": True}
 """transformers' `hidden_act` -> whether it is QuickGELU."""
 
+_STATISTICS = ("image_mean", "image_std")
+"""What is read of a preprocessor's settings."""
+
 _LAYER_NORM_EPS = 1e-5
 """torch's default, with which open_clip builds."""
 
@@ -47,7 +50,8 @@ class ClipConfig:
     """A config that was found, in the words of `ClipSizes`."""
 
     file: Path
-    quick_gelu: bool
+    quick_gelu: bool | None
+    """None: the config does not say; open_clip then means GELU."""
     vision_heads: int
     text_heads: int
     pixel_mean: Triple
@@ -62,7 +66,7 @@ def read_open_clip_config(file: Path) -> ClipConfig:
     Raises:
         InputError: it is not one, or describes no plain CLIP.
     """
-    document = _document(file)
+    document = read_json(file)
     model = _section(document, "model_cfg", file)
     _check_plain(model, {}, _MODEL_KEYS, f"{file}: model_cfg")
     vision = _with_defaults(_section(model, "vision_cfg", file), open_clip.CLIPVisionCfg, _VISION_KEYS, file)
@@ -74,7 +78,7 @@ def read_open_clip_config(file: Path) -> ClipConfig:
         vision_heads=_whole(vision, "width", file) // _whole(vision, "head_width", file),
         text_heads=_whole(text, "heads", file),
         pixel_mean=_triple(pictures, "mean", ClipSpec.pixel_mean, file),
-        pixel_std=_triple(pictures, "std", ClipSpec.pixel_std, file),
+        pixel_std=_triple(pictures, "std", ClipSpec.pixel_std, file, positive=True),
         stated={
             "embed_dim": _whole(model, "embed_dim", file),
             "image_size": _whole(vision, "image_size", file),
@@ -95,7 +99,7 @@ def read_transformers_config(file: Path) -> ClipConfig:
     Raises:
         InputError: it is not one, or it describes no plain CLIP.
     """
-    document = _document(file)
+    document = read_json(file)
     kind = document.get("model_type")
     if kind != CLIPConfig.model_type:
         raise InputError(
@@ -104,9 +108,7 @@ def read_transformers_config(file: Path) -> ClipConfig:
     try:
         model = CLIPConfig.from_dict(dict(document)).to_dict()  # with its defaults, and older spellings read
     except Exception as error:  # whose class differs from release to release
-        raise InputError(
-            f"{file} is no config of a CLIPModel ({_one_line(error)}); fetch it again"
-        ) from error
+        raise InputError(f"{file} is no config of a CLIPModel ({one_line(error)}); fetch it again") from error
     vision, text = _section(model, "vision_config", file), _section(model, "text_config", file)
     quick = _is_quick(vision, "vision_config", file)
     if _is_quick(text, "text_config", file) != quick:
@@ -120,14 +122,14 @@ def read_transformers_config(file: Path) -> ClipConfig:
             f"{file}: text_config.eos_token_id is {text.get('eos_token_id')!r}, expected the last id, "
             f"{vocabulary - 1}, as in CLIP's vocabulary"
         )
-    pictures = _preprocessor(file.parent)
+    pictures, picture_file = _preprocessor(file.parent)
     return ClipConfig(
         file=file,
         quick_gelu=quick,
         vision_heads=_whole(vision, "num_attention_heads", file),
         text_heads=_whole(text, "num_attention_heads", file),
-        pixel_mean=_triple(pictures, "image_mean", ClipSpec.pixel_mean, file),
-        pixel_std=_triple(pictures, "image_std", ClipSpec.pixel_std, file),
+        pixel_mean=_triple(pictures, "image_mean", ClipSpec.pixel_mean, picture_file),
+        pixel_std=_triple(pictures, "image_std", ClipSpec.pixel_std, picture_file, positive=True),
         stated={
             "embed_dim": _whole(model, "projection_dim", file),
             "image_size": _whole(vision, "image_size", file),
@@ -147,7 +149,7 @@ def read_transformers_config(file: Path) -> ClipConfig:
 def _is_quick(tower: Mapping[str, Any], name: str, file: Path) -> bool:
     """Whether a tower of transformers' computes QuickGELU, and nothing that open_clip's cannot."""
     activation, eps = tower.get("hidden_act"), tower.get("layer_norm_eps")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise InputError(
             f"{file}: {name}.hidden_act is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}"
         )
@@ -156,14 +158,21 @@ def _is_quick(tower: Mapping[str, Any], name: str, file: Path) -> bool:
     return _ACTIVATIONS[activation]
 
 
-def _preprocessor(folder: Path) -> Mapping[str, Any]:
-    """The image processor's settings, in a file of their own or, in newer releases, in a shared one."""
+def _preprocessor(folder: Path) -> tuple[Mapping[str, Any], Path]:
+    """The image processor's settings and where they stand: alone or, in newer releases, in a shared file.
+
+    A file without pixel statistics says nothing: some hold no more than the name of a class.
+    """
     alone, shared = folder / "preprocessor_config.json", folder / "processor_config.json"
     if alone.is_file():
-        return _document(alone)
+        settings: Mapping[str, Any] = read_json(alone)
+        if any(settings.get(name) is not None for name in _STATISTICS):
+            return settings, alone
     if shared.is_file():
-        return _section(_document(shared), "image_processor", shared)
-    return {}
+        document = read_json(shared)
+        if document.get("image_processor") is not None:
+            return _section(document, "image_processor", shared), shared
+    return {}, shared
 
 
 def _with_defaults(section: Mapping[str, Any], kind: Any, known: set[str], file: Path) -> dict[str, Any]:
@@ -185,16 +194,6 @@ def _check_plain(
             )
 
 
-def _document(file: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({_one_line(error)}); fetch it again") from error
-    if not isinstance(document, Mapping):
-        raise InputError(f"{file} holds a {type(document).__name__}, expected an object; fetch it again")
-    return document
-
-
 def _section(document: Mapping[str, Any], key: str, file: Path) -> Mapping[str, Any]:
     section = document.get(key)
     if not isinstance(section, Mapping):
@@ -207,27 +206,27 @@ def _whole(section: Mapping[str, Any], key: str, file: Path) -> int:
     value = section.get(key)
     if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value):
         raise InputError(f"{file}: {key} is {value!r}, expected a whole number: no ResNet, no oblong picture")
     return value
 
 
-def _switch(section: Mapping[str, Any], key: str, file: Path) -> bool:
-    value = section.get(key, False)
-    if not isinstance(value, bool):
+def _switch(section: Mapping[str, Any], key: str, file: Path) -> bool | None:
+    value = section.get(key)
+    if value is not None and not isinstance(value, bool):
         raise InputError(f"{file}: {key} is {value!r}, expected true or false")
     return value
 
 
-def _triple(section: Mapping[str, Any], key: str, default: Triple, file: Path) -> Triple:
+def _triple(
+    section: Mapping[str, Any], key: str, default: Triple, file: Path, *, positive: bool = False
+) -> Triple:
     value = section.get(key)
     if value is None:
         return default
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
-        raise InputError(f"{file}: {key} is {value!r}, expected three numbers, red, green, blue")
+    sound = isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
+    if not sound or (positive and min(value) <= 0):
+        numbers = "finite numbers above 0" if positive else "finite numbers"
+        raise InputError(f"{file}: {key} is {value!r}, expected three {numbers}: red, green, blue")
     red, green, blue = map(float, value)
     return red, green, blue
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

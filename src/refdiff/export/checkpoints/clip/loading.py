@@ -37,32 +37,19 @@ from refdiff.export.checkpoints.clip.transformers_layout import (
     to_open_clip,
     written_by_transformers,
 )
-from refdiff.export.checkpoints.files import read_checkpoint
-from refdiff.export.checkpoints.fitting import fitted
+from refdiff.export.checkpoints.files import read_checkpoint, trainer_prefix
+from refdiff.export.checkpoints.fitting import check_kinds, fitted, stand_ins
+from refdiff.export.checkpoints.folders import FOLDER_WEIGHTS, weights_file
 from refdiff.export.checkpoints.parts import Part
 
 ACTIVATIONS = ("gelu", "quick_gelu")
 """What `--clip-activation` may be."""
-
-_IN_A_FOLDER = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""File names on the hub; first open_clip's, which are loaded as they are."""
 
 _OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Not weights. Source: openai/CLIP, model.py, build_model; no other archives have them."""
 
 _CAUSAL_MASK = "attn_mask"
 """Nor is this: a traced open_clip.CLIP keeps the constant among its buffers."""
-
-_TRAINER = "module."
-"""Put before every name by torch's data-parallel training."""
-
 
 _FOREIGN = {
     "text_decoder.": "a CoCa model",
@@ -107,8 +94,9 @@ def load_clip(source: Path, *, activation: str | None = None) -> Part[ClipSpec]:
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"got the activation {activation!r}, expected {' or '.join(ACTIVATIONS)}")
-    file = _weights_file(source)
+    file = weights_file(source, FOLDER_WEIGHTS, "CLIP")
     checkpoint = read_checkpoint(file)
+    check_kinds(checkpoint.tensors, file)
     outline = _arranged({name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}, file)
     _refuse_foreign(outline, file)
     config = _config_beside(file, from_transformers=outline.from_transformers)
@@ -120,7 +108,7 @@ def load_clip(source: Path, *, activation: str | None = None) -> Part[ClipSpec]:
         written_as=outline.written_as,
     )
     # Every name and shape is checked here, without a byte of weights.
-    _fitted(replace(outline, tensors=_stand_ins(outline.tensors)), sizes, file)
+    _fitted(replace(outline, tensors=stand_ins(outline.tensors)), sizes, file)
     return Part(
         spec=clip_spec(sizes),
         loaders={"clip": partial(_load, file, sizes)},
@@ -137,23 +125,8 @@ def _fitted(arranged: _Arranged, sizes: ClipSizes, file: Path) -> open_clip.CLIP
     return fitted(partial(build_clip, sizes), arranged.tensors, file=file, written_as=arranged.written_as)
 
 
-def _stand_ins(outline: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of these shapes and kinds that cost no memory: one zero each, seen everywhere."""
-    kinds = {name: torch.float32 if one.is_floating_point() else one.dtype for name, one in outline.items()}
-    return {name: torch.zeros((), dtype=kinds[name]).expand(one.shape) for name, one in outline.items()}
-
-
-def _weights_file(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    found = next((source / name for name in _IN_A_FOLDER if (source / name).is_file()), None)
-    if found is None:
-        raise InputError(f"{source} holds no CLIP weights, expected one of {', '.join(_IN_A_FOLDER)}")
-    return found
-
-
 def _arranged(tensors: Mapping[str, torch.Tensor], file: Path) -> _Arranged:
-    trainer = _TRAINER if all(name.startswith(_TRAINER) for name in tensors) else ""
+    trainer = trainer_prefix(tensors)
     tensors = {name[len(trainer) :]: tensor for name, tensor in tensors.items()}
     if is_transformers(tensors):
         return _Arranged(
@@ -192,10 +165,12 @@ def _is_quick(file: Path, activation: str | None, config: ClipConfig | None, *, 
     said: dict[str, bool] = {}
     if from_openai:
         said[f"{file} (its entry input_resolution is OpenAI's)"] = True
-    if config is not None:
+    if config is not None and config.quick_gelu is not None:
         said[str(config.file)] = config.quick_gelu
     if activation is not None:
         said["--clip-activation"] = activation == "quick_gelu"
+    if not said and config is not None:
+        return False  # open_clip's own default
     if not said:
         raise InputError(
             f"{file} does not say whether it was trained with GELU or QuickGELU, and neither does a config "

@@ -7,25 +7,23 @@ missing or surplus tensor is named and nothing is held twice.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig
 
 from refdiff.contracts.spec import Padding, Prediction
 from refdiff.errors import InputError
-from refdiff.export.checkpoints.diffusion.diffusers_scheduler import Schedule, read_json, read_schedule
+from refdiff.export.checkpoints.configs import positive, read_json
+from refdiff.export.checkpoints.diffusion.diffusers_scheduler import Schedule, read_schedule
+from refdiff.export.checkpoints.diffusion.module_configs import module_config, text_config
+from refdiff.export.checkpoints.diffusion.prediction import told_prediction
 from refdiff.export.checkpoints.diffusion.sizes import (
     SCALING_FACTOR,
-    TEXT_FIELDS,
     UNET_FIELDS,
-    UNUSED_IDS,
     VAE_FIELDS,
-    Config,
     DiffusionConfigs,
     build_text_encoder,
     build_unet,
@@ -38,9 +36,6 @@ INDEX = "model_index.json"
 _CLASSES = {"text_encoder": "CLIPTextModel", "vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}
 _FOREIGN_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
 """Of SDXL, SD 3, Flux and others; pipelines without one may list it as nulls."""
-
-_WITHOUT_EFFECT = ("sample_size", "force_upcast", "upcast_attention", "scaling_factor", "dropout")
-"""Fields of a config that change neither a shape nor a result in float32; the scaling is read by itself."""
 
 _STEMS = {
     "text_encoder": ("model", "pytorch_model"),
@@ -70,15 +65,21 @@ def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
         InputError: a part is missing, damaged or of another model, or the folder says otherwise.
     """
     _check_index(folder)
-    vae_document = _document(folder, "vae")
-    schedule = read_schedule(folder / "scheduler" / "scheduler_config.json")
+    files = {part: folder / part / "config.json" for part in _CLASSES}
+    documents = {part: _document(file, part) for part, file in files.items()}
+    unet = module_config(UNet2DConditionModel, documents["unet"], UNET_FIELDS, files["unet"])
+    scaling = documents["vae"].get("scaling_factor", SCALING_FACTOR)
+    schedule_file = folder / "scheduler" / "scheduler_config.json"
+    schedule = read_schedule(schedule_file)
     configs = DiffusionConfigs(
-        text=_text_config(folder),
-        vae=_config(folder, AutoencoderKL, vae_document, VAE_FIELDS, part="vae"),
-        unet=_config(folder, UNet2DConditionModel, _document(folder, "unet"), UNET_FIELDS, part="unet"),
-        prediction=_agreed(schedule, prediction, folder),
+        text=text_config(documents["text_encoder"], files["text_encoder"]),
+        vae=module_config(AutoencoderKL, documents["vae"], VAE_FIELDS, files["vae"]),
+        unet=unet,
+        prediction=_agreed(
+            schedule, prediction, schedule_file, second_generation=unet["use_linear_projection"]
+        ),
         padding=_padding(folder / "tokenizer"),
-        scaling_factor=float(vae_document.get("scaling_factor", SCALING_FACTOR)),
+        scaling_factor=positive(scaling, "scaling_factor", files["vae"]),
         train_timesteps=schedule.train_timesteps,
         beta_start=schedule.beta_start,
         beta_end=schedule.beta_end,
@@ -90,7 +91,12 @@ def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
         "unet": {},
     }
     weights = {
-        name: Weights(file=_weight_file(folder, name), build=partial(build, configs), **special[name])
+        name: Weights(
+            file=_weight_file(folder, name),
+            build=partial(build, configs),
+            sized_by=files[name],
+            **special[name],
+        )
         for name, build in builders.items()
     }
     return FoundModel(configs=configs, weights=weights)
@@ -110,65 +116,33 @@ def _check_index(folder: Path) -> None:
             )
 
 
-def _document(folder: Path, part: str) -> Mapping[str, Any]:
+def _document(path: Path, part: str) -> Mapping[str, Any]:
     """A part's config.json, of the class it has to be."""
-    path = folder / part / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} lacks {part}/config.json; fetch the whole model")
+        raise InputError(f"{path.parent.parent} lacks {part}/config.json; fetch the whole model")
     document = read_json(path)
-    kinds = [document.get("_class_name"), *(document.get("architectures") or ())]
-    wrong = next((kind for kind in kinds if kind not in (None, _CLASSES[part])), None)
-    if wrong is not None:
-        raise InputError(
-            f"{path} is of a {wrong}, expected a {_CLASSES[part]}; use Stable Diffusion 1.x or 2.x"
-        )
+    stated = document.get("architectures") or []
+    kinds = {"_class_name": [document.get("_class_name")]}
+    kinds["architectures"] = stated if isinstance(stated, list) else [stated]
+    for field, found in kinds.items():
+        wrong = next((kind for kind in found if kind not in (None, _CLASSES[part])), None)
+        if wrong is not None:
+            raise InputError(
+                f"{path}: {field} names {wrong!r}, expected {_CLASSES[part]!r}; "
+                "use Stable Diffusion 1.x or 2.x"
+            )
     return document
 
 
-def _config(
-    folder: Path, kind: Any, document: Mapping[str, Any], always: Iterable[str], *, part: str
-) -> Config:
-    """A diffusers config: the named fields, and whatever differs from the class's defaults."""
-    parameters = inspect.signature(kind.__init__).parameters
-    defaults = {name: item.default for name, item in parameters.items() if name != "self"}
-    given = {
-        key: _tuples(value)
-        for key, value in document.items()
-        if not key.startswith("_") and key not in _WITHOUT_EFFECT
-    }
-    unknown = [key for key, value in given.items() if key not in defaults and value]
-    if unknown:
-        raise InputError(
-            f"{folder / part / 'config.json'} sets {unknown[0]!r}, which this version of diffusers does not "
-            "know; install a newer one"
-        )
-    fields = {key: given.get(key, defaults[key]) for key in always}
-    return fields | {key: given[key] for key in given if key in defaults and given[key] != defaults[key]}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _text_config(folder: Path) -> Config:
-    document = _document(folder, "text_encoder")
-    try:
-        given = {key: document[key] for key in TEXT_FIELDS if key in document}
-        config = CLIPTextConfig(**given, **UNUSED_IDS)
-    except (TypeError, ValueError) as error:
-        path = folder / "text_encoder" / "config.json"
-        raise InputError(f"{path} is not a CLIP text config ({error}); fetch it again") from error
-    return {field: getattr(config, field) for field in TEXT_FIELDS}
-
-
-def _agreed(schedule: Schedule, asked: Prediction | None, folder: Path) -> Prediction:
+def _agreed(
+    schedule: Schedule, asked: Prediction | None, file: Path, *, second_generation: bool
+) -> Prediction:
     """What the UNet predicts, by the folder and the caller."""
     if schedule.prediction is not None and asked not in (None, schedule.prediction):
         raise InputError(
-            f"got prediction {asked}, but {folder / 'scheduler' / 'scheduler_config.json'} says "
-            f"{schedule.prediction}; leave the option out"
+            f"got prediction {asked}, but {file} says {schedule.prediction}; leave the option out"
         )
-    return schedule.prediction or asked or "epsilon"
+    return told_prediction(schedule.prediction or asked, file, second_generation=second_generation)
 
 
 def _padding(tokenizer: Path) -> Padding:
@@ -185,7 +159,7 @@ def _padding(tokenizer: Path) -> Padding:
         content = token.get("content") if isinstance(token, dict) else token
         if content is None:
             continue
-        if content not in _PAD_TOKENS:
+        if not isinstance(content, str) or content not in _PAD_TOKENS:
             raise InputError(
                 f"{path}: pad_token is {content!r}, expected one of {list(_PAD_TOKENS)}; "
                 "use Stable Diffusion 1.x or 2.x"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast, get_args
 
+from refdiff.contracts.options import AttentionOptions
 from refdiff.contracts.spec import Prediction
 from refdiff.errors import InputError
+from refdiff.export.checkpoints.configs import is_whole, positive, read_json
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
@@ -54,27 +55,26 @@ def read_schedule(path: Path) -> Schedule:
         raise InputError(
             f"{path}: prediction_type is {prediction!r}, expected one of {', '.join(get_args(Prediction))}"
         )
-    try:
-        return Schedule(
-            beta_start=float(document["beta_start"]),
-            beta_end=float(document["beta_end"]),
-            train_timesteps=int(document["num_train_timesteps"]),
-            prediction=cast("Prediction | None", prediction),
+    return Schedule(
+        beta_start=_beta(document, "beta_start", path),
+        beta_end=_beta(document, "beta_end", path),
+        train_timesteps=_timesteps(document["num_train_timesteps"], path),
+        prediction=cast("Prediction | None", prediction),
+    )
+
+
+def _beta(document: Mapping[str, Any], field: str, path: Path) -> float:
+    """A variance of the noise that one step adds."""
+    beta = positive(document[field], field, path)
+    if beta >= 1:
+        raise InputError(f"{path}: {field} is {beta!r}, expected a variance below 1")
+    return beta
+
+
+def _timesteps(value: Any, path: Path) -> int:
+    if not is_whole(value) or value <= AttentionOptions.start_level:
+        raise InputError(
+            f"{path}: num_train_timesteps is {value!r}, expected a whole number above "
+            f"{AttentionOptions.start_level}, the level the method starts on"
         )
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} has a level that is no number ({error}); fetch it again") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON ({error}); fetch it again") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path} holds a {type(document).__name__}, expected an object; fetch it again")
-    return document
+    return value

@@ -16,6 +16,7 @@ from refdiff.contracts.spec import Prediction
 from refdiff.errors import InputError
 from refdiff.export.checkpoints.diffusion import ldm_keys, ldm_sizes
 from refdiff.export.checkpoints.diffusion.ldm_sizes import OPEN_CLIP, TEXT, UNET, VAE, Shapes
+from refdiff.export.checkpoints.diffusion.prediction import told_prediction
 from refdiff.export.checkpoints.diffusion.sizes import (
     DiffusionConfigs,
     build_text_encoder,
@@ -88,16 +89,11 @@ def infer_configs(shapes: Shapes, prediction: Prediction | None) -> DiffusionCon
         InputError: a tensor is missing, or it cannot be told what the UNet predicts.
     """
     second_generation = ldm_sizes.is_open_clip(shapes)
-    if prediction is None and second_generation:
-        raise InputError(
-            f"{shapes.file} is of Stable Diffusion 2.x, whose weights do not tell what the UNet predicts; "
-            "say it: --prediction epsilon (the 512 px base models) or --prediction v_prediction (768 px)"
-        )
     configs = DiffusionConfigs(
         text=ldm_sizes.text_config(shapes),
         vae=ldm_sizes.vae_config(shapes),
         unet=ldm_sizes.unet_config(shapes),
-        prediction=prediction or "epsilon",
+        prediction=told_prediction(prediction, shapes.file, second_generation=second_generation),
         padding="end",
     )
     return replace(configs, padding="zero") if second_generation else configs

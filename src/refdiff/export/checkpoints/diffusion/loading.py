@@ -15,6 +15,7 @@ from refdiff.export.checkpoints.diffusion.diffusers_folder import read_folder
 from refdiff.export.checkpoints.diffusion.ldm import read_ldm
 from refdiff.export.checkpoints.diffusion.taps import diffusion_spec
 from refdiff.export.checkpoints.files import read_checkpoint
+from refdiff.export.checkpoints.folders import refusing_what_cannot_be_read
 from refdiff.export.checkpoints.parts import Part
 
 
@@ -35,10 +36,11 @@ def load_diffusion(source: Path, *, image_size: int, prediction: str | None = No
             contradicts an argument.
     """
     wanted = _prediction(prediction)
-    if not source.exists():
-        raise InputError(f"diffusion checkpoint {source} does not exist; name a folder or file that does")
-    found = read_folder(source, wanted) if source.is_dir() else read_ldm(source, wanted)
-    spec = diffusion_spec(found.configs, image_size)
+    with refusing_what_cannot_be_read(source):
+        if not source.exists():
+            raise InputError(f"diffusion checkpoint {source} does not exist; name a folder or file that does")
+        found = read_folder(source, wanted) if source.is_dir() else read_ldm(source, wanted)
+    spec = diffusion_spec(found.configs, image_size, whose=str(source))
     checkpoints = {file: read_checkpoint(file) for file in {part.file for part in found.weights.values()}}
     for part in found.weights.values():
         part.check(checkpoints[part.file].tensors)

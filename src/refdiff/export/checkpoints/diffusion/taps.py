@@ -5,7 +5,7 @@ In: configs and the picture's side. Out: a `DiffusionSpec`, or why this model ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from refdiff.contracts.spec import CONTEXT_LENGTH, DiffusionSpec
@@ -18,10 +18,10 @@ TAPPED_LEVEL = 2
 CROSS_MID = "UNetMidBlock2DCrossAttn"
 CROSS_DOWN = "CrossAttnDownBlock2D"
 CROSS_UP = "CrossAttnUpBlock2D"
-_KNOWN: Mapping[str, Collection[str | None]] = {
-    "down_block_types": {CROSS_DOWN, "DownBlock2D"},
-    "mid_block_type": {CROSS_MID, None},
-    "up_block_types": {CROSS_UP, "UpBlock2D"},
+_KNOWN: Mapping[str, Sequence[str | None]] = {
+    "down_block_types": (CROSS_DOWN, "DownBlock2D"),
+    "mid_block_type": (CROSS_MID, None),
+    "up_block_types": (CROSS_UP, "UpBlock2D"),
 }
 
 _EXTRA_INPUTS = (
@@ -36,18 +36,21 @@ _OTHER_ATTENTION = ("dual_cross_attention", "only_cross_attention")
 _OTHER_LATENTS = ("shift_factor", "latents_mean", "latents_std")
 
 
-def diffusion_spec(configs: DiffusionConfigs, image_size: int) -> DiffusionSpec:
+def diffusion_spec(
+    configs: DiffusionConfigs, image_size: int, *, whose: str = "this diffusion model"
+) -> DiffusionSpec:
     """The sizes the runtime, the reference and the exporter read.
 
     Args:
         configs: of the model.
         image_size: side in px of the square picture.
+        whose: the configs are, for messages.
 
     Raises:
         InputError: the method cannot use such a model, or some level of its UNet would not be whole at this
             side.
     """
-    check_configs(configs)
+    check_configs(configs, whose)
     factor = 2 ** (len(configs.vae["block_out_channels"]) - 1)
     coarsest = factor * 2 ** (len(configs.unet["block_out_channels"]) - 1)
     if image_size < coarsest or image_size % coarsest:
@@ -59,7 +62,7 @@ def diffusion_spec(configs: DiffusionConfigs, image_size: int) -> DiffusionSpec:
     layers = tuple(_tapped_layers(configs.unet))
     if not layers:
         raise InputError(
-            "this UNet has no cross-attention at a quarter of the latent's side, expected at least one layer "
+            f"{whose} has no cross-attention at a quarter of the latent's side, expected at least one layer "
             "to read the attention from; use a UNet of Stable Diffusion 1.x or 2.x"
         )
     return DiffusionSpec(
@@ -79,14 +82,18 @@ def diffusion_spec(configs: DiffusionConfigs, image_size: int) -> DiffusionSpec:
     )
 
 
-def check_configs(configs: DiffusionConfigs) -> None:
+def check_configs(configs: DiffusionConfigs, whose: str) -> None:
     """Refuse a model the method has no words for.
+
+    Args:
+        configs: of the model.
+        whose: they are, for messages.
 
     Raises:
         InputError: it needs inputs the method does not have, or its modules do not fit each other.
     """
     for found, advice in _objections(configs):
-        raise InputError(f"this diffusion model {found}; {advice}")
+        raise InputError(f"{whose} {found}; {advice}")
 
 
 def _objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:

@@ -14,9 +14,10 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from refdiff.errors import InputError
+from refdiff.export.checkpoints.configs import one_line
 from refdiff.export.checkpoints.diffusion.sizes import DiffusionConfigs
 from refdiff.export.checkpoints.files import read_checkpoint
-from refdiff.export.checkpoints.fitting import fitted
+from refdiff.export.checkpoints.fitting import check_kinds, fitted, stand_ins
 
 Keys = Callable[[Sequence[str], Collection[str]], Mapping[str, str]]
 """From a module's names of its tensors, and the keys a file has, to the key of each name."""
@@ -38,6 +39,8 @@ class Weights:
     file: Path
     """A checkpoint, or the index of its shards."""
     build: Callable[[], nn.Module]
+    sized_by: Path | None = None
+    """The file that states the sizes; None where the tensors show them."""
     keys: Keys = same_keys
     belongs: Callable[[str], bool] = bool
     """Of a key in the file: whether it has to find its place in the module."""
@@ -51,7 +54,7 @@ class Weights:
         return self._fitted(read_checkpoint(self.file).tensors)
 
     def check(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Refuse, without reading a weight, what `load` would refuse: names and shapes.
+        """Refuse, without reading a weight, what `load` would refuse: names, shapes and kinds.
 
         Args:
             tensors: of `file`.
@@ -59,10 +62,11 @@ class Weights:
         Raises:
             InputError: the tensors are not those of the module.
         """
-        self._fitted({key: _stand_in(tensor) for key, tensor in tensors.items() if self.belongs(key)})
+        self._fitted(stand_ins({key: tensor for key, tensor in tensors.items() if self.belongs(key)}))
 
     def _fitted(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         own = {key: tensor for key, tensor in tensors.items() if self.belongs(key)}
+        check_kinds(own, self.file)
         module = self._empty()
         keys = self.keys(tuple(module.state_dict()), own)
         placed = {name: _piece(own[key], name, key) for name, key in keys.items() if key in own}
@@ -76,17 +80,11 @@ class Weights:
         try:
             with init_empty_weights(include_buffers=False):
                 return self.build()
-        except (TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
+        except Exception as error:  # of whatever class the first line that cannot use a size raises
             raise InputError(
-                f"{self.file}: no module can be built of these sizes ({error}); "
+                f"{self.sized_by or self.file}: no module can be built of these sizes ({one_line(error)}); "
                 "use a checkpoint of a known architecture"
             ) from error
-
-
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape and kind that costs no memory: one zero, seen everywhere."""
-    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return torch.zeros((), dtype=kind).expand(tensor.shape)
 
 
 def _piece(tensor: torch.Tensor, name: str, key: str) -> torch.Tensor:

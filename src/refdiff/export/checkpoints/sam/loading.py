@@ -7,7 +7,7 @@ transformers' `SamModel` saves it. Out: `Part`, sized by the tensors and not yet
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import InputError
-from refdiff.export.checkpoints.files import Checkpoint, read_checkpoint
-from refdiff.export.checkpoints.fitting import fitted
+from refdiff.export.checkpoints.files import read_checkpoint, trainer_prefix
+from refdiff.export.checkpoints.fitting import check_kinds, fitted
+from refdiff.export.checkpoints.folders import TRANSFORMERS_WEIGHTS, weights_file
 from refdiff.export.checkpoints.parts import Part
 from refdiff.export.checkpoints.sam import mobile_sam, transformers_layout
 from refdiff.export.checkpoints.sam.sizes import (
@@ -42,6 +43,19 @@ _CONSTANTS = {"pixel_mean": SamSpec.pixel_mean, "pixel_std": SamSpec.pixel_std}
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """A file's tensors by the names they had before training was made parallel."""
+
+    file: Path
+    tensors: Mapping[str, torch.Tensor]
+    prefix: str
+    """What the file has before each."""
+
+    def refusal(self, name: str, text: str) -> InputError:
+        return InputError(f"{self.file}: tensor {self.prefix}{name} {text}")
+
+
+@dataclass(frozen=True)
 class _Plan:
     """How a file becomes a module."""
 
@@ -63,9 +77,12 @@ def load_sam(path: Path) -> Part[SamSpec]:
         InputError: no such file, damaged, not a SAM, or a SAM of an unknown architecture.
         MissingDependencyError: a MobileSAM, and the package `mobile_sam` is not installed.
     """
-    file = transformers_layout.find_weights(path) if path.is_dir() else path
+    file = weights_file(path, TRANSFORMERS_WEIGHTS, "SAM")
     checkpoint = read_checkpoint(file)
-    plan = _plan(checkpoint)
+    check_kinds(checkpoint.tensors, file)
+    prefix = trainer_prefix(checkpoint.tensors)
+    bare = {key[len(prefix) :]: tensor for key, tensor in checkpoint.tensors.items()}
+    plan = _behind(prefix, _plan(_Stored(file, bare, prefix)))
 
     def load() -> Any:
         # Opened again: a mapping kept from before would hold what was read of it in memory after a release.
@@ -76,48 +93,55 @@ def load_sam(path: Path) -> Part[SamSpec]:
     return Part(spec=plan.spec, loaders={"sam": load}, sources={"sam": checkpoint.sha256})
 
 
-def _plan(checkpoint: Checkpoint) -> _Plan:
-    file, tensors = checkpoint.path, checkpoint.tensors
-    _refuse_relatives(tensors, file)
+def _behind(prefix: str, plan: _Plan) -> _Plan:
+    """The plan for a file that has `prefix` before each of its keys."""
+    keys = {name: prefix + key for name, key in plan.keys.items()}
+    return replace(plan, keys=keys, written_as=lambda name: prefix + plan.written_as(name))
+
+
+def _plan(stored: _Stored) -> _Plan:
+    tensors = stored.tensors
+    _refuse_relatives(stored)
     if MARKER in tensors:
-        return _plan_original(tensors, file)
+        return _plan_original(stored)
     if transformers_layout.MARKER in tensors:
-        return _plan_transformers(tensors, file)
+        return _plan_transformers(stored)
     if mobile_sam.MARKER in tensors:
-        return _Plan(mobile_sam.MOBILE_SAM, mobile_sam.mobile_sam_builder(), _keys_of_weights(tensors, file))
+        return _Plan(mobile_sam.MOBILE_SAM, mobile_sam.mobile_sam_builder(), _keys_of_weights(stored))
     raise InputError(
-        f"{file} is no SAM checkpoint: it holds {next(iter(tensors))} and no {MARKER}; expected a file of "
-        "segment_anything, of MobileSAM or of transformers' SamModel"
+        f"{stored.file} is no SAM checkpoint: it holds {next(iter(tensors))} and no {MARKER}; expected a "
+        "file of segment_anything, of MobileSAM or of transformers' SamModel"
     )
 
 
-def _plan_original(tensors: Mapping[str, torch.Tensor], file: Path) -> _Plan:
-    sizes = sam_sizes(tensors, file)
-    return _Plan(sam_spec(sizes), lambda: build_sam(sizes), _keys_of_weights(tensors, file))
+def _plan_original(stored: _Stored) -> _Plan:
+    sizes = sam_sizes(stored.tensors, stored.file, written_as=lambda name: stored.prefix + name)
+    return _Plan(sam_spec(sizes), lambda: build_sam(sizes), _keys_of_weights(stored))
 
 
-def _plan_transformers(tensors: Mapping[str, torch.Tensor], file: Path) -> _Plan:
-    renaming = transformers_layout.rename(tensors, file)
+def _plan_transformers(stored: _Stored) -> _Plan:
+    renaming = transformers_layout.rename(stored.tensors, stored.file)
     sizes = sam_sizes(
-        {name: tensors[key] for name, key in renaming.keys.items()},
-        file,
-        written_as=renaming.written_as,
-        decoder_heads=transformers_layout.read_decoder_heads(file.parent),
+        {name: stored.tensors[key] for name, key in renaming.keys.items()},
+        stored.file,
+        written_as=lambda name: stored.prefix + renaming.written_as(name),
+        decoder_heads=transformers_layout.read_decoder_heads(stored.file.parent),
     )
     return _Plan(sam_spec(sizes), lambda: build_sam(sizes), renaming.keys, renaming.written_as)
 
 
-def _refuse_relatives(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    for key in tensors:
+def _refuse_relatives(stored: _Stored) -> None:
+    for key in stored.tensors:
         relative = next((name for start, name in _FOREIGN.items() if key.startswith(start)), None)
         if relative is not None:
-            raise InputError(f"{file}: tensor {key} belongs to {relative}, which is not supported; use a SAM")
+            raise stored.refusal(key, f"belongs to {relative}, which is not supported; use a SAM")
 
 
-def _keys_of_weights(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, str]:
+def _keys_of_weights(stored: _Stored) -> dict[str, str]:
     """The module's names, which are the file's keys, without constants that the module does not save."""
+    tensors = stored.tensors
     for key, values in _CONSTANTS.items():
         expected = torch.tensor(values)
         if key in tensors and not torch.equal(tensors[key].flatten(), expected.to(tensors[key].dtype)):
-            raise InputError(f"{file}: tensor {key} is not SAM's {list(values)}; use a SAM for such pictures")
+            raise stored.refusal(key, f"is not SAM's {list(values)}; use a SAM for such pictures")
     return {key: key for key in tensors if key not in _CONSTANTS}

@@ -20,6 +20,9 @@ from torch import nn
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import InputError
 
+MASKS = 3
+"""Per prompt, the single one of unambiguous prompts not counted: the runtime chooses among so many."""
+
 DECODER_HEADS = 8
 """Of every published SAM; the tensors do not show it (segment_anything/build_sam.py)."""
 
@@ -47,8 +50,7 @@ class SamSizes:
     """Of the image embedding, the prompts and the decoder."""
     mask_channels: int = 16
     """Hidden channels where the prompt encoder reads a mask."""
-    masks: int = 3
-    """Masks per prompt, the single one of unambiguous prompts not counted."""
+    masks: int = MASKS
     decoder_depth: int = 2
     decoder_heads: int = DECODER_HEADS
     decoder_mlp_dim: int = 2048
@@ -158,7 +160,7 @@ def sam_sizes(
         absolute_positions=absolute,
         embed_channels=channels,
         mask_channels=shapes.of("prompt_encoder.mask_downscaling.3.weight", 4)[0],
-        masks=shapes.of("mask_decoder.mask_tokens.weight", 2)[0] - 1,
+        masks=_masks(shapes),
         decoder_depth=shapes.layers("mask_decoder.transformer.layers"),
         decoder_heads=decoder_heads,
         decoder_mlp_dim=shapes.of("mask_decoder.transformer.layers.0.mlp.lin1.weight", 2)[0],
@@ -201,6 +203,14 @@ def _attention(shapes: _Shapes, depth: int) -> tuple[list[int], int]:
     """Side of what each block attends to, in patches, and the width of a head in channels."""
     tables = [shapes.of(_relative(block), 2) for block in range(max(depth, 1))]
     return [(rows + 1) // 2 for rows, _ in tables], tables[0][1]
+
+
+def _masks(shapes: _Shapes) -> int:
+    name = "mask_decoder.mask_tokens.weight"
+    rows = shapes.of(name, 2)[0]
+    if rows != MASKS + 1:
+        raise shapes.refusal(name, f"has {rows} rows, expected {MASKS + 1}, one per mask that a SAM predicts")
+    return MASKS
 
 
 def _decoder_widths(shapes: _Shapes, heads: int) -> tuple[int, int]:

@@ -7,30 +7,21 @@ layer norms. The original's is used, for which the published weights were traine
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from refdiff.errors import InputError
+from refdiff.export.checkpoints.configs import is_whole, read_json
 from refdiff.export.checkpoints.sam.sizes import DECODER_HEADS
 
 MARKER = "vision_encoder.patch_embed.projection.weight"
 """A tensor that every file of this layout holds."""
 
 CONFIG = "config.json"
-
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""File names `save_pretrained` writes, in the order in which they are preferred."""
 
 _FREQUENCIES = "shared_image_embedding.positional_embedding"
 _FREQUENCIES_AGAIN = "prompt_encoder.shared_embedding.positional_embedding"
@@ -69,17 +60,8 @@ _USUAL_LAYERS = 3
 _ACTIVATIONS = {"vision_config": "gelu", "prompt_encoder_config": "gelu", "mask_decoder_config": "relu"}
 """Part of the configuration -> segment_anything's activation in it."""
 
-
-def find_weights(folder: Path) -> Path:
-    """The file of weights, or the index of its shards, in a folder that `save_pretrained` wrote.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise InputError(f"folder {folder} holds none of {', '.join(_WEIGHTS)}; name a file of weights")
-    return found
+_EPSILON = 1e-6
+"""`layer_norm_eps` of every part of the published SAMs. Source: transformers, configuration_sam.py."""
 
 
 def read_decoder_heads(folder: Path) -> int:
@@ -91,17 +73,19 @@ def read_decoder_heads(folder: Path) -> int:
     file = folder / CONFIG
     if not file.is_file():
         return DECODER_HEADS
-    try:
-        document: Any = json.loads(file.read_text(encoding="utf-8"))
-        parts = {name: document.get(name) or {} for name in _ACTIVATIONS}
-        acts = {name: part.get("hidden_act", _ACTIVATIONS[name]) for name, part in parts.items()}
-        heads = parts["mask_decoder_config"].get("num_attention_heads", DECODER_HEADS)
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{file} is no configuration of a model ({error}); fetch it again") from error
-    for name, act in acts.items():
-        if act != _ACTIVATIONS[name]:
-            raise InputError(f"{file}: {name}.hidden_act is {act!r}, expected SAM's {_ACTIVATIONS[name]!r}")
-    if not isinstance(heads, int) or heads < 1:
+    document = read_json(file)
+    heads: int = DECODER_HEADS
+    for name, activation in _ACTIVATIONS.items():
+        part = document.get(name) or {}
+        if not isinstance(part, dict):
+            raise InputError(f"{file}: {name} is {part!r}, expected an object; fetch it again")
+        for field, usual in (("hidden_act", activation), ("layer_norm_eps", _EPSILON)):
+            found = part.get(field, usual)
+            if found != usual:
+                raise InputError(f"{file}: {name}.{field} is {found!r}, expected SAM's {usual!r}")
+        if name == "mask_decoder_config":
+            heads = part.get("num_attention_heads", DECODER_HEADS)
+    if not is_whole(heads):
         raise InputError(f"{file}: num_attention_heads is {heads!r}, expected a whole number above 0")
     return heads
 
