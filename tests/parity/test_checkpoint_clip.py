@@ -750,7 +750,7 @@ def test_a_config_that_says_nothing_of_the_activation_is_no_contradiction(
     tmp_path: Path, activation: str | None, quick: bool
 ) -> None:
     silent = {key: value for key, value in MODEL_CFG.items() if key != "quick_gelu"}
-    saved(tmp_path / "open_clip_model.safetensors", weights())
+    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
     write_config(tmp_path, silent)
     model = loaded(load_clip(tmp_path, activation=activation))
     kinds = {type(module).__name__ for module in model.modules()}
