@@ -19,13 +19,17 @@ NAMES = {
 
 
 def main() -> None:
-    """Replace what stands between the markers of each document."""
-    fill("README.md", "accuracy", accuracy_table(_record("miniature-accuracy")))
-    exports = exports_table(_record("full-size-export"))
-    fill("docs/exporting.md", "exports", exports)
-    fill("docs/exporting.md", "pipeline", pipeline_table(_record("full-size-pipeline")))
-    fill("docs/exporting.md", "early-exit", early_exit_table(_record("early-exit")))
-    fill("docs/models.md", "formats", formats_table(_record("checkpoint-formats")))
+    """Replace what stands between the markers of each document, where the record was made."""
+    for document, marker, record, table in (
+        ("README.md", "accuracy", "miniature-accuracy", accuracy_table),
+        ("docs/exporting.md", "exports", "full-size-export", exports_table),
+        ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
+        ("docs/exporting.md", "early-exit", "early-exit", early_exit_table),
+        ("docs/models.md", "formats", "checkpoint-formats", formats_table),
+    ):
+        path = RESULTS / f"{record}.json"
+        if path.exists():
+            fill(document, marker, table(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def fill(document: str, name: str, table: str) -> None:
@@ -35,11 +39,6 @@ def fill(document: str, name: str, table: str) -> None:
     head, rest = path.read_text(encoding="utf-8").split(begin)
     _, tail = rest.split(end)
     path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
-
-
-def _record(name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return document
 
 
 def exports_table(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Small random models in the published formats, with CLIP's whole vocabulary. Ever
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import pytest
 from PIL import Image
 
 from refdiff.api.bundles import segmenter_of
+from refdiff.api.models import ModelChoice, load_choice
 from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.options import options_for
+from refdiff.contracts.stack import COMPONENTS
 from refdiff.engines.factory import open_sessions
 from refdiff.miniature.scenes import render_scene
 
@@ -309,45 +312,58 @@ SMALL_SD = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def random_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Seed 3 twice, and seed 4."""
-    folder = tmp_path_factory.mktemp("random")
-    seeds = {"one": 3, "again": 3, "other": 4}
+def small_architectures() -> Iterator[None]:
+    """The published names stand for small models."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stacks, "DIFFUSIONS", {"sd15": SMALL_SD})
         patch.setattr(stacks, "SAMS", {"vit_h": SAM})
         patch.setattr(stacks, "CLIPS", {"vit_b_16": CLIP})
-        for name, seed in seeds.items():
-            drawing = ["export", "refdiff", "--random-weights", "--seed", str(seed), "--size", "64"]
-            assert main([*drawing, "-o", str(folder / name)]) == 0
-    return {name: folder / name for name in seeds}
+        yield
 
 
-def test_random_weights_are_recorded_and_their_seed_decides_every_byte(
-    random_bundles: dict[str, Path],
-) -> None:
-    one, again, other = (open_bundle(random_bundles[name]).manifest for name in ("one", "again", "other"))
-    assert (one.spec.name, one.random_seed, other.random_seed) == ("refdiff", 3, 4)
+@pytest.fixture(scope="module")
+def random_bundles(small_architectures: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two bundles of one seed."""
+    folder = tmp_path_factory.mktemp("random")
+    drawing = ["export", "refdiff", "--random-weights", "--seed", "3", "--size", "64"]
+    for name in ("one", "again"):
+        assert main([*drawing, "--output", str(folder / name)]) == 0
+    return folder / "one", folder / "again"
+
+
+def test_random_weights_are_recorded_and_drawn_the_same_again(random_bundles: tuple[Path, Path]) -> None:
+    one, again = (open_bundle(path).manifest for path in random_bundles)
+    assert (one.spec.name, one.random_seed) == ("refdiff", 3)
     assert set(one.sources.values()) == {"random, seed 3"}
-    hashes = {name: file.sha256 for name, file in one.files.items()}
-    assert hashes == {name: file.sha256 for name, file in again.files.items()}
-    for name in (*(f"{graph}.onnx.data" for graph in GRAPHS if graph != "unet_taps"), "clip_positions.npy"):
-        assert hashes[name] != other.files[name].sha256, name
+    assert one.files == again.files  # names, sizes and hashes
+
+
+def test_another_seed_draws_other_weights_for_every_model(small_architectures: None) -> None:
+    """On the stack that an export is given: a third export would only take as long again."""
+    first, second = (
+        load_choice(ModelChoice(name="refdiff", random_weights=True, size=64, seed=seed), "the test")
+        for seed in (3, 4)
+    )
+    assert (first.random_seed, second.random_seed) == (3, 4)
+    for component in COMPONENTS:
+        theirs = getattr(second, component).state_dict()
+        matrices = [(name, w) for name, w in getattr(first, component).state_dict().items() if w.ndim > 1]
+        assert not any(torch.equal(weight, theirs[name]) for name, weight in matrices if weight.std() > 0)
 
 
 def test_random_weights_answer_only_where_that_is_allowed(
-    files: Path, random_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    files: Path, random_bundles: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    question = ["segment", str(random_bundles["one"]), str(files / "table.png"), PHRASE]
+    question = ["segment", str(random_bundles[0]), str(files / "table.png"), PHRASE]
     assert "--allow-random-weights" in refusal(question, 2, capsys)
     assert main([*question, "--allow-random-weights", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["random_weights"] is True
 
 
 def test_inspect_says_that_the_weights_are_random(
-    random_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    random_bundles: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(random_bundles["one"])]) == 0
+    assert main(["inspect", str(random_bundles[0])]) == 0
     assert "RANDOM, seed 3" in capsys.readouterr().out
 
 
