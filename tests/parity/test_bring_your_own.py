@@ -7,6 +7,7 @@ Small random models in the published formats, with CLIP's whole vocabulary. Ever
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,9 +312,9 @@ SMALL_SD = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
+@contextmanager
 def small_architectures() -> Iterator[None]:
-    """The published names stand for small models."""
+    """The published names stand for small models, inside the block alone: other tests need the real ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stacks, "DIFFUSIONS", {"sd15": SMALL_SD})
         patch.setattr(stacks, "SAMS", {"vit_h": SAM})
@@ -322,12 +323,13 @@ def small_architectures() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def random_bundles(small_architectures: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def random_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two bundles of one seed."""
     folder = tmp_path_factory.mktemp("random")
     drawing = ["export", "refdiff", "--random-weights", "--seed", "3", "--size", "64"]
-    for name in ("one", "again"):
-        assert main([*drawing, "--output", str(folder / name)]) == 0
+    with small_architectures():
+        for name in ("one", "again"):
+            assert main([*drawing, "--output", str(folder / name)]) == 0
     return folder / "one", folder / "again"
 
 
@@ -338,12 +340,13 @@ def test_random_weights_are_recorded_and_drawn_the_same_again(random_bundles: tu
     assert one.files == again.files  # names, sizes and hashes
 
 
-def test_another_seed_draws_other_weights_for_every_model(small_architectures: None) -> None:
+def test_another_seed_draws_other_weights_for_every_model() -> None:
     """On the stack that an export is given: a third export would only take as long again."""
-    first, second = (
-        load_choice(ModelChoice(name="refdiff", random_weights=True, size=64, seed=seed), "the test")
-        for seed in (3, 4)
-    )
+    with small_architectures():
+        first, second = (
+            load_choice(ModelChoice(name="refdiff", random_weights=True, size=64, seed=seed), "the test")
+            for seed in (3, 4)
+        )
     assert (first.random_seed, second.random_seed) == (3, 4)
     for component in COMPONENTS:
         theirs = getattr(second, component).state_dict()
