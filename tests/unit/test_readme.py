@@ -23,7 +23,7 @@ def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_every_verb_of_the_table_exists():
-    from refdiff.cli.verbs import app
+    from refdiff.cli import app
 
     shown = set(re.findall(r"^\| `refdiff (\w+)", README, flags=re.MULTILINE))
     registered = {command.name or command.callback.__name__ for command in app.registered_commands}

@@ -1,5 +1,6 @@
 """The command line: parse, call one function of `refdiff.api`, print what it returns.
 
+    app.py       the root, and options that verbs share
     entry.py     main(): exit codes, and errors as one line
     verbs.py     the verbs and their options
     output.py    one JSON document or one table on stdout, everything else on stderr
@@ -9,6 +10,7 @@ Exit codes: 0 good (also when nothing in the picture matches: read `matched`), 1
 bad input, 3 the environment lacks something, 130 interrupted.
 """
 
+from refdiff.cli.app import app
 from refdiff.cli.entry import main
 
-__all__ = ["main"]
+__all__ = ["app", "main"]

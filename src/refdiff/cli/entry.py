@@ -12,8 +12,9 @@ from typing import NoReturn, cast
 
 import typer
 
+from refdiff.cli import verbs  # noqa: F401 - its verbs join the app
+from refdiff.cli.app import app
 from refdiff.cli.output import print_error
-from refdiff.cli.verbs import app
 from refdiff.errors import RefdiffError
 
 MISUSE, INTERRUPTED = 2, 130

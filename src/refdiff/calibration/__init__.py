@@ -1,0 +1,1 @@
+"""How many bits each tensor gets: feeds, ranges, headroom, half-precision and Q/DQ passes, recipes."""

@@ -1,0 +1,142 @@
+"""Half precision as a pass over an fp32 graph: typed tensors and casts, nothing left to a builder.
+
+Every node is either in half precision or in single precision (DESIGN §5). A cast stands where a tensor passes
+from one to the other, once per tensor; inputs and outputs keep the contract's types. Weights become half
+precision while they are written, each in the types its readers want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Literal
+
+import onnx_ir as ir
+
+from refdiff.calibration.lazy_weights import in_half
+from refdiff.contracts.recipe import Half
+
+Weights = Literal["stored", "cast"]
+
+HALF_TYPES: dict[Half, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+OPSETS: dict[Half, int] = {"fp16": 19, "bf16": 22}
+"""19 is the first whose QuantizeLinear takes half precision, 22 the first whose Conv takes bfloat16."""
+
+SINGLE = ir.DataType.FLOAT
+
+_KEPT_INPUTS = {"Resize": (1, 2)}
+"""Operator -> inputs that are float32 by the operator's definition."""
+
+
+class HalfPrecision:
+    """Turns the nodes of one graph, but for its islands, to half precision.
+
+    Args:
+        half: which of the two 16-bit types.
+        islands: names of the nodes that stay in single precision; see `islands.closed`.
+        weights: "stored" writes half-precision weights; "cast" leaves them in their file and casts them in
+            the graph: the same arithmetic, for trials.
+    """
+
+    def __init__(self, half: Half, islands: Collection[str], *, weights: Weights = "stored") -> None:
+        self._half = half
+        self._type = HALF_TYPES[half]
+        self._islands = frozenset(islands)
+        self._weights = weights
+        self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+
+    def __call__(self, model: ir.Model) -> ir.Model:
+        """Change the model in place, and return it."""
+        graph = model.graph
+        nodes = list(graph)
+        wanted = {id(node): self._type_of(node) for node in nodes}
+        floats = {id(value): value for node in nodes for value in _floats(node)}
+        for node in nodes:
+            self._retype_outputs(node, wanted[id(node)])
+        for node in nodes:
+            for index, value in enumerate(node.inputs):
+                if value is None or id(value) not in floats or index in _KEPT_INPUTS.get(node.op_type, ()):
+                    continue
+                if node.op_type == "Shape":
+                    continue
+                node.replace_input_with(index, self._as_type(graph, value, wanted[id(node)]))
+        self._restore_outputs(graph)
+        _drop_unread(graph)
+        model.opset_imports[""] = max(model.opset_imports[""], OPSETS[self._half])
+        return model
+
+    def _type_of(self, node: ir.Node) -> ir.DataType:
+        return SINGLE if node.name in self._islands else self._type
+
+    def _retype_outputs(self, node: ir.Node, dtype: ir.DataType) -> None:
+        for value in node.outputs:
+            if value.dtype == SINGLE:
+                value.dtype = dtype
+                if node.op_type == "Cast":
+                    node.attributes["to"] = ir.AttrInt64("to", int(dtype))
+
+    def _as_type(self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The value itself, or its one copy of that type."""
+        if value.dtype == dtype:
+            return value
+        key = (id(value), dtype)
+        if key not in self._casts:
+            stored = value.is_initializer() and self._weights == "stored"
+            self._casts[key] = self._stored(graph, value, dtype) if stored else _cast(graph, value, dtype)
+        return self._casts[key]
+
+    def _stored(self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """A half-precision copy of a weight; the original goes when nobody reads it any more."""
+        name = f"{value.name}.{self._half}"
+        tensor = in_half(_constant(value), dtype, name=name)
+        copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype), const_value=tensor)
+        graph.register_initializer(copy)
+        return copy
+
+    def _restore_outputs(self, graph: ir.Graph) -> None:
+        """Outputs computed in half precision leave as float32, under their own names."""
+        for index, value in enumerate(graph.outputs):
+            if value.dtype == self._type:
+                name, value.name = value.name, f"{value.name}.{self._half}"
+                graph.outputs[index] = _cast(graph, value, SINGLE, name=name)
+
+
+def _floats(node: ir.Node) -> Iterator[ir.Value]:
+    """Float32 tensors that a node reads or makes."""
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.dtype == SINGLE:
+            yield value
+
+
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str | None = None) -> ir.Value:
+    """A new cast right behind the value's producer, or at the start of the graph."""
+    label = name or f"{value.name}.{'fp32' if dtype == SINGLE else dtype.name.lower()}"
+    node = ir.Node(
+        "",
+        "Cast",
+        [value],
+        attributes=[ir.AttrInt64("to", int(dtype))],
+        name=f"{label}/Cast",
+    )
+    node.outputs[0].name = label
+    node.outputs[0].shape = value.shape
+    node.outputs[0].dtype = dtype
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    return node.outputs[0]
+
+
+def _constant(value: ir.Value) -> ir.TensorProtocol:
+    if value.const_value is None:
+        raise ValueError(f"initializer {value.name} has no value")
+    return value.const_value
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    outputs = {id(value) for value in graph.outputs}
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and id(value) not in outputs:
+            del graph.initializers[name]

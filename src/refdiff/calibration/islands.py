@@ -1,0 +1,163 @@
+"""Which nodes of a graph stay in single precision by rule, and why.
+
+In: an fp32 graph as the exporter wrote it, its nodes named after their modules. Out: rules of a recipe.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+
+import onnx_ir as ir
+
+from refdiff.contracts.recipe import Rule
+
+MOVES = frozenset(
+    {"Concat", "Gather", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that move values and compute nothing."""
+
+_NORM_MARKS = frozenset({"InstanceNormalization", "ReduceMean"})
+
+
+def default_islands(graph: ir.Graph) -> tuple[Rule, ...]:
+    """The built-in rules that apply to a graph (docs/precision.md has the measurements)."""
+    found = (
+        (_norms(graph), "norms: sums of squares over a whole group overflow and cancel in half precision"),
+        (
+            _softmaxes(graph),
+            "softmax: exponentials and their sum; TensorRT fuses the casts into the attention",
+        ),
+        (_angles(graph), "angles: sine and cosine of large arguments keep no digits in half precision"),
+        (_taps(graph), "taps: the map that is read is a product of its own, and leaves in fp32 anyway"),
+    )
+    return tuple(
+        Rule(nodes=tuple(_by_module(graph, nodes)), because=because, origin="rule")
+        for nodes, because in found
+        if nodes
+    )
+
+
+def closed(graph: ir.Graph, islands: Collection[str]) -> frozenset[str]:
+    """Islands without holes and without needless shores.
+
+    A node whose neighbours on both sides are all in single precision joins them: its casts would cost more
+    than it saves. A node on the shore that only moves values leaves: it needs no precision.
+    """
+    single = set(islands)
+    nodes = [node for node in graph if any(_float(value) for value in node.outputs)]
+    grown = True
+    while grown:
+        caught = {node.name for node in nodes if node.name not in single and _caught(node, single)}
+        single |= {name for name in caught if name}
+        grown = bool(caught)
+    while idle := set(_shore(nodes, single)):
+        single -= idle
+    return frozenset(single)
+
+
+def _caught(node: ir.Node, single: Collection[str]) -> bool:
+    makers = _makers(node)
+    users = [use.node for value in node.outputs for use in value.uses()]
+    leaves = any(value.is_graph_output() for value in node.outputs)
+    if not makers or not (users or leaves):
+        return False
+    return all(each.name in single for each in makers) and all(each.name in single for each in users)
+
+
+def _shore(nodes: Iterable[ir.Node], single: Collection[str]) -> Iterator[str]:
+    """Nodes of an island that only move values in from half precision, or out to it."""
+    for node in nodes:
+        if node.name not in single or node.op_type not in MOVES or node.name is None:
+            continue
+        makers = _makers(node)
+        users = [use.node for value in node.outputs for use in value.uses()]
+        enters = bool(makers) and all(maker.name not in single for maker in makers)
+        leaves = bool(users) and all(user.name not in single for user in users)
+        if enters or leaves:
+            yield node.name
+
+
+def _norms(graph: ir.Graph) -> set[str]:
+    """Every node of a module that holds a norm; LayerNormalization computes in fp32 by definition."""
+    modules = {_module(node) for node in graph if node.op_type in _NORM_MARKS}
+    return {_name(node) for node in graph if _module(node) in modules and _computes_floats(node)}
+
+
+def _softmaxes(graph: ir.Graph) -> set[str]:
+    """Softmax, and the addition of a mask right before it."""
+    names = set[str]()
+    for node in graph:
+        if node.op_type == "Softmax":
+            names.add(_name(node))
+            before = node.inputs[0].producer() if node.inputs[0] is not None else None
+            if before is not None and before.op_type == "Add" and _adds_an_input(before):
+                names.add(_name(before))
+    return names
+
+
+def _angles(graph: ir.Graph) -> set[str]:
+    """Sine, cosine, and all arithmetic on their arguments."""
+    names, front = set[str](), [node for node in graph if node.op_type in ("Sin", "Cos")]
+    while front:
+        node = front.pop()
+        if _name(node) not in names:
+            names.add(_name(node))
+            front += _makers(node)
+    return names
+
+
+def _taps(graph: ir.Graph) -> set[str]:
+    """From the output `taps` back to its products and their scales."""
+    names, front = set[str](), [value for value in graph.outputs if value.name == "taps"]
+    while front:
+        value = front.pop()
+        node = value.producer()
+        if node is None or not _float(value):
+            continue
+        names.add(_name(node))
+        if node.op_type == "MatMul":
+            scale = node.inputs[0].producer() if node.inputs[0] is not None else None
+            names |= {_name(scale)} if scale is not None and scale.op_type == "Mul" else set()
+        elif node.op_type in MOVES:
+            front += [source for source in node.inputs if source is not None]
+    return names
+
+
+def _by_module(graph: ir.Graph, names: Collection[str]) -> Iterator[str]:
+    """The same nodes, a whole module or a whole kind of node as one pattern."""
+    modules = defaultdict[str, list[str]](list)
+    for node in graph:
+        modules[_module(node)].append(_name(node))
+    for module, members in modules.items():
+        inside = [name for name in members if name in names]
+        if len(inside) > 1 and len(inside) == len(members):
+            yield f"{module}/*"
+        else:
+            yield from inside
+
+
+def _makers(node: ir.Node) -> list[ir.Node]:
+    """Nodes that computed the float inputs of this one; weights and graph inputs have none."""
+    sources = [value for value in node.inputs if value is not None and _float(value)]
+    return [maker for value in sources if (maker := value.producer()) is not None]
+
+
+def _adds_an_input(node: ir.Node) -> bool:
+    return any(value is not None and value.is_graph_input() for value in node.inputs)
+
+
+def _computes_floats(node: ir.Node) -> bool:
+    return any(_float(value) for value in node.outputs)
+
+
+def _float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _module(node: ir.Node) -> str:
+    return _name(node).rpartition("/")[0]
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or ""
