@@ -20,14 +20,16 @@ from refdiff.contracts.bundle import open_bundle  # noqa: E402 - after the check
 from refdiff.contracts.closeness import recorded_part, relative_error  # noqa: E402
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.session import Array, SessionFactory  # noqa: E402
+from refdiff.engines.lean import LeanSession  # noqa: E402
 from refdiff.engines.ort import OrtSession  # noqa: E402
 from refdiff.errors import GateError, InputError  # noqa: E402
 from refdiff.export import bundle_export, gate, translations  # noqa: E402
 from refdiff.export.bundle_export import export_bundle  # noqa: E402
 from refdiff.export.checkpoints.random_weights import drawn  # noqa: E402
 from refdiff.export.checkpoints.sam import SamSizes, build_sam, sam_spec  # noqa: E402
+from refdiff.export.contract_check import check_contract  # noqa: E402
 from refdiff.export.early_exit import cut_taps  # noqa: E402
-from refdiff.export.onnx_export import check_contract, export_graph  # noqa: E402
+from refdiff.export.onnx_export import export_graph  # noqa: E402
 from refdiff.export.recording import Recorder  # noqa: E402
 from refdiff.export.sam_graphs import SamEncoder  # noqa: E402
 from refdiff.export.stages import STAGES  # noqa: E402
@@ -67,7 +69,13 @@ def played(examples: dict[str, dict[str, Array]]) -> Callable[[str, SessionFacto
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     path, lines = tmp_path_factory.mktemp("export") / "tiny", []
-    export_bundle(calm_stack(), path, rehearse=played(make_examples()), progress=lines.append)
+    export_bundle(
+        calm_stack(),
+        path,
+        rehearse=played(make_examples()),
+        open_graph=LeanSession,
+        progress=lines.append,
+    )
     return path, lines
 
 
@@ -218,21 +226,22 @@ def test_a_graph_outside_its_tolerance_leaves_nothing(
     monkeypatch.setattr(bundle_export, "tolerance", lambda precision, name: -1.0)
     with pytest.raises(GateError, match="sam_encoder: output embedding"):
         export_bundle(
-            calm_stack(), tmp_path / "b", rehearse=played(make_examples()), progress=lambda line: None
+            calm_stack(),
+            tmp_path / "b",
+            rehearse=played(make_examples()),
+            open_graph=LeanSession,
+            progress=lambda line: None,
         )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_another_precision_is_refused_not_replaced(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="only fp32 exists so far"):
-        export_bundle(calm_stack(), tmp_path / "b", rehearse=played({}), progress=print, precision="fp16")
 
 
 def test_a_missing_example_is_named(tmp_path: Path) -> None:
     examples = make_examples()
     del examples["clip_text"]
     with pytest.raises(InputError, match="never ran clip_text"):
-        export_bundle(calm_stack(), tmp_path / "b", rehearse=played(examples), progress=print)
+        export_bundle(
+            calm_stack(), tmp_path / "b", rehearse=played(examples), open_graph=LeanSession, progress=print
+        )
 
 
 def test_a_recorder_keeps_the_last_run_of_each_shape_at_half_precision_values() -> None:

@@ -12,6 +12,7 @@ from refdiff.api.extras import import_torch_room
 from refdiff.api.models import ModelChoice, load_choice
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.options import Options, options_for
+from refdiff.engines.factory import lean_session
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
 from refdiff.runtime.tokenizer import Tokenizer
@@ -92,6 +93,7 @@ def export_stack(
         thorough: rehearse all questions in both profiles; False: one in one, which still runs every graph.
         progress: told one line at each step.
     """
+    open_graph = lean_session()  # what checks the graphs is missing now, or not at all
     rehearsal = import_torch_room("refdiff.export.rehearsal", PURPOSE)
     wrappers = import_torch_room("refdiff.export.wrappers", PURPOSE)
     questions = _QUESTIONS if thorough else _QUESTIONS[:1]
@@ -103,7 +105,13 @@ def export_stack(
         lambda: wrappers.clip_positions(stack),
     ).play
     manifest: Manifest = import_torch_room("refdiff.export.bundle_export", PURPOSE).export_bundle(
-        stack, output, rehearse=play, progress=progress, precision=precision, overwrite=overwrite
+        stack,
+        output,
+        rehearse=play,
+        open_graph=open_graph,
+        progress=progress,
+        precision=precision,
+        overwrite=overwrite,
     )
     return manifest
 

@@ -18,7 +18,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 BundleName = Annotated[str, typer.Argument(metavar="BUNDLE", help='The bundle\'s folder, or "mini".')]
-Backend = Annotated[str, typer.Option(help="auto, ort-cpu or ort-cuda.")]
+Backend = Annotated[str, typer.Option(help="auto, ort-cpu, ort-cuda or ort-rounded.")]
 Profile = Annotated[str, typer.Option(help="edge, official or paper.")]
 Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.session import Session
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
-Backend = Literal["auto", "ort-cpu", "ort-cuda"]
+if TYPE_CHECKING:
+    from refdiff.engines.lean import LeanSession
+
+Backend = Literal["auto", "ort-cpu", "ort-cuda", "ort-rounded"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 _DRIVER_SIGNS = (
@@ -97,11 +101,30 @@ def _import_ort(backend: str) -> ModuleType:
     """Only the named package's absence is reported as such; a broken installation keeps its traceback."""
     try:
         from refdiff.engines import ort
+
+        if backend == "ort-rounded":
+            import_module("refdiff.engines.rounded")
     except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
+        if error.name not in _EXTRAS:
             raise
-        extra = "gpu" if backend == "ort-cuda" else "cpu"
+        extra = "gpu" if backend == "ort-cuda" else _EXTRAS[error.name]
         raise MissingDependencyError(
-            f"back-end {backend} needs onnxruntime, which is not installed; pip install 'refdiff[{extra}]'"
+            f"back-end {backend} needs {error.name}, which is not installed; pip install 'refdiff[{extra}]'"
         ) from error
     return ort
+
+
+_EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export"}
+"""Package -> the extra that brings it."""
+
+
+def lean_session() -> type[LeanSession]:
+    """`LeanSession`, whose package is asked for now.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    _import_ort("ort-cpu")
+    from refdiff.engines.lean import LeanSession
+
+    return LeanSession

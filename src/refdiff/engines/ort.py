@@ -19,6 +19,7 @@ from refdiff.errors import EngineError, InputError
 
 PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
     "ort-cpu": ("CPUExecutionProvider", {}),
+    "ort-rounded": ("CPUExecutionProvider", {}),
     # TF32 keeps 10 bits of each factor: what was checked as fp32 stays fp32.
     "ort-cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
@@ -39,12 +40,13 @@ class OrtSession:
         Args:
             path: the ONNX file.
             graph: the contract it must fulfil.
-            backend: "ort-cpu" or "ort-cuda".
+            backend: "ort-cpu", "ort-cuda", or "ort-rounded": the CPU, every half-precision result rounded.
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
 
         Raises:
             InputError: the thread count is not positive.
             EngineError: the provider is absent, did not start, or the file is not this graph.
+            ModuleNotFoundError: "ort-rounded" rewrites graphs with onnx_ir, which is not installed.
         """
         self._graph = graph
         provider, _ = PROVIDERS[backend]
@@ -106,9 +108,22 @@ def _session_options(threads: int | None) -> Any:
 
 def _create(path: Path, backend: str, options: Any) -> Any:
     try:
-        return ort.InferenceSession(path, sess_options=options, providers=[PROVIDERS[backend]])
+        model, options = _source(path, backend, options)
+        return ort.InferenceSession(model, sess_options=options, providers=[PROVIDERS[backend]])
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base
         raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+
+
+def _source(path: Path, backend: str, options: Any) -> tuple[Path | bytes, Any]:
+    """The file to load, or for "ort-rounded" the rewritten graph, its weights left in place."""
+    if backend != "ort-rounded":
+        return path, options
+    from refdiff.engines.rounded import rounded_model
+
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    return rounded_model(path), options
 
 
 def _first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.session import Array, SessionFactory
 from refdiff.errors import InputError
 from refdiff.export.early_exit import cut_taps
-from refdiff.export.gate import check_graph, require_runtime, tolerance
+from refdiff.export.gate import OpenGraph, check_graph, tolerance
 from refdiff.export.onnx_export import data_name, export_graph
 from refdiff.export.recording import Record, Recorder
 from refdiff.export.stages import STAGES, Stage
@@ -31,8 +31,8 @@ from refdiff.export.wrappers import clip_positions, wrap
 if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack
 
-PRECISIONS = ("fp32",)
-"""What this export can write; other precisions will be passes over an fp32 bundle."""
+PRECISION = "fp32"
+"""What this export writes; other precisions are passes over its bundle."""
 
 _PACKAGES = (
     "torch",
@@ -56,8 +56,8 @@ def export_bundle(
     output: Path,
     *,
     rehearse: Play,
+    open_graph: OpenGraph,
     progress: Progress,
-    precision: str = "fp32",
     overwrite: bool = False,
 ) -> Manifest:
     """Export all graphs of a stack, checked, as the bundle `output`.
@@ -67,18 +67,14 @@ def export_bundle(
         output: where the bundle will be.
         rehearse: runs every graph as the pipeline would. A graph is compared on one run of each shape; the
             smallest is kept as its golden record.
+        open_graph: opens a written graph in ONNX Runtime, to be checked.
         progress: told one line at each step, and each graph's error.
-        precision: "fp32".
         overwrite: replace a bundle that is there.
 
     Raises:
-        InputError: another precision, a graph that the rehearsal never ran, or the output cannot be written.
-        MissingDependencyError: ONNX Runtime, which checks the graphs, is not installed.
+        InputError: a graph that the rehearsal never ran, or the output cannot be written.
         GateError: a graph is outside its tolerance; nothing is left behind.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"got precision {precision!r}, but only fp32 exists so far; use --precision fp32")
-    require_runtime()  # said now, not after minutes
     contract = graph_contract(stack.spec)
     with writing_bundle(output, overwrite=overwrite) as draft:
         golden: dict[str, Record] = {}
@@ -89,19 +85,16 @@ def export_bundle(
                 draft.write_clip_positions(clip_positions(stack))
             records = _rehearsed(stack, stage, rehearse)
             golden |= {name: min(runs, key=lambda run: run.size_bytes) for name, runs in records.items()}
-            measured |= _export_stage(stack, stage, draft.path, records, precision, progress)
+            measured |= _export_stage(stack, stage, draft.path, records, open_graph, progress)
         draft.write_golden({name: _answered(graph, golden[name]) for name, graph in contract.items()})
         draft.write_tokenizer(stack.tokenizer_json)
         progress("hashing")
         return draft.describe(
             spec=stack.spec,
-            precision=precision,
+            precision=PRECISION,
             sources=stack.sources,
             versions=_versions(),
-            graphs={
-                name: _record(graph, draft.path, precision, measured[name])
-                for name, graph in contract.items()
-            },
+            graphs={name: _record(graph, draft.path, measured[name]) for name, graph in contract.items()},
             random_seed=stack.random_seed,
         )
 
@@ -125,7 +118,7 @@ def _export_stage(
     stage: Stage,
     folder: Path,
     records: Mapping[str, Sequence[Record]],
-    precision: str,
+    open_graph: OpenGraph,
     progress: Progress,
 ) -> dict[str, dict[str, Parity]]:
     """Write and check one model's graphs. Returns graph -> output -> how close it came."""
@@ -137,8 +130,11 @@ def _export_stage(
         _release(stack, component)
         for name in names:
             progress(f"{name}: comparing with torch")
-            limit = tolerance(precision, name)
-            measured[name] = check_graph(folder / f"{name}.onnx", contract[name], records[name], limit=limit)
+            limit = tolerance(PRECISION, name)
+            path = folder / f"{name}.onnx"
+            measured[name] = check_graph(
+                path, contract[name], records[name], limit=limit, open_graph=open_graph
+            )
             error = max(output.error for output in measured[name].values())
             progress(f"{name}: {error:.1e} of its range from torch")
     return measured
@@ -163,11 +159,11 @@ def _write(stack: ModelStack, graph: GraphSpec, folder: Path) -> Path:
     return export_graph(wrap(stack, graph.name), graph, folder)
 
 
-def _record(graph: GraphSpec, folder: Path, precision: str, measured: Mapping[str, Parity]) -> GraphRecord:
+def _record(graph: GraphSpec, folder: Path, measured: Mapping[str, Parity]) -> GraphRecord:
     data = data_name("unet" if graph.name == "unet_taps" else graph.name)
     files = tuple(name for name in (f"{graph.name}.onnx", data) if (folder / name).exists())
     return GraphRecord(
-        files=files, precision=precision, inputs=graph.inputs, outputs=graph.outputs, parity=dict(measured)
+        files=files, precision=PRECISION, inputs=graph.inputs, outputs=graph.outputs, parity=dict(measured)
     )
 
 

@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.errors import InputError
-from refdiff.export.onnx_export import check_contract
+from refdiff.export.contract_check import check_contract
 
 _CHILD = re.compile(
     r"(?:^|[./])(down_blocks[./]\d+|mid_block|up_blocks[./]\d+|conv_norm_out|conv_out)(?=[./])"

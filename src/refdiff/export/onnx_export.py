@@ -7,7 +7,7 @@ against the contract. The same input gives the same bytes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,10 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
-from refdiff.contracts.graphs import GraphSpec, TensorSpec
+from refdiff.contracts.graphs import GraphSpec
 from refdiff.errors import InputError
 from refdiff.export.clean_up import clean_up
+from refdiff.export.contract_check import check_contract
 from refdiff.export.operators import check_operators
 from refdiff.export.translations import OPSET, translations
 
@@ -58,17 +59,6 @@ def export_graph(module: nn.Module, graph: GraphSpec, folder: Path) -> Path:
     _let_go((*weights, *model.graph.initializers.values()))
     check_contract(path, graph)
     return path
-
-
-def check_contract(path: Path, graph: GraphSpec) -> None:
-    """Compare the inputs and outputs of a written file with the contract, name by name.
-
-    Raises:
-        InputError: the first difference.
-    """
-    written = ir.load(path).graph
-    _check_side(path, "input", written.inputs, graph.inputs)
-    _check_side(path, "output", written.outputs, graph.outputs)
 
 
 def _trace(module: nn.Module, graph: GraphSpec) -> torch.onnx.ONNXProgram:
@@ -123,28 +113,3 @@ def _let_go(weights: Iterable[ir.Value]) -> None:
 
 def _sample_size(size: int | str) -> int:
     return _SAMPLE_SIZES[size] if isinstance(size, str) else size
-
-
-def _check_side(path: Path, side: str, written: Sequence[ir.Value], expected: Sequence[TensorSpec]) -> None:
-    got = tuple(_tensor_spec(value) for value in written)
-    if got == tuple(expected):
-        return
-    for mine, theirs in zip(expected, got, strict=False):
-        if mine != theirs:
-            raise InputError(
-                f"{path.name}: got {side} {_text(theirs)}, expected {_text(mine)}; "
-                "the model does not have the sizes its spec names"
-            )
-    raise InputError(f"{path.name}: got {len(got)} {side}s, expected {len(expected)}")
-
-
-def _tensor_spec(value: ir.Value) -> TensorSpec:
-    shape = (
-        () if value.shape is None else tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    )
-    dtype = "unknown" if value.dtype is None else str(value.dtype.numpy())
-    return TensorSpec(value.name or "", dtype, shape)
-
-
-def _text(tensor: TensorSpec) -> str:
-    return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}"
