@@ -92,6 +92,24 @@ def test_a_bundle_gives_back_what_was_written(bundle: Path) -> None:
     np.testing.assert_array_equal(outputs["context"], GOLDEN["sd_text"][1]["context"])
 
 
+def test_the_golden_record_stores_a_shared_array_once_and_halves_what_is_half(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    half = rng.standard_normal((40, 50)).astype(np.float16).astype(np.float32)
+    full = rng.standard_normal((40, 50)).astype(np.float32)
+    results = {"taps": full}
+    with writing_bundle(tmp_path / "b") as draft:
+        draft.write_golden({"unet": ({"a": half, "b": full}, results), "unet_taps": ({"a": half}, results)})
+        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs={})
+    golden = open_bundle(tmp_path / "b").golden()
+    for graph in ("unet", "unet_taps"):
+        feeds, outputs = golden[graph]
+        np.testing.assert_array_equal(feeds["a"], half)
+        np.testing.assert_array_equal(outputs["taps"], full)
+        assert feeds["a"].dtype == outputs["taps"].dtype == np.float32
+    np.testing.assert_array_equal(golden["unet"][0]["b"], full)
+    assert (tmp_path / "b" / "golden.npz").stat().st_size < half.nbytes // 2 + full.nbytes + 2000
+
+
 def test_the_manifest_survives_json(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     again = Manifest.from_json(json.loads(json.dumps(manifest.to_json())), where="here")
@@ -149,14 +167,14 @@ def test_a_newer_format_names_the_version_to_upgrade_to(bundle: Path) -> None:
     newer = {"format_version": FORMAT_VERSION + 1, "refdiff_version": "9.1"}
     edit(bundle, lambda d: (d.clear(), d.update(newer)))  # whatever else a newer format has
     with pytest.raises(
-        BundleError, match=r"format 3, written by refdiff 9\.1; .* reads format 2; .* 'refdiff>=9\.1'"
+        BundleError, match=r"format 4, written by refdiff 9\.1; .* reads format 3; .* 'refdiff>=9\.1'"
     ):
         open_bundle(bundle)
 
 
 def test_an_older_format_is_to_be_exported_again(bundle: Path) -> None:
     edit(bundle, lambda d: d.update(format_version=1, refdiff_version="0.1"))
-    said = r"manifest\.json has bundle format 1, written by refdiff 0\.1; .* reads format 2; export again"
+    said = r"manifest\.json has bundle format 1, written by refdiff 0\.1; .* reads format 3; export again"
     with pytest.raises(BundleError, match=said):
         open_bundle(bundle)
 

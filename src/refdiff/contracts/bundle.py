@@ -4,7 +4,8 @@
     <graph>.onnx          one per graph, large weights beside it in <file>.data
     tokenizer.json        CLIP's byte-pair encoding
     clip_positions.npy    [grid*grid, width] float32: CLIP's patch positions, without the class row
-    golden.npz            <graph>/in/<name> and <graph>/out/<name>: a self-test without torch
+    golden.npz            <graph>/in/<name> and <graph>/out/<name>: a self-test without torch; an array that
+                          is there twice is, the second time, the name of the first
     engines/              the device's own plans, not part of the manifest
 
 In: a path. Out: a `Bundle` whose every listed file is inside the folder and is what the exporter wrote.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,8 +104,9 @@ class Bundle:
             with np.load(path, allow_pickle=False) as archive:
                 for key in archive.files:
                     graph, side, name = key.split("/")
-                    tensors.setdefault(graph, ({}, {}))[("in", "out").index(side)][name] = archive[key]
-        except (AttributeError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+                    array = _golden_array(archive, key)
+                    tensors.setdefault(graph, ({}, {}))[("in", "out").index(side)][name] = array
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} is not a golden record ({error}); export again") from error
         return tensors
 
@@ -111,6 +114,14 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path / MANIFEST_NAME} does not list {name}; export again")
         return self.path / name
+
+
+def _golden_array(archive: Mapping[str, Array], key: str) -> Array:
+    """An array of the golden record, in the graph's own type; a name stands for the array of that name."""
+    array = archive[key]
+    if array.dtype.kind == "U":
+        array = archive[str(array)]
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:

@@ -36,7 +36,7 @@ from refdiff.errors import BundleError, InputError
 
 _CHUNK_BYTES = 1 << 20
 
-GOLDEN_OUTPUT_BYTES = 1 << 17
+GOLDEN_OUTPUT_BYTES = 1 << 16
 """Most of one output that the golden record keeps; SAM's masks would be fifty megabytes at full size."""
 
 _DISK_FAULTS = frozenset(
@@ -70,13 +70,17 @@ class BundleDraft:
         np.save(self.path / POSITIONS_NAME, np.asarray(table, dtype=np.float32), allow_pickle=False)
 
     def write_golden(self, tensors: Mapping[str, tuple[Mapping[str, Array], Mapping[str, Array]]]) -> None:
-        """Store recorded inputs and outputs, by graph; of a large output only every n-th value."""
+        """Store recorded inputs and outputs, by graph; of a large output only every n-th value.
+
+        What two graphs share is stored once, and inputs of half-precision values are stored as such.
+        """
         arrays: dict[str, Array] = {}
         for graph, (feeds, results) in tensors.items():
-            arrays |= {f"{graph}/in/{name}": array for name, array in feeds.items()}
+            arrays |= {f"{graph}/in/{name}": _as_half(array) for name, array in feeds.items()}
             arrays |= {
                 f"{graph}/out/{name}": thinned(array, GOLDEN_OUTPUT_BYTES) for name, array in results.items()
             }
+        arrays = _stored_once(arrays)
         # numpy types savez's keywords as arrays or its own flag; a key with a slash is never that flag.
         np.savez_compressed(self.path / GOLDEN_NAME, **arrays)  # type: ignore[arg-type,unused-ignore]
 
@@ -203,6 +207,26 @@ def _is_disk_fault(error: OSError, folder: Path) -> bool:
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     ours = not names or any(name.startswith(str(folder.parent)) for name in names)
     return error.errno in _DISK_FAULTS and ours
+
+
+def _as_half(array: Array) -> Array:
+    """Half precision, where that loses nothing."""
+    if array.dtype != np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else array
+
+
+def _stored_once(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """An array that was there before becomes the name of the first."""
+    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    kept: dict[str, Array] = {}
+    for name, array in arrays.items():
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+        same = first.setdefault((array.dtype.str, array.shape, digest), name)
+        kept[name] = array if same == name else np.array(same)
+    return kept
 
 
 def hash_file(path: Path) -> str:
