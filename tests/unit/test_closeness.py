@@ -13,10 +13,15 @@ def test_what_was_thinned_is_found_again_in_the_output(size, most_values):
     assert np.array_equal(recorded_part(output, record), record)
 
 
+def test_a_thinned_record_sees_every_column():
+    columns = np.broadcast_to(np.arange(128, dtype=np.float32), (2, 77, 128))
+    assert set(thinned(columns, 1 << 15)) == set(range(128))
+
+
 def test_a_thinned_record_reaches_to_the_end_of_the_output():
     output = np.arange(10_000, dtype=np.float32).reshape(2, 50, 100)
     record = thinned(output, 4_000)
-    assert record.shape == (1_000,)
+    assert record.shape == (910,)  # every 11th: the first step above 10 that misses no column
     assert record[-1] > 9_980
 
 

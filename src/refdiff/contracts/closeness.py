@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,17 +30,29 @@ def parity(got: Array, expected: Array) -> Parity:
 
 
 def thinned(output: Array, most_bytes: int) -> Array:
-    """The output, or every n-th of its values as one row, n as small as `most_bytes` allows."""
+    """The output, or every n-th of its values as one row.
+
+    n is about as small as `most_bytes` allows. Where it can be, it has no factor in common with the last
+    axis, so that every column is seen.
+    """
     if output.nbytes <= most_bytes:
         return output
-    return output.reshape(-1)[:: -(-output.nbytes // most_bytes)]
+    least = -(-output.nbytes // most_bytes)
+    told = (n for n in range(least, 2 * least) if _step_of(output.size, -(-output.size // n)) == n)
+    step = next((n for n in told if math.gcd(n, output.shape[-1]) == 1), least)
+    return output.reshape(-1)[::step]
 
 
 def recorded_part(output: Array, record: Array) -> Array:
     """What of an output a golden record holds: all of it, or what `thinned` left, as one row."""
     if record.shape == output.shape or not record.size:
         return output
-    return output.reshape(-1)[:: -(-output.size // record.size)]
+    return output.reshape(-1)[:: _step_of(output.size, record.size)]
+
+
+def _step_of(size: int, kept: int) -> int:
+    """The step that leaves `kept` of `size` values."""
+    return -(-size // kept)
 
 
 def relative_error(got: Array, expected: Array) -> float:

@@ -114,7 +114,7 @@ def _import_ort(backend: str) -> ModuleType:
     return ort
 
 
-_EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export"}
+_EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export", "onnx": "export"}
 """Package -> the extra that brings it."""
 
 

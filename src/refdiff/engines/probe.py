@@ -11,6 +11,7 @@ import onnx_ir as ir
 from refdiff.contracts.session import Array
 from refdiff.engines.lean import LeanSession
 from refdiff.engines.rounded import HALVES, round_every_node
+from refdiff.engines.typed import load_typed
 from refdiff.errors import InputError
 
 MOST_BYTES = 1 << 30
@@ -44,7 +45,7 @@ def probe(
         InputError: the graph has no such tensor.
         EngineError: ONNX Runtime cannot load or run the graph.
     """
-    graph, folder = (model, folder) if isinstance(model, ir.Model) else (ir.load(model), model.parent)
+    graph, folder = (model, folder) if isinstance(model, ir.Model) else (load_typed(model), model.parent)
     largest = max((_batch(feed) for feed in feeds), default=1)
     for group in _groups(graph, list(dict.fromkeys(names)), largest, most_bytes):
         session = LeanSession(_exposing(graph, group), folder=folder)

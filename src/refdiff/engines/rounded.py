@@ -12,6 +12,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from refdiff.engines.typed import load_typed
+
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _SINGLE = ir.DataType.FLOAT
@@ -19,7 +21,7 @@ _SINGLE = ir.DataType.FLOAT
 
 def rounded_model(path: Path) -> bytes:
     """A graph, serialised, with every half-precision result rounded; its weights stay in their file."""
-    model = ir.load(path)
+    model = load_typed(path)
     round_every_node(model)
     return bytes(ir.serde.serialize_model(model).SerializeToString())
 
