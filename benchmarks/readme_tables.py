@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from precision_tables import builds_table, conversions_table, islands_table, precision_table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {
@@ -26,6 +28,10 @@ def main() -> None:
         ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
         ("docs/exporting.md", "early-exit", "early-exit", early_exit_table),
         ("docs/models.md", "formats", "checkpoint-formats", formats_table),
+        ("docs/precision.md", "islands", "attention-islands", islands_table),
+        ("docs/precision.md", "precision", "miniature-precision", precision_table),
+        ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
+        ("docs/precision.md", "builds", "rtx-builds", builds_table),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():

@@ -1,6 +1,7 @@
 """What is good enough: the committed table `gates.json`, and the verdict on what was measured.
 
-The table is by precision. A change to a limit carries the measurement that supports it.
+The table is by precision. A change to a limit carries the measurement that supports it: `measured` is the
+miniature's, on its golden feeds, half-precision results rounded at every node.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from refdiff.errors import InputError
 
-Section = Literal["graph_error", "agreement"]
+Section = Literal["graph_error", "graph_correlation", "agreement"]
 Bound = Literal["at_least", "at_most"]
 
 
@@ -54,6 +55,27 @@ def judge(section: Section, precision: str, values: Mapping[str, float]) -> tupl
             f"no gate for {section} of {unknown[0]!r} at precision {precision}; known: {', '.join(limits)}"
         )
     return tuple(_verdict(name, value, limits[name]) for name, value in values.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphTolerance:
+    """How far one graph may be from torch."""
+
+    error: float
+    """Largest difference over the range of torch's output."""
+    correlation: float
+    """Smallest correlation with it."""
+
+
+def graph_tolerance(precision: str, graph: str) -> GraphTolerance:
+    """The committed limits of one graph.
+
+    Raises:
+        InputError: the table has none for this precision or graph.
+    """
+    (error,) = judge("graph_error", precision, {graph: 0.0})
+    (correlation,) = judge("graph_correlation", precision, {graph: 1.0})
+    return GraphTolerance(error=error.limit, correlation=correlation.limit)
 
 
 def precisions() -> tuple[str, ...]:

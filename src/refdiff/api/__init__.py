@@ -4,6 +4,8 @@
     inspect    what a bundle is                       bundles.py
     segment    one picture, one phrase                answers.py
     export     torch modules -> bundle                exporting.py
+    calibrate  what the pipeline feeds its graphs     calibrating.py
+    sensitivity  what eight bits cost each block      precision.py
     check      is a bundle still the reference        checking.py
     evaluate   metrics of the miniature               evaluating.py
     fetch      checkpoints from the hub               fetching.py
@@ -14,23 +16,29 @@ Importing this loads numpy and Pillow; torch, ONNX and the back-ends come in whe
 
 from refdiff.api.answers import Answer, check_outputs, save, segment
 from refdiff.api.bundles import Inspection, inspect, load
+from refdiff.api.calibrating import CALIBRATED_PROFILES, CalibrationReport, calibrate, open_feeds
 from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
 from refdiff.api.evaluating import EvaluationReport, evaluate
 from refdiff.api.exporting import export
 from refdiff.api.fetching import FetchReport, carry_out, fetch, plan_fetch
 from refdiff.api.models import MODELS, ModelChoice
+from refdiff.api.precision import PRECISIONS, sensitivity
 from refdiff.api.showing import DemoReport, demo
 
 __all__ = [
+    "CALIBRATED_PROFILES",
     "CHECKED_PROFILES",
     "MODELS",
+    "PRECISIONS",
     "Answer",
+    "CalibrationReport",
     "CheckReport",
     "DemoReport",
     "EvaluationReport",
     "FetchReport",
     "Inspection",
     "ModelChoice",
+    "calibrate",
     "carry_out",
     "check",
     "check_outputs",
@@ -40,7 +48,9 @@ __all__ = [
     "fetch",
     "inspect",
     "load",
+    "open_feeds",
     "plan_fetch",
     "save",
     "segment",
+    "sensitivity",
 ]

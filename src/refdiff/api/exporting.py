@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.api.extras import import_torch_room
-from refdiff.api.models import ModelChoice, load_choice
+from refdiff.api.models import MODELS, ModelChoice, load_choice
+from refdiff.api.precision import Wanted, convert_bundle
 from refdiff.api.progress import Progress, silent
+from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.options import Options, options_for
 from refdiff.engines.factory import lean_session
 from refdiff.errors import InputError
@@ -21,8 +25,6 @@ if TYPE_CHECKING:
     from refdiff.contracts.manifest import Manifest
     from refdiff.contracts.spec import ModelSpec
     from refdiff.contracts.stack import ModelStack
-
-PRECISIONS = ("fp32",)
 
 PURPOSE = "the export"
 
@@ -37,6 +39,11 @@ def export(
     model: str | ModelChoice = "mini",
     *,
     precision: str = "fp32",
+    recipe: Path | None = None,
+    feeds: Path | None = None,
+    ranges: str = "percentile",
+    smoothing: float | None = None,
+    budget: str | None = None,
     output: Path | str,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -44,50 +51,77 @@ def export(
     """Export a model as the bundle `output`, which appears whole or not at all.
 
     Args:
-        model: a name of `refdiff.api.models.MODELS`, or a choice of parts.
-        precision: one of `PRECISIONS`.
+        model: a name of `refdiff.api.models.MODELS`, a choice of parts, or an fp32 bundle's folder, whose
+            graphs are then converted without torch.
+        precision: one of `refdiff.api.precision.PRECISIONS`.
+        recipe: a precision recipe to follow; None makes one by the built-in rules.
+        feeds: what `calibrate` recorded, for the ranges of eight-bit tensors; None records it now.
+        ranges: how they are taken from the feeds; one of `refdiff.calibration.ranges.METHODS`.
+        smoothing: strength of SmoothQuant, 0..1; None leaves it out.
+        budget: what eight bits may cost the task, "mIoU -0.5" for instance; blocks that cost more stay in
+            half precision.
         output: where the bundle will be.
         overwrite: replace a bundle that is there.
         progress: told one line at each step.
 
     Raises:
-        InputError: an unknown model or precision, a checkpoint that cannot be used, or an output that cannot
-            be written.
+        InputError: an unknown model or precision, a checkpoint, recipe or feeds that cannot be used, or an
+            output that cannot be written.
         MissingDependencyError: torch or a library around it is not installed, or a checkpoint cannot be had.
-        GateError: an exported graph is not its torch module.
+        GateError: an exported graph is not its torch module, or a half-precision one outside its tolerance.
     """
-    tell = progress or silent
+    tell, target = progress or silent, Path(output)
     choice = ModelChoice(name=model) if isinstance(model, str) else model
-    choice.check()
-    check_precision(precision)
+    is_bundle = choice.name not in MODELS and (Path(choice.name) / MANIFEST_NAME).is_file()
+    wanted = Wanted(
+        precision=precision, recipe=recipe, feeds=feeds, ranges=ranges, smoothing=smoothing, budget=budget
+    )
+    wanted.check(bundle=Path(choice.name) if is_bundle else None)
+    if not is_bundle:
+        choice.check()
     if os.path.lexists(output) and not overwrite:  # said again by the writer, but minutes later
         raise InputError(f"{output} exists; choose another place, or allow overwriting (--overwrite)")
+    if is_bundle:
+        return convert_bundle(Path(choice.name), wanted, output=target, overwrite=overwrite, progress=tell)
+    if precision == "fp32":
+        return _export_choice(choice, target, overwrite=overwrite, tell=tell)
+    with _beside(target) as folder:
+        _export_choice(choice, folder / "fp32", overwrite=False, tell=tell)
+        return convert_bundle(folder / "fp32", wanted, output=target, overwrite=overwrite, progress=tell)
+
+
+def _export_choice(choice: ModelChoice, output: Path, *, overwrite: bool, tell: Progress) -> Manifest:
     tell(f"opening {choice.title}")
     stack = load_choice(choice, PURPOSE, tell)
-    return export_stack(
-        stack,
-        precision=precision,
-        output=Path(output),
-        overwrite=overwrite,
-        thorough=choice.built_in,
-        progress=tell,
-    )
+    return export_stack(stack, output=output, overwrite=overwrite, thorough=choice.built_in, progress=tell)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A hidden folder on the target's disk, for the fp32 bundle on the way."""
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write bundle {target}: {error.strerror or error}; free or choose another place"
+        ) from error
+    with scratch as folder:
+        yield Path(folder)
 
 
 def export_stack(
     stack: ModelStack,
     *,
-    precision: str = "fp32",
     output: Path,
     overwrite: bool = False,
     thorough: bool = True,
     progress: Progress,
 ) -> Manifest:
-    """As `export`, for a stack that is at hand.
+    """As `export` in fp32, for a stack that is at hand.
 
     Args:
         stack: the models.
-        precision: one of `PRECISIONS`.
         output: where the bundle will be.
         overwrite: replace a bundle that is there.
         thorough: rehearse all questions in both profiles; False: one in one, which still runs every graph.
@@ -110,20 +144,9 @@ def export_stack(
         rehearse=play,
         open_graph=open_graph,
         progress=progress,
-        precision=precision,
         overwrite=overwrite,
     )
     return manifest
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision the export cannot write.
-
-    Raises:
-        InputError: no such precision.
-    """
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}; so far there is only: {', '.join(PRECISIONS)}")
 
 
 def _rehearsed(spec: ModelSpec, *, thorough: bool) -> Sequence[Options]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from refdiff.calibration.lazy_weights import in_half
 from refdiff.contracts.recipe import Half
+from refdiff.errors import InputError
 
 Weights = Literal["stored", "cast"]
 
@@ -24,8 +25,16 @@ OPSETS: dict[Half, int] = {"fp16": 19, "bf16": 22}
 
 SINGLE = ir.DataType.FLOAT
 
-_KEPT_INPUTS = {"Resize": (1, 2)}
+_INNER_GRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+
+_SINGLE_INPUTS = {"Resize": (1, 2)}
 """Operator -> inputs that are float32 by the operator's definition."""
+
+EITHER = frozenset({"Cast", "Shape", "Size"})
+"""Operators that read any type: a cast before them would only lose digits."""
+
+_TYPED_ALONE = frozenset({"Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform"})
+"""Operators whose result has the type an attribute says; they stay in single precision."""
 
 
 class HalfPrecision:
@@ -46,27 +55,31 @@ class HalfPrecision:
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
 
     def __call__(self, model: ir.Model) -> ir.Model:
-        """Change the model in place, and return it."""
-        graph = model.graph
+        """Change the model in place, and return it.
+
+        Raises:
+            InputError: a node holds graphs of its own (If, Loop, Scan): their tensors are out of sight here.
+        """
+        graph, self._casts = model.graph, {}
         nodes = list(graph)
+        _check_flat(nodes)
         wanted = {id(node): self._type_of(node) for node in nodes}
         floats = {id(value): value for node in nodes for value in _floats(node)}
         for node in nodes:
             self._retype_outputs(node, wanted[id(node)])
         for node in nodes:
             for index, value in enumerate(node.inputs):
-                if value is None or id(value) not in floats or index in _KEPT_INPUTS.get(node.op_type, ()):
-                    continue
-                if node.op_type == "Shape":
-                    continue
-                node.replace_input_with(index, self._as_type(graph, value, wanted[id(node)]))
+                if value is not None and id(value) in floats and node.op_type not in EITHER:
+                    single = index in _SINGLE_INPUTS.get(node.op_type, ())
+                    dtype = SINGLE if single else wanted[id(node)]
+                    node.replace_input_with(index, self._as_type(graph, value, dtype))
         self._restore_outputs(graph)
         _drop_unread(graph)
         model.opset_imports[""] = max(model.opset_imports[""], OPSETS[self._half])
         return model
 
     def _type_of(self, node: ir.Node) -> ir.DataType:
-        return SINGLE if node.name in self._islands else self._type
+        return SINGLE if node.name in self._islands or node.op_type in _TYPED_ALONE else self._type
 
     def _retype_outputs(self, node: ir.Node, dtype: ir.DataType) -> None:
         for value in node.outputs:
@@ -97,8 +110,9 @@ class HalfPrecision:
         """Outputs computed in half precision leave as float32, under their own names."""
         for index, value in enumerate(graph.outputs):
             if value.dtype == self._type:
+                single = self._as_type(graph, value, SINGLE)
                 name, value.name = value.name, f"{value.name}.{self._half}"
-                graph.outputs[index] = _cast(graph, value, SINGLE, name=name)
+                graph.outputs[index], single.name = single, name
 
 
 def _floats(node: ir.Node) -> Iterator[ir.Value]:
@@ -108,20 +122,33 @@ def _floats(node: ir.Node) -> Iterator[ir.Value]:
             yield value
 
 
-def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str | None = None) -> ir.Value:
-    """A new cast right behind the value's producer, or at the start of the graph."""
-    label = name or f"{value.name}.{'fp32' if dtype == SINGLE else dtype.name.lower()}"
+def _check_flat(nodes: list[ir.Node]) -> None:
+    for node in nodes:
+        if {attribute.type for attribute in node.attributes.values()} & _INNER_GRAPHS:
+            raise InputError(
+                f"{node.name} ({node.op_type}) holds a graph of its own, expected a flat graph; "
+                "export without control flow"
+            )
+
+
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A new cast right behind the value's producer, or at the start of the graph.
+
+    What a cast of the graph's own made is cast from that one's source: an integer keeps its digits.
+    """
+    label = f"{value.name}.{'fp32' if dtype == SINGLE else dtype.name.lower()}"
+    producer = value.producer()
+    source = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else value
     node = ir.Node(
         "",
         "Cast",
-        [value],
+        [source],
         attributes=[ir.AttrInt64("to", int(dtype))],
         name=f"{label}/Cast",
     )
     node.outputs[0].name = label
     node.outputs[0].shape = value.shape
     node.outputs[0].dtype = dtype
-    producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], node)
     else:
@@ -136,7 +163,10 @@ def _constant(value: ir.Value) -> ir.TensorProtocol:
 
 
 def _drop_unread(graph: ir.Graph) -> None:
-    outputs = {id(value) for value in graph.outputs}
+    """Weights and casts whose readers all want the other type."""
+    for node in [node for node in graph if node.op_type == "Cast"]:
+        if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
-        if not value.uses() and id(value) not in outputs:
+        if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]

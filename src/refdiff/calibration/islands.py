@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
-from refdiff.contracts.recipe import Rule
+from refdiff.calibration.half import EITHER
+from refdiff.contracts.recipe import Half, Rule
 
 MOVES = frozenset(
     {"Concat", "Gather", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -20,7 +21,7 @@ MOVES = frozenset(
 _NORM_MARKS = frozenset({"InstanceNormalization", "ReduceMean"})
 
 
-def default_islands(graph: ir.Graph) -> tuple[Rule, ...]:
+def default_islands(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]:
     """The built-in rules that apply to a graph (docs/precision.md has the measurements)."""
     found = (
         (_norms(graph), "norms: sums of squares over a whole group overflow and cancel in half precision"),
@@ -30,6 +31,14 @@ def default_islands(graph: ir.Graph) -> tuple[Rule, ...]:
         ),
         (_angles(graph), "angles: sine and cosine of large arguments keep no digits in half precision"),
         (_taps(graph), "taps: the map that is read is a product of its own, and leaves in fp32 anyway"),
+        (
+            _of_kind(graph, {"ConvTranspose"} if half == "bf16" else ()),
+            "ConvTranspose: TensorRT-RTX 1.7 has none in bfloat16",
+        ),
+        (
+            _of_kind(graph, {"Einsum"} if half == "bf16" else ()),
+            "Einsum: ONNX defines none in bfloat16",
+        ),
     )
     return tuple(
         Rule(nodes=tuple(_by_module(graph, nodes)), because=because, origin="rule")
@@ -45,24 +54,33 @@ def closed(graph: ir.Graph, islands: Collection[str]) -> frozenset[str]:
     than it saves. A node on the shore that only moves values leaves: it needs no precision.
     """
     single = set(islands)
-    nodes = [node for node in graph if any(_float(value) for value in node.outputs)]
-    grown = True
-    while grown:
-        caught = {node.name for node in nodes if node.name not in single and _caught(node, single)}
-        single |= {name for name in caught if name}
-        grown = bool(caught)
+    nodes = [node for node in graph if node.name and _computes_floats(node)]
+    while caught := _caught(nodes, single):
+        single |= caught
     while idle := set(_shore(nodes, single)):
         single -= idle
     return frozenset(single)
 
 
-def _caught(node: ir.Node, single: Collection[str]) -> bool:
-    makers = _makers(node)
-    users = [use.node for value in node.outputs for use in value.uses()]
-    leaves = any(value.is_graph_output() for value in node.outputs)
-    if not makers or not (users or leaves):
-        return False
-    return all(each.name in single for each in makers) and all(each.name in single for each in users)
+def _caught(nodes: Collection[ir.Node], single: Collection[str]) -> set[str]:
+    """Half-precision nodes between islands; of those that only move values, whole chains."""
+    out = [node for node in nodes if node.name not in single]
+    moves = [node for node in out if node.op_type in MOVES]
+    while True:
+        joined = {*single, *(_name(node) for node in moves)}
+        held = [node for node in moves if _between(node, joined)]
+        if len(held) == len(moves):
+            break
+        moves = held
+    return {_name(node) for node in (*moves, *(n for n in out if _between(n, single)))}
+
+
+def _between(node: ir.Node, single: Collection[str]) -> bool:
+    """Whether single precision comes in, and nothing else comes in or goes out."""
+    makers, users = _makers(node), _users(node)
+    return (
+        bool(makers) and bool(users or _leaves(node)) and all(_name(n) in single for n in (*makers, *users))
+    )
 
 
 def _shore(nodes: Iterable[ir.Node], single: Collection[str]) -> Iterator[str]:
@@ -70,30 +88,24 @@ def _shore(nodes: Iterable[ir.Node], single: Collection[str]) -> Iterator[str]:
     for node in nodes:
         if node.name not in single or node.op_type not in MOVES or node.name is None:
             continue
-        makers = _makers(node)
-        users = [use.node for value in node.outputs for use in value.uses()]
+        makers, users = _makers(node), _users(node)
         enters = bool(makers) and all(maker.name not in single for maker in makers)
-        leaves = bool(users) and all(user.name not in single for user in users)
+        leaves = bool(users) and not _leaves(node) and all(user.name not in single for user in users)
         if enters or leaves:
             yield node.name
 
 
 def _norms(graph: ir.Graph) -> set[str]:
     """Every node of a module that holds a norm; LayerNormalization computes in fp32 by definition."""
-    modules = {_module(node) for node in graph if node.op_type in _NORM_MARKS}
-    return {_name(node) for node in graph if _module(node) in modules and _computes_floats(node)}
+    marks = [node for node in graph if node.op_type in _NORM_MARKS]
+    modules = {_module(node) for node in marks} - {""}
+    inside = (node for node in graph if _module(node) in modules and _computes_floats(node))
+    return {_name(node) for node in (*marks, *inside)}
 
 
 def _softmaxes(graph: ir.Graph) -> set[str]:
-    """Softmax, and the addition of a mask right before it."""
-    names = set[str]()
-    for node in graph:
-        if node.op_type == "Softmax":
-            names.add(_name(node))
-            before = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if before is not None and before.op_type == "Add" and _adds_an_input(before):
-                names.add(_name(before))
-    return names
+    """Softmax alone: a mask before it is -10,000 at most, which half precision holds."""
+    return _of_kind(graph, {"Softmax"})
 
 
 def _angles(graph: ir.Graph) -> set[str]:
@@ -124,14 +136,19 @@ def _taps(graph: ir.Graph) -> set[str]:
     return names
 
 
+def _of_kind(graph: ir.Graph, operators: Collection[str]) -> set[str]:
+    return {_name(node) for node in graph if node.op_type in operators}
+
+
 def _by_module(graph: ir.Graph, names: Collection[str]) -> Iterator[str]:
-    """The same nodes, a whole module or a whole kind of node as one pattern."""
+    """The same nodes, a whole module as one pattern where it has no other nodes, not even in parts of it."""
+    every = [_name(node) for node in graph]
     modules = defaultdict[str, list[str]](list)
-    for node in graph:
-        modules[_module(node)].append(_name(node))
-    for module, members in modules.items():
-        inside = [name for name in members if name in names]
-        if len(inside) > 1 and len(inside) == len(members):
+    for name in every:
+        if name in names:
+            modules[name.rpartition("/")[0]].append(name)
+    for module, inside in modules.items():
+        if module and len(inside) > 1 and all(n in names for n in every if n.startswith(f"{module}/")):
             yield f"{module}/*"
         else:
             yield from inside
@@ -143,8 +160,14 @@ def _makers(node: ir.Node) -> list[ir.Node]:
     return [maker for value in sources if (maker := value.producer()) is not None]
 
 
-def _adds_an_input(node: ir.Node) -> bool:
-    return any(value is not None and value.is_graph_input() for value in node.inputs)
+def _users(node: ir.Node) -> list[ir.Node]:
+    """Nodes that read its float outputs and care for their precision."""
+    uses = (use for value in node.outputs if _float(value) for use in value.uses())
+    return [use.node for use in uses if use.node.op_type not in EITHER]
+
+
+def _leaves(node: ir.Node) -> bool:
+    return any(value.is_graph_output() for value in node.outputs)
 
 
 def _computes_floats(node: ir.Node) -> bool:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
+_SMALL_BYTES = 1 << 14
+"""What is written inside the ONNX file is smaller; onnx_ir wraps errors that arise while it writes there."""
+
 
 def converted(
     tensor: ir.TensorProtocol, dtype: ir.DataType, convert: Callable[[Array], Array], *, name: str
@@ -23,22 +26,24 @@ def converted(
     return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
-def in_half(tensor: ir.TensorProtocol, dtype: ir.DataType, *, name: str) -> ir.LazyTensor:
-    """A float32 tensor in half precision.
+def in_half(tensor: ir.TensorProtocol, dtype: ir.DataType, *, name: str) -> ir.TensorProtocol:
+    """A float32 tensor in half precision; a small one is converted now.
 
     Raises:
-        InputError: when it is written, where a finite value becomes infinite.
+        InputError: a finite value becomes infinite; of a large tensor, when it is written.
     """
 
     def convert(values: NDArray[np.float32]) -> Array:
         with np.errstate(over="ignore"):
             half: Array = values.astype(dtype.numpy())
-        largest = float(np.abs(values).max(initial=0.0))
-        if np.isfinite(largest) and not np.isfinite(half.astype(np.float32)).all():
+        lost = np.isinf(half) & np.isfinite(values)
+        if lost.any():
             raise InputError(
-                f"{tensor.name} holds {largest:.3g}, more than {dtype.name} can; keep its nodes in fp32 "
-                "(refdiff audit finds them)"
+                f"{tensor.name} holds {np.abs(values[lost]).max():.6g}, more than {dtype.name} can; "
+                "keep its nodes in fp32 (refdiff audit finds them)"
             )
         return half
 
+    if tensor.nbytes < _SMALL_BYTES:
+        return ir.tensor(convert(tensor.numpy()), dtype=dtype, name=name)
     return converted(tensor, dtype, convert, name=name)

@@ -39,11 +39,24 @@ def demo(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="mini, refdiff (SAM ViT-H) or refdiff-vitb.")] = "mini",
+    model: Annotated[
+        str, typer.Argument(help="mini, refdiff (SAM ViT-H), refdiff-vitb, or an fp32 bundle's folder.")
+    ] = "mini",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder; MODEL-PRECISION if left out.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp32",
+    recipe: Annotated[Path | None, typer.Option(help="A precision recipe to follow.")] = None,
+    feeds: Annotated[
+        Path | None, typer.Option(help="What `refdiff calibrate` recorded, for the ranges of int8 and fp8.")
+    ] = None,
+    ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
+    smooth: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Strength of SmoothQuant; left out if not given.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help='What eight bits may cost the task, such as "mIoU -0.5".')
+    ] = None,
     diffusion: Annotated[
         str | None, typer.Option(help="Stable Diffusion 1.x or 2.x: hub id, folder or file.")
     ] = None,
@@ -73,7 +86,7 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Turn torch models into a bundle of checked ONNX graphs (needs refdiff[export,cpu])."""
+    """Turn torch models, or an fp32 bundle, into a bundle of checked graphs (needs refdiff[export,cpu])."""
     from refdiff import api
 
     choice = api.ModelChoice(
@@ -89,9 +102,20 @@ def export(
         checkpoints=checkpoints,
         offline=offline,
     )
-    folder = output or Path(f"{choice.title}-{precision}")
+    folder = output or Path(f"{Path(choice.title).name}-{precision}")
     with working() as tell:
-        manifest = api.export(choice, precision=precision, output=folder, overwrite=overwrite, progress=tell)
+        manifest = api.export(
+            choice,
+            precision=precision,
+            recipe=recipe,
+            feeds=feeds,
+            ranges=ranges,
+            smoothing=smooth,
+            budget=budget,
+            output=folder,
+            overwrite=overwrite,
+            progress=tell,
+        )
     if manifest.random_seed is not None:
         note("note: the weights are random; this bundle is for measuring time and memory only")
     inspection = api.Inspection(path=folder, manifest=manifest)

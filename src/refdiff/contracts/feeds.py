@@ -1,8 +1,10 @@
-"""Are these arrays what the graph's contract asks for: the check every session makes at its edge."""
+"""Feeds: the check every session makes at its edge, and the rounding that lets two precisions share them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.session import Array
@@ -41,6 +43,20 @@ def wanted_outputs(graph: GraphSpec, outputs: Sequence[str] | None) -> list[str]
             f"{graph.name} has no output {unknown[0]!r}, it has: {', '.join(graph.output_names)}"
         )
     return list(outputs)
+
+
+def half_rounded(array: Array) -> Array:
+    """A copy at half-precision values, so that a half-precision graph can be fed exactly the same.
+
+    Args:
+        array: of any shape; other types than float32 keep their values.
+
+    Returns:
+        The same shape and dtype.
+    """
+    if array.dtype != np.float32:
+        return np.array(array)
+    return array.astype(np.float16).astype(np.float32)
 
 
 def _check_tensor(graph_name: str, tensor: TensorSpec, array: Array, sizes: dict[str, int]) -> None:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +35,7 @@ HALVES: tuple[str, ...] = get_args(Half)
 QuantisedType = Literal["int8", "fp8"]
 QUANTISED: tuple[str, ...] = get_args(QuantisedType)
 Origin = Literal["rule", "audit", "bisect", "sensitivity", "gate", "hand"]
+ORIGINS: tuple[str, ...] = get_args(Origin)
 """Who asked for it: the built-in rules, a measurement of that name, the gate that refused, or a person."""
 
 
@@ -58,8 +60,8 @@ class Quantised:
     """Tensor -> largest magnitude it keeps; the data input of every node above has one."""
     method: str
     """How the ranges were found: "minmax", "percentile" or "entropy"."""
-    smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Tensor -> per-channel divisors of SmoothQuant, where it was used."""
+    smoothing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Tensor -> powers of two that SmoothQuant divides its channels by, where it was used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +104,21 @@ class Recipe:
         if not isinstance(document, dict):
             raise InputError(f"{where}: expected a JSON object, got {type(document).__name__}")
         fields = dict(document)
-        if fields.pop("format", None) != RECIPE_FORMAT:
+        if (found := fields.pop("format", None)) != RECIPE_FORMAT or isinstance(found, bool):
             raise InputError(f"{where}: got format {document.get('format')!r}, expected {RECIPE_FORMAT}")
         try:
-            graphs = {str(name): _graph(entry) for name, entry in fields.pop("graphs").items()}
-            return cls(graphs=graphs, **fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            graphs = {
+                name: _graph(_table(entry, name))
+                for name, entry in _table(fields.pop("graphs"), "graphs").items()
+            }
+            model = _text(fields.pop("model"), "model")
+            sources = _table(fields.pop("sources"), "sources")
+            digests = {name: _text(digest, f"sources {name}") for name, digest in sources.items()}
+            return cls(model=model, sources=digests, graphs=graphs, **fields)
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(
-                f"{where} is not a precision recipe ({error}); write one with: refdiff audit"
+                f"{where} is not a precision recipe ({what}); write one with: refdiff audit"
             ) from error
 
     def to_text(self) -> str:
@@ -148,7 +157,8 @@ def matching(patterns: Iterable[str], known: Collection[str], *, where: str) -> 
     """All names that patterns match; see `named`."""
     found = set[str]()
     for pattern in patterns:
-        names = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
+        shape = re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
+        names = [pattern] if pattern in known else [name for name in known if shape.fullmatch(name)]
         if not names:
             raise InputError(
                 f"{where}: the recipe names {pattern!r}, but no node is called so; correct the recipe"
@@ -159,34 +169,70 @@ def matching(patterns: Iterable[str], known: Collection[str], *, where: str) -> 
 
 def _graph(entry: Mapping[str, Any]) -> GraphRecipe:
     fields = dict(entry)
-    if fields["half"] not in HALVES:
-        raise ValueError(f"half is {fields['half']!r}, expected one of {', '.join(HALVES)}")
+    _one_of(fields["half"], HALVES, "half")
     for name in ("fp32", "left"):
-        fields[name] = tuple(_rule(rule) for rule in fields.get(name, ()))
+        fields[name] = tuple(_rule(_table(rule, name)) for rule in _list(fields.get(name, ()), name))
     if fields.get("quantised") is not None:
-        fields["quantised"] = _quantised(fields["quantised"])
+        fields["quantised"] = _quantised(_table(fields["quantised"], "quantised"))
     return GraphRecipe(**fields)
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:
-    fields = {**entry, "nodes": _names(entry["nodes"])}
+    fields = {**entry, "nodes": _names(entry["nodes"]), "because": _text(entry["because"], "because")}
+    _one_of(fields.get("origin", "hand"), ORIGINS, "origin")
     return Rule(**fields)
 
 
 def _quantised(entry: Mapping[str, Any]) -> Quantised:
     fields = dict(entry)
-    if fields["type"] not in QUANTISED:
-        raise ValueError(f"type is {fields['type']!r}, expected one of {', '.join(QUANTISED)}")
+    _one_of(fields["type"], QUANTISED, "type")
     fields["nodes"] = _names(fields["nodes"])
-    fields["ranges"] = {str(name): float(value) for name, value in fields["ranges"].items()}
+    fields["method"] = _text(fields["method"], "method")
+    ranges = _table(fields["ranges"], "ranges")
+    fields["ranges"] = {name: _range(value, name) for name, value in ranges.items()}
     fields["smoothing"] = {
-        str(name): tuple(float(value) for value in values)
-        for name, values in fields.get("smoothing", {}).items()
+        name: tuple(_whole(value, name) for value in _list(values, name))
+        for name, values in _table(fields.get("smoothing", {}), "smoothing").items()
     }
     return Quantised(**fields)
 
 
 def _names(entry: object) -> tuple[str, ...]:
-    if not isinstance(entry, (list, tuple)) or not all(isinstance(name, str) for name in entry):
-        raise TypeError(f"nodes is {entry!r}, expected a list of names")
-    return tuple(entry)
+    return tuple(_text(name, "nodes") for name in _list(entry, "nodes"))
+
+
+def _range(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"the range of {name} is {value!r}, expected a number")
+    if not 0.0 <= float(value) < math.inf:
+        raise ValueError(f"the range of {name} is {value!r}, expected 0 or more, and finite")
+    return float(value)
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"smoothing of {name} has {value!r}, expected whole numbers")
+    return value
+
+
+def _one_of(value: object, known: tuple[str, ...], name: str) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} has {value!r}, expected text")
+    return value
+
+
+def _list(value: object, name: str) -> list[object]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} is {value!r}, expected a list")
+    return list(value)
+
+
+def _table(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is {value!r}, expected an object with names")
+    return value

@@ -39,7 +39,7 @@ class LeanSession:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no public base
-            raise EngineError(f"ONNX Runtime cannot load the graph: {error}") from error
+            raise EngineError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -52,4 +52,8 @@ class LeanSession:
         try:
             return dict(zip(names, self._session.run(list(names), dict(feeds)), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no public base
-            raise EngineError(f"the graph failed in ONNX Runtime: {error}") from error
+            raise EngineError(f"the graph failed in ONNX Runtime: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -31,7 +31,7 @@ def probe(
     Half-precision results are rounded at every node (`rounded`), whatever this processor's kernels can do.
 
     Args:
-        model: a graph, which is left as it is, or its file.
+        model: a graph whose tensors have their types, which is left as it is; or its file.
         feeds: one mapping of arrays for each run.
         names: tensors, inner ones or outputs.
         folder: where the weights of a graph lie; of a file, its own folder.
@@ -42,7 +42,7 @@ def probe(
         promised order.
 
     Raises:
-        InputError: the graph has no such tensor.
+        InputError: the graph has no such tensor, or tensors without a type.
         EngineError: ONNX Runtime cannot load or run the graph.
     """
     graph, folder = (model, folder) if isinstance(model, ir.Model) else (load_typed(model), model.parent)
@@ -84,6 +84,9 @@ def _readable(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _groups(model: ir.Model, names: Sequence[str], batch: int, most_bytes: int) -> Iterator[list[str]]:
     values = _values(model.graph)
+    untyped = [name for name, value in values.items() if name and value.dtype is None]
+    if untyped:
+        raise InputError(f"{untyped[0]!r} has no type, expected types everywhere; hand over the graph's file")
     unknown = [name for name in names if name not in values]
     if unknown:
         raise InputError(f"the graph {model.graph.name or ''} has no tensor {unknown[0]!r}")

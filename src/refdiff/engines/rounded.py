@@ -43,7 +43,7 @@ def round_every_node(model: ir.Model) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let `value` be float32, and everybody who reads it read its rounding."""
+    """Let `value` be float32, and everybody who reads it read its rounding; so does the graph's output."""
     half, name = value.dtype or _SINGLE, value.name
     readers = list(value.uses())
     value.dtype, value.name = _SINGLE, f"{name}/unrounded"
@@ -53,6 +53,9 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     graph.insert_after(node, cast)
     for use in readers:
         use.node.replace_input_with(use.idx, rounded)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = rounded
 
 
 def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:

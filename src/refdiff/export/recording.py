@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from refdiff.contracts.feeds import wanted_outputs
+from refdiff.contracts.feeds import half_rounded, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Session, SessionFactory
 
@@ -47,7 +45,7 @@ class RecordingSession:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the inner session for all its outputs, and keep the run."""
         wanted = wanted_outputs(self._graph, outputs)
-        rounded = {name: _rounded(array) for name, array in feeds.items()}
+        rounded = {name: half_rounded(array) for name, array in feeds.items()}
         results = self._inner.run(rounded)
         shapes, record = tuple(array.shape for array in rounded.values()), Record(rounded, results)
         for store in self._stores:
@@ -87,10 +85,3 @@ class Recorder:
     def records(self, name: str) -> tuple[Record, ...]:
         """The runs of a graph, one of each shape; empty where it never ran."""
         return tuple(self._stores.get(name, {}).values())
-
-
-def _rounded(array: Array) -> Array:
-    """A copy at half-precision values."""
-    if array.dtype != np.float32:
-        return np.array(array)
-    return array.astype(np.float16).astype(np.float32)

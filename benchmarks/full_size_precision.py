@@ -1,0 +1,121 @@
+"""Time and memory of changing a full-size graph's precision, beside ONNX Runtime's own tools in the same run.
+
+    .venv/bin/python benchmarks/full_size_precision.py BUNDLE unet --half --rounds 3
+    .venv/bin/python benchmarks/full_size_precision.py BUNDLE unet --int8
+
+BUNDLE is an fp32 bundle (random weights will do). Every conversion is a child process of its own; ours and
+theirs take turns. Adds an entry per graph to results/full-size-precision.json. Both read the graph from the disk and
+write it there with its weights beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from records import RESULTS, add_entry
+from watched import run_watched
+
+RECORD = RESULTS / "full-size-precision.json"
+
+CONVERSIONS = {"half": ("ours-fp16", "onnxruntime-fp16"), "int8": ("ours-int8", "onnxruntime-int8")}
+
+
+def main() -> None:
+    """Run the conversions in turns and record medians of time and peaks of memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("graph")
+    parser.add_argument("--half", action="store_true")
+    parser.add_argument("--int8", action="store_true")
+    parser.add_argument(
+        "--without", default="", help="a conversion to leave out, where it needs too much memory"
+    )
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--child", help="internal: the conversion to run")
+    parser.add_argument("--target", type=Path, help="internal: the file to write")
+    given = parser.parse_args()
+    if given.child:
+        seconds = CHILDREN[given.child](given.bundle, given.graph, given.target)
+        print(json.dumps({"conversion_seconds": seconds}))  # noqa: T201 - read by the parent
+        return
+    kinds = [kind for kind in ("half", "int8") if getattr(given, kind)]
+    names = [name for kind in kinds for name in CONVERSIONS[kind] if name != given.without]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(given.rounds):
+        for name in names:
+            runs[name].append(measure(name, given.bundle, given.graph))
+            print(name, runs[name][-1], flush=True)  # noqa: T201 - what a benchmark is for
+    bundle = json.loads((given.bundle / "manifest.json").read_text())
+    for kind in kinds:
+        summary = {name: summarised(runs[name]) for name in CONVERSIONS[kind] if runs.get(name)}
+        entry = f"{bundle['spec']['name']} {given.graph} {kind}"
+        add_entry(RECORD, entry, {"rounds": given.rounds, "conversions": summary})
+
+
+def measure(name: str, bundle: Path, graph: str) -> dict[str, Any]:
+    """One conversion as a child process; a child that fails or is killed is part of the answer."""
+    with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
+        target = Path(folder) / f"{graph}.onnx"
+        command = [sys.executable, __file__, str(bundle), graph, "--child", name, "--target", str(target)]
+        try:
+            watched = run_watched(command)
+        except subprocess.CalledProcessError as error:
+            return {"failed": f"exit code {error.returncode}"}
+        return {
+            "seconds": round(watched.seconds, 1),
+            **json.loads(watched.stdout.splitlines()[-1]),
+            "peak_rss_bytes": watched.peak_rss_bytes,
+            "peak_private_bytes": watched.peak_private_bytes,
+            "written_bytes": sum(path.stat().st_size for path in Path(folder).iterdir()),
+        }
+
+
+def summarised(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median of the times, maximum of the rest."""
+    good = [run for run in runs if "failed" not in run]
+    if not good:
+        return runs[0]
+    medians = {key: statistics.median(run[key] for run in good) for key in ("seconds", "conversion_seconds")}
+    keys = ("peak_rss_bytes", "peak_private_bytes", "written_bytes")
+    return {**medians, **{key: max(run[key] for run in good) for key in keys}, "runs": len(good)}
+
+
+def ours_half(bundle: Path, graph: str, target: Path) -> float:
+    """The pass of this toolkit with its own islands."""
+    import onnx_ir as ir
+
+    from refdiff.calibration.convert import convert_graph
+    from refdiff.calibration.islands import default_islands
+    from refdiff.contracts.recipe import GraphRecipe
+
+    source, started = bundle / f"{graph}.onnx", time.perf_counter()
+    islands = default_islands(ir.load(source).graph)
+    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands))
+    return time.perf_counter() - started
+
+
+def theirs_half(bundle: Path, graph: str, target: Path) -> float:
+    """Onnxruntime's converter."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    started = time.perf_counter()
+    model = onnx.load(bundle / f"{graph}.onnx")
+    half = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+    onnx.save(half, target, save_as_external_data=True, location=f"{target.name}.data")
+    return time.perf_counter() - started
+
+
+CHILDREN = {"ours-fp16": ours_half, "onnxruntime-fp16": theirs_half}
+
+
+if __name__ == "__main__":
+    main()

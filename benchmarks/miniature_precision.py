@@ -1,0 +1,110 @@
+"""What fewer bits cost in task accuracy: the miniature in other precisions beside its fp32 bundle.
+
+    .venv/bin/python benchmarks/miniature_precision.py fp16=BUNDLE int8=BUNDLE … --count 500 --jobs 2
+
+Every held-out scene is asked one question of the built-in fp32 bundle and of each named bundle, in ONNX
+Runtime; half-precision results are rounded at every node (back-end ort-rounded), and with --plain a second
+time as ONNX Runtime's CPU kernels run them. Adds an entry per bundle to results/miniature-precision.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from records import RESULTS, add_entry
+
+import refdiff
+from refdiff.accuracy.agreement import Agreement, compare, summarise
+from refdiff.accuracy.metrics import Overlap, metrics, overlap
+from refdiff.api import inspect
+from refdiff.miniature.questions import HELD_OUT_FROM, question
+
+PROFILES = ("official", "edge")
+
+RECORD = RESULTS / "miniature-precision.json"
+
+Marks = dict[tuple[str, str, str], tuple[Overlap, Agreement]]
+"""Profile, bundle's name, back-end -> the overlap with the truth, and the agreement with fp32."""
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundles", nargs="+", help="name=folder")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=HELD_OUT_FROM)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--plain", action="store_true", help="also by ONNX Runtime's own CPU kernels")
+    given = parser.parse_args()
+    bundles = {"fp32": "mini", **dict(each.split("=", 1) for each in given.bundles)}
+    backends = ("ort-rounded", "ort-cpu") if given.plain else ("ort-rounded",)
+    marked: dict[tuple[str, str, str], list[tuple[Overlap, Agreement]]] = {}
+    seeds = range(given.seed, given.seed + given.count)
+    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
+        tasks = ((seed, tuple(bundles.items()), backends) for seed in seeds)
+        for done, marks in enumerate(workers.map(_mark, tasks), start=1):
+            for key, mark in marks.items():
+                marked.setdefault(key, []).append(mark)
+            if done % 20 == 0:
+                sys.stderr.write(f"{done}/{given.count} scenes\n")
+    for name, folder in bundles.items():
+        inspected = inspect(folder)
+        graphs = inspected.manifest.graphs.items()
+        entry = {
+            "seed": given.seed,
+            "scenes": given.count,
+            "size_bytes": inspected.size_bytes,
+            "graphs": {graph: record.precision for graph, record in graphs},
+            "profiles": {
+                profile: {
+                    backend: _summary(marked[profile, name, backend])
+                    for backend in backends
+                    if (profile, name, backend) in marked
+                }
+                for profile in PROFILES
+            },
+        }
+        add_entry(RECORD, name, entry)
+
+
+def _summary(marks: list[tuple[Overlap, Agreement]]) -> dict[str, Any]:
+    return {
+        "metrics": asdict(metrics([each for each, _ in marks])),
+        "agreement_with_fp32": summarise([each for _, each in marks]),
+    }
+
+
+def _mark(task: tuple[int, tuple[tuple[str, str], ...], tuple[str, ...]]) -> Marks:
+    seed, bundles, backends = task
+    asked, marks = question(seed), {}
+    if asked is None:
+        return {}
+    for profile in PROFILES:
+        exact = _answer("mini", profile, "ort-cpu", asked)
+        for name, folder in bundles:
+            for backend in backends if name != "fp32" else ("ort-cpu",):
+                answer = exact if name == "fp32" else _answer(folder, profile, backend, asked)
+                kept = answer.candidates.masks[answer.candidates.kept]
+                key = (profile, name, "ort-rounded" if name == "fp32" else backend)
+                marks[key] = (overlap(answer.mask, asked.truth, kept), compare(exact, answer))
+    return marks
+
+
+def _answer(folder: str, profile: str, backend: str, asked: Any) -> Any:
+    segmenter = _segmenter(folder, profile, backend)
+    return segmenter.segment(segmenter.encode(asked.image), asked.phrase)
+
+
+@cache
+def _segmenter(folder: str, profile: str, backend: str) -> Any:
+    return refdiff.load(folder, profile=profile, backend=backend, threads=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The tables of docs/precision.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+def islands_table(record: dict[str, Any]) -> str:
+    """One row per island tried."""
+    rows = ["| in fp32 | activation memory the builder plans |", "|---|---|"]
+    rows += [f"| {name} | {entry['activation_bytes'] / 1e6:.0f} MB |" for name, entry in record.items()]
+    return "\n".join(rows)
+
+
+def precision_table(record: dict[str, Any]) -> str:
+    """One row per precision and profile."""
+    rows = [
+        "| bundle | size | profile | mIoU | points lost | same choice | mask IoU | heat correlation |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names = [name for name in SHOWN if name in record] + sorted(set(record) - set(SHOWN))
+    full = record["fp32"]
+    for name in names:
+        entry = record[name]
+        size = f"{entry['size_bytes'] / 1e6:.1f} MB, {entry['size_bytes'] / full['size_bytes']:.3f}x"
+        for profile, backends in entry["profiles"].items():
+            rounded = backends["ort-rounded"]
+            miou = rounded["metrics"]["miou"]
+            lost = 100 * (full["profiles"][profile]["ort-rounded"]["metrics"]["miou"] - miou)
+            agreed = rounded["agreement_with_fp32"]
+            cells = [
+                *(f"`{name}`", size, f"`{profile}`", f"{miou:.4f}", f"{lost:+.2f}"),
+                f"{agreed['argmax_agreement']:.3f}",
+                f"{agreed['mask_iou']:.4f}",
+                f"{agreed['heat_correlation']:.6f}",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + f"\n\n{full['scenes']} scenes from seed {full['seed']}."
+
+
+def conversions_table(record: dict[str, Any]) -> str:
+    """One row per graph and tool."""
+    rows = [
+        "| graph | tool | seconds | private memory | peak memory | written |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for tool, run in entry["conversions"].items():
+            if "failed" in run:
+                rows.append(f"| `{name}` | {tool} | failed: {run['failed']} | | | |")
+                continue
+            sizes = (f"{run[key] / 1e9:.2f} GB" for key in _SIZES)
+            rows.append(f"| `{name}` | {tool} | {run['seconds']:.1f} | {' | '.join(sizes)} |")
+    return "\n".join(rows)
+
+
+_SIZES = ("peak_private_bytes", "peak_rss_bytes", "written_bytes")
+
+
+def builds_table(record: dict[str, Any]) -> str:
+    """One row per bundle."""
+    rows = ["| bundle | graphs built | plans | largest activations | seconds |", "|---|---|---|---|---|"]
+    for name, entry in record.items():
+        graphs = entry["graphs"].values()
+        built = [graph for graph in graphs if graph["built"]]
+        cells = [
+            f"{len(built)} of {len(entry['graphs'])}",
+            f"{sum(graph['plan_bytes'] for graph in built) / 1e6:.0f} MB",
+            f"{max((graph['activation_bytes'] or 0 for graph in built), default=0) / 1e6:.0f} MB",
+            f"{sum(graph['seconds'] for graph in graphs):.0f}",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)

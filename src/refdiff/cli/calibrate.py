@@ -1,0 +1,64 @@
+"""The verb `calibrate`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, app
+from refdiff.cli.output import note, print_answer, working
+
+
+@app.command()
+def calibrate(
+    bundle: BundleName,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of pictures; the miniature's scenes if left out.")
+    ] = None,
+    phrases: Annotated[
+        Path | None, typer.Option(help='A CSV file with the header "image,phrase", a line per question.')
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recording's folder; BUNDLE-feeds if left out.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Scenes, 32 if left out, or phrases, all if left out.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first scene.")] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
+    ] = None,
+    mode: Mode = "full",
+    most_runs: Annotated[
+        int, typer.Option(min=0, help="Of one graph, kept of a question and profile, evenly spread; 0: all.")
+    ] = 4,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on."""
+    from refdiff import api
+    from refdiff.cli.calibration_tables import of_calibration
+
+    with working() as tell:
+        report = api.calibrate(
+            bundle,
+            images=images,
+            phrases=phrases,
+            output=output or Path(f"{Path(bundle).resolve().name}-feeds"),
+            count=count,
+            seed=seed,
+            profiles=profile or api.CALIBRATED_PROFILES,
+            mode=mode,
+            most_runs=most_runs or None,
+            backend=backend,
+            threads=threads,
+            overwrite=overwrite,
+            progress=tell,
+        )
+    for warning in report.warnings:
+        note(f"warning: {warning}")
+    print_answer(report.to_json(), lambda: of_calibration(report), as_json=as_json)

@@ -1,0 +1,42 @@
+"""The verb `sensitivity`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import BundleName, Json, Overwrite, Profile, app
+from refdiff.cli.output import print_answer, working
+
+
+@app.command()
+def sensitivity(
+    bundle: BundleName,
+    kind: Annotated[str, typer.Option("--type", help="int8 or fp8.")] = "int8",
+    feeds: Annotated[
+        Path | None, typer.Option(help="What `refdiff calibrate` recorded; recorded now if left out.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Scenes each block is measured on.")] = 32,
+    profile: Profile = "edge",
+    ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
+    picture: Annotated[Path | None, typer.Option(help="Also draw the costs, as a PNG.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what each block costs in task accuracy when it alone is held in eight bits."""
+    from refdiff import api
+    from refdiff.api.cost_chart import draw_costs
+    from refdiff.api.files import check_targets, write_files
+    from refdiff.cli.sensitivity_tables import of_sensitivity
+
+    if picture is not None:
+        check_targets([picture], overwrite=overwrite)
+    with working() as tell:
+        report = api.sensitivity(
+            bundle, type=kind, feeds=feeds, count=count, profile=profile, method=ranges, progress=tell
+        )
+        if picture is not None:
+            write_files({picture: draw_costs(report)}, overwrite=overwrite)
+    print_answer(report.to_json(), lambda: of_sensitivity(report), as_json=as_json)
