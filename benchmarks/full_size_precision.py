@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/full_size_precision.py BUNDLE unet --int8
 
 BUNDLE is an fp32 bundle (random weights will do). Every conversion is a child process of its own; ours and
-theirs take turns. Adds an entry per graph to results/full-size-precision.json. Both read the graph from the disk and
-write it there with its weights beside it.
+theirs take turns. Adds an entry per graph to results/full-size-precision.json. Both read the graph from the
+disk and write it there with its weights beside it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def main() -> None:
     parser.add_argument("--target", type=Path, help="internal: the file to write")
     given = parser.parse_args()
     if given.child:
-        seconds = CHILDREN[given.child](given.bundle, given.graph, given.target)
-        print(json.dumps({"conversion_seconds": seconds}))  # noqa: T201 - read by the parent
+        print(json.dumps(CHILDREN[given.child](given.bundle, given.graph, given.target)))  # noqa: T201 - for the parent
         return
     kinds = [kind for kind in ("half", "int8") if getattr(given, kind)]
     names = [name for kind in kinds for name in CONVERSIONS[kind] if name != given.without]
@@ -83,12 +82,13 @@ def summarised(runs: list[dict[str, Any]]) -> dict[str, Any]:
     good = [run for run in runs if "failed" not in run]
     if not good:
         return runs[0]
-    medians = {key: statistics.median(run[key] for run in good) for key in ("seconds", "conversion_seconds")}
+    times = [key for key in good[0] if key.endswith("seconds")]
+    medians = {key: round(statistics.median(run[key] for run in good), 2) for key in times}
     keys = ("peak_rss_bytes", "peak_private_bytes", "written_bytes")
     return {**medians, **{key: max(run[key] for run in good) for key in keys}, "runs": len(good)}
 
 
-def ours_half(bundle: Path, graph: str, target: Path) -> float:
+def ours_half(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     """The pass of this toolkit with its own islands."""
     import onnx_ir as ir
 
@@ -99,10 +99,10 @@ def ours_half(bundle: Path, graph: str, target: Path) -> float:
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
     islands = default_islands(ir.load(source).graph)
     convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands))
-    return time.perf_counter() - started
+    return {"conversion_seconds": time.perf_counter() - started}
 
 
-def theirs_half(bundle: Path, graph: str, target: Path) -> float:
+def theirs_half(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     """Onnxruntime's converter."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -111,10 +111,74 @@ def theirs_half(bundle: Path, graph: str, target: Path) -> float:
     model = onnx.load(bundle / f"{graph}.onnx")
     half = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
     onnx.save(half, target, save_as_external_data=True, location=f"{target.name}.data")
-    return time.perf_counter() - started
+    return {"conversion_seconds": time.perf_counter() - started}
 
 
-CHILDREN = {"ours-fp16": ours_half, "onnxruntime-fp16": theirs_half}
+def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
+    """Ranges from the bundle's golden feed, then the passes."""
+    import onnx_ir as ir
+
+    from refdiff.calibration.convert import convert_graph
+    from refdiff.calibration.islands import default_islands
+    from refdiff.calibration.quantisable import data_inputs, default_left, eight_bit_nodes
+    from refdiff.calibration.ranges import collect
+    from refdiff.contracts.recipe import GraphRecipe, Quantised
+    from refdiff.engines.probe import probe
+
+    source, started = bundle / f"{graph}.onnx", time.perf_counter()
+    model = ir.load(source).graph
+    islands, left = default_islands(model), default_left(graph, model)
+    nodes = eight_bit_nodes(model, islands=islands, left=left)
+    ranges = collect(probe, source, [feeds_of(bundle, graph)], data_inputs(model, nodes), method="minmax")
+    measured = time.perf_counter()
+    quantised = Quantised(type="int8", nodes=nodes, ranges=ranges, method="minmax")
+    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands, left=left, quantised=quantised))
+    return {
+        "ranges_seconds": measured - started,
+        "conversion_seconds": time.perf_counter() - measured,
+    }
+
+
+def theirs_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
+    """The static quantiser of onnxruntime on the same feed: QDQ, per channel, symmetric."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class OneFeed(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._feeds = iter([feeds_of(bundle, graph)])
+
+        def get_next(self) -> Any:
+            return next(self._feeds, None)
+
+    started = time.perf_counter()
+    quantize_static(
+        bundle / f"{graph}.onnx",
+        target,
+        OneFeed(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm", "Conv", "ConvTranspose"],
+        use_external_data_format=True,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
+    return {"conversion_seconds": time.perf_counter() - started}
+
+
+def feeds_of(bundle: Path, graph: str) -> Any:
+    """The golden feed of a graph."""
+    from refdiff.contracts.bundle import open_bundle
+
+    return dict(open_bundle(bundle, verify="size").golden()[graph][0])
+
+
+CHILDREN = {
+    "ours-fp16": ours_half,
+    "onnxruntime-fp16": theirs_half,
+    "ours-int8": ours_int8,
+    "onnxruntime-int8": theirs_int8,
+}
 
 
 if __name__ == "__main__":
