@@ -100,6 +100,6 @@ def test_random_weights_take_architectures_as_parts() -> None:
 def test_an_export_checks_its_choice_before_it_looks_at_the_output(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown model 'sdxl'"):
         export("sdxl", output=tmp_path)
-    with pytest.raises(InputError, match="unknown precision 'fp8'"):
-        export(ModelChoice(), precision="fp8", output=tmp_path)
+    with pytest.raises(InputError, match="unknown precision 'int4'"):
+        export(ModelChoice(), precision="int4", output=tmp_path)
     assert list(tmp_path.iterdir()) == []

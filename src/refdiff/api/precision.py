@@ -12,6 +12,7 @@ from refdiff.api.converting import check_source, convert
 from refdiff.api.eight_bits import eight_bit_recipe
 from refdiff.api.extras import import_torch_room
 from refdiff.api.progress import Progress, silent
+from refdiff.calibration.ranges import METHODS
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.recipe import HALVES, QUANTISED, Recipe, read_recipe
 from refdiff.errors import InputError
@@ -67,6 +68,10 @@ class Wanted:
         ):
             if value is not None and not needs_ranges:
                 raise InputError(f"{option} is for int8 and fp8 without a --recipe; leave it out")
+        if self.ranges not in METHODS:
+            raise InputError(
+                f"unknown method {self.ranges!r} for ranges; choose one of: {', '.join(METHODS)}"
+            )
         if self.budget is not None:
             budget_points(self.budget)
 
@@ -117,6 +122,7 @@ def sensitivity(
     opened, tell = find_bundle(bundle), progress or silent
     check_source(opened)
     wanted = Wanted(precision=type, feeds=feeds, ranges=method)
+    wanted.check(bundle=opened.path)
     recipe = _recipe(opened, wanted, tell)
     return measure_costs(opened, recipe, count=count, profile=profile, progress=tell)
 

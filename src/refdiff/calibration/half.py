@@ -84,7 +84,9 @@ class HalfPrecision:
     def _retype_outputs(self, node: ir.Node, dtype: ir.DataType) -> None:
         for value in node.outputs:
             if value.dtype == SINGLE:
-                value.dtype = dtype
+                value.type = ir.TensorType(
+                    dtype
+                )  # a new one: setting `dtype` changes a type others may share
                 if node.op_type == "Cast":
                     node.attributes["to"] = ir.AttrInt64("to", int(dtype))
 
@@ -148,7 +150,7 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     )
     node.outputs[0].name = label
     node.outputs[0].shape = value.shape
-    node.outputs[0].dtype = dtype
+    node.outputs[0].type = ir.TensorType(dtype)
     if producer is None:
         graph.insert_before(graph[0], node)
     else:

@@ -51,7 +51,8 @@ def closed(graph: ir.Graph, islands: Collection[str]) -> frozenset[str]:
     """Islands without holes and without needless shores.
 
     A node whose neighbours on both sides are all in single precision joins them: its casts would cost more
-    than it saves. A node on the shore that only moves values leaves: it needs no precision.
+    than it saves. So does a chain of nodes that only move values: its casts would cancel. On the shore such a
+    node leaves: it needs no precision.
     """
     single = set(islands)
     nodes = [node for node in graph if node.name and _computes_floats(node)]
@@ -76,11 +77,14 @@ def _caught(nodes: Collection[ir.Node], single: Collection[str]) -> set[str]:
 
 
 def _between(node: ir.Node, single: Collection[str]) -> bool:
-    """Whether single precision comes in, and nothing else comes in or goes out."""
+    """Whether nothing but single precision comes in and goes out, as a graph's inputs and outputs are.
+
+    Inputs and weights alone are no reason to compute in single precision; to move values they are.
+    """
     makers, users = _makers(node), _users(node)
-    return (
-        bool(makers) and bool(users or _leaves(node)) and all(_name(n) in single for n in (*makers, *users))
-    )
+    if not (makers or node.op_type in MOVES) or not (users or _leaves(node)):
+        return False
+    return all(_name(each) in single for each in (*makers, *users))
 
 
 def _shore(nodes: Iterable[ir.Node], single: Collection[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from refdiff.calibration.eight_bit_weights import TYPES, in_eight_bits, scale_of
-from refdiff.calibration.quantisable import output_axis
+from refdiff.calibration.quantisable import output_axis, quantisable
 from refdiff.contracts.recipe import Quantised
 from refdiff.errors import InputError
 
@@ -40,9 +40,11 @@ class Quantise:
         """Change the model in place, and return it.
 
         Raises:
-            InputError: a data input has no range.
+            InputError: a node that is not quantisable, a data input without a range or with one that no
+                scale serves, or a weight that is not finite.
         """
-        graph = model.graph
+        graph, self._inputs, self._weights = model.graph, {}, {}
+        self._check_nodes(graph)
         for node in list(graph):
             if node.name in self._nodes:
                 data, weight = node.inputs[0], node.inputs[1]
@@ -56,6 +58,15 @@ class Quantise:
         model.opset_imports[""] = max(model.opset_imports[""], OPSET)
         return model
 
+    def _check_nodes(self, graph: ir.Graph) -> None:
+        can = frozenset(quantisable(graph))
+        for node in graph:
+            if node.name in self._nodes and node.name not in can:
+                raise InputError(
+                    f"the recipe quantises {node.name} ({node.op_type}), expected a product or convolution "
+                    "with a constant weight; take it out of the recipe's nodes"
+                )
+
     def _input(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
         """The tensor after one pair of Q/DQ."""
         if id(value) in self._inputs:
@@ -63,7 +74,13 @@ class Quantise:
         reach = self._ranges.get(value.name or "")
         if reach is None:
             raise InputError(f"the recipe has no range for {value.name}; calibrate again")
-        scale = self._constant(graph, f"{value.name}.scale", scale_of(np.array(reach), self._bits))
+        step = scale_of(np.array(reach), self._bits)
+        if not np.isfinite(step):
+            raise InputError(
+                f"the recipe's range of {value.name} is {reach:.6g}, expected {self._bits.farthest:.3g} at "
+                "most; correct it, or calibrate again"
+            )
+        scale = self._constant(graph, f"{value.name}.scale", step)
         zero = self._zero(graph)
         first = _node("QuantizeLinear", [value, scale, zero], f"{value.name}/Q")
         second = _node("DequantizeLinear", [first.outputs[0], scale, zero], f"{value.name}/DQ")
@@ -84,14 +101,16 @@ class Quantise:
         if key not in self._weights:
             if weight.const_value is None:
                 raise InputError(f"{node.name}: {weight.name} is no constant; correct the recipe")
-            name = f"{weight.name}.{self._type}"
+            again = any(id(weight) == each for each, _ in self._weights)
+            stem = f"{weight.name}.axis{axis}" if again else f"{weight.name}"  # read along both its axes
+            name = f"{stem}.{self._type}"
             tensor, scales = in_eight_bits(weight.const_value, self._bits, axis, name=name)
             stored = ir.Value(
                 name=name, shape=weight.shape, type=ir.TensorType(self._bits.dtype), const_value=tensor
             )
             graph.register_initializer(stored)
-            scale = self._constant(graph, f"{weight.name}.scale", scales)
-            back = _node("DequantizeLinear", [stored, scale], f"{weight.name}/DQ", axis=axis)
+            scale = self._constant(graph, f"{stem}.scale", scales)
+            back = _node("DequantizeLinear", [stored, scale], f"{stem}/DQ", axis=axis)
             _typed(back, ir.DataType.FLOAT, weight)
             graph.insert_before(node, back)
             self._weights[key] = back.outputs[0]

@@ -23,7 +23,8 @@ from refdiff.calibration.probing import Probe
 from refdiff.contracts.session import Array, Float
 from refdiff.errors import InputError
 
-_TINY = 1e-8
+_LONGEST = 24
+"""Powers of two beyond which float32 itself would lose a weight's digits."""
 
 
 def smoothable(graph: ir.Graph, nodes: Collection[str]) -> dict[str, tuple[ir.Node, ...]]:
@@ -58,23 +59,50 @@ def exponents(
         strength: a, 0..1: how much of the difficulty moves from activations to weights.
 
     Raises:
-        InputError: a strength outside 0..1.
+        InputError: a strength outside 0..1, no feeds, or a tensor or weight that is not finite.
     """
     if not 0 <= strength <= 1:
         raise InputError(f"got smoothing strength {strength}, expected 0 to 1")
+    if not feeds:
+        raise InputError(f"{path.stem} was never run in the recorded feeds; record them in mode full")
     groups = smoothable(ir.load(path).graph, nodes)
-    reach: dict[str, Float] = {}
-    for _, name, values in probe(path, feeds, tuple(groups)):
-        channels = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-        reach[name] = np.maximum(reach[name], channels) if name in reach else channels
+    reach = _channel_reach(probe, path, feeds, tuple(groups))
     result = {}
     for name, readers in groups.items():
         weights = np.max([_row_reach(node) for node in readers], axis=0)
-        steps = strength * np.log2(np.maximum(reach[name], _TINY))
-        steps -= (1 - strength) * np.log2(np.maximum(weights, _TINY))
-        steps -= steps.mean()  # one factor for all channels would change nothing
-        result[name] = tuple(int(step) for step in np.rint(steps))
+        if not np.isfinite(weights).all():
+            raise InputError(
+                f"a weight that reads {name} holds NaN or infinity, expected finite values; "
+                "mend the model first"
+            )
+        result[name] = _balanced(reach[name], weights, strength)
     return result
+
+
+def _channel_reach(
+    probe: Probe, path: Path, feeds: Sequence[Mapping[str, Array]], tensors: Sequence[str]
+) -> dict[str, Float]:
+    """Largest magnitude in each channel, the last axis, over all feeds."""
+    reach: dict[str, Float] = {}
+    for index, name, values in probe(path, feeds, tensors):
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{path.stem}: {name} holds NaN or infinity in fp32, on record {index}; "
+                "mend the model first (refdiff audit)"
+            )
+        channels = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
+        reach[name] = np.maximum(reach[name], channels) if name in reach else channels
+    return reach
+
+
+def _balanced(reach: Float, weights: Float, strength: float) -> tuple[int, ...]:
+    """Exponents of one tensor; a channel that nothing passes through keeps the common factor."""
+    alive = (reach > 0) & (weights > 0)
+    steps = np.zeros(len(reach))
+    steps[alive] = strength * np.log2(reach[alive]) - (1 - strength) * np.log2(weights[alive])
+    if alive.any():
+        steps[alive] -= steps[alive].mean()  # one factor for all channels would change nothing
+    return tuple(int(step) for step in np.rint(np.clip(steps, -_LONGEST, _LONGEST)))
 
 
 class Smooth:
@@ -95,23 +123,44 @@ class Smooth:
         A tensor of which no reader is quantised is left as it is.
 
         Raises:
-            InputError: some readers of a smoothed tensor are quantised and some are not.
+            InputError: a smoothed tensor is no norm's output, has another number of channels, or some of its
+                readers are quantised and some are not.
         """
         graph = model.graph
+        self._check_names(graph)
         groups = smoothable(graph, self._nodes)
         for norm in list(graph):
             name = norm.outputs[0].name or ""
             if name not in self._smoothing:
                 continue
             if name in groups:
-                factors: Float = np.exp2(np.asarray(self._smoothing[name], np.float32))
-                _fold(graph, norm, groups[name], factors)
+                _fold(graph, norm, groups[name], self._factors(norm))
             elif any(use.node.name in self._nodes for use in norm.outputs[0].uses()):
                 raise InputError(
                     f"the recipe smooths {name}, but not all that reads it is quantised; "
                     "quantise all of it or none, or leave out the smoothing"
                 )
         return model
+
+    def _check_names(self, graph: ir.Graph) -> None:
+        norms = {node.outputs[0].name for node in graph if node.op_type == "LayerNormalization"}
+        for name in self._smoothing:
+            if name not in norms:
+                raise InputError(
+                    f"the recipe smooths {name!r}, but no LayerNormalization makes it; correct the recipe"
+                )
+
+    def _factors(self, norm: ir.Node) -> Float:
+        name = norm.outputs[0].name or ""
+        powers, scale = self._smoothing[name], _tensor(norm, 1)
+        channels = scale.shape.numpy()[-1]
+        if len(powers) != channels or max(map(abs, powers), default=0) > _LONGEST:
+            raise InputError(
+                f"the recipe smooths {name} with {len(powers)} powers of two, expected {channels} of "
+                f"-{_LONGEST} to {_LONGEST}; correct the recipe, or calibrate again"
+            )
+        factors: Float = np.exp2(np.asarray(powers, np.float32))
+        return factors
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, readers: Sequence[ir.Node], factors: Float) -> None:

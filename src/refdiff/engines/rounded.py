@@ -46,7 +46,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Let `value` be float32, and everybody who reads it read its rounding; so does the graph's output."""
     half, name = value.dtype or _SINGLE, value.name
     readers = list(value.uses())
-    value.dtype, value.name = _SINGLE, f"{name}/unrounded"
+    value.type, value.name = ir.TensorType(_SINGLE), f"{name}/unrounded"
     cast = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", int(half))])
     rounded = cast.outputs[0]
     rounded.name, rounded.shape, rounded.type = name, value.shape, ir.TensorType(half)
@@ -61,7 +61,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
 def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     node = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", int(dtype))])
     node.outputs[0].name = f"{value.name}/single"
-    node.outputs[0].shape, node.outputs[0].dtype = value.shape, dtype
+    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], node)
