@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -35,6 +35,10 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.name} {self.value:.3g}, expected {self.bound.replace('_', ' ')} {self.limit:g}"
+
+    def named(self, name: str) -> Verdict:
+        """The same under another name."""
+        return replace(self, name=name)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; JSON has no infinity, so a value without a number is null."""
@@ -79,8 +83,18 @@ def graph_tolerance(precision: str, graph: str) -> GraphTolerance:
 
 
 def precisions() -> tuple[str, ...]:
-    """The precisions the table knows."""
+    """The precisions the table knows, the most exact first."""
     return tuple(_table())
+
+
+def exactness(precision: str) -> int:
+    """0 for the most exact precision.
+
+    Raises:
+        InputError: the table does not know it.
+    """
+    _limits("agreement", precision)
+    return precisions().index(precision)
 
 
 def _table() -> dict[str, Any]:

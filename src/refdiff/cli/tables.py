@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from refdiff.accuracy.gates import Verdict
-    from refdiff.api import Answer, CheckReport, DemoReport, FetchReport, Inspection
+    from refdiff.api import Answer, DemoReport, FetchReport, Inspection
     from refdiff.contracts.graphs import TensorSpec
 
 
@@ -60,20 +59,6 @@ def of_answer(answer: Answer, files: Mapping[str, Path]) -> RenderableType:
     return table
 
 
-def of_check(report: CheckReport) -> RenderableType:
-    """One row per gate."""
-    table = _table("compared with", "what", ">value", ">limit", "")
-    _add_verdicts(table, "golden tensors", report.golden)
-    for profile, verdicts in report.reference.items():
-        table.add_section()
-        _add_verdicts(table, f"reference, {profile}, {report.count} scenes", verdicts)
-    lines = [f"{report.bundle}   {report.model} {report.precision} on {report.backend}"]
-    if report.not_run is not None:
-        lines.append(f"NOT RUN: the comparison with the torch reference: {report.not_run}")
-    lines.append("passed" if report.passed else "FAILED")
-    return _group(table, *lines)
-
-
 def of_bundle(inspection: Inspection) -> RenderableType:
     """The bundle's graphs, its files, and where it comes from."""
     manifest = inspection.manifest
@@ -115,18 +100,6 @@ def of_fetch(report: FetchReport) -> RenderableType:
     if report.to_download_bytes:
         parts.append(f"to download: {_size(report.to_download_bytes)}")
     return _group(*parts)
-
-
-def _add_verdicts(table: Table, source: str, verdicts: Sequence[Verdict]) -> None:
-    for number, verdict in enumerate(verdicts):
-        sign = "≥" if verdict.bound == "at_least" else "≤"
-        table.add_row(
-            "" if number else source,
-            verdict.name.replace("_", " "),
-            f"{verdict.value:.4g}",
-            f"{sign} {verdict.limit:g}",
-            "ok" if verdict.passed else "FAILED",
-        )
 
 
 def _table(*columns: str, header: bool = True) -> Table:

@@ -176,43 +176,6 @@ def segment(
 
 
 @app.command()
-def check(
-    bundle: BundleName,
-    count: Annotated[int, typer.Option(help="Held-out scenes per profile.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 1_000_000,
-    profile: Annotated[
-        list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
-    ] = None,
-    mode: Mode = "full",
-    backend: Backend = "auto",
-    threads: Threads = None,
-    golden_only: Annotated[
-        bool, typer.Option("--golden-only", help="Leave out the torch reference.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails."""
-    from refdiff import api
-
-    with working() as tell:
-        report = api.check(
-            bundle,
-            count=count,
-            seed=seed,
-            profiles=profile or api.CHECKED_PROFILES,
-            mode=mode,
-            backend=backend,
-            threads=threads,
-            golden_only=golden_only,
-            progress=tell,
-        )
-    print_answer(report.to_json(), lambda: tables.of_check(report), as_json=as_json)
-    if not report.passed:
-        note(f"error: {report.failure}")
-        raise typer.Exit(1)
-
-
-@app.command()
 def inspect(bundle: BundleName, as_json: Json = False) -> None:
     """Say what a bundle is, after verifying every file in it."""
     from refdiff import api

@@ -1,0 +1,89 @@
+"""What `check` measured, as a value: verdicts, the ladder, the noise floor and the worst cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refdiff.accuracy.gates import Verdict
+from refdiff.accuracy.ladder import Ladder
+from refdiff.accuracy.worst_cases import Case
+from refdiff.errors import GateError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What was measured, beside its limits."""
+
+    bundle: Path
+    model: str
+    precision: str
+    backend: str
+    ladder: Ladder
+    """The bundle and its more exact siblings on the same recorded tensors."""
+    golden: tuple[Verdict, ...]
+    """Per graph: the error on the bundle's recorded tensors."""
+    golden_correlation: tuple[Verdict, ...]
+    """Per graph: the correlation on the same tensors."""
+    feeds: tuple[Verdict, ...]
+    """Per graph: error and correlation on recorded feeds, to the most exact sibling; empty without feeds."""
+    reference: Mapping[str, tuple[Verdict, ...]]
+    """Per profile: agreement with the torch reference; empty when that was not run."""
+    noise_floor: Mapping[str, Mapping[str, float]]
+    """Per profile: agreement of the reference with itself under another seed; not a gate."""
+    count: int
+    """Scenes per profile the reference was asked about."""
+    worst: tuple[Case, ...]
+    """The scenes on which bundle and reference differ most."""
+    not_run: str | None
+    """Why the comparison with the reference was not run; None when it was."""
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All of them."""
+        graphs = self.golden + self.golden_correlation + self.feeds
+        return graphs + tuple(verdict for each in self.reference.values() for verdict in each)
+
+    @property
+    def passed(self) -> bool:
+        """Every value that was measured is within its limit."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def failure(self) -> str | None:
+        """One line that names the failed gates, and the node to blame; None when all passed."""
+        failed = [str(verdict) for verdict in self.verdicts if not verdict.passed]
+        if not failed:
+            return None
+        line = f"{len(failed)} of {len(self.verdicts)} gates failed: {'; '.join(failed)}"
+        return line if self.ladder.fault is None else f"{line}. First fault: {self.ladder.fault}"
+
+    def require(self) -> None:
+        """Refuse a report with a failed gate.
+
+        Raises:
+            GateError: names the failed gates.
+        """
+        if self.failure is not None:
+            raise GateError(self.failure)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "bundle": str(self.bundle),
+            "model": self.model,
+            "precision": self.precision,
+            "backend": self.backend,
+            "backend_note": self.ladder.judged.note,
+            "passed": self.passed,
+            "golden": [verdict.to_json() for verdict in self.golden],
+            "golden_correlation": [verdict.to_json() for verdict in self.golden_correlation],
+            "feeds": [verdict.to_json() for verdict in self.feeds],
+            "ladder": self.ladder.to_json(),
+            "reference": {name: [each.to_json() for each in part] for name, part in self.reference.items()},
+            "noise_floor": {name: dict(part) for name, part in self.noise_floor.items()},
+            "reference_count": self.count,
+            "reference_not_run": self.not_run,
+        }

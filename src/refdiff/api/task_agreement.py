@@ -1,0 +1,113 @@
+"""The task-level half of `check`: torch reference and runtime are asked the same questions.
+
+The reference is asked twice, with two seeds: how well it agrees with itself is the noise floor, below which a
+difference between runtime and reference says nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from refdiff.accuracy.agreement import Agreement, compare, summarise
+from refdiff.accuracy.gates import Verdict, judge
+from refdiff.accuracy.worst_cases import Case, WorstCases
+from refdiff.api.bundles import segmenter_of
+from refdiff.api.extras import import_torch_room, load_miniature
+from refdiff.api.models import MINIATURE
+from refdiff.api.progress import Progress
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.options import Options
+from refdiff.contracts.session import SessionFactory
+from refdiff.errors import MissingDependencyError
+from refdiff.miniature.questions import questions
+
+if TYPE_CHECKING:
+    from refdiff.contracts.stack import ModelStack
+
+PURPOSE = "the comparison with the torch reference"
+
+OTHER_SEED = 1
+"""Added to the seed of the reference for its second answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskAgreement:
+    """What the comparison measured."""
+
+    verdicts: Mapping[str, tuple[Verdict, ...]]
+    """Per profile: the agreement of runtime and reference, beside its limits."""
+    noise_floor: Mapping[str, Mapping[str, float]]
+    """Per profile: the agreement of the reference with itself under another seed."""
+    worst: tuple[Case, ...]
+    """The questions on which runtime and reference differ most, worst first."""
+
+
+def compare_with_reference(
+    bundle: Bundle,
+    sessions: SessionFactory,
+    stack: ModelStack,
+    profiles: Mapping[str, Options],
+    seeds: Sequence[int],
+    progress: Progress,
+) -> TaskAgreement:
+    """Ask reference and runtime the same questions, under each profile.
+
+    Args:
+        bundle: whose graphs the sessions open.
+        sessions: of the runtime.
+        stack: the torch modules the bundle was exported from.
+        profiles: name -> options.
+        seeds: of the scenes.
+        progress: told one line for each scene.
+    """
+    module = import_torch_room("refdiff.reference.pipeline", PURPOSE)
+    verdicts: dict[str, tuple[Verdict, ...]] = {}
+    floor: dict[str, dict[str, float]] = {}
+    worst = WorstCases()
+    for name, options in profiles.items():
+        reference = module.Reference(stack=stack, options=options)
+        reseeded = dataclasses.replace(options, seed=options.seed + OTHER_SEED)
+        again = module.Reference(stack=stack, options=reseeded)
+        runtime = segmenter_of(bundle, sessions, options)
+        agreements, own = list[Agreement](), list[Agreement]()
+        for asked in questions(seeds):
+            progress(f"{name}: scene {asked.seed - seeds[0] + 1}/{len(seeds)}")
+            scene = reference.encode(
+                asked.image
+            )  # proposals do not depend on the seed: both answers use them
+            theirs = reference.segment_scene(scene, asked.phrase)
+            own.append(compare(theirs, again.segment_scene(scene, asked.phrase)))
+            ours = runtime.segment(runtime.encode(asked.image), asked.phrase)
+            agreements.append(compare(theirs, ours))
+            worst.add(
+                Case(
+                    profile=name,
+                    seed=asked.seed,
+                    image=asked.image,
+                    reference=theirs,
+                    runtime=ours,
+                    agreement=agreements[-1],
+                )
+            )
+        verdicts[name] = judge("agreement", bundle.manifest.precision, summarise(agreements))
+        floor[name] = summarise(own)
+    return TaskAgreement(verdicts=verdicts, noise_floor=floor, worst=worst.cases)
+
+
+def reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack | None, str | None]:
+    """The modules to compare with, or why there are none."""
+    if given is not None:
+        return given, None
+    model = bundle.spec.name
+    if model != MINIATURE:
+        return None, f"the checkpoints of {model!r} are not in the bundle"
+    try:
+        stack = load_miniature(PURPOSE)
+    except MissingDependencyError as error:
+        return None, str(error)
+    if dict(stack.sources) != dict(bundle.manifest.sources):
+        return None, f"the bundle was exported from other weights of {model!r} than are installed here"
+    return stack, None

@@ -1,0 +1,70 @@
+"""The verb `check`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, app
+from refdiff.cli.output import note, print_answer, working
+
+
+@app.command()
+def check(
+    bundle: BundleName,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="A more exact bundle of the same model; repeatable. For the miniature fp32 is added.",
+        ),
+    ] = None,
+    feeds: Annotated[
+        Path | None,
+        typer.Option(help="What `refdiff calibrate` recorded, to compare with the most exact bundle on."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Held-out scenes per profile.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 1_000_000,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
+    ] = None,
+    mode: Mode = "full",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    golden_only: Annotated[
+        bool, typer.Option("--golden-only", help="Leave out the torch reference.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="An HTML page of it all, with pictures of the worst cases.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails."""
+    from refdiff import api
+    from refdiff.cli.check_tables import of_check
+
+    with working() as tell:
+        measured = api.check(
+            bundle,
+            against=against or (),
+            feeds=feeds,
+            count=count,
+            seed=seed,
+            profiles=profile or api.CHECKED_PROFILES,
+            mode=mode,
+            backend=backend,
+            threads=threads,
+            golden_only=golden_only,
+            report=report,
+            overwrite=overwrite,
+            progress=tell,
+        )
+    print_answer(measured.to_json(), lambda: of_check(measured), as_json=as_json)
+    if report is not None:
+        note(f"report: {report}")
+    if not measured.passed:
+        note(f"error: {measured.failure}")
+        raise typer.Exit(1)
