@@ -44,7 +44,7 @@ def scale_of(reach: NDArray[np.floating], bits: EightBits) -> Float:
     wanted = np.maximum(np.asarray(reach, np.float64) / bits.largest, _SMALLEST)
     with np.errstate(over="ignore"):
         nearest = wanted.astype(np.float16)
-    above = np.nextafter(nearest, np.float16(np.inf))
+        above = np.nextafter(nearest, np.float16(np.inf))
     return np.where(nearest.astype(np.float64) < wanted, above, nearest).astype(np.float32)
 
 

@@ -84,9 +84,8 @@ class HalfPrecision:
     def _retype_outputs(self, node: ir.Node, dtype: ir.DataType) -> None:
         for value in node.outputs:
             if value.dtype == SINGLE:
-                value.type = ir.TensorType(
-                    dtype
-                )  # a new one: setting `dtype` changes a type others may share
+                # A new type: setting `dtype` changes an object that other tensors, or a clone's, may share.
+                value.type = ir.TensorType(dtype)
                 if node.op_type == "Cast":
                     node.attributes["to"] = ir.AttrInt64("to", int(dtype))
 

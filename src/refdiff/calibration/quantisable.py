@@ -73,9 +73,13 @@ def default_left(name: str, graph: ir.Graph) -> tuple[Rule, ...]:
         nodes = tuple(node for node in can if part in node)
         if nodes:
             rules.append(Rule(nodes=nodes, because=because, origin="rule"))
-    ends = tuple(node for node in _ends(graph) if node in set(can))
-    if name.startswith("clip") and ends:
-        rules.append(Rule(nodes=ends, because="last projection: the vector itself", origin="rule"))
+    if name.startswith("clip"):
+        for found, because in (
+            (_starts(graph), "first projection: the picture itself, most of FP8's error"),
+            (_ends(graph), "last projection: the vector itself"),
+        ):
+            if nodes := tuple(dict.fromkeys(found)):
+                rules.append(Rule(nodes=nodes, because=because, origin="rule"))
     tapped = tuple(node for node in _tapped(graph) if node in set(can))
     if tapped:
         because = "tapped Q and K: their product is what is read"
@@ -99,6 +103,14 @@ def _has_constant_weight(node: ir.Node) -> bool:
 
 def _flag(node: ir.Node, name: str) -> bool:
     return name in node.attributes and node.attributes[name].as_int() == 1
+
+
+def _starts(graph: ir.Graph) -> Iterator[str]:
+    """The products that read an input of the graph as it is, or moved about."""
+    for node in graph:
+        data = node.inputs[0] if _has_constant_weight(node) else None
+        if node.name and data is not None and not any(_behind(data, MOVES)):
+            yield node.name
 
 
 def _ends(graph: ir.Graph) -> Iterator[str]:

@@ -46,6 +46,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Let `value` be float32, and everybody who reads it read its rounding; so does the graph's output."""
     half, name = value.dtype or _SINGLE, value.name
     readers = list(value.uses())
+    # A new type: the one it has belongs to the graph this one was cloned from as well.
     value.type, value.name = ir.TensorType(_SINGLE), f"{name}/unrounded"
     cast = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", int(half))])
     rounded = cast.outputs[0]

@@ -1,0 +1,167 @@
+"""Trials for `bisection`: a graph converted with some nodes kept exact, its outputs beside the fp32 graph's.
+
+In: an fp32 graph, a recipe that breaks it, feeds, a tolerance. Out: inside or not. To be kept exact means
+single precision in a half-precision recipe; in one of eight bits it means half precision, out of the eight bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from refdiff.calibration.convert import converted_model
+from refdiff.calibration.headroom import REACHES, is_single
+from refdiff.calibration.islands import closed
+from refdiff.calibration.probing import Probe
+from refdiff.calibration.simulation import Deviation, simulated
+from refdiff.contracts.closeness import parity
+from refdiff.contracts.recipe import GraphRecipe, Rule, matching, named
+from refdiff.contracts.session import Array
+
+_MOST_ROUNDS = 3
+"""Of asking which tensor goes wrong first, before searching without a guess."""
+
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far an output may be from fp32."""
+
+    error: float
+    """Of its range."""
+    correlation: float
+    """At least."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One output of one trial."""
+
+    output: str
+    error: float
+    correlation: float
+    inside: bool
+
+
+class OutputTrials:
+    """Runs one graph's trials.
+
+    Args:
+        probe: runs graphs.
+        path: an fp32 graph.
+        recipe: how it is converted.
+        feeds: one mapping for each run.
+        tolerance: of its outputs.
+
+    Raises:
+        InputError: the recipe does not fit the graph.
+        EngineError: the graph cannot be run.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        path: Path,
+        recipe: GraphRecipe,
+        feeds: Sequence[Tensors],
+        tolerance: Tolerance,
+    ) -> None:
+        self._probe = probe
+        self._path = path
+        self._recipe = recipe
+        self._feeds = list(feeds)
+        self._tolerance = tolerance
+        self._graph = ir.load(path).graph
+        self._outputs = tuple(str(value.name) for value in self._graph.outputs)
+        self.exact: list[dict[str, Array]] = [{} for _ in self._feeds]
+        """The fp32 graph's outputs, for each run."""
+        for index, name, values in probe(path, self._feeds, self._outputs):
+            self.exact[index][name] = values
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Nodes that may be kept exact and are not by the recipe, in the graph's order."""
+        names = {node.name or "" for node in self._graph}
+        islands = closed(self._graph, named(self._recipe.fp32, names, where=self._path.stem))
+        if self._recipe.quantised is None:
+            can = frozenset(node.name or "" for node in self._graph if _computes(node))
+        else:
+            left = named(self._recipe.left, names, where=self._path.stem)
+            can = matching(self._recipe.quantised.nodes, names, where=self._path.stem) - left
+        return tuple(node.name for node in self._graph if node.name in can - islands and node.name)
+
+    def recipe(self, nodes: Collection[str], *, because: str = "on trial") -> GraphRecipe:
+        """The recipe with these nodes kept exact as well."""
+        if not nodes:
+            return self._recipe
+        rule = Rule(
+            nodes=tuple(str(node.name) for node in self._graph if node.name in nodes),
+            because=because,
+            origin="bisect",
+        )
+        if self._recipe.quantised is None:
+            return dataclasses.replace(self._recipe, fp32=(*self._recipe.fp32, rule))
+        return dataclasses.replace(self._recipe, left=(*self._recipe.left, rule))
+
+    def inside(self, nodes: Collection[str]) -> bool:
+        """Whether all outputs are inside on all feeds; stops at the first that is not."""
+        return all(outcome.inside for _, outcome in self._run(nodes))
+
+    def worst(self, nodes: Collection[str]) -> Outcome:
+        """The worst output over all feeds; its feed comes first in the trials after this one."""
+        outcomes = list(self._run(nodes))
+        worst = max(outcomes, key=lambda pair: (not pair[1].inside, pair[1].error))
+        self._feeds.insert(0, self._feeds.pop(worst[0]))
+        self.exact.insert(0, self.exact.pop(worst[0]))
+        return worst[1]
+
+    def guess(self) -> tuple[tuple[str, ...], Deviation | None]:
+        """Nodes that may suffice, in the graph's order, and the first tensor that goes wrong.
+
+        Round by round, on the worst feed: the nodes around the first tensor that is off, and around every
+        tensor beyond the end of the type.
+        """
+        candidates, first = self.candidates, None
+        guessed = frozenset[str]()
+        for _ in range(_MOST_ROUNDS):
+            tensors = simulated(self._probe, self._path, self.recipe(guessed), self._feeds[:1])
+            off = [each for each in tensors if each.off(self._tolerance.error)]
+            if not off:
+                break
+            first = first or off[0]
+            largest = REACHES[self._recipe.half].largest
+            wrong = {off[0].tensor, *(each.tensor for each in tensors if each.largest > largest)}
+            found = self._around(wrong) & set(candidates)
+            if found <= guessed:
+                break
+            guessed |= found
+        return tuple(node for node in candidates if node in guessed), first
+
+    def _run(self, nodes: Collection[str]) -> Iterator[tuple[int, Outcome]]:
+        """Index of the feed, and an output of it."""
+        model = converted_model(self._path, self.recipe(nodes), weights="cast")
+        for index, name, got in self._probe(model, self._feeds, self._outputs, folder=self._path.parent):
+            close = parity(got, self.exact[index][name])
+            inside = close.error <= self._tolerance.error and close.correlation >= self._tolerance.correlation
+            yield index, Outcome(name, close.error, close.correlation, inside)
+
+    def _around(self, tensors: Collection[str]) -> set[str]:
+        """Who makes and reads tensors, and who makes what those are made from."""
+        found = set[str]()
+        for node in self._graph:
+            made = any(value.name in tensors for value in node.outputs)
+            if made:
+                sources = (value.producer() for value in node.inputs if value is not None)
+                found |= {source.name or "" for source in sources if source is not None}
+            if made or any(value is not None and value.name in tensors for value in node.inputs):
+                found.add(node.name or "")
+        return found
+
+
+def _computes(node: ir.Node) -> bool:
+    return node.op_type != "Constant" and any(is_single(value) for value in node.outputs)
