@@ -129,8 +129,8 @@ def _task(report: CheckReport) -> Section:
         return Section(heading="Torch reference, on the task", lines=(line,))
     line = (
         f"{report.count} held-out scenes per profile, asked of the torch reference and of this bundle. The "
-        "noise floor is how well the reference agrees with itself when the seed of its posterior draw and noise is "
-        "another; it is no gate."
+        "noise floor is how well the reference agrees with itself when the seed of its posterior draw and "
+        "noise is another; it is no gate."
     )
     rows = [
         _task_row(profile, verdict, report.noise_floor.get(profile, {}).get(verdict.name))

@@ -1,7 +1,8 @@
 """Trials for `bisection`: a graph converted with some nodes kept exact, its outputs beside the fp32 graph's.
 
 In: an fp32 graph, a recipe that breaks it, feeds, a tolerance. Out: inside or not. To be kept exact means
-single precision in a half-precision recipe; in one of eight bits it means half precision, out of the eight bits.
+single precision in a half-precision recipe; in one of eight bits it means half precision, out of the eight
+bits.
 """
 
 from __future__ import annotations
