@@ -8,16 +8,19 @@ bits.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from refdiff.calibration.convert import converted_model
-from refdiff.calibration.headroom import REACHES, is_single
+from refdiff.calibration.headroom import REACHES, headroom, is_single
 from refdiff.calibration.islands import closed
 from refdiff.calibration.probing import Probe
+from refdiff.calibration.proposals import Broken, broken
 from refdiff.calibration.simulation import Deviation, simulated
 from refdiff.contracts.closeness import parity
 from refdiff.contracts.recipe import GraphRecipe, Rule, matching, named
@@ -47,6 +50,11 @@ class Outcome:
     error: float
     correlation: float
     inside: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; JSON has no infinity, so an error without a number is null."""
+        error = self.error if math.isfinite(self.error) else None
+        return {**dataclasses.asdict(self), "error": error}
 
 
 class OutputTrials:
@@ -120,6 +128,11 @@ class OutputTrials:
         self._feeds.insert(0, self._feeds.pop(worst[0]))
         self.exact.insert(0, self.exact.pop(worst[0]))
         return worst[1]
+
+    def broken(self) -> tuple[Broken, ...]:
+        """Where NaN or infinity begins in the fp32 graph itself, on these feeds."""
+        measured = headroom(self._probe, self._path, self._feeds, self._recipe.half)
+        return broken(self._graph, measured)
 
     def guess(self) -> tuple[tuple[str, ...], Deviation | None]:
         """Nodes that may suffice, in the graph's order, and the first tensor that goes wrong.

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from refdiff.calibration.half import EITHER
 from refdiff.calibration.headroom import INPUT, REACHES, WEIGHT, Headroom, is_single
 from refdiff.calibration.islands import MOVES, _by_module
+from refdiff.calibration.simulation import Deviation
 from refdiff.contracts.recipe import Half, Origin, Rule
 
 MARGIN = 4.0
@@ -165,6 +166,31 @@ def findings(
             ),
             key=lambda finding: order[finding.node],
         )
+    )
+
+
+def lost_in_trial(
+    graph: ir.Graph, tensors: Iterable[Deviation], *, islands: Collection[str]
+) -> tuple[Finding, ...]:
+    """Tensors that were finite in fp32 and were not in a trial, where that begins; in the graph's order.
+
+    Args:
+        graph: in fp32.
+        tensors: the trial's; see `simulation.simulated`.
+        islands: nodes that were in single precision.
+    """
+    values = {str(value.name): value for value in _values(graph)}
+    return tuple(
+        Finding(
+            kind="trial",
+            tensor=each.tensor,
+            node=each.node,
+            value=float(each.lost),
+            nodes=nodes,
+            covered=all(node in islands for node in nodes),
+        )
+        for each in tensors
+        if each.begins and (nodes := _around(values[each.tensor]))
     )
 
 
