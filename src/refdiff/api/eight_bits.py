@@ -80,5 +80,7 @@ def _quantised(
         smoothed = smooth.exponents(probe, path, records, nodes, strength=smoothing)
     tensors = rules.data_inputs(graph, nodes)
     reach = ranges.collect(probe, path, records, tensors, method=method, smoothing=smoothed)
+    # Six digits: people read a recipe, and scales keep three.
+    reach = {tensor: float(f"{largest:.6g}") for tensor, largest in reach.items()}
     quantised = Quantised(type=type, nodes=nodes, ranges=reach, method=method, smoothing=smoothed)
     return dataclasses.replace(half, quantised=quantised if nodes else None, left=left)

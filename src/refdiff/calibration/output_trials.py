@@ -25,6 +25,7 @@ from refdiff.calibration.simulation import Deviation, simulated
 from refdiff.contracts.closeness import parity
 from refdiff.contracts.recipe import GraphRecipe, Rule, matching, named
 from refdiff.contracts.session import Array
+from refdiff.errors import InputError
 
 _MOST_ROUNDS = 3
 """Of asking which tensor goes wrong first, before searching without a guess."""
@@ -68,7 +69,7 @@ class OutputTrials:
         tolerance: of its outputs.
 
     Raises:
-        InputError: the recipe does not fit the graph.
+        InputError: there are no feeds, or the recipe does not fit the graph.
         EngineError: the graph cannot be run.
     """
 
@@ -80,6 +81,8 @@ class OutputTrials:
         feeds: Sequence[Tensors],
         tolerance: Tolerance,
     ) -> None:
+        if not feeds:
+            raise InputError(f"{path.stem} was never run in the recorded feeds; record them in mode full")
         self._probe = probe
         self._path = path
         self._recipe = recipe
@@ -105,11 +108,15 @@ class OutputTrials:
         return tuple(node.name for node in self._graph if node.name in can - islands and node.name)
 
     def recipe(self, nodes: Collection[str], *, because: str = "on trial") -> GraphRecipe:
-        """The recipe with these nodes kept exact as well."""
+        """The recipe with these nodes kept exact as well.
+
+        Of the readers of a smoothed tensor all are, or none: it is divided for all of them.
+        """
         if not nodes:
             return self._recipe
+        kept = {*nodes, *self._siblings(nodes)}
         rule = Rule(
-            nodes=tuple(str(node.name) for node in self._graph if node.name in nodes),
+            nodes=tuple(str(node.name) for node in self._graph if node.name in kept),
             because=because,
             origin="bisect",
         )
@@ -155,6 +162,14 @@ class OutputTrials:
                 break
             guessed |= found
         return tuple(node for node in candidates if node in guessed), first
+
+    def _siblings(self, nodes: Collection[str]) -> Iterator[str]:
+        """Who else reads the smoothed tensors that these nodes read."""
+        smoothed = () if self._recipe.quantised is None else self._recipe.quantised.smoothing
+        for value in (value for node in self._graph for value in node.outputs if value.name in smoothed):
+            readers = [use.node.name or "" for use in value.uses()]
+            if any(reader in nodes for reader in readers):
+                yield from readers
 
     def _run(self, nodes: Collection[str]) -> Iterator[tuple[int, Outcome]]:
         """Index of the feed, and an output of it."""
