@@ -26,7 +26,7 @@ def plant_in(bundle: Path, graph: str, plant: Plant) -> str:
     path = bundle / f"{graph}.onnx"
     model = ir.load(path)
     blamed = plant(model)
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    ir.save(model, path)
     rehash(bundle, path.name)
     return blamed
 
