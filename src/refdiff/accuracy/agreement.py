@@ -20,10 +20,10 @@ from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Array, Float
 
 SAME_CANDIDATE = 0.9
-"""IoU from which two candidates are one: well above the 0.7 at which SAM merges boxes."""
+"""IoU from which two candidates, or two answers, are one: well above the 0.7 at which SAM merges boxes.
 
-SAME_CHOICE = 0.99
-"""IoU from which two answers are the same mask; below it lie other candidates, not rounded edges."""
+How well their edges agree is `mask_iou`'s to say: in fewer bits every edge moves a little.
+"""
 
 TIE = 1e-4
 """Scores of the reference closer than this are a tie: either order of them agrees."""
@@ -42,7 +42,7 @@ class Agreement:
     mask_iou: float
     """Of the two answers."""
     argmax_agreement: float
-    """1 when both chose the same mask or both none, else 0."""
+    """1 when both chose the same candidate or both none, else 0."""
 
 
 def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
@@ -56,7 +56,7 @@ def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
         candidate_recall=len(pairs) / len(reference.candidates) if len(reference.candidates) else 1.0,
         rank_agreement=_rank_agreement(reference, runtime, pairs),
         mask_iou=answers,
-        argmax_agreement=float(both_none or (both_some and answers >= SAME_CHOICE)),
+        argmax_agreement=float(both_none or (both_some and answers >= SAME_CANDIDATE)),
     )
 
 

@@ -10,12 +10,15 @@ from refdiff.api.calibrating import feeds_of, thinned_records
 from refdiff.api.extras import import_torch_room
 from refdiff.api.progress import Progress
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.recipe import GraphRecipe, Quantised, QuantisedType, Recipe
+from refdiff.contracts.recipe import GraphRecipe, Quantised, QuantisedType, Recipe, named
 
 if TYPE_CHECKING:
     from refdiff.calibration.feeds import FeedStore
 
 PURPOSE = "eight-bit precision"
+
+SMOOTHING = 0.5
+"""Strength of SmoothQuant, where none is asked for: what its authors found best (arXiv 2211.10438)."""
 
 MOST_RECORDS = 24
 """Records of one graph that ranges are taken from, evenly spread over all there are."""
@@ -72,15 +75,21 @@ def _quantised(
     tell(f"{name}: how far its tensors reach")
     left = (*half.left, *rules.default_left(name, graph))
     nodes = rules.eight_bit_nodes(graph, islands=half.fp32, left=left)
+    alone = rules.default_weights_alone(name)
+    unfed = named(alone, nodes, where=name)
+    fed = [node for node in nodes if node not in unfed]
     probe = import_torch_room("refdiff.engines.probe", PURPOSE).probe
     records = thinned_records(store, name, MOST_RECORDS)
     smoothed = {}
     if smoothing is not None:
         smooth = import_torch_room("refdiff.calibration.smooth", PURPOSE)
-        smoothed = smooth.exponents(probe, path, records, nodes, strength=smoothing)
-    tensors = rules.data_inputs(graph, nodes)
+        found = smooth.exponents(probe, path, records, fed, strength=smoothing)
+        smoothed = {tensor: powers for tensor, powers in found.items() if any(powers)}
+    tensors = rules.data_inputs(graph, fed)
     reach = ranges.collect(probe, path, records, tensors, method=method, smoothing=smoothed)
     # Six digits: people read a recipe, and scales keep three.
     reach = {tensor: float(f"{largest:.6g}") for tensor, largest in reach.items()}
-    quantised = Quantised(type=type, nodes=nodes, ranges=reach, method=method, smoothing=smoothed)
+    quantised = Quantised(
+        type=type, nodes=nodes, ranges=reach, method=method, smoothing=smoothed, weights_alone=alone
+    )
     return dataclasses.replace(half, quantised=quantised if nodes else None, left=left)

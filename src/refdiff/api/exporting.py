@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refdiff.api.eight_bits import SMOOTHING
 from refdiff.api.extras import import_torch_room
 from refdiff.api.models import MODELS, ModelChoice, load_choice
 from refdiff.api.precision import Wanted, convert_bundle
@@ -42,7 +43,7 @@ def export(
     recipe: Path | None = None,
     feeds: Path | None = None,
     ranges: str = "percentile",
-    smoothing: float | None = None,
+    smoothing: float | None = SMOOTHING,
     budget: str | None = None,
     output: Path | str,
     overwrite: bool = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from refdiff.api.block_costs import COSTED, SensitivityReport, budget_points, measure_costs, within_budget
 from refdiff.api.bundles import find_bundle
 from refdiff.api.converting import check_source, convert
-from refdiff.api.eight_bits import eight_bit_recipe
+from refdiff.api.eight_bits import SMOOTHING, eight_bit_recipe
 from refdiff.api.extras import import_torch_room
 from refdiff.api.progress import Progress, silent
 from refdiff.calibration.ranges import METHODS
@@ -35,7 +35,7 @@ class Wanted:
     """What `calibrate` recorded."""
     ranges: str = "percentile"
     """How the reach of eight-bit tensors is taken from the feeds."""
-    smoothing: float | None = None
+    smoothing: float | None = SMOOTHING
     """Strength of SmoothQuant, 0..1; None leaves it out."""
     budget: str | None = None
     """What eight bits may cost, "mIoU -0.5" for instance."""
@@ -63,7 +63,7 @@ class Wanted:
         needs_ranges = self.precision in QUANTISED and self.recipe is None
         for option, value in (
             ("--feeds", self.feeds),
-            ("--smooth", self.smoothing),
+            ("--smooth", None if self.smoothing == SMOOTHING else self.smoothing),
             ("--budget", self.budget),
         ):
             if value is not None and not needs_ranges:

@@ -56,7 +56,8 @@ def converted_model(source: Path, recipe: GraphRecipe, *, weights: Weights = "st
     if recipe.quantised is not None:
         left = named(recipe.left, names, where=source.stem)
         nodes = matching(recipe.quantised.nodes, names, where=source.stem) - left - islands
-        Smooth(recipe.quantised.smoothing, nodes)(model)
-        Quantise(recipe.quantised, nodes)(model)
+        alone = nodes & named(recipe.quantised.weights_alone, names, where=source.stem)
+        Smooth(recipe.quantised.smoothing, nodes - alone)(model)
+        Quantise(recipe.quantised, nodes, alone)(model)
     HalfPrecision(recipe.half, islands, weights=weights)(model)
     return model

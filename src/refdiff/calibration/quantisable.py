@@ -54,6 +54,14 @@ def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[
     return tuple(name for name in quantisable(graph) if name not in out)
 
 
+def default_weights_alone(name: str) -> tuple[Rule, ...]:
+    """The rules by which nodes of the graph `name` hold their weights alone in eight bits."""
+    if name != "sam_decoder":
+        return ()
+    because = "what passes through the decoder decides which masks are kept: in eight bits others win"
+    return (Rule(nodes=("*",), because=because, origin="rule"),)
+
+
 def data_inputs(graph: ir.Graph, nodes: Collection[str]) -> tuple[str, ...]:
     """Names of the tensors that these nodes read, each once; embeddings read none but their weight."""
     inputs = (node.inputs[0] for node in graph if node.name in nodes and not is_embedding(node))

@@ -26,13 +26,17 @@ class Quantise:
     Args:
         quantised: type and ranges.
         nodes: names of the nodes; each is `quantisable`.
+        weights_alone: those of them whose data input stays as it is.
     """
 
-    def __init__(self, quantised: Quantised, nodes: Collection[str]) -> None:
+    def __init__(
+        self, quantised: Quantised, nodes: Collection[str], weights_alone: Collection[str] = ()
+    ) -> None:
         self._ranges = quantised.ranges
         self._bits = TYPES[quantised.type]
         self._type = quantised.type
         self._nodes = frozenset(nodes)
+        self._weights_alone = frozenset(weights_alone)
         self._inputs: dict[int, ir.Value] = {}
         self._weights: dict[tuple[int, int], ir.Value] = {}
 
@@ -54,7 +58,8 @@ class Quantise:
                 data, weight = node.inputs[0], node.inputs[1]
                 if data is None or weight is None:
                     raise InputError(f"{node.name} has no data input or weight; correct the recipe")
-                node.replace_input_with(0, self._input(graph, data))
+                if node.name not in self._weights_alone:
+                    node.replace_input_with(0, self._input(graph, data))
                 node.replace_input_with(1, self._weight(graph, node, weight))
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():

@@ -52,8 +52,8 @@ def export(
     ] = None,
     ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
     smooth: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Strength of SmoothQuant; left out if not given.")
-    ] = None,
+        float, typer.Option(min=0, max=1, help="Strength of SmoothQuant, for int8 and fp8; 0: none.")
+    ] = 0.5,
     budget: Annotated[
         str | None, typer.Option(help='What eight bits may cost the task, such as "mIoU -0.5".')
     ] = None,
@@ -110,7 +110,7 @@ def export(
             recipe=recipe,
             feeds=feeds,
             ranges=ranges,
-            smoothing=smooth,
+            smoothing=smooth or None,
             budget=budget,
             output=folder,
             overwrite=overwrite,

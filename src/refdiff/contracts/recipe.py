@@ -39,6 +39,9 @@ ORIGINS: tuple[str, ...] = get_args(Origin)
 """Who asked for it: the built-in rules, a measurement of that name, the gate that refused, or a person."""
 
 
+_NUMBERS = re.compile(r"\[[\s\d,-]+\]")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Nodes that share a treatment, and the reason."""
@@ -57,11 +60,14 @@ class Quantised:
     nodes: tuple[str, ...]
     """Names of products and convolutions with constant weights, or patterns with `*`."""
     ranges: Mapping[str, float]
-    """Tensor -> largest magnitude it keeps; the data input of every node above has one."""
+    """Tensor -> largest magnitude it keeps; the data input of every node has one, but for embeddings and
+    `weights_alone`."""
     method: str
     """How the ranges were found: "minmax", "percentile" or "entropy"."""
     smoothing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Tensor -> powers of two that SmoothQuant divides its channels by, where it was used."""
+    weights_alone: tuple[Rule, ...] = ()
+    """Nodes of these whose weights alone are in eight bits, their data input in half precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +128,9 @@ class Recipe:
             ) from error
 
     def to_text(self) -> str:
-        """The file's content."""
-        return json.dumps(self.to_json(), indent=1) + "\n"
+        """The file's content: a line for each name, numbers side by side."""
+        text = json.dumps(self.to_json(), indent=1)
+        return _NUMBERS.sub(lambda found: "".join(found[0].split()), text) + "\n"
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -171,7 +178,7 @@ def _graph(entry: Mapping[str, Any]) -> GraphRecipe:
     fields = dict(entry)
     _one_of(fields["half"], HALVES, "half")
     for name in ("fp32", "left"):
-        fields[name] = tuple(_rule(_table(rule, name)) for rule in _list(fields.get(name, ()), name))
+        fields[name] = _rules(fields.get(name, ()), name)
     if fields.get("quantised") is not None:
         fields["quantised"] = _quantised(_table(fields["quantised"], "quantised"))
     return GraphRecipe(**fields)
@@ -194,7 +201,12 @@ def _quantised(entry: Mapping[str, Any]) -> Quantised:
         name: tuple(_whole(value, name) for value in _list(values, name))
         for name, values in _table(fields.get("smoothing", {}), "smoothing").items()
     }
+    fields["weights_alone"] = _rules(fields.get("weights_alone", ()), "weights_alone")
     return Quantised(**fields)
+
+
+def _rules(value: object, name: str) -> tuple[Rule, ...]:
+    return tuple(_rule(_table(rule, name)) for rule in _list(value, name))
 
 
 def _names(entry: object) -> tuple[str, ...]:
