@@ -45,6 +45,4 @@ def is_inside(path: Path, recipe: GraphRecipe, feeds: dict[str, Array], toleranc
     """Convert a graph, and compare each of its outputs with the fp32 graph's."""
     got = outputs(converted_model(path, recipe), feeds, folder=path.parent)
     close = [parity(got[name], exact) for _, name, exact in probe(path, [feeds], tuple(got))]
-    return all(
-        each.error <= tolerance.error and each.correlation >= tolerance.correlation for each in close
-    )
+    return all(each.error <= tolerance.error and each.correlation >= tolerance.correlation for each in close)

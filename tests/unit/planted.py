@@ -31,19 +31,19 @@ def plant_in(bundle: Path, graph: str, plant: Plant) -> str:
     return blamed
 
 
-def overflow(tensor: str, *, half: bool = True) -> Plant:
+def overflow(name: str, *, half: bool = True) -> Plant:
     """Half precision cannot hold what is between these two products; fp32 can, and they cancel.
 
     Args:
-        tensor: of which some value is 2 or more.
-        half: whether it is of half precision in this graph.
+        name: of a node, of whose result some value is 2 or more.
+        half: whether that is of half precision in this graph.
     """
-    up, down = f"{tensor}/up", f"{tensor}/down"
+    up, down = f"{name}/up", f"{name}/down"
 
     def plant(model: ir.Model) -> str:
-        value = next(v for n in model.graph for v in n.outputs if v.name == tensor)
-        producer, readers = value.producer(), list(value.uses())
-        assert producer is not None
+        producer = node(model, name)
+        value = producer.outputs[0]
+        readers = list(value.uses())
         first = _times(model.graph, value, 2.0**15, up, half=half)
         second = _times(model.graph, first.outputs[0], 2.0**-15, down, half=half)
         model.graph.insert_after(producer, [first, second])

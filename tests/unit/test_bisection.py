@@ -12,6 +12,9 @@ from refdiff.calibration.bisection import OutOfTrials, Trials, smallest
 ENOUGH = 10_000
 
 names = st.builds("{}{}".format, st.sampled_from(["", "a/", "b/", "b/c/"]), st.sampled_from("xyz"))
+answers = st.binary(min_size=8, max_size=8).map(lambda each: int.from_bytes(each, "big"))
+"""One bit for each set of at most six nodes."""
+
 few_nodes = st.lists(names, min_size=1, max_size=6, unique=True)
 many_nodes = st.lists(
     st.builds("m{}/n{}".format, st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=40, unique=True
@@ -45,7 +48,7 @@ def needs(*needed: Iterable[str]) -> Callable[[frozenset[str]], bool]:
     return lambda kept: any(kept.issuperset(each) for each in needed)
 
 
-@given(few_nodes, st.integers(0, 2**64 - 1), st.lists(names, max_size=4))
+@given(few_nodes, answers, st.lists(names, max_size=4))
 def test_what_is_found_is_inside_and_no_node_of_it_can_be_left_out(
     nodes: list[str], bits: int, guess: list[str]
 ) -> None:
@@ -56,13 +59,13 @@ def test_what_is_found_is_inside_and_no_node_of_it_can_be_left_out(
     assert not any(answer(frozenset(found.nodes) - {node}) for node in found.nodes)
 
 
-@given(few_nodes, st.integers(0, 2**64 - 1), st.lists(names, max_size=4))
+@given(few_nodes, answers, st.lists(names, max_size=4))
 def test_nodes_come_in_the_graphs_order(nodes: list[str], bits: int, guess: list[str]) -> None:
     found = smallest(nodes, Trials(any_answer(nodes, bits), most=ENOUGH), guess=guess)
     assert list(found.nodes) == [node for node in nodes if node in found.nodes]
 
 
-@given(few_nodes, st.integers(0, 2**64 - 1), st.lists(names, max_size=4))
+@given(few_nodes, answers, st.lists(names, max_size=4))
 def test_nothing_is_tried_twice_and_every_trial_is_counted(
     nodes: list[str], bits: int, guess: list[str]
 ) -> None:
@@ -71,7 +74,7 @@ def test_nothing_is_tried_twice_and_every_trial_is_counted(
     assert found.trials == len(asked.sets) == len(set(asked.sets))
 
 
-@given(few_nodes, st.integers(0, 2**64 - 1), st.lists(names, max_size=4), st.integers(0, 12))
+@given(few_nodes, answers, st.lists(names, max_size=4), st.integers(0, 12))
 @example(["x", "y"], 0, [], 0)
 def test_when_trials_run_out_the_smallest_set_that_was_inside_is_left(
     nodes: list[str], bits: int, guess: list[str], most: int
@@ -125,6 +128,13 @@ def test_a_guess_that_does_not_suffice_costs_one_trial(data: st.DataObject, node
     found = smallest(nodes, Trials(needs(needed), most=ENOUGH), guess=sorted(guess))
     assert found.nodes == without.nodes
     assert without.trials <= found.trials <= without.trials + 1
+
+
+@pytest.mark.parametrize(("most", "left"), [(0, 8), (1, 8), (2, 4), (3, 2)])
+def test_each_trial_that_was_inside_leaves_fewer_nodes_when_there_are_no_more(most: int, left: int) -> None:
+    found = smallest(list("abcdefgh"), Trials(needs({"a"}), most=most))
+    assert found.nodes == tuple("abcdefgh")[:left]
+    assert not found.minimal
 
 
 def test_of_two_sets_that_suffice_one_is_found_not_both() -> None:

@@ -1,8 +1,8 @@
 """Inside a graph that failed: how far one tensor is from what it should be, and which node is to blame.
 
 In: a node's result in the failing graph, and the same tensor in a more exact one. Out: `Difference`s, and the
-`Fault` they lead to. A node may be as far off as its graph, root mean square over root mean square: the largest
-difference of a tensor says little inside a graph, where eight bits clip a few values on purpose.
+`Fault` they lead to. A node may be as far off as its graph, but as a root mean square: the largest difference
+says little inside a graph, where eight bits clip a few values on purpose.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Fault:
     def _evidence(self) -> list[str]:
         difference = self.result.difference
         parts = [f"it holds {_number(difference.value)}{_beside(difference.expected)}"]
-        if difference.largest_expected is not None:
+        if difference.largest_expected is not None and (difference.is_finite or self._beyond_fp16()):
             parts.append(
                 f"magnitudes reach {_number(difference.largest)}{_beside(difference.largest_expected)}"
             )

@@ -31,6 +31,9 @@ class Table:
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    wraps: bool = False
+    """Long texts take several lines; otherwise the table is as wide as it needs, and scrolls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +112,9 @@ def _table(table: Table) -> str:
         for column, name in enumerate(table.head)
     )
     rows = "\n".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows)
-    inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
-    return f'<div class="wide"><table>\n{inside}\n</table></div>'
+    caption = f"<caption>{_text(table.title)}</caption>\n" if table.title else ""
+    inside = f"{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
+    return f'<div class="wide"><table{_classes("wraps" if table.wraps else "")}>\n{inside}\n</table></div>'
 
 
 def _numeric_columns(table: Table) -> set[int]:
@@ -183,13 +187,19 @@ p.verdict { color: var(--ink); }
 td.bad { font-weight: 600; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .875rem; min-width: 100%; }
-th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
+caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; overflow-wrap: anywhere; }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
+  white-space: nowrap; vertical-align: top; }
+.wraps td:last-child { white-space: normal; overflow-wrap: anywhere; }
 th { color: var(--pale); font-weight: 500; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 article { border-top: 1px solid var(--line); padding: .8rem 0; }
 .line, figcaption { color: var(--pale); font-size: .875rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .6rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; }
 figure { margin: 0; }
+@media (max-width: 48rem) {
+  .pictures { grid-template-columns: 1fr 1fr; }
+  figure:first-child:nth-last-child(odd) { grid-column: 1 / -1; }
+}
 img { display: block; width: 100%; height: auto; border-radius: .3rem; }
 """

@@ -47,7 +47,7 @@ def _numbers(case: Case) -> str:
     if agreement.heat_correlation is not None:
         facts.append(f"attention correlates {agreement.heat_correlation:.5f}")
     if case.heat_difference is not None:
-        facts.append(f"differs by at most {case.heat_difference:.3f} of 1")
+        facts.append(f"attention differs by {case.heat_difference:.3f} of 1 at most")
     return " · ".join(facts)
 
 

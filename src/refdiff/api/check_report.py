@@ -34,31 +34,45 @@ class CheckReport:
     noise_floor: Mapping[str, Mapping[str, float]]
     """Per profile: agreement of the reference with itself under another seed; not a gate."""
     count: int
-    """Scenes per profile the reference was asked about."""
+    """Questions, one per scene, that bundle and reference answered under each profile."""
     worst: tuple[Case, ...]
     """The scenes on which bundle and reference differ most."""
+    unanswered: str | None
+    """How the bundle failed at one of the reference's questions; None when it answered all."""
     not_run: str | None
     """Why the comparison with the reference was not run; None when it was."""
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """All of them."""
+        """All of them; those of the task named with their profile."""
         graphs = self.golden + self.golden_correlation + self.feeds
-        return graphs + tuple(verdict for each in self.reference.values() for verdict in each)
+        return graphs + tuple(
+            verdict.named(f"{profile} {verdict.name}")
+            for profile, verdicts in self.reference.items()
+            for verdict in verdicts
+        )
 
     @property
     def passed(self) -> bool:
-        """Every value that was measured is within its limit."""
-        return all(verdict.passed for verdict in self.verdicts)
+        """Every value that was measured is within its limit, and every question was answered."""
+        return self.unanswered is None and all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def shortfall(self) -> str | None:
+        """The failed gates, and the question without an answer; None when all passed."""
+        failed = [str(verdict) for verdict in self.verdicts if not verdict.passed]
+        parts = [f"{len(failed)} of {len(self.verdicts)} gates failed: {'; '.join(failed)}"] if failed else []
+        if self.unanswered is not None:
+            parts.append(f"the bundle does not answer {self.unanswered}")
+        return "; ".join(parts) or None
 
     @property
     def failure(self) -> str | None:
-        """One line that names the failed gates, and the node to blame; None when all passed."""
-        failed = [str(verdict) for verdict in self.verdicts if not verdict.passed]
-        if not failed:
-            return None
-        line = f"{len(failed)} of {len(self.verdicts)} gates failed: {'; '.join(failed)}"
-        return line if self.ladder.fault is None else f"{line}. First fault: {self.ladder.fault}"
+        """One line: `shortfall`, and the node to blame; None when all passed."""
+        fault = self.ladder.fault
+        if self.shortfall is None or fault is None:
+            return self.shortfall
+        return f"{self.shortfall}. First fault: {fault}"
 
     def require(self) -> None:
         """Refuse a report with a failed gate.
@@ -85,5 +99,6 @@ class CheckReport:
             "reference": {name: [each.to_json() for each in part] for name, part in self.reference.items()},
             "noise_floor": {name: dict(part) for name, part in self.noise_floor.items()},
             "reference_count": self.count,
+            "reference_unanswered": self.unanswered,
             "reference_not_run": self.not_run,
         }

@@ -17,7 +17,7 @@ from refdiff.api.climbing import climb
 from refdiff.api.files import check_targets, write_files
 from refdiff.api.progress import Progress, silent
 from refdiff.api.reporting import page_of
-from refdiff.api.rungs import Execution, executions
+from refdiff.api.rungs import EXACT, Execution, executions
 from refdiff.api.task_agreement import TaskAgreement, compare_with_reference, reference_of
 from refdiff.contracts.options import Options, options_for
 from refdiff.engines.factory import open_sessions
@@ -88,8 +88,9 @@ def check(
     rungs = executions(opened, against, backend)
     ladder = climb(rungs, _open_feeds(feeds, rungs), threads=threads, progress=tell)
     modules, not_run = (None, ON_REQUEST) if golden_only else reference_of(opened, stack)
-    seeds = range(seed, seed + count)
-    task = None if modules is None else _ask(rungs[-1], modules, per_profile, seeds, threads, tell)
+    task = TaskAgreement()
+    if modules is not None:
+        task = _ask(rungs[-1], modules, per_profile, range(seed, seed + count), threads, tell)
     verdicts = judge_rung(ladder.judged)
     result = CheckReport(
         bundle=opened.path,
@@ -100,14 +101,15 @@ def check(
         golden=verdicts.error,
         golden_correlation=verdicts.correlation,
         feeds=verdicts.feeds,
-        reference={} if task is None else task.verdicts,
-        noise_floor={} if task is None else task.noise_floor,
-        count=0 if task is None else count,
-        worst=() if task is None else task.worst,
+        reference=task.verdicts,
+        noise_floor=task.noise_floor,
+        count=task.count,
+        worst=task.worst,
+        unanswered=task.unanswered,
         not_run=not_run,
     )
     if page is not None:
-        write_files({page: page_of(result).encode()}, overwrite=overwrite)
+        write_files({page: page_of(result).encode(errors="replace")}, overwrite=overwrite)
     return result
 
 
@@ -115,13 +117,14 @@ def _open_feeds(feeds: Path | str | None, rungs: Sequence[Execution]) -> FeedSto
     """The recording, which only a ladder of two rungs or more has a use for."""
     if feeds is None:
         return None
-    bundle = rungs[-1].bundle
+    judged = rungs[-1]
     if len(rungs) < 2:
+        more = "name a more exact bundle (--against), or leave out --feeds"
         raise InputError(
-            f"{feeds} holds feeds without torch's answers, and nothing to compare {bundle.path} with; "
-            "name a more exact bundle (--against), or leave out --feeds"
+            f"{feeds} holds feeds without torch's answers, and nothing to compare {judged.bundle.path} with; "
+            f"{'leave out --feeds' if judged.precision == EXACT else more}"
         )
-    return open_feeds(feeds, bundle)
+    return open_feeds(feeds, judged.bundle)
 
 
 def _ask(

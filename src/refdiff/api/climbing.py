@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from refdiff.accuracy.faults import Fault
 from refdiff.accuracy.gates import graph_tolerance
 from refdiff.accuracy.ladder import Ladder, Rung, Step
+from refdiff.api.calibrating import thinned_records
 from refdiff.api.fault_search import find_fault
 from refdiff.api.progress import Progress
 from refdiff.api.rungs import Execution
-from refdiff.calibration.recording import spread
 from refdiff.contracts.closeness import Parity, parity, recorded_part
-from refdiff.contracts.graphs import GRAPHS
+from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, MissingDependencyError
@@ -55,15 +56,12 @@ def climb(
         EngineError: a graph failed to load or run.
     """
     golden = rungs[-1].bundle.golden()
+    _check_complete(rungs, golden)
     climbed: dict[str, list[_Climbed]] = {}
     for name in GRAPHS:
-        for rung in rungs:
-            if name not in golden or name not in rung.bundle.manifest.graphs:
-                raise BundleError(
-                    f"{rung.bundle.path}: graph {name} or its golden record is missing; export again"
-                )
         progress(f"replaying {name}")
-        climbed[name] = _climb_graph(rungs, name, golden, _records(feeds, name), threads)
+        records = [] if feeds is None else thinned_records(feeds, name, MOST_RECORDS)
+        climbed[name] = _climb_graph(rungs, name, golden, records, threads)
     ladder = Ladder(
         rungs=tuple(
             Rung(
@@ -79,6 +77,16 @@ def climb(
     return _explained(ladder, rungs, golden, climbed, progress)
 
 
+def _check_complete(rungs: Sequence[Execution], golden: GoldenTensors) -> None:
+    judged = rungs[-1].bundle
+    for name, graph in graph_contract(judged.spec).items():
+        for rung in rungs:
+            rung.bundle.graph_path(name)
+        feeds, outputs = golden.get(name, ({}, {}))
+        if set(feeds) != set(graph.input_names) or set(outputs) != set(graph.output_names):
+            raise BundleError(f"{judged.path}: the golden record of graph {name} is missing; export again")
+
+
 def _climb_graph(
     rungs: Sequence[Execution],
     name: str,
@@ -89,17 +97,13 @@ def _climb_graph(
     feeds, expected = golden[name]
     climbed: list[_Climbed] = []
     before: Tensors | None = None
-    first: list[dict[str, Array]] = []
+    first: Sequence[Tensors] = ()
     for rung in rungs:
         results, *on_records = _run(rung, name, [feeds, *records], threads)
         kept = {key: recorded_part(results[key], record) for key, record in expected.items()}
         precision = rung.bundle.manifest.graphs[name].precision
         first = first or on_records
-        apart = [
-            {key: parity(got[key], exact[key]) for key in expected}
-            for got, exact in zip(on_records, first, strict=True)
-        ]
-        worst = {key: _worst([each[key] for each in apart]) for key in expected} if before else {}
+        apart = [] if before is None else _apart(on_records, first)
         steps = tuple(
             Step(
                 graph=name,
@@ -107,7 +111,7 @@ def _climb_graph(
                 precision=precision,
                 torch=parity(kept[key], record),
                 before=None if before is None else parity(kept[key], before[key]),
-                feeds=worst.get(key),
+                feeds=_worst([each[key] for each in apart]),
                 tolerance=graph_tolerance(precision, name),
             )
             for key, record in expected.items()
@@ -127,18 +131,16 @@ def _run(rung: Execution, name: str, runs: Sequence[Tensors], threads: int | Non
         sessions.close()
 
 
-def _records(feeds: FeedStore | None, name: str) -> list[Tensors]:
-    if feeds is None:
-        return []
-    records = feeds.records(name)
-    return [records[index] for index in sorted(spread(len(records), MOST_RECORDS))]
+def _apart(got: Sequence[Tensors], exact: Sequence[Tensors]) -> list[dict[str, Parity]]:
+    """Record by record, how far each output is from the first rung's."""
+    return [
+        {key: parity(values, other[key]) for key, values in one.items()}
+        for one, other in zip(got, exact, strict=True)
+    ]
 
 
 def _worst(measured: Sequence[Parity]) -> Parity | None:
-    worst: Parity | None = None
-    for each in measured:
-        worst = each if worst is None else worst.worse(each)
-    return worst
+    return reduce(Parity.worse, measured) if measured else None
 
 
 def _worst_record(apart: Sequence[Mapping[str, Parity]], records: Sequence[Tensors]) -> Tensors | None:
@@ -161,7 +163,7 @@ def _explained(
     number = ladder.rungs.index(rung)
     progress(f"{rung.precision} {step.graph} is outside its tolerance: looking for the node")
     record = climbed[step.graph][number].worst_record
-    feeds = golden[step.graph][0] if step.golden_passed is False or record is None else record
+    feeds = record if step.golden_passed and record is not None else golden[step.graph][0]
     exact = rungs[0] if number else None
     try:
         found = find_fault(
@@ -171,9 +173,9 @@ def _explained(
             step.tolerance,
         )
     except MissingDependencyError as error:
-        return Ladder(rungs=ladder.rungs, fault_not_run=str(error))
+        return replace(ladder, fault_not_run=str(error))
     if found is None:
-        return Ladder(rungs=ladder.rungs, fault_not_run=_nothing_found(exact))
+        return replace(ladder, fault_not_run=_nothing_found(exact))
     cause, result = found
     fault = Fault(
         precision=rung.precision,
@@ -181,9 +183,9 @@ def _explained(
         compared_with=None if exact is None else exact.precision,
         cause=cause,
         result=result,
-        error_at_most=step.tolerance.error,
+        tolerance=step.tolerance,
     )
-    return Ladder(rungs=ladder.rungs, fault=fault)
+    return replace(ladder, fault=fault)
 
 
 def _nothing_found(exact: Execution | None) -> str:

@@ -1,7 +1,7 @@
 """Which tensor of a more exact graph a node's result should equal.
 
-A converted graph keeps the names of its nodes, so that a result has its counterpart by name. What a pass put in
-between (casts, Q/DQ) stands for the tensor it was given; what SmoothQuant divided is multiplied again.
+A converted graph keeps the names of its nodes, so that a result has its counterpart by name. What a pass put
+in between (casts, Q/DQ) stands for the tensor it was given; what SmoothQuant divided is multiplied again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PASSED_ON = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 """Operators whose result stands for what they were given."""
 
 _NEAR = 0.01
-"""Of an exponent: a scale that was rounded to half precision is still a power of two apart from the exact one."""
+"""Of an exponent: a scale that was rounded to half precision is no exact power of two from its twin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,13 @@ class Counterparts:
         for use in first.outputs[0].uses():
             twin = self._twin(use.node)
             weight = None if twin is None or use.idx >= len(twin.inputs) else twin.inputs[use.idx]
-            if weight is not None and weight.const_value is not None and not self._smoothed(use.node):
-                return Counterpart(tensor=str(weight.name))
+            if weight is None or weight.const_value is None or (use.idx and self._smoothed(use.node)):
+                continue
+            return Counterpart(tensor=str(weight.name))
         return None
 
     def _smoothed(self, node: ir.Node) -> bool:
-        """SmoothQuant multiplied the node's weight."""
+        """SmoothQuant divided the node's data, its first input, and so multiplied its weight."""
         data = node.inputs[0]
         producer = None if data is None else data.producer()
         known = None if producer is None or data is None else self.of(producer, data.index() or 0)

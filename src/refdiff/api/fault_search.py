@@ -81,7 +81,7 @@ def _made(broken: ir.Model, known: Counterparts | None, *, largest_batch: int) -
             operator=node.op_type,
             tensor=value.name,
             type=value.dtype.name,
-            inputs=tuple(str(given.name) for given in node.inputs if given is not None),
+            inputs=tuple(_read_by(given) for given in node.inputs if given is not None),
             counterpart=None if known is None else known.of(node, index),
             bytes=_bytes(value, largest_batch),
         )
@@ -89,6 +89,14 @@ def _made(broken: ir.Model, known: Counterparts | None, *, largest_batch: int) -
         for index, value in enumerate(node.outputs)
         if value.name and value.dtype is not None and value.dtype.name in _FLOATS
     ]
+
+
+def _read_by(given: ir.Value) -> str:
+    """Name of the float tensor that is read: of eight-bit values, the one they were made of."""
+    producer = given.producer()
+    if producer is not None and producer.op_type == "QuantizeLinear" and producer.inputs[0] is not None:
+        return str(producer.inputs[0].name)
+    return str(given.name)
 
 
 def _results(

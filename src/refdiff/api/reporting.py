@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from refdiff.accuracy.faults import LARGEST_FP16, Fault
+from refdiff.accuracy.faults import Fault
 from refdiff.accuracy.gates import Verdict
-from refdiff.accuracy.ladder import Ladder, Rung, Step
+from refdiff.accuracy.ladder import Ladder, Rung
 from refdiff.accuracy.report import Cell, Page, Section, Table, render
 from refdiff.api.case_pictures import figure_of
 from refdiff.api.check_report import CheckReport
@@ -14,7 +14,7 @@ from refdiff.contracts.manifest import refdiff_version
 
 def page_of(report: CheckReport) -> str:
     """The report as one HTML page."""
-    sections = [_checked(report), *_faults(report.ladder), _ladder(report.ladder), _task(report)]
+    sections = [*_faults(report.ladder), _checked(report), _ladder(report.ladder), _task(report)]
     if report.worst:
         sections.append(_pictures(report))
     return render(
@@ -28,12 +28,14 @@ def page_of(report: CheckReport) -> str:
 
 
 def _verdict(report: CheckReport) -> str:
-    failed = [verdict for verdict in report.verdicts if not verdict.passed]
-    if failed:
-        named = "; ".join(str(verdict) for verdict in failed)
-        return f"{len(failed)} of {len(report.verdicts)} gates failed: {named}"
-    missing = "" if report.not_run is None else " The comparison with the torch reference was not run."
-    return f"all {len(report.verdicts)} gates.{missing}"
+    if report.shortfall is not None:
+        return f"{report.shortfall}."
+    parts = [f"all {len(report.verdicts)} gates."]
+    if report.ladder.first_failed is not None:
+        parts.append("A more exact bundle it was compared with did not: see below.")
+    if report.not_run is not None:
+        parts.append("The comparison with the torch reference was not run.")
+    return " ".join(parts)
 
 
 def _checked(report: CheckReport) -> Section:
@@ -68,89 +70,114 @@ def _fault_table(fault: Fault) -> Table:
     node, difference = fault.result, fault.result.difference
     facts = [
         ("graph", fault.graph),
-        ("node", node.node),
-        ("operator", node.operator),
-        ("tensor", node.tensor),
-        ("compared with", fault.compared_with or "nothing: looked for NaN and Inf alone"),
-        ("error", f"{difference.error:.3g} of the largest magnitude, allowed {fault.error_at_most:g}"),
+        ("node", f"{node.node} ({node.operator})"),
+        ("tensor", f"{node.tensor} ({node.type})"),
+        ("compared with", _compared_with(fault)),
+        (
+            "error",
+            f"{difference.error:.3g} of its size (root mean square), allowed {fault.tolerance.error:g}",
+        ),
         ("error of its inputs", f"{node.input_error:.3g}"),
-        ("correlation", f"{difference.correlation:.6f}"),
-        ("value there", f"{difference.value:.6g}"),
     ]
-    if difference.expected is not None:
-        facts.append(("expected there", f"{difference.expected:.6g}"))
-    facts.append(("largest magnitude", f"{difference.largest:.6g} (fp16 ends at {LARGEST_FP16:.0f})"))
-    if difference.largest_expected is not None:
-        facts.append(("largest expected", f"{difference.largest_expected:.6g}"))
+    if difference.correlation is not None:
+        least = fault.tolerance.correlation
+        facts.append(("correlation", f"{difference.correlation:.6f}, expected {least:g} or more"))
+    facts.append(("worst value", _beside(difference.value, difference.expected)))
+    facts.append(("largest magnitude", _beside(difference.largest, difference.largest_expected)))
     facts.append(("NaN, Inf", f"{difference.nan}, {difference.inf} of {difference.size} values"))
+    if not difference.is_finite:
+        facts = [fact for fact in facts if fact[0] not in ("error", "correlation")]
     rows = tuple((Cell(text=name), Cell(text=value)) for name, value in facts)
-    return Table(head=("what", "value"), rows=rows)
+    return Table(head=("what", "value"), rows=rows, wraps=True)
+
+
+def _compared_with(fault: Fault) -> str:
+    alone = "looked for NaN and infinity alone"
+    if fault.compared_with is None:
+        return f"nothing, {alone}"
+    known = fault.result.difference.expected is not None
+    return fault.compared_with if known else f"nothing, {fault.compared_with} has no such tensor: {alone}"
+
+
+def _beside(got: float, expected: float | None) -> str:
+    return f"{got:.6g}" if expected is None else f"{got:.6g}, expected {expected:.6g}"
 
 
 def _ladder(ladder: Ladder) -> Section:
     with_feeds = any(step.feeds is not None for rung in ladder.rungs for step in rung.steps)
-    head = ("rung", "graph", "output", "error", "allowed", "correlation", "expected")
-    head += ("from the rung before", *(("on recorded feeds",) if with_feeds else ()), "")
-    rows = tuple(
-        _ladder_row(rung, step, with_feeds=with_feeds) for rung in ladder.rungs for step in rung.steps
-    )
     lines = [
         "Every rung is fed the bundle's golden tensors. Errors are the largest difference from torch's "
         "recorded answer over that answer's range, and limits are those of each graph's own precision."
     ]
     if with_feeds:
         lines.append("On recorded feeds, errors are from the first rung: torch has not answered them.")
+    first = ladder.rungs[0]
     return Section(
         heading="Parity ladder: torch → " + " → ".join(rung.precision for rung in ladder.rungs),
         lines=tuple(lines),
-        tables=(Table(head=head, rows=rows),),
+        tables=tuple(
+            _rung(rung, first=rung is first, with_feeds=with_feeds and rung is not first)
+            for rung in ladder.rungs
+        ),
     )
 
 
-def _ladder_row(rung: Rung, step: Step, *, with_feeds: bool) -> tuple[Cell, ...]:
-    kept = "" if step.precision == rung.precision else f" ({step.precision})"
-    return (
-        Cell(text=f"{rung.precision}{kept}"),
-        Cell(text=step.graph),
-        Cell(text=step.output),
-        _number(f"{step.torch.error:.2e}"),
-        _number(f"≤ {step.tolerance.error:g}"),
-        _number(f"{step.torch.correlation:.6f}"),
-        _number(f"≥ {step.tolerance.correlation:g}"),
-        _number(_error(step.before)),
-        *((_number(_error(step.feeds)),) if with_feeds else ()),
-        _outcome(passed=step.passed),
-    )
+def _rung(rung: Rung, *, first: bool, with_feeds: bool) -> Table:
+    head = ["", "graph", "output", "error", "allowed", "correlation", "expected"]
+    head += [] if first else ["from the rung before"]
+    head += ["on recorded feeds"] if with_feeds else []
+    rows = []
+    for step in rung.steps:
+        kept = "" if step.precision == rung.precision else f" ({step.precision})"
+        rows.append(
+            (
+                _outcome(passed=step.passed),
+                Cell(text=f"{step.graph}{kept}"),
+                Cell(text=step.output),
+                _number(f"{step.torch.error:.2e}"),
+                _number(f"≤ {step.tolerance.error:g}"),
+                _number(f"{step.torch.correlation:.6f}"),
+                _number(f"≥ {step.tolerance.correlation:g}"),
+                *(() if first else (_number(_error(step.before)),)),
+                *((_number(_error(step.feeds)),) if with_feeds else ()),
+            )
+        )
+    return Table(head=tuple(head), rows=tuple(rows), title=f"{rung.precision}, run on {rung.backend}")
 
 
 def _task(report: CheckReport) -> Section:
+    heading = "Torch reference, on the task"
     if report.not_run is not None:
         line = f"Not run: {report.not_run}. Noise floor and worst cases come from this comparison."
-        return Section(heading="Torch reference, on the task", lines=(line,))
+        return Section(heading=heading, lines=(line,))
+    if report.unanswered is not None:
+        return Section(heading=heading, lines=(f"The bundle does not answer {report.unanswered}.",))
     line = (
         f"{report.count} held-out scenes per profile, asked of the torch reference and of this bundle. The "
         "noise floor is how well the reference agrees with itself when the seed of its posterior draw and "
         "noise is another; it is no gate."
     )
-    rows = [
-        _task_row(profile, verdict, report.noise_floor.get(profile, {}).get(verdict.name))
+    tables = tuple(
+        Table(
+            title=profile,
+            head=("", "agreement", "value", "expected", "noise floor"),
+            rows=tuple(
+                _task_row(verdict, report.noise_floor.get(profile, {}).get(verdict.name))
+                for verdict in verdicts
+            ),
+        )
         for profile, verdicts in report.reference.items()
-        for verdict in verdicts
-    ]
-    head = ("profile", "what", "value", "expected", "noise floor", "")
-    return Section(
-        heading="Torch reference, on the task", lines=(line,), tables=(Table(head=head, rows=tuple(rows)),)
     )
+    return Section(heading=heading, lines=(line,), tables=tables)
 
 
-def _task_row(profile: str, verdict: Verdict, floor: float | None) -> tuple[Cell, ...]:
+def _task_row(verdict: Verdict, floor: float | None) -> tuple[Cell, ...]:
     return (
-        Cell(text=profile),
-        Cell(text=verdict.name.replace("_", " ")),
+        _outcome(passed=verdict.passed),
+        Cell(text=verdict.name.replace("_", " ").replace("iou", "IoU")),
         _number(f"{verdict.value:.4f}"),
         _number(f"{'≥' if verdict.bound == 'at_least' else '≤'} {verdict.limit:g}"),
         _number("–" if floor is None else f"{floor:.4f}"),
-        _outcome(passed=verdict.passed),
     )
 
 

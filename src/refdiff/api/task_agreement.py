@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from refdiff.accuracy.agreement import Agreement, compare, summarise
@@ -21,7 +21,7 @@ from refdiff.api.progress import Progress
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.options import Options
 from refdiff.contracts.session import SessionFactory
-from refdiff.errors import MissingDependencyError
+from refdiff.errors import EngineError, InputError, MissingDependencyError
 from refdiff.miniature.questions import questions
 
 if TYPE_CHECKING:
@@ -37,12 +37,16 @@ OTHER_SEED = 1
 class TaskAgreement:
     """What the comparison measured."""
 
-    verdicts: Mapping[str, tuple[Verdict, ...]]
+    count: int = 0
+    """Questions that were asked under each profile; not every scene has one."""
+    verdicts: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
     """Per profile: the agreement of runtime and reference, beside its limits."""
-    noise_floor: Mapping[str, Mapping[str, float]]
+    noise_floor: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Per profile: the agreement of the reference with itself under another seed."""
-    worst: tuple[Case, ...]
+    worst: tuple[Case, ...] = ()
     """The questions on which runtime and reference differ most, worst first."""
+    unanswered: str | None = None
+    """How the runtime failed at a question, which ended the comparison; None when it answered all."""
 
 
 def compare_with_reference(
@@ -62,8 +66,17 @@ def compare_with_reference(
         profiles: name -> options.
         seeds: of the scenes.
         progress: told one line for each scene.
+
+    Raises:
+        InputError: none of the scenes has a question.
     """
     module = import_torch_room("refdiff.reference.pipeline", PURPOSE)
+    every = tuple(questions(seeds))
+    if not every:
+        raise InputError(
+            f"no object of the {len(seeds)} scenes from {seeds[0]} on can be told from the others; "
+            "ask for more scenes (--count), or other ones (--seed)"
+        )
     verdicts: dict[str, tuple[Verdict, ...]] = {}
     floor: dict[str, dict[str, float]] = {}
     worst = WorstCases()
@@ -73,14 +86,17 @@ def compare_with_reference(
         again = module.Reference(stack=stack, options=reseeded)
         runtime = segmenter_of(bundle, sessions, options)
         agreements, own = list[Agreement](), list[Agreement]()
-        for asked in questions(seeds):
-            progress(f"{name}: scene {asked.seed - seeds[0] + 1}/{len(seeds)}")
-            scene = reference.encode(
-                asked.image
-            )  # proposals do not depend on the seed: both answers use them
+        for number, asked in enumerate(every, start=1):
+            progress(f"{name}: scene {number}/{len(every)}")
+            try:
+                ours = runtime.segment(runtime.encode(asked.image), asked.phrase)
+            except EngineError as error:
+                what = str(error).partition(";")[0]
+                unanswered = f"“{asked.phrase}” on scene {asked.seed} in profile {name}: {what}"
+                return TaskAgreement(unanswered=unanswered)
+            scene = reference.encode(asked.image)  # the seed changes no proposal: both answers use it
             theirs = reference.segment_scene(scene, asked.phrase)
             own.append(compare(theirs, again.segment_scene(scene, asked.phrase)))
-            ours = runtime.segment(runtime.encode(asked.image), asked.phrase)
             agreements.append(compare(theirs, ours))
             worst.add(
                 Case(
@@ -94,7 +110,7 @@ def compare_with_reference(
             )
         verdicts[name] = judge("agreement", bundle.manifest.precision, summarise(agreements))
         floor[name] = summarise(own)
-    return TaskAgreement(verdicts=verdicts, noise_floor=floor, worst=worst.cases)
+    return TaskAgreement(count=len(every), verdicts=verdicts, noise_floor=floor, worst=worst.cases)
 
 
 def reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack | None, str | None]:

@@ -3,6 +3,9 @@
 In: an fp32 graph, a recipe that breaks it, feeds, a tolerance. Out: inside or not. To be kept exact means
 single precision in a half-precision recipe; in one of eight bits it means half precision, out of the eight
 bits.
+
+A recipe's islands are closed: who is caught between them joins. A trial keeps exactly the nodes it is about,
+or a search would name the neighbours of a node in its place, since they catch it.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from typing import Any
 import onnx_ir as ir
 
 from refdiff.calibration.convert import converted_model
+from refdiff.calibration.half import HalfPrecision
 from refdiff.calibration.headroom import REACHES, headroom, is_single
-from refdiff.calibration.islands import closed
+from refdiff.calibration.islands import MOVES, closed
 from refdiff.calibration.probing import Probe
 from refdiff.calibration.proposals import Broken, broken
 from refdiff.calibration.simulation import Deviation, simulated
@@ -99,7 +103,7 @@ class OutputTrials:
     def candidates(self) -> tuple[str, ...]:
         """Nodes that may be kept exact and are not by the recipe, in the graph's order."""
         names = {node.name or "" for node in self._graph}
-        islands = closed(self._graph, named(self._recipe.fp32, names, where=self._path.stem))
+        islands = self._islands()
         if self._recipe.quantised is None:
             can = frozenset(node.name or "" for node in self._graph if _computes(node))
         else:
@@ -125,12 +129,13 @@ class OutputTrials:
         return dataclasses.replace(self._recipe, left=(*self._recipe.left, rule))
 
     def inside(self, nodes: Collection[str]) -> bool:
-        """Whether all outputs are inside on all feeds; stops at the first that is not."""
-        return all(outcome.inside for _, outcome in self._run(nodes))
+        """Whether all outputs of all feeds are inside with exactly these nodes; ends at the first outside."""
+        return all(outcome.inside for _, outcome in self._run(self._model(nodes)))
 
     def worst(self, nodes: Collection[str]) -> Outcome:
-        """The worst output over all feeds; its feed comes first in the trials after this one."""
-        outcomes = list(self._run(nodes))
+        """The worst output of all feeds, by the recipe for these nodes; later trials begin with its feed."""
+        model = converted_model(self._path, self.recipe(nodes), weights="cast")
+        outcomes = list(self._run(model))
         worst = max(outcomes, key=lambda pair: (not pair[1].inside, pair[1].error))
         self._feeds.insert(0, self._feeds.pop(worst[0]))
         self.exact.insert(0, self.exact.pop(worst[0]))
@@ -171,9 +176,22 @@ class OutputTrials:
             if any(reader in nodes for reader in readers):
                 yield from readers
 
-    def _run(self, nodes: Collection[str]) -> Iterator[tuple[int, Outcome]]:
+    def _model(self, nodes: Collection[str]) -> ir.Model:
+        """The graph on trial."""
+        if self._recipe.quantised is not None:
+            return converted_model(self._path, self.recipe(nodes), weights="cast")
+        asked = {*self._islands(), *nodes}
+        moves = {node.name for node in self._graph if node.op_type in MOVES}
+        kept = closed(self._graph, asked) & (asked | moves)
+        return HalfPrecision(self._recipe.half, kept, weights="cast")(ir.load(self._path))
+
+    def _islands(self) -> frozenset[str]:
+        """Of the recipe as it is."""
+        names = {node.name or "" for node in self._graph}
+        return closed(self._graph, named(self._recipe.fp32, names, where=self._path.stem))
+
+    def _run(self, model: ir.Model) -> Iterator[tuple[int, Outcome]]:
         """Index of the feed, and an output of it."""
-        model = converted_model(self._path, self.recipe(nodes), weights="cast")
         for index, name, got in self._probe(model, self._feeds, self._outputs, folder=self._path.parent):
             close = parity(got, self.exact[index][name])
             inside = close.error <= self._tolerance.error and close.correlation >= self._tolerance.correlation

@@ -83,8 +83,8 @@ class Broken:
 
     def __str__(self) -> str:
         held = self.operator in (INPUT, WEIGHT)
-        what = f"its {self.operator} {self.tensor} holds" if held else f"({self.operator}) makes"
-        return f"{self.node} {what} {self.nan} NaN and {self.inf} Inf of {self.size} values in fp32"
+        what = f": its {self.operator} {self.tensor} holds" if held else f" ({self.operator}) makes"
+        return f"{self.node}{what} {self.nan} NaN and {self.inf} Inf of {self.size} values in fp32"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

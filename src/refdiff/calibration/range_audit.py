@@ -19,7 +19,8 @@ from refdiff.contracts.recipe import Quantised, Rule, matching, named
 from refdiff.contracts.session import Array
 
 CUT_OFF = 8.0
-"""Times its range that a tensor may reach: methods cut rare values off (miniature: 3.6 times, entropy)."""
+"""Times its range that a tensor may reach: methods cut rare values off (the miniature, entropy: 4.3 times;
+one of the UNet 9.7 times, and that range alone takes its output from 0.07 to 0.17 of its range off)."""
 
 UNUSED = 16.0
 """Times a tensor's largest magnitude that its range may be: feeds may miss what ranges were taken from (the

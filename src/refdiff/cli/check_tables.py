@@ -53,7 +53,7 @@ def _of_task(report: CheckReport) -> Table:
             sign = "≥" if verdict.bound == "at_least" else "≤"
             table.add_row(
                 "" if number else f"reference, {profile}, {report.count} scenes",
-                verdict.name.replace("_", " "),
+                verdict.name.replace("_", " ").replace("iou", "IoU"),
                 f"{verdict.value:.4g}",
                 f"{sign} {verdict.limit:g}",
                 f"{floor[verdict.name]:.4g}" if verdict.name in floor else "–",
@@ -72,8 +72,18 @@ def _lines(report: CheckReport) -> list[str]:
     lines += _fault_lines(report.ladder)
     if report.not_run is not None:
         lines.append(f"NOT RUN: the comparison with the torch reference: {report.not_run}")
-    lines.append("passed" if report.passed else "FAILED")
+    if report.unanswered is not None:
+        lines.append(f"NO ANSWER: the bundle does not answer {report.unanswered}")
+    lines.append(_verdict(report))
     return lines
+
+
+def _verdict(report: CheckReport) -> str:
+    if not report.passed:
+        return "FAILED"
+    if report.ladder.first_failed is not None:
+        return "passed; a more exact bundle it was compared with did not"
+    return "passed"
 
 
 def _fault_lines(ladder: Ladder) -> list[str]:
