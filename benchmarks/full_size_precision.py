@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,9 @@ def main() -> None:
         "--without", default="", help="a conversion to leave out, where it needs too much memory"
     )
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for the converted graphs, one below it for each tool"
+    )
     parser.add_argument("--child", help="internal: the conversion to run")
     parser.add_argument("--target", type=Path, help="internal: the file to write")
     given = parser.parse_args()
@@ -50,7 +54,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(given.rounds):
         for name in names:
-            runs[name].append(measure(name, given.bundle, given.graph))
+            runs[name].append(measure(name, given.bundle, given.graph, given.keep))
             print(name, runs[name][-1], flush=True)  # noqa: T201 - what a benchmark is for
     bundle = json.loads((given.bundle / "manifest.json").read_text())
     for kind in kinds:
@@ -59,7 +63,7 @@ def main() -> None:
         add_entry(RECORD, entry, {"rounds": given.rounds, "conversions": summary})
 
 
-def measure(name: str, bundle: Path, graph: str) -> dict[str, Any]:
+def measure(name: str, bundle: Path, graph: str, keep: Path | None) -> dict[str, Any]:
     """One conversion as a child process; a child that fails or is killed is part of the answer."""
     with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
         target = Path(folder) / f"{graph}.onnx"
@@ -68,12 +72,17 @@ def measure(name: str, bundle: Path, graph: str) -> dict[str, Any]:
             watched = run_watched(command)
         except subprocess.CalledProcessError as error:
             return {"failed": f"exit code {error.returncode}"}
+        written = sum(path.stat().st_size for path in Path(folder).iterdir())
+        if keep is not None:
+            (keep / name).mkdir(parents=True, exist_ok=True)
+            for path in Path(folder).iterdir():
+                shutil.move(path, keep / name / path.name)
         return {
             "seconds": round(watched.seconds, 1),
             **json.loads(watched.stdout.splitlines()[-1]),
             "peak_rss_bytes": watched.peak_rss_bytes,
             "peak_private_bytes": watched.peak_private_bytes,
-            "written_bytes": sum(path.stat().st_size for path in Path(folder).iterdir()),
+            "written_bytes": written,
         }
 
 

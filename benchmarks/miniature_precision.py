@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/miniature_precision.py fp16=BUNDLE int8=BUNDLE … --count 500 --jobs 2
 
 Every held-out scene is asked one question of the built-in fp32 bundle and of each named bundle, in ONNX
-Runtime; half-precision results are rounded at every node (back-end ort-rounded), and with --plain a second
-time as ONNX Runtime's CPU kernels run them. Adds an entry per bundle to results/miniature-precision.json.
+Runtime, by each of --backends; the built-in one on the CPU, whose answers are the yardstick. Half-precision
+arithmetic is executed by ort-rounded, which rounds every result, and by ort-cuda. Adds an entry per bundle to
+results/miniature-precision.json, or to --output.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from records import RESULTS, add_entry
@@ -29,6 +31,8 @@ PROFILES = ("official", "edge")
 
 RECORD = RESULTS / "miniature-precision.json"
 
+EXACT = "fp32"
+
 Marks = dict[tuple[str, str, str], tuple[Overlap, Agreement]]
 """Profile, bundle's name, back-end -> the overlap with the truth, and the agreement with fp32."""
 
@@ -40,10 +44,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=HELD_OUT_FROM)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--plain", action="store_true", help="also by ONNX Runtime's own CPU kernels")
+    parser.add_argument("--backends", nargs="+", default=["ort-rounded"])
+    parser.add_argument("--output", type=Path, default=RECORD)
     given = parser.parse_args()
-    bundles = {"fp32": "mini", **dict(each.split("=", 1) for each in given.bundles)}
-    backends = ("ort-rounded", "ort-cpu") if given.plain else ("ort-rounded",)
+    bundles = {EXACT: "mini", **dict(each.split("=", 1) for each in given.bundles)}
+    backends = tuple(given.backends)
     marked: dict[tuple[str, str, str], list[tuple[Overlap, Agreement]]] = {}
     seeds = range(given.seed, given.seed + given.count)
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
@@ -64,13 +69,12 @@ def main() -> None:
             "profiles": {
                 profile: {
                     backend: _summary(marked[profile, name, backend])
-                    for backend in backends
-                    if (profile, name, backend) in marked
+                    for backend in (backends if name != EXACT else ("ort-cpu",))
                 }
                 for profile in PROFILES
             },
         }
-        add_entry(RECORD, name, entry)
+        add_entry(given.output, name, entry)
 
 
 def _summary(marks: list[tuple[Overlap, Agreement]]) -> dict[str, Any]:
@@ -88,10 +92,10 @@ def _mark(task: tuple[int, tuple[tuple[str, str], ...], tuple[str, ...]]) -> Mar
     for profile in PROFILES:
         exact = _answer("mini", profile, "ort-cpu", asked)
         for name, folder in bundles:
-            for backend in backends if name != "fp32" else ("ort-cpu",):
-                answer = exact if name == "fp32" else _answer(folder, profile, backend, asked)
+            for backend in backends if name != EXACT else ("ort-cpu",):
+                answer = exact if name == EXACT else _answer(folder, profile, backend, asked)
                 kept = answer.candidates.masks[answer.candidates.kept]
-                key = (profile, name, "ort-rounded" if name == "fp32" else backend)
+                key = (profile, name, backend)
                 marks[key] = (overlap(answer.mask, asked.truth, kept), compare(exact, answer))
     return marks
 

@@ -1,8 +1,10 @@
 """Does TensorRT-RTX's parser and builder take every graph of a bundle? No GPU is needed to ask.
 
     python benchmarks/rtx_builds.py BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
+    python benchmarks/rtx_builds.py BUNDLE --converted KEPT/ours-int8 --precision int8
 
-Shapes are those of the golden record. Adds an entry to results/rtx-builds.json.
+KEPT is what full_size_precision.py --keep left: graphs converted one by one from the fp32 bundle. Shapes are
+those of the golden record. Adds to an entry of results/rtx-builds.json.
 """
 
 from __future__ import annotations
@@ -23,15 +25,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--graphs", nargs="*")
+    parser.add_argument("--converted", type=Path, help="a folder of graphs to build in place of the bundle's")
+    parser.add_argument("--precision", help="of these graphs")
     given = parser.parse_args()
     bundle = open_bundle(given.bundle, verify="size")
     golden, graphs = bundle.golden(), {}
-    for name in given.graphs or list(bundle.manifest.graphs):
+    found = bundle.manifest.graphs
+    if given.converted:
+        found = [path.stem for path in sorted(given.converted.glob("*.onnx"))]
+    for name in given.graphs or list(found):
         shapes = {tensor: array.shape for tensor, array in golden[name][0].items()}
-        record = bundle.manifest.graphs[name]
-        graphs[name] = {"precision": record.precision, **build(bundle.graph_path(name), shapes)}
+        precision = given.precision or bundle.manifest.graphs[name].precision
+        path = given.converted / f"{name}.onnx" if given.converted else bundle.graph_path(name)
+        graphs[name] = {"precision": precision, **build(path, shapes)}
         print(name, graphs[name], flush=True)  # noqa: T201 - what a benchmark is for
-    size = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {bundle.manifest.precision}"
+    precision = given.precision or bundle.manifest.precision
+    size = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {precision}"
     add_entry(RECORD, size, {"tensorrt_rtx": VERSION, "graphs": graphs})
 
 
