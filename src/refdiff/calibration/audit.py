@@ -140,7 +140,10 @@ def audit_graph(
     if sick:
         return result
     found = findings(graph, measured, recipe.half, islands=_islands(graph, recipe), margin=margin)
-    bad = () if recipe.quantised is None else bad_ranges(probe, path, recipe.quantised, feeds)
+    bad: tuple[BadRange, ...] = ()
+    if recipe.quantised is not None:
+        left = (*recipe.left, *recipe.fp32, *recipe.quantised.weights_alone)
+        bad = bad_ranges(probe, path, recipe.quantised, feeds, left=left)
     result = _with(result, graph, found)
     return _after_trials(probe, path, dataclasses.replace(result, bad_ranges=bad), graph, feeds)
 
