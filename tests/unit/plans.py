@@ -1,4 +1,4 @@
-"""Plans for tests: an identity, and a plan put on disk with its side-car. Light: processes are started with it."""
+"""Plans for tests: an identity, and a plan put on disk with its side-car; light, for processes import it."""
 
 from pathlib import Path
 from typing import Any

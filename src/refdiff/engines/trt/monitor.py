@@ -103,21 +103,24 @@ def run_stoppable(work: Callable[[], _T], stop: threading.Event) -> _T:
     """
     results: list[_T] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as error:  # raised again in the caller's thread
             errors.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="refdiff-build", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="refdiff-build", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(_SECONDS_TO_LOOK)
+        # Not Thread.join: an interrupted join takes the thread for ended (CPython issue 90882).
+        while not done.wait(_SECONDS_TO_LOOK):
+            pass
     except BaseException:
         stop.set()
-        thread.join()
+        done.wait()
         raise
     if errors:
         raise errors[0]
