@@ -17,7 +17,7 @@ from refdiff.cli import main
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.miniature.scenes import render_scene
 
-VERBS = ("demo", "fetch", "export", "calibrate", "sensitivity", "segment", "check", "inspect")
+VERBS = ("demo", "fetch", "export", "calibrate", "sensitivity", "build", "segment", "check", "inspect")
 
 
 @pytest.fixture(scope="session")

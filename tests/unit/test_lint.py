@@ -1,5 +1,7 @@
 """The risks a network is searched for, one by one."""
 
+from pathlib import Path
+
 import pytest
 
 from refdiff.engines.trt.lint import RISKS, findings
@@ -76,3 +78,8 @@ def test_logits_that_leave_the_graph_are_no_risk():
 def test_pictures_of_any_size_are_a_risk_and_batches_are_none():
     assert rules(inputs=[tensor("image", (1, 3, -1, -1))]) == [("dynamic picture size", "image")]
     assert rules(inputs=[tensor("latent", (-1, 4, 64, 64)), tensor("mask", (-1, -1, -1))]) == []
+
+
+def test_every_risk_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert [rule for rule in RISKS if f"| {rule} |" not in text] == []
