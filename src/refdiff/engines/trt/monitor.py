@@ -103,9 +103,10 @@ def run_stoppable(work: Callable[[], _T], stop: threading.Event) -> _T:
     """
     results: list[_T] = []
     errors: list[BaseException] = []
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     def run() -> None:
+        begun.wait()
         try:
             results.append(work())
         except BaseException as error:  # raised again in the caller's thread
@@ -113,14 +114,17 @@ def run_stoppable(work: Callable[[], _T], stop: threading.Event) -> _T:
         finally:
             done.set()
 
-    threading.Thread(target=run, name="refdiff-build", daemon=True).start()
+    thread = threading.Thread(target=run, name="refdiff-build", daemon=True)
     try:
+        thread.start()
+        begun.set()  # not before: an interrupted start would leave work behind that nobody waits for
         # Not Thread.join: an interrupted join takes the thread for ended (CPython issue 90882).
         while not done.wait(_SECONDS_TO_LOOK):
             pass
     except BaseException:
         stop.set()
-        done.wait()
+        if begun.is_set():
+            done.wait()
         raise
     if errors:
         raise errors[0]
