@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from records import RESULTS, add_entry
-from rtx import VERSION, build
+from rtx import RTX, build
 
 TOKENS, HEADS, WIDTH, PICTURES = 4096, 8, 320, 2
+SHAPES = {"states": (PICTURES, TOKENS, WIDTH)}
 
 ISLANDS = {"none": (), "softmax": ("softmax",), "softmax and its product": ("softmax", "logits")}
 
@@ -32,7 +33,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "attention.onnx"
             ir.save(HalfPrecision("fp16", islands)(attention()), path)
-            add_entry(RECORD, name, {"tensorrt_rtx": VERSION, **build(path, {})})
+            add_entry(RECORD, name, {"tensorrt_rtx": RTX.version, **build(path, SHAPES)})
 
 
 def attention() -> ir.Model:

@@ -69,7 +69,7 @@ def builds_table(record: dict[str, Any]) -> str:
             f"{len(built)} of {len(entry['graphs'])}",
             f"{sum(graph['plan_bytes'] for graph in built) / 1e6:.0f} MB",
             f"{max((graph['activation_bytes'] or 0 for graph in built), default=0) / 1e6:.0f} MB",
-            f"{sum(graph['seconds'] for graph in graphs):.0f}",
+            f"{sum(graph['seconds'] for graph in built):.0f}",
         ]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -2,55 +2,45 @@
 
 from __future__ import annotations
 
-import re
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorrt_rtx as trt
+from refdiff.api.progress import silent
+from refdiff.engines.trt.build_log import make_log
+from refdiff.engines.trt.building import BuildTask, build_plan
+from refdiff.engines.trt.flavour import load_flavour
+from refdiff.engines.trt.monitor import Watch
+from refdiff.engines.trt.options import BuildOptions
+from refdiff.engines.trt.shapes import Shape, ShapeRange
+from refdiff.errors import EngineError
 
-VERSION = trt.__version__
-
-_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+)")
-
-
-class _Log(trt.ILogger):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.errors: list[str] = []
-
-    def log(self, severity: Any, message: str) -> None:
-        """Keep everything; errors apart."""
-        self.lines.append(message)
-        if severity <= trt.ILogger.ERROR:
-            self.errors.append(message)
+RTX = load_flavour("tensorrt-rtx")
 
 
-def build(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Parse and build one graph, strongly typed, for one set of input shapes.
+def build(path: Path, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Build one graph for one set of input shapes, and throw the plan away.
 
     Returns:
-        Whether parser and builder took it, seconds, the plan's and the activations' bytes, and the errors.
+        Whether parser and builder took it, seconds, the plan's and the activations' bytes, and the error.
     """
-    log, started = _Log(), time.perf_counter()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parsed = trt.OnnxParser(network, log).parse_from_file(str(path))
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        if -1 in tuple(tensor.shape):
-            profile.set_shape(tensor.name, *[tuple(shapes[tensor.name])] * 3)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config) if parsed else None
-    found = [int(match[1]) for line in log.lines if (match := _ACTIVATIONS.search(line))]
+    profile = {name: ShapeRange(least=shape, usual=shape, most=shape) for name, shape in shapes.items()}
+    task = BuildTask(graph=path.stem, onnx=path, shapes=(profile,), options=BuildOptions())
+    log, started = make_log(RTX), time.perf_counter()
+    activations, error, size = None, None, None
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "plan"
+        try:
+            activations = build_plan(RTX, task, target, log, Watch(path.stem, silent))
+            size = target.stat().st_size
+        except EngineError as refusal:
+            error = str(refusal)
     return {
-        "parsed": bool(parsed),
-        "built": plan is not None,
+        "built": error is None,
         "seconds": round(time.perf_counter() - started, 1),
-        "plan_bytes": None if plan is None else plan.nbytes,
-        "activation_bytes": found[-1] if found else None,
-        "errors": log.errors[:3],
+        "plan_bytes": size,
+        "activation_bytes": activations,
+        "error": error,
     }

@@ -1,21 +1,25 @@
-"""Does TensorRT-RTX's parser and builder take every graph of a bundle? No GPU is needed to ask.
+"""Does TensorRT-RTX take every graph of a bundle, and what does building cost? No GPU is needed to ask.
 
     python benchmarks/rtx_builds.py BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
-    python benchmarks/rtx_builds.py BUNDLE --converted KEPT/ours-int8 --precision int8
 
-KEPT is what full_size_precision.py --keep left: graphs converted one by one from the fp32 bundle. Shapes are
-those of the golden record. Adds to an entry of results/rtx-builds.json.
+Each graph is built by `refdiff build` in a process of its own, at the sizes of the profile edge; the plans
+stay in the bundle. Adds an entry to results/rtx-builds.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from records import RESULTS, add_entry
-from rtx import VERSION, build
+from watched import run_watched
 
 from refdiff.contracts.bundle import open_bundle
+from refdiff.engines.trt.flavour import load_flavour
 
 RECORD = RESULTS / "rtx-builds.json"
 
@@ -25,23 +29,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--graphs", nargs="*")
-    parser.add_argument("--converted", type=Path, help="a folder of graphs to build in place of the bundle's")
-    parser.add_argument("--precision", help="of these graphs")
     given = parser.parse_args()
     bundle = open_bundle(given.bundle, verify="size")
-    golden, graphs = bundle.golden(), {}
-    found = bundle.manifest.graphs
-    if given.converted:
-        found = [path.stem for path in sorted(given.converted.glob("*.onnx"))]
-    for name in given.graphs or list(found):
-        shapes = {tensor: array.shape for tensor, array in golden[name][0].items()}
-        precision = given.precision or bundle.manifest.graphs[name].precision
-        path = given.converted / f"{name}.onnx" if given.converted else bundle.graph_path(name)
-        graphs[name] = {"precision": precision, **build(path, shapes)}
+    graphs = {}
+    for name in given.graphs or list(bundle.manifest.graphs):
+        graphs[name] = {"precision": bundle.manifest.graphs[name].precision, **_built(given.bundle, name)}
         print(name, graphs[name], flush=True)  # noqa: T201 - what a benchmark is for
-    precision = given.precision or bundle.manifest.precision
-    size = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {precision}"
-    add_entry(RECORD, size, {"tensorrt_rtx": VERSION, "graphs": graphs})
+    size = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {bundle.manifest.precision}"
+    add_entry(RECORD, size, {"tensorrt_rtx": load_flavour("tensorrt-rtx").version, "graphs": graphs})
+
+
+def _built(bundle: Path, graph: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "refdiff", "build", str(bundle), "--flavour", "tensorrt-rtx"]
+    try:
+        watched = run_watched([*command, "--graph", graph, "--force", "--json"])
+    except subprocess.CalledProcessError as error:
+        return {"built": False, "error": json.loads(error.stdout)["error"]["message"]}
+    (built,) = json.loads(watched.stdout)["graphs"]
+    kept = {key: built[key] for key in ("seconds", "plan_bytes", "activation_bytes")}
+    memory = {key: getattr(watched, key) for key in ("peak_rss_bytes", "peak_private_bytes")}
+    return {"built": True, **kept, **memory, "error": None}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ VERBS = (
     "audit",
     "bisect",
     "sensitivity",
+    "build",
     "segment",
     "check",
     "inspect",
@@ -101,7 +102,7 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     monkeypatch.setattr("refdiff.api.inspect", interrupted)
     assert main(["inspect", "mini"]) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: interrupted; nothing is left half-written\n"
 
 
 def test_inspect_prints_one_document_with_files_hashes_and_versions(

@@ -12,7 +12,7 @@ from typing import NoReturn, cast
 
 import typer
 
-from refdiff.cli import audit, bisect, calibrate, check, sensitivity, verbs  # noqa: F401 - their verbs join the app
+from refdiff.cli import audit, bisect, build, calibrate, check, sensitivity, verbs  # noqa: F401 - their verbs join the app
 from refdiff.cli.app import app
 from refdiff.cli.output import print_error
 from refdiff.errors import RefdiffError
@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in given
     try:
         with _terminable():
-            code = app(given, prog_name="refdiff", standalone_mode=False)
-        return int(code or 0)
+            code = int(app(given, prog_name="refdiff", standalone_mode=False) or 0)
     except RefdiffError as error:
         print_error(error, as_json=as_json, code=error.exit_code)
         return error.exit_code
@@ -45,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(error, as_json=as_json, code=MISUSE)
         return MISUSE
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # newer typers end with it of themselves after Ctrl-C, and say nothing
         print_error("interrupted; nothing is left half-written", as_json=as_json, code=INTERRUPTED)
-        return INTERRUPTED
+    return code
 
 
 @contextmanager
