@@ -1,6 +1,6 @@
 """Memory that sessions hold: allocated once, grown only when a shape demands it, given back once.
 
-A `Device` is what the sessions of one factory share: CUDA, one stream, and one buffer for activations.
+A `Lane` is what the sessions of one factory share: CUDA, one stream, and one buffer for activations.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PinnedBuffer:
             self._size = size
         if not size:
             return np.empty(shape, dtype)
-        memory = (ctypes.c_byte * size).from_address(self.address)
+        memory = memoryview((ctypes.c_byte * size).from_address(self.address)).cast("B")
         return np.frombuffer(memory, dtype).reshape(shape)
 
     def free(self) -> None:
@@ -89,7 +89,7 @@ class PinnedBuffer:
             self._cuda.free_pinned(address)
 
 
-class Device:
+class Lane:
     """What the sessions of one factory share: they run one after the other, on one stream.
 
     Args:

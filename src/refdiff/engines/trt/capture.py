@@ -1,7 +1,8 @@
 """Replaying a run: one launch of a CUDA graph in place of hundreds of kernel launches.
 
-TensorRT ties a captured graph to its context's shapes and addresses, so only one is kept, and it is dropped
-when any of them changes. The first run of a shape is a plain one, as TensorRT demands; the second is captured.
+TensorRT ties a captured graph to its context's shapes and addresses, so only one is kept, and it is
+dropped when any of them changes. The first run of a shape is a plain one, as TensorRT demands; the second is
+captured.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from refdiff.engines.trt.buffers import Device
+from refdiff.engines.trt.buffers import Lane
 from refdiff.errors import EngineError
 
 
@@ -17,12 +18,12 @@ class Capture:
     """The captured run of one session.
 
     Args:
-        device: the session's.
+        lane: the session's.
         enabled: False runs everything plainly.
     """
 
-    def __init__(self, device: Device, *, enabled: bool) -> None:
-        self._device = device
+    def __init__(self, lane: Lane, *, enabled: bool) -> None:
+        self._lane = lane
         self._enabled = enabled
         self._graph: Any = None
         self._runs = 0
@@ -45,15 +46,15 @@ class Capture:
         if self._graph is None:
             enqueue()
         else:
-            self._device.cuda.launch(self._graph, self._device.stream)
+            self._lane.cuda.launch(self._graph, self._lane.stream)
         self._runs += 1
 
     def drop(self) -> None:
         """Forget the captured run: shapes or addresses are about to change. Calling it twice is fine."""
         graph, self._graph, self._runs = self._graph, None, 0
         if graph is not None:
-            self._device.wait()  # it may still be running
-            self._device.cuda.end_capture(graph)
+            self._lane.wait()  # it may still be running
+            self._lane.cuda.end_capture(graph)
 
     def _try_capture(self, enqueue: Callable[[], None], is_capturable: Callable[[], bool]) -> None:
         """A graph that cannot be captured still runs plainly: the same kernels, launched one by one."""
@@ -61,7 +62,7 @@ class Capture:
             self._refuse("TensorRT says that it is not capturable")
             return
         try:
-            self._graph = self._device.cuda.capture(self._device.stream, enqueue)
+            self._graph = self._lane.cuda.capture(self._lane.stream, enqueue)
         except EngineError as error:
             self._refuse(str(error))
 

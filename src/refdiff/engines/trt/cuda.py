@@ -1,6 +1,7 @@
 """The few calls of CUDA's runtime that sessions need, with errors that say what failed and what mends it.
 
-In: cuda-python's runtime module (`cudart`), or a stand-in with the same calls. Addresses and handles are ints.
+In: cuda-python's runtime module (`cudart`), or a stand-in with the same calls. Addresses and streams are
+ints.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def allocate(self, size: int, purpose: str) -> int:
-        """Device memory.
+        """Lane memory.
 
         Raises:
             EngineError: there is not enough; says for what it was, and how much is free.

@@ -1,7 +1,7 @@
 """Kernels that TensorRT-RTX compiled on this machine, kept beside the plan so that the next start is fast.
 
-The file is `<plan>.jit`: a magic line, the sha256 of everything after it, the plan's key, and TensorRT-RTX's own
-blob. A file that is damaged, or of another plan, is not looked at; one that TensorRT-RTX finds to be of
+The file is `<plan>.jit`: a magic line, the sha256 of everything after it, the plan's key, and TensorRT-RTX's
+own blob. A file that is damaged, or of another plan, is not looked at; one that TensorRT-RTX finds to be of
 another driver, device or version is not used. Either is replaced when the session closes.
 """
 

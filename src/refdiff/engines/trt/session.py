@@ -15,7 +15,7 @@ import numpy as np
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Feed
-from refdiff.engines.trt.buffers import Device, DeviceBuffer, PinnedBuffer, nbytes
+from refdiff.engines.trt.buffers import DeviceBuffer, Lane, PinnedBuffer, nbytes
 from refdiff.engines.trt.capture import Capture
 from refdiff.engines.trt.device_array import OutputSlot, TrtArray
 from refdiff.engines.trt.engine import Engine, Shape
@@ -27,7 +27,7 @@ class TrtSession:
 
     Args:
         graph: the contract.
-        device: shared by the sessions of one factory.
+        lane: shared by the sessions of one factory.
         load: makes the graph's engine; called at the first run, and again after `unload`.
         activations: where the engine's activations go; None: memory of its own.
         before_run: called before the engine is needed, so that others can make room.
@@ -37,7 +37,7 @@ class TrtSession:
     def __init__(
         self,
         graph: GraphSpec,
-        device: Device,
+        lane: Lane,
         load: Callable[[], Engine],
         *,
         activations: DeviceBuffer | None = None,
@@ -45,22 +45,22 @@ class TrtSession:
         capture: bool = True,
     ) -> None:
         self._graph = graph
-        self._device = device
+        self._lane = lane
         self._load = load
         self._owns_activations = activations is None
-        self._activations = activations or DeviceBuffer(device.cuda, f"activations of {graph.name}")
+        self._activations = activations or DeviceBuffer(lane.cuda, f"activations of {graph.name}")
         self._before_run = before_run
         self._engine: Engine | None = None
-        self._inputs = {name: DeviceBuffer(device.cuda, f"{graph.name}/{name}") for name in graph.input_names}
-        self._staging = {name: PinnedBuffer(device.cuda) for name in graph.input_names}
-        self._outputs = {name: OutputSlot(device, f"{graph.name}/{name}") for name in graph.output_names}
+        self._inputs = {name: DeviceBuffer(lane.cuda, f"{graph.name}/{name}") for name in graph.input_names}
+        self._staging = {name: PinnedBuffer(lane.cuda) for name in graph.input_names}
+        self._outputs = {name: OutputSlot(lane, f"{graph.name}/{name}") for name in graph.output_names}
         self._dtypes = {t.name: np.dtype(t.dtype) for t in (*graph.inputs, *graph.outputs)}
         self._shapes: dict[str, Shape] = {}
         self._made: dict[str, Shape] = {}
         self._used: tuple[int, int] | None = None
-        self._staged: Any = device.cuda.new_event()
+        self._staged: Any = lane.cuda.new_event()
         self._closed = False
-        self.capture = Capture(device, enabled=capture)
+        self.capture = Capture(lane, enabled=capture)
 
     @property
     def graph(self) -> GraphSpec:
@@ -84,7 +84,7 @@ class TrtSession:
             staged = {
                 name: self._outputs[name].start_copy(self._made[name], self._dtypes[name]) for name in wanted
             }
-            self._device.wait()
+            self._lane.wait()
             return {name: array.copy() for name, array in staged.items()}
 
     def run_on_device(
@@ -108,7 +108,7 @@ class TrtSession:
         """Take weights and activations off the device; outputs that were left there stay."""
         with self._closing_on_failure():
             self.capture.drop()
-            self._device.wait()
+            self._lane.wait()
             self._shapes, self._used = {}, None
             if self._engine is not None:
                 self._engine.close()
@@ -126,14 +126,17 @@ class TrtSession:
         self._closed = True
         engine, self._engine = self._engine, None
         with contextlib.ExitStack() as stack:  # each in turn, whatever fails
-            stack.callback(self._device.cuda.end_event, self._staged)
-            for memory in (*self._inputs.values(), *self._staging.values(), *self._outputs.values()):
-                stack.callback(memory.free)
+            stack.callback(self._lane.cuda.end_event, self._staged)
+            for name in self._inputs:
+                stack.callback(self._inputs[name].free)
+                stack.callback(self._staging[name].free)
+            for slot in self._outputs.values():
+                stack.callback(slot.free)
             if self._owns_activations:
                 stack.callback(self._activations.free)
             if engine is not None:
                 stack.callback(engine.close, keep_kernels=not failed)
-            stack.callback(self._device.wait)
+            stack.callback(self._lane.wait)
             stack.callback(self.capture.drop)
 
     def _enqueue(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> list[str]:
@@ -150,7 +153,7 @@ class TrtSession:
             self._bind(engine, shapes)
             self._copy_in(sources)
             self.capture.run(
-                lambda: engine.enqueue(self._device.stream), lambda: engine.is_capturable(self._device.stream)
+                lambda: engine.enqueue(self._lane.stream), lambda: engine.is_capturable(self._lane.stream)
             )
             for slot in self._outputs.values():
                 slot.writes += 1
@@ -164,7 +167,7 @@ class TrtSession:
             raise InputError(
                 f"{self._graph.name} was fed a {type(feed).__name__}, expected an array; use .to_host()"
             )
-        return feed.address_on(self._device), nbytes(feed.shape, feed.dtype)
+        return feed.address_on(self._lane), nbytes(feed.shape, feed.dtype)
 
     def _loaded(self) -> Engine:
         if self._before_run is not None:
@@ -179,7 +182,7 @@ class TrtSession:
         if shapes != self._shapes:
             self.capture.drop()
             self._shapes = {}
-            self._made = engine.bind(shapes, self._device.stream)
+            self._made = engine.bind(shapes, self._lane.stream)
             for name, shape in shapes.items():
                 self._inputs[name].reserve(max(nbytes(shape, self._dtypes[name]), 1))
                 engine.use_tensor(name, self._inputs[name].address)
@@ -194,7 +197,7 @@ class TrtSession:
             self._used = (activations.address, activations.size)
 
     def _copy_in(self, sources: Mapping[str, Array | tuple[int, int]]) -> None:
-        cuda, stream = self._device.cuda, self._device.stream
+        cuda, stream = self._lane.cuda, self._lane.stream
         cuda.wait_for(self._staged)  # the staging may still be read by the last run's copies
         for name, source in sources.items():
             target = self._inputs[name].address
@@ -211,7 +214,7 @@ class TrtSession:
 
     @contextlib.contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
-        """After a failure nothing on the device can be relied on: give it all back, and say what failed first."""
+        """After a failure nothing on the device can be relied on: all of it is given back."""
         try:
             yield
         except BaseException:
