@@ -81,7 +81,7 @@ def plan_memory(
         if peaks[each] <= limit:
             reason = f"{each} takes {_readable(peaks[each])} of {_readable(limit)}"
             return MemoryPlan(holding=each, peak=peaks[each], limit=limit, reason=reason)
-    raise EngineError(_refusal(engines, peaks, limit, available, budget))
+    raise EngineError(f"{_refusal(engines, peaks, limit, budget)}; {_cure(peaks, limit, available)}")
 
 
 def peak_bytes(engines: Iterable[EngineSize], holding: Holding) -> int:
@@ -121,23 +121,25 @@ def read_memory(text: str | None) -> tuple[int | None, Holding | None]:
 
 
 def _refusal(
-    engines: tuple[EngineSize, ...],
-    peaks: dict[Holding, int],
-    limit: int,
-    available: int,
-    budget: int | None,
+    engines: tuple[EngineSize, ...], peaks: dict[Holding, int], limit: int, budget: int | None
 ) -> str:
     largest = max(engines, key=lambda each: each.weights + each.activations).name
-    least = min(peaks.values())
     takes = ", ".join(f"{each} {_readable(peak)}" for each, peak in peaks.items())
     got = f"{_readable(limit)} may be used" if budget is not None else f"{_readable(limit)} are free"
-    cure = (
-        f"give --memory {_readable(least)} or more"
-        if least <= available
-        else "end other programs on the device, take a more compact precision (fp16, int8), "
+    return f"the engines do not fit: {got}, they take: {takes} (largest: {largest})"
+
+
+def _cure(peaks: dict[Holding, int], limit: int, available: int) -> str:
+    fitting = [each for each in HOLDINGS if peaks[each] <= limit]
+    if fitting:  # only not the one that was asked for
+        return f"use --memory {fitting[0]}, or leave it out"
+    least = min(peaks.values())
+    if least <= available:
+        return f"give --memory {_readable(least)} or more"
+    return (
+        "end other programs on the device, take a more compact precision (fp16, int8), "
         "or build for smaller pictures"
     )
-    return f"the engines do not fit: {got}, they take: {takes} (largest: {largest}); {cure}"
 
 
 def _readable(size: int) -> str:

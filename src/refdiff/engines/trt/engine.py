@@ -32,9 +32,9 @@ class Library:
         self.module = module
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._log = _error_log(module, self._lines)  # TensorRT keeps no reference of its own
-        self._runtime = module.Runtime(self._log)
+        self.runtime = module.Runtime(self._log)
         if host_code:
-            self._runtime.engine_host_code_allowed = True
+            self.runtime.engine_host_code_allowed = True
 
     def load(self, plan: Any, name: str) -> Any:
         """The engine of a plan.
@@ -43,7 +43,7 @@ class Library:
             EngineError: TensorRT refuses it; says why.
         """
         self._lines.clear()
-        engine = self._runtime.deserialize_cuda_engine(plan)
+        engine = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self.failed(f"the plan of {name} cannot be loaded")
         return engine
