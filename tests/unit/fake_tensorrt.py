@@ -1,7 +1,7 @@
 """An in-memory stand-in for the calls of `tensorrt` and `tensorrt_rtx` that sessions make.
 
-A plan is JSON: names, types and shapes of its tensors, and its profiles. What it computes: output k is k times the
-sum of all inputs, on the addresses it was given, on `fake_cuda`'s stream.
+A plan is JSON: names, types and shapes of its tensors, and its profiles. What it computes: output k is k
+times the sum of all inputs, on the addresses it was given, on `fake_cuda`'s stream.
 """
 
 import ctypes

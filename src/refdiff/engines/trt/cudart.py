@@ -5,11 +5,14 @@ Imported late, by `engines.factory`: this is the only module that imports cuda-p
 
 from __future__ import annotations
 
+from importlib import import_module
+
 try:
     from cuda.bindings import runtime
 except ModuleNotFoundError as error:
     if error.name not in ("cuda.bindings", "cuda.bindings.runtime"):
         raise
-    from cuda import cudart as runtime  # cuda-python before 12.8
+    # cuda-python before 12.8
+    runtime = import_module("cuda.cudart")
 
 __all__ = ["runtime"]

@@ -1,4 +1,4 @@
-"""The plans of a bundle that can run here, found by their side-cars; which are missing, and why others are not it.
+"""The plans of a bundle that can run here, found by their side-cars; and why graphs have none.
 
 In: a bundle, a TensorRT, the GPU. Out: graph -> `FoundPlan`. Only sizes are compared here: a plan's bytes are
 hashed when it is loaded.
@@ -54,9 +54,10 @@ def find_plans(
         device: the GPU that will run them.
 
     Returns:
-        The plan of each graph that has one, and for each other graph why it has none, cure included.
+        The plan of each graph that has one, and for each other graph why it has none, cure included;
+        faults of plans come before their absence.
     """
-    found, refused = dict[str, FoundPlan](), dict[str, str]()
+    found, faults, absent = dict[str, FoundPlan](), dict[str, str](), dict[str, str]()
     for graph in bundle.manifest.graphs:
         paths = sorted((bundle.path / ENGINES_NAME).glob(f"{flavour.name}-*/{graph}.plan"))
         # "tensorrt-*" is also the start of the other flavour's folders.
@@ -64,8 +65,8 @@ def find_plans(
         try:
             found[graph] = _first_fitting(paths, bundle, graph, flavour, device)
         except EngineError as error:
-            refused[graph] = str(error)
-    return found, refused
+            (faults if paths else absent)[graph] = str(error)
+    return found, faults | absent
 
 
 def has_plans(bundle: Bundle, flavour: str) -> bool:
@@ -83,25 +84,35 @@ def _first_fitting(
 ) -> FoundPlan:
     first: EngineError | None = None
     for path in paths:
-        try:
-            side_car = check_plan(path, bundle, graph, flavour, device, verify="size")
-        except EngineError as error:
-            first = first or error
-        else:
-            return FoundPlan(path=path, side_car=side_car)
+        found = _fitting(path, bundle, graph, flavour, device)
+        if isinstance(found, FoundPlan):
+            return found
+        first = first or found
     raise first or EngineError(
         f"{bundle.path} has no plan of {graph} for {flavour.name}; "
         f"build it with: refdiff build {bundle.path} --flavour {flavour.name} --graph {graph}"
     )
 
 
+def _fitting(
+    path: Path, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
+) -> FoundPlan | EngineError:
+    """The plan, or why it is not one that can run here."""
+    try:
+        side_car = check_plan(path, bundle, graph, flavour, device, verify="size")
+    except EngineError as error:
+        return error
+    return FoundPlan(path=path, side_car=side_car)
+
+
 def _tensor_bytes(graph: GraphSpec, profile: ShapeProfile) -> int:
     """Of inputs and outputs at their largest."""
-    sizes: dict[str, int] = {}
-    for tensor in graph.inputs:
-        for axis, size in zip(tensor.shape, profile[tensor.name].most, strict=True):
-            if isinstance(axis, str):
-                sizes[axis] = size
+    sizes = {
+        axis: size
+        for tensor in graph.inputs
+        for axis, size in zip(tensor.shape, profile[tensor.name].most, strict=True)
+        if isinstance(axis, str)
+    }
     return sum(_bytes(tensor, sizes) for tensor in (*graph.inputs, *graph.outputs))
 
 

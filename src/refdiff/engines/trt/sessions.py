@@ -60,7 +60,8 @@ class TrtSessions:
         self._cuda = cuda
         self._device = device
         self._plans = dict(plans)
-        self._refused = dict(refused)
+        self.refused = dict(refused)
+        """Graph -> why it cannot be run."""
         self._budget, self._wanted = read_memory(memory)
         self._capture = capture
         self._contract = graph_contract(bundle.spec)
@@ -104,7 +105,7 @@ class TrtSessions:
                 f"{self._bundle.path} holds graph {name!r}, which this refdiff does not know; upgrade refdiff"
             )
         if name not in self._plans:
-            raise EngineError(self._refused.get(name) or f"{self._bundle.path} has no plan of {name}")
+            raise EngineError(self.refused.get(name) or f"{self._bundle.path} has no plan of {name}")
         lane = self._started()
         staged = self.memory is not None and self.memory.holding == "staged"
         shared = self.memory is not None and self.memory.holding == "shared"
