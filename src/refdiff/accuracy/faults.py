@@ -1,8 +1,8 @@
 """Inside a graph that failed: how far one tensor is from what it should be, and which node is to blame.
 
 In: a node's result in the failing graph, and the same tensor in a more exact one. Out: `Difference`s, and the
-`Fault` they lead to. A node's limit is its graph's tolerance, of the tensor's largest magnitude: rounding is
-relative to the magnitude, and many inner tensors have a small range far from zero.
+`Fault` they lead to. A node may be as far off as its graph, root mean square over root mean square: the largest
+difference of a tensor says little inside a graph, where eight bits clip a few values on purpose.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ class Difference:
     """One tensor of the failing graph beside what it should be."""
 
     error: float
-    """Largest difference over the expected largest magnitude; infinite for non-numbers that are new."""
-    correlation: float
+    """Root mean square of the difference over that of what is expected; infinite for a new non-number."""
+    correlation: float | None
+    """None where nothing is expected."""
     value: float
     """Where the difference is largest, or the first non-number."""
     expected: float | None
-    """The same element of the more exact graph; None where there is no such graph."""
+    """The same element of the more exact graph; None where there is no such tensor."""
     largest: float
     """Largest finite magnitude."""
     largest_expected: float | None
-    """Largest finite magnitude of the more exact graph."""
+    """Largest finite magnitude in the more exact graph."""
     nan: int
     inf: int
     size: int
@@ -49,7 +50,8 @@ class Difference:
 
     def leaves(self, tolerance: GraphTolerance) -> bool:
         """Too far from what it should be."""
-        return not (self.error <= tolerance.error and self.correlation >= tolerance.correlation)
+        related = self.correlation is None or self.correlation >= tolerance.correlation
+        return not (self.error <= tolerance.error and related)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class NodeResult:
     node: str
     operator: str
     tensor: str
+    type: str
+    """Of the tensor, as ONNX calls it: FLOAT16."""
     difference: Difference
     input_error: float
     """The largest error among the tensors it read; 0 where they are exact."""
@@ -75,27 +79,42 @@ class Fault:
     """Precision of the rung that says what the tensors should be; None: only non-numbers could be found."""
     cause: Cause
     result: NodeResult
-    error_at_most: float
+    tolerance: GraphTolerance
 
     def __str__(self) -> str:
-        difference, node = self.result.difference, self.result
-        parts = [f"{self.precision} {self.graph}: node {node.node} ({node.operator}) is {self._cause()}"]
-        parts.append(f"its result holds {_number(difference.value)}{_beside(difference.expected)}")
-        if difference.largest_expected is not None and difference.largest_expected > LARGEST_FP16:
+        return "; ".join((f"{self.precision} {self.graph}: node {self._blamed()}", *self._evidence()))
+
+    def _blamed(self) -> str:
+        name = f"{self.result.node} ({self.result.operator})"
+        difference, limit = self.result.difference, self.tolerance
+        if self.cause == "not finite":
+            return f"{name} is the first whose result is not finite"
+        off = f"off by {_number(difference.error)} of its size, allowed {limit.error:g}"
+        if self.cause == "largest growth":
+            return f"{name} is where the error grows most, though none is outside its tolerance: {off}"
+        if difference.error <= limit.error:
+            off = f"correlates {difference.correlation:.5f}, expected {limit.correlation:g} or more"
+        return f"{name} is the first outside its tolerance: {off}"
+
+    def _evidence(self) -> list[str]:
+        difference = self.result.difference
+        parts = [f"it holds {_number(difference.value)}{_beside(difference.expected)}"]
+        if difference.largest_expected is not None:
             parts.append(
-                f"magnitudes reach {_number(difference.largest_expected)} here, "
-                f"fp16 ends at {LARGEST_FP16:.0f}"
+                f"magnitudes reach {_number(difference.largest)}{_beside(difference.largest_expected)}"
             )
         if difference.nan or difference.inf:
             parts.append(f"{difference.nan} NaN and {difference.inf} Inf of {difference.size} values")
-        return "; ".join(parts)
+        if self._beyond_fp16():
+            parts.append(f"fp16 ends at {LARGEST_FP16:.0f}")
+        return parts
 
-    def _cause(self) -> str:
-        if self.cause == "not finite":
-            return "the first whose result is not finite"
-        if self.cause == "outside its tolerance":
-            return f"the first outside its tolerance of {self.error_at_most:g}"
-        return "where the error grows most, each node being inside the tolerance"
+    def _beyond_fp16(self) -> bool:
+        difference = self.result.difference
+        if self.result.type != "FLOAT16":
+            return False
+        expected = difference.largest_expected
+        return difference.inf > 0 if expected is None else expected > LARGEST_FP16
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; JSON has no infinity, so a value without a number is text."""
@@ -106,17 +125,18 @@ class Fault:
             "node": node.node,
             "operator": node.operator,
             "tensor": node.tensor,
+            "type": node.type,
             "cause": self.cause,
             "compared_with": self.compared_with,
             "error": _json(difference.error),
-            "error_at_most": self.error_at_most,
+            "error_at_most": self.tolerance.error,
             "error_of_inputs": _json(node.input_error),
             "correlation": difference.correlation,
+            "correlation_at_least": self.tolerance.correlation,
             "value": _json(difference.value),
             "expected": None if difference.expected is None else _json(difference.expected),
             "largest_magnitude": difference.largest,
             "largest_magnitude_expected": difference.largest_expected,
-            "largest_fp16": LARGEST_FP16,
             "nan": difference.nan,
             "inf": difference.inf,
             "size": difference.size,
@@ -128,18 +148,18 @@ def difference_of(got: Array, expected: Array | None, tolerance: GraphTolerance)
 
     Args:
         got: in the failing graph.
-        expected: in the more exact graph, of the same shape; None looks for non-numbers alone.
+        expected: in the more exact graph; None, or another shape, looks for non-numbers alone.
         tolerance: a tensor that varies by less than this has no correlation to speak of.
     """
     flat = got.astype(np.float64).ravel()
     should = None if expected is None or expected.shape != got.shape else expected.astype(np.float64).ravel()
     distance = _distance(flat, should)
-    scale = _largest(flat if should is None else should) or 1.0
-    error = float(distance.max()) / scale if flat.size else 0.0
     at = int(distance.argmax()) if flat.size else None
+    scale = _size(flat if should is None else should) or 1.0
+    error = math.inf if np.isinf(distance).any() else _size(distance) / scale
     return Difference(
         error=error,
-        correlation=1.0 if should is None else _correlation(flat, should, error, tolerance, scale),
+        correlation=None if should is None else _correlation(flat, should, error, tolerance),
         value=0.0 if at is None else float(flat[at]),
         expected=None if at is None or should is None else float(should[at]),
         largest=_largest(flat),
@@ -184,12 +204,19 @@ def _distance(got: Array, expected: Array | None) -> Array:
     return distance
 
 
-def _correlation(got: Array, expected: Array, error: float, tolerance: GraphTolerance, scale: float) -> float:
-    finite = np.isfinite(got) & np.isfinite(expected)
+def _correlation(got: Array, expected: Array, error: float, tolerance: GraphTolerance) -> float:
     if not math.isfinite(error):
         return 0.0
-    varies = bool(finite.any()) and float(np.ptp(expected[finite])) > tolerance.error * scale
-    return correlation(got[finite], expected[finite]) if varies else 1.0
+    finite = np.isfinite(got) & np.isfinite(expected)
+    got, expected = got[finite], expected[finite]
+    varies = bool(expected.size) and float(np.std(expected)) > tolerance.error * _size(expected)
+    return correlation(got, expected) if varies else 1.0
+
+
+def _size(values: Array) -> float:
+    """Root mean square of the finite values."""
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
 
 
 def _largest(values: Array) -> float:

@@ -5,6 +5,8 @@
     segment    one picture, one phrase                answers.py
     export     torch modules -> bundle                exporting.py
     calibrate  what the pipeline feeds its graphs     calibrating.py
+    audit      what half precision cannot hold        auditing.py
+    bisect     which nodes break a graph              bisecting.py
     sensitivity  what eight bits cost each block      precision.py
     check      is a bundle still the reference        checking.py
     evaluate   metrics of the miniature               evaluating.py
@@ -15,6 +17,8 @@ Importing this loads numpy and Pillow; torch, ONNX and the back-ends come in whe
 """
 
 from refdiff.api.answers import Answer, check_outputs, save, segment
+from refdiff.api.auditing import AuditReport, audit
+from refdiff.api.bisecting import BisectReport, bisect
 from refdiff.api.bundles import Inspection, inspect, load
 from refdiff.api.calibrating import CALIBRATED_PROFILES, CalibrationReport, calibrate, open_feeds
 from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
@@ -31,6 +35,8 @@ __all__ = [
     "MODELS",
     "PRECISIONS",
     "Answer",
+    "AuditReport",
+    "BisectReport",
     "CalibrationReport",
     "CheckReport",
     "DemoReport",
@@ -38,6 +44,8 @@ __all__ = [
     "FetchReport",
     "Inspection",
     "ModelChoice",
+    "audit",
+    "bisect",
     "calibrate",
     "carry_out",
     "check",

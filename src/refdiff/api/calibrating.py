@@ -7,9 +7,10 @@ themselves. Ranges, audits and the parity ladder read it (`open_feeds`).
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from refdiff.api.asking import SCENES, SCENES_FROM, Asked, Series, picture_serie
 from refdiff.api.bundles import find_bundle, segmenter_of
 from refdiff.api.progress import Progress, silent
 from refdiff.calibration.feeds import FeedStore, Run
-from refdiff.calibration.recording import FeedRecorder
+from refdiff.calibration.recording import FeedRecorder, spread
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.session import Array
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import InputError
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
 CALIBRATED_PROFILES = ("official", "edge")
+
+OCCASIONAL = 8
+"""Scenes that are recorded where a verb needs feeds and is given none."""
 
 MOST_RUNS = 4
 """Runs of one graph that are kept of a question and profile, evenly spread: every pass of the UNet, but not
@@ -156,6 +161,28 @@ def open_feeds(folder: Path | str, bundle: Bundle) -> FeedStore:
         InputError: there is none, or it is damaged, unfinished or of another model.
     """
     return FeedStore.open(Path(folder), model=bundle.spec.name, sources=bundle.manifest.sources)
+
+
+@contextmanager
+def feeds_of(bundle: Bundle, folder: Path | str | None, progress: Progress) -> Iterator[FeedStore]:
+    """A finished recording for this bundle; where none is given, some scenes are recorded for the occasion.
+
+    Raises:
+        InputError: see `open_feeds`.
+    """
+    if folder is not None:
+        yield open_feeds(folder, bundle)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        progress(f"recording feeds of {OCCASIONAL} scenes")
+        calibrate(bundle.path, output=Path(scratch) / "feeds", count=OCCASIONAL, progress=progress)
+        yield open_feeds(Path(scratch) / "feeds", bundle)
+
+
+def thinned_records(store: FeedStore, graph: str, most: int) -> list[Mapping[str, Array]]:
+    """At most so many records of a graph, evenly spread over all there are."""
+    records = store.records(graph)
+    return [records[index] for index in sorted(spread(len(records), most))]
 
 
 def _check(bundle: Bundle, profiles: Sequence[str], most_runs: int | None) -> None:

@@ -70,7 +70,7 @@ def convert(
     """
     tell, source = progress or silent, open_bundle(bundle)
     check_source(source)
-    _check_recipe(source, recipe)
+    check_recipe(source, recipe)
     passes = import_torch_room("refdiff.calibration.convert", PURPOSE)
     golden, contract = source.golden(), graph_contract(source.spec)
     with writing_bundle(output, overwrite=overwrite) as draft:
@@ -120,7 +120,12 @@ def check_source(bundle: Bundle) -> None:
         )
 
 
-def _check_recipe(bundle: Bundle, recipe: Recipe) -> None:
+def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
+    """A recipe fits the bundle it was made for alone.
+
+    Raises:
+        InputError: it is of another model or other weights, or misses a graph.
+    """
     if recipe.model != bundle.spec.name or dict(recipe.sources) != dict(bundle.manifest.sources):
         raise InputError(
             f"the recipe was made for {recipe.model} with other weights than {bundle.path} holds "

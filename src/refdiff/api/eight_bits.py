@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.api.calibrating import calibrate, open_feeds
+from refdiff.api.calibrating import feeds_of, thinned_records
 from refdiff.api.extras import import_torch_room
 from refdiff.api.progress import Progress
-from refdiff.calibration.recording import spread
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.recipe import GraphRecipe, Quantised, QuantisedType, Recipe
-from refdiff.contracts.session import Array
 
 if TYPE_CHECKING:
     from refdiff.calibration.feeds import FeedStore
 
 PURPOSE = "eight-bit precision"
-
-QUESTIONS = 8
-"""Scenes that are recorded where no feeds are given."""
 
 MOST_RECORDS = 24
 """Records of one graph that ranges are taken from, evenly spread over all there are."""
@@ -53,23 +45,12 @@ def eight_bit_recipe(
     Raises:
         InputError: the feeds cannot be used, or a tensor has no range.
     """
-    with _store(bundle, feeds, progress) as store:
+    with feeds_of(bundle, feeds, progress) as store:
         graphs = {
             name: _quantised(bundle, name, each, store, type, method, smoothing, progress)
             for name, each in half.graphs.items()
         }
     return dataclasses.replace(half, graphs=graphs)
-
-
-@contextmanager
-def _store(bundle: Bundle, feeds: Path | None, tell: Progress) -> Iterator[FeedStore]:
-    if feeds is not None:
-        yield open_feeds(feeds, bundle)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        tell(f"recording feeds of {QUESTIONS} scenes")
-        calibrate(bundle.path, output=Path(scratch) / "feeds", count=QUESTIONS, progress=tell)
-        yield open_feeds(Path(scratch) / "feeds", bundle)
 
 
 def _quantised(
@@ -92,18 +73,14 @@ def _quantised(
     left = (*half.left, *rules.default_left(name, graph))
     nodes = rules.eight_bit_nodes(graph, islands=half.fp32, left=left)
     probe = import_torch_room("refdiff.engines.probe", PURPOSE).probe
-    records = _thinned(store.records(name))
+    records = thinned_records(store, name, MOST_RECORDS)
     smoothed = {}
     if smoothing is not None:
         smooth = import_torch_room("refdiff.calibration.smooth", PURPOSE)
         smoothed = smooth.exponents(probe, path, records, nodes, strength=smoothing)
     tensors = rules.data_inputs(graph, nodes)
     reach = ranges.collect(probe, path, records, tensors, method=method, smoothing=smoothed)
+    # Six digits: people read a recipe, and scales keep three.
+    reach = {tensor: float(f"{largest:.6g}") for tensor, largest in reach.items()}
     quantised = Quantised(type=type, nodes=nodes, ranges=reach, method=method, smoothing=smoothed)
     return dataclasses.replace(half, quantised=quantised if nodes else None, left=left)
-
-
-def _thinned(records: Sequence[Mapping[str, Array]]) -> Sequence[Mapping[str, Array]]:
-    """At most `MOST_RECORDS`, evenly spread."""
-    chosen = spread(len(records), MOST_RECORDS)
-    return [records[index] for index in sorted(chosen)]

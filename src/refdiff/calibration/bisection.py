@@ -92,7 +92,8 @@ def smallest(nodes: Sequence[str], trials: Trials, *, guess: Sequence[str] = ())
 
 
 def _nodes(nodes: Sequence[str], trials: Trials, guess: Sequence[str]) -> tuple[str, ...]:
-    candidates = [node for node in nodes if node in set(guess)]
+    guessed = frozenset(guess)
+    candidates = [node for node in nodes if node in guessed]
     if not (candidates and trials(candidates)):
         modules = _needed(_modules(nodes), trials)
         kept = {node for module in modules for node in module}

@@ -18,6 +18,8 @@ MOVES = frozenset(
 )
 """Operators that move values and compute nothing."""
 
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 _NORM_MARKS = frozenset({"InstanceNormalization", "ReduceMean"})
 
 
@@ -50,9 +52,9 @@ def default_islands(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]:
 def closed(graph: ir.Graph, islands: Collection[str]) -> frozenset[str]:
     """Islands without holes and without needless shores.
 
-    A node whose neighbours on both sides are all in single precision joins them: its casts would cost more
-    than it saves. So does a chain of nodes that only move values: its casts would cancel. On the shore such a
-    node leaves: it needs no precision.
+    A node whose neighbours on both sides are all in single precision joins them, unless it multiplies by a
+    weight: its casts would cost more than it saves. So does a chain of nodes that only move values: its casts
+    would cancel. On the shore such a node leaves: it needs no precision.
     """
     single = set(islands)
     nodes = [node for node in graph if node.name and _computes_floats(node)]
@@ -73,7 +75,16 @@ def _caught(nodes: Collection[ir.Node], single: Collection[str]) -> set[str]:
         if len(held) == len(moves):
             break
         moves = held
-    return {_name(node) for node in (*moves, *(n for n in out if _between(n, single)))}
+    slight = (node for node in out if not weighted(node) and _between(node, single))
+    return {_name(node) for node in (*moves, *slight)}
+
+
+def weighted(node: ir.Node) -> bool:
+    """A product or convolution whose second factor is a weight."""
+    if node.op_type not in _PRODUCTS or len(node.inputs) < 2:
+        return False
+    data, weight = node.inputs[0], node.inputs[1]
+    return data is not None and weight is not None and not data.is_initializer() and weight.is_initializer()
 
 
 def _between(node: ir.Node, single: Collection[str]) -> bool:

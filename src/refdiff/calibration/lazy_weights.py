@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
-_SMALL_BYTES = 1 << 14
+SMALL_BYTES = 1 << 14
 """What is written inside the ONNX file is smaller; onnx_ir wraps errors that arise while it writes there."""
 
 
@@ -44,6 +44,6 @@ def in_half(tensor: ir.TensorProtocol, dtype: ir.DataType, *, name: str) -> ir.T
             )
         return half
 
-    if tensor.nbytes < _SMALL_BYTES:
+    if tensor.nbytes < SMALL_BYTES:
         return ir.tensor(convert(tensor.numpy()), dtype=dtype, name=name)
     return converted(tensor, dtype, convert, name=name)

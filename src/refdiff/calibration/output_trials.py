@@ -8,20 +8,24 @@ bits.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from refdiff.calibration.convert import converted_model
-from refdiff.calibration.headroom import REACHES, is_single
+from refdiff.calibration.headroom import REACHES, headroom, is_single
 from refdiff.calibration.islands import closed
 from refdiff.calibration.probing import Probe
+from refdiff.calibration.proposals import Broken, broken
 from refdiff.calibration.simulation import Deviation, simulated
 from refdiff.contracts.closeness import parity
 from refdiff.contracts.recipe import GraphRecipe, Rule, matching, named
 from refdiff.contracts.session import Array
+from refdiff.errors import InputError
 
 _MOST_ROUNDS = 3
 """Of asking which tensor goes wrong first, before searching without a guess."""
@@ -48,6 +52,11 @@ class Outcome:
     correlation: float
     inside: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; JSON has no infinity, so an error without a number is null."""
+        error = self.error if math.isfinite(self.error) else None
+        return {**dataclasses.asdict(self), "error": error}
+
 
 class OutputTrials:
     """Runs one graph's trials.
@@ -60,7 +69,7 @@ class OutputTrials:
         tolerance: of its outputs.
 
     Raises:
-        InputError: the recipe does not fit the graph.
+        InputError: there are no feeds, or the recipe does not fit the graph.
         EngineError: the graph cannot be run.
     """
 
@@ -72,6 +81,8 @@ class OutputTrials:
         feeds: Sequence[Tensors],
         tolerance: Tolerance,
     ) -> None:
+        if not feeds:
+            raise InputError(f"{path.stem} was never run in the recorded feeds; record them in mode full")
         self._probe = probe
         self._path = path
         self._recipe = recipe
@@ -97,11 +108,15 @@ class OutputTrials:
         return tuple(node.name for node in self._graph if node.name in can - islands and node.name)
 
     def recipe(self, nodes: Collection[str], *, because: str = "on trial") -> GraphRecipe:
-        """The recipe with these nodes kept exact as well."""
+        """The recipe with these nodes kept exact as well.
+
+        Of the readers of a smoothed tensor all are, or none: it is divided for all of them.
+        """
         if not nodes:
             return self._recipe
+        kept = {*nodes, *self._siblings(nodes)}
         rule = Rule(
-            nodes=tuple(str(node.name) for node in self._graph if node.name in nodes),
+            nodes=tuple(str(node.name) for node in self._graph if node.name in kept),
             because=because,
             origin="bisect",
         )
@@ -120,6 +135,11 @@ class OutputTrials:
         self._feeds.insert(0, self._feeds.pop(worst[0]))
         self.exact.insert(0, self.exact.pop(worst[0]))
         return worst[1]
+
+    def broken(self) -> tuple[Broken, ...]:
+        """Where NaN or infinity begins in the fp32 graph itself, on these feeds."""
+        measured = headroom(self._probe, self._path, self._feeds, self._recipe.half)
+        return broken(self._graph, measured)
 
     def guess(self) -> tuple[tuple[str, ...], Deviation | None]:
         """Nodes that may suffice, in the graph's order, and the first tensor that goes wrong.
@@ -142,6 +162,14 @@ class OutputTrials:
                 break
             guessed |= found
         return tuple(node for node in candidates if node in guessed), first
+
+    def _siblings(self, nodes: Collection[str]) -> Iterator[str]:
+        """Who else reads the smoothed tensors that these nodes read."""
+        smoothed = () if self._recipe.quantised is None else self._recipe.quantised.smoothing
+        for value in (value for node in self._graph for value in node.outputs if value.name in smoothed):
+            readers = [use.node.name or "" for use in value.uses()]
+            if any(reader in nodes for reader in readers):
+                yield from readers
 
     def _run(self, nodes: Collection[str]) -> Iterator[tuple[int, Outcome]]:
         """Index of the feed, and an output of it."""

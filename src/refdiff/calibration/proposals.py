@@ -23,6 +23,7 @@ import onnx_ir as ir
 from refdiff.calibration.half import EITHER
 from refdiff.calibration.headroom import INPUT, REACHES, WEIGHT, Headroom, is_single
 from refdiff.calibration.islands import MOVES, _by_module
+from refdiff.calibration.simulation import Deviation
 from refdiff.contracts.recipe import Half, Origin, Rule
 
 MARGIN = 4.0
@@ -73,7 +74,7 @@ class Broken:
     """A node that makes NaN or infinity in fp32, from inputs that hold none; no precision mends that."""
 
     node: str
-    """Of a weight, the first node that reads it."""
+    """Of a weight or an input, the first node that reads it."""
     operator: str
     tensor: str
     nan: int
@@ -81,7 +82,8 @@ class Broken:
     size: int
 
     def __str__(self) -> str:
-        what = f"its weight {self.tensor} holds" if self.operator == WEIGHT else f"({self.operator}) makes"
+        held = self.operator in (INPUT, WEIGHT)
+        what = f"its {self.operator} {self.tensor} holds" if held else f"({self.operator}) makes"
         return f"{self.node} {what} {self.nan} NaN and {self.inf} Inf of {self.size} values in fp32"
 
     def to_json(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def findings(
         *(_of_tensor(values[name], each, half, margin) for name, each in tensors.items()),
         *(_of_product(node, tensors, half, margin) for node in graph if node.op_type in _PRODUCTS),
     )
-    order = {node.name: number for number, node in enumerate(graph)}
+    order = {node.name or "": number for number, node in enumerate(graph)}
     return tuple(
         sorted(
             (
@@ -165,6 +167,31 @@ def findings(
             ),
             key=lambda finding: order[finding.node],
         )
+    )
+
+
+def lost_in_trial(
+    graph: ir.Graph, tensors: Iterable[Deviation], *, islands: Collection[str]
+) -> tuple[Finding, ...]:
+    """Tensors that were finite in fp32 and were not in a trial, where that begins; in the graph's order.
+
+    Args:
+        graph: in fp32.
+        tensors: the trial's; see `simulation.simulated`.
+        islands: nodes that were in single precision.
+    """
+    values = {str(value.name): value for value in _values(graph)}
+    return tuple(
+        Finding(
+            kind="trial",
+            tensor=each.tensor,
+            node=each.node,
+            value=float(each.lost),
+            nodes=nodes,
+            covered=all(node in islands for node in nodes),
+        )
+        for each in tensors
+        if each.begins and (nodes := _around(values[each.tensor]))
     )
 
 
@@ -195,16 +222,18 @@ _BECAUSE: Mapping[Kind, str] = {
     "trial": "{tensor} made {value:.0f} NaN or Inf in a trial in {half}",
 }
 
+_FIXED = frozenset({WEIGHT, "Constant"})
+
 _Found = tuple[Kind, str, float, tuple[str, ...]]
 
 
 def _of_tensor(value: ir.Value, measured: Headroom, half: Half, margin: float) -> _Found | None:
     reach = REACHES[half]
     # A weight is the same on all pictures: it needs no margin.
-    factor = 1.0 if measured.operator == WEIGHT else margin
+    factor = 1.0 if measured.operator in _FIXED else margin
     if measured.largest * factor > reach.largest:
         return "overflow", measured.tensor, measured.largest, _around(value)
-    if measured.lost > LOSS * reach.rounding and not all(_adds(*use) for use in _uses(value)):
+    if measured.lost > LOSS * reach.rounding and not _only_added(value):
         return "underflow", measured.tensor, measured.lost, _around(value)
     return None
 
@@ -217,21 +246,31 @@ def _of_product(node: ir.Node, tensors: Mapping[str, Headroom], half: Half, marg
 
 
 def _around(value: ir.Value) -> tuple[str, ...]:
-    """Who makes a tensor, then who reads it and cares for its precision."""
+    """Who makes a tensor, then who reads it and cares for its precision.
+
+    Of a weight also who reads what is moved from it, however small a part: all of it is stored in one type.
+    """
     maker = value.producer()
     nodes = [] if maker is None or maker.op_type == "Constant" else [maker]
-    nodes += [use.node for use in value.uses() if use.node.op_type not in EITHER]
+    read = _moved(value) if value.is_initializer() else (value,)
+    nodes += [use.node for each in read for use in each.uses() if use.node.op_type not in EITHER]
     return tuple(dict.fromkeys(node.name or "" for node in nodes))
 
 
-def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Who reads a tensor, and as which input; looks through nodes that only move values."""
+def _only_added(value: ir.Value) -> bool:
+    """Whether all who read a tensor add it to something; whoever reads an output may do anything with it."""
+    read = list(_moved(value))
+    uses = (use for each in read for use in each.uses() if use.node.op_type not in {*MOVES, *EITHER})
+    return not any(each.is_graph_output() for each in read) and all(_adds(use.node, use.idx) for use in uses)
+
+
+def _moved(value: ir.Value) -> Iterator[ir.Value]:
+    """A tensor, and all that nodes that only move values make of it."""
+    yield value
     for use in value.uses():
         if use.node.op_type in MOVES:
             for moved in use.node.outputs:
-                yield from _uses(moved)
-        elif use.node.op_type not in EITHER:
-            yield use.node, use.idx
+                yield from _moved(moved)
 
 
 def _adds(node: ir.Node, index: int) -> bool:

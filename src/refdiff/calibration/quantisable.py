@@ -1,7 +1,7 @@
 """Which nodes can be held in eight bits, and which of them stay in half precision by rule.
 
-Can: a product or convolution with a constant weight. Products of two computed tensors (inside attentions) and
-sums (residuals) never are.
+Can: a product or convolution with a constant weight, and an embedding, which is a weight looked up row by
+row. Products of two computed tensors (inside attentions) and sums (residuals) never are.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
-from refdiff.calibration.islands import MOVES, closed
+from refdiff.calibration.islands import MOVES, closed, weighted
 from refdiff.contracts.recipe import Rule, named
 
-_AXIS = {"MatMul": 1, "Conv": 0, "ConvTranspose": 1}
+_AXIS = {"MatMul": 1, "Conv": 0, "ConvTranspose": 1, "Gather": 0}
 
 _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
     "unet": (
@@ -41,7 +41,9 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
 
 def quantisable(graph: ir.Graph) -> tuple[str, ...]:
     """Names of the nodes that can be, in the graph's order."""
-    return tuple(node.name for node in graph if node.name and _has_constant_weight(node))
+    return tuple(
+        node.name for node in graph if node.name and (_has_constant_weight(node) or is_embedding(node))
+    )
 
 
 def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[Rule]) -> tuple[str, ...]:
@@ -53,13 +55,23 @@ def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[
 
 
 def data_inputs(graph: ir.Graph, nodes: Collection[str]) -> tuple[str, ...]:
-    """Names of the tensors that these nodes read, each once."""
-    inputs = (node.inputs[0] for node in graph if node.name in nodes)
+    """Names of the tensors that these nodes read, each once; embeddings read none but their weight."""
+    inputs = (node.inputs[0] for node in graph if node.name in nodes and not is_embedding(node))
     return tuple(dict.fromkeys(value.name for value in inputs if value is not None and value.name))
 
 
+def is_embedding(node: ir.Node) -> bool:
+    """Rows of a constant float table, picked by computed numbers."""
+    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return False
+    table, numbers = node.inputs[0], node.inputs[1]
+    if table is None or numbers is None or not table.is_initializer() or numbers.is_initializer():
+        return False
+    return table.dtype == ir.DataType.FLOAT and table.shape is not None and len(table.shape) == 2
+
+
 def output_axis(node: ir.Node) -> int:
-    """The weight's axis of output channels."""
+    """The weight's axis of output channels; of an embedding, its rows."""
     if node.op_type == "Gemm":
         return 0 if _flag(node, "transB") else 1
     return _AXIS[node.op_type]
@@ -88,16 +100,13 @@ def default_left(name: str, graph: ir.Graph) -> tuple[Rule, ...]:
 
 
 def _has_constant_weight(node: ir.Node) -> bool:
-    if node.op_type not in (*_AXIS, "Gemm") or len(node.inputs) < 2:
-        return False
-    data, weight = node.inputs[0], node.inputs[1]
-    if data is None or weight is None or data.is_initializer() or not weight.is_initializer():
+    if not weighted(node):
         return False
     if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
         return False
     if node.op_type == "Gemm" and _flag(node, "transA"):
         return False
-    shape = weight.shape
+    shape = None if node.inputs[1] is None else node.inputs[1].shape
     return shape is not None and (node.op_type != "MatMul" or len(shape) == 2)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from refdiff.calibration.eight_bit_weights import TYPES, in_eight_bits, scale_of
-from refdiff.calibration.quantisable import output_axis, quantisable
+from refdiff.calibration.quantisable import is_embedding, output_axis, quantisable
 from refdiff.contracts.recipe import Quantised
 from refdiff.errors import InputError
 
@@ -46,7 +46,11 @@ class Quantise:
         graph, self._inputs, self._weights = model.graph, {}, {}
         self._check_nodes(graph)
         for node in list(graph):
-            if node.name in self._nodes:
+            if node.name not in self._nodes:
+                continue
+            if is_embedding(node) and node.inputs[0] is not None:
+                node.replace_input_with(0, self._weight(graph, node, node.inputs[0]))
+            else:
                 data, weight = node.inputs[0], node.inputs[1]
                 if data is None or weight is None:
                     raise InputError(f"{node.name} has no data input or weight; correct the recipe")
@@ -63,8 +67,8 @@ class Quantise:
         for node in graph:
             if node.name in self._nodes and node.name not in can:
                 raise InputError(
-                    f"the recipe quantises {node.name} ({node.op_type}), expected a product or convolution "
-                    "with a constant weight; take it out of the recipe's nodes"
+                    f"the recipe quantises {node.name} ({node.op_type}), expected a product, convolution "
+                    "or embedding with a constant weight; take it out of the recipe's nodes"
                 )
 
     def _input(self, graph: ir.Graph, value: ir.Value) -> ir.Value:

@@ -6,7 +6,7 @@ is too small cuts values off, one that is too large leaves them few levels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from refdiff.calibration.probing import Probe
 from refdiff.calibration.ranges import collect
-from refdiff.contracts.recipe import Quantised, matching
+from refdiff.contracts.recipe import Quantised, Rule, matching, named
 from refdiff.contracts.session import Array
 
 CUT_OFF = 8.0
@@ -57,7 +57,12 @@ class BadRange:
 
 
 def bad_ranges(
-    probe: Probe, path: Path, quantised: Quantised, feeds: Sequence[Mapping[str, Array]]
+    probe: Probe,
+    path: Path,
+    quantised: Quantised,
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    left: Iterable[Rule] = (),
 ) -> tuple[BadRange, ...]:
     """The ranges that do not fit, in the graph's order.
 
@@ -66,12 +71,15 @@ def bad_ranges(
         path: an fp32 graph.
         quantised: its recipe.
         feeds: one mapping for each run.
+        left: rules for nodes that are not quantised after all: nobody asks for their ranges.
 
     Raises:
-        InputError: the recipe names nodes the graph does not have, or a tensor is not finite.
+        InputError: there are no feeds, the recipe names nodes the graph does not have, or a tensor is not
+            finite.
     """
     graph = ir.load(path).graph
-    names = matching(quantised.nodes, {node.name or "" for node in graph}, where=path.stem)
+    known = {node.name or "" for node in graph}
+    names = matching(quantised.nodes, known, where=path.stem) - named(left, known, where=path.stem)
     readers = dict[str, list[ir.Node]]()
     for node in graph:
         if node.name in names and node.inputs[0] is not None:

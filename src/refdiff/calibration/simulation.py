@@ -78,12 +78,12 @@ def simulated(
     converted = converted_model(path, recipe, weights="cast")
     graph = ir.load(path).graph
     known = {str(value.name) for node in converted.graph for value in node.outputs}
-    smoothed = set() if recipe.quantised is None else set(recipe.quantised.smoothing)
+    known -= set() if recipe.quantised is None else set(recipe.quantised.smoothing)
     compared = {
         str(value.name): Deviation(tensor=str(value.name), node=node.name or "", operator=node.op_type)
         for node in graph
         for value in node.outputs
-        if is_single(value) and value.name in known - smoothed
+        if is_single(value) and value.name in known
     }
     for name, got, exact in _pairs(probe, path, converted, feeds, tuple(compared)):
         compared[name] = _worse(compared[name], got, exact)
@@ -130,8 +130,14 @@ def _worse(before: Deviation, got: Array, exact: Array) -> Deviation:
 
 
 def _with_beginnings(graph: ir.Graph, compared: Mapping[str, Deviation]) -> Iterator[Deviation]:
-    makers = {node.name or "": node for node in graph}
-    for each in compared.values():
-        sources = (compared.get(str(value.name)) for value in makers[each.node].inputs if value is not None)
-        sick = any(source is not None and source.lost for source in sources)
-        yield replace(each, begins=each.lost > 0 and not sick)
+    """In the graph's order; a tensor that was not compared is as good as what it was made from."""
+    sick = set[str]()
+    for node in graph:
+        ill = any(value is not None and value.name in sick for value in node.inputs)
+        for name in (str(value.name) for value in node.outputs if is_single(value)):
+            each = compared.get(name)
+            lost = ill if each is None else each.lost > 0
+            if lost:
+                sick.add(name)
+            if each is not None:
+                yield replace(each, begins=lost and not ill)

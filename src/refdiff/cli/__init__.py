@@ -2,9 +2,10 @@
 
     app.py       the root, and options that verbs share
     entry.py     main(): exit codes, and errors as one line
-    verbs.py     the verbs and their options
+    verbs.py     the verbs and their options; calibrate.py, audit.py, bisect.py, sensitivity.py and check.py
+                 one each
     output.py    one JSON document or one table on stdout, everything else on stderr
-    tables.py    what the tables say
+    *tables.py   what the tables say
 
 Exit codes: 0 good (also when nothing in the picture matches: read `matched`), 1 a gate failed, 2 misuse or
 bad input, 3 the environment lacks something, 130 interrupted.

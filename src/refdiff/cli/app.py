@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,11 @@ Backend = Annotated[str, typer.Option(help="auto, ort-cpu, ort-cuda or ort-round
 Profile = Annotated[str, typer.Option(help="edge, official or paper.")]
 Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
+Feeds = Annotated[Path | None, typer.Option(help="What `refdiff calibrate` recorded.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="The recipe to look at; the built-in rules if left out.")
+]
+Half = Annotated[str, typer.Option(help="fp16 or bf16, where no recipe is named.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 

@@ -46,6 +46,8 @@ def cut_taps(full: Path, graph: GraphSpec, *, cut_after: str) -> Path:
     if late is not None:
         raise InputError(f"{graph.name} still needs {late!r}, which runs after {cut_after}; correct the spec")
     path = full.with_name(f"{graph.name}.onnx")
+    for value in model.graph.initializers.values():  # their tensors say the same
+        value.type, value.shape = None, None
     ir.save(model, path)  # tensors that lie in a data file stay there
     check_contract(path, graph)
     return path

@@ -1,0 +1,176 @@
+"""The audit of one graph: what fewer bits cannot hold of it, and the recipe that mends that.
+
+In: an fp32 graph, the recipe it shall be converted by, feeds, a function that looks inside. Out: a
+`GraphAudit`. First the tensors are measured in fp32, and whatever is out of reach is proposed for single
+precision; then the graph is run as the recipe and the proposals say, and what still is lost is proposed too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from refdiff.calibration.headroom import REACHES, Headroom, headroom
+from refdiff.calibration.islands import closed
+from refdiff.calibration.probing import Probe
+from refdiff.calibration.proposals import (
+    MARGIN,
+    Broken,
+    Finding,
+    broken,
+    findings,
+    lost_in_trial,
+    proposed,
+)
+from refdiff.calibration.range_audit import BadRange, bad_ranges
+from refdiff.calibration.simulation import Deviation, simulated
+from refdiff.contracts.recipe import GraphRecipe, Rule, named
+from refdiff.contracts.session import Array
+from refdiff.errors import InputError
+
+_MOST_TRIALS = 3
+"""Each mends what the one before it lost; what is lost after the last is told."""
+
+_SHOWN = 8
+"""Tensors nearest to the end of the type that a document lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphAudit:
+    """What was found in one graph."""
+
+    graph: str
+    recipe: GraphRecipe
+    """The one that was audited, and the proposals."""
+    runs: int
+    """Feeds it was run on."""
+    tensors: tuple[Headroom, ...]
+    """Every float tensor, in the graph's order."""
+    broken: tuple[Broken, ...]
+    """Where NaN or infinity begins in fp32; nothing is proposed then."""
+    findings: tuple[Finding, ...]
+    bad_ranges: tuple[BadRange, ...]
+    proposed: tuple[Rule, ...]
+    lost: tuple[str, ...]
+    """Nodes that lose finite values in spite of all proposals."""
+    deviations: tuple[Deviation, ...]
+    """Every tensor in half precision, proposals included, beside fp32; none where the graph is broken."""
+
+    @property
+    def nearest(self) -> Headroom:
+        """The tensor whose largest magnitude is nearest to the end of the type."""
+        return max(self.tensors, key=lambda each: each.largest)
+
+    @property
+    def room(self) -> float:
+        """How many times larger the nearest tensor could be; infinite where all are zero."""
+        largest = self.nearest.largest
+        return REACHES[self.recipe.half].largest / largest if largest else float("inf")
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What no recipe of ours mends, one line each."""
+        return (
+            *(f"{self.graph}: {each}" for each in self.broken),
+            *(f"{self.graph}: {each}" for each in self.bad_ranges),
+            *(f"{self.graph}: {node} still loses values in {self.recipe.half}" for node in self.lost),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; of the tensors those nearest to the end of the type."""
+        nearest = sorted(self.tensors, key=lambda each: -each.largest)[:_SHOWN]
+        return {
+            "graph": self.graph,
+            "half": self.recipe.half,
+            "runs": self.runs,
+            "tensors": len(self.tensors),
+            "nearest": [each.to_json() for each in nearest],
+            "broken": [each.to_json() for each in self.broken],
+            "findings": [each.to_json() for each in self.findings],
+            "bad_ranges": [each.to_json() for each in self.bad_ranges],
+            "proposed": [dataclasses.asdict(rule) for rule in self.proposed],
+            "lost": list(self.lost),
+            "largest_error": max((each.error for each in self.deviations), default=None),
+        }
+
+
+def audit_graph(
+    probe: Probe,
+    path: Path,
+    recipe: GraphRecipe,
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    margin: float = MARGIN,
+) -> GraphAudit:
+    """Audit one graph.
+
+    Args:
+        probe: runs graphs.
+        path: an fp32 graph.
+        recipe: how it shall be converted.
+        feeds: one mapping for each run.
+        margin: from a tensor's largest magnitude to the end of the type.
+
+    Raises:
+        InputError: there are no feeds, or the recipe does not fit the graph.
+        EngineError: the graph cannot be run.
+    """
+    if not feeds:
+        raise InputError(f"{path.stem} was never run in the recorded feeds; record them in mode full")
+    graph = ir.load(path).graph
+    measured = headroom(probe, path, feeds, recipe.half)
+    sick = broken(graph, measured)
+    result = GraphAudit(
+        graph=path.stem,
+        recipe=recipe,
+        runs=len(feeds),
+        tensors=measured,
+        broken=sick,
+        findings=(),
+        bad_ranges=(),
+        proposed=(),
+        lost=(),
+        deviations=(),
+    )
+    if sick:
+        return result
+    found = findings(graph, measured, recipe.half, islands=_islands(graph, recipe), margin=margin)
+    bad = () if recipe.quantised is None else bad_ranges(probe, path, recipe.quantised, feeds)
+    result = _with(result, graph, found)
+    return _after_trials(probe, path, dataclasses.replace(result, bad_ranges=bad), graph, feeds)
+
+
+def _after_trials(
+    probe: Probe, path: Path, audit: GraphAudit, graph: ir.Graph, feeds: Sequence[Mapping[str, Array]]
+) -> GraphAudit:
+    """The audit, completed by what is lost when the graph is run in half precision."""
+    for trial in range(_MOST_TRIALS):
+        half = dataclasses.replace(audit.recipe, quantised=None)
+        tensors = simulated(probe, path, half, feeds)
+        lost = lost_in_trial(graph, tensors, islands=_islands(graph, half))
+        audit = dataclasses.replace(audit, deviations=tensors, lost=tuple(each.node for each in lost))
+        if trial == _MOST_TRIALS - 1 or all(each.covered for each in lost):
+            break
+        audit = _with(audit, graph, lost)
+    return audit
+
+
+def _with(audit: GraphAudit, graph: ir.Graph, found: Sequence[Finding]) -> GraphAudit:
+    """The audit with more findings, and what they propose in its recipe."""
+    rules = proposed(graph, found, audit.recipe.half)
+    return dataclasses.replace(
+        audit,
+        findings=(*audit.findings, *found),
+        proposed=(*audit.proposed, *rules),
+        recipe=dataclasses.replace(audit.recipe, fp32=(*audit.recipe.fp32, *rules)),
+    )
+
+
+def _islands(graph: ir.Graph, recipe: GraphRecipe) -> frozenset[str]:
+    names = frozenset(node.name or "" for node in graph)
+    return closed(graph, named(recipe.fp32, names, where=str(graph.name)))

@@ -1,0 +1,53 @@
+"""The verb `audit`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import BundleName, Feeds, Half, Json, Overwrite, RecipeFile, app
+from refdiff.cli.output import note, print_answer, working
+
+
+@app.command()
+def audit(
+    bundle: BundleName,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recipe's file; BUNDLE-recipe.json if left out.")
+    ] = None,
+    recipe: RecipeFile = None,
+    half: Half = "fp16",
+    graph: Annotated[list[str] | None, typer.Option(help="Repeatable; all graphs if left out.")] = None,
+    feeds: Feeds = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure which tensors leave half precision's range, and write a recipe (needs refdiff[export,cpu]).
+
+    Exit code 1 if something is left that no recipe mends: NaN or infinity in fp32, or ranges that do not fit.
+    """
+    from refdiff import api
+    from refdiff.cli.precision_tables import of_audit
+
+    target = output or Path(f"{Path(bundle).resolve().name}-recipe.json")
+    with working() as tell:
+        report = api.audit(
+            bundle,
+            output=target,
+            recipe=recipe,
+            half=half,
+            graphs=graph or (),
+            feeds=feeds,
+            overwrite=overwrite,
+            progress=tell,
+        )
+    for warning in report.warnings:
+        note(f"warning: {warning}")
+    written = target if report.passed else None
+    document = {**report.to_json(), "recipe": None if written is None else str(written)}
+    print_answer(document, lambda: of_audit(report, written), as_json=as_json)
+    if not report.passed:
+        note(f"error: no recipe was written: {report.failure}")
+        raise typer.Exit(1)

@@ -1,0 +1,164 @@
+"""TensorRT 10.3, 10.x, 11.x and TensorRT-RTX as one thing: the only module that knows how they differ.
+
+In: a name. Out: a `Flavour`, which holds the imported package and answers what it can do, by looking for the
+attribute (never by comparing versions). What a package has and does not do is in `_IDLE`, with what was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from refdiff.errors import EngineError, InputError, MissingDependencyError
+
+PACKAGES: Mapping[str, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "trt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+}
+"""Flavour -> its Python package, and the extra of refdiff that brings it."""
+
+FLAVOURS = tuple(PACKAGES)
+
+_IDLE: Mapping[str, Mapping[str, str]] = {
+    "tensorrt": {
+        "compute_capability": "TensorRT builds for the GPU it runs on",
+    },
+    # Seen with 1.7.1 on a machine without a GPU; the attributes are there all the same.
+    "tensorrt-rtx": {
+        "timing_cache": "TensorRT-RTX ignores timing caches",
+        "hardware_compatible": "TensorRT-RTX plans run on Ampere and later GPUs unless some are named",
+        "version_compatible": "TensorRT-RTX has no lean runtime (libnvinfer_lean)",
+    },
+}
+"""Flavour -> an option it does not carry out, and why; asking for it is refused by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """One installed TensorRT."""
+
+    name: str
+    """One of `FLAVOURS`."""
+    module: Any
+    """The imported package."""
+
+    @property
+    def version(self) -> str:
+        """The package's own, such as 10.3.0 or 1.7.1.116."""
+        return str(self.module.__version__)
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"{self.name} {self.version}"
+
+    @property
+    def builds_without_device(self) -> bool:
+        """Whether a plan can be made for a GPU that is not here."""
+        return self.name == "tensorrt-rtx" and bool(self.compute_capabilities())
+
+    def why_not(self, option: str) -> str | None:
+        """Why an option (a field of `BuildOptions`) means nothing here; None when it does.
+
+        Args:
+            option: such as "timing_cache".
+        """
+        if option in _IDLE[self.name]:
+            return _IDLE[self.name][option]
+        builder_flag = _FLAGS_OF.get(option)
+        if builder_flag is not None and self.builder_flag(builder_flag) is None:
+            return f"{self.title} has no builder flag {builder_flag}"
+        owner = _OWNERS_OF.get(option)
+        if owner is not None and not hasattr(self.module, owner):
+            return f"{self.title} has no {owner}"
+        return None
+
+    def builder_flag(self, name: str) -> Any | None:
+        """A member of `BuilderFlag`, None where this version has none of that name."""
+        return getattr(self.module.BuilderFlag, name, None)
+
+    def network_flags(self) -> int:
+        """What a strongly typed network is created with.
+
+        Raises:
+            EngineError: this version can choose types on its own and cannot be told not to.
+        """
+        strongly_typed = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        if strongly_typed is not None:
+            return 1 << int(strongly_typed)
+        if self.builder_flag("FP16") is not None:
+            raise EngineError(
+                f"{self.title} cannot keep the types of a graph (no STRONGLY_TYPED networks), expected "
+                "TensorRT 10.3 or newer; upgrade TensorRT"
+            )
+        return 0  # there is nothing but strong typing left
+
+    def compute_capabilities(self) -> Mapping[str, Any]:
+        """GPU generations a plan can be made for by name, "8.6" -> the member; empty where none can."""
+        known = getattr(self.module, "ComputeCapability", None)
+        if known is None or not hasattr(self.module.IBuilderConfig, "set_compute_capability"):
+            return {}
+        names = [name for name in dir(known) if name.startswith("SM") and name[2:].isdigit()]
+        ordered = sorted(names, key=lambda name: int(name[2:]))
+        return {f"{name[2:-1]}.{name[-1]}": getattr(known, name) for name in ordered}
+
+
+_FLAGS_OF = {"refit": "REFIT", "strip_weights": "STRIP_PLAN", "version_compatible": "VERSION_COMPATIBLE"}
+_OWNERS_OF = {"hardware_compatible": "HardwareCompatibilityLevel", "compute_capability": "ComputeCapability"}
+
+
+def load_flavour(name: str) -> Flavour:
+    """Import a TensorRT.
+
+    Args:
+        name: one of `FLAVOURS`.
+
+    Raises:
+        InputError: no such flavour.
+        MissingDependencyError: its package is not installed.
+    """
+    if name not in PACKAGES:
+        raise InputError(f"unknown flavour {name!r}; choose one of: auto, {', '.join(FLAVOURS)}")
+    package, extra = PACKAGES[name]
+    try:
+        return Flavour(name=name, module=import_module(package))
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingDependencyError(
+            f"{name} needs the package {package}, which is not installed; {_cure(name, extra)}"
+        ) from error
+
+
+def choose_flavour(*, has_device: bool) -> tuple[Flavour, str]:
+    """The TensorRT to use when none is named.
+
+    Args:
+        has_device: whether this machine has a GPU that can be driven.
+
+    Returns:
+        The flavour, and why it was chosen.
+
+    Raises:
+        MissingDependencyError: none is installed.
+    """
+    installed = [name for name, (package, _) in PACKAGES.items() if find_spec(package) is not None]
+    if not installed:
+        raise MissingDependencyError(
+            "no TensorRT is installed; on a Jetson it comes with JetPack, with a GPU: pip install "
+            "'refdiff[trt]', with an RTX GPU or none: pip install 'refdiff[rtx]'"
+        )
+    if len(installed) == 1:
+        return load_flavour(installed[0]), "the only one installed"
+    if has_device:
+        return load_flavour("tensorrt"), "both are installed, and this machine has a GPU to build on"
+    return load_flavour("tensorrt-rtx"), "it builds without a GPU, and this machine has none"
+
+
+def _cure(name: str, extra: str) -> str:
+    if name == "tensorrt":
+        return f"on a Jetson it comes with JetPack, elsewhere: pip install 'refdiff[{extra}]'"
+    return f"pip install 'refdiff[{extra}]' (x86-64 only)"

@@ -1,0 +1,152 @@
+"""Everything that is checked before a plan is loaded; plans are code, so an unknown one is never loaded.
+
+In: a plan's path, the bundle, and what is here (TensorRT, GPU). Out: its side-car, or an error that names the
+constraint that failed and the command that mends it. Nothing is rebuilt here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.bundle_draft import hash_file
+from refdiff.engines.trt.device import Device
+from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.plan_key import AMPERE_PLUS, PORTABLE, graph_sha256, recipe_sha256
+from refdiff.engines.trt.side_car import SideCar, read_side_car
+from refdiff.errors import EngineError
+
+Verify = Literal["hash", "size"]
+
+_AMPERE = 8
+"""Major compute capability of the first GPUs that `PORTABLE` and `AMPERE_PLUS` plans run on."""
+
+
+def check_plan(
+    plan: Path,
+    bundle: Bundle,
+    graph: str,
+    flavour: Flavour,
+    device: Device | None,
+    *,
+    verify: Verify = "hash",
+) -> SideCar:
+    """Check a plan without loading it.
+
+    Args:
+        plan: its path.
+        bundle: an opened bundle, whose own files are therefore what its manifest says.
+        graph: the graph the plan shall stand for.
+        flavour: the TensorRT that will load it.
+        device: the GPU that will run it; None skips what depends on it, for a check without a GPU.
+        verify: "hash" reads every byte of the plan; "size" only compares its size.
+
+    Raises:
+        EngineError: the first constraint that failed.
+    """
+    cure = f"refdiff build {bundle.path} --flavour {flavour.name} --graph {graph}"
+    if not plan.is_file():
+        raise EngineError(f"{plan} does not exist; build it with: {cure}")
+    side_car = read_side_car(plan)
+    for complaint in _complaints(side_car, bundle, graph, flavour, device):
+        raise EngineError(f"{plan} {complaint}; build it again with: {cure}")
+    _check_bytes(plan, side_car, verify, cure)
+    return side_car
+
+
+def check_validity(flavour: Flavour, runtime: Any, plan_bytes: Any, *, where: Path) -> str | None:
+    """Ask TensorRT-RTX itself whether it can run a plan on this machine; TensorRT has no such question.
+
+    Args:
+        flavour: the TensorRT that will load it.
+        runtime: its `Runtime`.
+        plan_bytes: the plan, in memory or mapped.
+        where: the plan's path, for messages.
+
+    Returns:
+        A warning when it will run slower than it could; None when all is well or there is nobody to ask.
+
+    Raises:
+        EngineError: it says no.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return None
+    validity, diagnostics = runtime.get_engine_validity(plan_bytes)
+    answer = flavour.module.EngineValidity
+    if validity == answer.VALID:
+        return None
+    reasons = (
+        ", ".join(_reasons(flavour, int(diagnostics))) or "no reason given; is there a GPU and a driver?"
+    )
+    if validity == answer.SUBOPTIMAL:
+        return f"{where} runs here, but not at its best ({reasons})"
+    raise EngineError(
+        f"{flavour.title} says {where} cannot run on this machine ({reasons}); "
+        "build it again with: refdiff build BUNDLE --force"
+    )
+
+
+def _reasons(flavour: Flavour, diagnostics: int) -> Iterator[str]:
+    known = getattr(flavour.module, "EngineInvalidityDiagnostics", None)
+    for name in dir(known):
+        if name.isupper() and int(getattr(known, name)) & diagnostics:
+            yield name.lower().replace("_", " ")
+
+
+def _complaints(
+    side_car: SideCar, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
+) -> Iterator[str]:
+    identity = side_car.identity
+    if identity.graph != graph:
+        yield f"is of graph {identity.graph}, expected {graph}"
+    if identity.flavour != flavour.name:
+        yield f"was built with {identity.flavour}, expected {flavour.name}"
+    if graph not in bundle.manifest.graphs:
+        yield f"is of a graph that {bundle.path} does not have"
+    elif identity.onnx_sha256 != graph_sha256(bundle.manifest, graph):
+        yield f"was built from another {graph}.onnx than {bundle.path} holds"
+    elif identity.recipe_sha256 != recipe_sha256(bundle.manifest, graph):
+        yield f"was built by another precision recipe than {bundle.path} holds"
+    if not _version_fits(identity.version, flavour.version, compatible=_flag(side_car, "version_compatible")):
+        yield f"was built with {identity.flavour} {identity.version}, this is {flavour.version}"
+    if device is not None and not _target_fits(identity.targets, device.compute_capability):
+        targets = ", ".join(identity.targets)
+        yield f"was built for compute capability {targets}, this {device.name} is {device.compute_capability}"
+
+
+def _flag(side_car: SideCar, name: str) -> bool:
+    return bool(side_car.identity.flags.get(name, False))
+
+
+def _version_fits(theirs: str, ours: str, *, compatible: bool) -> bool:
+    """The same version; or, of a version-compatible plan, a later one of the same major version."""
+    if theirs == ours or not compatible:
+        return theirs == ours
+    built, here = _numbers(theirs), _numbers(ours)
+    return built[:1] == here[:1] and built <= here
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _target_fits(targets: tuple[str, ...], compute_capability: str) -> bool:
+    if targets in ((PORTABLE,), (AMPERE_PLUS,)):
+        return int(compute_capability.split(".")[0]) >= _AMPERE
+    return compute_capability in targets
+
+
+def _check_bytes(plan: Path, side_car: SideCar, verify: Verify, cure: str) -> None:
+    size = plan.stat().st_size
+    if size != side_car.plan_bytes:
+        raise EngineError(
+            f"{plan} is truncated or not the plan that was built: got {size} bytes, "
+            f"expected {side_car.plan_bytes}; build it again with: {cure}"
+        )
+    if verify == "hash" and (got := hash_file(plan)) != side_car.plan_sha256:
+        raise EngineError(
+            f"{plan} is not the plan that was built: got sha256 {got[:12]}…, "
+            f"expected {side_car.plan_sha256[:12]}…; build it again with: {cure}"
+        )
