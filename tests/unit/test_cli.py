@@ -1,8 +1,8 @@
 """The command line as a person and a script see it: one document, one line, one exit code."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys
