@@ -7,6 +7,8 @@
     calibrate  what the pipeline feeds its graphs     calibrating.py
     audit      what half precision cannot hold        auditing.py
     bisect     which nodes break a graph              bisecting.py
+    build      graphs -> TensorRT plans               building.py
+    lint       what TensorRT's parser says of them    linting.py
     sensitivity  what eight bits cost each block      precision.py
     check      is a bundle still the reference        checking.py
     evaluate   metrics of the miniature               evaluating.py
@@ -19,17 +21,21 @@ Importing this loads numpy and Pillow; torch, ONNX and the back-ends come in whe
 from refdiff.api.answers import Answer, check_outputs, save, segment
 from refdiff.api.auditing import AuditReport, audit
 from refdiff.api.bisecting import BisectReport, bisect
+from refdiff.api.building import BUILT_PROFILES, BuildReport, build
 from refdiff.api.bundles import Inspection, inspect, load
 from refdiff.api.calibrating import CALIBRATED_PROFILES, CalibrationReport, calibrate, open_feeds
 from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
 from refdiff.api.evaluating import EvaluationReport, evaluate
 from refdiff.api.exporting import export
 from refdiff.api.fetching import FetchReport, carry_out, fetch, plan_fetch
+from refdiff.api.linting import LintReport, lint
 from refdiff.api.models import MODELS, ModelChoice
 from refdiff.api.precision import PRECISIONS, sensitivity
 from refdiff.api.showing import DemoReport, demo
+from refdiff.engines.trt.options import BuildOptions
 
 __all__ = [
+    "BUILT_PROFILES",
     "CALIBRATED_PROFILES",
     "CHECKED_PROFILES",
     "MODELS",
@@ -37,15 +43,19 @@ __all__ = [
     "Answer",
     "AuditReport",
     "BisectReport",
+    "BuildOptions",
+    "BuildReport",
     "CalibrationReport",
     "CheckReport",
     "DemoReport",
     "EvaluationReport",
     "FetchReport",
     "Inspection",
+    "LintReport",
     "ModelChoice",
     "audit",
     "bisect",
+    "build",
     "calibrate",
     "carry_out",
     "check",
@@ -55,6 +65,7 @@ __all__ = [
     "export",
     "fetch",
     "inspect",
+    "lint",
     "load",
     "open_feeds",
     "plan_fetch",

@@ -1,0 +1,95 @@
+"""The verb `build`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import BundleName, Json, app
+from refdiff.cli.output import note, print_answer, working
+
+
+@app.command()
+def build(
+    bundle: BundleName,
+    flavour: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or auto.")] = "auto",
+    graph: Annotated[list[str] | None, typer.Option(help="Repeatable; all if left out.")] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose sizes the plans serve: edge, official; repeatable, edge if left out."),
+    ] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(help="GPUs to build for, such as 8.6,8.9 (tensorrt-rtx); Ampere and later if left out."),
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(help="Most memory of one layer, such as 4GB; the device's if left out.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Measured kernels, read and written (tensorrt).")
+    ] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Weights can be exchanged in the plan.")] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave the weights out of the plan; refit when loading.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For later versions, too (tensorrt).")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For all GPUs from Ampere on (tensorrt).")
+    ] = False,
+    lint: Annotated[bool, typer.Option("--lint", help="Parse and report only; build nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build TensorRT plans of a bundle's graphs; what was built from exactly the same is kept.
+
+    tensorrt builds on the GPU it builds for; tensorrt-rtx needs none. With --lint, exit code 1 if the parser
+    refuses a graph.
+    """
+    from refdiff import api
+    from refdiff.cli.build_tables import of_build
+    from refdiff.engines.trt.options import parse_size
+
+    if lint:
+        _lint(bundle, flavour, graph or (), as_json=as_json)
+        return
+    options = api.BuildOptions(
+        compute_capabilities=_listed(compute_capability),
+        workspace_bytes=None if workspace is None else parse_size(workspace),
+        timing_cache=timing_cache,
+        refit=refit,
+        strip_weights=strip_weights,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+    )
+    with working() as tell:
+        report = api.build(
+            bundle,
+            flavour=flavour,
+            graphs=graph or (),
+            profiles=profile or api.BUILT_PROFILES,
+            options=options,
+            force=force,
+            progress=tell,
+        )
+    print_answer(report.to_json(), lambda: of_build(report), as_json=as_json)
+
+
+def _lint(bundle: str, flavour: str, graphs: list[str] | tuple[str, ...], *, as_json: bool) -> None:
+    from refdiff import api
+    from refdiff.cli.build_tables import of_lint
+
+    with working() as tell:
+        report = api.lint(bundle, flavour=flavour, graphs=graphs, progress=tell)
+    print_answer(report.to_json(), lambda: of_lint(report), as_json=as_json)
+    if not report.passed:
+        note(f"error: {report.flavour} refuses a graph")
+        raise typer.Exit(1)
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

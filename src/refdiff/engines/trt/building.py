@@ -1,0 +1,201 @@
+"""From an ONNX file to a plan file.
+
+In: a graph's file, its shapes and options. Out: the plan's bytes in a file that the caller names, and
+what the build took. Which plan that is and where it belongs is the business of `plan_key` and `plan_store`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from refdiff.engines.trt.build_log import BuildLog, activation_bytes, last_error
+from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.monitor import Watch, make_monitor, run_stoppable
+from refdiff.engines.trt.options import BuildOptions
+from refdiff.engines.trt.parsing import Parsed, check_parsed, parse
+from refdiff.engines.trt.shapes import Shape, ShapeProfile
+from refdiff.errors import EngineError, InputError
+
+_CURE = "see the build log, and which operators are at risk with: refdiff build BUNDLE --lint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildTask:
+    """One plan to make."""
+
+    graph: str
+    onnx: Path
+    shapes: tuple[ShapeProfile, ...]
+    options: BuildOptions
+
+
+def build_plan(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch: Watch) -> int | None:
+    """Build a plan into a file.
+
+    Args:
+        flavour: the TensorRT to build with.
+        task: what to build.
+        target: the file to write; its contents are worth nothing unless this returns.
+        log: told everything.
+        watch: told the progress; an interrupted wait stops the build.
+
+    Returns:
+        Bytes of device memory a context takes, None where TensorRT did not say.
+
+    Raises:
+        EngineError: the parser or the builder refused, or the graph is not of this contract.
+        InputError: the plan cannot be written.
+        KeyboardInterrupt: Ctrl-C; the build has ended.
+    """
+    return run_stoppable(lambda: _build(flavour, task, target, log, watch), watch.stop)
+
+
+def _build(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch: Watch) -> int | None:
+    parsed = parse(flavour, task.onnx, log)
+    check_parsed(parsed, flavour, task.graph)
+    config = _configured(flavour, parsed, task.options)
+    _add_profiles(parsed, config, task.shapes, task.graph)
+    monitor = make_monitor(flavour, watch)  # TensorRT keeps no reference of its own
+    if monitor is not None:
+        config.progress_monitor = monitor
+    try:
+        with target.open("wb") as stream:
+            built = _serialize(flavour, parsed, config, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}; free space or choose another place"
+        ) from error
+    if watch.failure is not None:
+        raise watch.failure
+    if not built:
+        raise EngineError(f"{flavour.title} cannot build {task.graph}: {last_error(log)}; {_CURE}")
+    if task.options.timing_cache is not None:
+        _write_timing_cache(config, task.options.timing_cache)
+    return activation_bytes(log)
+
+
+def _configured(flavour: Flavour, parsed: Parsed, options: BuildOptions) -> Any:
+    trt, config = flavour.module, parsed.builder.create_builder_config()
+    tf32 = flavour.builder_flag("TF32")
+    if tf32 is not None:
+        config.clear_flag(tf32)
+    for wanted, name in (
+        (options.refit, "REFIT"),
+        (options.strip_weights, "STRIP_PLAN"),
+        (options.version_compatible, "VERSION_COMPATIBLE"),
+    ):
+        if wanted:
+            config.set_flag(flavour.builder_flag(name))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    _set_capabilities(flavour, config, options.compute_capabilities)
+    if options.timing_cache is not None:
+        _read_timing_cache(config, options.timing_cache)
+    return config
+
+
+def _set_capabilities(flavour: Flavour, config: Any, wanted: Sequence[str]) -> None:
+    if not wanted:
+        return
+    members, names = flavour.compute_capabilities(), sorted(set(wanted))
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        if not config.set_compute_capability(members[name], index):
+            raise EngineError(f"{flavour.title} refuses compute capability {name}; leave it out")
+
+
+def _add_profiles(parsed: Parsed, config: Any, shapes: Sequence[ShapeProfile], graph: str) -> None:
+    """Tell the sizes; a network without dynamic axes takes none."""
+    network = parsed.network
+    inputs = {
+        tensor.name: tuple(tensor.shape) for tensor in map(network.get_input, range(network.num_inputs))
+    }
+    for profile in shapes:
+        _check_inputs(graph, inputs, profile)
+    if not any(-1 in shape for shape in inputs.values()):
+        return
+    for profile in shapes:
+        ours = parsed.builder.create_optimization_profile()
+        for name, each in profile.items():
+            if -1 in inputs[name]:
+                ours.set_shape(name, each.least, each.usual, each.most)
+        if config.add_optimization_profile(ours) < 0:
+            raise EngineError(f"TensorRT refuses the shapes {profile} of {graph}; export again")
+
+
+def _check_inputs(graph: str, inputs: Mapping[str, Shape], profile: ShapeProfile) -> None:
+    if set(inputs) != set(profile):
+        raise EngineError(
+            f"{graph}.onnx has inputs {', '.join(inputs)}, expected {', '.join(profile)}; export again"
+        )
+    for name, shape in inputs.items():
+        wanted = profile[name].usual
+        fits = len(shape) == len(wanted)
+        if not fits or any(size not in (-1, want) for size, want in zip(shape, wanted, strict=True)):
+            raise EngineError(
+                f"{graph}.onnx takes {name} as {list(shape)}, the bundle's sizes ask for {list(wanted)}; "
+                "export again"
+            )
+
+
+def _serialize(flavour: Flavour, parsed: Parsed, config: Any, stream: BinaryIO) -> bool:
+    """Build, straight into the file where TensorRT can; it saves a copy of the plan in memory."""
+    builder = parsed.builder
+    if not hasattr(builder, "build_serialized_network_to_stream"):
+        plan = builder.build_serialized_network(parsed.network, config)
+        if plan is not None:
+            stream.write(plan)
+        return plan is not None
+    base: Any = flavour.module.IStreamWriter
+    failed: list[OSError] = []
+
+    class Writer(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def write(self, data: bytes) -> int:
+            try:
+                return stream.write(data)
+            except OSError as error:  # must not cross TensorRT's frames
+                failed.append(error)
+                return 0
+
+    done = bool(builder.build_serialized_network_to_stream(parsed.network, config, Writer()))
+    if failed:
+        raise failed[0]
+    return done
+
+
+def _read_timing_cache(config: Any, path: Path) -> None:
+    """Use what was measured before; what does not fit this TensorRT or GPU is left unused by TensorRT."""
+    try:
+        before = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise InputError(f"cannot read the timing cache {path}: {error.strerror or error}") from error
+    cache = config.create_timing_cache(before)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise InputError(
+            f"the timing cache {path} is of another TensorRT or GPU; name another file (--timing-cache)"
+        )
+
+
+def _write_timing_cache(config: Any, path: Path) -> None:
+    data = config.get_timing_cache().serialize()
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise InputError(f"cannot write the timing cache {path}: {error.strerror or error}") from error

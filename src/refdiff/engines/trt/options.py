@@ -1,0 +1,133 @@
+"""What a build may be asked for, and who refuses what.
+
+In: the caller's wishes, the TensorRT and the GPU. Out: targets and flags of the plan, or an error that names
+the option. Precision is no option: it is in the graph (DESIGN §5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from refdiff.engines.trt.device import Device
+from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.plan_key import AMPERE_PLUS, PORTABLE, Flag
+from refdiff.errors import InputError, MissingDependencyError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How plans are built."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs to build for, such as "8.6"; none leaves TensorRT-RTX its portable default. Not for TensorRT."""
+    workspace_bytes: int | None = None
+    """Most device memory one layer may use while it runs; None leaves the device's whole memory."""
+    timing_cache: Path | None = None
+    """A file of measured kernels, read if it is there and written after each build."""
+    refit: bool = False
+    """Weights can be exchanged in the built plan."""
+    strip_weights: bool = False
+    """The plan holds no weights; they are refitted from the ONNX file when it is loaded."""
+    version_compatible: bool = False
+    """The plan runs with later versions of the same major TensorRT."""
+    hardware_compatible: bool = False
+    """The plan runs on every GPU from Ampere on, at some cost in speed."""
+
+    def targets(self, flavour: Flavour, device: Device | None) -> tuple[str, ...]:
+        """What the plan is for: compute capabilities, or `PORTABLE` or `AMPERE_PLUS` alone.
+
+        Args:
+            flavour: the TensorRT that builds.
+            device: the GPU here; `check_options` has made sure of one where it is needed.
+        """
+        if flavour.builds_without_device:
+            return tuple(sorted(set(self.compute_capabilities), key=_number)) or (PORTABLE,)
+        if self.hardware_compatible or device is None:
+            return (AMPERE_PLUS,)
+        return (device.compute_capability,)
+
+    def flags(self) -> Mapping[str, Flag]:
+        """What else decides what is in a plan. TF32 is always off: what was checked as fp32 stays fp32."""
+        return {
+            "refit": self.refit,
+            "strip_weights": self.strip_weights,
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+            "workspace_bytes": self.workspace_bytes,
+            "tf32": False,
+        }
+
+
+def check_options(options: BuildOptions, flavour: Flavour, device: Device | None) -> None:
+    """Refuse what cannot be carried out, before any work.
+
+    Raises:
+        InputError: an option this flavour does not have, two that exclude each other, an unknown GPU.
+        MissingDependencyError: there is no GPU, and this build needs one.
+    """
+    for option, name in _asked(options):
+        reason = flavour.why_not(option)
+        if reason is not None:
+            raise InputError(f"got {name}, but {reason}; leave it out")
+    if options.refit and options.strip_weights:
+        raise InputError("got --refit and --strip-weights, expected one; a stripped plan is refitted anyway")
+    known = flavour.compute_capabilities()
+    for wanted in options.compute_capabilities:
+        if wanted not in known:
+            raise InputError(
+                f"{flavour.title} cannot build for compute capability {wanted!r}, "
+                f"it can for: {', '.join(known)}"
+            )
+    if device is None:
+        _check_without_device(options, flavour)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it: "4GB", "512 MiB", "1000000".
+
+    Raises:
+        InputError: not a size, or not a positive one.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
+    if size < 1:
+        raise InputError(f"got {text!r}, expected a size such as 4GB or 512MiB")
+    return size
+
+
+def _asked(options: BuildOptions) -> Iterator[tuple[str, str]]:
+    """Options that were given, as `Flavour.why_not` calls them and as the command line does."""
+    given = {
+        "compute_capability": bool(options.compute_capabilities),
+        "timing_cache": options.timing_cache is not None,
+        "refit": options.refit,
+        "strip_weights": options.strip_weights,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+    }
+    for option, asked in given.items():
+        if asked:
+            yield option, f"--{option.replace('_', '-')}"
+
+
+def _check_without_device(options: BuildOptions, flavour: Flavour) -> None:
+    if not flavour.builds_without_device:
+        raise MissingDependencyError(
+            f"{flavour.title} builds on the GPU it builds for, and this machine has none (or no driver); "
+            "build on the device, or for RTX GPUs with: --flavour tensorrt-rtx"
+        )
+    for asked, name in ((options.refit, "--refit"), (options.strip_weights, "--strip-weights")):
+        if asked:  # seen with 1.7.1: its compiler loads refittable kernels into a driver
+            raise MissingDependencyError(
+                f"{flavour.title} needs a GPU for {name}, and this machine has none (or no driver); "
+                "build on the device, or leave it out"
+            )
+
+
+def _number(compute_capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in compute_capability.split("."))

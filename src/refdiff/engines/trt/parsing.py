@@ -1,0 +1,133 @@
+"""An ONNX file as a strongly typed TensorRT network, or why not: node, operator, reason and what to do.
+
+The parser is handed the file's path, not its bytes: it maps the weights beside it and copies none (seen:
+parsing 512 MB of weights takes 1 MB of memory). The parser owns those maps: it lives as long as its network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refdiff.engines.trt.build_log import BuildLog, last_error
+from refdiff.engines.trt.flavour import Flavour
+from refdiff.errors import EngineError
+
+_OPERATOR_CURES = {
+    "NonZero": "its output's size depends on values; export again with refdiff, whose graphs hold none",
+    "OneHot": "export again with refdiff, whose decoder holds none",
+    "If": "export again with refdiff, whose graphs have no branches",
+    "Loop": "export again with refdiff, whose graphs have no loops",
+}
+"""Operator -> what to do about it."""
+
+_CURE = "export the bundle again; in a graph changed by hand, replace the operator"
+
+_TEXT_CURES = {
+    "must have same input types": "the graph mixes types; convert the fp32 bundle again with: refdiff export",
+    "import initializer": "its weights file is missing or damaged; copy or export the bundle again",
+    "Failed to parse the ONNX model": "it is no ONNX file; copy or export the bundle again",
+    "cannot be found": "the file is missing; copy or export the bundle again",
+}
+"""What a reason contains -> what to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One complaint of the parser."""
+
+    node: str
+    """As the exporter named it; empty where the complaint is about no node."""
+    operator: str
+    reason: str
+    cure: str
+
+    def __str__(self) -> str:
+        """One line."""
+        where = f"node {self.node} ({self.operator}): " if self.node or self.operator else ""
+        return f"{where}{self.reason}; {self.cure}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """What became of a file; it keeps everything alive that the network needs."""
+
+    builder: Any
+    network: Any
+    parser: Any
+    refusals: tuple[Refusal, ...]
+
+
+def parse(flavour: Flavour, path: Path, log: BuildLog) -> Parsed:
+    """Parse an ONNX file.
+
+    Args:
+        flavour: the TensorRT to parse with.
+        path: the file, its weights beside it.
+        log: told everything.
+
+    Returns:
+        A network; with refusals it is not whole.
+
+    Raises:
+        EngineError: TensorRT cannot start, or cannot type strongly.
+    """
+    try:
+        builder = flavour.module.Builder(log)
+    except Exception as error:  # TensorRT's binding raises its own kinds when its libraries cannot start
+        raise EngineError(
+            f"{flavour.title} cannot start: {last_error(log)}; mend the installation"
+        ) from error
+    network = builder.create_network(flavour.network_flags())
+    parser = flavour.module.OnnxParser(network, log)
+    taken = parser.parse_from_file(str(path))
+    refusals = () if taken else tuple(_refusals(parser)) or (_unexplained(log),)
+    return Parsed(builder=builder, network=network, parser=parser, refusals=refusals)
+
+
+def check_parsed(parsed: Parsed, flavour: Flavour, graph: str) -> None:
+    """Raise when the parser refused anything.
+
+    Raises:
+        EngineError: names the first node it refused.
+    """
+    if parsed.refusals:
+        raise EngineError(f"{flavour.title} refuses {graph}: {parsed.refusals[0]}")
+
+
+def _refusals(parser: Any) -> Iterator[Refusal]:
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        reason = _reason(str(error.desc()))
+        operator = _told(error, "node_operator")
+        yield Refusal(
+            node=_told(error, "node_name"),
+            operator=operator,
+            reason=reason,
+            cure=_cure(operator, reason),
+        )
+
+
+def _unexplained(log: BuildLog) -> Refusal:
+    reason = last_error(log)
+    return Refusal(node="", operator="", reason=reason, cure=_cure("", reason))
+
+
+def _told(error: Any, what: str) -> str:
+    """What this version's errors may not say yet."""
+    return str(getattr(error, what)()) if hasattr(error, what) else ""
+
+
+def _reason(description: str) -> str:
+    """The description without the driver's complaints, on one line."""
+    lines = [line for line in description.splitlines() if "catchCudaError" not in line]
+    return " ".join(" ".join(lines).split())
+
+
+def _cure(operator: str, reason: str) -> str:
+    for sign, cure in _TEXT_CURES.items():
+        if sign in reason:
+            return cure
+    return _OPERATOR_CURES.get(operator, _CURE)

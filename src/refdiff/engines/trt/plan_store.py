@@ -1,0 +1,210 @@
+"""Where plans lie, how they get there, and when one may be used again.
+
+    BUNDLE/engines/<device key>/<graph>.plan, .json (side-car), .log
+    BUNDLE/engines/<device key>/.lock       held while a plan is built; the system releases a dead build's
+
+In: an identity and a builder. Out: a plan with its side-car. A plan counts only with a side-car that names
+its hash, and the side-car is written last: what a killed build leaves behind is never loaded, and is cleared
+away by the next build.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.bundle_draft import hash_file
+from refdiff.contracts.manifest import ENGINES_NAME, MANIFEST_NAME
+from refdiff.engines.trt.plan_key import PlanIdentity
+from refdiff.engines.trt.side_car import SideCar, read_side_car, side_car_path
+from refdiff.errors import EngineError, InputError
+
+LOCK_NAME = ".lock"
+_PARTIAL = ".partial"
+_SECONDS_TO_LOOK = 0.2
+_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def plans_folder(bundle: Bundle) -> Path:
+    """Where a bundle's plans lie: beside its graphs.
+
+    The plans of the built-in bundle lie in the user's cache: a package is not written into.
+    """
+    folder = bundle.path.resolve()
+    if not folder.is_relative_to(_PACKAGE):
+        return bundle.path / ENGINES_NAME
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "refdiff" / ENGINES_NAME / hash_file(folder / MANIFEST_NAME)[:12]
+
+
+@dataclass(frozen=True)
+class PlanFiles:
+    """The files of one plan."""
+
+    folder: Path
+    graph: str
+
+    @property
+    def plan(self) -> Path:
+        """TensorRT's bytes."""
+        return self.folder / f"{self.graph}.plan"
+
+    @property
+    def side_car(self) -> Path:
+        """What they were made from."""
+        return side_car_path(self.plan)
+
+    @property
+    def log(self) -> Path:
+        """What TensorRT said."""
+        return self.folder / f"{self.graph}.log"
+
+    @property
+    def failed_log(self) -> Path:
+        """What it said when it failed last; gone after the next good build."""
+        return self.folder / f"{self.graph}.failed.log"
+
+
+def plan_files(plans: Path, identity: PlanIdentity) -> PlanFiles:
+    """The files of a plan below a bundle's folder of plans."""
+    return PlanFiles(plans / identity.device_key, identity.graph)
+
+
+def reusable(files: PlanFiles, identity: PlanIdentity) -> SideCar | None:
+    """The side-car of a plan that was built from exactly this and is whole; None where there is none."""
+    try:
+        side_car = read_side_car(files.plan)
+    except EngineError:
+        return None
+    if side_car.identity.key != identity.key or not files.plan.is_file():
+        return None
+    if files.plan.stat().st_size != side_car.plan_bytes or hash_file(files.plan) != side_car.plan_sha256:
+        return None
+    return side_car
+
+
+@contextmanager
+def locked(files: PlanFiles, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the folder of a device's plans: one build at a time, of whatever process.
+
+    Args:
+        files: of the plan to be built; its folder is made.
+        waiting: called once when another build holds it.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    with _writing(files.folder):
+        files.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(files.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        told = False
+        while not _taken(handle):
+            if not told:
+                waiting()
+                told = True
+            time.sleep(_SECONDS_TO_LOOK)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def drafted(files: PlanFiles) -> Iterator[Path]:
+    """A file to build a plan into; it is gone when the block ends, unless `place` has taken it.
+
+    Drafts of builds that were killed are removed first. Only for whoever holds the lock.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    with _writing(files.folder):
+        for left in files.folder.glob(f".{files.graph}.*{_PARTIAL}"):
+            left.unlink(missing_ok=True)
+    draft = _draft(files)
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def hashed(draft: Path) -> tuple[str, int]:
+    """The hash and the size of a draft, for its side-car."""
+    return hash_file(draft), draft.stat().st_size
+
+
+def place(files: PlanFiles, draft: Path, side_car: SideCar, log: str) -> None:
+    """Put a built plan in its place, its side-car last; only for whoever holds the lock.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    with _writing(files.folder):
+        files.side_car.unlink(missing_ok=True)  # from here on, the old plan does not count
+        draft.replace(files.plan)
+        _write(files, files.log, log)
+        files.failed_log.unlink(missing_ok=True)
+        _flush(files.folder)
+        _write(files, files.side_car, side_car.to_text())
+        _flush(files.folder)
+
+
+def keep_failed_log(files: PlanFiles, log: str) -> Path:
+    """Keep what TensorRT said of a build that failed; an older plan stays as it is.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    with _writing(files.folder):
+        _write(files, files.failed_log, log)
+    return files.failed_log
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _draft(files: PlanFiles) -> Path:
+    return files.folder / f".{files.graph}.{uuid.uuid4().hex[:12]}{_PARTIAL}"
+
+
+def _write(files: PlanFiles, path: Path, text: str) -> None:
+    draft = _draft(files)
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write plans to {folder}: {error.strerror or error}; "
+            "free space, or copy the bundle to a place that can be written to"
+        ) from error
