@@ -8,6 +8,7 @@ import ctypes
 import json
 from collections.abc import Mapping
 from enum import Enum, IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,9 +80,23 @@ class FakeTensorRT:
         self.fill: float | None = None
         self.capturable = True
         self.runs = 0
+        self.refitted: list[str] = []
 
     def Runtime(self, log):
         return Runtime(self, log)
+
+    def Refitter(self, engine, log):
+        return SimpleNamespace(refit_cuda_engine=lambda: True)
+
+    def OnnxParserRefitter(self, refitter, log):
+        def refit_from_file(path):
+            if not Path(path).exists():
+                log.log(Severity.ERROR, "no such file")
+                return False
+            self.refitted.append(path)
+            return True
+
+        return SimpleNamespace(refit_from_file=refit_from_file)
 
 
 class Runtime:

@@ -10,8 +10,9 @@ from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.session import ChainingSession
 from refdiff.engines.trt.buffers import Lane
 from refdiff.engines.trt.cuda import Cuda
-from refdiff.engines.trt.engine import Engine, Library
+from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.jit_cache import JitCache
+from refdiff.engines.trt.library import Library
 from refdiff.engines.trt.session import TrtSession
 from refdiff.errors import EngineError, InputError, MissingDependencyError
 from tests.unit.fake_cuda import Error, FakeCuda
@@ -346,6 +347,32 @@ def test_an_unloaded_session_keeps_its_outputs_and_loads_again(bench: Bench) -> 
     assert bench.trt.loads == 3
     first.close()
     second.close()
+
+
+def test_a_run_can_be_repeated_on_the_feeds_it_had(bench: Bench) -> None:
+    session = bench.session()
+    with pytest.raises(InputError, match="sums has not run yet"):
+        session.repeat()
+    kept = session.run_on_device(feeds())["once"]
+    copies = bench.cuda.count("copy in")
+    for _ in range(2):
+        session.repeat()
+    assert (bench.trt.runs, bench.cuda.count("copy in")) == (3, copies)
+    with pytest.raises(InputError, match="has run again"):
+        kept.to_host()
+    session.close()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_plan_without_weights_gets_them_from_its_graph(bench: Bench, tmp_path: Path, works: bool) -> None:
+    path = tmp_path / "sums.onnx"
+    if works:
+        path.write_bytes(b"weights")
+        Engine(bench.library, plan_of(SUMS), SUMS, weights=path).close()
+        assert bench.trt.refitted == [str(path)]
+        return
+    with pytest.raises(EngineError, match=r"does not take the weights of .*sums\.onnx: .*no such file"):
+        Engine(bench.library, plan_of(SUMS), SUMS, weights=path)
 
 
 def test_no_gpu_and_no_driver_are_missing_dependencies() -> None:

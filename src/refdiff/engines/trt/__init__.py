@@ -21,6 +21,7 @@ choice       from the name of a back-end to sessions
 sessions     opened late, held as the memory plan says
 session      one graph: feeds in, outputs out or left on the device
 engine       a loaded plan and its execution context
+library      TensorRT's runtime, and what it says when it fails
 capture      replaying a run as a CUDA graph
 device_array an output that stayed on the device
 buffers      device and pinned memory, and the lane that sessions share

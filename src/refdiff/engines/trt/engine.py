@@ -7,52 +7,16 @@ name; versions are never compared here.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.engines.trt.jit_cache import JitCache
+from refdiff.engines.trt.library import Library
 from refdiff.errors import EngineError
 
 Shape = tuple[int, ...]
-
-_LINES_KEPT = 3
-
-
-class Library:
-    """One flavour of TensorRT, ready to load plans; what it logs as an error goes into our errors.
-
-    Args:
-        module: `tensorrt` or `tensorrt_rtx`.
-        host_code: let plans bring the runtime they were built with (TensorRT's version-compatible plans).
-    """
-
-    def __init__(self, module: Any, *, host_code: bool = False) -> None:
-        self.module = module
-        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        self._log = _error_log(module, self._lines)  # TensorRT keeps no reference of its own
-        self.runtime = module.Runtime(self._log)
-        if host_code:
-            self.runtime.engine_host_code_allowed = True
-
-    def load(self, plan: Any, name: str) -> Any:
-        """The engine of a plan.
-
-        Raises:
-            EngineError: TensorRT refuses it; says why.
-        """
-        self._lines.clear()
-        engine = self.runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise self.failed(f"the plan of {name} cannot be loaded")
-        return engine
-
-    def failed(self, what: str) -> EngineError:
-        """An error with what TensorRT logged since the last one."""
-        lines = " | ".join(" ".join(line.split()) for line in self._lines) or "it says nothing more"
-        self._lines.clear()
-        return EngineError(f"{what}: {self.module.__name__} {self.module.__version__}: {lines}")
 
 
 class Engine:
@@ -63,17 +27,24 @@ class Engine:
         plan: the file's bytes, or a map of them.
         graph: the contract the plan must fulfil.
         cache: kernels that TensorRT-RTX compiled earlier.
+        weights: the ONNX file that a plan without weights gets them from.
 
     Raises:
         EngineError: the plan cannot be loaded, or is of another graph.
     """
 
     def __init__(
-        self, library: Library, plan: Any, graph: GraphSpec, *, cache: JitCache | None = None
+        self,
+        library: Library,
+        plan: Any,
+        graph: GraphSpec,
+        *,
+        cache: JitCache | None = None,
+        weights: Path | None = None,
     ) -> None:
         self._library = library
         self._graph = graph
-        self._engine = library.load(plan, graph.name)
+        self._engine = library.load(plan, graph.name, weights)
         self._profile = 0
         self._check_tensors()
         self._cache = cache if cache is not None and cache.fits(self._engine) else None
@@ -231,17 +202,3 @@ def _within(shape: Shape, extent: tuple[Shape, Shape]) -> bool:
 def _first(thing: Any, *names: str) -> Any:
     """The first of these attributes that this release has."""
     return next((getattr(thing, name) for name in names if hasattr(thing, name)), 0)
-
-
-def _error_log(module: Any, lines: deque[str]) -> Any:
-    """A logger of this flavour; its base class belongs to the module."""
-
-    class Errors(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= module.ILogger.ERROR:
-                lines.append(message)
-
-    return Errors()

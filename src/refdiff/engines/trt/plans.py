@@ -14,11 +14,11 @@ import numpy as np
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
-from refdiff.contracts.manifest import ENGINES_NAME
 from refdiff.engines.memory_plan import EngineSize
 from refdiff.engines.trt.buffers import nbytes
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.shapes import ShapeProfile
 from refdiff.engines.trt.side_car import SideCar
 from refdiff.engines.trt.validation import check_plan
@@ -59,7 +59,7 @@ def find_plans(
     """
     found, faults, absent = dict[str, FoundPlan](), dict[str, str](), dict[str, str]()
     for graph in bundle.manifest.graphs:
-        paths = sorted((bundle.path / ENGINES_NAME).glob(f"{flavour.name}-*/{graph}.plan"))
+        paths = sorted(plans_folder(bundle).glob(f"{flavour.name}-*/{graph}.plan"))
         # "tensorrt-*" is also the start of the other flavour's folders.
         paths = [path for path in paths if _flavour_of(path.parent.name) == flavour.name]
         try:
@@ -71,7 +71,7 @@ def find_plans(
 
 def has_plans(bundle: Bundle, flavour: str) -> bool:
     """Whether a bundle holds any plan of a flavour, fitting or not; no package is needed to ask."""
-    paths = (bundle.path / ENGINES_NAME).glob("*/*.plan")
+    paths = plans_folder(bundle).glob("*/*.plan")
     return any(_flavour_of(path.parent.name) == flavour for path in paths)
 
 

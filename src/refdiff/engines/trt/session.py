@@ -94,6 +94,22 @@ class TrtSession:
         wanted = self._enqueue(feeds, outputs)
         return {name: self._outputs[name].view(self._made[name], self._dtypes[name]) for name in wanted}
 
+    def repeat(self) -> None:
+        """Run again on what the last run was fed, and wait for the device: for measuring.
+
+        Raises:
+            InputError: there was no run since the weights were loaded.
+            EngineError: the run failed.
+        """
+        self._check_open()
+        engine = self._engine
+        if engine is None or not self._shapes:
+            raise InputError(f"{self._graph.name} has not run yet; run it once before repeating")
+        with self._closing_on_failure():
+            self._bind(engine, self._shapes)
+            self._start(engine)
+            self._lane.wait()
+
     def load(self) -> None:
         """Bring the weights to the device now, not at the first run.
 
@@ -152,12 +168,14 @@ class TrtSession:
         with self._closing_on_failure():
             self._bind(engine, shapes)
             self._copy_in(sources)
-            self.capture.run(
-                lambda: engine.enqueue(self._lane.stream), lambda: engine.is_capturable(self._lane.stream)
-            )
-            for slot in self._outputs.values():
-                slot.writes += 1
+            self._start(engine)
         return wanted
+
+    def _start(self, engine: Engine) -> None:
+        stream = self._lane.stream
+        self.capture.run(lambda: engine.enqueue(stream), lambda: engine.is_capturable(stream))
+        for slot in self._outputs.values():
+            slot.writes += 1
 
     def _source(self, feed: Feed) -> Array | tuple[int, int]:
         """A host array, or address and size of what lies on the device."""

@@ -15,9 +15,10 @@ from refdiff.engines.memory_plan import MemoryPlan, plan_memory, read_memory
 from refdiff.engines.trt.buffers import Lane
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import Device
-from refdiff.engines.trt.engine import Engine, Library
+from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.flavour import Flavour
 from refdiff.engines.trt.jit_cache import SUFFIX, JitCache
+from refdiff.engines.trt.library import Library
 from refdiff.engines.trt.plans import FoundPlan
 from refdiff.engines.trt.session import TrtSession
 from refdiff.engines.trt.validation import Verify, check_plan, check_validity
@@ -150,4 +151,6 @@ class TrtSessions:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         check_validity(self._flavour, self._library.runtime, content, where=plan.path)
         cache = JitCache(plan.path.with_name(plan.path.name + SUFFIX), side_car.plan_sha256)
-        return Engine(self._library, content, self._contract[name], cache=cache)
+        stripped = bool(side_car.identity.flags.get("strip_weights"))
+        weights = self._bundle.graph_path(name) if stripped else None
+        return Engine(self._library, content, self._contract[name], cache=cache, weights=weights)
