@@ -5,8 +5,8 @@
 Builds plans on the spot, runs the golden feeds with each contender that works here, compares with the golden
 record by accuracy/gates.json, and takes times in turns: in each round every contender runs a few times, so
 that a clock that drifts drifts for all. Adds an entry to results/gpu.json; a contender that does not work
-here is in it with its error. Without torch's model libraries, `--programs` takes the modules as exported programs
-(gpu_programs.py).
+here is in it with its error. Without torch's model libraries, `--programs` takes the modules as exported
+programs (gpu_programs.py).
 """
 
 from __future__ import annotations
