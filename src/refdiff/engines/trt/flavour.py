@@ -14,11 +14,12 @@ from typing import Any
 
 from refdiff.errors import EngineError, InputError, MissingDependencyError
 
-PACKAGES: Mapping[str, tuple[str, str]] = {
-    "tensorrt": ("tensorrt", "trt"),
-    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    # The second is what the first hands on; an environment of wheels alone has only that.
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-"""Flavour -> its Python package, and the extra of refdiff that brings it."""
+"""Flavour -> its Python package; the first that is installed is taken."""
 
 FLAVOURS = tuple(PACKAGES)
 
@@ -106,6 +107,10 @@ class Flavour:
         return {f"{name[2:-1]}.{name[-1]}": getattr(known, name) for name in ordered}
 
 
+_CURES = {
+    "tensorrt": "on a Jetson it comes with JetPack, elsewhere: pip install 'refdiff[trt]'",
+    "tensorrt-rtx": "pip install 'refdiff[rtx]' (x86-64 only)",
+}
 _FLAGS_OF = {"refit": "REFIT", "strip_weights": "STRIP_PLAN", "version_compatible": "VERSION_COMPATIBLE"}
 _OWNERS_OF = {"hardware_compatible": "HardwareCompatibilityLevel", "compute_capability": "ComputeCapability"}
 
@@ -122,14 +127,14 @@ def load_flavour(name: str) -> Flavour:
     """
     if name not in PACKAGES:
         raise InputError(f"unknown flavour {name!r}; choose one of: auto, {', '.join(FLAVOURS)}")
-    package, extra = PACKAGES[name]
+    package = next((each for each in PACKAGES[name] if find_spec(each) is not None), PACKAGES[name][0])
     try:
         return Flavour(name=name, module=import_module(package))
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if error.name != package:  # a broken installation keeps its traceback
             raise
         raise MissingDependencyError(
-            f"{name} needs the package {package}, which is not installed; {_cure(name, extra)}"
+            f"{name} needs the package {package}, which is not installed; {_CURES[name]}"
         ) from error
 
 
@@ -145,7 +150,7 @@ def choose_flavour(*, has_device: bool) -> tuple[Flavour, str]:
     Raises:
         MissingDependencyError: none is installed.
     """
-    installed = [name for name, (package, _) in PACKAGES.items() if find_spec(package) is not None]
+    installed = [name for name, packages in PACKAGES.items() if any(map(find_spec, packages))]
     if not installed:
         raise MissingDependencyError(
             "no TensorRT is installed; on a Jetson it comes with JetPack, with a GPU: pip install "
@@ -156,9 +161,3 @@ def choose_flavour(*, has_device: bool) -> tuple[Flavour, str]:
     if has_device:
         return load_flavour("tensorrt"), "both are installed, and this machine has a GPU to build on"
     return load_flavour("tensorrt-rtx"), "it builds without a GPU, and this machine has none"
-
-
-def _cure(name: str, extra: str) -> str:
-    if name == "tensorrt":
-        return f"on a Jetson it comes with JetPack, elsewhere: pip install 'refdiff[{extra}]'"
-    return f"pip install 'refdiff[{extra}]' (x86-64 only)"
