@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from refdiff.contracts.bundle import Bundle
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import find_device
-from refdiff.engines.trt.flavour import PACKAGES, load_flavour
+from refdiff.engines.trt.flavour import FLAVOURS, load_flavour
 from refdiff.engines.trt.plans import find_plans, has_plans
 from refdiff.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
     from refdiff.engines.trt.sessions import TrtSessions
 
-TENSORRT = tuple(PACKAGES)
+TENSORRT = FLAVOURS
 """Back-ends that run plans."""
+
+_EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
+"""Back-end -> the extra that brings cuda-python."""
 
 
 def open_plans(
@@ -115,8 +118,8 @@ def _import_cuda(backend: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("cuda", "cuda.cudart", "cuda.bindings"):
             raise
-        _, extra = PACKAGES[backend]
         raise MissingDependencyError(
-            f"back-end {backend} needs cuda-python, which is not installed; pip install 'refdiff[{extra}]'"
+            f"back-end {backend} needs cuda-python, which is not installed; "
+            f"pip install 'refdiff[{_EXTRAS[backend]}]'"
         ) from error
     return runtime
