@@ -73,6 +73,8 @@ class FakeTensorRT:
         self.__version__ = "1.7.1" if rtx else "10.3.0"
         self.cuda = cuda
         self.rtx = rtx
+        if rtx:
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
         self.old = old
         self.loaded = 0
         self.loads = 0
@@ -190,6 +192,7 @@ class RuntimeCache:
 class RuntimeConfig:
     def __init__(self, trt: FakeTensorRT) -> None:
         self._trt, self.strategy, self.cache = trt, None, None
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
 
     def set_execution_context_allocation_strategy(self, strategy):
         self.strategy = strategy

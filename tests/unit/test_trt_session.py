@@ -406,6 +406,19 @@ def test_compiled_kernels_are_kept_beside_the_plan_and_used_only_if_they_are_its
     assert [each.name for each in tmp_path.iterdir()] == ["sums.plan.jit"]
 
 
+@pytest.mark.parametrize(("profiles", "strategy"), [(1, "eager"), (2, "lazy")])
+def test_a_plan_of_one_profile_is_compiled_for_its_shape_before_it_runs(
+    tmp_path: Path, profiles: int, strategy: str
+) -> None:
+    bench = Bench(rtx=True)
+    extent = [{"left": [1, 3], "right": [1]}, {"left": [4, 3], "right": [4]}]
+    plan = plan_of(SUMS, profiles=[extent] * profiles)
+    engine = Engine(bench.library, plan, SUMS, cache=JitCache(tmp_path / "sums.jit", "abc"))
+    assert engine._config.dynamic_shapes_kernel_specialization_strategy == strategy
+    engine.close()
+    bench.lane.close()
+
+
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path: Path) -> None:
     bench = Bench(rtx=True)
     session = bench.session(cache=JitCache(tmp_path / "none" / "sums.jit", "abc"))

@@ -137,10 +137,21 @@ class Engine:
         how: Any = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._cache is not None:
             self._config = how = self._cache.attach(self._engine, how)
+            self._specialise()
         context = self._engine.create_execution_context(how)
         if context is None:
             raise self._library.failed(f"no execution context for {self._graph.name}")
         return context
+
+    def _specialise(self) -> None:
+        """Have TensorRT-RTX compile for a new shape before its first run, not while slower kernels stand in.
+
+        A plan of one profile meets a shape or two, and a captured run would keep what stood in. A plan of
+        several meets many shapes, and would stop for each.
+        """
+        strategies = getattr(self._library.module, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is not None and self._engine.num_optimization_profiles == 1:
+            self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
 
     def _check_tensors(self) -> None:
         """Compare names, directions, types and places with the contract."""
