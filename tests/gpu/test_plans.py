@@ -1,4 +1,4 @@
-"""Plans of the miniature on a real GPU: what the fakes promise. Skipped where there is none, or no TensorRT."""
+"""Plans of the miniature on a real GPU: what the fakes promise. Skipped where there is none of either."""
 
 from collections.abc import Iterator
 
