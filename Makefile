@@ -12,7 +12,7 @@ PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format-check lint types imports format miniature clean
+.PHONY: help demo test check format-check lint types imports format gpu miniature clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ imports: $(FULL)
 format: $(FULL) ## rewrite the sources in the house format
 	.venv/bin/ruff check --select I --fix .
 	.venv/bin/ruff format .
+
+gpu: $(FULL) ## measure this machine's GPU; skipped, with the reason, where there is none
+	.venv/bin/python benchmarks/gpu.py
 
 miniature: $(FULL) ## retrain the built-in models and export their bundle (hours)
 	.venv/bin/python -m refdiff.miniature.train

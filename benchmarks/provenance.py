@@ -17,24 +17,39 @@ PACKAGES = (
     "onnxruntime",
     "segment-anything",
     "open_clip_torch",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda-bindings",
 )
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, date, machine and versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def provenance(*, gpu: str | None = None, commit: str | None = None) -> dict[str, Any]:
+    """Commit, date, machine and versions.
+
+    Args:
+        gpu: the one it was measured on.
+        commit: what was measured, where the files are a copy that git does not know.
+    """
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit or _commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "gpu": None},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu},
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

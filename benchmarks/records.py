@@ -11,10 +11,12 @@ from provenance import provenance
 RESULTS = Path(__file__).parent / "results"
 
 
-def add_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
+def add_entry(
+    path: Path, name: str, entry: dict[str, Any], *, gpu: str | None = None, commit: str | None = None
+) -> None:
     """Write or replace one entry, with where and when it was measured; the others stay."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    document[name] = {**entry, "provenance": provenance()}
+    document[name] = {**entry, "provenance": provenance(gpu=gpu, commit=commit)}
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(sorted(document.items())), indent=1)
     path.write_text(text + "\n", encoding="utf-8")

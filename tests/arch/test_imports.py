@@ -8,7 +8,17 @@ import sys
 import pytest
 from packaging.requirements import Requirement
 
-HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "diffusers", "transformers")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "cuda",
+    "diffusers",
+    "transformers",
+)
 LEAN_CORE = {"numpy", "pillow", "rich", "tokenizers", "typer"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,10 +147,31 @@ def test_segment_s_table_says_what_was_found_and_where_it_lies(
 ) -> None:
     overlay = tmp_path / "o.png"
     assert main(["segment", str(tiny_bundle), str(photo), "mug", "--overlay", str(overlay)]) == 0
-    said = capsys.readouterr().out
+    streams = capsys.readouterr()
+    said = streams.out
     assert "128x176 px" in said
     assert str(overlay) in said
+    assert re.search(r"^back-end ort-\w+: .*onnxruntime", streams.err, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["o.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--memory", "8GB", "--backend", "ort-cpu"], 2, "memory '8GB' is for plans"),
+        (["--backend", "abacus"], 2, "choose one of: auto, ort-cpu, ort-cuda, ort-tensorrt"),
+    ],
+)
+def test_back_end_and_memory_that_do_not_go_together_are_misuse(
+    tiny_bundle: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert main(["segment", str(tiny_bundle), str(photo), "mug", *options]) == code
+    assert message in capsys.readouterr().err
 
 
 def test_an_existing_output_is_kept_unless_overwrite_is_said(

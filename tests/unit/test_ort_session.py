@@ -146,6 +146,25 @@ def test_cuda_without_its_provider_is_refused(sums: Path, monkeypatch: pytest.Mo
         OrtSession(sums, SUMS, backend="ort-cuda")
 
 
+def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineError, match=r"ort-tensorrt needs TensorrtExecutionProvider.* and TensorRT, or"):
+        OrtSession(sums, SUMS, backend="ort-tensorrt")
+    told: dict[str, str] = {}
+    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+
+    def create(model: object, *, sess_options: ort_module.ort.SessionOptions, providers: list) -> object:
+        told["fallback"] = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        told["provider"] = providers[0][0]
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort_module.ort, "InferenceSession", create)
+    with pytest.raises(EngineError, match="asked for TensorrtExecutionProvider, ONNX Runtime started CPU"):
+        OrtSession(sums, SUMS, backend="ort-tensorrt")
+    assert told == {"fallback": "1", "provider": "TensorrtExecutionProvider"}
+
+
 def test_a_silent_fall_back_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: both)
@@ -180,6 +199,7 @@ def test_the_factory_opens_late_once_and_reports_its_choice(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(factory, "_DRIVER_SIGNS", ())
     sessions = factory.open_sessions(open_bundle(bundle_path), threads=1)
     assert (sessions.backend, sessions.reason) == ("ort-cpu", "this onnxruntime has no CUDA provider")
     session = sessions.open("clip_text")

@@ -18,7 +18,7 @@ from refdiff.api.bundles import check_trained, find_bundle, segmenter_of
 from refdiff.api.files import check_targets, write_files
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.results import Segmentation
-from refdiff.engines.factory import open_sessions
+from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import InputError
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.overlay import overlay as draw_overlay
@@ -39,6 +39,8 @@ class Answer:
     options: Options
     model: str
     backend: str
+    backend_reason: str
+    """Why this back-end."""
     encode_ms: float
     """Image-only work, shared by all phrases on one picture."""
     segment_ms: float
@@ -72,6 +74,7 @@ class Answer:
             "mode": self.options.mode,
             "seed": self.options.seed,
             "backend": self.backend,
+            "backend_reason": self.backend_reason,
             "encode_ms": round(self.encode_ms, 2),
             "segment_ms": round(self.segment_ms, 2),
         }
@@ -101,6 +104,7 @@ def segment(
     seed: int = 0,
     reader: str = "rules",
     threads: int | None = None,
+    memory: str | None = None,
     allow_random_weights: bool = False,
 ) -> Answer:
     """Find what `phrase` names in `picture`; for many phrases on one picture, `load` the bundle instead.
@@ -116,23 +120,22 @@ def segment(
         seed: see `load`.
         reader: see `load`.
         threads: see `load`.
+        memory: see `load`.
         allow_random_weights: see `load`.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
         InputError: the picture, the phrase or an option cannot be used.
-        MissingDependencyError: the back-end's package is not installed.
-        EngineError: a graph failed.
+        MissingDependencyError: the back-end's package, a GPU or its driver is missing.
+        EngineError: a graph failed, or no plan fits.
     """
     read_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=allow_random_weights)
     options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
-    sessions = open_sessions(opened, backend=backend, threads=threads)
+    sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
     with segmenter_of(opened, sessions, options) as segmenter:
-        answer = ask(
-            segmenter, picture, phrase, focus=focus, model=opened.spec.name, backend=sessions.backend
-        )
+        answer = ask(segmenter, picture, phrase, focus=focus, model=opened.spec.name, sessions=sessions)
     return replace(answer, random_weights=opened.manifest.random_seed is not None)
 
 
@@ -143,7 +146,7 @@ def ask(
     *,
     focus: str | None = None,
     model: str,
-    backend: str,
+    sessions: BackendSessions,
 ) -> Answer:
     """Put one question to an open segmenter, and take the time."""
     start = time.perf_counter()
@@ -156,7 +159,8 @@ def ask(
         result=result,
         options=segmenter.options,
         model=model,
-        backend=backend,
+        backend=sessions.backend,
+        backend_reason=sessions.reason,
         encode_ms=1e3 * (encoded - start),
         segment_ms=1e3 * (done - encoded),
     )

@@ -50,6 +50,7 @@ def load(
     seed: int = 0,
     reader: str = "rules",
     threads: int | None = None,
+    memory: str | None = None,
     allow_random_weights: bool = False,
 ) -> Segmenter:
     """Open a bundle for segmenting; use the result in a `with` block.
@@ -62,17 +63,22 @@ def load(
         seed: of the posterior draw and the noise.
         reader: who finds a phrase's head word: "rules", or "spacy" where it is installed.
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
+        memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
+            takes what fits.
         allow_random_weights: open a bundle whose weights were drawn, not trained: to measure, not to believe.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: an unknown profile, mode, reader or back-end, or random weights that were not allowed.
-        MissingDependencyError: the back-end's package is not installed.
+        InputError: an unknown profile, mode, reader or back-end, a memory that means nothing, or random
+            weights that were not allowed.
+        MissingDependencyError: the back-end's package, a GPU or its driver is missing.
+        EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
     """
     bundle = find_bundle(path)
     check_trained(bundle, allow_random_weights=allow_random_weights)
     options = options_for(bundle.spec, profile=profile, mode=mode, seed=seed, reader=reader)
-    return segmenter_of(bundle, open_sessions(bundle, backend=backend, threads=threads), options)
+    sessions = open_sessions(bundle, backend=backend, threads=threads, memory=memory)
+    return segmenter_of(bundle, sessions, options)
 
 
 def inspect(path: Path | str) -> Inspection:

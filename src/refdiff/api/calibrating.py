@@ -24,7 +24,7 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import Array
-from refdiff.engines.factory import OrtSessions, open_sessions
+from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import InputError
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
@@ -211,7 +211,7 @@ def _series(
 
 
 def _settings(
-    series: Series, options: Mapping[str, Options], sessions: OrtSessions, most_runs: int | None
+    series: Series, options: Mapping[str, Options], sessions: BackendSessions, most_runs: int | None
 ) -> dict[str, Any]:
     """Everything that decides what is recorded."""
     return {

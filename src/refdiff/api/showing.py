@@ -106,9 +106,7 @@ def demo(
         _warm_up(segmenter)
         for number, asked in enumerate(questions(SEEDS), start=1):
             tell(f"scene {number}/{len(SEEDS)}: {asked.phrase}")
-            answer = ask(
-                segmenter, asked.image, asked.phrase, model=opened.spec.name, backend=sessions.backend
-            )
+            answer = ask(segmenter, asked.image, asked.phrase, model=opened.spec.name, sessions=sessions)
             shown.append(Shown(question=asked, answer=answer, picture=folder / f"scene-{number}.png"))
     report = DemoReport(scenes=tuple(shown), sheet=folder / SHEET_NAME)
     _write(folder, report)

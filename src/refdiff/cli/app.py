@@ -19,7 +19,18 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 BundleName = Annotated[str, typer.Argument(metavar="BUNDLE", help='The bundle\'s folder, or "mini".')]
-Backend = Annotated[str, typer.Option(help="auto, ort-cpu, ort-cuda or ort-rounded.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="auto, ort-cpu, ort-cuda, ort-tensorrt, ort-rounded, or, for plans, tensorrt or tensorrt-rtx."
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help='Of the device, for plans: "8GB", or resident, shared or staged; what fits if left out.'
+    ),
+]
 Profile = Annotated[str, typer.Option(help="edge, official or paper.")]
 Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]

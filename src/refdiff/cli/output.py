@@ -35,6 +35,12 @@ def working() -> Iterator[Tell]:
             yield lambda line: status.update(line.replace("[", r"\["))
 
 
+def note_backend(asked: str, chosen: str, reason: str) -> None:
+    """What `--backend auto` came to."""
+    if asked == "auto":
+        note(f"back-end {chosen}: {reason}")
+
+
 def note(line: str) -> None:
     """One line beside the answer."""
     typer.echo(line, err=True)

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from refdiff.cli import tables
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Profile, Threads, app
-from refdiff.cli.output import note, print_answer, working
+from refdiff.cli.app import Backend, BundleName, Json, Memory, Mode, Overwrite, Profile, Threads, app
+from refdiff.cli.output import note, note_backend, print_answer, working
 
 
 @app.command()
@@ -34,6 +34,8 @@ def demo(
         report = api.demo(
             output, bundle=bundle, backend=backend, profile=profile, mode=mode, threads=threads, progress=tell
         )
+    shown = report.scenes[0].answer
+    note_backend(backend, shown.backend, shown.backend_reason)
     print_answer(report.to_json(), lambda: tables.of_demo(report), as_json=as_json)
 
 
@@ -141,6 +143,7 @@ def segment(
         str, typer.Option(help="Who finds the head word: rules, or spacy if installed.")
     ] = "rules",
     threads: Threads = None,
+    memory: Memory = None,
     allow_random_weights: Annotated[
         bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
     ] = False,
@@ -164,10 +167,12 @@ def segment(
             seed=seed,
             reader=reader,
             threads=threads,
+            memory=memory,
             allow_random_weights=allow_random_weights,
         )
         files = api.save(answer, output=output, overlay=overlay, overwrite=overwrite)
     document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
+    note_backend(backend, answer.backend, answer.backend_reason)
     if answer.model == "mini":
         note("note: the built-in miniature knows rendered table-top scenes only; on photographs it guesses")
     if answer.random_weights:

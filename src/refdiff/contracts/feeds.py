@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
-from refdiff.contracts.session import Array
+from refdiff.contracts.session import Array, Feed
 from refdiff.errors import InputError
 
 
-def check_feeds(graph: GraphSpec, feeds: Mapping[str, Array]) -> None:
+def check_feeds(graph: GraphSpec, feeds: Mapping[str, Feed]) -> None:
     """Compare names, dtypes and shapes; a named dimension must be the same number everywhere.
 
     Raises:
@@ -59,7 +59,7 @@ def half_rounded(array: Array) -> Array:
     return array.astype(np.float16).astype(np.float32)
 
 
-def _check_tensor(graph_name: str, tensor: TensorSpec, array: Array, sizes: dict[str, int]) -> None:
+def _check_tensor(graph_name: str, tensor: TensorSpec, array: Feed, sizes: dict[str, int]) -> None:
     where = f"{graph_name}: input {tensor.name}"
     if str(array.dtype) != tensor.dtype:
         raise InputError(f"{where} is {array.dtype}, expected {tensor.dtype}; convert it with .astype")

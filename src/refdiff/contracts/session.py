@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,37 @@ from refdiff.contracts.graphs import GraphSpec
 Array = NDArray[Any]
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
+
+
+class DeviceArray(Protocol):
+    """An output that stayed on the device that computed it: a feed of the next graph there.
+
+    It is a view of its session's buffer, good until that session runs again or is closed; whoever uses it
+    later is refused.
+    """
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its values."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As a host array's."""
+        ...
+
+    def to_host(self) -> Array:
+        """A copy on the host, once everything before it has been computed.
+
+        Raises:
+            InputError: its session has run again or was closed.
+            EngineError: the copy failed.
+        """
+        ...
+
+
+Feed = Array | DeviceArray
+"""What a session of a back-end with a device may be fed; the others take host arrays alone."""
 
 
 class Session(Protocol):
@@ -34,6 +65,21 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free what the session holds; calling it twice is fine."""
+        ...
+
+
+@runtime_checkable
+class ChainingSession(Session, Protocol):
+    """A session that can take feeds from the device and leave outputs there; see `runtime.chaining`."""
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """As `Session.run`; a feed may be what another session of the same factory left on the device."""
+        ...
+
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
+    ) -> dict[str, DeviceArray]:
+        """As `run`, but nothing is copied to the host, and nobody waits for the device."""
         ...
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.session import Session
+from refdiff.engines.trt.choice import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from refdiff.engines.lean import LeanSession
 
-Backend = Literal["auto", "ort-cpu", "ort-cuda", "ort-rounded"]
+Backend = Literal["auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rounded", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 _DRIVER_SIGNS = (
@@ -25,6 +26,23 @@ _DRIVER_SIGNS = (
     Path("/dev/nvmap"),
 )
 """Files an NVIDIA driver makes: the first two on a PC, the others on a Jetson."""
+
+
+class BackendSessions(Protocol):
+    """A session factory that says what it is."""
+
+    backend: str
+    """Which back-end was chosen."""
+    reason: str
+    """Why."""
+
+    def open(self, name: str) -> Session:
+        """The session of graph `name`, opened on the first call and kept."""
+        ...
+
+    def close(self) -> None:
+        """Close every session that was opened."""
+        ...
 
 
 class OrtSessions:
@@ -70,29 +88,52 @@ class OrtSessions:
         self._open.clear()
 
 
-def open_sessions(bundle: Bundle, *, backend: str = "auto", threads: int | None = None) -> OrtSessions:
+def open_sessions(
+    bundle: Bundle, *, backend: str = "auto", threads: int | None = None, memory: str | None = None
+) -> BackendSessions:
     """A session factory for a bundle; no graph is loaded yet.
 
     Args:
         bundle: a verified bundle.
-        backend: one of `BACKENDS`; "auto" takes the GPU when this machine can drive it from ONNX Runtime.
+        backend: one of `BACKENDS`; "auto" takes the bundle's plans where they fit this machine, else the GPU
+            when ONNX Runtime can drive it, else the CPU.
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
+        memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
+            takes what fits.
 
     Raises:
-        InputError: no such back-end.
-        MissingDependencyError: the back-end's package is not installed.
+        InputError: no such back-end, or a memory that means nothing or that the back-end cannot keep to.
+        MissingDependencyError: the back-end's package, a GPU or its driver is missing.
+        EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    if backend in TENSORRT:
+        return open_plans(bundle, backend, reason="asked for", memory=memory)
+    why_not = ""
+    if backend == "auto":
+        plans, why_not = prefer_plans(bundle, has_driver=_has_driver(), memory=memory)
+        if plans is not None:
+            return plans
+    if memory is not None:
+        raise InputError(
+            f"memory {memory!r} is for plans, expected one of the back-ends {', '.join(TENSORRT)}; "
+            f"leave it out{f' ({why_not})' if why_not else ''}"
+        )
     module = _import_ort(backend)
     chosen, reason = _choose(module) if backend == "auto" else (backend, "asked for")
+    reason = f"{reason}; {why_not}" if why_not else reason
     return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads)
+
+
+def _has_driver() -> bool:
+    return any(sign.exists() for sign in _DRIVER_SIGNS)
 
 
 def _choose(module: ModuleType) -> tuple[str, str]:
     if "CUDAExecutionProvider" not in module.ort.get_available_providers():
         return "ort-cpu", "this onnxruntime has no CUDA provider"
-    if not any(sign.exists() for sign in _DRIVER_SIGNS):
+    if not _has_driver():
         return "ort-cpu", "onnxruntime has a CUDA provider, but this machine has no NVIDIA driver"
     return "ort-cuda", "onnxruntime has a CUDA provider and this machine an NVIDIA driver"
 
@@ -107,7 +148,7 @@ def _import_ort(backend: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        extra = "gpu" if backend == "ort-cuda" else _EXTRAS[error.name]
+        extra = "gpu" if backend in ("ort-cuda", "ort-tensorrt") else _EXTRAS[error.name]
         raise MissingDependencyError(
             f"back-end {backend} needs {error.name}, which is not installed; pip install 'refdiff[{extra}]'"
         ) from error

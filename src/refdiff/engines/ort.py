@@ -22,8 +22,12 @@ PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
     "ort-rounded": ("CPUExecutionProvider", {}),
     # TF32 keeps 10 bits of each factor: what was checked as fp32 stays fp32.
     "ort-cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+    # Nothing is cached: ONNX Runtime's engine cache does not tell one export from another.
+    "ort-tensorrt": ("TensorrtExecutionProvider", {"trt_engine_cache_enable": "0"}),
 }
 """Back-end name -> ONNX Runtime's provider and its options."""
+
+_ALSO = {"ort-tensorrt": " and TensorRT"}
 
 _ERRORS_ONLY = 3
 """ONNX Runtime's log level; what matters below it is checked here."""
@@ -40,7 +44,8 @@ class OrtSession:
         Args:
             path: the ONNX file.
             graph: the contract it must fulfil.
-            backend: "ort-cpu", "ort-cuda", or "ort-rounded": the CPU, every half-precision result rounded.
+            backend: a name of `PROVIDERS`. "ort-tensorrt" runs all of the graph or nothing; "ort-rounded" is
+                the CPU, every half-precision result rounded.
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
 
         Raises:
@@ -54,7 +59,7 @@ class OrtSession:
             have = ", ".join(ort.get_available_providers())
             raise EngineError(
                 f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
-                "pip install 'refdiff[gpu]' on a machine with CUDA, or use ort-cpu"
+                f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
             )
         self._session: Any = _create(path, backend, _session_options(threads))
         started = self._session.get_providers()[0]
@@ -107,6 +112,8 @@ def _session_options(threads: int | None) -> Any:
 
 
 def _create(path: Path, backend: str, options: Any) -> Any:
+    if backend == "ort-tensorrt":  # it hands what it cannot do to the CPU, unless it is told not to
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         model, options = _source(path, backend, options)
         return ort.InferenceSession(model, sess_options=options, providers=[PROVIDERS[backend]])

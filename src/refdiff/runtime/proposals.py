@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from refdiff.contracts.graphs import POINTS_PER_BATCH
 from refdiff.contracts.options import ProposalOptions
 from refdiff.contracts.results import Candidates
-from refdiff.contracts.session import Array, Bool, Float, SessionFactory
+from refdiff.contracts.session import Array, Bool, Feed, Float, SessionFactory
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
+from refdiff.runtime.chaining import on_host, run_fed, run_keeping
 from refdiff.runtime.geometry import sam_input, upsample_bilinear
 
 MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
@@ -43,8 +44,9 @@ def propose(
     """
     size_yx = (image.shape[0], image.shape[1])
     pixels, resized_yx = sam_input(image, spec)
-    embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
-    _check_finite("sam_encoder", embedding)
+    embedding = run_keeping(sessions.open("sam_encoder"), {"image": pixels})["embedding"]
+    if isinstance(embedding, np.ndarray):  # one on the device is judged by what the decoder makes of it
+        _check_finite("sam_encoder", embedding)
     points = picture_points(options.points_per_side, size_yx, resized_yx)
     found = [
         _survivors(logits, iou, size_yx, options)
@@ -87,16 +89,17 @@ class _Found:
     boxes: NDArray[np.int64]
 
 
-def _decode(sessions: SessionFactory, embedding: Array, points: Float) -> Iterator[tuple[Float, Float]]:
+def _decode(sessions: SessionFactory, embedding: Feed, points: Float) -> Iterator[tuple[Float, Float]]:
     """Low-resolution logits [k, l, l] and predicted IoU [k] of each full batch of points."""
     decoder = sessions.open("sam_decoder")
     for start in range(0, len(points), POINTS_PER_BATCH):
         batch = points[start : start + POINTS_PER_BATCH]
         missing = POINTS_PER_BATCH - len(batch)  # the graph is static: repeat the last point, drop its masks
         padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        results = decoder.run({"embedding": embedding, "points": padded})
-        _check_finite("sam_decoder", results["iou"])
-        _check_finite("sam_decoder", results["low_res"])
+        results = run_fed(decoder, {"embedding": embedding, "points": padded})
+        if not all(np.isfinite(results[name]).all() for name in ("iou", "low_res")):
+            _check_finite("sam_encoder", on_host(embedding))  # what is wrong there is wrong here
+            raise _not_finite("sam_decoder")
         low_res, iou = results["low_res"][: len(batch)], results["iou"][: len(batch)]
         yield low_res.reshape(-1, *low_res.shape[2:]), iou.reshape(-1)
 
@@ -104,7 +107,11 @@ def _decode(sessions: SessionFactory, embedding: Array, points: Float) -> Iterat
 def _check_finite(graph: str, values: Array) -> None:
     """NaN passes no threshold, so without this a broken engine would look like a picture without objects."""
     if not np.isfinite(values).all():
-        raise EngineError(f"{graph} returned values that are not finite; find where: refdiff check BUNDLE")
+        raise _not_finite(graph)
+
+
+def _not_finite(graph: str) -> EngineError:
+    return EngineError(f"{graph} returned values that are not finite; find where: refdiff check BUNDLE")
 
 
 def _upsampled(

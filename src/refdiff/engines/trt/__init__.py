@@ -13,4 +13,18 @@ building     network -> plan file
 monitor      TensorRT's progress, and stopping a build
 build_log    what TensorRT says while it works
 lint         operators that parse and are risky all the same
+
+and from a plan to arrays:
+
+plans        the plans of a bundle that can run here
+choice       from the name of a back-end to sessions
+sessions     opened late, held as the memory plan says
+session      one graph: feeds in, outputs out or left on the device
+engine       a loaded plan and its execution context
+library      TensorRT's runtime, and what it says when it fails
+capture      replaying a run as a CUDA graph
+device_array an output that stayed on the device
+buffers      device and pinned memory, and the lane that sessions share
+jit_cache    kernels that TensorRT-RTX compiled, kept beside the plan
+cuda         the few calls of CUDA; cudart imports cuda-python
 """

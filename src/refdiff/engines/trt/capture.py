@@ -1,0 +1,70 @@
+"""Replaying a run: one launch of a CUDA graph in place of hundreds of kernel launches.
+
+TensorRT ties a captured graph to its context's shapes and addresses, so only one is kept, and it is
+dropped when any of them changes. The first run of a shape is a plain one, as TensorRT demands; the second is
+captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from refdiff.engines.trt.buffers import Lane
+from refdiff.errors import EngineError
+
+
+class Capture:
+    """The captured run of one session.
+
+    Args:
+        lane: the session's.
+        enabled: False runs everything plainly.
+    """
+
+    def __init__(self, lane: Lane, *, enabled: bool) -> None:
+        self._lane = lane
+        self._enabled = enabled
+        self._graph: Any = None
+        self._runs = 0
+        self.refusal: str | None = None
+        """Why this graph cannot be captured; None as long as that is not known."""
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether the next run is a replay."""
+        return self._graph is not None
+
+    def run(self, enqueue: Callable[[], None], is_capturable: Callable[[], bool]) -> None:
+        """Run once: plainly, captured for the first time, or replayed.
+
+        Raises:
+            EngineError: the run failed.
+        """
+        if self._graph is None and self._enabled and self._runs:
+            self._try_capture(enqueue, is_capturable)
+        if self._graph is None:
+            enqueue()
+        else:
+            self._lane.cuda.launch(self._graph, self._lane.stream)
+        self._runs += 1
+
+    def drop(self) -> None:
+        """Forget the captured run: shapes or addresses are about to change. Calling it twice is fine."""
+        graph, self._graph, self._runs = self._graph, None, 0
+        if graph is not None:
+            self._lane.wait()  # it may still be running
+            self._lane.cuda.end_capture(graph)
+
+    def _try_capture(self, enqueue: Callable[[], None], is_capturable: Callable[[], bool]) -> None:
+        """A graph that cannot be captured still runs plainly: the same kernels, launched one by one."""
+        if not is_capturable():
+            self._refuse("TensorRT says that it is not capturable")
+            return
+        try:
+            self._graph = self._lane.cuda.capture(self._lane.stream, enqueue)
+        except EngineError as error:
+            self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> None:
+        self._enabled, self.refusal = False, reason

@@ -1,0 +1,121 @@
+"""The plans of a bundle that can run here, found by their side-cars; and why graphs have none.
+
+In: a bundle, a TensorRT, the GPU. Out: graph -> `FoundPlan`. Only sizes are compared here: a plan's bytes are
+hashed when it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.graphs import GraphSpec, TensorSpec
+from refdiff.engines.memory_plan import EngineSize
+from refdiff.engines.trt.buffers import nbytes
+from refdiff.engines.trt.device import Device
+from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.plan_store import plans_folder
+from refdiff.engines.trt.shapes import ShapeProfile
+from refdiff.engines.trt.side_car import SideCar
+from refdiff.engines.trt.validation import check_plan
+from refdiff.errors import EngineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPlan:
+    """A plan that fits bundle, TensorRT and GPU, as far as its side-car says."""
+
+    path: Path
+    side_car: SideCar
+
+    def size(self, graph: GraphSpec) -> EngineSize:
+        """What it takes on the device."""
+        profiles = self.side_car.identity.shapes
+        return EngineSize(
+            name=graph.name,
+            weights=self.side_car.plan_bytes,
+            activations=self.side_car.activation_bytes or 0,
+            tensors=max((_tensor_bytes(graph, each) for each in profiles), default=0),
+        )
+
+
+def find_plans(
+    bundle: Bundle, flavour: Flavour, device: Device | None
+) -> tuple[Mapping[str, FoundPlan], Mapping[str, str]]:
+    """Look through the bundle's plans.
+
+    Args:
+        bundle: an opened one.
+        flavour: the TensorRT that will load them.
+        device: the GPU that will run them.
+
+    Returns:
+        The plan of each graph that has one, and for each other graph why it has none, cure included;
+        faults of plans come before their absence.
+    """
+    found, faults, absent = dict[str, FoundPlan](), dict[str, str](), dict[str, str]()
+    for graph in bundle.manifest.graphs:
+        paths = sorted(plans_folder(bundle).glob(f"{flavour.name}-*/{graph}.plan"))
+        # "tensorrt-*" is also the start of the other flavour's folders.
+        paths = [path for path in paths if _flavour_of(path.parent.name) == flavour.name]
+        try:
+            found[graph] = _first_fitting(paths, bundle, graph, flavour, device)
+        except EngineError as error:
+            (faults if paths else absent)[graph] = str(error)
+    return found, faults | absent
+
+
+def has_plans(bundle: Bundle, flavour: str) -> bool:
+    """Whether a bundle holds any plan of a flavour, fitting or not; no package is needed to ask."""
+    paths = plans_folder(bundle).glob("*/*.plan")
+    return any(_flavour_of(path.parent.name) == flavour for path in paths)
+
+
+def _flavour_of(folder: str) -> str:
+    return "tensorrt-rtx" if folder.startswith("tensorrt-rtx-") else folder.split("-")[0]
+
+
+def _first_fitting(
+    paths: Iterable[Path], bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
+) -> FoundPlan:
+    first: EngineError | None = None
+    for path in paths:
+        found = _fitting(path, bundle, graph, flavour, device)
+        if isinstance(found, FoundPlan):
+            return found
+        first = first or found
+    raise first or EngineError(
+        f"{bundle.path} has no plan of {graph} for {flavour.name}; "
+        f"build it with: refdiff build {bundle.path} --flavour {flavour.name} --graph {graph}"
+    )
+
+
+def _fitting(
+    path: Path, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
+) -> FoundPlan | EngineError:
+    """The plan, or why it is not one that can run here."""
+    try:
+        side_car = check_plan(path, bundle, graph, flavour, device, verify="size")
+    except EngineError as error:
+        return error
+    return FoundPlan(path=path, side_car=side_car)
+
+
+def _tensor_bytes(graph: GraphSpec, profile: ShapeProfile) -> int:
+    """Of inputs and outputs at their largest."""
+    sizes = {
+        axis: size
+        for tensor in graph.inputs
+        for axis, size in zip(tensor.shape, profile[tensor.name].most, strict=True)
+        if isinstance(axis, str)
+    }
+    return sum(_bytes(tensor, sizes) for tensor in (*graph.inputs, *graph.outputs))
+
+
+def _bytes(tensor: TensorSpec, sizes: Mapping[str, int]) -> int:
+    shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in tensor.shape]
+    return nbytes(shape, np.dtype(tensor.dtype))

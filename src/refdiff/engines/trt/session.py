@@ -1,0 +1,241 @@
+"""A TensorRT session: named arrays in, named arrays out, everything in between on one stream.
+
+Inputs go through pinned staging into device buffers, or come from another session's outputs on the device.
+Every output has device memory, because TensorRT writes them all; only those asked for are copied to the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from refdiff.contracts.feeds import check_feeds, wanted_outputs
+from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.session import Array, Feed
+from refdiff.engines.trt.buffers import DeviceBuffer, Lane, PinnedBuffer, nbytes
+from refdiff.engines.trt.capture import Capture
+from refdiff.engines.trt.device_array import OutputSlot, TrtArray
+from refdiff.engines.trt.engine import Engine, Shape
+from refdiff.errors import EngineError, InputError, RefdiffError
+
+
+class TrtSession:
+    """One graph on the device.
+
+    Args:
+        graph: the contract.
+        lane: shared by the sessions of one factory.
+        load: makes the graph's engine; called at the first run, and again after `unload`.
+        activations: where the engine's activations go; None: memory of its own.
+        before_run: called before the engine is needed, so that others can make room.
+        capture: replay runs of unchanging shapes as CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        graph: GraphSpec,
+        lane: Lane,
+        load: Callable[[], Engine],
+        *,
+        activations: DeviceBuffer | None = None,
+        before_run: Callable[[TrtSession], None] | None = None,
+        capture: bool = True,
+    ) -> None:
+        self._graph = graph
+        self._lane = lane
+        self._load = load
+        self._owns_activations = activations is None
+        self._activations = activations or DeviceBuffer(lane.cuda, f"activations of {graph.name}")
+        self._before_run = before_run
+        self._engine: Engine | None = None
+        self._inputs = {name: DeviceBuffer(lane.cuda, f"{graph.name}/{name}") for name in graph.input_names}
+        self._staging = {name: PinnedBuffer(lane.cuda) for name in graph.input_names}
+        self._outputs = {name: OutputSlot(lane, f"{graph.name}/{name}") for name in graph.output_names}
+        self._dtypes = {t.name: np.dtype(t.dtype) for t in (*graph.inputs, *graph.outputs)}
+        self._shapes: dict[str, Shape] = {}
+        self._made: dict[str, Shape] = {}
+        self._used: tuple[int, int] | None = None
+        self._staged: Any = lane.cuda.new_event()
+        self._closed = False
+        self.capture = Capture(lane, enabled=capture)
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The contract this session fulfils."""
+        return self._graph
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are on the device."""
+        return self._engine is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, by its user or by a failure."""
+        return self._closed
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; see `refdiff.contracts.session.ChainingSession`."""
+        wanted = self._enqueue(feeds, outputs)
+        with self._closing_on_failure():
+            staged = {
+                name: self._outputs[name].start_copy(self._made[name], self._dtypes[name]) for name in wanted
+            }
+            self._lane.wait()
+            return {name: array.copy() for name, array in staged.items()}
+
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
+    ) -> dict[str, TrtArray]:
+        """Run once and leave the outputs on the device; see `refdiff.contracts.session.ChainingSession`."""
+        wanted = self._enqueue(feeds, outputs)
+        return {name: self._outputs[name].view(self._made[name], self._dtypes[name]) for name in wanted}
+
+    def repeat(self) -> None:
+        """Run again on what the last run was fed, and wait for the device: for measuring.
+
+        Raises:
+            InputError: there was no run since the weights were loaded.
+            EngineError: the run failed.
+        """
+        self._check_open()
+        engine = self._engine
+        if engine is None or not self._shapes:
+            raise InputError(f"{self._graph.name} has not run yet; run it once before repeating")
+        with self._closing_on_failure():
+            self._bind(engine, self._shapes)
+            self._start(engine)
+            self._lane.wait()
+
+    def load(self) -> None:
+        """Bring the weights to the device now, not at the first run.
+
+        Raises:
+            EngineError: the plan cannot be loaded; the session is closed.
+        """
+        self._check_open()
+        with self._closing_on_failure():
+            self._loaded()
+
+    def unload(self) -> None:
+        """Take weights and activations off the device; outputs that were left there stay."""
+        with self._closing_on_failure():
+            self.capture.drop()
+            self._lane.wait()
+            self._shapes, self._used = {}, None
+            if self._engine is not None:
+                self._engine.close()
+            self._engine = None
+            if self._owns_activations:
+                self._activations.free()
+
+    def close(self) -> None:
+        """Free everything; calling it twice is fine."""
+        self._close(failed=False)
+
+    def _close(self, *, failed: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        engine, self._engine = self._engine, None
+        with contextlib.ExitStack() as stack:  # each in turn, whatever fails
+            stack.callback(self._lane.cuda.end_event, self._staged)
+            for name in self._inputs:
+                stack.callback(self._inputs[name].free)
+                stack.callback(self._staging[name].free)
+            for slot in self._outputs.values():
+                stack.callback(slot.free)
+            if self._owns_activations:
+                stack.callback(self._activations.free)
+            if engine is not None:
+                stack.callback(engine.close, keep_kernels=not failed)
+            stack.callback(self._lane.wait)
+            stack.callback(self.capture.drop)
+
+    def _enqueue(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> list[str]:
+        """Check, bind, copy in and start; returns the outputs asked for."""
+        check_feeds(self._graph, feeds)
+        wanted = wanted_outputs(self._graph, outputs)
+        self._check_open()
+        sources = {name: self._source(feed) for name, feed in feeds.items()}
+        with self._closing_on_failure():
+            engine = self._loaded()
+        shapes = {name: tuple(feed.shape) for name, feed in feeds.items()}
+        engine.check_shapes(shapes)  # a refusal leaves the session as it was
+        with self._closing_on_failure():
+            self._bind(engine, shapes)
+            self._copy_in(sources)
+            self._start(engine)
+        return wanted
+
+    def _start(self, engine: Engine) -> None:
+        stream = self._lane.stream
+        self.capture.run(lambda: engine.enqueue(stream), lambda: engine.is_capturable(stream))
+        for slot in self._outputs.values():
+            slot.writes += 1
+
+    def _source(self, feed: Feed) -> Array | tuple[int, int]:
+        """A host array, or address and size of what lies on the device."""
+        if isinstance(feed, np.ndarray):
+            return feed
+        if not isinstance(feed, TrtArray):
+            raise InputError(
+                f"{self._graph.name} was fed a {type(feed).__name__}, expected an array; use .to_host()"
+            )
+        return feed.address_on(self._lane), nbytes(feed.shape, feed.dtype)
+
+    def _loaded(self) -> Engine:
+        if self._before_run is not None:
+            self._before_run(self)
+        if self._engine is None:
+            self._engine = self._load()
+        return self._engine
+
+    def _bind(self, engine: Engine, shapes: dict[str, Shape]) -> None:
+        """Set shapes and addresses where they changed; in a steady state nothing is done."""
+        activations = self._activations
+        if shapes != self._shapes:
+            self.capture.drop()
+            self._shapes = {}
+            self._made = engine.bind(shapes, self._lane.stream)
+            for name, shape in shapes.items():
+                self._inputs[name].reserve(max(nbytes(shape, self._dtypes[name]), 1))
+                engine.use_tensor(name, self._inputs[name].address)
+            for name, shape in self._made.items():
+                self._outputs[name].memory.reserve(max(nbytes(shape, self._dtypes[name]), 1))
+                engine.use_tensor(name, self._outputs[name].memory.address)
+            activations.reserve(engine.activation_bytes())
+            self._shapes, self._used = shapes, None
+        if self._used != (activations.address, activations.size):
+            self.capture.drop()  # another session made the shared buffer grow
+            engine.use_activations(activations.address, activations.size)
+            self._used = (activations.address, activations.size)
+
+    def _copy_in(self, sources: Mapping[str, Array | tuple[int, int]]) -> None:
+        cuda, stream = self._lane.cuda, self._lane.stream
+        cuda.wait_for(self._staged)  # the staging may still be read by the last run's copies
+        for name, source in sources.items():
+            target = self._inputs[name].address
+            if isinstance(source, tuple):
+                cuda.copy_across(target, source[0], source[1], stream)
+            elif source.nbytes:
+                np.copyto(self._staging[name].array(source.shape, source.dtype), source)
+                cuda.copy_in(target, self._staging[name].address, source.nbytes, stream)
+        cuda.record(self._staged, stream)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self._graph.name}: the session is closed; open it again")
+
+    @contextlib.contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        """After a failure nothing on the device can be relied on: all of it is given back."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(RefdiffError):
+                self._close(failed=True)
+            raise

@@ -1,0 +1,156 @@
+"""A bundle's plans behind the SessionFactory protocol: loaded late, held as the memory plan says.
+
+In: a bundle, a TensorRT, CUDA, and the plans found. Out: sessions that share one lane and run one at a time.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from functools import partial
+
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.graphs import graph_contract
+from refdiff.engines.memory_plan import MemoryPlan, plan_memory, read_memory
+from refdiff.engines.trt.buffers import Lane
+from refdiff.engines.trt.cuda import Cuda
+from refdiff.engines.trt.device import Device
+from refdiff.engines.trt.engine import Engine
+from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.jit_cache import SUFFIX, JitCache
+from refdiff.engines.trt.library import Library
+from refdiff.engines.trt.plans import FoundPlan
+from refdiff.engines.trt.session import TrtSession
+from refdiff.engines.trt.validation import Verify, check_plan, check_validity
+from refdiff.errors import BundleError, EngineError
+
+
+class TrtSessions:
+    """Opens a bundle's plans. Nothing is on the device before the first graph is opened.
+
+    Args:
+        bundle: an opened one.
+        flavour: the TensorRT that loads the plans.
+        cuda: CUDA.
+        device: the GPU, as plans depend on it.
+        plans: of each graph that has one.
+        refused: graph -> why it has none.
+        reason: why this back-end was chosen.
+        memory: a budget such as "8GB", or a holding; None: what fits.
+        capture: replay runs of unchanging shapes as CUDA graphs.
+
+    Raises:
+        InputError: the memory is neither a size nor a holding.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        flavour: Flavour,
+        cuda: Cuda,
+        device: Device | None,
+        *,
+        plans: Mapping[str, FoundPlan],
+        refused: Mapping[str, str],
+        reason: str,
+        memory: str | None = None,
+        capture: bool = True,
+    ) -> None:
+        self._bundle = bundle
+        self._flavour = flavour
+        self._cuda = cuda
+        self._device = device
+        self._plans = dict(plans)
+        self.refused = dict(refused)
+        """Graph -> why it cannot be run."""
+        self._budget, self._wanted = read_memory(memory)
+        self._capture = capture
+        self._contract = graph_contract(bundle.spec)
+        self._library: Library | None = None
+        self._lane: Lane | None = None
+        self._verified: set[str] = set()
+        self._open: dict[str, TrtSession] = {}
+        self.backend = flavour.name
+        self.reason = reason
+        self.memory: MemoryPlan | None = None
+        """How the plans are held; None before the first graph is opened."""
+
+    def open(self, name: str) -> TrtSession:
+        """The session of graph `name`, opened on the first call and kept; one that failed is opened anew.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+            EngineError: the graph has no plan that fits, or there is too little memory.
+        """
+        session = self._open.get(name)
+        if session is None or session.is_closed:
+            session = self._open[name] = self._new_session(name)
+        return session
+
+    def close(self) -> None:
+        """Close every session that was opened, and give the device back; calling it twice is fine."""
+        lane, self._lane = self._lane, None
+        try:
+            for session in self._open.values():
+                session.close()
+        finally:
+            self._open.clear()
+            self._library = None
+            if lane is not None:
+                lane.close()
+
+    def _new_session(self, name: str) -> TrtSession:
+        self._bundle.graph_path(name)
+        if name not in self._contract:
+            raise BundleError(
+                f"{self._bundle.path} holds graph {name!r}, which this refdiff does not know; upgrade refdiff"
+            )
+        if name not in self._plans:
+            raise EngineError(self.refused.get(name) or f"{self._bundle.path} has no plan of {name}")
+        lane = self._started()
+        staged = self.memory is not None and self.memory.holding == "staged"
+        shared = self.memory is not None and self.memory.holding == "shared"
+        session = TrtSession(
+            self._contract[name],
+            lane,
+            partial(self._load, name),
+            activations=lane.activations if shared else None,
+            before_run=self._make_room if staged else None,
+            capture=self._capture,
+        )
+        if not staged:
+            session.load()
+        return session
+
+    def _started(self) -> Lane:
+        """The lane, once it is known that what is asked for fits."""
+        if self._lane is None:
+            sizes = [plan.size(self._contract[name]) for name, plan in self._plans.items()]
+            free = self._cuda.memory().free
+            self.memory = plan_memory(sizes, free=free, budget=self._budget, holding=self._wanted)
+            self._lane = Lane(self._cuda)
+        return self._lane
+
+    def _make_room(self, session: TrtSession) -> None:
+        """Staged: whoever else is loaded goes."""
+        for other in self._open.values():
+            if other is not session and other.is_loaded:
+                other.unload()
+
+    def _load(self, name: str) -> Engine:
+        """Check the plan, every byte of it the first time, and bring it to the device."""
+        plan = self._plans[name]
+        verify: Verify = "size" if name in self._verified else "hash"
+        side_car = check_plan(plan.path, self._bundle, name, self._flavour, self._device, verify=verify)
+        self._verified.add(name)
+        if self._library is None:
+            flags = [each.side_car.identity.flags for each in self._plans.values()]
+            host_code = any(bool(each.get("version_compatible")) for each in flags)
+            self._library = Library(self._flavour.module, host_code=host_code)
+        with plan.path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        check_validity(self._flavour, self._library.runtime, content, where=plan.path)
+        cache = JitCache(plan.path.with_name(plan.path.name + SUFFIX), side_car.plan_sha256)
+        stripped = bool(side_car.identity.flags.get("strip_weights"))
+        weights = self._bundle.graph_path(name) if stripped else None
+        return Engine(self._library, content, self._contract[name], cache=cache, weights=weights)
