@@ -214,6 +214,20 @@ def test_a_portable_plan_runs_from_ampere_on(tmp_path, capability, fits):
             check_plan(plan, MINIATURE, "unet", TENSORRT, device)
 
 
+@pytest.mark.parametrize(
+    ("capability", "fits"), [("7.5", False), ("8.9", True), ("9.0", False), ("12.0", True)]
+)
+def test_a_portable_plan_runs_on_the_gpus_its_builder_knows_by_name(tmp_path, capability, fits):
+    rtx = fake_flavour(fake_rtx(TENSORRT.version))
+    plan = write_plan(tmp_path, targets=(PORTABLE,), flavour="tensorrt-rtx")
+    device = dataclasses.replace(ORIN, compute_capability=capability)
+    if fits:
+        assert check_plan(plan, MINIATURE, "unet", rtx, device)
+    else:
+        with pytest.raises(EngineError, match=f"portable, this Orin is {capability}"):
+            check_plan(plan, MINIATURE, "unet", rtx, device)
+
+
 def test_a_plan_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(EngineError, match="does not exist; build it with: refdiff build"):
         check_plan(tmp_path / "unet.plan", MINIATURE, "unet", TENSORRT, ORIN)

@@ -83,8 +83,8 @@ def check_validity(flavour: Flavour, runtime: Any, plan_bytes: Any, *, where: Pa
     if validity == answer.SUBOPTIMAL:
         return f"{where} runs here, but not at its best ({reasons})"
     raise EngineError(
-        f"{flavour.title} says {where} cannot run on this machine ({reasons}); "
-        "build it again with: refdiff build BUNDLE --force"
+        f"{flavour.title} says {where} cannot run on this machine ({reasons}); build it again with: "
+        "refdiff build BUNDLE --force, or take another back-end: --backend ort-cuda"
     )
 
 
@@ -111,7 +111,7 @@ def _complaints(
         yield f"was built by another precision recipe than {bundle.path} holds"
     if not _version_fits(identity.version, flavour.version, compatible=_flag(side_car, "version_compatible")):
         yield f"was built with {identity.flavour} {identity.version}, this is {flavour.version}"
-    if device is not None and not _target_fits(identity.targets, device.compute_capability):
+    if device is not None and not _target_fits(identity.targets, device.compute_capability, flavour):
         targets = ", ".join(identity.targets)
         yield f"was built for compute capability {targets}, this {device.name} is {device.compute_capability}"
 
@@ -132,10 +132,13 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _target_fits(targets: tuple[str, ...], compute_capability: str) -> bool:
-    if targets in ((PORTABLE,), (AMPERE_PLUS,)):
-        return int(compute_capability.split(".")[0]) >= _AMPERE
-    return compute_capability in targets
+def _target_fits(targets: tuple[str, ...], compute_capability: str, flavour: Flavour) -> bool:
+    if targets not in ((PORTABLE,), (AMPERE_PLUS,)):
+        return compute_capability in targets
+    # TensorRT-RTX names the GPUs it knows; seen: a portable plan of 1.7 is refused on 9.0, which it does not.
+    known = flavour.compute_capabilities() if targets == (PORTABLE,) else {}
+    recent = int(compute_capability.split(".")[0]) >= _AMPERE
+    return recent and (not known or compute_capability in known)
 
 
 def _check_bytes(plan: Path, side_car: SideCar, verify: Verify, cure: str) -> None:
