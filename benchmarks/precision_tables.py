@@ -17,8 +17,9 @@ def islands_table(record: dict[str, Any]) -> str:
 def precision_table(record: dict[str, Any]) -> str:
     """One row per precision and profile."""
     rows = [
-        "| bundle | size | profile | mIoU | points lost | same choice | mask IoU | heat correlation |",
-        "|---|---|---|---|---|---|---|---|",
+        "| bundle | size | profile | executed by | mIoU | points lost "
+        "| same choice | mask IoU | heat correlation |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     names = [name for name in SHOWN if name in record] + sorted(set(record) - set(SHOWN))
     full = record["fp32"]
@@ -26,18 +27,64 @@ def precision_table(record: dict[str, Any]) -> str:
         entry = record[name]
         size = f"{entry['size_bytes'] / 1e6:.1f} MB, {entry['size_bytes'] / full['size_bytes']:.3f}x"
         for profile, backends in entry["profiles"].items():
-            rounded = backends["ort-rounded"]
-            miou = rounded["metrics"]["miou"]
-            lost = 100 * (full["profiles"][profile]["ort-rounded"]["metrics"]["miou"] - miou)
-            agreed = rounded["agreement_with_fp32"]
+            for backend, measured in backends.items():
+                miou = measured["metrics"]["miou"]
+                lost = 100 * (full["profiles"][profile]["ort-cpu"]["metrics"]["miou"] - miou)
+                agreed = measured["agreement_with_fp32"]
+                cells = [
+                    *(f"`{name}`", size, f"`{profile}`", f"`{backend}`", f"{miou:.4f}", f"{lost:+.2f}"),
+                    f"{agreed['argmax_agreement']:.3f}",
+                    f"{agreed['mask_iou']:.4f}",
+                    f"{agreed['heat_correlation']:.6f}",
+                ]
+                rows.append(f"| {' | '.join(cells)} |")
+    counts = sorted({(entry["scenes"], entry["seed"]) for entry in record.values()}, reverse=True)
+    lines = []
+    for count, seed in counts:
+        some = [n for n in names if (record[n]["scenes"], record[n]["seed"]) == (count, seed)]
+        lines.append(f"{', '.join(f'`{n}`' for n in some)}: {count} scenes from seed {seed}")
+    return "\n".join(rows) + f"\n\n{'; '.join(lines)}."
+
+
+def cuda_table(record: dict[str, Any]) -> str:
+    """One row per bundle and profile."""
+    rows = [
+        "| bundle | profile | mIoU | mask IoU | masks with an IoU of 0.99 or more | heat correlation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for profile, backends in entry["profiles"].items():
+            measured = backends["ort-cuda"]
+            agreed = measured["agreement_with_fp32"]
             cells = [
-                *(f"`{name}`", size, f"`{profile}`", f"{miou:.4f}", f"{lost:+.2f}"),
-                f"{agreed['argmax_agreement']:.3f}",
+                *(f"{name}", f"`{profile}`", f"{measured['metrics']['miou']:.4f}"),
                 f"{agreed['mask_iou']:.4f}",
+                f"{agreed['answers_with_iou_0.99']:.3f}",
                 f"{agreed['heat_correlation']:.6f}",
             ]
             rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + f"\n\n{full['scenes']} scenes from seed {full['seed']}."
+    return "\n".join(rows)
+
+
+def gpu_table(record: dict[str, Any]) -> str:
+    """One row per graph; a column for each run and contender."""
+    columns = [
+        (run, contender)
+        for run, entry in record.items()
+        for contender in ("torch-eager", "torch-compile", "ort-cuda")
+        if contender in entry["graphs"]["unet"]["contenders"]
+    ]
+    heads = [f"{contender}, {run.split()[2].rstrip(',')}" for run, contender in columns]
+    rows = [f"| graph | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for graph in next(iter(record.values()))["graphs"]:
+        cells = []
+        for run, contender in columns:
+            measured = record[run]["graphs"][graph]["contenders"][contender]
+            times = measured["device_ms"]
+            percentiles = " / ".join(f"{times[key]:.2f}" for key in ("p50", "p90", "p99"))
+            cells.append(f"{percentiles}; {measured['error']:.0e}")
+        rows.append(f"| `{graph}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def conversions_table(record: dict[str, Any]) -> str:

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from precision_tables import builds_table, conversions_table, islands_table, precision_table
+from precision_tables import (
+    builds_table,
+    conversions_table,
+    cuda_table,
+    gpu_table,
+    islands_table,
+    precision_table,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,6 +37,8 @@ def main() -> None:
         ("docs/models.md", "formats", "checkpoint-formats", formats_table),
         ("docs/precision.md", "islands", "attention-islands", islands_table),
         ("docs/precision.md", "precision", "miniature-precision", precision_table),
+        ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
+        ("docs/engines.md", "gpu", "gpu", gpu_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
     ):

@@ -72,10 +72,17 @@ def test_one_candidate_is_matched_once():
 
 
 def test_another_choice_is_no_argmax_agreement_however_much_it_overlaps():
-    wide, narrow = columns((0, 20)), columns((0, 19))
-    part = compare(answer(wide, [0.1]), answer(narrow, [0.1]))
+    both = columns((0, 20), (0, 19))
+    part = compare(answer(both, [0.2, 0.1]), answer(both, [0.1, 0.2]))
     assert part.mask_iou == pytest.approx(0.95)
     assert part.argmax_agreement == 0.0
+
+
+def test_the_same_choice_with_other_edges_is_argmax_agreement_and_the_mask_iou_says_how_far():
+    part = compare(answer(columns((0, 20)), [0.1]), answer(columns((0, 19)), [0.1]))
+    assert part.mask_iou == pytest.approx(0.95)
+    assert part.argmax_agreement == 1.0
+    assert compare(answer(columns((0, 20)), [0.1]), answer(columns((0, 17)), [0.1])).argmax_agreement == 0.0
 
 
 def test_no_match_agrees_with_no_match_only():

@@ -20,10 +20,7 @@ from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Array, Float
 
 SAME_CANDIDATE = 0.9
-"""IoU from which two candidates, or two answers, are one: well above the 0.7 at which SAM merges boxes.
-
-How well their edges agree is `mask_iou`'s to say: in fewer bits every edge moves a little.
-"""
+"""IoU from which two candidates are one: well above the 0.7 at which SAM merges boxes."""
 
 TIE = 1e-4
 """Scores of the reference closer than this are a tie: either order of them agrees."""
@@ -42,21 +39,25 @@ class Agreement:
     mask_iou: float
     """Of the two answers."""
     argmax_agreement: float
-    """1 when both chose the same candidate or both none, else 0."""
+    """1 when both chose the same candidate, or both none; else 0.
+
+    The same candidate is, of all the runtime found, the one nearest to the reference's choice, where their
+    IoU is `SAME_CANDIDATE` or more. How well edges agree is `mask_iou`'s to say: in fewer bits every one
+    moves a little.
+    """
 
 
 def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
     """Compare two answers to one phrase on one picture."""
-    pairs = matched(pairwise_iou(reference.candidates.masks, runtime.candidates.masks))
+    ious = pairwise_iou(reference.candidates.masks, runtime.candidates.masks)
+    pairs = matched(ious)
     answers = iou(reference.mask, runtime.mask)
-    both_none = reference.index is None and runtime.index is None
-    both_some = reference.index is not None and runtime.index is not None
     return Agreement(
         heat_correlation=_heat_correlation(reference.heat, runtime.heat),
         candidate_recall=len(pairs) / len(reference.candidates) if len(reference.candidates) else 1.0,
         rank_agreement=_rank_agreement(reference, runtime, pairs),
         mask_iou=answers,
-        argmax_agreement=float(both_none or (both_some and answers >= SAME_CANDIDATE)),
+        argmax_agreement=float(_same_choice(reference.index, runtime.index, ious)),
     )
 
 
@@ -97,6 +98,13 @@ def order_agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -
 def graph_error(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
     """The worst relative error among a graph's outputs."""
     return max(relative_error(got[name], expected[name]) for name in expected)
+
+
+def _same_choice(reference: int | None, runtime: int | None, ious: Float) -> bool:
+    """Whether [n, m] pairs both choices; among equally near candidates any will do."""
+    if reference is None or runtime is None:
+        return reference is None and runtime is None
+    return bool(ious[reference, runtime] >= max(SAME_CANDIDATE, ious[reference].max()))
 
 
 def _heat_correlation(first: Float | None, second: Float | None) -> float | None:

@@ -55,7 +55,7 @@ def export(
     ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
     smooth: Annotated[
         float, typer.Option(min=0, max=1, help="Strength of SmoothQuant, for int8 and fp8; 0: none.")
-    ] = 0.5,
+    ] = 0.7,
     budget: Annotated[
         str | None, typer.Option(help='What eight bits may cost the task, such as "mIoU -0.5".')
     ] = None,
