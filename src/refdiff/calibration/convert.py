@@ -35,8 +35,8 @@ def convert_graph(source: Path, target: Path, recipe: GraphRecipe) -> None:
 def _forget_what_follows(model: ir.Model) -> None:
     """Inner tensors lose their types and get short names: half of a small graph's file.
 
-    Types and shapes follow from the nodes, which keep the names of their modules; tensors repeat those.
-    Weights keep their names, and their types in their tensors.
+    Types and shapes follow from the nodes, which keep the names of their modules; tensors and the scales of
+    Q/DQ repeat those. Weights keep their names, and their types in their tensors.
     """
     graph = model.graph
     kept = {id(value) for value in (*graph.outputs, *graph.inputs)}
@@ -44,8 +44,10 @@ def _forget_what_follows(model: ir.Model) -> None:
     short = (name for number in itertools.count() if (name := f"t{number}") not in taken)
     for value in (*graph.initializers.values(), *(value for node in graph for value in node.outputs)):
         if id(value) not in kept:
+            scalar = value.const_value is not None and not value.const_value.shape
             value.type, value.shape = None, None
-            value.name = value.name if value.is_initializer() else next(short)
+            if scalar or not value.is_initializer():
+                value.name = next(short)
 
 
 def converted_model(source: Path, recipe: GraphRecipe, *, weights: Weights = "stored") -> ir.Model:
