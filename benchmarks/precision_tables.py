@@ -90,7 +90,8 @@ def gpu_table(record: dict[str, Any]) -> str:
 def conversions_table(record: dict[str, Any]) -> str:
     """One row per graph and tool."""
     rows = [
-        "| graph | tool | converting, s | with start and ranges, s | private memory | peak memory | written |",
+        "| graph | tool | converting, s | with start and ranges, s "
+        "| private memory | peak memory | written |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
