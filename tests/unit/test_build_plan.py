@@ -212,6 +212,15 @@ def test_what_the_progress_line_raises_ends_the_build_and_is_raised(tmp_path):
         built(tmp_path, fake_tensorrt(behaviour=behaviour), tell=broken)
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, though a shell's background jobs inherit it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_an_interrupted_wait_stops_the_build_between_two_steps(tmp_path):
     """Ctrl-C is heard by the main thread, while the build runs in another."""
     steps = []

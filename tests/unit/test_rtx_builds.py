@@ -158,12 +158,20 @@ def test_risks_are_found_in_real_networks(tmp_path):
     ]
 
 
+LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
+from refdiff.cli import main
+sys.exit(main())
+"""
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_ends_soon_and_leaves_nothing(tmp_path, monkeypatch, sent):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = ["build", "mini", "--flavour", "tensorrt-rtx", "--graph", "unet", "--json"]
     with subprocess.Popen(
-        [sys.executable, "-m", "refdiff", *arguments],
+        [sys.executable, "-c", LISTENING, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
