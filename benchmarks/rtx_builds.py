@@ -1,9 +1,11 @@
 """Does TensorRT-RTX take every graph of a bundle, and what does building cost? No GPU is needed to ask.
 
     python benchmarks/rtx_builds.py BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
+    python benchmarks/rtx_builds.py BUNDLE --converted KEPT/ours-fp16 --precision fp16
 
-Each graph is built by `refdiff build` in a process of its own, at the sizes of the profile edge; the plans
-stay in the bundle. Adds an entry to results/rtx-builds.json.
+Each graph is built in a process of its own, at the sizes of the profile edge: by `refdiff build`, and the plans
+stay in the bundle; or, of graphs that full_size_precision.py --keep left, by the same room, and the plans are
+thrown away. Adds to an entry of results/rtx-builds.json.
 """
 
 from __future__ import annotations
@@ -12,14 +14,25 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from records import RESULTS, add_entry
 from watched import run_watched
 
+from refdiff.api.progress import silent
 from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.options import options_for
+from refdiff.engines.trt.build_log import make_log
+from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.flavour import load_flavour
+from refdiff.engines.trt.monitor import Watch
+from refdiff.engines.trt.options import BuildOptions
+from refdiff.engines.trt.shapes import shape_profiles
+from refdiff.errors import EngineError
 
 RECORD = RESULTS / "rtx-builds.json"
 
@@ -29,26 +42,73 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--graphs", nargs="*")
+    parser.add_argument("--converted", type=Path, help="a folder of graphs to build in place of the bundle's")
+    parser.add_argument("--precision", help="of these graphs")
+    parser.add_argument("--child", help="internal: the graph to build")
     given = parser.parse_args()
+    if given.child:
+        print(json.dumps(alone(given.bundle, given.child, given.converted)))  # noqa: T201 - for the parent
+        return
     bundle = open_bundle(given.bundle, verify="size")
-    graphs = {}
-    for name in given.graphs or list(bundle.manifest.graphs):
-        graphs[name] = {"precision": bundle.manifest.graphs[name].precision, **_built(given.bundle, name)}
+    precision = given.precision or bundle.manifest.precision
+    entry = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {precision}"
+    graphs = recorded(entry)
+    found = list(bundle.manifest.graphs)
+    if given.converted:
+        found = [path.stem for path in sorted(given.converted.glob("*.onnx"))]
+    for name in given.graphs or found:
+        kept = precision if given.converted else bundle.manifest.graphs[name].precision
+        graphs[name] = {"precision": kept, **built(given, name)}
         print(name, graphs[name], flush=True)  # noqa: T201 - what a benchmark is for
-    size = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {bundle.manifest.precision}"
-    add_entry(RECORD, size, {"tensorrt_rtx": load_flavour("tensorrt-rtx").version, "graphs": graphs})
+    add_entry(RECORD, entry, {"tensorrt_rtx": load_flavour("tensorrt-rtx").version, "graphs": graphs})
 
 
-def _built(bundle: Path, graph: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "refdiff", "build", str(bundle), "--flavour", "tensorrt-rtx"]
+def recorded(entry: str) -> dict[str, Any]:
+    """The graphs of an entry that are there already."""
+    document = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    return dict(document.get(entry, {}).get("graphs", {}))
+
+
+def built(given: argparse.Namespace, graph: str) -> dict[str, Any]:
+    """One graph, in a process of its own."""
+    command = [sys.executable, "-m", "refdiff", "build", str(given.bundle), "--flavour", "tensorrt-rtx"]
+    command += ["--graph", graph, "--force", "--json"]
+    if given.converted:
+        command = [sys.executable, __file__, str(given.bundle), "--child", graph]
+        command += ["--converted", str(given.converted)]
     try:
-        watched = run_watched([*command, "--graph", graph, "--force", "--json"])
+        watched = run_watched(command)
     except subprocess.CalledProcessError as error:
         return {"built": False, "error": json.loads(error.stdout)["error"]["message"]}
-    (built,) = json.loads(watched.stdout)["graphs"]
-    kept = {key: built[key] for key in ("seconds", "plan_bytes", "activation_bytes")}
+    answer = json.loads(watched.stdout)
+    (result,) = answer.get("graphs", (answer,))
+    if "error" in result:
+        return {"built": False, "error": result["error"]}
+    kept = {key: result[key] for key in ("seconds", "plan_bytes", "activation_bytes")}
     memory = {key: getattr(watched, key) for key in ("peak_rss_bytes", "peak_private_bytes")}
     return {"built": True, **kept, **memory, "error": None}
+
+
+def alone(folder: Path, graph: str, converted: Path) -> dict[str, Any]:
+    """A graph that is in no bundle, at the sizes of the one it was converted from."""
+    bundle, flavour = open_bundle(folder, verify="size"), load_flavour("tensorrt-rtx")
+    options = [options_for(bundle.spec, profile="edge")]
+    shapes = shape_profiles(graph_contract(bundle.spec)[graph], bundle.spec, options)
+    task = BuildTask(
+        graph=graph, onnx=converted / f"{graph}.onnx", shapes=tuple(shapes), options=BuildOptions()
+    )
+    with tempfile.TemporaryDirectory(dir=converted) as scratch:
+        target, log, started = Path(scratch) / "plan", make_log(flavour), time.perf_counter()
+        try:
+            activations = build_plan(flavour, task, target, log, Watch(graph, silent))
+        except EngineError as error:
+            return {"error": str(error)}
+        seconds = round(time.perf_counter() - started, 1)
+        return {
+            "seconds": seconds,
+            "plan_bytes": target.stat().st_size,
+            "activation_bytes": activations,
+        }
 
 
 if __name__ == "__main__":
