@@ -3,7 +3,7 @@
     python benchmarks/rtx_builds.py BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
     python benchmarks/rtx_builds.py BUNDLE --converted KEPT/ours-fp16 --precision fp16
 
-Each graph is built in a process of its own, at the sizes of the profile edge: by `refdiff build`, and the plans
+Each graph is built in its own process, at the sizes of the profile edge: by `refdiff build`, and the plans
 stay in the bundle; or, of graphs that full_size_precision.py --keep left, by the same room, and the plans are
 thrown away. Adds to an entry of results/rtx-builds.json.
 """
