@@ -87,7 +87,7 @@ def test_a_transposed_convolution_in_groups_is_not_quantisable():
 @pytest.mark.parametrize("body", ["y = Add(x, w)", "y = Softmax(x)", "a = Add(x, x) y = MatMul(a, x)"])
 def test_a_node_that_cannot_be_in_eight_bits_is_refused_by_name(body):
     model = small_graph("float[4,4] x => float[4,4] y", body, {"w": noise(4, 4)} if "w" in body else {})
-    with pytest.raises(InputError, match=r"quantises y \(\w+\), expected a product or convolution"):
+    with pytest.raises(InputError, match=r"quantises y \(\w+\), expected a product, convolution"):
         Quantise(quantised("y", {"x": 3.0, "a": 3.0}), "y")(model)
 
 
@@ -187,6 +187,7 @@ def test_the_whole_chain_makes_a_small_file_that_runs_and_answers_alike(converte
 def test_typing_the_graph_half_changes_no_scale_and_no_weight(converted):
     path, eight = converted
     single = Quantise(eight, eight.nodes)(miniature_graph(path.stem)).graph
+    twins = {each.name: each for each in single}
     model = ir.load(path)
     assert model.opset_imports[""] >= 19
     pairs = [each for each in model.graph if each.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -194,10 +195,12 @@ def test_typing_the_graph_half_changes_no_scale_and_no_weight(converted):
     for each in pairs:
         scale = each.inputs[1]
         assert scale.dtype == ir.DataType.FLOAT16
-        before = single.initializers[scale.name.removesuffix(".fp16")].const_value.numpy()
+        before = twins[each.name].inputs[1].const_value.numpy()
         np.testing.assert_array_equal(scale.const_value.numpy().astype(np.float32), before)
     eights = [
-        name for name, value in model.graph.initializers.items() if value.dtype == TYPES[eight.type].dtype
+        name
+        for name, value in model.graph.initializers.items()
+        if value.dtype == TYPES[eight.type].dtype and value.const_value.shape
     ]
     assert len(eights) > len(eight.nodes) / 2
     for each in eights:

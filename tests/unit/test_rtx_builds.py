@@ -1,7 +1,7 @@
 """NVIDIA's own parser and builder on every graph, in every run, without a GPU: TensorRT-RTX itself."""
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,9 +41,7 @@ def bundle(request, tmp_path_factory) -> Path:
     """A copy of the miniature in each precision, so that plans lie beside its graphs."""
     folder = tmp_path_factory.mktemp("rtx") / request.param
     if request.param == "fp32":
-        folder.mkdir()
-        for path in BUNDLE.iterdir():
-            (folder / path.name).symlink_to(path) if path.is_dir() else os.link(path, folder / path.name)
+        shutil.copytree(BUNDLE, folder)  # no hard links: onnx_ir refuses weights that have two names
     else:
         recorded = request.getfixturevalue("feeds") if request.param == "int8" else None
         api.export(str(BUNDLE), precision=request.param, feeds=recorded, output=folder)
