@@ -31,6 +31,7 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "sam_encoder": (("patch_embed", "first convolution: the picture itself"),),
     "sam_decoder": (
+        ("attn", "attention: what its small products weigh decides which masks are kept"),
         ("hypernetworks", "heads: a few small products that decide every pixel"),
         ("iou_head", "heads: a few small products that decide which masks are kept"),
         ("upscaling", "upscaling: transposed convolutions, which have no fused INT8 kernel"),
