@@ -42,7 +42,7 @@ SPEC = ModelSpec(
 )
 
 CONTRACT = graph_contract(SPEC)
-GRAPHS = ("sam_encoder", "sam_decoder", "unet")
+GRAPHS = ("sam_encoder", "sam_decoder", "sam_masks", "unet")
 GPU = Device(name="Fake 8.6", compute_capability="8.6", memory_bytes=1 << 30, driver_cuda="13.0")
 
 

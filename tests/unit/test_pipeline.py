@@ -49,7 +49,9 @@ class FakeSession:
                 assert got == wanted or isinstance(wanted, str), spec.name
         self._log.append((self.graph.name, {name: feed.shape for name, feed in feeds.items()}))
         if self.graph.name == "sam_decoder":
-            return _disks(feeds["points"])
+            return _decoded(feeds["points"])
+        if self.graph.name == "sam_masks":
+            return _disks(feeds["features"][feeds["chosen"], 0, :2])
         if self.graph.name == "clip_image":
             assert sizes["t"] == sizes["c"] + sizes["p"]
         seed = int(sum(np.abs(feed.astype(np.float64)).sum() for feed in feeds.values()) * 1e3) % 2**32
@@ -64,12 +66,18 @@ class FakeSession:
         pass
 
 
+def _decoded(points):
+    iou = np.tile(np.array([0.95, 0.92, 0.5], np.float32), (64, 1)) - np.arange(64)[:, None] / 1000
+    features = np.zeros((64, 16, 8), np.float32)  # enough to draw from
+    features[:, 0, :2] = points
+    return {"iou": iou.astype(np.float32), "tokens": np.zeros((64, 3, 8), np.float32), "features": features}
+
+
 def _disks(points):
     y, x = np.mgrid[:16, :16] * 4 + 2
     distance = np.hypot(y - points[:, 1, None, None], x - points[:, 0, None, None])
     radii = np.array([6.0, 12.0, 20.0])[None, :, None, None]
-    iou = np.tile(np.array([0.95, 0.92, 0.5], np.float32), (64, 1)) - np.arange(64)[:, None] / 1000
-    return {"low_res": ((radii - distance[:, None]) * 9).astype(np.float32), "iou": iou.astype(np.float32)}
+    return {"low_res": ((radii - distance[:, None]) * 9).astype(np.float32)}
 
 
 class FakeFactory:
@@ -128,7 +136,7 @@ def test_every_mode_answers_with_a_mask_of_the_picture(profile, mode):
 @pytest.mark.parametrize(
     ("mode", "unused"),
     [
-        ("gen", {"sam_encoder", "sam_decoder", "clip_text", "clip_image"}),
+        ("gen", {"sam_encoder", "sam_decoder", "sam_masks", "clip_text", "clip_image"}),
         ("gen+seg", {"clip_text", "clip_image"}),
         ("disc+seg", {"sd_text", "vae_encoder", "unet", "unet_taps"}),
         ("full", set()),
@@ -146,7 +154,8 @@ def test_a_second_phrase_on_a_scene_costs_no_image_work_again():
     segmenter = _segmenter(factory=factory)
     scene = segmenter.encode(_image())
     segmenter.segment(scene, "the red mug")
-    before = {name: factory.ran(name) for name in ("vae_encoder", "sam_encoder", "sam_decoder", "clip_image")}
+    image_work = ("vae_encoder", "sam_encoder", "sam_decoder", "sam_masks", "clip_image")
+    before = {name: factory.ran(name) for name in image_work}
     segmenter.segment(scene, "the blue mug")
     assert {name: factory.ran(name) for name in before} == before
 

@@ -22,7 +22,7 @@ from refdiff.calibration.feeds import FeedStore, Run
 from refdiff.calibration.recording import FeedRecorder, spread
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import Options, Shortcuts, options_for
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import InputError
@@ -121,7 +121,10 @@ def calibrate(
     tell("reading the questions")
     series = _series(images, phrases, count, seed)
     series.check_phrases(Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
-    options = {name: options_for(opened.spec, profile=name, mode=mode) for name in profiles}
+    every_run = Shortcuts(keep_texts=False)  # what a question feeds its graphs hangs on no other question
+    options = {
+        name: options_for(opened.spec, profile=name, mode=mode, shortcuts=every_run) for name in profiles
+    }
     with ExitStack() as stack:
         sessions = open_sessions(opened, backend=backend, threads=threads)
         recorder = FeedRecorder(sessions, most=most_runs)

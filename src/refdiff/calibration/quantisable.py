@@ -32,10 +32,9 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
     "sam_encoder": (("patch_embed", "first convolution: the picture itself"),),
     "sam_decoder": (
         ("attn", "attention: what its small products weigh decides which masks are kept"),
-        ("hypernetworks", "heads: a few small products that decide every pixel"),
         ("iou_head", "heads: a few small products that decide which masks are kept"),
-        ("upscaling", "upscaling: transposed convolutions, which have no fused INT8 kernel"),
     ),
+    "sam_masks": (("hypernetworks", "heads: a few small products that decide every pixel"),),
 }
 """Graph -> parts of node names and the reason (FIELD §2: TensorRT#4212, #3724)."""
 
@@ -57,9 +56,9 @@ def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[
 
 def default_weights_alone(name: str) -> tuple[Rule, ...]:
     """The rules by which nodes of the graph `name` hold their weights alone in eight bits."""
-    if name != "sam_decoder":
+    if name not in ("sam_decoder", "sam_masks"):
         return ()
-    because = "what passes through the decoder decides which masks are kept: in eight bits others win"
+    because = "what passes through the decoder decides which masks are kept, and every pixel of them"
     return (Rule(nodes=("*",), because=because, origin="rule"),)
 
 

@@ -95,6 +95,31 @@ class FusionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """Exact shortcuts: each leaves the answer as it is, to rounding. They are switched off to measure them."""
+
+    skip_prompts: bool = True
+    """Masks are drawn of prompts alone that pass the predicted-IoU filter; off: of all."""
+    filter_masks: bool = True
+    """Masks below the predicted IoU are out before they are blown up to the picture; off: after, as in SAM."""
+    filter_candidates: bool = True
+    """CLIP looks at candidates alone that pass the area filter; off: at all."""
+    early_exit: bool = True
+    """The last UNet pass stops at the last tap; off: it is a full one."""
+    keep_unconditional: bool = True
+    """The first pass without a phrase is made once for a picture; off: again for each phrase."""
+    keep_picture: bool = True
+    """Latent, candidates and CLIP's patches are made once for a picture; off: again for each phrase."""
+    keep_texts: bool = True
+    """Both text encoders' answers are kept, the empty prompt's among them; off: made anew."""
+    batch_crops: bool = True
+    """Crops of one size share a call; off: one call each."""
+
+
+ALL_SHORTCUTS = Shortcuts()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Everything the pipeline reads."""
 
@@ -108,6 +133,7 @@ class Options:
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     crops: CropOptions = field(default_factory=CropOptions)
     fusion: FusionOptions = field(default_factory=FusionOptions)
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
 
 
 _OFFICIAL = Options()
@@ -140,7 +166,13 @@ PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFI
 
 
 def options_for(
-    spec: ModelSpec, *, profile: str = "edge", mode: str = "full", seed: int = 0, reader: str = "rules"
+    spec: ModelSpec,
+    *,
+    profile: str = "edge",
+    mode: str = "full",
+    seed: int = 0,
+    reader: str = "rules",
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Options:
     """The named profile, with the proposal thresholds that belong to this model's SAM.
 
@@ -168,4 +200,5 @@ def options_for(
         seed=seed,
         reader=reader,  # type: ignore[arg-type]
         proposals=proposals,
+        shortcuts=shortcuts,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refdiff.contracts.feeds import half_rounded, wanted_outputs
+from refdiff.contracts.feeds import half_rounded, read_rows, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Session, SessionFactory
 
@@ -32,6 +32,13 @@ class Record:
         """Of all its arrays."""
         return sum(array.nbytes for side in (self.feeds, self.results) for array in side.values())
 
+    def first_row(self) -> Record:
+        """The same of one item of the batch, where all tensors have it first and no item sees another."""
+        feeds, results = (
+            {name: array[:1] for name, array in side.items()} for side in (self.feeds, self.results)
+        )
+        return Record(feeds, results)
+
 
 class RecordingSession:
     """A session that remembers the last run of each shape.
@@ -53,7 +60,7 @@ class RecordingSession:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the inner session for all its outputs, and keep the run."""
         wanted = wanted_outputs(self._graph, outputs)
-        rounded = {name: coarse(array) for name, array in feeds.items()}
+        rounded = {name: coarse(array) for name, array in read_rows(self._graph, feeds).items()}
         results = self._inner.run(rounded)
         shapes, record = tuple(array.shape for array in rounded.values()), Record(rounded, results)
         for store in self._stores:

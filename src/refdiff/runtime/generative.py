@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refdiff.contracts.options import AttentionOptions
+from refdiff.contracts.options import ALL_SHORTCUTS, AttentionOptions, Shortcuts
 from refdiff.contracts.session import Array, Float, SessionFactory
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.errors import EngineError, InputError
@@ -77,6 +77,7 @@ def latent_state(
     tokenizer: Tokenizer,
     seed: int,
     image: Picture,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> LatentState:
     """Everything that depends on the picture alone.
 
@@ -87,6 +88,7 @@ def latent_state(
         tokenizer: of the bundle.
         seed: of the posterior's draw and the noise.
         image: [y, x, 3].
+        shortcuts: where the last pass stops.
 
     Raises:
         InputError: the options ask for what the graphs do not expose.
@@ -97,7 +99,7 @@ def latent_state(
     _, noise = draw(seed, clean.shape)
     noised = add_noise(clean, noise, float(alphas_cumprod(spec)[options.start_level]))
     context = _context(sessions, spec, tokenizer, "")
-    eps, taps = _pass(sessions, options, 0, noised, context)
+    eps, taps = _pass(sessions, options, 0, noised, context, shortcuts)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
 
 
@@ -108,6 +110,7 @@ def attend(
     tokenizer: Tokenizer,
     state: LatentState,
     phrase: Phrase,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
     """The maps of one phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
 
@@ -118,6 +121,7 @@ def attend(
         tokenizer: of the bundle.
         state: of the picture.
         phrase: one that passed `Tokenizer.check_length`.
+        shortcuts: whether the state's own pass is used, and where the last pass stops.
 
     Returns:
         [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture.
@@ -128,13 +132,15 @@ def attend(
     contexts = np.concatenate((state.empty_context, context))  # [2, t, d]
     alphas = alphas_cumprod(spec)
 
-    eps, taps = _pass(sessions, options, 0, state.noised, context)  # conditional alone
-    eps = None if eps is None or state.eps is None else np.concatenate((state.eps, eps))
-    taps = np.concatenate((state.taps, taps))  # [2, l, q, t]
     latent, maps = state.noised, []
     for index in range(len(options.timesteps)):
-        if index:
-            eps, taps = _pass(sessions, options, index, np.repeat(latent, 2, axis=0), contexts)
+        if index == 0 and shortcuts.keep_unconditional:
+            eps, taps = _pass(sessions, options, 0, state.noised, context, shortcuts)  # conditional alone
+            eps = None if eps is None or state.eps is None else np.concatenate((state.eps, eps))
+            taps = np.concatenate((state.taps, taps))  # [2, l, q, t]
+        else:
+            both = np.repeat(latent, 2, axis=0)
+            eps, taps = _pass(sessions, options, index, both, contexts, shortcuts)
         maps.append(normalised_maps(guided_logits(taps, options.guidance), tokens, spec.tap_size))
         if eps is not None:
             told, following = options.timesteps[index : index + 2]
@@ -184,13 +190,19 @@ def _context(sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer
 
 
 def _pass(
-    sessions: SessionFactory, options: AttentionOptions, index: int, latent: Float, context: Float
+    sessions: SessionFactory,
+    options: AttentionOptions,
+    index: int,
+    latent: Float,
+    context: Float,
+    shortcuts: Shortcuts,
 ) -> tuple[Float | None, Float]:
     """UNet pass number `index`: what it predicts, and the taps. The last pass stops at the taps."""
     timestep = np.full(len(latent), options.timesteps[index], np.float32)
     feeds = {"latent": latent, "timestep": timestep, "context": context}
     if index == len(options.timesteps) - 1:
-        return None, _run(sessions, "unet_taps", feeds)["taps"]
+        last = "unet_taps" if shortcuts.early_exit else "unet"
+        return None, _run(sessions, last, feeds)["taps"]
     outputs = _run(sessions, "unet", feeds)
     return outputs["eps"], outputs["taps"]
 

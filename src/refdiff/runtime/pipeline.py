@@ -20,6 +20,7 @@ from refdiff.errors import InputError
 from refdiff.runtime.attention import heat_map
 from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
 from refdiff.runtime.generative import LatentState, attend, latent_state
+from refdiff.runtime.kept_texts import TextKeeping
 from refdiff.runtime.phrase import Phrase, direction, read_phrase
 from refdiff.runtime.picture import read_picture
 from refdiff.runtime.places import Direction, heat_ramp, place_scores
@@ -53,7 +54,7 @@ class Segmenter:
         positions: Float,
     ) -> None:
         _check(spec, options, positions)
-        self._sessions = sessions
+        self._sessions = TextKeeping(sessions) if options.shortcuts.keep_texts else sessions
         self._spec = spec
         self._options = options
         self._tokenizer = tokenizer
@@ -115,6 +116,8 @@ class Segmenter:
             EngineError: a graph failed or returned values that are not finite.
         """
         scene.check_made_with(self._options, self._spec, self._sessions)
+        if not self._options.shortcuts.keep_picture:
+            scene = self.encode(scene.image)
         query = self._read(phrase, focus)
         heat = self._attend(scene, query)
         if scene.candidates is None:
@@ -137,14 +140,17 @@ class Segmenter:
         """METHOD §2."""
         if self._options.mode == "gen":
             return None
-        return propose(self._sessions, self._spec.sam, image, self._options.proposals)
+        options = self._options
+        return propose(self._sessions, self._spec.sam, image, options.proposals, options.shortcuts)
 
     def _encode_latent(self, image: NDArray[np.uint8]) -> LatentState | None:
         """METHOD §4, what the picture alone decides."""
         if self._options.mode == "disc+seg":
             return None
         spec, options = self._spec.diffusion, self._options
-        return latent_state(self._sessions, spec, options.attention, self._tokenizer, options.seed, image)
+        return latent_state(
+            self._sessions, spec, options.attention, self._tokenizer, options.seed, image, options.shortcuts
+        )
 
     def _read(self, phrase: str, focus: str | None) -> Phrase:
         """METHOD §3."""
@@ -159,8 +165,8 @@ class Segmenter:
         """The generative map c [y, x] (METHOD §4, §10.4)."""
         if scene.latent is None:
             return None
-        options, spec = self._options.attention, self._spec.diffusion
-        maps = attend(self._sessions, spec, options, self._tokenizer, scene.latent, query)
+        options, spec, shortcuts = self._options.attention, self._spec.diffusion, self._options.shortcuts
+        maps = attend(self._sessions, spec, options, self._tokenizer, scene.latent, query, shortcuts)
         heat = heat_map(maps, scene.size_yx, uint8_lanczos=options.uint8_lanczos)
         return heat * heat_ramp(query, scene.size_yx) if self._options.fusion.ramp_on_heat else heat
 
@@ -207,7 +213,8 @@ class Segmenter:
         return scene.hard.towards(
             side,
             lambda to: hard_vectors(
-                self._sessions, spec, self._positions, scene.image, candidates, crops, to
+                self._sessions, spec, self._positions, scene.image, candidates, crops, to,
+                self._options.shortcuts,
             ),
         )
 
@@ -216,7 +223,8 @@ class Segmenter:
         spec, crops = self._spec.clip, self._options.crops
         if candidates is None or not self._discriminates:
             return np.zeros((0, spec.embed_dim), dtype=np.float32)
-        return soft_vectors(self._sessions, spec, self._positions, image, candidates, crops)
+        shortcuts = self._options.shortcuts
+        return soft_vectors(self._sessions, spec, self._positions, image, candidates, crops, shortcuts)
 
 
 def _places(

@@ -3,7 +3,7 @@
 In: a graph's contract, the model's sizes, the pipeline's options. Out: for every input its smallest, most
 usual and largest shape. The pipeline pads to a few sizes (`runtime.buckets`), which are read from there.
 
-Axes: b = batch, p = patches, c = class tokens, t = c + p.
+Axes: b = batch, p = patches, c = class tokens, t = c + p; n = decoded prompts, k = prompts that are drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from refdiff.contracts.graphs import Dimension, GraphSpec
+from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING, Dimension, GraphSpec
 from refdiff.contracts.options import Options
 from refdiff.contracts.spec import ClipSpec, ModelSpec
 from refdiff.errors import InputError
@@ -91,6 +91,10 @@ def _axes(name: str, spec: ModelSpec, profiles: Sequence[Options]) -> Iterator[_
         for options in profiles:
             yield from _crops(spec.clip, options)
             yield _surroundings(spec.clip, options)
+        return
+    if name == "sam_masks":
+        most = {"n": POINTS_PER_BATCH, "k": POINTS_PER_DRAWING}
+        yield {"n": 1, "k": 1}, most, most
         return
     batches = [_batches(name, options) for options in profiles]
     least, usual, most = (max(each[i] for each in batches) for i in range(3))
