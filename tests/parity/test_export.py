@@ -41,7 +41,7 @@ from tests.parity.calm_stack import calm_stack  # noqa: E402
 def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
     """Feeds of every graph, with named dimensions unlike those the export traced with."""
     rng = np.random.default_rng(seed)
-    sizes = {"b": 1, "p": 12, "c": 4, "t": 16}
+    sizes = {"b": 1, "p": 12, "c": 4, "t": 16, "n": 6, "k": 2}
     examples: dict[str, dict[str, Array]] = {}
     for name, graph in graph_contract(calm_stack().spec).items():
         examples[name] = {}

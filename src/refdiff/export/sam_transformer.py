@@ -33,7 +33,7 @@ class PromptTransformer(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(layer, shared=index == 0) for index, layer in enumerate(transformer.layers)
         )
-        self.final = _ImageToToken(transformer.final_attn_token_to_image, shared=not self.layers)
+        self.final_attn = _ImageToToken(transformer.final_attn_token_to_image, shared=not self.layers)
         self.norm_final = transformer.norm_final_attn
 
     def forward(
@@ -52,7 +52,7 @@ class PromptTransformer(nn.Module):
         tokens = prompts
         for layer in self.layers:
             tokens, image = layer(tokens, image, prompts, positions)
-        tokens = tokens + self.final(tokens + prompts, image + positions, image)
+        tokens = tokens + self.final_attn(tokens + prompts, image + positions, image)
         return self.norm_final(tokens), image
 
 
@@ -62,8 +62,8 @@ class _Layer(nn.Module):
     def __init__(self, layer: TwoWayAttentionBlock, *, shared: bool) -> None:
         super().__init__()
         self.self_attn, self.mlp = layer.self_attn, layer.mlp
-        self.from_image = _ImageToToken(layer.cross_attn_token_to_image, shared=shared)
-        self.to_image = _TokenToImage(layer.cross_attn_image_to_token, shared=shared)
+        self.attn_from_image = _ImageToToken(layer.cross_attn_token_to_image, shared=shared)
+        self.attn_to_image = _TokenToImage(layer.cross_attn_image_to_token, shared=shared)
         self.norms = nn.ModuleList((layer.norm1, layer.norm2, layer.norm3, layer.norm4))
         self._places_first = not layer.skip_first_layer_pe
 
@@ -78,9 +78,9 @@ class _Layer(nn.Module):
             tokens = self.self_attn(q=tokens, k=tokens, v=tokens)
         tokens = self.norms[0](tokens)
         placed_image = image + positions
-        tokens = self.norms[1](tokens + self.from_image(tokens + prompts, placed_image, image))
+        tokens = self.norms[1](tokens + self.attn_from_image(tokens + prompts, placed_image, image))
         tokens = self.norms[2](tokens + self.mlp(tokens))
-        image = self.norms[3](image + self.to_image(placed_image, tokens + prompts, tokens))
+        image = self.norms[3](image + self.attn_to_image(placed_image, tokens + prompts, tokens))
         return tokens, image
 
 
