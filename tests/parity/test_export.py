@@ -47,7 +47,8 @@ def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
         examples[name] = {}
         for tensor in graph.inputs:
             shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
-            drawn = rng.integers(0, 50, shape) if tensor.dtype == "int32" else rng.standard_normal(shape)
+            below = sizes["n"] if tensor.name == "chosen" else 50
+            drawn = rng.integers(0, below, shape) if tensor.dtype == "int32" else rng.standard_normal(shape)
             examples[name][tensor.name] = drawn.astype(tensor.dtype)
         if "slots" in examples[name]:
             examples[name]["slots"][:] = 0.0
