@@ -34,7 +34,10 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
         ("attn", "attention: what its small products weigh decides which masks are kept"),
         ("iou_head", "heads: a few small products that decide which masks are kept"),
     ),
-    "sam_masks": (("hypernetworks", "heads: a few small products that decide every pixel"),),
+    "sam_masks": (
+        ("hypernetworks", "heads: a few small products that decide every pixel"),
+        ("upscaling", "upscaling: two small products that draw every pixel"),
+    ),
 }
 """Graph -> parts of node names and the reason (FIELD §2: TensorRT#4212, #3724)."""
 
@@ -56,9 +59,9 @@ def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[
 
 def default_weights_alone(name: str) -> tuple[Rule, ...]:
     """The rules by which nodes of the graph `name` hold their weights alone in eight bits."""
-    if name not in ("sam_decoder", "sam_masks"):
+    if name != "sam_decoder":
         return ()
-    because = "what passes through the decoder decides which masks are kept, and every pixel of them"
+    because = "what passes through the decoder decides which masks are kept: in eight bits others win"
     return (Rule(nodes=("*",), because=because, origin="rule"),)
 
 
