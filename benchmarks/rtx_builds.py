@@ -100,14 +100,14 @@ def alone(folder: Path, graph: str, converted: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=converted) as scratch:
         target, log, started = Path(scratch) / "plan", make_log(flavour), time.perf_counter()
         try:
-            activations = build_plan(flavour, task, target, log, Watch(graph, silent))
+            built = build_plan(flavour, task, target, log, Watch(graph, silent))
         except EngineError as error:
             return {"error": str(error)}
         seconds = round(time.perf_counter() - started, 1)
         return {
             "seconds": seconds,
             "plan_bytes": target.stat().st_size,
-            "activation_bytes": activations,
+            "activation_bytes": built.activation_bytes,
         }
 
 

@@ -202,7 +202,7 @@ class _Maker:
         )
         with plan_store.drafted(files) as draft:
             try:
-                activations = build_plan(self._flavour, task, draft, log, Watch(identity.graph, tell))
+                built = build_plan(self._flavour, task, draft, log, Watch(identity.graph, tell))
             except EngineError as error:
                 kept = plan_store.keep_failed_log(files, "\n".join(log.lines) + "\n")
                 raise EngineError(f"{error} (build log: {kept})") from error
@@ -211,7 +211,8 @@ class _Maker:
                 identity=identity,
                 plan_sha256=sha256,
                 plan_bytes=size,
-                activation_bytes=activations,
+                activation_bytes=built.activation_bytes,
+                attention=built.attention,
                 seconds=round(time.perf_counter() - started, 2),
                 built_on=None if self._device is None else self._device.name,
                 refdiff_version=refdiff_version(),

@@ -11,6 +11,7 @@ from typing import Any
 from refdiff.api.building import choose, chosen_graphs
 from refdiff.api.bundles import find_bundle
 from refdiff.api.progress import Progress, silent
+from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
 from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.lint import Finding, findings
@@ -27,7 +28,8 @@ class LintedGraph:
     """Of the network, as far as it was parsed."""
     refusals: tuple[Refusal, ...]
     findings: tuple[Finding, ...]
-    """Empty where the graph was refused: half a network says nothing."""
+    attention: tuple[AttentionBlock, ...]
+    """Both empty where the graph was refused: half a network says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,7 @@ def lint(
                 layers=parsed.network.num_layers,
                 refusals=parsed.refusals,
                 findings=() if parsed.refusals else findings(trt, parsed.network),
+                attention=() if parsed.refusals else attention_blocks(parsed.network),
             )
         )
     return LintReport(

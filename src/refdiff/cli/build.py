@@ -41,6 +41,9 @@ def build(
         bool, typer.Option("--hardware-compatible", help="For all GPUs from Ampere on (tensorrt).")
     ] = False,
     lint: Annotated[bool, typer.Option("--lint", help="Parse and report only; build nothing.")] = False,
+    fusion: Annotated[
+        bool, typer.Option("--fusion", help="Tell of each attention whether it is fused, and why not.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even what is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +57,7 @@ def build(
     from refdiff.engines.trt.options import parse_size
 
     if lint:
-        _lint(bundle, flavour, graph or (), as_json=as_json)
+        _lint(bundle, flavour, graph or (), fusion=fusion, as_json=as_json)
         return
     options = api.BuildOptions(
         compute_capabilities=_listed(compute_capability),
@@ -75,16 +78,18 @@ def build(
             force=force,
             progress=tell,
         )
-    print_answer(report.to_json(), lambda: of_build(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: of_build(report, fusion=fusion), as_json=as_json)
 
 
-def _lint(bundle: str, flavour: str, graphs: list[str] | tuple[str, ...], *, as_json: bool) -> None:
+def _lint(
+    bundle: str, flavour: str, graphs: list[str] | tuple[str, ...], *, fusion: bool, as_json: bool
+) -> None:
     from refdiff import api
     from refdiff.cli.build_tables import of_lint
 
     with working() as tell:
         report = api.lint(bundle, flavour=flavour, graphs=graphs, progress=tell)
-    print_answer(report.to_json(), lambda: of_lint(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: of_lint(report, fusion=fusion), as_json=as_json)
     if not report.passed:
         note(f"error: {report.flavour} refuses a graph")
         raise typer.Exit(1)
