@@ -1,5 +1,6 @@
 """`refdiff build` as a person and a script see it, over TensorRTs in memory."""
 
+import dataclasses
 import json
 import sys
 
@@ -93,6 +94,18 @@ def test_the_report_says_what_was_chosen_why_and_for_what(machine, capsys):
     assert graph["built_on"] == device
 
 
+def test_the_bundle_s_own_size_may_be_named(machine, capsys):
+    assert said(capsys, "--graph", "sd_text", "--size", "128")[0] == 0
+    assert said(capsys, "--graph", "sd_text", "--size", "128", "--lint")[0] == 0
+
+
+def test_another_size_than_a_model_s_bundle_has_is_refused_with_the_export_that_makes_it():
+    spec = dataclasses.replace(MINIATURE.spec, name="refdiff")
+    bundle = dataclasses.replace(MINIATURE, manifest=dataclasses.replace(MINIATURE.manifest, spec=spec))
+    with pytest.raises(InputError, match=r"are for 128 px; .*: refdiff export MODEL --size 768"):
+        building.check_size(bundle, 768)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--force",), ("--workspace", "4GB"), ("--profile", "official")],
@@ -126,6 +139,8 @@ def test_the_table_names_every_plan_and_where_it_is(machine, capsys):
     [
         (("--graph", "nope"), "has no graph 'nope', it has: sd_text"),
         (("--profile", "nope"), "unknown profile 'nope'"),
+        (("--size", "512"), "are for 128 px; leave it out: the miniature has no other"),
+        (("--lint", "--size", "512"), "got --size 512, but the graphs of"),
         (("--workspace", "much"), "expected a size such as 4GB"),
         (("--flavour", "nope"), "unknown flavour 'nope'"),
         (("--refit", "--strip-weights"), "expected one"),

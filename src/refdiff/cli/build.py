@@ -20,6 +20,10 @@ def build(
         list[str] | None,
         typer.Option(help="Whose sizes the plans serve: edge, official; repeatable, edge if left out."),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="In px, to be sure of it: a bundle has one, fixed by `refdiff export --size`."),
+    ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(help="GPUs to build for, such as 8.6,8.9 (tensorrt-rtx); Ampere and later if left out."),
@@ -57,7 +61,7 @@ def build(
     from refdiff.engines.trt.options import parse_size
 
     if lint:
-        _lint(bundle, flavour, graph or (), fusion=fusion, as_json=as_json)
+        _lint(bundle, flavour, graph or (), size=size, fusion=fusion, as_json=as_json)
         return
     options = api.BuildOptions(
         compute_capabilities=_listed(compute_capability),
@@ -75,6 +79,7 @@ def build(
             graphs=graph or (),
             profiles=profile or api.BUILT_PROFILES,
             options=options,
+            size=size,
             force=force,
             progress=tell,
         )
@@ -82,13 +87,19 @@ def build(
 
 
 def _lint(
-    bundle: str, flavour: str, graphs: list[str] | tuple[str, ...], *, fusion: bool, as_json: bool
+    bundle: str,
+    flavour: str,
+    graphs: list[str] | tuple[str, ...],
+    *,
+    size: int | None,
+    fusion: bool,
+    as_json: bool,
 ) -> None:
     from refdiff import api
     from refdiff.cli.build_tables import of_lint
 
     with working() as tell:
-        report = api.lint(bundle, flavour=flavour, graphs=graphs, progress=tell)
+        report = api.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=tell)
     print_answer(report.to_json(), lambda: of_lint(report, fusion=fusion), as_json=as_json)
     if not report.passed:
         note(f"error: {report.flavour} refuses a graph")
