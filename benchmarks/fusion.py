@@ -1,4 +1,4 @@
-"""Which attentions TensorRT-RTX fuses, graph by graph, and whether the UNet's taps cost it any. No GPU is needed.
+"""Which attentions TensorRT-RTX fuses, and whether the UNet's taps cost it any. No GPU is needed.
 
     python benchmarks/fusion.py BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
     python benchmarks/fusion.py BUNDLE --converted KEPT/ours-fp16 --precision fp16

@@ -1,6 +1,7 @@
 """Which attentions a network has, what keeps each from being fused, and whether the plan fused it."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -84,8 +85,7 @@ def test_a_softmax_that_is_no_attention_s_is_passed_over():
 def test_a_long_chain_of_sums_is_not_searched_for_a_product():
     names = [f"x{index}" for index in range(60)]
     sums = [
-        Layer("ELEMENTWISE", f"/Add_{a}", [tensor(a), tensor(a)], [tensor(b)])
-        for a, b in zip(names, names[1:], strict=False)
+        Layer("ELEMENTWISE", f"/Add_{a}", [tensor(a), tensor(a)], [tensor(b)]) for a, b in pairwise(names)
     ]
     soft = Layer("SOFTMAX", "/Softmax", [tensor(names[-1])], [tensor("soft")])
     assert attention_blocks(Network(layers=[*sums, soft])) == ()

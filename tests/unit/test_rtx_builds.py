@@ -84,7 +84,7 @@ SOFTMAXES = {
 
 
 def assert_fused_where_expected(name, precision, blocks):
-    """In half precision the attentions of text, UNet and CLIP are fused; the UNet's taps are outputs meanwhile."""
+    """In half precision text's, UNet's and CLIP's attentions are fused, with taps as outputs."""
     assert len(blocks) == SOFTMAXES[name]
     assert not any("output" in each or "read by" in each for block in blocks for each in block.obstacles)
     assert all(block.fused is not None for block in blocks)

@@ -103,7 +103,8 @@ def build(
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: an unknown name, another size than the bundle's, an option this flavour does not have, a place that cannot be written to.
+        InputError: an unknown name, another size than the bundle's, an option this flavour does not have, a
+            place that cannot be written to.
         MissingDependencyError: no TensorRT, or none that can build without a GPU where there is none.
         EngineError: TensorRT refused a graph; the message names the build log. Plans built before it stay.
         KeyboardInterrupt: Ctrl-C; the plan that was being built is not there.

@@ -41,7 +41,7 @@ def of_build(report: BuildReport, *, fusion: bool = False) -> RenderableType:
 
 
 def of_lint(report: LintReport, *, fusion: bool = False) -> RenderableType:
-    """One row per complaint and risk, and one for a graph without any; with `fusion` one row per attention."""
+    """One row per complaint and risk, and one for a graph without; with `fusion` one row per attention."""
     table = _table("=graph", "precision", ">layers", "verdict", "where", "why")
     for graph in report.graphs:
         head = (graph.graph, graph.precision, str(graph.layers))

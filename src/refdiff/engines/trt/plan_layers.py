@@ -42,7 +42,7 @@ def layers_in_log(lines: Iterable[str]) -> tuple[PlanLayer, ...]:
 
 
 def layers_of_engine(module: Any, engine: Any) -> tuple[PlanLayer, ...]:
-    """The layers of a loaded engine, from its inspector; empty where the plan was built without their details.
+    """The layers of a loaded engine, from its inspector; empty where the plan holds no details.
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
@@ -60,8 +60,8 @@ def layers_of_engine(module: Any, engine: Any) -> tuple[PlanLayer, ...]:
 def with_kernels(blocks: Sequence[AttentionBlock], layers: Sequence[PlanLayer]) -> tuple[AttentionBlock, ...]:
     """Attentions with the answer whether the plan fused them.
 
-    One is fused where every kernel that holds its softmax (one for each optimisation profile) holds both of its
-    products as well.
+    One is fused where every kernel that holds its softmax (one for each optimisation profile) holds both of
+    its products as well.
     """
     return tuple(_with_kernel(block, layers) for block in blocks)
 
