@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engine_tables import fusion_table, memory_table
 from precision_tables import (
     builds_table,
     conversions_table,
@@ -39,6 +40,8 @@ def main() -> None:
         ("docs/precision.md", "precision", "miniature-precision", precision_table),
         ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
         ("docs/engines.md", "gpu", "gpu", gpu_table),
+        ("docs/engines.md", "fusion", "fusion", fusion_table),
+        ("docs/jetson.md", "memory", "rtx-builds", memory_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
     ):

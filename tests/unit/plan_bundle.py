@@ -90,6 +90,7 @@ def write_plan(bundle: Bundle, name: str, *, activations: int = 1000, padding: i
         plan_sha256=hashlib.sha256(content).hexdigest(),
         plan_bytes=len(content),
         activation_bytes=activations * 4,
+        attention=(),
         seconds=1.0,
         built_on=None,
         refdiff_version="0",

@@ -48,6 +48,7 @@ class CalibrationReport:
     bundle: Path
     model: str
     backend: str
+    backend_reason: str
     profiles: tuple[str, ...]
     mode: str
     new: int
@@ -145,6 +146,7 @@ def calibrate(
         bundle=opened.path,
         model=opened.spec.name,
         backend=sessions.backend,
+        backend_reason=sessions.reason,
         profiles=tuple(options),
         mode=mode,
         new=len(series.asked) - resumed,

@@ -120,6 +120,6 @@ def _import_cuda(backend: str) -> Any:
             raise
         raise MissingDependencyError(
             f"back-end {backend} needs cuda-python, which is not installed; "
-            f"pip install 'refdiff[{_EXTRAS[backend]}]'"
+            f"pip install 'refdiff[{_EXTRAS[backend]}]'; on a Jetson: pip install 'refdiff[jetson]'"
         ) from error
     return runtime
