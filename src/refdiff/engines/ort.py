@@ -54,6 +54,7 @@ class OrtSession:
             ModuleNotFoundError: "ort-rounded" rewrites graphs with onnx_ir, which is not installed.
         """
         self._graph = graph
+        self._backend = backend
         provider, _ = PROVIDERS[backend]
         if provider not in ort.get_available_providers():
             have = ", ".join(ort.get_available_providers())
@@ -75,6 +76,11 @@ class OrtSession:
     def graph(self) -> GraphSpec:
         """The contract this session fulfils."""
         return self._graph
+
+    @property
+    def most_rows(self) -> int | None:
+        """Any number; for TensorRT's provider, which builds an engine for each new size, what one phrase needs."""
+        return 2 if self._backend == "ort-tensorrt" else None
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; see `refdiff.contracts.session.Session`."""

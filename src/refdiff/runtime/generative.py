@@ -4,12 +4,13 @@ What depends on the picture alone, the unconditional first pass included, is com
 `LatentState`; a phrase then costs one conditional pass, plus a batch of two for every later pass.
 
 Axes: c = latent channels, s = latent side, l = tapped layers, q = query cells, t = tokens, d = context width,
-m = maps, g = grid side.
+m = maps, g = grid side, k = phrases.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from refdiff.runtime.attention import guided_logits, normalised_maps
 from refdiff.runtime.geometry import Picture, diffusion_input
 from refdiff.runtime.noise import draw
 from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.rows import TEXT_ROWS, UNET_ROWS, rows_per_call, run_rows
 from refdiff.runtime.schedule import add_noise, alphas_cumprod, ddim_step
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -96,7 +98,7 @@ def latent_state(
     clean = encode_latent(sessions, spec, options, seed, image)
     _, noise = draw(seed, clean.shape)
     noised = add_noise(clean, noise, float(alphas_cumprod(spec)[options.start_level]))
-    context = _context(sessions, spec, tokenizer, "")
+    context = _contexts(sessions, spec, tokenizer, [""])
     eps, taps = _pass(sessions, options, 0, noised, context)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
 
@@ -109,7 +111,24 @@ def attend(
     state: LatentState,
     phrase: Phrase,
 ) -> Float:
-    """The maps of one phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
+    """The maps of one phrase: see `attend_many`.
+
+    Returns:
+        [m, g, g], 0..1.
+    """
+    return attend_many(sessions, spec, options, tokenizer, state, [phrase])[0]
+
+
+def attend_many(
+    sessions: SessionFactory,
+    spec: DiffusionSpec,
+    options: AttentionOptions,
+    tokenizer: Tokenizer,
+    state: LatentState,
+    phrases: Sequence[Phrase],
+    rows: int = UNET_ROWS,
+) -> list[Float]:
+    """The maps of each phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
 
     Args:
         sessions: opens `sd_text`, `unet_taps`, and `unet` where there is more than one pass.
@@ -117,33 +136,38 @@ def attend(
         options: the same ones the state was made with.
         tokenizer: of the bundle.
         state: of the picture.
-        phrase: one that passed `Tokenizer.check_length`.
+        phrases: such as passed `Tokenizer.check_length`.
+        rows: most of a UNet call; later passes take two for a phrase.
 
     Returns:
-        [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture.
+        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture.
     """
     _check_options(options)
-    tokens = tokenizer.focus_indices(phrase, options.focus)
-    context = _context(sessions, spec, tokenizer, phrase.text + PROMPT_SUFFIX)
-    contexts = np.concatenate((state.empty_context, context))  # [2, t, d]
+    tokens = [tokenizer.focus_indices(phrase, options.focus) for phrase in phrases]
+    prompts = [phrase.text + PROMPT_SUFFIX for phrase in phrases]
+    contexts = _contexts(sessions, spec, tokenizer, prompts)  # [k, t, d]
     alphas = alphas_cumprod(spec)
 
-    eps, taps = _pass(sessions, options, 0, state.noised, context)  # conditional alone
-    eps = None if eps is None or state.eps is None else np.concatenate((state.eps, eps))
-    taps = np.concatenate((state.taps, taps))  # [2, l, q, t]
-    latent, maps = state.noised, []
+    latent = np.repeat(state.noised, len(phrases), axis=0)  # [k, c, s, s]
+    eps, taps = _pass(sessions, options, 0, latent, contexts, rows)  # conditional alone
+    eps = None if eps is None or state.eps is None else _paired(state.eps, eps)  # [2k, c, s, s]
+    taps = _paired(state.taps, taps)  # [2k, l, q, t]
+    maps: list[list[Float]] = [[] for _ in phrases]
     for index in range(len(options.timesteps)):
         if index:
-            eps, taps = _pass(sessions, options, index, np.repeat(latent, 2, axis=0), contexts)
-        maps.append(normalised_maps(guided_logits(taps, options.guidance), tokens, spec.tap_size))
+            both = _paired(state.empty_context, contexts)  # [2k, t, d]
+            eps, taps = _pass(sessions, options, index, np.repeat(latent, 2, axis=0), both, rows)
+        for i, columns in enumerate(tokens):
+            logits = guided_logits(taps[2 * i : 2 * i + 2], options.guidance)
+            maps[i].append(normalised_maps(logits, columns, spec.tap_size))
         if eps is not None:
             told, following = options.timesteps[index : index + 2]
-            guided = eps[:1] + np.float32(options.guidance) * (eps[1:] - eps[:1])
+            guided = eps[::2] + np.float32(options.guidance) * (eps[1::2] - eps[::2])
             # The release's off-by-one: the latent is one level noisier than the UNet and the step are told.
             level = float(alphas[told])
             noise = predicted_noise(guided, latent, level, spec.prediction)
             latent = ddim_step(latent, noise, level, float(alphas[following]))
-    return np.concatenate(maps)
+    return [np.concatenate(of_phrase) for of_phrase in maps]
 
 
 def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Prediction) -> Float:
@@ -154,7 +178,7 @@ def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Predi
     v, and guidance's weights sum to 1, so a guided velocity gives the guided noise.
 
     Args:
-        output: of the UNet, [1, c, s, s].
+        output: of the UNet, [k, c, s, s].
         noisy: x, the latent it was fed, of the same shape.
         alpha: the level it was told.
         prediction: what it was trained to predict.
@@ -177,26 +201,42 @@ def _check_options(options: AttentionOptions) -> None:
         raise InputError("got no timesteps, expected at least one pass; use the timesteps of a profile")
 
 
-def _context(sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer, prompt: str) -> Float:
-    """The UNet's context of a prompt: [1, t, d]."""
-    ids = tokenizer.diffusion_ids(prompt, spec.padding)
-    return _run(sessions, "sd_text", {"ids": ids[None]})["context"]
+def _contexts(
+    sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> Float:
+    """The UNet's context of each prompt: [k, t, d]."""
+    ids = np.stack([tokenizer.diffusion_ids(prompt, spec.padding) for prompt in prompts])
+    step = rows_per_call(sessions.open("sd_text"), wanted=TEXT_ROWS, safe=1)
+    return _run(sessions, "sd_text", {"ids": ids}, step)["context"]
+
+
+def _paired(unconditional: Float, conditional: Float) -> Float:
+    """[1, …] and [k, …] -> [2k, …]: before each phrase's row the one that all share."""
+    shared = np.broadcast_to(unconditional, conditional.shape)
+    return np.stack((shared, conditional), axis=1).reshape(-1, *conditional.shape[1:])
 
 
 def _pass(
-    sessions: SessionFactory, options: AttentionOptions, index: int, latent: Float, context: Float
+    sessions: SessionFactory,
+    options: AttentionOptions,
+    index: int,
+    latent: Float,
+    context: Float,
+    rows: int = UNET_ROWS,
 ) -> tuple[Float | None, Float]:
     """UNet pass number `index`: what it predicts, and the taps. The last pass stops at the taps."""
     timestep = np.full(len(latent), options.timesteps[index], np.float32)
     feeds = {"latent": latent, "timestep": timestep, "context": context}
-    if index == len(options.timesteps) - 1:
-        return None, _run(sessions, "unet_taps", feeds)["taps"]
-    outputs = _run(sessions, "unet", feeds)
-    return outputs["eps"], outputs["taps"]
+    is_last = index == len(options.timesteps) - 1
+    graph = "unet_taps" if is_last else "unet"
+    outputs = _run(sessions, graph, feeds, rows_per_call(sessions.open(graph), wanted=rows, safe=UNET_ROWS))
+    return None if is_last else outputs["eps"], outputs["taps"]
 
 
-def _run(sessions: SessionFactory, graph: str, feeds: dict[str, Array]) -> dict[str, Array]:
-    outputs = sessions.open(graph).run(feeds)
+def _run(
+    sessions: SessionFactory, graph: str, feeds: dict[str, Array], step: int = 1
+) -> dict[str, Array]:
+    outputs = run_rows(sessions.open(graph), feeds, step)
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise EngineError(

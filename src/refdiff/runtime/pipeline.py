@@ -5,6 +5,8 @@ Axes: n = candidates, y/x = picture rows/columns, g = CLIP's training grid, w = 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,11 +21,12 @@ from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
 from refdiff.runtime.attention import heat_map
 from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
-from refdiff.runtime.generative import LatentState, attend, latent_state
+from refdiff.runtime.generative import LatentState, attend_many, latent_state
 from refdiff.runtime.phrase import Phrase, direction, read_phrase
 from refdiff.runtime.picture import read_picture
 from refdiff.runtime.places import Direction, heat_ramp, place_scores
 from refdiff.runtime.proposals import propose
+from refdiff.runtime.rows import TEXT_ROWS, UNET_ROWS
 from refdiff.runtime.scene import Scene
 from refdiff.runtime.scoring import attention_contrast, conclude, fuse, level_sets, score_level_sets
 from refdiff.runtime.tokenizer import Tokenizer
@@ -115,19 +118,52 @@ class Segmenter:
             EngineError: a graph failed or returned values that are not finite.
         """
         scene.check_made_with(self._options, self._spec, self._sessions)
-        query = self._read(phrase, focus)
-        heat = self._attend(scene, query)
-        if scene.candidates is None:
-            return self._segment_map(query, heat)
-        parts = self._cues(scene, scene.candidates, query, heat)
-        scores = fuse(
-            self._options.fusion,
-            self._options.mode,
-            parts,
-            scene.candidates.kept,
-            drop_filtered=self._options.proposals.drop_filtered,
-        )
-        return conclude(query, heat, scene.candidates, scores, "no proposal passes the filters")
+        return next(self._answers(scene, [self._read(phrase, focus)], UNET_ROWS))
+
+    def segment_many(
+        self, scene: Scene, phrases: Sequence[str], *, rows: int = UNET_ROWS
+    ) -> tuple[Segmentation, ...]:
+        """Choose what each phrase names in the scene: the answers of `segment`, to rounding.
+
+        Equal phrases are computed once. All of the answers are held at once, each with its mask and map:
+        `segment_each` hands them out one by one.
+
+        Args:
+            scene: as for `segment`.
+            phrases: as for `segment`; none is fine.
+            rows: most of a UNet call, and no more than the session takes; more rows take more memory.
+
+        Returns:
+            The answers in the order of the phrases.
+
+        Raises:
+            InputError: `rows` is below 1, the scene is of other options, or a phrase cannot be used: the
+                message says which, and no graph has run.
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        distinct = list(dict.fromkeys(phrases))
+        answers = dict(zip(distinct, self.segment_each(scene, distinct, rows=rows), strict=True))
+        return tuple(answers[phrase] for phrase in phrases)
+
+    def segment_each(
+        self, scene: Scene, phrases: Sequence[str], *, rows: int = UNET_ROWS
+    ) -> Iterator[Segmentation]:
+        """As `segment_many`, one answer at a time: the graphs run as the answers are taken.
+
+        Everything is checked in the call itself, before the first answer is asked for.
+        """
+        if rows < 1:
+            raise InputError(f"got {rows} rows of a UNet call, expected 1 or more")
+        scene.check_made_with(self._options, self._spec, self._sessions)
+        return self._answers(scene, self._read_all(phrases), rows)
+
+    def check_phrases(self, phrases: Sequence[str]) -> None:
+        """Refuse what `segment` would refuse; no graph runs.
+
+        Raises:
+            InputError: the first phrase that cannot be used, and why.
+        """
+        self._read_all(phrases)
 
     @property
     def _discriminates(self) -> bool:
@@ -155,13 +191,50 @@ class Segmenter:
         self._tokenizer.check_length(query.text)
         return query
 
-    def _attend(self, scene: Scene, query: Phrase) -> Float | None:
-        """The generative map c [y, x] (METHOD §4, §10.4)."""
+    def _read_all(self, phrases: Sequence[str]) -> list[Phrase]:
+        queries = []
+        for number, phrase in enumerate(phrases, start=1):
+            try:
+                queries.append(self._read(phrase, None))
+            except InputError as error:
+                raise InputError(f"phrase {number} of {len(phrases)}, {phrase!r}: {error}") from error
+        return queries
+
+    def _answers(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Iterator[Segmentation]:
+        """One answer for each phrase; text work is shared by a few phrases at a time."""
+        waiting = iter(queries)
+        while some := list(islice(waiting, TEXT_ROWS)):
+            maps, texts = self._attend(scene, some, rows), self._read_texts(some)
+            for query, of_query in zip(some, maps, strict=True):
+                yield self._answer(scene, query, self._heat(scene, query, of_query), texts)
+
+    def _answer(
+        self, scene: Scene, query: Phrase, heat: Float | None, texts: Mapping[str, Float]
+    ) -> Segmentation:
+        if scene.candidates is None:
+            return self._segment_map(query, heat)
+        parts = self._cues(scene, scene.candidates, query, heat, texts)
+        scores = fuse(
+            self._options.fusion,
+            self._options.mode,
+            parts,
+            scene.candidates.kept,
+            drop_filtered=self._options.proposals.drop_filtered,
+        )
+        return conclude(query, heat, scene.candidates, scores, "no proposal passes the filters")
+
+    def _attend(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Sequence[Float | None]:
+        """The attention maps of each phrase (METHOD §4)."""
         if scene.latent is None:
-            return None
+            return [None] * len(queries)
         options, spec = self._options.attention, self._spec.diffusion
-        maps = attend(self._sessions, spec, options, self._tokenizer, scene.latent, query)
-        heat = heat_map(maps, scene.size_yx, uint8_lanczos=options.uint8_lanczos)
+        return attend_many(self._sessions, spec, options, self._tokenizer, scene.latent, queries, rows)
+
+    def _heat(self, scene: Scene, query: Phrase, maps: Float | None) -> Float | None:
+        """The generative map c [y, x] (METHOD §4.6, §10.4)."""
+        if maps is None:
+            return None
+        heat = heat_map(maps, scene.size_yx, uint8_lanczos=self._options.attention.uint8_lanczos)
         return heat * heat_ramp(query, scene.size_yx) if self._options.fusion.ramp_on_heat else heat
 
     def _segment_map(self, query: Phrase, heat: Float | None) -> Segmentation:
@@ -175,7 +248,12 @@ class Segmenter:
         return conclude(query, heat, levels, scores, "the attention map is flat")
 
     def _cues(
-        self, scene: Scene, candidates: Candidates, query: Phrase, heat: Float | None
+        self,
+        scene: Scene,
+        candidates: Candidates,
+        query: Phrase,
+        heat: Float | None,
+        texts: Mapping[str, Float],
     ) -> dict[str, Float]:
         """The parts of the score, each [n]."""
         parts: dict[str, Float] = {}
@@ -183,24 +261,36 @@ class Segmenter:
             balance = self._options.fusion.contrast_balance
             parts["generative"] = attention_contrast(heat, candidates.masks, balance)
         if self._discriminates:
-            parts |= self._discriminative_cues(scene, candidates, query)
+            parts |= self._discriminative_cues(scene, candidates, query, texts)
         return parts
 
-    def _discriminative_cues(self, scene: Scene, candidates: Candidates, query: Phrase) -> dict[str, Float]:
+    def _discriminative_cues(
+        self, scene: Scene, candidates: Candidates, query: Phrase, texts: Mapping[str, Float]
+    ) -> dict[str, Float]:
         """What CLIP says of each candidate (METHOD §5, §6), and where it lies (METHOD §10.4, §10.5)."""
         crops = self._options.crops
         side = direction(query.text, word_boundaries=crops.word_boundaries)
         hard = self._hard(scene, candidates, side)
-        related = [query.relation.other] if query.relation and self._options.fusion.place else []
-        whole, root, *other = text_vectors(
-            self._sessions, self._tokenizer, [query.text, query.root, *related]
-        )
+        whole, root, *other = (texts[text] for text in self._texts_of(query))
         shares = (crops.hard_root_weight, crops.soft_root_weight)
         hard_text, soft_text = ((1 - share) * whole + share * root for share in shares)
         parts = {"hard": hard @ hard_text, "soft": scene.soft @ soft_text}
         if self._options.fusion.place:
             parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)
         return parts
+
+    def _texts_of(self, query: Phrase) -> list[str]:
+        """What CLIP is asked: the phrase, its head word, and what it is compared with."""
+        related = [query.relation.other] if query.relation and self._options.fusion.place else []
+        return [query.text, query.root, *related]
+
+    def _read_texts(self, queries: Sequence[Phrase]) -> Mapping[str, Float]:
+        """CLIP's vector [e] of every text of these phrases."""
+        if not self._discriminates:
+            return {}
+        texts = list(dict.fromkeys(text for query in queries for text in self._texts_of(query)))
+        safe = max(len(self._texts_of(query)) for query in queries)
+        return dict(zip(texts, text_vectors(self._sessions, self._tokenizer, texts, safe), strict=True))
 
     def _hard(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
         spec, crops = self._spec.clip, self._options.crops
