@@ -10,7 +10,7 @@ m = maps, g = grid side, k = phrases.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,15 +111,15 @@ def attend(
     state: LatentState,
     phrase: Phrase,
 ) -> Float:
-    """The maps of one phrase: see `attend_many`.
+    """The maps of one phrase: see `attend_each`.
 
     Returns:
         [m, g, g], 0..1.
     """
-    return attend_many(sessions, spec, options, tokenizer, state, [phrase])[0]
+    return next(attend_each(sessions, spec, options, tokenizer, state, [phrase]))
 
 
-def attend_many(
+def attend_each(
     sessions: SessionFactory,
     spec: DiffusionSpec,
     options: AttentionOptions,
@@ -127,7 +127,7 @@ def attend_many(
     state: LatentState,
     phrases: Sequence[Phrase],
     rows: int = UNET_ROWS,
-) -> list[Float]:
+) -> Iterator[Float]:
     """The maps of each phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
 
     Args:
@@ -139,27 +139,43 @@ def attend_many(
         phrases: such as passed `Tokenizer.check_length`.
         rows: most of a UNet call; later passes take two for a phrase.
 
-    Returns:
-        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture.
+    Yields:
+        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture. The UNet
+        runs as they are taken.
     """
     _check_options(options)
-    tokens = [tokenizer.focus_indices(phrase, options.focus) for phrase in phrases]
     prompts = [phrase.text + PROMPT_SUFFIX for phrase in phrases]
     contexts = _contexts(sessions, spec, tokenizer, prompts)  # [k, t, d]
+    columns = [tokenizer.focus_indices(phrase, options.focus) for phrase in phrases]
+    for start in range(0, len(phrases), rows):
+        some = slice(start, start + rows)
+        yield from _maps(sessions, spec, options, state, contexts[some], columns[some], rows)
+
+
+def _maps(
+    sessions: SessionFactory,
+    spec: DiffusionSpec,
+    options: AttentionOptions,
+    state: LatentState,
+    contexts: Float,
+    columns: Sequence[Sequence[int]],
+    rows: int,
+) -> list[Float]:
+    """The maps [m, g, g] of the phrases of these contexts [k, t, d], read at each phrase's columns."""
     alphas = alphas_cumprod(spec)
 
-    latent = np.repeat(state.noised, len(phrases), axis=0)  # [k, c, s, s]
+    latent = np.repeat(state.noised, len(contexts), axis=0)  # [k, c, s, s]
     eps, taps = _pass(sessions, options, 0, latent, contexts, rows)  # conditional alone
     eps = None if eps is None or state.eps is None else _paired(state.eps, eps)  # [2k, c, s, s]
     taps = _paired(state.taps, taps)  # [2k, l, q, t]
-    maps: list[list[Float]] = [[] for _ in phrases]
+    maps: list[list[Float]] = [[] for _ in contexts]
     for index in range(len(options.timesteps)):
         if index:
             both = _paired(state.empty_context, contexts)  # [2k, t, d]
             eps, taps = _pass(sessions, options, index, np.repeat(latent, 2, axis=0), both, rows)
-        for i, columns in enumerate(tokens):
+        for i, read_at in enumerate(columns):
             logits = guided_logits(taps[2 * i : 2 * i + 2], options.guidance)
-            maps[i].append(normalised_maps(logits, columns, spec.tap_size))
+            maps[i].append(normalised_maps(logits, read_at, spec.tap_size))
         if eps is not None:
             told, following = options.timesteps[index : index + 2]
             guided = eps[::2] + np.float32(options.guidance) * (eps[1::2] - eps[::2])

@@ -21,7 +21,7 @@ from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
 from refdiff.runtime.attention import heat_map
 from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
-from refdiff.runtime.generative import LatentState, attend_many, latent_state
+from refdiff.runtime.generative import LatentState, attend_each, latent_state
 from refdiff.runtime.phrase import Phrase, direction, read_phrase
 from refdiff.runtime.picture import read_picture
 from refdiff.runtime.places import Direction, heat_ramp, place_scores
@@ -223,12 +223,12 @@ class Segmenter:
         )
         return conclude(query, heat, scene.candidates, scores, "no proposal passes the filters")
 
-    def _attend(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Sequence[Float | None]:
+    def _attend(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Iterator[Float | None]:
         """The attention maps of each phrase (METHOD §4)."""
         if scene.latent is None:
-            return [None] * len(queries)
+            return iter([None] * len(queries))
         options, spec = self._options.attention, self._spec.diffusion
-        return attend_many(self._sessions, spec, options, self._tokenizer, scene.latent, queries, rows)
+        return attend_each(self._sessions, spec, options, self._tokenizer, scene.latent, queries, rows)
 
     def _heat(self, scene: Scene, query: Phrase, maps: Float | None) -> Float | None:
         """The generative map c [y, x] (METHOD §4.6, §10.4)."""
