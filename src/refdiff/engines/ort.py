@@ -37,7 +37,13 @@ class OrtSession:
     """One ONNX graph, loaded."""
 
     def __init__(
-        self, path: Path, graph: GraphSpec, *, backend: str = "ort-cpu", threads: int | None = None
+        self,
+        path: Path,
+        graph: GraphSpec,
+        *,
+        backend: str = "ort-cpu",
+        threads: int | None = None,
+        spinning: bool = True,
     ) -> None:
         """Load a graph.
 
@@ -47,6 +53,7 @@ class OrtSession:
             backend: a name of `PROVIDERS`. "ort-tensorrt" runs all of the graph or nothing; "ort-rounded" is
                 the CPU, every half-precision result rounded.
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
+            spinning: whether these threads stay busy while they wait for each other's next piece of work.
 
         Raises:
             InputError: the thread count is not positive.
@@ -62,7 +69,7 @@ class OrtSession:
                 f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
                 f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
             )
-        self._session: Any = _create(path, backend, _session_options(threads))
+        self._session: Any = _create(path, backend, _session_options(threads, spinning=spinning))
         started = self._session.get_providers()[0]
         if started != provider:
             raise EngineError(
@@ -107,8 +114,10 @@ class OrtSession:
             raise EngineError(f"{path.name} has inputs and outputs {got}, expected {expected}; export again")
 
 
-def _session_options(threads: int | None) -> Any:
+def _session_options(threads: int | None, *, spinning: bool) -> Any:
     options = ort.SessionOptions()
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         if threads < 1:
