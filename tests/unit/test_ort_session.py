@@ -248,3 +248,18 @@ def test_only_the_named_packages_absence_is_called_missing(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(expected, match=r"refdiff\[cpu\]|onnxruntime\.capi"):
         factory.open_sessions(open_bundle(bundle_path))
+
+
+def test_threads_that_do_not_spin_give_the_same(sums: Path) -> None:
+    feeds = {name: np.ones((2, 3), np.float32) for name in SUMS.input_names}
+    spinning, still = OrtSession(sums, SUMS), OrtSession(sums, SUMS, spinning=False)
+    assert (spinning.run(feeds)["sum"] == still.run(feeds)["sum"]).all()
+    said = still._session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
+    assert said == "0"
+
+
+@pytest.mark.parametrize(("backend", "rows"), [("ort-cpu", None), ("ort-tensorrt", 2)])
+def test_only_tensorrt_s_provider_bounds_the_rows(sums: Path, backend: str, rows: int | None) -> None:
+    session = OrtSession(sums, SUMS)
+    session._backend = backend
+    assert session.most_rows == rows

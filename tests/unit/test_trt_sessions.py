@@ -264,3 +264,14 @@ def test_only_cuda_pythons_own_absence_is_called_missing(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(expected, match=r"needs cuda-python.*refdiff\[trt\]|cuda\.broken"):
         factory.open_sessions(bundle, backend="tensorrt")
+
+
+def test_a_session_says_how_many_rows_its_plan_takes_at_once(bundle: Bundle, machine: Machine) -> None:
+    sessions = machine.sessions(bundle)
+    unet = sessions.open("unet")
+    assert unet.most_rows == 2
+    unet.run(feeds_of("unet", batch=2))
+    with pytest.raises(EngineError, match="was built for"):
+        unet.run(feeds_of("unet", batch=3))
+    assert sessions.open("sam_decoder").most_rows is None
+    sessions.close()

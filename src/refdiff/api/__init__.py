@@ -3,6 +3,7 @@
     load       a bundle, ready to segment             bundles.py
     inspect    what a bundle is                       bundles.py
     segment    one picture, one phrase                answers.py
+    segment_many  phrases on pictures, into a folder  surveying.py
     export     torch modules -> bundle                exporting.py
     calibrate  what the pipeline feeds its graphs     calibrating.py
     audit      what half precision cannot hold        auditing.py
@@ -32,6 +33,7 @@ from refdiff.api.linting import LintReport, lint
 from refdiff.api.models import MODELS, ModelChoice
 from refdiff.api.precision import PRECISIONS, sensitivity
 from refdiff.api.showing import DemoReport, demo
+from refdiff.api.surveying import Survey, segment_many
 from refdiff.engines.trt.options import BuildOptions
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "Inspection",
     "LintReport",
     "ModelChoice",
+    "Survey",
     "audit",
     "bisect",
     "build",
@@ -71,5 +74,6 @@ __all__ = [
     "plan_fetch",
     "save",
     "segment",
+    "segment_many",
     "sensitivity",
 ]

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Answer:
     encode_ms: float
     """Image-only work, shared by all phrases on one picture."""
     segment_ms: float
+    """From the phrase to the answer; among many phrases, since the last answer: what some share is in the first
+    of them."""
     random_weights: bool = False
     """The bundle's weights were drawn: the mask means nothing."""
 
@@ -204,7 +207,12 @@ def output_paths(output: Path | None, overlay: Path | None) -> dict[str, Path]:
 
 
 def save(
-    answer: Answer, *, output: Path | None = None, overlay: Path | None = None, overwrite: bool = False
+    answer: Answer,
+    *,
+    output: Path | None = None,
+    overlay: Path | None = None,
+    overwrite: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write mask, overlay and JSON, all or none.
 
@@ -213,6 +221,7 @@ def save(
         output: the mask's PNG, 255 inside and 0 outside; .overlay.png and .json are put beside it.
         overlay: the overlay's PNG, when it should be elsewhere, or alone.
         overwrite: replace files that are there.
+        about: goes into the JSON before the answer.
 
     Returns:
         What was written: "mask", "overlay", "json" -> path.
@@ -224,7 +233,7 @@ def save(
     contents = {
         "mask": lambda: png(np.where(answer.result.mask, np.uint8(255), np.uint8(0))),
         "overlay": lambda: png(draw_overlay(answer.image, answer.result)),
-        "json": lambda: (json.dumps(answer.to_json(), allow_nan=False, indent=1) + "\n").encode(),
+        "json": lambda: (json.dumps({**(about or {}), **answer.to_json()}, allow_nan=False, indent=1) + "\n").encode(),
     }
     write_files({path: contents[kind]() for kind, path in paths.items()}, overwrite=overwrite)
     return paths

@@ -121,7 +121,7 @@ def picture_series(images: Path, phrases: Path, count: int | None) -> Series:
         InputError: the folder is empty or missing, the file is none of these, a picture cannot be read, or
             pictures and phrases do not match.
     """
-    rows = _rows(phrases)
+    rows = phrase_rows(phrases)
     _match(images, phrases, [image for _, image, _ in rows])
     if count is not None and not 1 <= count <= len(rows):
         raise InputError(f"got count {count}, expected 1 to {len(rows)}, the phrases in {phrases}")
@@ -149,8 +149,12 @@ def _scene(question: Question) -> Asked:
     return Asked(id=name, picture=name, phrase=question.phrase, read=lambda: question.image)
 
 
-def _rows(path: Path) -> list[tuple[int, str, str]]:
-    """Line, image and phrase of each row."""
+def phrase_rows(path: Path) -> list[tuple[int, str, str]]:
+    """Line, image and phrase of each row of a file of phrases.
+
+    Raises:
+        InputError: it is none of these, or holds no phrase.
+    """
     expected = f"expected a CSV file of UTF-8 with the header {','.join(HEADER)}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -180,6 +184,25 @@ def _row(path: Path, line: int, row: Sequence[str]) -> tuple[int, str, str]:
 
 def _match(images: Path, phrases: Path, named: Sequence[str]) -> None:
     """Refuse phrases without picture, and pictures without phrase."""
+    pictures = pictures_of(images, phrases, named)
+    silent = sorted(set(pictures) - set(named))
+    if silent:
+        raise InputError(
+            f"{_some(silent)} in {images} has no phrase in {phrases}; add a line for each, or move it away"
+        )
+
+
+def pictures_of(images: Path, phrases: Path | None = None, named: Sequence[str] = ()) -> list[str]:
+    """Names of the pictures in a folder, sorted.
+
+    Args:
+        images: the folder; folders in it are not looked into.
+        phrases: the file that names pictures.
+        named: files of the folder that it names, pictures by their suffix or not.
+
+    Raises:
+        InputError: the folder is missing or unreadable, has no pictures, or lacks a named file.
+    """
     if not images.is_dir():
         what = "is not a folder" if images.exists() else "does not exist"
         raise InputError(f"{images} {what}, expected a folder of pictures; check the path")
@@ -195,11 +218,7 @@ def _match(images: Path, phrases: Path, named: Sequence[str]) -> None:
         raise InputError(
             f"{phrases} names {_some(absent)}, not in {images}; correct the names or add the pictures"
         )
-    silent = sorted(pictures - set(named))
-    if silent:
-        raise InputError(
-            f"{_some(silent)} in {images} has no phrase in {phrases}; add a line for each, or move it away"
-        )
+    return sorted(pictures)
 
 
 def _check_pictures(paths: Sequence[Path]) -> dict[Path, str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from refdiff.api import Answer, DemoReport, FetchReport, Inspection
+    from refdiff.api import DemoReport, FetchReport, Inspection
     from refdiff.contracts.graphs import TensorSpec
 
 
@@ -28,35 +27,6 @@ def of_demo(report: DemoReport) -> RenderableType:
             f"{row['encode_ms'] + row['segment_ms']:.0f}",
         )
     return _group(table, f"mean IoU {report.miou:.3f}   pictures: {report.sheet}")
-
-
-def of_answer(answer: Answer, files: Mapping[str, Path]) -> RenderableType:
-    """One fact per row."""
-    document = answer.to_json()
-    table = _table("", "", header=False)
-    width, height = document["size"]["width"], document["size"]["height"]
-    facts: list[tuple[str, str]] = [
-        ("phrase", f"{document['phrase']}   (head word: {document['root']})"),
-        ("answer", "found" if answer.matched else f"no match: {document['reason']}"),
-        ("picture", f"{width}x{height} px"),
-        ("candidates", f"{document['candidates']}, {document['kept']} of them kept"),
-    ]
-    if answer.matched:
-        parts = "   ".join(f"{name} {value:.3f}" for name, value in document["scores"].items())
-        share = document["area_px"] / (width * height)
-        facts += [
-            ("score", f"{document['score']:.3f}   ({parts})"),
-            ("box", "x {} .. {}   y {} .. {}".format(*(document["box_xyxy_px"][i] for i in (0, 2, 1, 3)))),
-            ("area", f"{document['area_px']} px, {share:.1%} of the picture"),
-        ]
-    facts += [
-        ("computed by", "   ".join(document[name] for name in ("model", "profile", "mode", "backend"))),
-        ("time", f"encode {document['encode_ms']:.0f} ms   segment {document['segment_ms']:.0f} ms"),
-        *((kind, str(path)) for kind, path in files.items()),
-    ]
-    for fact in facts:
-        table.add_row(*fact)
-    return table
 
 
 def of_bundle(inspection: Inspection) -> RenderableType:

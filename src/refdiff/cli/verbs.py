@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from refdiff.cli import tables
-from refdiff.cli.app import Backend, BundleName, Json, Memory, Mode, Overwrite, Profile, Threads, app
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Profile, Threads, app
 from refdiff.cli.output import note, note_backend, print_answer, working
 
 
@@ -122,62 +122,6 @@ def export(
         note("note: the weights are random; this bundle is for measuring time and memory only")
     inspection = api.Inspection(path=folder, manifest=manifest)
     print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
-
-
-@app.command()
-def segment(
-    bundle: BundleName,
-    picture: Annotated[Path, typer.Argument(help="Any still picture file.")],
-    phrase: Annotated[str, typer.Argument(help='English, e.g. "the red mug on the left".')],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="The mask's PNG; .overlay.png and .json are put beside it."),
-    ] = None,
-    overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
-    focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
-    backend: Backend = "auto",
-    profile: Profile = "edge",
-    mode: Mode = "full",
-    seed: Annotated[int, typer.Option(min=0, help="Of the diffusion branch's noise.")] = 0,
-    reader: Annotated[
-        str, typer.Option(help="Who finds the head word: rules, or spacy if installed.")
-    ] = "rules",
-    threads: Threads = None,
-    memory: Memory = None,
-    allow_random_weights: Annotated[
-        bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
-    ] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Find what a phrase names in a picture. No match is an answer: exit code 0, "matched": false."""
-    from refdiff import api
-
-    api.check_outputs(picture, output=output, overlay=overlay, overwrite=overwrite)
-    with working() as tell:
-        tell(f"segmenting {picture}")
-        answer = api.segment(
-            bundle,
-            picture,
-            phrase,
-            focus=focus,
-            backend=backend,
-            profile=profile,
-            mode=mode,
-            seed=seed,
-            reader=reader,
-            threads=threads,
-            memory=memory,
-            allow_random_weights=allow_random_weights,
-        )
-        files = api.save(answer, output=output, overlay=overlay, overwrite=overwrite)
-    document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
-    note_backend(backend, answer.backend, answer.backend_reason)
-    if answer.model == "mini":
-        note("note: the built-in miniature knows rendered table-top scenes only; on photographs it guesses")
-    if answer.random_weights:
-        note("note: with random weights the mask means nothing")
-    print_answer(document, lambda: tables.of_answer(answer, files), as_json=as_json)
 
 
 @app.command()

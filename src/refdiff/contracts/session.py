@@ -83,6 +83,16 @@ class ChainingSession(Session, Protocol):
         ...
 
 
+@runtime_checkable
+class BatchingSession(Session, Protocol):
+    """A session that says how many rows it takes at once; see `runtime.rows`."""
+
+    @property
+    def most_rows(self) -> int | None:
+        """Most rows of the graph's axis b in one run; None: any number."""
+        ...
+
+
 class SessionFactory(Protocol):
     """Opens the session of a named graph, late: a graph nobody runs is never loaded."""
 

@@ -52,11 +52,19 @@ class OrtSessions:
     """
 
     def __init__(
-        self, bundle: Bundle, module: ModuleType, *, backend: str, reason: str, threads: int | None
+        self,
+        bundle: Bundle,
+        module: ModuleType,
+        *,
+        backend: str,
+        reason: str,
+        threads: int | None,
+        spinning: bool = True,
     ) -> None:
         self._bundle = bundle
         self._module = module
         self._threads = threads
+        self._spinning = spinning
         self._contract = graph_contract(bundle.spec)
         self._open: dict[str, Session] = {}
         self.backend = backend
@@ -76,7 +84,11 @@ class OrtSessions:
                     f"{path} is of graph {name!r}, which this refdiff does not know; upgrade refdiff"
                 )
             session: Session = self._module.OrtSession(
-                path, self._contract[name], backend=self.backend, threads=self._threads
+                path,
+                self._contract[name],
+                backend=self.backend,
+                threads=self._threads,
+                spinning=self._spinning,
             )
             self._open[name] = session
         return self._open[name]
@@ -89,7 +101,12 @@ class OrtSessions:
 
 
 def open_sessions(
-    bundle: Bundle, *, backend: str = "auto", threads: int | None = None, memory: str | None = None
+    bundle: Bundle,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    memory: str | None = None,
+    spinning: bool = True,
 ) -> BackendSessions:
     """A session factory for a bundle; no graph is loaded yet.
 
@@ -100,6 +117,8 @@ def open_sessions(
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
         memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
             takes what fits.
+        spinning: whether ONNX Runtime's threads stay busy while they wait for each other; False leaves the
+            cores to other work of this process.
 
     Raises:
         InputError: no such back-end, or a memory that means nothing or that the back-end cannot keep to.
@@ -123,7 +142,7 @@ def open_sessions(
     module = _import_ort(backend)
     chosen, reason = _choose(module) if backend == "auto" else (backend, "asked for")
     reason = f"{reason}; {why_not}" if why_not else reason
-    return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads)
+    return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads, spinning=spinning)
 
 
 def _has_driver() -> bool:

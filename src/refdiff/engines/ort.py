@@ -41,7 +41,13 @@ class OrtSession:
     """One ONNX graph, loaded."""
 
     def __init__(
-        self, path: Path, graph: GraphSpec, *, backend: str = "ort-cpu", threads: int | None = None
+        self,
+        path: Path,
+        graph: GraphSpec,
+        *,
+        backend: str = "ort-cpu",
+        threads: int | None = None,
+        spinning: bool = True,
     ) -> None:
         """Load a graph.
 
@@ -51,6 +57,7 @@ class OrtSession:
             backend: a name of `PROVIDERS`. "ort-tensorrt" runs all of the graph or nothing; "ort-rounded" is
                 the CPU, every half-precision result rounded.
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
+            spinning: whether these threads stay busy while they wait for each other's next piece of work.
 
         Raises:
             InputError: the thread count is not positive.
@@ -58,6 +65,7 @@ class OrtSession:
             ModuleNotFoundError: "ort-rounded" rewrites graphs with onnx_ir, which is not installed.
         """
         self._graph = graph
+        self._backend = backend
         provider, _ = PROVIDERS[backend]
         if provider not in ort.get_available_providers():
             have = ", ".join(ort.get_available_providers())
@@ -65,7 +73,7 @@ class OrtSession:
                 f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
                 f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
             )
-        self._session: Any = _create(path, backend, _session_options(threads))
+        self._session: Any = _create(path, backend, _session_options(threads, spinning=spinning))
         started = self._session.get_providers()[0]
         if started != provider:
             raise EngineError(
@@ -79,6 +87,11 @@ class OrtSession:
     def graph(self) -> GraphSpec:
         """The contract this session fulfils."""
         return self._graph
+
+    @property
+    def most_rows(self) -> int | None:
+        """Any number; for TensorRT's provider, which builds an engine for each new size, what one phrase needs."""
+        return 2 if self._backend == "ort-tensorrt" else None
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; see `refdiff.contracts.session.Session`."""
@@ -105,8 +118,10 @@ class OrtSession:
             raise EngineError(f"{path.name} has inputs and outputs {got}, expected {expected}; export again")
 
 
-def _session_options(threads: int | None) -> Any:
+def _session_options(threads: int | None, *, spinning: bool) -> Any:
     options = ort.SessionOptions()
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         if threads < 1:

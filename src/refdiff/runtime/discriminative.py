@@ -32,19 +32,31 @@ from refdiff.runtime.patches import (
     to_patches,
 )
 from refdiff.runtime.places import Direction, ramp
+from refdiff.runtime.rows import TEXT_ROWS, rows_per_call, run_rows
 from refdiff.runtime.tokenizer import Tokenizer
 
 Picture = NDArray[np.uint8]
 
 
-def text_vectors(sessions: SessionFactory, tokenizer: Tokenizer, texts: Sequence[str]) -> Float:
-    """Unit CLIP text vectors [b, e] of plain texts: no template, no logit scale."""
+def text_vectors(
+    sessions: SessionFactory, tokenizer: Tokenizer, texts: Sequence[str], safe: int | None = None
+) -> Float:
+    """Unit CLIP text vectors [b, e] of plain texts: no template, no logit scale.
+
+    Args:
+        sessions: opens `clip_text`.
+        tokenizer: of the bundle.
+        texts: one or more.
+        safe: how many a session takes at once that does not say; None: all of these.
+    """
     encoded = [tokenizer.clip_ids(text) for text in texts]
     feeds = {
         "ids": np.stack([ids for ids, _ in encoded]).astype(np.int32),
         "end": np.array([end for _, end in encoded], dtype=np.int32),
     }
-    return unit(sessions.open("clip_text").run(feeds)["vector"])
+    session = sessions.open("clip_text")
+    step = rows_per_call(session, wanted=TEXT_ROWS, safe=safe or len(texts))
+    return unit(run_rows(session, feeds, step)["vector"])
 
 
 def hard_vectors(

@@ -4,12 +4,13 @@ What depends on the picture alone, the unconditional first pass included, is com
 `LatentState`; a phrase then costs one conditional pass, plus a batch of two for every later pass.
 
 Axes: c = latent channels, s = latent side, l = tapped layers, q = query cells, t = tokens, d = context width,
-m = maps, g = grid side.
+m = maps, g = grid side, k = phrases.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +19,11 @@ from refdiff.contracts.options import ALL_SHORTCUTS, AttentionOptions, Shortcuts
 from refdiff.contracts.session import Array, Float, SessionFactory
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.attention import guided_logits, normalised_maps
+from refdiff.runtime.attention import guided_branches, normalised_maps
 from refdiff.runtime.geometry import Picture, diffusion_input
 from refdiff.runtime.noise import draw
 from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.rows import TEXT_ROWS, UNET_ROWS, rows_per_call, run_rows
 from refdiff.runtime.schedule import add_noise, alphas_cumprod, ddim_step
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -38,13 +40,13 @@ class LatentState:
 
     noised: Float
     """[1, c, s, s], at level `start_level`."""
-    empty_context: Float
-    """[1, t, d], of the unconditional prompt."""
+    empty_context: Float | None
+    """[1, t, d], of the unconditional prompt; None at guidance 1, which does not look at it."""
     eps: Float | None
     """[1, c, s, s], what the UNet predicted in the unconditional first pass, noise or velocity; None where it
     is the only pass."""
-    taps: Float
-    """[1, l, q, t], of the same pass."""
+    taps: Float | None
+    """[1, l, q, t], of the same pass; None at guidance 1."""
 
 
 def encode_latent(
@@ -98,7 +100,9 @@ def latent_state(
     clean = encode_latent(sessions, spec, options, seed, image)
     _, noise = draw(seed, clean.shape)
     noised = add_noise(clean, noise, float(alphas_cumprod(spec)[options.start_level]))
-    context = _context(sessions, spec, tokenizer, "")
+    if options.guidance == 1:
+        return LatentState(noised=noised, empty_context=None, eps=None, taps=None)
+    context = _contexts(sessions, spec, tokenizer, [""])
     eps, taps = _pass(sessions, options, 0, noised, context, shortcuts)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
 
@@ -112,7 +116,25 @@ def attend(
     phrase: Phrase,
     shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
-    """The maps of one phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
+    """The maps of one phrase: see `attend_each`.
+
+    Returns:
+        [m, g, g], 0..1.
+    """
+    return next(attend_each(sessions, spec, options, tokenizer, state, [phrase], shortcuts))
+
+
+def attend_each(
+    sessions: SessionFactory,
+    spec: DiffusionSpec,
+    options: AttentionOptions,
+    tokenizer: Tokenizer,
+    state: LatentState,
+    phrases: Sequence[Phrase],
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
+    rows: int = UNET_ROWS,
+) -> Iterator[Float]:
+    """The maps of each phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
 
     Args:
         sessions: opens `sd_text`, `unet_taps`, and `unet` where there is more than one pass.
@@ -120,36 +142,58 @@ def attend(
         options: the same ones the state was made with.
         tokenizer: of the bundle.
         state: of the picture.
-        phrase: one that passed `Tokenizer.check_length`.
+        phrases: such as passed `Tokenizer.check_length`.
         shortcuts: whether the state's own pass is used, and where the last pass stops.
+        rows: most of a UNet call; later passes take two for a phrase.
 
-    Returns:
-        [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture.
+    Yields:
+        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture. The UNet
+        runs as they are taken.
     """
     _check_options(options)
-    tokens = tokenizer.focus_indices(phrase, options.focus)
-    context = _context(sessions, spec, tokenizer, phrase.text + PROMPT_SUFFIX)
-    contexts = np.concatenate((state.empty_context, context))  # [2, t, d]
-    alphas = alphas_cumprod(spec)
+    prompts = [phrase.text + PROMPT_SUFFIX for phrase in phrases]
+    contexts = _contexts(sessions, spec, tokenizer, prompts)  # [k, t, d]
+    columns = [tokenizer.focus_indices(phrase, options.focus) for phrase in phrases]
+    for start in range(0, len(phrases), rows):
+        some = slice(start, start + rows)
+        yield from _maps(sessions, spec, options, state, contexts[some], columns[some], shortcuts, rows)
 
-    latent, maps = state.noised, []
+
+def _maps(
+    sessions: SessionFactory,
+    spec: DiffusionSpec,
+    options: AttentionOptions,
+    state: LatentState,
+    contexts: Float,
+    columns: Sequence[Sequence[int]],
+    shortcuts: Shortcuts,
+    rows: int,
+) -> list[Float]:
+    """The maps [m, g, g] of the phrases of these contexts [k, t, d], read at each phrase's columns."""
+    alphas = alphas_cumprod(spec)
+    both = _paired(state.empty_context, contexts)  # [2k, t, d]; [k, t, d] at guidance 1
+    branches = len(both) // len(contexts)
+
+    latent = np.repeat(state.noised, len(contexts), axis=0)  # [k, c, s, s]
+    maps: list[list[Float]] = [[] for _ in contexts]
     for index in range(len(options.timesteps)):
         if index == 0 and shortcuts.keep_unconditional:
-            eps, taps = _pass(sessions, options, 0, state.noised, context, shortcuts)  # conditional alone
-            eps = None if eps is None or state.eps is None else np.concatenate((state.eps, eps))
-            taps = np.concatenate((state.taps, taps))  # [2, l, q, t]
+            eps, taps = _pass(sessions, options, 0, latent, contexts, shortcuts, rows)  # conditional alone
+            eps = None if eps is None else _paired(state.eps, eps)  # [2k, c, s, s]
+            taps = _paired(state.taps, taps)  # [2k, l, q, t]
         else:
-            both = np.repeat(latent, 2, axis=0)
-            eps, taps = _pass(sessions, options, index, both, contexts, shortcuts)
-        maps.append(normalised_maps(guided_logits(taps, options.guidance), tokens, spec.tap_size))
+            repeated = np.repeat(latent, branches, axis=0)
+            eps, taps = _pass(sessions, options, index, repeated, both, shortcuts, rows)
+        for i, logits in enumerate(_guided(taps, branches, options.guidance)):
+            maps[i].append(normalised_maps(logits, columns[i], spec.tap_size))
         if eps is not None:
             told, following = options.timesteps[index : index + 2]
-            guided = eps[:1] + np.float32(options.guidance) * (eps[1:] - eps[:1])
+            guided = _guided(eps, branches, options.guidance)
             # The release's off-by-one: the latent is one level noisier than the UNet and the step are told.
             level = float(alphas[told])
             noise = predicted_noise(guided, latent, level, spec.prediction)
             latent = ddim_step(latent, noise, level, float(alphas[following]))
-    return np.concatenate(maps)
+    return [np.concatenate(of_phrase) for of_phrase in maps]
 
 
 def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Prediction) -> Float:
@@ -160,7 +204,7 @@ def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Predi
     v, and guidance's weights sum to 1, so a guided velocity gives the guided noise.
 
     Args:
-        output: of the UNet, [1, c, s, s].
+        output: of the UNet, [k, c, s, s].
         noisy: x, the latent it was fed, of the same shape.
         alpha: the level it was told.
         prediction: what it was trained to predict.
@@ -183,10 +227,27 @@ def _check_options(options: AttentionOptions) -> None:
         raise InputError("got no timesteps, expected at least one pass; use the timesteps of a profile")
 
 
-def _context(sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer, prompt: str) -> Float:
-    """The UNet's context of a prompt: [1, t, d]."""
-    ids = tokenizer.diffusion_ids(prompt, spec.padding)
-    return _run(sessions, "sd_text", {"ids": ids[None]})["context"]
+def _contexts(
+    sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> Float:
+    """The UNet's context of each prompt: [k, t, d]."""
+    ids = np.stack([tokenizer.diffusion_ids(prompt, spec.padding) for prompt in prompts])
+    step = rows_per_call(sessions.open("sd_text"), wanted=TEXT_ROWS, safe=1)
+    return _run(sessions, "sd_text", {"ids": ids}, step)["context"]
+
+
+def _paired(unconditional: Float | None, conditional: Float) -> Float:
+    """[1, …] and [k, …] -> [2k, …]: before each phrase's row the one that all share, if there is one."""
+    if unconditional is None:
+        return conditional
+    shared = np.broadcast_to(unconditional, conditional.shape)
+    return np.stack((shared, conditional), axis=1).reshape(-1, *conditional.shape[1:])
+
+
+def _guided(paired: Float, branches: int, guidance: float) -> Float:
+    """[branches * k, …] -> [k, …]."""
+    of_phrases = paired.reshape(-1, branches, *paired.shape[1:])
+    return np.stack([guided_branches(each, guidance) for each in of_phrases])
 
 
 def _pass(
@@ -196,19 +257,21 @@ def _pass(
     latent: Float,
     context: Float,
     shortcuts: Shortcuts,
+    rows: int = UNET_ROWS,
 ) -> tuple[Float | None, Float]:
     """UNet pass number `index`: what it predicts, and the taps. The last pass stops at the taps."""
     timestep = np.full(len(latent), options.timesteps[index], np.float32)
     feeds = {"latent": latent, "timestep": timestep, "context": context}
-    if index == len(options.timesteps) - 1:
-        last = "unet_taps" if shortcuts.early_exit else "unet"
-        return None, _run(sessions, last, feeds)["taps"]
-    outputs = _run(sessions, "unet", feeds)
-    return outputs["eps"], outputs["taps"]
+    is_last = index == len(options.timesteps) - 1
+    graph = "unet_taps" if is_last and shortcuts.early_exit else "unet"
+    outputs = _run(sessions, graph, feeds, rows_per_call(sessions.open(graph), wanted=rows, safe=UNET_ROWS))
+    return None if is_last else outputs["eps"], outputs["taps"]
 
 
-def _run(sessions: SessionFactory, graph: str, feeds: dict[str, Array]) -> dict[str, Array]:
-    outputs = sessions.open(graph).run(feeds)
+def _run(
+    sessions: SessionFactory, graph: str, feeds: dict[str, Array], step: int = 1
+) -> dict[str, Array]:
+    outputs = run_rows(sessions.open(graph), feeds, step)
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise EngineError(

@@ -38,12 +38,15 @@ _UNDECODABLE = (
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def read_picture(source: str | Path | bytes | NDArray[Any]) -> NDArray[np.uint8]:
+def read_picture(
+    source: str | Path | bytes | NDArray[Any], *, name: str = "the picture's bytes"
+) -> NDArray[np.uint8]:
     """Read a still picture.
 
     Args:
         source: a file's path, a file's bytes, or an array [y, x, 3] uint8 RGB, which is handed back as it is.
             Files may be grey, palette, CMYK, transparent, 16-bit or rotated by EXIF.
+        name: what messages call a file's bytes.
 
     Returns:
         [y, x, 3].
@@ -54,7 +57,7 @@ def read_picture(source: str | Path | bytes | NDArray[Any]) -> NDArray[np.uint8]
     if isinstance(source, np.ndarray):
         return _checked_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "the picture's bytes")
+        return _decode(bytes(source), name)
     if isinstance(source, (str, Path)):
         return _decode(_file_bytes(Path(source)), str(source))
     raise InputError(

@@ -32,6 +32,7 @@ class TrtSession:
         activations: where the engine's activations go; None: memory of its own.
         before_run: called before the engine is needed, so that others can make room.
         capture: replay runs of unchanging shapes as CUDA graphs.
+        most_rows: of the axis b, as the plan was built; None where that is not known.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TrtSession:
         activations: DeviceBuffer | None = None,
         before_run: Callable[[TrtSession], None] | None = None,
         capture: bool = True,
+        most_rows: int | None = None,
     ) -> None:
         self._graph = graph
         self._lane = lane
@@ -50,6 +52,7 @@ class TrtSession:
         self._owns_activations = activations is None
         self._activations = activations or DeviceBuffer(lane.cuda, f"activations of {graph.name}")
         self._before_run = before_run
+        self._most_rows = most_rows
         self._engine: Engine | None = None
         self._inputs = {name: DeviceBuffer(lane.cuda, f"{graph.name}/{name}") for name in graph.input_names}
         self._staging = {name: PinnedBuffer(lane.cuda) for name in graph.input_names}
@@ -66,6 +69,11 @@ class TrtSession:
     def graph(self) -> GraphSpec:
         """The contract this session fulfils."""
         return self._graph
+
+    @property
+    def most_rows(self) -> int | None:
+        """Most rows the plan takes at once."""
+        return self._most_rows
 
     @property
     def is_loaded(self) -> bool:

@@ -117,6 +117,7 @@ class TrtSessions:
             activations=lane.activations if shared else None,
             before_run=self._make_room if staged else None,
             capture=self._capture,
+            most_rows=self._plans[name].most_rows(self._contract[name]),
         )
         if not staged:
             session.load()

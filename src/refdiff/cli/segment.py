@@ -1,0 +1,142 @@
+"""The verb `segment`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from refdiff.cli.app import Backend, BundleName, Json, Memory, Mode, Overwrite, Profile, Threads, app
+from refdiff.cli.output import note, note_backend, print_answer, working
+
+SOME_FAILED = 2
+"""Exit code of a run that reported pictures which cannot be used: bad input, as it is of a single one."""
+
+
+@app.command()
+def segment(
+    bundle: BundleName,
+    picture: Annotated[Path, typer.Argument(help="Any still picture file, or a folder of them.")],
+    phrases: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PHRASE...", help='English, e.g. "the red mug on the left"; several are all asked.'
+        ),
+    ] = None,
+    phrase_file: Annotated[
+        Path | None,
+        typer.Option("--phrases", help='A CSV file with the header "image,phrase", for a folder of pictures.'),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The mask's PNG; .overlay.png and .json are put beside it. Of many answers: a folder for them; "
+            "a stopped run goes on there.",
+        ),
+    ] = None,
+    overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
+    focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most rows of a UNet call, 2 if left out; more take more memory."),
+    ] = None,
+    backend: Backend = "auto",
+    profile: Profile = "edge",
+    mode: Mode = "full",
+    seed: Annotated[int, typer.Option(min=0, help="Of the diffusion branch's noise.")] = 0,
+    reader: Annotated[
+        str, typer.Option(help="Who finds the head word: rules, or spacy if installed.")
+    ] = "rules",
+    threads: Threads = None,
+    memory: Memory = None,
+    allow_random_weights: Annotated[
+        bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find what a phrase names in a picture, or what each of many names in each picture of a folder.
+
+    No match is an answer: exit code 0, "matched": false. Pictures of a folder that cannot be used are reported
+    beside the others' answers, and the exit code is 2.
+    """
+    chosen: dict[str, Any] = {
+        "backend": backend,
+        "profile": profile,
+        "mode": mode,
+        "seed": seed,
+        "reader": reader,
+        "threads": threads,
+        "memory": memory,
+        "allow_random_weights": allow_random_weights,
+    }
+    if phrases and len(phrases) == 1 and phrase_file is None and not picture.is_dir():
+        _one(bundle, picture, phrases[0], output, overlay, focus, overwrite, chosen, as_json)
+        return
+    if overlay is not None or focus is not None:
+        given = "--overlay" if overlay is not None else "--focus"
+        raise typer.BadParameter(f"{given} is for one picture and one phrase; leave it out")
+    if phrases and phrase_file is not None:
+        raise typer.BadParameter("got phrases and --phrases, expected one of them; leave the other out")
+    _many(bundle, picture, phrase_file or phrases or [], output, rows, overwrite, chosen, as_json)
+
+
+def _one(
+    bundle: str,
+    picture: Path,
+    phrase: str,
+    output: Path | None,
+    overlay: Path | None,
+    focus: str | None,
+    overwrite: bool,
+    chosen: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from refdiff import api
+    from refdiff.cli.segment_tables import of_answer
+
+    api.check_outputs(picture, output=output, overlay=overlay, overwrite=overwrite)
+    with working() as tell:
+        tell(f"segmenting {picture}")
+        answer = api.segment(bundle, picture, phrase, focus=focus, **chosen)
+        files = api.save(answer, output=output, overlay=overlay, overwrite=overwrite)
+    document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
+    _note(chosen["backend"], answer.backend, answer.backend_reason, answer.model, answer.random_weights)
+    print_answer(document, lambda: of_answer(answer, files), as_json=as_json)
+
+
+def _many(
+    bundle: str,
+    picture: Path,
+    phrases: list[str] | Path,
+    output: Path | None,
+    rows: int | None,
+    overwrite: bool,
+    chosen: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from refdiff import api
+    from refdiff.cli.segment_tables import of_survey
+
+    with working() as tell:
+        survey = api.segment_many(
+            bundle, picture, phrases, output=output, overwrite=overwrite, rows=rows, progress=tell, **chosen
+        )
+    _note(chosen["backend"], survey.backend, survey.backend_reason, survey.model, survey.random_weights)
+    print_answer(survey.to_json(), lambda: of_survey(survey), as_json=as_json)
+    if survey.failures:
+        first, *others = survey.failures.values()
+        more = f" (and {len(others)} pictures more)" if others else ""
+        note(f"error: {first}{more}")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _note(asked: str, backend: str, reason: str, model: str, random_weights: bool) -> None:
+    note_backend(asked, backend, reason)
+    if model == "mini":
+        note("note: the built-in miniature knows rendered table-top scenes only; on photographs it guesses")
+    if random_weights:
+        note("note: with random weights the mask means nothing")
