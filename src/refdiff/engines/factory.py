@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.session import Session
+from refdiff.contracts.session import Measure, Session
 from refdiff.engines.trt.choice import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
@@ -52,11 +52,19 @@ class OrtSessions:
     """
 
     def __init__(
-        self, bundle: Bundle, module: ModuleType, *, backend: str, reason: str, threads: int | None
+        self,
+        bundle: Bundle,
+        module: ModuleType,
+        *,
+        backend: str,
+        reason: str,
+        threads: int | None,
+        measure: Measure | None = None,
     ) -> None:
         self._bundle = bundle
         self._module = module
         self._threads = threads
+        self._measure = measure
         self._contract = graph_contract(bundle.spec)
         self._open: dict[str, Session] = {}
         self.backend = backend
@@ -76,7 +84,11 @@ class OrtSessions:
                     f"{path} is of graph {name!r}, which this refdiff does not know; upgrade refdiff"
                 )
             session: Session = self._module.OrtSession(
-                path, self._contract[name], backend=self.backend, threads=self._threads
+                path,
+                self._contract[name],
+                backend=self.backend,
+                threads=self._threads,
+                measure=self._measure,
             )
             self._open[name] = session
         return self._open[name]
@@ -89,7 +101,12 @@ class OrtSessions:
 
 
 def open_sessions(
-    bundle: Bundle, *, backend: str = "auto", threads: int | None = None, memory: str | None = None
+    bundle: Bundle,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    memory: str | None = None,
+    measure: Measure | None = None,
 ) -> BackendSessions:
     """A session factory for a bundle; no graph is loaded yet.
 
@@ -100,6 +117,7 @@ def open_sessions(
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
         memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
             takes what fits.
+        measure: what the sessions are to measure beside their work; None: nothing.
 
     Raises:
         InputError: no such back-end, or a memory that means nothing or that the back-end cannot keep to.
@@ -109,10 +127,10 @@ def open_sessions(
     if backend not in BACKENDS:
         raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(BACKENDS)}")
     if backend in TENSORRT:
-        return open_plans(bundle, backend, reason="asked for", memory=memory)
+        return open_plans(bundle, backend, reason="asked for", memory=memory, measure=measure)
     why_not = ""
     if backend == "auto":
-        plans, why_not = prefer_plans(bundle, has_driver=_has_driver(), memory=memory)
+        plans, why_not = prefer_plans(bundle, has_driver=_has_driver(), memory=memory, measure=measure)
         if plans is not None:
             return plans
     if memory is not None:
@@ -123,7 +141,7 @@ def open_sessions(
     module = _import_ort(backend)
     chosen, reason = _choose(module) if backend == "auto" else (backend, "asked for")
     reason = f"{reason}; {why_not}" if why_not else reason
-    return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads)
+    return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads, measure=measure)
 
 
 def _has_driver() -> bool:

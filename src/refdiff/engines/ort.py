@@ -14,7 +14,8 @@ import onnxruntime as ort
 
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array
+from refdiff.contracts.session import Array, LayerTime, Measure
+from refdiff.engines.ort_layers import LayerFile
 from refdiff.errors import EngineError, InputError
 
 PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
@@ -37,7 +38,13 @@ class OrtSession:
     """One ONNX graph, loaded."""
 
     def __init__(
-        self, path: Path, graph: GraphSpec, *, backend: str = "ort-cpu", threads: int | None = None
+        self,
+        path: Path,
+        graph: GraphSpec,
+        *,
+        backend: str = "ort-cpu",
+        threads: int | None = None,
+        measure: Measure | None = None,
     ) -> None:
         """Load a graph.
 
@@ -47,6 +54,7 @@ class OrtSession:
             backend: a name of `PROVIDERS`. "ort-tensorrt" runs all of the graph or nothing; "ort-rounded" is
                 the CPU, every half-precision result rounded.
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
+            measure: "layers" has ONNX Runtime write down every node's time, which makes every run slower.
 
         Raises:
             InputError: the thread count is not positive.
@@ -61,7 +69,9 @@ class OrtSession:
                 f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
                 f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
             )
-        self._session: Any = _create(path, backend, _session_options(threads))
+        options = _session_options(threads)
+        self._layers = LayerFile(options, graph.name) if measure == "layers" else None
+        self._session: Any = _create(path, backend, options)
         started = self._session.get_providers()[0]
         if started != provider:
             raise EngineError(
@@ -88,9 +98,15 @@ class OrtSession:
             raise EngineError(f"{self._graph.name} failed in ONNX Runtime: {_first_line(error)}") from error
         return dict(zip(wanted, results, strict=True))
 
+    def layers(self) -> Sequence[LayerTime]:
+        """See `refdiff.contracts.session.LayeredSession`; nothing is added by runs that follow."""
+        return () if self._layers is None else self._layers.read(self._session)
+
     def close(self) -> None:
         """Free the loaded graph."""
         self._session = None
+        if self._layers is not None:
+            self._layers.close()
 
     def _check_names(self, path: Path) -> None:
         got = tuple(

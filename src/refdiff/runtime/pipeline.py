@@ -5,6 +5,7 @@ Axes: n = candidates, y/x = picture rows/columns, g = CLIP's training grid, w = 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,7 @@ from refdiff.runtime.places import Direction, heat_ramp, place_scores
 from refdiff.runtime.proposals import propose
 from refdiff.runtime.scene import Scene
 from refdiff.runtime.scoring import attention_contrast, conclude, fuse, level_sets, score_level_sets
+from refdiff.runtime.stages import Nobody, Observer, staged
 from refdiff.runtime.tokenizer import Tokenizer
 
 
@@ -38,6 +40,7 @@ class Segmenter:
         options: a profile, or a change of one.
         tokenizer: of the bundle.
         positions: [g*g, w], CLIP's position table without the class token's row.
+        observer: told of every stage; None: nobody is.
 
     Raises:
         InputError: the options need what no exported graph has, or the table does not fit the spec.
@@ -51,6 +54,7 @@ class Segmenter:
         options: Options,
         tokenizer: Tokenizer,
         positions: Float,
+        observer: Observer | None = None,
     ) -> None:
         _check(spec, options, positions)
         self._sessions = sessions
@@ -58,6 +62,7 @@ class Segmenter:
         self._options = options
         self._tokenizer = tokenizer
         self._positions = positions
+        self._observer = observer or Nobody()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -76,6 +81,7 @@ class Segmenter:
         """What this segmenter computes."""
         return self._options
 
+    @staged("encode")
     def encode(self, picture: str | Path | bytes | NDArray[Any]) -> Scene:
         """Do the work that needs no phrase.
 
@@ -86,8 +92,7 @@ class Segmenter:
             InputError: the picture cannot be used.
             EngineError: a graph failed.
         """
-        image = read_picture(picture).copy()
-        image.setflags(write=False)
+        image = self._read_picture(picture)
         candidates = self._propose(image)
         return Scene(
             image=image,
@@ -99,6 +104,7 @@ class Segmenter:
             sessions=self._sessions,
         )
 
+    @staged("segment")
     def segment(self, scene: Scene, phrase: str, *, focus: str | None = None) -> Segmentation:
         """Choose what `phrase` names in the scene.
 
@@ -120,25 +126,27 @@ class Segmenter:
         if scene.candidates is None:
             return self._segment_map(query, heat)
         parts = self._cues(scene, scene.candidates, query, heat)
-        scores = fuse(
-            self._options.fusion,
-            self._options.mode,
-            parts,
-            scene.candidates.kept,
-            drop_filtered=self._options.proposals.drop_filtered,
-        )
-        return conclude(query, heat, scene.candidates, scores, "no proposal passes the filters")
+        return self._choose(scene.candidates, query, heat, parts)
 
     @property
     def _discriminates(self) -> bool:
         return self._options.mode in ("disc+seg", "full")
 
+    @staged("picture")
+    def _read_picture(self, picture: str | Path | bytes | NDArray[Any]) -> NDArray[np.uint8]:
+        """The scene's own copy, read-only."""
+        image = read_picture(picture).copy()
+        image.setflags(write=False)
+        return image
+
+    @staged("proposals")
     def _propose(self, image: NDArray[np.uint8]) -> Candidates | None:
         """METHOD §2."""
         if self._options.mode == "gen":
             return None
         return propose(self._sessions, self._spec.sam, image, self._options.proposals)
 
+    @staged("latent")
     def _encode_latent(self, image: NDArray[np.uint8]) -> LatentState | None:
         """METHOD §4, what the picture alone decides."""
         if self._options.mode == "disc+seg":
@@ -146,6 +154,7 @@ class Segmenter:
         spec, options = self._spec.diffusion, self._options
         return latent_state(self._sessions, spec, options.attention, self._tokenizer, options.seed, image)
 
+    @staged("reading")
     def _read(self, phrase: str, focus: str | None) -> Phrase:
         """METHOD §3."""
         options = self._options
@@ -155,6 +164,7 @@ class Segmenter:
         self._tokenizer.check_length(query.text)
         return query
 
+    @staged("attention")
     def _attend(self, scene: Scene, query: Phrase) -> Float | None:
         """The generative map c [y, x] (METHOD §4, §10.4)."""
         if scene.latent is None:
@@ -164,6 +174,7 @@ class Segmenter:
         heat = heat_map(maps, scene.size_yx, uint8_lanczos=options.uint8_lanczos)
         return heat * heat_ramp(query, scene.size_yx) if self._options.fusion.ramp_on_heat else heat
 
+    @staged("scoring")
     def _segment_map(self, query: Phrase, heat: Float | None) -> Segmentation:
         """Mode `gen`: the map's level sets are the candidates (METHOD §8)."""
         if heat is None:
@@ -174,6 +185,7 @@ class Segmenter:
         scores = score_level_sets(heat, levels, self._options.fusion)
         return conclude(query, heat, levels, scores, "the attention map is flat")
 
+    @staged("scoring")
     def _cues(
         self, scene: Scene, candidates: Candidates, query: Phrase, heat: Float | None
     ) -> dict[str, Float]:
@@ -192,9 +204,7 @@ class Segmenter:
         side = direction(query.text, word_boundaries=crops.word_boundaries)
         hard = self._hard(scene, candidates, side)
         related = [query.relation.other] if query.relation and self._options.fusion.place else []
-        whole, root, *other = text_vectors(
-            self._sessions, self._tokenizer, [query.text, query.root, *related]
-        )
+        whole, root, *other = self._text_vectors([query.text, query.root, *related])
         shares = (crops.hard_root_weight, crops.soft_root_weight)
         hard_text, soft_text = ((1 - share) * whole + share * root for share in shares)
         parts = {"hard": hard @ hard_text, "soft": scene.soft @ soft_text}
@@ -202,6 +212,20 @@ class Segmenter:
             parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)
         return parts
 
+    @staged("scoring")
+    def _choose(
+        self, candidates: Candidates, query: Phrase, heat: Float | None, parts: dict[str, Float]
+    ) -> Segmentation:
+        """METHOD §7."""
+        options, drop_filtered = self._options, self._options.proposals.drop_filtered
+        scores = fuse(options.fusion, options.mode, parts, candidates.kept, drop_filtered=drop_filtered)
+        return conclude(query, heat, candidates, scores, "no proposal passes the filters")
+
+    @staged("text")
+    def _text_vectors(self, texts: Sequence[str]) -> Float:
+        return text_vectors(self._sessions, self._tokenizer, texts)
+
+    @staged("crops")
     def _hard(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
         spec, crops = self._spec.clip, self._options.crops
         return scene.hard.towards(
@@ -211,6 +235,7 @@ class Segmenter:
             ),
         )
 
+    @staged("soft")
     def _soft(self, image: NDArray[np.uint8], candidates: Candidates | None) -> Float:
         """Masked-attention vectors [n, e] (METHOD §6); none where the mode does not read them."""
         spec, crops = self._spec.clip, self._options.crops
