@@ -173,6 +173,40 @@ def _import_ort(backend: str) -> ModuleType:
     return ort
 
 
+_PEAK_OF = {
+    "ort-cpu": "ort-cpu",
+    "ort-rounded": "ort-cpu",
+    "ort-cuda": "ort-cuda",
+    "ort-tensorrt": "ort-cuda",
+    "tensorrt": "ort-cuda",
+    "tensorrt-rtx": "ort-cuda",
+}
+"""Back-end -> the one of ONNX Runtime that a matrix product is timed in on the same processor."""
+
+
+def measure_peak(backend: str, threads: int | None) -> tuple[float | None, str]:
+    """What this machine makes of a matrix product, and how that was measured.
+
+    Args:
+        backend: one of `BACKENDS`, "auto" excepted.
+        threads: as in `open_sessions`.
+
+    Returns:
+        GFLOP/s in single precision, None where it cannot be measured; and how, or why not.
+    """
+    where = _PEAK_OF[backend]
+    try:
+        ort = _import_ort(where)
+    except MissingDependencyError as error:
+        return None, str(error)
+    if ort.PROVIDERS[where][0] not in ort.ort.get_available_providers():
+        return None, f"no {where} here to time a matrix product in"
+    product = import_module("refdiff.engines.product")
+    with_threads = "the back-end's choice of threads" if threads is None else f"{threads} threads"
+    how = f"best of a float32 product of {product.SIDE}×{product.SIDE} in {where}, {with_threads}"
+    return float(product.peak_gflops(where, threads)), how
+
+
 _EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export", "onnx": "export"}
 """Package -> the extra that brings it."""
 

@@ -1,0 +1,1 @@
+def page_of_profile(report): return ""
