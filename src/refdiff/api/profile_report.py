@@ -20,14 +20,19 @@ from refdiff.profiling.spans import Span
 class Peak:
     """The machine's own best."""
 
-    gflops: float | None
-    """None: unknown."""
+    taken: tuple[float, ...]
+    """GFLOP/s before the rounds and after; empty: unknown."""
     how: str
     """How it was measured, or why not."""
 
+    @property
+    def gflops(self) -> float | None:
+        """The larger one; None: unknown."""
+        return max(self.taken, default=None)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        return {"gflops": None if self.gflops is None else round(self.gflops, 2), "how": self.how}
+        return {"gflops": self.gflops, "taken": list(self.taken), "how": self.how}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,10 +97,13 @@ def profile(
         sessions = start("runs")
     with segmenter_of(opened, TimedSessions(sessions, watch), options, watch) as segmenter:
         measured = _Measured(segmenter=segmenter, watch=watch, asked=asked, sensors=Sensors(root), tell=tell)
+        measured.start_cold()
+        first_peak, how = measure_peak(sessions.backend, threads)
         measured.run(runs, warmup)
+        second_peak, _ = measure_peak(sessions.backend, threads)
         use = measured.sample_memory(before)
-    arithmetic, peak = Arithmetic(opened), _peak(sessions.backend, threads, tell)
-    samples = measured.samples
+    taken = tuple(round(peak, 2) for peak in (first_peak, second_peak) if peak is not None)
+    arithmetic, peak, samples = Arithmetic(opened), Peak(taken=taken, how=how), measured.samples
     graphs = graph_rows(samples, count=arithmetic, peak_gflops=peak.gflops, memory=measured.graph_memory)
     return ProfileReport(
         path=opened.path,
@@ -144,11 +147,14 @@ class _Measured:
     end: Reading = field(default_factory=Reading)
     graph_memory: dict[str, Memory] = field(default_factory=dict)
 
-    def run(self, runs: int, warmup: int) -> None:
-        """The cold start, the rounds to warm up, and those that count."""
+    def start_cold(self) -> None:
+        """The first question, which loads every graph it needs."""
         self.tell("cold start")
         self._ask(self.asked[0])
         self.cold = self.watch.take()
+
+    def run(self, runs: int, warmup: int) -> None:
+        """The rounds to warm up, and those that count."""
         for number in range(warmup):
             self.tell(f"warming up, round {number + 1}/{warmup}")
             self._round()
@@ -214,12 +220,6 @@ def _layers(
             if isinstance(session, LayeredSession) and (times := session.layers()):
                 found.append(GraphLayers(graph=name, layers=tuple(times)))
     return tuple(found)
-
-
-def _peak(backend: str, threads: int | None, tell: Progress) -> Peak:
-    tell("the machine's peak")
-    gflops, how = measure_peak(backend, threads)
-    return Peak(gflops=gflops, how=how)
 
 
 def _bundle(bundle: Bundle) -> dict[str, Any]:
