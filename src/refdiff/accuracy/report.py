@@ -91,7 +91,9 @@ def render(page: Page) -> str:
     judged = {True: "<strong>passed</strong> ", False: "<strong>FAILED</strong> ", None: ""}[page.passed]
     drawings = [drawing for section in page.sections for drawing in section.drawings]
     style = "".join(dict.fromkeys((_STYLE, *(drawing.style for drawing in drawings))))
-    scripts = "".join(f"<script>{each}</script>\n" for each in dict.fromkeys(d.script for d in drawings) if each)
+    scripts = "".join(
+        f"<script>{each}</script>\n" for each in dict.fromkeys(d.script for d in drawings) if each
+    )
     body = "\n".join(_section(section) for section in page.sections)
     return f"""<!doctype html>
 <html lang="en">

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refdiff.accuracy.report import Cell, Drawing, Page, Section, Table, render
 from refdiff.api.profile_report import GraphLayers, ProfileReport
-from refdiff.api.profile_words import facts, number_of_layers, size
+from refdiff.api.profile_words import CONTEST_HEAD, contest_rows, facts, number_of_layers, size
 from refdiff.profiling import drawing
 from refdiff.profiling.samples import Percentiles
 
@@ -17,6 +17,8 @@ def page_of_profile(report: ProfileReport) -> str:
     sections = [_stages(report), _graphs(report), _timeline(report), _cold(report)]
     if report.layers:
         sections.append(_layers(report))
+    if report.contests:
+        sections.append(_contests(report))
     sections.append(Section(heading="How it was measured", lines=tuple(facts(report))))
     return render(
         Page(
@@ -55,12 +57,13 @@ def _stages(report: ProfileReport) -> Section:
 
 
 def _graphs(report: ProfileReport) -> Section:
+    on_device = any(row.device_ms is not None for row in report.graphs)
     rows = []
     for row in report.graphs:
         texts = (
             f"{row.calls:g}",
             *_percentiles(row.ms),
-            "–" if row.device_ms is None else f"{row.device_ms.p50:.2f}",
+            *(("–" if row.device_ms is None else f"{row.device_ms.p50:.2f}",) if on_device else ()),
             f"{row.share:.1%}",
             "unknown" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:.3f} G",
             "unknown" if row.gflops is None else f"{row.gflops:.1f}",
@@ -71,7 +74,9 @@ def _graphs(report: ProfileReport) -> Section:
         )
         rows.append((Cell(text=row.graph), *map(_number, texts)))
     head = (
-        *("graph", "calls", "p50 ms", "p90 ms", "p99 ms", "device p50 ms", "share", "multiply-adds"),
+        *("graph", "calls", "p50 ms", "p90 ms", "p99 ms"),
+        *(("device p50 ms",) if on_device else ()),
+        *("share", "multiply-adds"),
         *("GFLOP/s", "of peak", "fed", "returned", "private memory"),
     )
     lines = ("Times and copies are of one call, calls and multiply-adds of one question.",)
@@ -115,6 +120,18 @@ def _of_graph(graph: GraphLayers) -> Table:
         head=("layer", "operator", "calls", "ms a call", "share"),
         rows=rows,
     )
+
+
+def _contests(report: ProfileReport) -> Section:
+    rows = tuple(
+        (
+            *(Cell(text=text) for text in row[:2]),
+            *map(_number, row[2:-1]),
+            Cell(text=row[-1], tone="good" if row[-1] == "ok" else "bad"),
+        )
+        for row in contest_rows(report)
+    )
+    return Section(heading="Back-ends", tables=(Table(head=CONTEST_HEAD, rows=rows),))
 
 
 def _percentiles(ms: Percentiles) -> tuple[str, str, str]:

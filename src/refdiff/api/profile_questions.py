@@ -57,7 +57,9 @@ def profiled_questions(
         return [_own(Path(image), phrase)]
     if image is not None or phrase is not None:
         lone = "--scenes too" if scenes is not None else "no --phrase" if phrase is None else "no --image"
-        raise InputError(f"a picture of one's own is --image and --phrase alone, got {lone}; give both of them")
+        raise InputError(
+            f"a picture of one's own is --image and --phrase alone, got {lone}; give both of them"
+        )
     if bundle.spec.name.split("-")[0] != BUILT_IN_MODEL:
         raise InputError(
             f"the built-in scenes are for the miniature, {bundle.path} is of {bundle.spec.name}; "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refdiff.api.side_by_side import GraphContest
 from refdiff.contracts.session import LayerTime
 from refdiff.profiling.comparison import FORMAT, KIND
 from refdiff.profiling.machine import Reading
@@ -20,19 +22,23 @@ from refdiff.profiling.spans import Span
 class Peak:
     """The machine's own best."""
 
-    taken: tuple[float, ...]
-    """GFLOP/s before the rounds and after; empty: unknown."""
+    gflops: float | None
+    """Of the best run of the yardstick; None: unknown."""
+    rounds: tuple[float, ...]
+    """The middle one of its runs before each round: how quiet the machine was."""
     how: str
-    """How it was measured, or why not."""
+    """What the yardstick is, or why there is none."""
 
-    @property
-    def gflops(self) -> float | None:
-        """The larger one; None: unknown."""
-        return max(self.taken, default=None)
+    @classmethod
+    def of(cls, taken: Sequence[Sequence[float]], how: str) -> Peak:
+        """From the runs before each round, which may be none."""
+        best = max((run for runs in taken for run in runs), default=None)
+        rounds = tuple(round(statistics.median(runs), 2) for runs in taken if runs)
+        return cls(gflops=None if best is None else round(best, 2), rounds=rounds, how=how)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        return {"gflops": self.gflops, "taken": list(self.taken), "how": self.how}
+        return {"gflops": self.gflops, "rounds": list(self.rounds), "how": self.how}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,8 @@ class ProfileReport:
     end: Reading
     layers: tuple[GraphLayers, ...]
     """Empty unless they were asked for."""
+    contests: tuple[GraphContest, ...]
+    """Graphs in several back-ends; empty unless that was asked for."""
     questions: tuple[tuple[str, tuple[Span, ...]], ...]
     """Every measured question's title and spans."""
 
@@ -175,5 +183,6 @@ class ProfileReport:
             "sensors": {"start": self.start.to_json(), "end": self.end.to_json()},
             "throttled_questions": self.throttled,
             "layers": [each.to_json() for each in self.layers],
+            "backends": [each.to_json() for each in self.contests],
             "samples": [sample.to_json() for sample in self.samples],
         }

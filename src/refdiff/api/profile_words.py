@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from refdiff.api.profile_report import GraphLayers, ProfileReport
 from refdiff.profiling.machine import NOT_TOLD
 from refdiff.profiling.memory import Memory
 
+if TYPE_CHECKING:
+    from refdiff.engines.polygraphy_runners import Apart
+
 _REASONS_SHOWN = 3
 _RESTLESS = 0.9
-"""Of two measurements of the peak: the smaller's share of the larger below which the machine was not quiet."""
+"""Share of the fastest round's yardstick below which a slower one says that the machine was not quiet."""
 
 
 def facts(report: ProfileReport) -> list[str]:
     """Everything beside the numbers that a reader needs to believe them."""
     lines = [f"clock of {what}: {clock}" for what, clock in report.clocks.items() if clock is not None]
     lines += _peak(report)
+    lines += _contests(report)
     if report.arithmetic_unknown is not None:
         lines.append(f"multiply-adds unknown: {report.arithmetic_unknown}")
     return [*lines, _memory(report), *_machine(report)]
@@ -41,18 +46,63 @@ def _peak(report: ProfileReport) -> list[str]:
     peak = report.peak
     if peak.gflops is None:
         return [f"peak: unknown: {peak.how}"]
-    before, after = peak.taken
-    lines = [f"peak: {peak.gflops:.1f} GFLOP/s, {peak.how} ({before:.1f} before the rounds, {after:.1f} after)"]
-    if min(before, after) < _RESTLESS * max(before, after):
-        lines.append("the machine was not quiet: its peak changed while it was measured, so shares of it mislead")
+    slowest, fastest = min(peak.rounds), max(peak.rounds)
+    lines = [
+        f"peak: {peak.gflops:.1f} GFLOP/s, the best run of {peak.how}; "
+        f"its middle run before a round: {slowest:.1f} to {fastest:.1f}"
+    ]
+    if slowest < _RESTLESS * fastest:
+        lines.append("the machine was not quiet: the same product took longer in some rounds than in others")
     return lines
+
+
+def _contests(report: ProfileReport) -> list[str]:
+    if not report.contests:
+        return []
+    failures = {f"{name}: {why}" for each in report.contests for name, why in each.failures.items()}
+    return [
+        "back-ends: times by our clock around each runner, golden feeds; differences by Polygraphy's comparator, "
+        "absolute, the graph's tolerance allowed. Polygraphy's own figure is no latency: its maintainers say the "
+        "tool is not for that (TensorRT's issue 3893)",
+        *(f"not compared: {failure}" for failure in sorted(failures)),
+    ]
+
+
+def contest_rows(report: ProfileReport) -> Iterator[tuple[str, ...]]:
+    """Graph, runner, p50, p90, p99, Polygraphy's figure, difference from torch and from the first, verdict."""
+    for each in report.contests:
+        for contender in each.contenders:
+            within = all(apart.within for apart in (*contender.from_golden, *contender.from_first))
+            yield (
+                each.graph,
+                contender.name,
+                *(f"{ms:.2f}" for ms in (contender.ms.p50, contender.ms.p90, contender.ms.p99)),
+                f"{contender.polygraphy_ms:.2f}",
+                _largest(contender.from_golden),
+                _largest(contender.from_first),
+                "ok" if within else "OUTSIDE",
+            )
+
+
+CONTEST_HEAD = (
+    *("graph", "runner", "p50 ms", "p90 ms", "p99 ms", "Polygraphy's", "from torch", "from first"),
+    "tolerance",
+)
+
+
+def _largest(differences: Sequence[Apart]) -> str:
+    return f"{max(each.max_absolute for each in differences):.2g}" if differences else "–"
 
 
 def _memory(report: ProfileReport) -> str:
     use = report.memory
     moments = (("before", use.before), ("loaded", use.loaded), ("most of a round", use.most))
     told = ", ".join(f"{name} {_both(memory)}" for name, memory in moments)
-    mark = "" if use.high_water_resident is None else f"; resident high-water mark {size(use.high_water_resident)}"
+    mark = (
+        ""
+        if use.high_water_resident is None
+        else f"; resident high-water mark {size(use.high_water_resident)}"
+    )
     return f"memory of the process, resident (private): {told}{mark}"
 
 

@@ -18,12 +18,13 @@ from refdiff.api.bundles import find_bundle, segmenter_of
 from refdiff.api.profile_questions import ProfiledQuestion, profiled_questions
 from refdiff.api.profile_report import GraphLayers, MemoryUse, Peak, ProfileReport
 from refdiff.api.progress import Progress, silent
+from refdiff.api.side_by_side import contest
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import LayeredSession
-from refdiff.engines.factory import BackendSessions, measure_peak, open_sessions
+from refdiff.engines.factory import BackendSessions, Yardstick, open_sessions, open_yardstick
 from refdiff.engines.trt.choice import TENSORRT
 from refdiff.engines.trt.device import find_device
 from refdiff.errors import InputError
@@ -37,6 +38,8 @@ from refdiff.runtime.pipeline import Segmenter
 
 RUNS, WARMUP = 10, 1
 _LAYER_ROUNDS = 2
+_PRODUCTS = 5
+"""Runs of the yardstick before a round."""
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-python")
 
 
@@ -54,6 +57,7 @@ def profile(
     threads: int | None = None,
     memory: str | None = None,
     layers: bool = False,
+    compare_backends: bool = False,
     root: Path = Path("/"),
     progress: Progress | None = None,
 ) -> ProfileReport:
@@ -72,6 +76,7 @@ def profile(
         threads: as in `load`.
         memory: as in `load`.
         layers: write down every layer's time too.
+        compare_backends: run every graph in every back-end that is here, too, on the golden feeds.
         root: where the machine's own files begin.
         progress: told one line at each step.
 
@@ -98,12 +103,15 @@ def profile(
     with segmenter_of(opened, TimedSessions(sessions, watch), options, watch) as segmenter:
         measured = _Measured(segmenter=segmenter, watch=watch, asked=asked, sensors=Sensors(root), tell=tell)
         measured.start_cold()
-        first_peak, how = measure_peak(sessions.backend, threads)
+        measured.yardstick, how = open_yardstick(sessions.backend, threads)
         measured.run(runs, warmup)
-        second_peak, _ = measure_peak(sessions.backend, threads)
         use = measured.sample_memory(before)
-    taken = tuple(round(peak, 2) for peak in (first_peak, second_peak) if peak is not None)
-    arithmetic, peak, samples = Arithmetic(opened), Peak(taken=taken, how=how), measured.samples
+        contests = (
+            contest(opened, sessions, threads=threads, runs=runs, warmup=max(warmup, 1), tell=tell)
+            if compare_backends
+            else ()
+        )
+    arithmetic, peak, samples = Arithmetic(opened), Peak.of(measured.peaks, how), measured.samples
     graphs = graph_rows(samples, count=arithmetic, peak_gflops=peak.gflops, memory=measured.graph_memory)
     return ProfileReport(
         path=opened.path,
@@ -127,6 +135,7 @@ def profile(
             if layers
             else ()
         ),
+        contests=contests,
         questions=tuple(measured.spans),
     )
 
@@ -140,6 +149,8 @@ class _Measured:
     asked: Sequence[ProfiledQuestion]
     sensors: Sensors
     tell: Progress
+    yardstick: Yardstick | None = None
+    peaks: list[list[float]] = field(default_factory=list)
     cold: tuple[Span, ...] = ()
     samples: list[Sample] = field(default_factory=list)
     spans: list[tuple[str, tuple[Span, ...]]] = field(default_factory=list)
@@ -162,6 +173,8 @@ class _Measured:
         self.start = self.sensors.read()
         for number in range(runs):
             self.tell(f"round {number + 1}/{runs}")
+            if self.yardstick is not None:
+                self.peaks.append([self.yardstick.gflops() for _ in range(_PRODUCTS)])
             for index, question in enumerate(self.asked):
                 before = self.sensors.read()
                 self._ask(question)

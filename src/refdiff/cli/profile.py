@@ -29,6 +29,13 @@ def profile(
     threads: Threads = None,
     memory: Memory = None,
     layers: Annotated[bool, typer.Option("--layers", help="Every layer's time too.")] = False,
+    compare_backends: Annotated[
+        bool,
+        typer.Option(
+            "--compare-backends",
+            help="Run every graph in every back-end that is here, too (needs refdiff[profile]).",
+        ),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(help="An HTML page: stages, layers, a timeline to zoom.")
     ] = None,
@@ -69,6 +76,7 @@ def profile(
             threads=threads,
             memory=memory,
             layers=layers,
+            compare_backends=compare_backends,
             progress=tell,
         )
         files = api.save_profile(report, html=html, trace=trace, overwrite=overwrite)
@@ -78,9 +86,7 @@ def profile(
     print_answer(report.to_json(), lambda: of_profile(report), as_json=as_json)
 
 
-def _compare(
-    records: tuple[Path, Path], bundle: str | None, *, allow_different: bool, as_json: bool
-) -> None:
+def _compare(records: tuple[Path, Path], bundle: str | None, *, allow_different: bool, as_json: bool) -> None:
     from refdiff import api
     from refdiff.cli.profile_tables import of_comparison
     from refdiff.errors import GateError

@@ -26,6 +26,8 @@ def of_profile(report: ProfileReport) -> RenderableType:
     parts: list[RenderableType | str] = [_head(report), _stages(report), _graphs(report), _cold(report)]
     if report.layers:
         parts.append(_layers(report.layers))
+    if report.contests:
+        parts.append(_contests(report))
     return _group(*parts, *facts(report))
 
 
@@ -45,9 +47,15 @@ def of_comparison(comparison: Comparison) -> RenderableType:
             change.verdict.upper() if change.verdict == "slower" else change.verdict,
         )
     lines = [f"not alike: {difference}" for difference in comparison.differences]
+    if comparison.unrest:
+        lines.append(f"the machine itself differed by {comparison.unrest:.1%}, on the same matrix product")
     if any(comparison.left_out):
         lines.append("throttled rounds left out: {} and {}".format(*comparison.left_out))
-    verdict = "FAILED: slower beyond the noise" if comparison.slower else "passed: nothing is slower beyond the noise"
+    verdict = (
+        "FAILED: slower beyond the noise"
+        if comparison.slower
+        else "passed: nothing is slower beyond the noise"
+    )
     return _group(f"{comparison.before} -> {comparison.after}", table, *lines, verdict)
 
 
@@ -105,6 +113,17 @@ def _graphs(report: ProfileReport) -> Table:
             size(row.returned_bytes),
             size(row.memory.private) if row.memory else "–",
         )
+    return table
+
+
+def _contests(report: ProfileReport) -> Table:
+    from refdiff.api.profile_words import CONTEST_HEAD, contest_rows
+
+    table = _table(*(f"={name}" for name in CONTEST_HEAD[:2]), *(f">{name}" for name in CONTEST_HEAD[2:-1]), "")
+    graph = None
+    for row in contest_rows(report):
+        table.add_row("" if row[0] == graph else row[0], *row[1:])
+        graph = row[0]
     return table
 
 

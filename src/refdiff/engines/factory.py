@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -184,15 +185,65 @@ _PEAK_OF = {
 """Back-end -> the one of ONNX Runtime that a matrix product is timed in on the same processor."""
 
 
-def measure_peak(backend: str, threads: int | None) -> tuple[float | None, str]:
-    """What this machine makes of a matrix product, and how that was measured.
+def ort_backends() -> tuple[str, ...]:
+    """The back-ends of ONNX Runtime's own kernels that can run here.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    have = _import_ort("ort-cpu").ort.get_available_providers()
+    return ("ort-cpu", "ort-cuda") if "CUDAExecutionProvider" in have and _has_driver() else ("ort-cpu",)
+
+
+_RTX_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+
+def load_polygraphy(flavour: str | None) -> ModuleType:
+    """`refdiff.engines.polygraphy_runners`, with Polygraphy told which TensorRT to speak.
+
+    It reads that from the environment when it is first imported, and keeps to it.
+
+    Args:
+        flavour: "tensorrt-rtx", "tensorrt", or None where no plan is run.
+
+    Raises:
+        MissingDependencyError: Polygraphy or ONNX Runtime is not installed.
+    """
+    before = os.environ.get(_RTX_SWITCH)
+    os.environ[_RTX_SWITCH] = str(int(flavour == "tensorrt-rtx"))
+    try:
+        return import_module("refdiff.engines.polygraphy_runners")
+    except ModuleNotFoundError as error:
+        if error.name not in ("polygraphy", "onnxruntime"):
+            raise
+        extra = {"polygraphy": "profile", "onnxruntime": "cpu"}[error.name]
+        raise MissingDependencyError(
+            f"comparing back-ends needs {error.name}, which is not installed; pip install 'refdiff[{extra}]'"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ[_RTX_SWITCH]
+        else:
+            os.environ[_RTX_SWITCH] = before
+
+
+class Yardstick(Protocol):
+    """Something whose speed is the machine's."""
+
+    def gflops(self) -> float:
+        """Of one run."""
+        ...
+
+
+def open_yardstick(backend: str, threads: int | None) -> tuple[Yardstick | None, str]:
+    """A matrix product in single precision on the processor that a back-end uses.
 
     Args:
         backend: one of `BACKENDS`, "auto" excepted.
         threads: as in `open_sessions`.
 
     Returns:
-        GFLOP/s in single precision, None where it cannot be measured; and how, or why not.
+        The product, None where it cannot be had; and what it is, or why not.
     """
     where = _PEAK_OF[backend]
     try:
@@ -203,8 +254,8 @@ def measure_peak(backend: str, threads: int | None) -> tuple[float | None, str]:
         return None, f"no {where} here to time a matrix product in"
     product = import_module("refdiff.engines.product")
     with_threads = "the back-end's choice of threads" if threads is None else f"{threads} threads"
-    how = f"best of a float32 product of {product.SIDE}×{product.SIDE} in {where}, {with_threads}"
-    return float(product.peak_gflops(where, threads)), how
+    what = f"a float32 product of {product.SIDE}×{product.SIDE} in {where}, {with_threads}"
+    return product.Product(where, threads), what
 
 
 _EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export", "onnx": "export"}

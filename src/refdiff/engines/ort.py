@@ -62,23 +62,9 @@ class OrtSession:
             ModuleNotFoundError: "ort-rounded" rewrites graphs with onnx_ir, which is not installed.
         """
         self._graph = graph
-        provider, _ = PROVIDERS[backend]
-        if provider not in ort.get_available_providers():
-            have = ", ".join(ort.get_available_providers())
-            raise EngineError(
-                f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
-                f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
-            )
-        options = _session_options(threads)
+        options = session_options(threads)
         self._layers = LayerFile(options, graph.name) if measure == "layers" else None
-        self._session: Any = _create(path, backend, options)
-        started = self._session.get_providers()[0]
-        if started != provider:
-            raise EngineError(
-                f"{path.name}: asked for {provider}, ONNX Runtime started {started}; "
-                "mend the CUDA installation, or use ort-cpu"
-            )
-        self._session.disable_fallback()
+        self._session: Any = create_session(path, backend, options)
         self._check_names(path)
 
     @property
@@ -117,7 +103,12 @@ class OrtSession:
             raise EngineError(f"{path.name} has inputs and outputs {got}, expected {expected}; export again")
 
 
-def _session_options(threads: int | None) -> Any:
+def session_options(threads: int | None) -> Any:
+    """ONNX Runtime's options for so many threads inside one operator.
+
+    Raises:
+        InputError: the thread count is not positive.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
@@ -127,7 +118,31 @@ def _session_options(threads: int | None) -> Any:
     return options
 
 
-def _create(path: Path, backend: str, options: Any) -> Any:
+def create_session(path: Path, backend: str, options: Any) -> Any:
+    """ONNX Runtime's own session of a graph, on the provider of the back-end and no other.
+
+    Raises:
+        EngineError: the provider is absent or did not start, or ONNX Runtime cannot load the graph.
+    """
+    provider, _ = PROVIDERS[backend]
+    if provider not in ort.get_available_providers():
+        have = ", ".join(ort.get_available_providers())
+        raise EngineError(
+            f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
+            f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
+        )
+    session = _loaded(path, backend, options)
+    started = session.get_providers()[0]
+    if started != provider:
+        raise EngineError(
+            f"{path.name}: asked for {provider}, ONNX Runtime started {started}; "
+            "mend the CUDA installation, or use ort-cpu"
+        )
+    session.disable_fallback()
+    return session
+
+
+def _loaded(path: Path, backend: str, options: Any) -> Any:
     if backend == "ort-tensorrt":  # it hands what it cannot do to the CPU, unless it is told not to
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:

@@ -1,6 +1,6 @@
-"""The most this machine makes of a matrix product, to hold graphs against: measured, not looked up.
+"""What this machine makes of a matrix product, to hold graphs against: measured, not looked up.
 
-In: a back-end of ONNX Runtime and a number of threads. Out: GFLOP/s in single precision. The graph of one
+In: a back-end of ONNX Runtime and a number of threads. Out: GFLOP/s in single precision, of as many runs as wanted. The graph of one
 MatMul is written here byte by byte, because the lean environment has no package to write ONNX with.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,35 +18,39 @@ from refdiff.engines.ort import PROVIDERS
 SIDE = 1024
 """Of the square matrices: 4 MiB each, far more arithmetic than reading."""
 
-SECONDS = 0.5
-_LEAST_RUNS = 5
 _FLOAT, _IR_VERSION, _OPSET = 1, 8, 13
 
 
-def peak_gflops(
-    backend: str, threads: int | None, *, seconds: float = SECONDS, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """The best of the runs in the time given; a multiply-add is two operations.
+class Product:
+    """A matrix product, ready to be timed.
 
     Args:
         backend: a name of `PROVIDERS`.
         threads: as sessions were given.
-        seconds: of measuring, after one run that is not counted.
         clock: in seconds.
     """
-    options = ort.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = ort.InferenceSession(product_graph(SIDE), options, providers=[PROVIDERS[backend]])
-    values = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
-    feeds = {name: ort.OrtValue.ortvalue_from_numpy(values) for name in ("a", "b")}
-    session.run_with_ort_values(["y"], feeds)
-    best, runs, started = float("inf"), 0, clock()
-    while runs < _LEAST_RUNS or clock() - started < seconds:
-        begun = clock()
-        session.run_with_ort_values(["y"], feeds)
-        best, runs = min(best, clock() - begun), runs + 1
-    return 2 * SIDE**3 / best / 1e9
+
+    def __init__(
+        self, backend: str, threads: int | None, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        options = ort.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        provider = [PROVIDERS[backend]]
+        self._session: Any = ort.InferenceSession(product_graph(SIDE), options, providers=provider)
+        values = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
+        self._feeds = {name: ort.OrtValue.ortvalue_from_numpy(values) for name in ("a", "b")}
+        self._clock = clock
+        self._run()
+
+    def gflops(self) -> float:
+        """Of one run; a multiply-add is two operations."""
+        begun = self._clock()
+        self._run()
+        return 2 * SIDE**3 / (self._clock() - begun) / 1e9
+
+    def _run(self) -> None:
+        self._session.run_with_ort_values(["y"], self._feeds)
 
 
 def product_graph(side: int) -> bytes:

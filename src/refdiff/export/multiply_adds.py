@@ -94,7 +94,9 @@ def _named(node: ir.Node, name: str, sizes: Mapping[str, int]) -> int:
     """A dimension the contract names, or a sum of products of numbers and names as the exporter writes it."""
     total = 0
     for term in name.split("+"):
-        factors = [int(part) if part.isdigit() else sizes.get(part) for part in map(str.strip, term.split("*"))]
+        factors = [
+            int(part) if part.isdigit() else sizes.get(part) for part in map(str.strip, term.split("*"))
+        ]
         if None in factors:
             raise InputError(
                 f"{node.name}: got no size of dimension {name}, have: {', '.join(sizes) or 'none'}"

@@ -4,7 +4,9 @@ The rule. A round asks every question once; of each row (all of it, a stage, a p
 figure, the mean over its questions. The row's figure is the median over the rounds. Its noise is the standard
 error of that median by a bootstrap that draws blocks of neighbouring rounds, about the square root of their
 number long: what drifts within a record widens it. A row changed when the two medians are further apart than
-`Z` times the two errors together (root of the sum of squares). Rounds in which the machine throttled are left
+`Z` times the two errors together (root of the sum of squares), and by more than the machine itself: before each
+round it was timed on the same matrix product, and the share by which the two records' middle products differ is
+allowed to every row. Rounds in which the machine throttled are left
 out. A row that only one record has is told of and not judged: the stage it is in is.
 
 In: two JSON documents of `refdiff profile --json`. Out: a `Comparison`.
@@ -45,6 +47,8 @@ class Profile:
     identity: Mapping[str, Any]
     """What has to be the same for two profiles to be of the same thing."""
     figures: Figures
+    yardstick: float | None
+    """GFLOP/s of a matrix product, the median over the rounds; None: unknown."""
     left_out: int
     """Rounds in which the machine throttled."""
 
@@ -86,6 +90,8 @@ class Comparison:
     before: str
     after: str
     changes: tuple[Change, ...]
+    unrest: float
+    """The share by which the machine itself differed; 0 where no record says."""
     differences: tuple[str, ...]
     """What the two are not alike in, where that was allowed."""
     left_out: tuple[int, int]
@@ -112,6 +118,7 @@ class Comparison:
             "after": self.after,
             "passed": not self.slower,
             "z": Z,
+            "machine_differs_by": round(self.unrest, 4),
             "differences": list(self.differences),
             "throttled_rounds_left_out": list(self.left_out),
             "changes": [change.to_json() for change in self.changes],
@@ -141,15 +148,26 @@ def read_profile(document: Any, name: str) -> Profile:
             rounds[int(sample["round"])].append(sample)
         kept = [rounds[at] for at in sorted(rounds) if not any(each["throttled"] for each in rounds[at])]
         figures = _figures([[dict(each["parts"]) for each in one] for one in kept])
+        speeds = [float(speed) for speed in document["peak"]["rounds"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{name} is a damaged profile ({type(error).__name__}: {error}); profile again") from error
+        raise InputError(
+            f"{name} is a damaged profile ({type(error).__name__}: {error}); profile again"
+        ) from error
     if len(kept) < LEAST_ROUNDS:
-        throttled = f", {len(rounds) - len(kept)} of {len(rounds)} were throttled" if len(kept) < len(rounds) else ""
+        throttled = (
+            f", {len(rounds) - len(kept)} of {len(rounds)} were throttled" if len(kept) < len(rounds) else ""
+        )
         raise InputError(
             f"{name} has {len(kept)} rounds to compare{throttled}, expected {LEAST_ROUNDS} or more; "
             "profile again with more --runs"
         )
-    return Profile(name=name, identity=identity, figures=figures, left_out=len(rounds) - len(kept))
+    return Profile(
+        name=name,
+        identity=identity,
+        figures=figures,
+        yardstick=float(np.median(speeds)) if speeds else None,
+        left_out=len(rounds) - len(kept),
+    )
 
 
 def compare(before: Profile, after: Profile, *, allow_different: bool = False) -> Comparison:
@@ -169,11 +187,13 @@ def compare(before: Profile, after: Profile, *, allow_different: bool = False) -
             f"{before.name} and {after.name} are not of the same thing: {'; '.join(differences)}; "
             "profile both alike, or compare them all the same (--allow-different)"
         )
+    unrest = _unrest(before.yardstick, after.yardstick)
     rows = sorted({*before.figures, *after.figures}, key=_order)
     return Comparison(
         before=before.name,
         after=after.name,
-        changes=tuple(_change(row, before.figures.get(row), after.figures.get(row)) for row in rows),
+        changes=tuple(_change(row, before.figures.get(row), after.figures.get(row), unrest) for row in rows),
+        unrest=unrest,
         differences=differences,
         left_out=(before.left_out, after.left_out),
     )
@@ -185,7 +205,9 @@ def noise_of(values: Sequence[float]) -> float:
     count = len(figures)
     length = max(1, round(math.sqrt(count)))
     starts = rng.integers(0, count, (_DRAWS, -(-count // length)))
-    drawn = (starts[:, :, None] + np.arange(length)) % count  # blocks go round, so that all rounds count alike
+    drawn = (
+        starts[:, :, None] + np.arange(length)
+    ) % count  # blocks go round, so that all rounds count alike
     medians = np.median(figures[drawn.reshape(_DRAWS, -1)[:, :count]], axis=1)
     return float(np.std(medians))
 
@@ -205,7 +227,13 @@ def _figures(rounds: Sequence[Sequence[Mapping[str, float]]]) -> Figures:
     return figures
 
 
-def _change(row: str, before: Sequence[float] | None, after: Sequence[float] | None) -> Change:
+def _unrest(before: float | None, after: float | None) -> float:
+    if not before or not after:
+        return 0.0
+    return max(before, after) / min(before, after) - 1
+
+
+def _change(row: str, before: Sequence[float] | None, after: Sequence[float] | None, unrest: float) -> Change:
     if before is None or after is None:
         only = float(np.median(after if before is None else before or [0.0]))
         return Change(
@@ -215,8 +243,8 @@ def _change(row: str, before: Sequence[float] | None, after: Sequence[float] | N
             noise_ms=noise_of(after if before is None else before or [0.0]),
             verdict="new" if before is None else "gone",
         )
-    noise = Z * math.hypot(noise_of(before), noise_of(after))
     first, second = float(np.median(before)), float(np.median(after))
+    noise = Z * math.hypot(noise_of(before), noise_of(after)) + unrest * max(first, second)
     moved = second - first
     verdict: Literal["slower", "faster", "same"] = "same"
     if abs(moved) > noise:

@@ -85,7 +85,7 @@ def _piece(stage: str, name: str, share: float, *, hatched: bool) -> str:
     classes = " ".join(word for word, on in (("work", hatched), ("slim", not label)) if on)
     return (
         f'<span class="{classes}" title="{escape(name)} {share:.1%}" '
-        f'style="flex: {share:.5f} 1 0; background-color: var(--{colour(stage)})">{label}</span>'
+        f'style="width: {share:.3%}; background-color: var(--{colour(stage)})">{label}</span>'
     )
 
 
@@ -116,7 +116,9 @@ def _told(span: Span) -> str:
         return ""
     shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in call.shapes.items())
     device = "" if call.device_ms is None else f"; device {call.device_ms:.3f} ms"
-    return f"Fed {shapes}, {call.fed_bytes / 1e3:.1f} kB; returned {call.returned_bytes / 1e3:.1f} kB{device}."
+    return (
+        f"Fed {shapes}, {call.fed_bytes / 1e3:.1f} kB; returned {call.returned_bytes / 1e3:.1f} kB{device}."
+    )
 
 
 def _file(name: str) -> str:

@@ -59,7 +59,9 @@ class Sensors:
     def __init__(self, root: Path = Path("/")) -> None:
         system = root / "sys"
         self._clocks = {
-            **{f"cpu{_number(p.parent.parent)}": (p, 1000) for p in _cpus(system, "cpufreq/scaling_cur_freq")},
+            **{
+                f"cpu{_number(p.parent.parent)}": (p, 1000) for p in _cpus(system, "cpufreq/scaling_cur_freq")
+            },
             **{p.parent.name: (p, 1) for p in sorted((system / "class/devfreq").glob("*/cur_freq"))},
         }
         thermal = system / "class/thermal"
@@ -67,9 +69,18 @@ class Sensors:
             _named(zone): zone / "temp" for zone in sorted(thermal.glob("thermal_zone*"), key=_number)
         }
         self._throttling = {
-            **{_named(each): each / "cur_state" for each in sorted(thermal.glob("cooling_device*"), key=_number)},
-            **{f"{p.parent.name} {p.name}": p for p in sorted(system.glob("class/hwmon/hwmon*/oc*_event_cnt"))},
-            **{f"cpu{_number(p.parent.parent)} {p.name}": p for p in _cpus(system, "thermal_throttle/*_count")},
+            **{
+                _named(each): each / "cur_state"
+                for each in sorted(thermal.glob("cooling_device*"), key=_number)
+            },
+            **{
+                f"{p.parent.name} {p.name}": p
+                for p in sorted(system.glob("class/hwmon/hwmon*/oc*_event_cnt"))
+            },
+            **{
+                f"cpu{_number(p.parent.parent)} {p.name}": p
+                for p in _cpus(system, "thermal_throttle/*_count")
+            },
         }
 
     def read(self) -> Reading:
@@ -105,7 +116,9 @@ def throttled(start: Reading, before: Reading, after: Reading) -> tuple[str, ...
     held = [
         f"{name} is at {now}, {start.throttling[name]} at the start"
         for name, now in after.throttling.items()
-        if name in start.throttling and name.startswith("cooling ") and now > start.throttling[name]
+        if name in start.throttling
+        and name.startswith("cooling ")
+        and now > start.throttling[name]
         and now == before.throttling.get(name)
     ]
     return (*slower, *raised, *held)

@@ -29,9 +29,7 @@ class Memory:
         """The larger of each kind."""
         if other is None:
             return self
-        return Memory(
-            resident=max(self.resident, other.resident), private=max(self.private, other.private)
-        )
+        return Memory(resident=max(self.resident, other.resident), private=max(self.private, other.private))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -46,7 +46,11 @@ class Sample:
 
 
 def sample_of(
-    spans: Sequence[Span], *, round: int, picture: int, throttled: tuple[str, ...] = ()  # noqa: A002 - the field's name
+    spans: Sequence[Span],
+    *,
+    round: int,
+    picture: int,
+    throttled: tuple[str, ...] = (),  # noqa: A002 - the field's name
 ) -> Sample:
     """The sample of a question's spans."""
     calls = tuple(
@@ -54,9 +58,7 @@ def sample_of(
         for index, span in enumerate(spans)
         if span.call is not None
     )
-    return Sample(
-        round=round, picture=picture, parts=by_part(spans), calls=calls, throttled=throttled
-    )
+    return Sample(round=round, picture=picture, parts=by_part(spans), calls=calls, throttled=throttled)
 
 
 @dataclass(frozen=True, kw_only=True)

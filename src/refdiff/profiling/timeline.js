@@ -49,7 +49,7 @@ for (const box of document.querySelectorAll(".timeline")) {
       if (end < 0 || x > width) continue;
       const y = AXIS + span.depth * ROW, wide = Math.max(end - x, 0.5);
       const drawn = shape("rect", { x, y, width: wide, height: ROW - 2, fill: `var(--${span.stage})` });
-      drawn.setAttribute("opacity", span.kind === "graph" || span.kind === "load" ? 1 : 0.72);
+      drawn.setAttribute("opacity", span.kind === "graph" || span.kind === "load" ? 1 : 0.85);
       if (span === chosen) drawn.classList.add("chosen");
       drawn.addEventListener("pointerenter", () => { if (!chosen) tell(span); });
       drawn.addEventListener("click", () => { chosen = chosen === span ? null : span; tell(span); draw(); });

@@ -35,7 +35,9 @@ def trace_of(groups: Sequence[tuple[str, Sequence[Span]]]) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _event(name: str, category: str, start_ns: int, length_ns: int, details: dict[str, Any]) -> dict[str, Any]:
+def _event(
+    name: str, category: str, start_ns: int, length_ns: int, details: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "name": name,
         "cat": category,

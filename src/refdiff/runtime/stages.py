@@ -55,7 +55,9 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def staged(name: Verb | Stage) -> Callable[[Callable[Concatenate[_S, _P], _R]], Callable[Concatenate[_S, _P], _R]]:
+def staged(
+    name: Verb | Stage,
+) -> Callable[[Callable[Concatenate[_S, _P], _R]], Callable[Concatenate[_S, _P], _R]]:
     """Tell the `_observer` of a method's object of each call, as verb or stage `name`."""
 
     def observed(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
