@@ -1,7 +1,8 @@
 """A report as one HTML page that needs nothing beside it: style, pictures and script are inside.
 
-In: a `Page` of plain text, tables, PNG files and drawings. Out: HTML; every text is escaped here, but for a
-`Drawing`'s, whose maker did. It is laid out for a phone first, and follows the reader's light or dark setting.
+In: a `Page` of plain text, tables, PNG files and drawings. Out: HTML; every text is escaped here, but for
+a `Drawing`'s, whose maker did. It is laid out for a phone first, and follows the reader's light or dark
+setting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A bundle's multiply-adds for the shapes its graphs are really fed; unknown, and why, where nobody can count."""
+"""A bundle's multiply-adds for the shapes its graphs are fed; unknown, and why, where nobody can count."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def _stages(report: ProfileReport) -> Section:
     return Section(
         heading="Stages",
         lines=(
-            "Above the stages, below their parts: graphs, and hatched the host's work around them. Memory is the "
-            "process's most while the stage lasted.",
+            "Above the stages, below their parts: graphs, and hatched the host's work around them. Memory is "
+            "the process's most while the stage lasted.",
         ),
         drawings=(bar,),
         tables=(Table(head=head, rows=tuple(rows)),),
@@ -87,8 +87,8 @@ def _timeline(report: ProfileReport) -> Section:
     groups = [*report.typical_round(), ("cold start", report.cold)]
     drawn = Drawing(html=drawing.timeline(groups), style=drawing.style(), script=drawing.script())
     lines = (
-        "The round in the middle, and the cold start. Wheel or + and − zoom, dragging moves, a double click fits "
-        "one span.",
+        "The round in the middle, and the cold start. Wheel or + and − zoom, dragging moves, a double click "
+        "fits one span.",
     )
     return Section(heading="Timeline", lines=lines, drawings=(drawn,))
 

@@ -50,8 +50,8 @@ def profiled_questions(
         scenes: how many scenes; None: three, a tall, a wide and a square one.
 
     Raises:
-        InputError: an image without phrase or the other way round, a picture that cannot be read, or no picture
-            for a bundle that the scenes are not for.
+        InputError: an image without phrase or the other way round, a picture that cannot be read, or no
+            picture for a bundle that the scenes are not for.
     """
     if image is not None and phrase is not None and scenes is None:
         return [_own(Path(image), phrase)]

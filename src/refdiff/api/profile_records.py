@@ -11,7 +11,8 @@ from refdiff.api.files import check_targets, write_files
 from refdiff.api.profile_page import page_of_profile
 from refdiff.api.profile_report import ProfileReport
 from refdiff.errors import InputError
-from refdiff.profiling.comparison import Comparison, compare, read_profile
+from refdiff.profiling.comparison import Comparison, compare
+from refdiff.profiling.record import read_profile
 from refdiff.profiling.trace import trace_of
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from refdiff.api.side_by_side import GraphContest
 from refdiff.contracts.session import LayerTime
-from refdiff.profiling.comparison import FORMAT, KIND
 from refdiff.profiling.machine import Reading
 from refdiff.profiling.memory import Memory
+from refdiff.profiling.record import FORMAT, KIND
 from refdiff.profiling.rows import GraphRow, StageRow
 from refdiff.profiling.samples import Percentiles, Sample
 from refdiff.profiling.spans import Span

@@ -36,7 +36,7 @@ def number_of_layers(graph: GraphLayers, shown: int) -> str:
 def size(count: float) -> str:
     """Bytes for a narrow column."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:  # noqa: PLR2004 - three digits
+        if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
@@ -61,15 +61,15 @@ def _contests(report: ProfileReport) -> list[str]:
         return []
     failures = {f"{name}: {why}" for each in report.contests for name, why in each.failures.items()}
     return [
-        "back-ends: times by our clock around each runner, golden feeds; differences by Polygraphy's comparator, "
-        "absolute, the graph's tolerance allowed. Polygraphy's own figure is no latency: its maintainers say the "
-        "tool is not for that (TensorRT's issue 3893)",
+        "back-ends: times by our clock around each runner, on the golden feeds; differences by Polygraphy's "
+        "comparator, absolute, and within the graph's tolerance. Polygraphy's own figure is no latency: its "
+        "maintainers say the tool is not for that (github.com/NVIDIA/TensorRT/issues/3260)",
         *(f"not compared: {failure}" for failure in sorted(failures)),
     ]
 
 
 def contest_rows(report: ProfileReport) -> Iterator[tuple[str, ...]]:
-    """Graph, runner, p50, p90, p99, Polygraphy's figure, difference from torch and from the first, verdict."""
+    """Graph, runner, p50, p90, p99, Polygraphy's figure, largest differences, verdict; see `CONTEST_HEAD`."""
     for each in report.contests:
         for contender in each.contenders:
             within = all(apart.within for apart in (*contender.from_golden, *contender.from_first))

@@ -1,14 +1,14 @@
 """`profile`: where the milliseconds go, from the picture's bytes to the mask.
 
-One process, in this order: a cold start, rounds to warm up, measured rounds, a round in which memory is sampled,
-and, where asked for, a pass in which every layer is written down. Nothing but the measured rounds is timed.
+One process, in this order: a cold start, rounds to warm up, measured rounds, a round in which memory is
+sampled, and, where asked for, every graph in other back-ends and a pass in which every layer is written
+down. Percentiles are of the measured rounds alone.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from refdiff.api.arithmetic import Arithmetic
 from refdiff.api.bundles import find_bundle, segmenter_of
 from refdiff.api.profile_questions import ProfiledQuestion, profiled_questions
-from refdiff.api.profile_report import GraphLayers, MemoryUse, Peak, ProfileReport
+from refdiff.api.profile_report import GraphLayers, Peak, ProfileReport
+from refdiff.api.profiled_run import ProfiledRun
 from refdiff.api.progress import Progress, silent
 from refdiff.api.side_by_side import contest
 from refdiff.contracts.bundle import Bundle
@@ -24,22 +25,19 @@ from refdiff.contracts.bundle_draft import hash_file
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import LayeredSession
-from refdiff.engines.factory import BackendSessions, Yardstick, open_sessions, open_yardstick
+from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.measuring import open_yardstick
 from refdiff.engines.trt.choice import TENSORRT
 from refdiff.engines.trt.device import find_device
 from refdiff.errors import InputError
-from refdiff.profiling.machine import Reading, Sensors, describe_machine, throttled
-from refdiff.profiling.memory import Memory, MemorySampler, peak_resident, read_memory
+from refdiff.profiling.machine import Sensors, describe_machine
+from refdiff.profiling.memory import read_memory
 from refdiff.profiling.rows import graph_rows, stage_rows
-from refdiff.profiling.samples import Sample, sample_of
-from refdiff.profiling.spans import CLOCK, Span, Stopwatch
+from refdiff.profiling.spans import CLOCK, Stopwatch
 from refdiff.profiling.timed_sessions import TimedSessions
-from refdiff.runtime.pipeline import Segmenter
 
 RUNS, WARMUP = 10, 1
 _LAYER_ROUNDS = 2
-_PRODUCTS = 5
-"""Runs of the yardstick before a round."""
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-python")
 
 
@@ -101,7 +99,9 @@ def profile(
     with watch.span("step", "start the back-end"):
         sessions = start("runs")
     with segmenter_of(opened, TimedSessions(sessions, watch), options, watch) as segmenter:
-        measured = _Measured(segmenter=segmenter, watch=watch, asked=asked, sensors=Sensors(root), tell=tell)
+        measured = ProfiledRun(
+            segmenter=segmenter, watch=watch, asked=asked, sensors=Sensors(root), tell=tell
+        )
         measured.start_cold()
         measured.yardstick, how = open_yardstick(sessions.backend, threads)
         measured.run(runs, warmup)
@@ -138,79 +138,6 @@ def profile(
         contests=contests,
         questions=tuple(measured.spans),
     )
-
-
-@dataclass(kw_only=True)
-class _Measured:
-    """A segmenter under the watch, and what comes of it."""
-
-    segmenter: Segmenter
-    watch: Stopwatch
-    asked: Sequence[ProfiledQuestion]
-    sensors: Sensors
-    tell: Progress
-    yardstick: Yardstick | None = None
-    peaks: list[list[float]] = field(default_factory=list)
-    cold: tuple[Span, ...] = ()
-    samples: list[Sample] = field(default_factory=list)
-    spans: list[tuple[str, tuple[Span, ...]]] = field(default_factory=list)
-    start: Reading = field(default_factory=Reading)
-    end: Reading = field(default_factory=Reading)
-    graph_memory: dict[str, Memory] = field(default_factory=dict)
-
-    def start_cold(self) -> None:
-        """The first question, which loads every graph it needs."""
-        self.tell("cold start")
-        self._ask(self.asked[0])
-        self.cold = self.watch.take()
-
-    def run(self, runs: int, warmup: int) -> None:
-        """The rounds to warm up, and those that count."""
-        for number in range(warmup):
-            self.tell(f"warming up, round {number + 1}/{warmup}")
-            self._round()
-        self.watch.take()
-        self.start = self.sensors.read()
-        for number in range(runs):
-            self.tell(f"round {number + 1}/{runs}")
-            if self.yardstick is not None:
-                self.peaks.append([self.yardstick.gflops() for _ in range(_PRODUCTS)])
-            for index, question in enumerate(self.asked):
-                before = self.sensors.read()
-                self._ask(question)
-                spans = self.watch.take()
-                reasons = throttled(self.start, before, self.sensors.read())
-                self.samples.append(sample_of(spans, round=number, picture=index, throttled=reasons))
-                self.spans.append((f"round {number + 1}: {question.name}, {question.phrase!r}", spans))
-        self.end = self.sensors.read()
-
-    def sample_memory(self, before: Memory | None) -> MemoryUse:
-        """One more round, with somebody looking at the memory."""
-        self.tell("sampling memory")
-        loaded = read_memory()
-        with MemorySampler() as sampler:
-            self._round()
-        spans = self.watch.take()
-        stages: dict[str, Memory] = {}
-        for span in spans:
-            seen = sampler.most(span.start_ns, span.end_ns)
-            kept = stages if span.kind == "stage" else self.graph_memory if span.kind == "graph" else None
-            if seen is not None and kept is not None:
-                kept[span.name] = seen.larger(kept.get(span.name))
-        return MemoryUse(
-            before=before,
-            loaded=loaded,
-            most=sampler.most(spans[0].start_ns, spans[-1].end_ns),
-            high_water_resident=peak_resident(),
-            stages=stages,
-        )
-
-    def _round(self) -> None:
-        for question in self.asked:
-            self._ask(question)
-
-    def _ask(self, question: ProfiledQuestion) -> None:
-        self.segmenter.segment(self.segmenter.encode(question.picture), question.phrase)
 
 
 def _layers(
@@ -275,10 +202,12 @@ def _gpu() -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"refdiff": refdiff_version(), "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    own = {"refdiff": refdiff_version(), "python": platform.python_version()}
+    return own | {name: version for name in _PACKAGES if (version := _version(name)) is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

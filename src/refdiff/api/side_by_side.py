@@ -21,7 +21,8 @@ from refdiff.api.progress import Progress
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.closeness import recorded_part
 from refdiff.contracts.session import Array
-from refdiff.engines.factory import BackendSessions, load_polygraphy, ort_backends
+from refdiff.engines.factory import BackendSessions
+from refdiff.engines.measuring import load_polygraphy, ort_backends
 from refdiff.engines.trt.choice import TENSORRT
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.flavour import load_flavour
@@ -31,6 +32,7 @@ from refdiff.profiling.samples import Percentiles
 
 if TYPE_CHECKING:
     from refdiff.engines.polygraphy_runners import Apart, Ran
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
@@ -98,7 +100,10 @@ def contest(
     found = []
     for graph, (feeds, recorded) in bundle.golden().items():
         tell(f"back-ends: {graph}")
-        path, first = bundle.graph_path(graph), polygraphy.SessionRunner(sessions.open(graph), sessions.backend)
+        path, first = (
+            bundle.graph_path(graph),
+            polygraphy.SessionRunner(sessions.open(graph), sessions.backend),
+        )
         done = {sessions.backend: polygraphy.run(first, feeds, runs=runs, warmup=warmup)}
         failures: dict[str, str] = {}
         others = {
@@ -112,7 +117,7 @@ def contest(
         for name, make in others.items():
             try:
                 done[name] = polygraphy.run(make(), feeds, runs=runs, warmup=warmup)
-            except EngineError as error:
+            except EngineError as error:  # noqa: PERF203 - it is the others' turn then
                 failures[name] = str(error)
         contenders = _judged(polygraphy, done, recorded, _allowed(bundle, graph, recorded))
         found.append(GraphContest(graph=graph, contenders=contenders, failures=failures))

@@ -119,7 +119,9 @@ def _graphs(report: ProfileReport) -> Table:
 def _contests(report: ProfileReport) -> Table:
     from refdiff.api.profile_words import CONTEST_HEAD, contest_rows
 
-    table = _table(*(f"={name}" for name in CONTEST_HEAD[:2]), *(f">{name}" for name in CONTEST_HEAD[2:-1]), "")
+    table = _table(
+        *(f"={name}" for name in CONTEST_HEAD[:2]), *(f">{name}" for name in CONTEST_HEAD[2:-1]), ""
+    )
     graph = None
     for row in contest_rows(report):
         table.add_row("" if row[0] == graph else row[0], *row[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -131,7 +130,7 @@ def open_sessions(
         return open_plans(bundle, backend, reason="asked for", memory=memory, measure=measure)
     why_not = ""
     if backend == "auto":
-        plans, why_not = prefer_plans(bundle, has_driver=_has_driver(), memory=memory, measure=measure)
+        plans, why_not = prefer_plans(bundle, has_driver=has_driver(), memory=memory, measure=measure)
         if plans is not None:
             return plans
     if memory is not None:
@@ -139,26 +138,33 @@ def open_sessions(
             f"memory {memory!r} is for plans, expected one of the back-ends {', '.join(TENSORRT)}; "
             f"leave it out{f' ({why_not})' if why_not else ''}"
         )
-    module = _import_ort(backend)
+    module = import_ort(backend)
     chosen, reason = _choose(module) if backend == "auto" else (backend, "asked for")
     reason = f"{reason}; {why_not}" if why_not else reason
     return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads, measure=measure)
 
 
-def _has_driver() -> bool:
+def has_driver() -> bool:
+    """Whether this machine has an NVIDIA driver."""
     return any(sign.exists() for sign in _DRIVER_SIGNS)
 
 
 def _choose(module: ModuleType) -> tuple[str, str]:
     if "CUDAExecutionProvider" not in module.ort.get_available_providers():
         return "ort-cpu", "this onnxruntime has no CUDA provider"
-    if not _has_driver():
+    if not has_driver():
         return "ort-cpu", "onnxruntime has a CUDA provider, but this machine has no NVIDIA driver"
     return "ort-cuda", "onnxruntime has a CUDA provider and this machine an NVIDIA driver"
 
 
-def _import_ort(backend: str) -> ModuleType:
-    """Only the named package's absence is reported as such; a broken installation keeps its traceback."""
+def import_ort(backend: str) -> ModuleType:
+    """`refdiff.engines.ort`, with what the back-end needs beside it.
+
+    Only the named package's absence is reported as such; a broken installation keeps its traceback.
+
+    Raises:
+        MissingDependencyError: a package is not installed.
+    """
     try:
         from refdiff.engines import ort
 
@@ -174,90 +180,6 @@ def _import_ort(backend: str) -> ModuleType:
     return ort
 
 
-_PEAK_OF = {
-    "ort-cpu": "ort-cpu",
-    "ort-rounded": "ort-cpu",
-    "ort-cuda": "ort-cuda",
-    "ort-tensorrt": "ort-cuda",
-    "tensorrt": "ort-cuda",
-    "tensorrt-rtx": "ort-cuda",
-}
-"""Back-end -> the one of ONNX Runtime that a matrix product is timed in on the same processor."""
-
-
-def ort_backends() -> tuple[str, ...]:
-    """The back-ends of ONNX Runtime's own kernels that can run here.
-
-    Raises:
-        MissingDependencyError: ONNX Runtime is not installed.
-    """
-    have = _import_ort("ort-cpu").ort.get_available_providers()
-    return ("ort-cpu", "ort-cuda") if "CUDAExecutionProvider" in have and _has_driver() else ("ort-cpu",)
-
-
-_RTX_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
-
-
-def load_polygraphy(flavour: str | None) -> ModuleType:
-    """`refdiff.engines.polygraphy_runners`, with Polygraphy told which TensorRT to speak.
-
-    It reads that from the environment when it is first imported, and keeps to it.
-
-    Args:
-        flavour: "tensorrt-rtx", "tensorrt", or None where no plan is run.
-
-    Raises:
-        MissingDependencyError: Polygraphy or ONNX Runtime is not installed.
-    """
-    before = os.environ.get(_RTX_SWITCH)
-    os.environ[_RTX_SWITCH] = str(int(flavour == "tensorrt-rtx"))
-    try:
-        return import_module("refdiff.engines.polygraphy_runners")
-    except ModuleNotFoundError as error:
-        if error.name not in ("polygraphy", "onnxruntime"):
-            raise
-        extra = {"polygraphy": "profile", "onnxruntime": "cpu"}[error.name]
-        raise MissingDependencyError(
-            f"comparing back-ends needs {error.name}, which is not installed; pip install 'refdiff[{extra}]'"
-        ) from error
-    finally:
-        if before is None:
-            del os.environ[_RTX_SWITCH]
-        else:
-            os.environ[_RTX_SWITCH] = before
-
-
-class Yardstick(Protocol):
-    """Something whose speed is the machine's."""
-
-    def gflops(self) -> float:
-        """Of one run."""
-        ...
-
-
-def open_yardstick(backend: str, threads: int | None) -> tuple[Yardstick | None, str]:
-    """A matrix product in single precision on the processor that a back-end uses.
-
-    Args:
-        backend: one of `BACKENDS`, "auto" excepted.
-        threads: as in `open_sessions`.
-
-    Returns:
-        The product, None where it cannot be had; and what it is, or why not.
-    """
-    where = _PEAK_OF[backend]
-    try:
-        ort = _import_ort(where)
-    except MissingDependencyError as error:
-        return None, str(error)
-    if ort.PROVIDERS[where][0] not in ort.ort.get_available_providers():
-        return None, f"no {where} here to time a matrix product in"
-    product = import_module("refdiff.engines.product")
-    with_threads = "the back-end's choice of threads" if threads is None else f"{threads} threads"
-    what = f"a float32 product of {product.SIDE}×{product.SIDE} in {where}, {with_threads}"
-    return product.Product(where, threads), what
-
-
 _EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export", "onnx": "export"}
 """Package -> the extra that brings it."""
 
@@ -268,7 +190,7 @@ def lean_session() -> type[LeanSession]:
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    _import_ort("ort-cpu")
+    import_ort("ort-cpu")
     from refdiff.engines.lean import LeanSession
 
     return LeanSession

@@ -1,7 +1,7 @@
 """The time of each node, as ONNX Runtime's profiler writes it down.
 
-In: session options before the session is made, and the session when it has run. Out: `LayerTime`s. ONNX Runtime
-writes into a file; it lies in a temporary folder that goes with the session.
+In: session options before the session is made, and the session when it has run. Out: `LayerTime`s. ONNX
+Runtime writes into a file; it lies in a temporary folder that goes with the session.
 """
 
 from __future__ import annotations

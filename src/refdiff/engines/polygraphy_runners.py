@@ -1,9 +1,9 @@
 """One graph side by side in several back-ends, run by Polygraphy's runners and compared by its comparator.
 
-In: runners that are not active yet, and feeds. Out: times by our clock around `infer`, Polygraphy's own figure
-beside them, the outputs, and how far outputs are apart. Polygraphy's figure is no latency: its maintainers say that
-the tool is not for that (TensorRT's issue 3893, https://github.com/NVIDIA/TensorRT/issues/3893). Its runners copy
-and check what sessions here do not.
+In: runners that are not active yet, and feeds. Out: times by our clock around `infer`, Polygraphy's own
+figure beside them, the outputs, and how far outputs are apart. Polygraphy's figure is no latency: its
+maintainers say the tool is not for that (https://github.com/NVIDIA/TensorRT/issues/3260). Its runners copy
+what sessions here do not.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class SessionRunner(BaseRunner):  # type: ignore[misc]
 
 def ort_runner(path: Path, backend: str, threads: int | None) -> Any:
     """Polygraphy's OnnxrtRunner, on the provider and threads that a session of ours would have."""
-    return OnnxrtRunner(partial(create_session, path, backend, session_options(threads)), name=f"polygraphy {backend}")
+    return OnnxrtRunner(
+        partial(create_session, path, backend, session_options(threads)), name=f"polygraphy {backend}"
+    )
 
 
 def trt_runner(plan: Path, flavour: str) -> Any:
@@ -83,7 +85,8 @@ def trt_runner(plan: Path, flavour: str) -> Any:
     """
     if (flavour == "tensorrt-rtx") != bool(config.USE_TENSORRT_RTX):
         raise EngineError(
-            f"Polygraphy was imported for the other TensorRT, expected {flavour}; compare in a process of its own"
+            f"Polygraphy was imported for the other TensorRT, expected {flavour}; "
+            "compare in a process of its own"
         )
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner

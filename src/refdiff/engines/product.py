@@ -1,7 +1,8 @@
 """What this machine makes of a matrix product, to hold graphs against: measured, not looked up.
 
-In: a back-end of ONNX Runtime and a number of threads. Out: GFLOP/s in single precision, of as many runs as wanted. The graph of one
-MatMul is written here byte by byte, because the lean environment has no package to write ONNX with.
+In: a back-end of ONNX Runtime and a number of threads. Out: GFLOP/s in single precision, of as many runs as
+wanted. The graph of one MatMul is written here byte by byte, because the lean environment has no package to
+write ONNX with.
 """
 
 from __future__ import annotations

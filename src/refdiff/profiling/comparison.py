@@ -1,13 +1,13 @@
 """Is one profile slower than another, beyond the noise that both measured themselves?
 
-The rule. A round asks every question once; of each row (all of it, a stage, a part of a stage) a round gives one
-figure, the mean over its questions. The row's figure is the median over the rounds. Its noise is the standard
-error of that median by a bootstrap that draws blocks of neighbouring rounds, about the square root of their
-number long: what drifts within a record widens it. A row changed when the two medians are further apart than
-`Z` times the two errors together (root of the sum of squares), and by more than the machine itself: before each
-round it was timed on the same matrix product, and the share by which the two records' middle products differ is
-allowed to every row. Rounds in which the machine throttled are left
-out. A row that only one record has is told of and not judged: the stage it is in is.
+The rule. A round asks every question once; of each row (all of it, a stage, a part of a stage) a round
+gives one figure, the mean over its questions, and the row's figure is the median over the rounds. Its noise
+is the standard error of that median by a bootstrap that draws blocks of neighbouring rounds, about the
+square root of their number long, so that what drifts within a record widens it. A row changed when the two
+medians are further apart than `Z` times the two errors together (root of the sum of squares) plus what the
+machine itself changed: before each round it was timed on the same matrix product, and the share by which
+the two records' middle products differ is allowed to every row. Rounds in which the machine throttled are
+left out. A row that only one record has is told of and not judged: the stage it is in is.
 
 In: two JSON documents of `refdiff profile --json`. Out: a `Comparison`.
 """
@@ -15,8 +15,7 @@ In: two JSON documents of `refdiff profile --json`. Out: a `Comparison`.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,33 +23,12 @@ import numpy as np
 
 from refdiff.errors import GateError, InputError
 from refdiff.profiling.parts import Part
+from refdiff.profiling.record import ALL, Profile
 
-KIND, FORMAT = "refdiff profile", 1
 Z = 4.0
 """Of normal errors, one row in thirty thousand is that far off by chance; two dozen rows are looked at."""
 
-LEAST_ROUNDS = 5
-"""Fewer say nothing of their noise."""
-
 _DRAWS = 2000
-ALL = "all"
-
-Figures = Mapping[str, Sequence[float]]
-"""Row -> milliseconds of each round, in their order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """What a comparison reads of a record."""
-
-    name: str
-    identity: Mapping[str, Any]
-    """What has to be the same for two profiles to be of the same thing."""
-    figures: Figures
-    yardstick: float | None
-    """GFLOP/s of a matrix product, the median over the rounds; None: unknown."""
-    left_out: int
-    """Rounds in which the machine throttled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,51 +103,6 @@ class Comparison:
         }
 
 
-def read_profile(document: Any, name: str) -> Profile:
-    """What is compared of a record.
-
-    Args:
-        document: parsed JSON.
-        name: of its file, for messages.
-
-    Raises:
-        InputError: it is no profile, of another format, or of too few rounds.
-    """
-    if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise InputError(f"{name} is no profile; expected what `refdiff profile BUNDLE --json` prints")
-    if document.get("format") != FORMAT:
-        raise InputError(
-            f"{name} is a profile of format {document.get('format')!r}, expected {FORMAT}; profile again"
-        )
-    try:
-        identity = {key: document[key] for key in ("machine", "bundle", "options")}
-        rounds: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-        for sample in document["samples"]:
-            rounds[int(sample["round"])].append(sample)
-        kept = [rounds[at] for at in sorted(rounds) if not any(each["throttled"] for each in rounds[at])]
-        figures = _figures([[dict(each["parts"]) for each in one] for one in kept])
-        speeds = [float(speed) for speed in document["peak"]["rounds"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{name} is a damaged profile ({type(error).__name__}: {error}); profile again"
-        ) from error
-    if len(kept) < LEAST_ROUNDS:
-        throttled = (
-            f", {len(rounds) - len(kept)} of {len(rounds)} were throttled" if len(kept) < len(rounds) else ""
-        )
-        raise InputError(
-            f"{name} has {len(kept)} rounds to compare{throttled}, expected {LEAST_ROUNDS} or more; "
-            "profile again with more --runs"
-        )
-    return Profile(
-        name=name,
-        identity=identity,
-        figures=figures,
-        yardstick=float(np.median(speeds)) if speeds else None,
-        left_out=len(rounds) - len(kept),
-    )
-
-
 def compare(before: Profile, after: Profile, *, allow_different: bool = False) -> Comparison:
     """Lay two profiles side by side.
 
@@ -212,21 +145,6 @@ def noise_of(values: Sequence[float]) -> float:
     return float(np.std(medians))
 
 
-def _figures(rounds: Sequence[Sequence[Mapping[str, float]]]) -> Figures:
-    """Of all of it, of each stage of several parts, and of each part."""
-    figures: dict[str, list[float]] = {}
-    parts = {text for one in rounds for each in one for text in each}
-    stages: dict[str, set[str]] = defaultdict(set)
-    for text in parts:
-        stages[Part.parse(text).stage].add(text)
-    rows = {ALL: parts, **{s: p for s, p in stages.items() if len(p) > 1}, **{text: {text} for text in parts}}
-    for row, summed in rows.items():
-        figures[row] = [
-            sum(float(each.get(text, 0.0)) for each in one for text in summed) / len(one) for one in rounds
-        ]
-    return figures
-
-
 def _unrest(before: float | None, after: float | None) -> float:
     if not before or not after:
         return 0.0
@@ -234,15 +152,10 @@ def _unrest(before: float | None, after: float | None) -> float:
 
 
 def _change(row: str, before: Sequence[float] | None, after: Sequence[float] | None, unrest: float) -> Change:
-    if before is None or after is None:
-        only = float(np.median(after if before is None else before or [0.0]))
-        return Change(
-            row=row,
-            before_ms=0.0 if before is None else only,
-            after_ms=only if before is None else 0.0,
-            noise_ms=noise_of(after if before is None else before or [0.0]),
-            verdict="new" if before is None else "gone",
-        )
+    if before is None:
+        return _lone(row, after or [0.0], "new")
+    if after is None:
+        return _lone(row, before, "gone")
     first, second = float(np.median(before)), float(np.median(after))
     noise = Z * math.hypot(noise_of(before), noise_of(after)) + unrest * max(first, second)
     moved = second - first
@@ -250,6 +163,13 @@ def _change(row: str, before: Sequence[float] | None, after: Sequence[float] | N
     if abs(moved) > noise:
         verdict = "slower" if moved > 0 else "faster"
     return Change(row=row, before_ms=first, after_ms=second, noise_ms=noise, verdict=verdict)
+
+
+def _lone(row: str, values: Sequence[float], verdict: Literal["new", "gone"]) -> Change:
+    """A row that only one record has."""
+    middle = float(np.median(values))
+    before, after = (0.0, middle) if verdict == "new" else (middle, 0.0)
+    return Change(row=row, before_ms=before, after_ms=after, noise_ms=noise_of(values), verdict=verdict)
 
 
 def _differences(before: Any, after: Any, where: str = "") -> list[str]:
@@ -264,7 +184,7 @@ def _differences(before: Any, after: Any, where: str = "") -> list[str]:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"  # noqa: PLR2004 - columns
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _order(row: str) -> tuple[bool, tuple[int, int], str]:

@@ -1,7 +1,8 @@
 """How much memory a process holds while it works, sampled beside it.
 
-In: /proc/self/status, read by a thread of its own. Out: the most that was seen between two moments. *Resident*
-is everything in memory, pages of mapped files too; *private* is anonymous memory alone, what nobody can drop.
+In: /proc/self/status, read by a thread of its own. Out: the most that was seen between two moments.
+*Resident* is everything in memory, pages of mapped files too; *private* is anonymous memory alone, what
+nobody can drop.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def sample_of(
     *,
     round: int,
     picture: int,
-    throttled: tuple[str, ...] = (),  # noqa: A002 - the field's name
+    throttled: tuple[str, ...] = (),
 ) -> Sample:
     """The sample of a question's spans."""
     calls = tuple(

@@ -1,7 +1,8 @@
 """The pipeline's stages, and whom it tells when one begins and ends.
 
-A stage is a step of METHOD with a name. `encode` and `segment` are the two verbs the stages lie in; what is in
-a verb and in none of its stages is Python between them. The pipeline tells nobody unless an observer is given.
+A stage is a step of METHOD with a name. `encode` and `segment` are the two verbs the stages lie in; what is
+in a verb and in none of its stages is Python between them. The pipeline tells nobody unless an observer is
+given.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Observer(Protocol):
 class Nobody:
     """The observer of a pipeline that nobody watches."""
 
-    def stage(self, name: Verb | Stage) -> AbstractContextManager[object]:
+    def stage(self, name: Verb | Stage) -> AbstractContextManager[object]:  # noqa: ARG002 - the protocol's
         """Nothing happens."""
         return _NOTHING
 
@@ -62,7 +63,7 @@ def staged(
 
     def observed(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
         @wraps(method)
-        def call(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
             with self._observer.stage(name):
                 return method(self, *args, **kwargs)
 
