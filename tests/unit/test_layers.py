@@ -72,7 +72,9 @@ def test_a_session_that_was_not_told_to_measure_has_no_layers(tmp_path: Path) ->
 
 
 def test_layers_of_a_closed_session_are_an_error() -> None:
-    sessions = open_sessions(open_bundle(BUNDLE, verify="size"), backend="ort-cpu", threads=1, measure="layers")
+    sessions = open_sessions(
+        open_bundle(BUNDLE, verify="size"), backend="ort-cpu", threads=1, measure="layers"
+    )
     session = sessions.open("clip_text")
     sessions.close()
     with pytest.raises(EngineError, match="closed"):
@@ -109,7 +111,9 @@ def test_a_timed_session_s_device_time_is_between_two_events_around_the_run() ->
     bench.session.run(feeds())
     bench.cuda.calls.clear()
     bench.session.run(feeds())
-    calls = [call for call in bench.cuda.calls if call.startswith(("copy", "cudaEventRecord", "cudaGraphLaunch"))]
+    calls = [
+        call for call in bench.cuda.calls if call.startswith(("copy", "cudaEventRecord", "cudaGraphLaunch"))
+    ]
     assert calls == [
         *("copy in", "copy in", "cudaEventRecord"),
         *("cudaEventRecord", "cudaGraphLaunch", "cudaEventRecord"),

@@ -60,7 +60,11 @@ def test_a_sensor_that_fails_later_is_left_out(tmp_path: Path) -> None:
     ("path", "value", "reason"),
     [
         ("sys/class/devfreq/17000000.gpu/cur_freq", "306000000", "17000000.gpu at 306 MHz, 931 at the start"),
-        ("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq", "1100000", "cpu1 at 1100 MHz, 2202 at the start"),
+        (
+            "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq",
+            "1100000",
+            "cpu1 at 1100 MHz, 2202 at the start",
+        ),
         ("sys/class/thermal/cooling_device0/cur_state", "3", "cooling 0 cpufreq-cpu0 went from 0 to 3"),
         ("sys/class/hwmon/hwmon3/oc1_event_cnt", "1", "hwmon3 oc1_event_cnt went from 0 to 1"),
     ],
@@ -104,7 +108,9 @@ def test_memory_is_read_in_bytes_from_the_kernel_s_file(tmp_path: Path) -> None:
     assert peak_resident(status) == 300 * 1024
 
 
-@pytest.mark.parametrize("text", [None, "", "VmRSS:\t 5 kB\n", "VmRSS: many kB\nRssAnon: few kB\n", "VmRSS:\nRssAnon:\n"])
+@pytest.mark.parametrize(
+    "text", [None, "", "VmRSS:\t 5 kB\n", "VmRSS: many kB\nRssAnon: few kB\n", "VmRSS:\nRssAnon:\n"]
+)
 def test_memory_nobody_tells_of_is_unknown(tmp_path: Path, text: str | None) -> None:
     status = tmp_path / "status"
     if text is not None:
@@ -137,7 +143,10 @@ def test_the_sampler_sees_the_most_between_two_moments(tmp_path: Path) -> None:
 
 def test_the_larger_of_two_memories_is_taken_by_kind() -> None:
     numbers = random.Random(0).sample(range(1000), 4)  # noqa: S311 - no secret
-    first, second = Memory(resident=numbers[0], private=numbers[1]), Memory(resident=numbers[2], private=numbers[3])
+    first, second = (
+        Memory(resident=numbers[0], private=numbers[1]),
+        Memory(resident=numbers[2], private=numbers[3]),
+    )
     assert first.larger(None) == first
     assert first.larger(second) == second.larger(first)
     assert first.larger(second).private == max(numbers[1], numbers[3])

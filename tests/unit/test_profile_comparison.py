@@ -26,7 +26,8 @@ def record(
     for number in range(rounds):
         for picture in range(2):
             parts = {
-                part: ms * scale.get(part, 1.0) * float(1 + spread * rng.normal()) for part, ms in times.items()
+                part: ms * scale.get(part, 1.0) * float(1 + spread * rng.normal())
+                for part, ms in times.items()
             }
             samples.append({"round": number, "picture": picture, "parts": parts, "throttled": []})
     return {

@@ -36,7 +36,9 @@ class Clock:
 class FakeSession:
     """Takes two milliseconds by the clock; with a device it says that the device took one."""
 
-    graph = GraphSpec("sums", (TensorSpec("left", "float32", ("b", 3)),), (TensorSpec("sum", "float32", ("b",)),))
+    graph = GraphSpec(
+        "sums", (TensorSpec("left", "float32", ("b", 3)),), (TensorSpec("sum", "float32", ("b",)),)
+    )
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.closed = clock, 0

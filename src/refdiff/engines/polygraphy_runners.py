@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polygraphy.comparator
-from polygraphy import config
+from polygraphy import comparator, config
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.comparator import IterationResult
@@ -150,8 +149,8 @@ def _contiguous(outputs: Mapping[str, Array]) -> dict[str, Array]:
 
 def _compare_function() -> Callable[..., Any]:
     """Newer releases have it as a class of its own, and say so of the old way."""
-    newer = getattr(polygraphy.comparator, "SimpleCompareFunc", None)
-    return newer or polygraphy.comparator.CompareFunc.simple  # type: ignore[no-any-return]
+    newer = getattr(comparator, "SimpleCompareFunc", None)
+    return newer or comparator.CompareFunc.simple  # type: ignore[no-any-return]
 
 
 @contextmanager
