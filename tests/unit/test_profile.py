@@ -26,7 +26,7 @@ from tests.unit.jetson import jetson, tell
 from tests.unit.plans import BUNDLE
 from tests.unit.test_report_page import Reading
 
-RUNS, SCENES = 2, 2
+RUNS, SCENES = 2, 1
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -248,4 +249,4 @@ def test_the_default_clock_is_monotonic() -> None:
         with watch.span("step", str(number)):
             pass
     spans = watch.take()
-    assert all(before.end_ns <= after.start_ns for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before.end_ns <= after.start_ns for before, after in pairwise(spans))

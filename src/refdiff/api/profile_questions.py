@@ -13,7 +13,9 @@ from refdiff.api.showing import SEEDS
 from refdiff.contracts.bundle import Bundle
 from refdiff.errors import InputError
 from refdiff.miniature.questions import questions
+from refdiff.runtime.phrase import read_phrase
 from refdiff.runtime.picture import read_picture
+from refdiff.runtime.tokenizer import Tokenizer
 
 BUILT_IN_MODEL = "mini"
 MOST_SCENES = len(SEEDS)
@@ -50,11 +52,11 @@ def profiled_questions(
         scenes: how many scenes; None: three, a tall, a wide and a square one.
 
     Raises:
-        InputError: an image without phrase or the other way round, a picture that cannot be read, or no
-            picture for a bundle that the scenes are not for.
+        InputError: an image without phrase or the other way round, a picture or a phrase that cannot be read,
+            or no picture for a bundle that the scenes are not for.
     """
     if image is not None and phrase is not None and scenes is None:
-        return [_own(Path(image), phrase)]
+        return [_own(bundle, Path(image), phrase)]
     if image is not None or phrase is not None:
         lone = "--scenes too" if scenes is not None else "no --phrase" if phrase is None else "no --image"
         raise InputError(
@@ -79,7 +81,9 @@ def profiled_questions(
     ]
 
 
-def _own(image: Path, phrase: str) -> ProfiledQuestion:
+def _own(bundle: Bundle, image: Path, phrase: str) -> ProfiledQuestion:
+    tokenizer = Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length)
+    tokenizer.check_length(read_phrase(phrase, word_boundaries=True).text)
     try:
         content = image.read_bytes()
     except OSError as error:
