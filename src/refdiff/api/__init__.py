@@ -12,6 +12,8 @@
     lint       what TensorRT's parser says of them    linting.py
     sensitivity  what eight bits cost each block      precision.py
     check      is a bundle still the reference        checking.py
+    profile    where the milliseconds go              profiling.py
+    compare_profiles  is one slower than another      profile_records.py
     evaluate   metrics of the miniature               evaluating.py
     fetch      checkpoints from the hub               fetching.py
     demo       the built-in bundle on sample scenes   showing.py
@@ -32,6 +34,9 @@ from refdiff.api.fetching import FetchReport, carry_out, fetch, plan_fetch
 from refdiff.api.linting import LintReport, lint
 from refdiff.api.models import MODELS, ModelChoice
 from refdiff.api.precision import PRECISIONS, sensitivity
+from refdiff.api.profile_records import compare_profiles, profile_outputs, save_profile
+from refdiff.api.profile_report import ProfileReport
+from refdiff.api.profiling import profile
 from refdiff.api.showing import DemoReport, demo
 from refdiff.api.surveying import Survey, segment_many
 from refdiff.engines.trt.options import BuildOptions
@@ -55,6 +60,7 @@ __all__ = [
     "Inspection",
     "LintReport",
     "ModelChoice",
+    "ProfileReport",
     "Survey",
     "audit",
     "bisect",
@@ -63,6 +69,7 @@ __all__ = [
     "carry_out",
     "check",
     "check_outputs",
+    "compare_profiles",
     "demo",
     "evaluate",
     "export",
@@ -72,7 +79,10 @@ __all__ = [
     "load",
     "open_feeds",
     "plan_fetch",
+    "profile",
+    "profile_outputs",
     "save",
+    "save_profile",
     "segment",
     "segment_many",
     "sensitivity",

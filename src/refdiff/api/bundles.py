@@ -13,6 +13,7 @@ from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, InputError
 from refdiff.runtime.pipeline import Segmenter
+from refdiff.runtime.stages import Observer
 from refdiff.runtime.tokenizer import Tokenizer
 
 BUILT_IN = ("mini", "built-in")
@@ -118,7 +119,9 @@ def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:
         )
 
 
-def segmenter_of(bundle: Bundle, sessions: SessionFactory, options: Options) -> Segmenter:
+def segmenter_of(
+    bundle: Bundle, sessions: SessionFactory, options: Options, observer: Observer | None = None
+) -> Segmenter:
     """The numpy pipeline over a bundle's tables and somebody's sessions."""
     return Segmenter(
         sessions=sessions,
@@ -126,6 +129,7 @@ def segmenter_of(bundle: Bundle, sessions: SessionFactory, options: Options) -> 
         options=options,
         tokenizer=Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length),
         positions=bundle.clip_positions(),
+        observer=observer,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.session import Measure
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.flavour import FLAVOURS, load_flavour
@@ -27,7 +28,13 @@ _EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
 
 
 def open_plans(
-    bundle: Bundle, backend: str, *, reason: str, memory: str | None = None, capture: bool = True
+    bundle: Bundle,
+    backend: str,
+    *,
+    reason: str,
+    memory: str | None = None,
+    capture: bool = True,
+    measure: Measure | None = None,
 ) -> TrtSessions:
     """Sessions of a bundle's plans; nothing is on the device yet.
 
@@ -37,6 +44,7 @@ def open_plans(
         reason: why it was chosen.
         memory: see `refdiff.engines.factory.open_sessions`.
         capture: replay runs of unchanging shapes as CUDA graphs.
+        measure: see `refdiff.engines.factory.open_sessions`.
 
     Raises:
         InputError: the memory is neither a size nor a holding.
@@ -61,11 +69,12 @@ def open_plans(
         reason=reason,
         memory=memory,
         capture=capture,
+        measure=measure,
     )
 
 
 def prefer_plans(
-    bundle: Bundle, *, has_driver: bool, memory: str | None = None
+    bundle: Bundle, *, has_driver: bool, memory: str | None = None, measure: Measure | None = None
 ) -> tuple[TrtSessions | None, str]:
     """The bundle's plans, if every graph has one that fits this machine.
 
@@ -73,6 +82,7 @@ def prefer_plans(
         bundle: an opened one.
         has_driver: whether this machine has an NVIDIA driver.
         memory: see `refdiff.engines.factory.open_sessions`.
+        measure: likewise.
 
     Returns:
         The sessions, or None; and why not, empty where the bundle has no plans and none could be expected.
@@ -89,7 +99,11 @@ def prefer_plans(
     for name in present:
         try:
             sessions = open_plans(
-                bundle, name, reason="the bundle's plans fit this GPU and TensorRT", memory=memory
+                bundle,
+                name,
+                reason="the bundle's plans fit this GPU and TensorRT",
+                memory=memory,
+                measure=measure,
             )
         except (EngineError, MissingDependencyError) as error:
             reasons.append(f"plans not used: {error}")
