@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/growth.py --bundle BUNDLE --phrases 1 4 --rounds 1
 
 Every run is a picture encoded anew and all its phrases asked, in ONNX Runtime on the CPU. The points of a
-series run in turns, back and forth from round to round; the peak memory of each is that of a process of its own
-which does that one run. Where other programs share the cores, the processor time says more than the wall
+series run in turns, back and forth from round to round; the peak memory of each is that of a process of its
+own which does that one run. Where other programs share the cores, the processor time says more than the wall
 clock, so both are kept; with more than one thread it counts the threads' waiting too. A bundle of random
 weights is measured over phrases alone, under SAM thresholds chosen as in full_size_pipeline.py.
 Adds one entry per series to results/growth.json; draw with growth_chart.py.
@@ -169,8 +169,8 @@ def affine_fit(rows: Sequence[dict[str, Any]], clock: str) -> dict[str, float]:
     Squares of relative errors are summed, so that the run of one phrase counts as much as that of many.
 
     Returns:
-        Intercept and slope in seconds; the slope's share of the first phrase's whole cost, as measured; and the
-        largest relative distance of a median from the line.
+        Intercept and slope in seconds; the slope's share of the first phrase's whole cost, as measured; and
+        the largest relative distance of a median from the line.
     """
     counts = np.array([row["phrases"] for row in rows], dtype=np.float64)
     costs = np.array([row[clock]["median"] for row in rows], dtype=np.float64)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from growth_tables import growth_table
 from precision_tables import (
     builds_table,
     conversions_table,
@@ -41,6 +42,7 @@ def main() -> None:
         ("docs/engines.md", "gpu", "gpu", gpu_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
+        ("docs/speed.md", "growth", "growth", growth_table),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():
