@@ -32,7 +32,6 @@ from refdiff.api.bundles import find_bundle, segmenter_of
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
-from refdiff.errors import InputError
 
 RECORD = RESULTS / "growth.json"
 CLOCKS = ("seconds", "cpu_seconds")
@@ -94,9 +93,7 @@ def measure(bundle: Bundle, chosen: Sequence[Point], given: argparse.Namespace) 
     sessions.close()  # before the children load the same weights
     curves: dict[str, Any] = {}
     for point, results in zip(chosen, runs, strict=True):
-        row = summary(point, results)
-        if "refused" not in row:
-            row |= memory(given.bundle, point, given.threads)
+        row = summary(point, results) | memory(given.bundle, point, given.threads)
         curves.setdefault(point.curve, {"profile": point.profile, "points": []})["points"].append(row)
     for curve in curves.values():
         if any(row["phrases"] > 1 for row in curve["points"]):
@@ -109,12 +106,9 @@ def answer(bundle: Bundle, sessions: SessionFactory, point: Point) -> dict[str, 
     image, asked = picture(point.size_xy), phrases(point.phrases, sided=point.sided)
     segmenter = segmenter_of(bundle, sessions, point.options(bundle.spec))
     started, cpu_started = time.perf_counter(), time.process_time()
-    try:
-        scene = segmenter.encode(image)
-        for phrase in asked:
-            segmenter.segment(scene, phrase)
-    except InputError as error:
-        return {"refused": str(error)}
+    scene = segmenter.encode(image)
+    for phrase in asked:
+        segmenter.segment(scene, phrase)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     candidates = scene.candidates
     return {
@@ -148,10 +142,7 @@ def summary(point: Point, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "phrases": point.phrases,
         "picture_yx": list(point.size_xy[::-1]),
     }
-    first = results[0]
-    if "refused" in first:
-        return row | {"refused": first["refused"]}
-    row |= {name: first[name] for name in ("candidates", "kept")}
+    row |= {name: results[0][name] for name in ("candidates", "kept")}
     for clock in CLOCKS:
         values = [each[clock] for each in results]
         row[clock] = {

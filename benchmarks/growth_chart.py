@@ -33,7 +33,7 @@ _LEFT, _INSET = 66, 16  # px, of the plot within its cell, and of the outer poin
 def main() -> None:
     """Draw what the record holds of the miniature."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    entries = {name.rsplit(" ", 1)[1]: entry for name, entry in record.items() if "miniature" in name}
+    entries = {name.rsplit(" ", 1)[1]: entry for name, entry in record.items() if name.startswith("mini ")}
     draw_growth({series: entries[series] for series in SERIES if series in entries}).save(
         PICTURE, optimize=True
     )
@@ -54,8 +54,8 @@ def draw_growth(entries: Mapping[str, dict[str, Any]]) -> Image.Image:
         _plot(draw, (left, top), entry["curves"], "cpu_seconds")
         _plot(draw, (left, top + _CELL_XY[1]), entry["curves"], "peak_rss_bytes")
         _text(draw, (left + _PLOT_XY[0] / 2, top + _CELL_XY[1] + _PLOT_XY[1] + 34), TITLES[series], "mm")
-    _text(draw, (_MARGIN, _MARGIN + _HEAD - 16), "processor seconds", "lm")
-    _text(draw, (_MARGIN, _MARGIN + _HEAD + _CELL_XY[1] - 16), "peak resident memory, MB", "lm")
+    _text(draw, (_MARGIN, _MARGIN + _HEAD - 22), "processor seconds", "lm")
+    _text(draw, (_MARGIN, _MARGIN + _HEAD + _CELL_XY[1] - 22), "peak resident memory, MB", "lm")
     return page
 
 

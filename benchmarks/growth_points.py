@@ -29,7 +29,8 @@ TILE_XY = (192, 112)
 HELD_OUT = 1_000_000
 """First seed of the scenes nothing was trained on."""
 SOFT_LONG_SIDE = 512
-"""Longest side in px for the masked attention where the picture's own resolution has too many patches."""
+"""Longest side in px of what the masked attention sees in the series of sizes, as in `edge`. The release shows it the
+picture's own resolution, which the runtime refuses where it has too many patches: in the miniature from 720p on."""
 ALL_MASKS = {"points_per_side": 16, "pred_iou_threshold": 0.0, "stability_threshold": 0.0, "nms_iou": 0.9}
 """Thresholds off: SAM's masks, good or bad, so that there are enough of them to keep a given number."""
 
@@ -93,15 +94,14 @@ def points(
     if series == "size":
         return [
             Point(
-                curve=curve,
+                curve=profile,
                 value=round(x * y / 1e6, 3),
                 label=label,
                 profile=profile,
                 size_xy=(x, y),
-                crops=changes,
+                crops={"soft_long_side": SOFT_LONG_SIDE},
             )
             for profile in profiles
-            for curve, changes in size_curves(profile).items()
             for label, (x, y) in SIZES_XY.items()
         ]
     return [
@@ -120,13 +120,6 @@ def points(
         for profile in profiles
         for value in VALUES[series]
     ]
-
-
-def size_curves(profile: str) -> dict[str, dict[str, Any]]:
-    """Curve -> crop options; the release's masked attention sees the picture at its own resolution."""
-    if profile == "official":
-        return {"official": {}, f"official, soft {SOFT_LONG_SIDE} px": {"soft_long_side": SOFT_LONG_SIDE}}
-    return {profile: {}}
 
 
 def picture(size_xy: tuple[int, int]) -> NDArray[np.uint8]:
