@@ -71,7 +71,7 @@ def _legend(draw: ImageDraw.ImageDraw, entries: Mapping[str, dict[str, Any]]) ->
 def _plot(
     draw: ImageDraw.ImageDraw, corner: tuple[float, float], curves: Mapping[str, dict[str, Any]], what: str
 ) -> None:
-    rows = [row for curve in curves.values() for row in curve["points"] if "refused" not in row]
+    rows = [row for curve in curves.values() for row in curve["points"]]
     right, bottom = corner[0] + _PLOT_XY[0], corner[1] + _PLOT_XY[1]
     labels = {row["value"]: row["label"] for row in rows}
     ticks = y_ticks([_cost(row, what) for row in rows], logarithmic=what == "cpu_seconds")
@@ -92,10 +92,9 @@ def _plot(
     for value, label in labels.items():
         _text(draw, (x_of(value), bottom + 14), label, "mm", _PALE)
     for name, curve in curves.items():
-        shown = [row for row in curve["points"] if "refused" not in row]
-        places = [(x_of(row["value"]), y_of(_cost(row, what))) for row in shown]
+        places = [(x_of(row["value"]), y_of(_cost(row, what))) for row in curve["points"]]
         _line(draw, places, name)
-        for row, (x, y) in zip(shown, places, strict=True):
+        for row, (x, y) in zip(curve["points"], places, strict=True):
             if what == "cpu_seconds":  # from the least to the most
                 draw.line([(x, y_of(row[what]["least"])), (x, y_of(row[what]["most"]))], fill=_colour(name))
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=_colour(name))

@@ -29,8 +29,11 @@ TILE_XY = (192, 112)
 HELD_OUT = 1_000_000
 """First seed of the scenes nothing was trained on."""
 SOFT_LONG_SIDE = 512
-"""Longest side in px of what the masked attention sees in the series of sizes, as in `edge`. The release shows it the
-picture's own resolution, which the runtime refuses where it has too many patches: in the miniature from 720p on."""
+"""Longest side in px of what the masked attention sees in the series of sizes, as in `edge`.
+
+The release shows it the picture's own resolution, which the runtime refuses where it has too many patches: in
+the miniature from 720p on.
+"""
 ALL_MASKS = {"points_per_side": 16, "pred_iou_threshold": 0.0, "stability_threshold": 0.0, "nms_iou": 0.9}
 """Thresholds off: SAM's masks, good or bad, so that there are enough of them to keep a given number."""
 

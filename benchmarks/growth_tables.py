@@ -13,17 +13,15 @@ def growth_table(record: dict[str, Any]) -> str:
     ]
     for name, entry in record.items():
         for curve, measured in entry["curves"].items():
-            shown = [row for row in measured["points"] if "refused" not in row]
             times = [
                 f"{row['label']}: {row['cpu_seconds']['median']:.2f} ({row['seconds']['median']:.2f})"
-                for row in shown
+                for row in measured["points"]
             ]
             peaks = [
                 f"{row['label']}: {row['peak_rss_bytes'] / 1e6:.0f} ({row['peak_private_bytes'] / 1e6:.0f})"
-                for row in shown
+                for row in measured["points"]
             ]
-            refused = [f"{row['label']}: refused" for row in measured["points"] if "refused" in row]
-            cells = ["<br>".join(times + refused), "<br>".join(peaks)]
+            cells = ["<br>".join(times), "<br>".join(peaks)]
             rows.append(f"| `{name}` | {curve} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n\n" + fits_table(record)
 
