@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_tables import fusion_table, memory_table
+from growth_tables import growth_table
 from precision_tables import (
     builds_table,
     conversions_table,
@@ -44,6 +45,7 @@ def main() -> None:
         ("docs/jetson.md", "memory", "rtx-builds", memory_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
+        ("docs/speed.md", "growth", "growth", growth_table),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():

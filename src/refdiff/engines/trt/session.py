@@ -33,7 +33,6 @@ class TrtSession:
         load: makes the graph's engine; called at the first run, and again after `unload`.
         activations: where the engine's activations go; None: memory of its own.
         before_run: called before the engine is needed, so that others can make room.
-        capture: replay runs of unchanging shapes as CUDA graphs.
         most_rows: of the axis b, as the plan was built; None where that is not known.
         capture: replay runs of unchanging shapes as CUDA graphs; not where layers are told of.
         timed: take the device's time of every run.
