@@ -18,7 +18,7 @@ from refdiff.contracts.options import AttentionOptions
 from refdiff.contracts.session import Array, Float, SessionFactory
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.attention import guided_logits, normalised_maps
+from refdiff.runtime.attention import guided_branches, normalised_maps
 from refdiff.runtime.geometry import Picture, diffusion_input
 from refdiff.runtime.noise import draw
 from refdiff.runtime.phrase import Phrase
@@ -38,13 +38,13 @@ class LatentState:
 
     noised: Float
     """[1, c, s, s], at level `start_level`."""
-    empty_context: Float
-    """[1, t, d], of the unconditional prompt."""
+    empty_context: Float | None
+    """[1, t, d], of the unconditional prompt; None at guidance 1, which does not look at it."""
     eps: Float | None
     """[1, c, s, s], what the UNet predicted in the unconditional first pass, noise or velocity; None where it
     is the only pass."""
-    taps: Float
-    """[1, l, q, t], of the same pass."""
+    taps: Float | None
+    """[1, l, q, t], of the same pass; None at guidance 1."""
 
 
 def encode_latent(
@@ -96,6 +96,8 @@ def latent_state(
     clean = encode_latent(sessions, spec, options, seed, image)
     _, noise = draw(seed, clean.shape)
     noised = add_noise(clean, noise, float(alphas_cumprod(spec)[options.start_level]))
+    if options.guidance == 1:
+        return LatentState(noised=noised, empty_context=None, eps=None, taps=None)
     context = _context(sessions, spec, tokenizer, "")
     eps, taps = _pass(sessions, options, 0, noised, context)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
@@ -125,20 +127,20 @@ def attend(
     _check_options(options)
     tokens = tokenizer.focus_indices(phrase, options.focus)
     context = _context(sessions, spec, tokenizer, phrase.text + PROMPT_SUFFIX)
-    contexts = np.concatenate((state.empty_context, context))  # [2, t, d]
+    contexts = _both(state.empty_context, context)  # [2, t, d]; [1, t, d] at guidance 1
     alphas = alphas_cumprod(spec)
 
     eps, taps = _pass(sessions, options, 0, state.noised, context)  # conditional alone
-    eps = None if eps is None or state.eps is None else np.concatenate((state.eps, eps))
-    taps = np.concatenate((state.taps, taps))  # [2, l, q, t]
+    eps = None if eps is None else _both(state.eps, eps)
+    taps = _both(state.taps, taps)  # [2, l, q, t]
     latent, maps = state.noised, []
     for index in range(len(options.timesteps)):
         if index:
-            eps, taps = _pass(sessions, options, index, np.repeat(latent, 2, axis=0), contexts)
-        maps.append(normalised_maps(guided_logits(taps, options.guidance), tokens, spec.tap_size))
+            eps, taps = _pass(sessions, options, index, np.repeat(latent, len(contexts), axis=0), contexts)
+        maps.append(normalised_maps(guided_branches(taps, options.guidance), tokens, spec.tap_size))
         if eps is not None:
             told, following = options.timesteps[index : index + 2]
-            guided = eps[:1] + np.float32(options.guidance) * (eps[1:] - eps[:1])
+            guided = guided_branches(eps, options.guidance)[None]
             # The release's off-by-one: the latent is one level noisier than the UNet and the step are told.
             level = float(alphas[told])
             noise = predicted_noise(guided, latent, level, spec.prediction)
@@ -175,6 +177,11 @@ def _check_options(options: AttentionOptions) -> None:
         )
     if not options.timesteps:
         raise InputError("got no timesteps, expected at least one pass; use the timesteps of a profile")
+
+
+def _both(empty: Float | None, said: Float) -> Float:
+    """The unconditional branch, where there is one, before the conditional one: [2 or 1, ...]."""
+    return said if empty is None else np.concatenate((empty, said))
 
 
 def _context(sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer, prompt: str) -> Float:

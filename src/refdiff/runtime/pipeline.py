@@ -5,6 +5,7 @@ Axes: n = candidates, y/x = picture rows/columns, g = CLIP's training grid, w = 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,13 +19,15 @@ from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
 from refdiff.runtime.attention import heat_map
+from refdiff.runtime.chaining import on_host
 from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
 from refdiff.runtime.generative import LatentState, attend, latent_state
+from refdiff.runtime.peaks import map_prompts
 from refdiff.runtime.phrase import Phrase, direction, read_phrase
 from refdiff.runtime.picture import read_picture
 from refdiff.runtime.places import Direction, heat_ramp, place_scores
-from refdiff.runtime.proposals import propose
-from refdiff.runtime.scene import Scene
+from refdiff.runtime.proposals import embed, propose, propose_at
+from refdiff.runtime.scene import ByDirection, Scene
 from refdiff.runtime.scoring import attention_contrast, conclude, fuse, level_sets, score_level_sets
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -96,6 +99,7 @@ class Segmenter:
             candidates=candidates,
             latent=self._encode_latent(image),
             soft=self._soft(image, candidates),
+            embedding=self._embed(image),
             sessions=self._sessions,
         )
 
@@ -117,6 +121,7 @@ class Segmenter:
         scene.check_made_with(self._options, self._spec, self._sessions)
         query = self._read(phrase, focus)
         heat = self._attend(scene, query)
+        scene = self._prompt(scene, heat)
         if scene.candidates is None:
             return self._segment_map(query, heat)
         parts = self._cues(scene, scene.candidates, query, heat)
@@ -135,9 +140,27 @@ class Segmenter:
 
     def _propose(self, image: NDArray[np.uint8]) -> Candidates | None:
         """METHOD §2."""
-        if self._options.mode == "gen":
+        if self._options.mode == "gen" or self._options.proposals.peaks:
             return None
         return propose(self._sessions, self._spec.sam, image, self._options.proposals)
+
+    def _embed(self, image: NDArray[np.uint8]) -> Float | None:
+        """SAM's embedding, kept for prompts that wait for a phrase; on the host, as scenes outlive runs."""
+        if self._options.mode == "gen" or not self._options.proposals.peaks:
+            return None
+        return on_host(embed(self._sessions, self._spec.sam, image))
+
+    def _prompt(self, scene: Scene, heat: Float | None) -> Scene:
+        """The scene with candidates of this phrase alone, found at the peaks of its map (METHOD §10.2)."""
+        if scene.embedding is None or heat is None:
+            return scene
+        options = self._options.proposals
+        prompts = map_prompts(heat, peaks=options.peaks, points_per_side=options.points_per_side)
+        candidates = propose_at(
+            prompts, self._sessions, self._spec.sam, scene.embedding, scene.size_yx, options
+        )
+        soft = self._soft(scene.image, candidates)
+        return replace(scene, candidates=candidates, soft=soft, hard=ByDirection())
 
     def _encode_latent(self, image: NDArray[np.uint8]) -> LatentState | None:
         """METHOD §4, what the picture alone decides."""
@@ -191,15 +214,16 @@ class Segmenter:
         crops = self._options.crops
         side = direction(query.text, word_boundaries=crops.word_boundaries)
         hard = self._hard(scene, candidates, side)
-        related = [query.relation.other] if query.relation and self._options.fusion.place else []
-        whole, root, *other = text_vectors(
-            self._sessions, self._tokenizer, [query.text, query.root, *related]
-        )
+        related = query.relation is not None and bool(self._options.fusion.place)
+        named = query.others if crops.negative else query.others[:1] if related else ()
+        whole, root, *others = text_vectors(self._sessions, self._tokenizer, [query.text, query.root, *named])
+        unlike = crops.negative * np.mean(others, axis=0) if crops.negative and others else 0.0
         shares = (crops.hard_root_weight, crops.soft_root_weight)
-        hard_text, soft_text = ((1 - share) * whole + share * root for share in shares)
+        hard_text, soft_text = ((1 - share) * whole + share * root - unlike for share in shares)
         parts = {"hard": hard @ hard_text, "soft": scene.soft @ soft_text}
         if self._options.fusion.place:
-            parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)
+            similar = hard @ others[0] if related else None
+            parts["place"] = _places(query, candidates, scene.size_yx, similar)
         return parts
 
     def _hard(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
@@ -239,6 +263,10 @@ def _check(spec: ModelSpec, options: Options, positions: Float) -> None:
             f"profile {options.profile!r} follows the paper's text: it reads per-head softmax maps, which no"
             " exported graph has, and ramps the masked attention, which the runtime leaves out;"
             " use --profile official or edge, or the torch reference"
+        )
+    if options.proposals.peaks and options.mode == "disc+seg":
+        raise InputError(
+            "mode 'disc+seg' has no map with peaks to prompt SAM at; take another mode, or set peaks to 0"
         )
     expected = (spec.clip.grid**2, spec.clip.width)
     if positions.shape != expected:
