@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_tables import profiles_table, substitutes_table
 from precision_tables import (
     builds_table,
     conversions_table,
@@ -41,6 +42,8 @@ def main() -> None:
         ("docs/engines.md", "gpu", "gpu", gpu_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
+        ("docs/decisions/0005-which-substitutes-edge-takes.md", "profiles", "edge-substitutes", profiles_table),
+        ("docs/decisions/0005-which-substitutes-edge-takes.md", "edge", "edge-substitutes", substitutes_table),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():
