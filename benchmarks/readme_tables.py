@@ -8,6 +8,7 @@ from typing import Any
 
 from engine_tables import fusion_table, memory_table
 from growth_tables import growth_table
+from edge_tables import profiles_table, substitutes_table
 from precision_tables import (
     builds_table,
     conversions_table,
@@ -46,6 +47,18 @@ def main() -> None:
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
         ("docs/speed.md", "growth", "growth", growth_table),
+        (
+            "docs/decisions/0005-which-substitutes-edge-takes.md",
+            "profiles",
+            "edge-substitutes",
+            profiles_table,
+        ),
+        (
+            "docs/decisions/0005-which-substitutes-edge-takes.md",
+            "edge",
+            "edge-substitutes",
+            substitutes_table,
+        ),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():

@@ -166,7 +166,9 @@ def test_the_rearranged_transformer_equals_the_original_at_any_depth(depth: int)
         weights.normal_(std=0.4)
     image, positions, prompts = draw(1, 24, 5, 4), draw(1, 24, 5, 4, seed=1), draw(6, 3, 24, seed=2)
     expected = original(*(each.expand(6, -1, -1, -1) for each in (image, positions)), prompts)
-    got = PromptTransformer(original)(*(each.flatten(2).transpose(1, 2) for each in (image, positions)), prompts)
+    got = PromptTransformer(original)(
+        *(each.flatten(2).transpose(1, 2) for each in (image, positions)), prompts
+    )
     for ours, theirs in zip(got, expected, strict=True):
         assert_same(ours, theirs)
 

@@ -10,7 +10,8 @@ from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime import buckets
 from refdiff.runtime.buckets import CLASS_BUCKETS, patch_buckets
-from refdiff.runtime.discriminative import hard_vectors, soft_vectors
+from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
+from refdiff.runtime.phrase import read_phrase
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer, build_tokenizer_json
 
@@ -214,6 +215,65 @@ def test_a_scene_of_other_options_is_refused():
     scene = _segmenter("official").encode(_image())
     with pytest.raises(InputError, match="encode the picture with it"):
         _segmenter("edge").segment(scene, "the mug")
+
+
+def _at_peaks(mode="full", factory=None):
+    proposals = dataclasses.replace(PROFILES["edge"].proposals, peaks=4)
+    return _segmenter("edge", mode, factory, proposals=proposals)
+
+
+@pytest.mark.parametrize("mode", ["gen+seg", "full"])
+def test_with_peaks_each_phrase_has_candidates_of_its_own_from_one_decoder_call(mode):
+    factory = FakeFactory()
+    segmenter = _at_peaks(mode, factory)
+    scene = segmenter.encode(_image())
+    assert scene.candidates is None
+    assert (factory.ran("sam_encoder"), factory.ran("sam_decoder")) == (1, 0)
+    first, second = (segmenter.segment(scene, phrase) for phrase in ("the mug", "the plate"))
+    assert (factory.ran("sam_encoder"), factory.ran("sam_decoder")) == (1, 2)
+    assert not np.array_equal(first.candidates.masks, second.candidates.masks)
+    for result in (first, second):
+        assert np.array_equal(result.mask, result.candidates.masks[result.index])
+
+
+def test_with_peaks_a_phrase_is_answered_the_same_whatever_was_asked_before():
+    segmenter = _at_peaks()
+    scene = segmenter.encode(_image())
+    segmenter.segment(scene, "the mug on the right")
+    again = segmenter.segment(scene, "the mug on the left")
+    fresh = segmenter.segment(segmenter.encode(_image()), "the mug on the left")
+    assert np.array_equal(again.scores.total, fresh.scores.total)
+    assert np.array_equal(again.mask, fresh.mask)
+
+
+def test_peaks_without_a_map_are_refused():
+    with pytest.raises(InputError, match="no map with peaks"):
+        _at_peaks("disc+seg")
+
+
+def _wary():
+    crops = dataclasses.replace(PROFILES["official"].crops, negative=0.5)
+    return _segmenter("official", "disc+seg", crops=crops)
+
+
+def test_what_looks_like_the_phrases_other_nouns_scores_less():
+    phrase, segmenter = "guy with the hat and the dog", _wary()
+    scene = segmenter.encode(_image())
+    scores = segmenter.segment(scene, phrase).scores
+    # The fake text tower answers a batch as a whole, so the same batch is asked here.
+    whole, root, hat, dog = text_vectors(FakeFactory(), _tokenizer(), [phrase, "guy", "hat", "dog"])
+    wanted = scene.soft @ (0.5 * (whole + root)) - 0.5 * (scene.soft @ hat + scene.soft @ dog) / 2
+    np.testing.assert_allclose(scores.soft, wanted, atol=1e-6)
+    hard = scene.hard.towards(None, lambda to: pytest.fail("the crops are known"))
+    wanted = hard @ whole - 0.5 * (hard @ hat + hard @ dog) / 2
+    np.testing.assert_allclose(scores.hard, wanted, atol=1e-6)
+
+
+def test_a_phrase_of_one_thing_has_nothing_to_be_unlike():
+    plain, wary = _segmenter("official", "disc+seg"), _wary()
+    scores = [each.segment(each.encode(_image()), "the red mug").scores.total for each in (plain, wary)]
+    assert read_phrase("the red mug").others == ()
+    assert np.array_equal(*scores)
 
 
 def test_nothing_kept_is_no_match_with_a_reason_on_edge_and_the_first_mask_officially():

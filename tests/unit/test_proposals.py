@@ -4,7 +4,9 @@ import pytest
 from refdiff.contracts.options import ALL_SHORTCUTS, ProposalOptions, Shortcuts
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
-from refdiff.runtime.proposals import grid_points, keep_by_area, picture_points, propose
+from refdiff.runtime.masks import boxes
+from refdiff.runtime.proposals import embed, grid_points, keep_by_area, picture_points, propose, propose_at
+from refdiff.runtime.regions import region_sizes
 
 SPEC = SamSpec(image_size=64, embed_channels=16, embed_size=4)
 SIZE = (36, 60)
@@ -122,6 +124,45 @@ def test_where_edge_finds_nothing_nothing_can_match():
     assert found.predicted_iou.tolist() == [0.0]
 
 
+class _Specked(_Sessions):
+    """One disk in the middle from every prompt; of the first prompt with a speck in the picture's corner."""
+
+    def _decode(self, feeds, outputs=None):
+        middle = np.full_like(feeds["points"], 24)
+        results = super()._decode({"points": middle})
+        results["low_res"][0, :, :2, :2] = 9.0
+        return results
+
+
+def test_small_regions_go_and_boxes_follow_their_masks():
+    specked, tidy = (_propose(_Specked(), nms_iou=1.0, min_region_share=share) for share in (0, 0.04))
+    assert min(region_sizes(mask).min() for mask in specked.masks) < 0.04 * 36 * 60
+    assert min(region_sizes(mask).min() for mask in tidy.masks) >= 0.04 * 36 * 60
+    np.testing.assert_array_equal(tidy.boxes_xyxy_px, boxes(tidy.masks))
+    assert tidy.areas_px.tolist() == [int(mask.sum()) for mask in tidy.masks]
+    assert (np.diff(tidy.predicted_iou) <= 0).all()
+
+
+def test_of_masks_that_become_alike_without_small_regions_the_clean_one_stays():
+    options = {"nms_iou": 0.6, "pred_iou_threshold": 0.91, "min_area_px": 0}
+    specked, tidy = (_propose(_Specked(), **options, min_region_share=share) for share in (0, 0.05))
+    assert len(specked) == 2
+    assert len(tidy) == 1
+    assert tidy.predicted_iou[0] == specked.predicted_iou[1]
+    assert np.array_equal(tidy.masks[0], specked.masks[1])
+
+
+def test_prompts_may_lie_anywhere():
+    sessions = _Sessions()
+    embedding = embed(sessions, SPEC, _image())
+    options = ProposalOptions(stability_threshold=0.5)
+    found = propose_at(np.array([[0.5, 0.25]]), sessions, SPEC, embedding, SIZE, options)
+    assert (sessions.points[0] == [32, 9.5]).all()  # of a resized picture of 38 by 64 px
+    x0, y0, x1, y1 = found.boxes_xyxy_px[0]
+    assert abs((x0 + x1) / 2 - 30) <= 1
+    assert abs((y0 + y1) / 2 - 9) <= 1
+
+
 def test_points_lie_in_the_cells_middles_row_by_row():
     assert grid_points(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
 
@@ -141,7 +182,7 @@ def test_points_equal_segment_anythings(size):
 
     resize = ResizeLongestSide(1024)
     theirs = resize.apply_coords(build_point_grid(7) * np.array(size)[None, ::-1], size)
-    ours = picture_points(7, size, resize.get_preprocess_shape(*size, 1024))
+    ours = picture_points(grid_points(7), resize.get_preprocess_shape(*size, 1024))
     assert np.allclose(ours, theirs, atol=1e-4)
 
 

@@ -233,7 +233,9 @@ def save(
     contents = {
         "mask": lambda: png(np.where(answer.result.mask, np.uint8(255), np.uint8(0))),
         "overlay": lambda: png(draw_overlay(answer.image, answer.result)),
-        "json": lambda: (json.dumps({**(about or {}), **answer.to_json()}, allow_nan=False, indent=1) + "\n").encode(),
+        "json": lambda: (
+            json.dumps({**(about or {}), **answer.to_json()}, allow_nan=False, indent=1) + "\n"
+        ).encode(),
     }
     write_files({path: contents[kind]() for kind, path in paths.items()}, overwrite=overwrite)
     return paths

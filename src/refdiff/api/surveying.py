@@ -318,7 +318,9 @@ def _errands(picture: Path, phrases: Sequence[str] | Path, output: Path | None) 
         raise InputError(f"got one text, {phrases!r}, expected a sequence of phrases; put it into a list")
     asked = tuple(dict.fromkeys(checked_text(phrase) for phrase in phrases))
     if not asked:
-        raise InputError('got no phrase, expected one or more, e.g. "the red mug"; or a file of them (--phrases)')
+        raise InputError(
+            'got no phrase, expected one or more, e.g. "the red mug"; or a file of them (--phrases)'
+        )
     if not picture.is_dir():
         return [Errand(picture=picture, phrases=asked)]
     _check_output(output)

@@ -26,7 +26,9 @@ def segment(
     ] = None,
     phrase_file: Annotated[
         Path | None,
-        typer.Option("--phrases", help='A CSV file with the header "image,phrase", for a folder of pictures.'),
+        typer.Option(
+            "--phrases", help='A CSV file with the header "image,phrase", for a folder of pictures.'
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -268,9 +268,7 @@ def _pass(
     return None if is_last else outputs["eps"], outputs["taps"]
 
 
-def _run(
-    sessions: SessionFactory, graph: str, feeds: dict[str, Array], step: int = 1
-) -> dict[str, Array]:
+def _run(sessions: SessionFactory, graph: str, feeds: dict[str, Array], step: int = 1) -> dict[str, Array]:
     outputs = run_rows(sessions.open(graph), feeds, step)
     for name, values in outputs.items():
         if not np.isfinite(values).all():

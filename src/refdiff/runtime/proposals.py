@@ -20,7 +20,8 @@ from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
 from refdiff.runtime.chaining import on_host, run_fed, run_keeping
-from refdiff.runtime.geometry import sam_input
+from refdiff.runtime.geometry import sam_input, sam_size
+from refdiff.runtime.regions import without_small_regions
 from refdiff.runtime.resizing import MaskResize
 
 MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
@@ -49,12 +50,36 @@ def propose(
     Returns:
         At least one candidate: where SAM finds nothing, all of the picture is one.
     """
-    size_yx = (image.shape[0], image.shape[1])
-    pixels, resized_yx = sam_input(image, spec)
+    embedding = embed(sessions, spec, image)
+    grid = grid_points(options.points_per_side)
+    return propose_at(grid, sessions, spec, embedding, (image.shape[0], image.shape[1]), options)
+
+
+def embed(sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8]) -> Feed:
+    """SAM's embedding of a picture; on a device it stays there, good until the encoder's next run.
+
+    Raises:
+        EngineError: the graph failed or returned values that are not finite.
+    """
+    pixels, _ = sam_input(image, spec)
     embedding = run_keeping(sessions.open("sam_encoder"), {"image": pixels})["embedding"]
     if isinstance(embedding, np.ndarray):  # one on the device is judged by what the decoder makes of it
         _check_finite("sam_encoder", embedding)
-    points = picture_points(options.points_per_side, size_yx, resized_yx)
+    return embedding
+
+
+def propose_at(
+    prompts: NDArray[np.float64],
+    sessions: SessionFactory,
+    spec: SamSpec,
+    embedding: Feed,
+    size_yx: tuple[int, int],
+    options: ProposalOptions,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
+) -> Candidates:
+    """As `propose`, on an embedded picture and at points [m, 2] of (x, y), shares of the picture."""
+    resized_yx = sam_size(size_yx, spec.image_size)
+    points = picture_points(prompts, resized_yx)
     resize = MaskResize(
         low_res=spec.low_res_size, square=spec.image_size, resized_yx=resized_yx, size_yx=size_yx
     )
@@ -64,7 +89,10 @@ def propose(
         for low_res, predicted in _drawn(sessions, embedding, points, options, shortcuts)
         for start in range(0, len(low_res), chunk)
     ]
-    return _candidates(_without_duplicates(found, options.nms_iou), size_yx, options)
+    unique = _without_duplicates(found, options.nms_iou)
+    if unique is not None and options.min_region_share > 0:
+        unique = _tidied(unique, size_yx, options)
+    return _candidates(unique, size_yx, options)
 
 
 def grid_points(points_per_side: int) -> NDArray[np.float64]:
@@ -75,10 +103,9 @@ def grid_points(points_per_side: int) -> NDArray[np.float64]:
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
-def picture_points(points_per_side: int, size_yx: tuple[int, int], resized_yx: tuple[int, int]) -> Float:
-    """The grid [m, 2] of (x, y) in px of SAM's resized picture; the half-pixel shift is the decoder's."""
-    size_xy, resized_xy = np.array(size_yx[::-1]), np.array(resized_yx[::-1])
-    return np.asarray(grid_points(points_per_side) * size_xy * (resized_xy / size_xy), dtype=np.float32)
+def picture_points(prompts: NDArray[np.float64], resized_yx: tuple[int, int]) -> Float:
+    """Points [m, 2], from 0..1 to px of SAM's resized picture; the half-pixel shift is the decoder's."""
+    return np.asarray(prompts * np.array(resized_yx[::-1]), dtype=np.float32)
 
 
 def keep_by_area(areas_px: NDArray[np.int64], size_yx: tuple[int, int], options: ProposalOptions) -> Bool:
@@ -166,14 +193,29 @@ def _without_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
     return _Found(np.concatenate([part.packed for part in found])[best], predicted[best], boxes[best])
 
 
+def _tidied(found: _Found, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
+    """The masks without small regions; of two that have become alike the clean one stays, as in SAM."""
+    least_px = options.min_region_share * size_yx[0] * size_yx[1]
+    binary = _unpacked(found.packed, size_yx)
+    tidy = np.stack([without_small_regions(mask, least_px) for mask in binary])
+    clean = (tidy == binary).all(axis=(1, 2)).astype(np.float32)
+    boxes = masks.boxes(tidy)
+    best = np.sort(masks.suppress_duplicates(boxes, clean, max_iou=options.nms_iou))
+    packed = np.packbits(tidy[best].reshape(len(best), -1), axis=1)
+    return _Found(packed, found.predicted_iou[best], boxes[best])
+
+
+def _unpacked(packed: NDArray[np.uint8], size_yx: tuple[int, int]) -> Bool:
+    flat = np.unpackbits(packed, axis=1, count=size_yx[0] * size_yx[1])
+    return flat.view(np.bool_).reshape(-1, *size_yx)
+
+
 def _candidates(found: _Found | None, size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
     if found is None:
         binary = np.ones((1, *size_yx), dtype=np.bool_)
         predicted, boxes = np.zeros(1, dtype=np.float32), masks.boxes(binary)
     else:
-        pixels = size_yx[0] * size_yx[1]
-        flat = np.unpackbits(found.packed, axis=1, count=pixels)
-        binary = flat.view(np.bool_).reshape(-1, *size_yx)
+        binary = _unpacked(found.packed, size_yx)
         predicted, boxes = found.predicted_iou.astype(np.float32), found.boxes
     areas_px = masks.areas(binary)
     kept = keep_by_area(areas_px, size_yx, options)

@@ -23,6 +23,7 @@ from refdiff.runtime.buckets import (
     patch_buckets,
     pictures_per_call,
 )
+from refdiff.runtime.phrase import MOST_OTHERS
 
 Shape = tuple[int, ...]
 Sizes = Mapping[str, int]
@@ -109,7 +110,8 @@ def _batches(name: str, options: Options) -> tuple[int, int, int]:
     if name == "unet_taps":  # the last pass; of one prompt alone where it is also the first
         return 1, 2 if passes > 1 else 1, 2
     if name == "clip_text":  # the phrase, its head word, and what it is compared with
-        return 1, 2, 3 if options.fusion.place else 2
+        compared = MOST_OTHERS if options.crops.negative else 1 if options.fusion.place else 0
+        return 1, 2, 2 + compared
     return 1, 1, 1
 
 
