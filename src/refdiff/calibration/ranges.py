@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from refdiff.calibration.histogram import Histogram
+from refdiff.calibration.histogram import METHODS, Histogram
 from refdiff.calibration.probing import Probe
 from refdiff.calibration.reductions import Tail, tails
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
-
-METHODS = ("minmax", "percentile", "entropy")
 
 PERCENT = 99.999
 """Of all values, kept by the method "percentile"."""
