@@ -12,6 +12,7 @@
     sensitivity  what eight bits cost each block      precision.py
     check      is a bundle still the reference        checking.py
     evaluate   metrics of the miniature               evaluating.py
+    doctor     what this machine is, what runs here   doctoring.py
     fetch      checkpoints from the hub               fetching.py
     demo       the built-in bundle on sample scenes   showing.py
 
@@ -25,6 +26,7 @@ from refdiff.api.building import BUILT_PROFILES, BuildReport, build
 from refdiff.api.bundles import Inspection, inspect, load
 from refdiff.api.calibrating import CALIBRATED_PROFILES, CalibrationReport, calibrate, open_feeds
 from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
+from refdiff.api.doctoring import DoctorReport, doctor
 from refdiff.api.evaluating import EvaluationReport, evaluate
 from refdiff.api.exporting import export
 from refdiff.api.fetching import FetchReport, carry_out, fetch, plan_fetch
@@ -48,6 +50,7 @@ __all__ = [
     "CalibrationReport",
     "CheckReport",
     "DemoReport",
+    "DoctorReport",
     "EvaluationReport",
     "FetchReport",
     "Inspection",
@@ -61,6 +64,7 @@ __all__ = [
     "check",
     "check_outputs",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "fetch",

@@ -17,6 +17,9 @@ from refdiff.engines.trt.device import Device
 DRIVER_REPORT = (sys.executable, "-m", "refdiff.engines.machine.driver_report")
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
+_DRIVER_SECONDS = 20.0
+"""A driver that nobody uses wakes every GPU of the machine before it answers."""
+
 _LIBRARIES = ("cudart", "cublasLt", "cudnn", "nvinfer")
 
 
@@ -46,7 +49,7 @@ def read_cuda(sources: Sources) -> CudaLibraries:
 
 
 def _driver_report(sources: Sources) -> dict[str, Any]:
-    ran = sources.tool(*DRIVER_REPORT)
+    ran = sources.run(DRIVER_REPORT, _DRIVER_SECONDS)
     if ran.fault is None:
         document: dict[str, Any] = json.loads(ran.output)
         return document
