@@ -230,7 +230,10 @@ def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 def start() -> dict[str, Any]:
     """Cold costs of the miniature, each in a fresh process, and memory at 720 lines."""
-    load = "import time, refdiff; t=time.perf_counter(); refdiff.load('mini').close(); print(time.perf_counter()-t)"
+    load = (
+        "import time, refdiff; t=time.perf_counter(); refdiff.load('mini').close();"
+        " print(time.perf_counter()-t)"
+    )
     memory = (
         "import numpy as np, refdiff, pathlib\n"
         "image=np.random.default_rng(0).integers(0,255,(720,1280,3),dtype=np.uint8)\n"

@@ -67,8 +67,8 @@ def _points(measured: dict[str, Any], base: str) -> str:
 def _origin(record: dict[str, Any]) -> str:
     counts = [record[f"accuracy from seed {seed}"]["scenes"] for seed in (CHOOSING, HELD_OUT)]
     return (
-        f"Choosing: {counts[0]} scenes from seed {CHOOSING}; held out: {counts[1]} from {HELD_OUT}. Points of mIoU"
-        " ± their standard error over the scenes, which are the same for both. Times: median over"
-        f" {record[f'cost from seed {CHOOSING}']['scenes']} scenes of the ratio within a scene, one thread, all"
-        " variants in turns."
+        f"Choosing: {counts[0]} scenes from seed {CHOOSING}; held out: {counts[1]} from {HELD_OUT}. Points"
+        " of mIoU ± their standard error over the scenes, which are the same for both. Times: median over"
+        f" {record[f'cost from seed {CHOOSING}']['scenes']} scenes of the ratio within a scene, one thread,"
+        " all variants in turns."
     )

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_tables import profiles_table, substitutes_table
 from engine_tables import fusion_table, memory_table
 from growth_tables import growth_table
-from edge_tables import profiles_table, substitutes_table
 from precision_tables import (
     builds_table,
     conversions_table,

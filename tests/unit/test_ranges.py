@@ -7,8 +7,8 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.histogram import Histogram  # noqa: E402 - after the check that onnx_ir is here
-from refdiff.calibration.ranges import METHODS, PERCENT, collect  # noqa: E402
+from refdiff.calibration.histogram import METHODS, Histogram  # noqa: E402 - after the check that onnx_ir is here
+from refdiff.calibration.ranges import PERCENT, collect  # noqa: E402
 from refdiff.calibration.reductions import channel_maxima  # noqa: E402
 from refdiff.engines.probe import probe  # noqa: E402
 from refdiff.errors import InputError  # noqa: E402

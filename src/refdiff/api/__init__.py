@@ -15,6 +15,7 @@
     profile    where the milliseconds go              profiling.py
     compare_profiles  is one slower than another      profile_records.py
     evaluate   metrics of the miniature               evaluating.py
+    doctor     what this machine is, what runs here   doctoring.py
     fetch      checkpoints from the hub               fetching.py
     demo       the built-in bundle on sample scenes   showing.py
 
@@ -28,6 +29,7 @@ from refdiff.api.building import BUILT_PROFILES, BuildReport, build
 from refdiff.api.bundles import Inspection, inspect, load
 from refdiff.api.calibrating import CALIBRATED_PROFILES, CalibrationReport, calibrate, open_feeds
 from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
+from refdiff.api.doctoring import DoctorReport, doctor
 from refdiff.api.evaluating import EvaluationReport, evaluate
 from refdiff.api.exporting import export
 from refdiff.api.fetching import FetchReport, carry_out, fetch, plan_fetch
@@ -55,6 +57,7 @@ __all__ = [
     "CalibrationReport",
     "CheckReport",
     "DemoReport",
+    "DoctorReport",
     "EvaluationReport",
     "FetchReport",
     "Inspection",
@@ -71,6 +74,7 @@ __all__ = [
     "check_outputs",
     "compare_profiles",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "fetch",

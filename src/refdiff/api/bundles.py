@@ -102,7 +102,16 @@ def find_bundle(path: Path | str) -> Bundle:
     Raises:
         BundleError: the bundle is missing, damaged or newer.
     """
-    return open_bundle(_built_in_path() if str(path) in BUILT_IN else path)
+    return open_bundle(bundle_path(path))
+
+
+def bundle_path(path: Path | str) -> Path:
+    """The folder that a bundle's name means.
+
+    Raises:
+        BundleError: it means the built-in bundle, which this installation lacks.
+    """
+    return _built_in_path() if str(path) in BUILT_IN else Path(path)
 
 
 def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:

@@ -57,7 +57,7 @@ def export(
         precision: one of `refdiff.api.precision.PRECISIONS`.
         recipe: a precision recipe to follow; None makes one by the built-in rules.
         feeds: what `calibrate` recorded, for the ranges of eight-bit tensors; None records it now.
-        ranges: how they are taken from the feeds; one of `refdiff.calibration.ranges.METHODS`.
+        ranges: how they are taken from the feeds; one of `refdiff.calibration.histogram.METHODS`.
         smoothing: strength of SmoothQuant, 0..1; None leaves it out.
         budget: what eight bits may cost the task, "mIoU -0.5" for instance; blocks that cost more stay in
             half precision.

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from refdiff.contracts.session import Array
 
+METHODS = ("minmax", "percentile", "entropy")
+"""How a range is taken from what occurred. Here, because `api` reads it where onnx is not installed."""
+
 BINS = 2048
 """Counters; a doubling of the reach adds neighbours up."""
 

@@ -9,19 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refdiff.calibration.histogram import Histogram
+from refdiff.calibration.histogram import METHODS, Histogram
 from refdiff.calibration.probing import Probe
+from refdiff.calibration.reductions import Tail, tails
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
-
-if TYPE_CHECKING:
-    from refdiff.calibration.reductions import Tail
-
-METHODS = ("minmax", "percentile", "entropy")
 
 PERCENT = 99.999
 """Of all values, kept by the method "percentile"."""
@@ -73,8 +68,6 @@ def _tail_reaches(
     Every run hands out its largest values. If all runs are of one size, the share that is left out of all of
     them is enough from each; where a smaller run might hold more of them, it is asked again for more.
     """
-    from refdiff.calibration.reductions import Tail, tails  # brings ONNX; METHODS are told without it
-
     reaches, share = dict[str, float](), (1.0 - kept) * len(feeds)
     asked = list(tensors)
     while asked:

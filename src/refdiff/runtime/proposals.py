@@ -52,7 +52,8 @@ def propose(
     """
     embedding = embed(sessions, spec, image)
     grid = grid_points(options.points_per_side)
-    return propose_at(grid, sessions, spec, embedding, (image.shape[0], image.shape[1]), options)
+    size_yx = (image.shape[0], image.shape[1])
+    return propose_at(grid, sessions, spec, embedding, size_yx, options, shortcuts)
 
 
 def embed(sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8]) -> Feed:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.session import Measure
 from refdiff.engines.trt.cuda import Cuda
-from refdiff.engines.trt.device import find_device
-from refdiff.engines.trt.flavour import FLAVOURS, load_flavour
+from refdiff.engines.trt.device import Device, find_device
+from refdiff.engines.trt.flavour import FLAVOURS, Flavour, load_flavour
 from refdiff.engines.trt.plans import find_plans, has_plans
 from refdiff.errors import EngineError, MissingDependencyError
 
@@ -53,9 +53,7 @@ def open_plans(
     """
     from refdiff.engines.trt.sessions import TrtSessions
 
-    flavour = load_flavour(backend)
-    cuda = Cuda(_import_cuda(backend))
-    device = find_device()
+    flavour, cuda, device = look_around(backend)
     plans, refused = find_plans(bundle, flavour, device)
     if not plans:
         raise EngineError(_nothing_fits(bundle, backend, refused))
@@ -71,6 +69,19 @@ def open_plans(
         capture=capture,
         measure=measure,
     )
+
+
+def look_around(backend: str) -> tuple[Flavour, Cuda, Device | None]:
+    """Everything that plans of any bundle need.
+
+    Args:
+        backend: one of `TENSORRT`.
+
+    Raises:
+        MissingDependencyError: a package, the GPU or its driver is missing.
+        EngineError: CUDA cannot use the device.
+    """
+    return load_flavour(backend), Cuda(_import_cuda(backend)), find_device()
 
 
 def prefer_plans(
