@@ -45,6 +45,11 @@ def test_heads_of_odd_sizes_are_an_obstacle(size, fits):
     assert obstacles == (() if fits else (f"heads of {size}, expected 16 to 256 in steps of 8",))
 
 
+def test_values_of_another_width_are_an_obstacle():
+    obstacles = only(attention(head_size=32, value_size=16)).obstacles
+    assert obstacles == ("values of 16, expected as wide as its heads, 32",)
+
+
 def test_products_in_float32_are_an_obstacle():
     assert only(attention(dtype="FLOAT")).obstacles == ("products in float32",)
 

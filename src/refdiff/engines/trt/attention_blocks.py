@@ -80,7 +80,11 @@ class _Wiring:
             heads=shape[1] if len(shape) == _RANK_WITH_HEADS else None,
             head_size=shape[-1],
             precision=precision,
-            obstacles=(*_of_arithmetic(shape[-1], precision), *_of_bias(before), *self._of_readers(inside)),
+            obstacles=(
+                *_of_arithmetic(shape[-1], tuple(mixing.get_input(1).shape)[-1], precision),
+                *_of_bias(before),
+                *self._of_readers(inside),
+            ),
         )
 
     def _to_product(self, tensor: Any, depth: int = 0) -> list[Any]:
@@ -127,11 +131,13 @@ _BETWEEN = frozenset({"CAST", "ELEMENTWISE", "IDENTITY", "SHUFFLE", "SQUEEZE", "
 """Kinds of layers that stand between product and softmax, or softmax and product."""
 
 
-def _of_arithmetic(head_size: int, precision: str) -> Iterator[str]:
+def _of_arithmetic(head_size: int, value_size: int, precision: str) -> Iterator[str]:
     if precision == "FLOAT":  # seen with TensorRT-RTX 1.7.1: none of them is fused
         yield "products in float32"
     if head_size not in HEAD_SIZES:
         yield f"heads of {head_size}, expected 16 to 256 in steps of 8"
+    if value_size != head_size:  # seen with TensorRT-RTX 1.7.1: values padded to the same width are fused
+        yield f"values of {value_size}, expected as wide as its heads, {head_size}"
 
 
 def _of_bias(before: Sequence[Any]) -> Iterator[str]:
