@@ -29,6 +29,7 @@ VERBS = (
     "build",
     "segment",
     "check",
+    "profile",
     "inspect",
     "doctor",
 )

@@ -1,4 +1,4 @@
-"""Where inside a run the time went, and what the device says of it: ONNX Runtime, and a TensorRT in memory."""
+"""Where inside a run the time went, and what the device says of it: ONNX Runtime, and TensorRT in memory."""
 
 from pathlib import Path
 

@@ -35,8 +35,8 @@ def segment(
         typer.Option(
             "--output",
             "-o",
-            help="The mask's PNG; .overlay.png and .json are put beside it. Of many answers: a folder for them; "
-            "a stopped run goes on there.",
+            help="The mask's PNG; .overlay.png and .json are put beside it. Of many answers: "
+            "a folder for them; a stopped run goes on there.",
         ),
     ] = None,
     overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,

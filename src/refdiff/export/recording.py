@@ -13,7 +13,7 @@ from refdiff.contracts.session import Array, Session, SessionFactory
 
 Shapes = tuple[tuple[int, ...], ...]
 
-_LEVELS = 64
+_LEVELS = 32
 """A signal is recorded in steps of its largest power of two over this: finer ones only fill the file."""
 
 _DISTINCT = 256
@@ -109,7 +109,7 @@ def coarse(array: Array) -> Array:
         array: of any shape and type.
 
     Returns:
-        The same shape and dtype; a signal, which has many distinct values, in steps of 1/64 of the largest
+        The same shape and dtype; a signal, which has many distinct values, in steps of 1/32 of the largest
         power of two in it.
     """
     exact = half_rounded(array)

@@ -118,7 +118,8 @@ class SamMasks(nn.Module):
         side = self.side
         # [k * m, y, x, y of 2, x of 2, y of 4, x of 4]
         logits = logits.reshape(-1, side, side, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
-        return logits.reshape(-1, MASKS_PER_POINT, 4 * side, 4 * side)
+        low_res: torch.Tensor = logits.reshape(-1, MASKS_PER_POINT, 4 * side, 4 * side)
+        return low_res
 
 
 def _per_pixel(layer: nn.ConvTranspose2d) -> nn.Linear:

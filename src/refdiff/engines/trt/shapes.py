@@ -94,8 +94,8 @@ def _axes(name: str, spec: ModelSpec, profiles: Sequence[Options]) -> Iterator[_
             yield _surroundings(spec.clip, options)
         return
     if name == "sam_masks":
-        most = {"n": POINTS_PER_BATCH, "k": POINTS_PER_DRAWING}
-        yield {"n": 1, "k": 1}, most, most
+        drawing = {"n": POINTS_PER_BATCH, "k": POINTS_PER_DRAWING}
+        yield {"n": 1, "k": 1}, drawing, drawing
         return
     batches = [_batches(name, options) for options in profiles]
     least, usual, most = (max(each[i] for each in batches) for i in range(3))
