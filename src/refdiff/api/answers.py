@@ -45,8 +45,8 @@ class Answer:
     encode_ms: float
     """Image-only work, shared by all phrases on one picture."""
     segment_ms: float
-    """From the phrase to the answer; among many phrases, since the last answer: what some share is in the first
-    of them."""
+    """From the phrase to the answer; among many phrases, since the last answer: what some share is in the
+    first of them."""
     random_weights: bool = False
     """The bundle's weights were drawn: the mask means nothing."""
 

@@ -62,8 +62,8 @@ def segment(
 ) -> None:
     """Find what a phrase names in a picture, or what each of many names in each picture of a folder.
 
-    No match is an answer: exit code 0, "matched": false. Pictures of a folder that cannot be used are reported
-    beside the others' answers, and the exit code is 2.
+    No match is an answer: exit code 0, "matched": false. Pictures of a folder that cannot be used are
+    reported beside the others' answers, and the exit code is 2.
     """
     chosen: dict[str, Any] = {
         "backend": backend,

@@ -49,8 +49,8 @@ def read_rows(graph: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Feeds without what the graph is given and does not read: the same answer from fewer bytes.
 
     Args:
-        graph: whose feeds these are. `sam_masks` is fed all 64 prompts and reads those that are chosen; at full
-            size one prompt's features take 4 MB.
+        graph: whose feeds these are. `sam_masks` is fed all 64 prompts and reads those that are chosen; at
+            full size one prompt's features take 4 MB.
         feeds: what it is fed.
     """
     if graph.name != "sam_masks":

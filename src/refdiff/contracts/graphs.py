@@ -21,7 +21,7 @@ POINTS_PER_BATCH = 64
 """Prompts per SAM decoder call: the automatic mode's `points_per_batch`, static in the graph."""
 
 POINTS_PER_DRAWING = 16
-"""Most prompts whose masks one call of `sam_masks` draws: at full size 0.5 GB of activations instead of 2 GB."""
+"""Most prompts whose masks one call of `sam_masks` draws: 0.5 GB of activations instead of 2 at full size."""
 
 MASKS_PER_POINT = 3
 """SAM's multimask outputs per prompt."""

@@ -106,12 +106,12 @@ class FusionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcuts:
-    """Exact shortcuts: each leaves the answer as it is, to rounding. They are switched off to measure them."""
+    """Exact shortcuts: each leaves the answer as it is, to rounding. Off is for measuring."""
 
     skip_prompts: bool = True
     """Masks are drawn of prompts alone that pass the predicted-IoU filter; off: of all."""
     filter_masks: bool = True
-    """Masks below the predicted IoU are out before they are blown up to the picture; off: after, as in SAM."""
+    """Masks below the predicted IoU are out before they are blown up to the picture; off: after it."""
     filter_candidates: bool = True
     """CLIP looks at candidates alone that pass the area filter; off: at all."""
     early_exit: bool = True

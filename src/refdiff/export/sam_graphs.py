@@ -1,8 +1,9 @@
-"""SAM's graphs: the image encoder, and in two parts the decoder of single-point prompts (METHOD §2, FIELD §3).
+"""SAM's graphs: the image encoder, and in two parts the decoder of point prompts (METHOD §2, FIELD §3).
 
-Decoder and masks together equal `sam.prompt_encoder` + `sam.mask_decoder` with one foreground point per prompt,
-no box and no mask, `multimask_output=True`. The decoder's shapes are static. What a mask costs beyond its
-predicted IoU, the upscaling, is a graph of its own: it is run for prompts that passed the filter.
+Decoder and masks together equal `sam.prompt_encoder` + `sam.mask_decoder` with one foreground point per
+prompt, no box and no mask, `multimask_output=True`. The decoder's shapes are static. What a mask costs
+beyond its predicted IoU, the upscaling, is a graph of its own: it is run for prompts that passed the
+filter.
 
 Axes: n = 64 prompts, k = prompts chosen from them, c = embedding channels, s = embedding side, m = 3 masks.
 """

@@ -3,13 +3,13 @@
 The original projects every prompt's own image tokens, 4,096 of them at full size, in each attention. Here
 
 * the first layer projects the image once, because there all prompts still share it;
-* later, the projection moves to the few prompt tokens: q·(W k) = (Wᵀ q)·k, and the sum over W v of an attention
+* later, the projection moves to the few prompt tokens: q·(W k) = (Wᵀ q)·k, and the sum over W v of attention
   is W applied to the sum over v. A key's bias adds the same to all logits of a query, which no softmax sees.
 
 Heads are held side by side along one axis: a token's vector is repeated for every head, and zero outside the
 head's own share. So no image tensor is ever split into heads or transposed.
 
-Axes: n = prompts, p = image tokens, t = prompt tokens, h = heads, c = channels, i = channels inside an attention.
+Axes: n = prompts, p = image tokens, t = prompt tokens, h = heads, c = channels, i = an attention's channels.
 """
 
 from __future__ import annotations

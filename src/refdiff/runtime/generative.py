@@ -147,8 +147,8 @@ def attend_each(
         rows: most of a UNet call; later passes take two for a phrase.
 
     Yields:
-        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture. The UNet
-        runs as they are taken.
+        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture. The
+        UNet runs as they are taken.
     """
     _check_options(options)
     prompts = [phrase.text + PROMPT_SUFFIX for phrase in phrases]

@@ -239,7 +239,7 @@ class Segmenter:
         for number, phrase in enumerate(phrases, start=1):
             try:
                 queries.append(self._read(phrase, None))
-            except InputError as error:
+            except InputError as error:  # noqa: PERF203 - the message names the phrase
                 raise InputError(f"phrase {number} of {len(phrases)}, {phrase!r}: {error}") from error
         return queries
 

@@ -175,7 +175,7 @@ def _not_finite(graph: str) -> EngineError:
 
 
 def _survivors(logits: Float, predicted: Float, options: ProposalOptions) -> _Found:
-    """The good and stable masks of one chunk; SAM's crop-edge filter never fires where the crop is the picture."""
+    """The good and stable masks of one chunk; SAM's crop-edge filter never fires on a whole picture."""
     stability = masks.stability(logits, threshold=MASK_THRESHOLD, offset=options.stability_offset)
     steady = (stability >= options.stability_threshold) & _good(predicted, options)
     binary = logits[steady] > MASK_THRESHOLD
