@@ -1,7 +1,7 @@
 """Text work, once per phrase: the text graphs depend on token ids alone.
 
-In: a session factory. Out: the same one, whose `sd_text` and `clip_text` answer from memory what they have seen.
-Rows of a batch do not see each other, so each row is kept by itself, and only unknown rows are run.
+In: a session factory. Out: the same one, whose `sd_text` and `clip_text` answer from memory what they have
+seen. Rows of a batch do not see each other: each is kept by itself, and only unknown ones are run.
 """
 
 from __future__ import annotations
