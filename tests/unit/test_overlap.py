@@ -55,7 +55,9 @@ def test_what_a_reader_raises_is_raised_where_the_item_is_taken_with_its_traceba
         read_ahead(range(5), read_of_a_broken_file, ahead=1) as arrived,
     ):
         taken.extend(arrived)
-    assert "read_of_a_broken_file" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert "read_of_a_broken_file" in [
+        frame.name for frame in traceback.extract_tb(caught.value.__traceback__)
+    ]
     assert _no_threads_left()
 
 

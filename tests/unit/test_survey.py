@@ -261,7 +261,7 @@ def test_answers_of_other_settings_are_not_mixed_in(fake, pictures):
 
 
 def test_a_folder_of_something_else_is_left_alone(fake, pictures):
-    with pytest.raises(InputError, match="is no folder of answers: it holds 'a b.png'"):
+    with pytest.raises(InputError, match=r"is no folder of answers: it holds 'a b\.png'"):
         _ask(pictures, output=pictures)
     assert sorted(path.name for path in pictures.iterdir()) == ["a b.png", "a.jpg", "a.png", "é.png"]
     with pytest.raises(InputError, match="is a file, expected a folder"):

@@ -45,8 +45,8 @@ class Answer:
     encode_ms: float
     """Image-only work, shared by all phrases on one picture."""
     segment_ms: float
-    """From the phrase to the answer; among many phrases, since the last answer: what some share is in the first
-    of them."""
+    """From the phrase to the answer; among many phrases, since the last answer: what some share is in the
+    first of them."""
     random_weights: bool = False
     """The bundle's weights were drawn: the mask means nothing."""
 
@@ -233,7 +233,9 @@ def save(
     contents = {
         "mask": lambda: png(np.where(answer.result.mask, np.uint8(255), np.uint8(0))),
         "overlay": lambda: png(draw_overlay(answer.image, answer.result)),
-        "json": lambda: (json.dumps({**(about or {}), **answer.to_json()}, allow_nan=False, indent=1) + "\n").encode(),
+        "json": lambda: (
+            json.dumps({**(about or {}), **answer.to_json()}, allow_nan=False, indent=1) + "\n"
+        ).encode(),
     }
     write_files({path: contents[kind]() for kind, path in paths.items()}, overwrite=overwrite)
     return paths

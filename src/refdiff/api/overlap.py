@@ -1,8 +1,8 @@
 """Three stages at the same time: what comes in is read ahead, what goes out is written behind.
 
-The stage in the middle stays in the caller's thread: sessions are used by one thread, and Ctrl-C arrives where
-it can end the work. Each side has a bound, so memory does not grow with the work. Errors of a thread are raised
-in the caller's, with their own traceback.
+The stage in the middle stays in the caller's thread: sessions are used by one thread, and Ctrl-C arrives
+where it can end the work. Each side has a bound, so memory does not grow with the work. Errors of a thread are
+raised in the caller's, with their own traceback.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def read_ahead(items: Iterable[T], read: Callable[[T], R], *, ahead: int) -> Ite
         ahead: how many may be read, or be in reading, beside the one that is worked on.
 
     Yields:
-        An iterator over what was read, in order; it raises what `read` raised. When the block ends, what is not
-        begun is dropped, and what is in reading is waited for.
+        An iterator over what was read, in order; it raises what `read` raised. When the block ends, what is
+        not begun is dropped, and what is in reading is waited for.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="read")
     try:
@@ -53,8 +53,8 @@ def _in_order(
 class WriteBehind:
     """Writes what was made while the next is being made; use it in a `with` block.
 
-    A block that ends, by an error or Ctrl-C too, waits for everything that was handed over. A write that fails
-    raises in the next `submit`, or at the block's end; then what is not begun is dropped.
+    A block that ends, by an error or Ctrl-C too, waits for everything that was handed over. A write that
+    fails raises in the next `submit`, or at the block's end; then what is not begun is dropped.
 
     Args:
         behind: how many writes may wait or run; `submit` waits for the oldest when there are more.

@@ -26,7 +26,7 @@ def segment(
     ] = None,
     phrase_file: Annotated[
         Path | None,
-        typer.Option("--phrases", help='A CSV file with the header "image,phrase", for a folder of pictures.'),
+        typer.Option("--phrases", help='A CSV file with the header "image,phrase", for a folder.'),
     ] = None,
     output: Annotated[
         Path | None,
@@ -60,8 +60,8 @@ def segment(
 ) -> None:
     """Find what a phrase names in a picture, or what each of many names in each picture of a folder.
 
-    No match is an answer: exit code 0, "matched": false. Pictures of a folder that cannot be used are reported
-    beside the others' answers, and the exit code is 2.
+    No match is an answer: exit code 0, "matched": false. Pictures of a folder that cannot be used are
+    reported beside the others' answers, and the exit code is 2.
     """
     chosen: dict[str, Any] = {
         "backend": backend,

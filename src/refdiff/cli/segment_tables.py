@@ -61,9 +61,11 @@ def _of_answers(survey: Survey) -> RenderableType:
     for answer in survey.answers:
         row = answer.to_json()
         width, height = row["size"]["width"], row["size"]["height"]
-        place = "x {} .. {}   y {} .. {}".format(*(row["box_xyxy_px"][i] for i in (0, 2, 1, 3))) if (
-            answer.matched
-        ) else f"no match: {row['reason']}"
+        place = (
+            "x {} .. {}   y {} .. {}".format(*(row["box_xyxy_px"][i] for i in (0, 2, 1, 3)))
+            if (answer.matched)
+            else f"no match: {row['reason']}"
+        )
         share = f"{row['area_px'] / (width * height):.1%}"
         table.add_row(row["phrase"], _number(row["score"]), share, place, f"{row['segment_ms']:.0f}")
     return table

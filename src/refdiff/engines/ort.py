@@ -86,7 +86,7 @@ class OrtSession:
 
     @property
     def most_rows(self) -> int | None:
-        """Any number; for TensorRT's provider, which builds an engine for each new size, what one phrase needs."""
+        """Any number; of TensorRT's provider, which builds an engine for each new size, one phrase's."""
         return 2 if self._backend == "ort-tensorrt" else None
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

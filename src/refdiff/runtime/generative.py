@@ -140,8 +140,8 @@ def attend_each(
         rows: most of a UNet call; later passes take two for a phrase.
 
     Yields:
-        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture. The UNet
-        runs as they are taken.
+        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture. The
+        UNet runs as they are taken.
     """
     _check_options(options)
     prompts = [phrase.text + PROMPT_SUFFIX for phrase in phrases]
@@ -249,9 +249,7 @@ def _pass(
     return None if is_last else outputs["eps"], outputs["taps"]
 
 
-def _run(
-    sessions: SessionFactory, graph: str, feeds: dict[str, Array], step: int = 1
-) -> dict[str, Array]:
+def _run(sessions: SessionFactory, graph: str, feeds: dict[str, Array], step: int = 1) -> dict[str, Array]:
     outputs = run_rows(sessions.open(graph), feeds, step)
     for name, values in outputs.items():
         if not np.isfinite(values).all():

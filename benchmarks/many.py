@@ -1,0 +1,324 @@
+"""Many phrases and many pictures on the miniature: what is shared, what overlaps, what stays in memory.
+
+    .venv/bin/python benchmarks/many.py phrases     1, 4, 16, 64 phrases on one picture, three ways
+    .venv/bin/python benchmarks/many.py rows        a UNet and text call of 1 to 16 rows
+    .venv/bin/python benchmarks/many.py folder      24 scenes, stages one after the other and at the same time
+    .venv/bin/python benchmarks/many.py memory      peak memory against the length of the folder
+
+Variants take turns in one process (`memory`: one process each). Seconds on the clock are those of a machine
+that may have other work; seconds of processor time are the process's own, and say what spinning costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from records import RESULTS, add_entry
+from watched import run_watched
+
+from refdiff.api import surveying
+from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.contracts.options import options_for
+from refdiff.engines.factory import open_sessions
+from refdiff.miniature.questions import questions
+from refdiff.runtime.rows import UNET_ROWS
+
+RECORD = RESULTS / "many.json"
+SEED = 1_000_000
+COUNTS = (1, 4, 16, 64)
+ROWS = (1, 2, 4, 8, 16)
+SCENES = 24
+LENGTHS = (6, 12, 24, 48)
+PHRASES = ("the red mug", "the ball on the left", "the book", "the largest thing")
+Timed = tuple[float, float]
+"""Seconds on the clock, seconds of processor time."""
+
+
+def main() -> None:
+    """Measure one part and record it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=("phrases", "rows", "folder", "memory"))
+    parser.add_argument("--profile", default="edge")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime, in `phrases` and `rows`")
+    parser.add_argument(
+        "--size", default="own", help="of the pictures in `folder` and `memory`, e.g. 1280x720"
+    )
+    given = parser.parse_args()
+    parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "phrases": phrases,
+        "rows": rows,
+        "folder": folder,
+        "memory": memory,
+    }
+    name = {"phrases": given.profile, "rows": f"{given.threads} threads"}.get(given.part, given.size)
+    load = os.getloadavg()[0]
+    entry = parts[given.part](given)
+    entry |= {"rounds": given.rounds, "load_average": [round(load, 1), round(os.getloadavg()[0], 1)]}
+    add_entry(RECORD, f"{given.part}, {name}", entry)
+
+
+def phrases(given: argparse.Namespace) -> dict[str, Any]:
+    """`segment_many`, `segment` in a loop, and everything anew for each phrase; encoding counts always."""
+    bundle = find_bundle("mini")
+    sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
+    asked = list(dict.fromkeys(each.phrase for each in islice(questions(range(SEED, SEED + 400)), 200)))
+    image = next(questions([SEED + 7])).image
+    with segmenter_of(bundle, sessions, options_for(bundle.spec, profile=given.profile)) as segmenter:
+
+        def many(some: Sequence[str]) -> None:
+            segmenter.segment_many(segmenter.encode(image), some)
+
+        def loop(some: Sequence[str]) -> None:
+            scene = segmenter.encode(image)
+            for phrase in some:
+                segmenter.segment(scene, phrase)
+
+        def anew(some: Sequence[str]) -> None:
+            for phrase in some:
+                segmenter.segment(segmenter.encode(image), phrase)
+
+        ways = {"segment_many": many, "segment in a loop": loop, "encode for each phrase": anew}
+        many(asked[:2])
+        times: dict[tuple[str, int], list[Timed]] = {(way, count): [] for way in ways for count in COUNTS}
+        for _ in range(given.rounds):
+            for (way, count), taken in times.items():
+                taken.append(timed(lambda way=way, count=count: ways[way](asked[:count])))
+    base = "segment_many"
+    return {
+        "profile": given.profile,
+        "threads": given.threads,
+        "size_yx": list(image.shape[:2]),
+        "ways": {way: {str(count): summary(times[way, count], count) for count in COUNTS} for way in ways},
+        "ratio_to_segment_many": {
+            way: {str(count): ratio(times[way, count], times[base, count]) for count in COUNTS}
+            for way in ways
+            if way != base
+        },
+        "affine": {way: affine({count: times[way, count] for count in COUNTS}) for way in ways},
+    }
+
+
+def rows(given: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds per row of calls of so many rows, and how far they raise this process's peak memory."""
+    bundle = find_bundle("mini")
+    diffusion, length = bundle.spec.diffusion, bundle.spec.context_length
+    sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
+    rng = np.random.default_rng(0)
+
+    def feeds(graph: str, count: int) -> dict[str, NDArray[Any]]:
+        ids = rng.integers(0, 500, (count, length)).astype(np.int32)
+        if graph == "sd_text":
+            return {"ids": ids}
+        if graph == "clip_text":
+            return {"ids": ids, "end": np.full(count, 10, np.int32)}
+        side = diffusion.latent_size
+        return {
+            "latent": rng.normal(size=(count, diffusion.latent_channels, side, side)).astype(np.float32),
+            "timestep": np.full(count, 51, np.float32),
+            "context": rng.normal(size=(count, length, diffusion.context_width)).astype(np.float32),
+        }
+
+    document: dict[str, Any] = {"threads": given.threads, "default": UNET_ROWS, "graphs": {}}
+    for graph in ("sd_text", "clip_text", "unet_taps", "unet"):
+        session, fed = sessions.open(graph), {count: feeds(graph, count) for count in ROWS}
+        times: dict[int, list[Timed]] = {count: [] for count in ROWS}
+        peaks = {}
+        for count in ROWS:  # upwards: the peak only rises
+            session.run(fed[count])
+            peaks[str(count)] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        for _ in range(given.rounds):
+            for count, taken in times.items():
+                taken.append(timed(lambda count=count, session=session, fed=fed: session.run(fed[count])))
+        per_row = {str(count): summary(taken, count) for count, taken in times.items()}
+        document["graphs"][graph] = {"per_row": per_row, "peak_rss_bytes": peaks}
+    return document
+
+
+def folder(given: argparse.Namespace) -> dict[str, Any]:
+    """A folder run, its stages one after the other or at the same time, its threads spinning or not."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures, out = write_scenes(Path(scratch), SCENES, given.size), Path(scratch) / "out"
+
+        def run(overlapped: bool, spinning: bool, threads: int) -> None:  # noqa: FBT001 - keys of a table
+            shutil.rmtree(out, ignore_errors=True)
+            with staged(overlapped=overlapped, spinning=spinning):
+                surveying.segment_many(
+                    "mini", pictures, PHRASES, output=out, backend="ort-cpu", threads=threads
+                )
+
+        variants = [(o, s, t) for o in (False, True) for s in (True, False) for t in (1, 2)]
+        times: dict[tuple[bool, bool, int], list[Timed]] = {each: [] for each in variants}
+        for _ in range(given.rounds):
+            for variant, taken in times.items():
+                taken.append(timed(lambda variant=variant: run(*variant)))
+    before = times[False, True, 2]
+    return {
+        "scenes": SCENES,
+        "phrases": list(PHRASES),
+        "size": given.size,
+        "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS"),
+        "variants": [
+            {
+                "overlapped": overlapped,
+                "spinning": spinning,
+                "threads": threads,
+                **summary(taken, SCENES),
+                "ratio_of_before": ratio(before, taken),
+            }
+            for (overlapped, spinning, threads), taken in times.items()
+        ],
+    }
+
+
+def memory(given: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory and processor time of the command on folders of growing length, BLAS threads or not."""
+    entries = []
+    for blas in ("1", None):
+        for length in LENGTHS:
+            with tempfile.TemporaryDirectory() as scratch:
+                pictures = write_scenes(Path(scratch), length, given.size)
+                command = [sys.executable, "-m", "refdiff", "segment", "mini", str(pictures), *PHRASES]
+                with blas_threads(blas):
+                    before = children_cpu()
+                    watched = run_watched([*command, "-o", str(Path(scratch) / "out")])
+            entries.append(
+                {
+                    "pictures": length,
+                    "openblas_threads": blas,
+                    "seconds": round(watched.seconds, 2),
+                    "cpu_seconds": round(children_cpu() - before, 2),
+                    "peak_rss_bytes": watched.peak_rss_bytes,
+                    "peak_private_bytes": watched.peak_private_bytes,
+                }
+            )
+    return {"size": given.size, "phrases": list(PHRASES), "runs": entries}
+
+
+def write_scenes(scratch: Path, count: int, size: str) -> Path:
+    """A folder of so many held-out scenes as JPEG files."""
+    target = scratch / "pictures"
+    target.mkdir()
+    for asked in islice(questions(range(SEED, SEED + 4 * count)), count):
+        picture = Image.fromarray(asked.image)
+        if size != "own":
+            width, height = map(int, size.split("x"))
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(target / f"{asked.seed}.jpg", quality=92)
+    return target
+
+
+@contextlib.contextmanager
+def staged(*, overlapped: bool, spinning: bool) -> Iterator[None]:
+    """Folder runs with or without overlap and spinning, while the block runs."""
+    real = surveying.WriteBehind, surveying.read_ahead, surveying.open_sessions
+    surveying.open_sessions = lambda *a, **k: real[2](*a, **{**k, "spinning": spinning})
+    if not overlapped:
+        surveying.WriteBehind, surveying.read_ahead = _WriteNow, _read_now
+    try:
+        yield
+    finally:
+        surveying.WriteBehind, surveying.read_ahead, surveying.open_sessions = real
+
+
+class _WriteNow:
+    """Stands in for `WriteBehind`: everything is written in the caller's thread, at once."""
+
+    def __init__(self, *, behind: int) -> None:
+        """Nothing waits."""
+
+    def __enter__(self) -> _WriteNow:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is left to write."""
+
+    def submit(self, write: Callable[..., Any], *arguments: Any) -> None:
+        """Write."""
+        write(*arguments)
+
+
+@contextlib.contextmanager
+def _read_now(items: Sequence[Any], read: Callable[[Any], Any], *, ahead: int) -> Iterator[Iterator[Any]]:  # noqa: ARG001
+    yield map(read, items)
+
+
+@contextlib.contextmanager
+def blas_threads(count: str | None) -> Iterator[None]:
+    """What children are told of OpenBLAS's threads; None: nothing, so it takes every core."""
+    before = os.environ.pop("OPENBLAS_NUM_THREADS", None)
+    if count is not None:
+        os.environ["OPENBLAS_NUM_THREADS"] = count
+    try:
+        yield
+    finally:
+        os.environ.pop("OPENBLAS_NUM_THREADS", None)
+        if before is not None:
+            os.environ["OPENBLAS_NUM_THREADS"] = before
+
+
+def children_cpu() -> float:
+    """Processor seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def timed(work: Callable[[], object]) -> Timed:
+    """Run once."""
+    start, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def summary(times: Sequence[Timed], count: int) -> dict[str, float]:
+    """Milliseconds of one of `count`: on the clock and of processor time."""
+    clock, cpu = ([1e3 * each[i] / count for each in times] for i in (0, 1))
+    return {
+        "n": len(times),
+        "p50_ms": round(statistics.median(clock), 2),
+        "least_ms": round(min(clock), 2),
+        "cpu_p50_ms": round(statistics.median(cpu), 2),
+        "cpu_least_ms": round(min(cpu), 2),
+    }
+
+
+def ratio(slow: Sequence[Timed], fast: Sequence[Timed]) -> dict[str, float]:
+    """How many times as long: the median over rounds, whose two sides ran one after the other."""
+    clock, cpu = (statistics.median(s[i] / f[i] for s, f in zip(slow, fast, strict=True)) for i in (0, 1))
+    return {"clock": round(clock, 2), "cpu": round(cpu, 2)}
+
+
+def affine(times: dict[int, list[Timed]]) -> dict[str, float]:
+    """The line through the least processor times: milliseconds at no phrase, and for each."""
+    counts = np.array(list(times), float)
+    taken = np.array([1e3 * min(cpu for _, cpu in each) for each in times.values()])
+    weights = 1 / taken  # relative errors: the shortest counts as much as the longest
+    (slope, start), *_ = np.polyfit(counts, taken, 1, w=weights, full=True)
+    residual = np.abs(start + slope * counts - taken) / taken
+    return {
+        "cpu_ms_at_none": round(float(start), 2),
+        "cpu_ms_per_phrase": round(float(slope), 2),
+        "slope_of_first": round(float(slope / taken[0]), 3),
+        "largest_relative_residual": round(float(residual.max()), 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
