@@ -12,7 +12,7 @@ PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format-check lint types imports format gpu miniature clean
+.PHONY: help demo test check format-check lint types imports format gpu bench miniature clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ format: $(FULL) ## rewrite the sources in the house format
 
 gpu: $(FULL) ## measure this machine's GPU; skipped, with the reason, where there is none
 	.venv/bin/python benchmarks/gpu.py
+
+bench: $(FULL) ## the pipeline beside the original arithmetic, in turns, on the miniature
+	.venv/bin/python benchmarks/bench.py
+	.venv/bin/python benchmarks/readme_tables.py
 
 miniature: $(FULL) ## retrain the built-in models and export their bundle (hours)
 	.venv/bin/python -m refdiff.miniature.train

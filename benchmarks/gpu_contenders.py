@@ -173,10 +173,13 @@ class Torch:
     def _module(self, graph: str) -> Any:
         if self._programs is not None:
             return self._torch.export.load(self._programs / f"{graph}.pt2").module()
+        from refdiff.api.models import ModelChoice, load_choice
         from refdiff.export.wrappers import wrap
-        from refdiff.miniature.stack import load_miniature
 
-        return wrap(load_miniature(), graph)
+        spec, seed = self._bundle.spec, self._bundle.manifest.random_seed
+        drawn = {"random_weights": True, "seed": seed, "size": spec.diffusion.image_size}
+        choice = ModelChoice(name=spec.name, **({} if seed is None else drawn))
+        return wrap(load_choice(choice, "measuring torch"), graph)
 
     def _on_device(self, graph: str, feeds: Feeds) -> list[Any]:
         names = graph_contract(self._bundle.spec)[graph].input_names

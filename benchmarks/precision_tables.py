@@ -67,24 +67,33 @@ def cuda_table(record: dict[str, Any]) -> str:
 
 
 def gpu_table(record: dict[str, Any]) -> str:
-    """One row per graph; a column for each run and contender."""
-    columns = [
-        (run, contender)
-        for run, entry in record.items()
-        for contender in ("torch-eager", "torch-compile", "ort-cuda")
-        if contender in entry["graphs"]["unet"]["contenders"]
+    """One row per graph of each run in which torch and ONNX Runtime took turns."""
+    others = ("torch-eager", "torch-compile")
+    rows = [
+        "| bundle, graph | ort-cuda | torch-eager | torch-compile | eager / ort-cuda | compile / ort-cuda |",
+        "|---|---|---|---|---|---|",
     ]
-    heads = [f"{contender}, {run.split()[2].rstrip(',')}" for run, contender in columns]
-    rows = [f"| graph | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for graph in next(iter(record.values()))["graphs"]:
-        cells = []
-        for run, contender in columns:
-            measured = record[run]["graphs"][graph]["contenders"][contender]
-            times = measured["device_ms"]
-            percentiles = " / ".join(f"{times[key]:.2f}" for key in ("p50", "p90", "p99"))
-            cells.append(f"{percentiles}; {measured['error']:.0e}")
-        rows.append(f"| `{graph}` | {' | '.join(cells)} |")
+    for run, entry in record.items():
+        for graph, of in entry["graphs"].items():
+            measured = of["contenders"]
+            if "ort-cuda" not in measured or "torch-eager" not in measured:
+                continue
+            ours = measured["ort-cuda"]["device_ms"]["p50"]
+            cells = [_percentiles(measured.get(name)) for name in ("ort-cuda", *others)]
+            cells += [
+                f"{measured[name]['device_ms']['p50'] / ours:.2f}x" if name in measured else ""
+                for name in others
+            ]
+            rows.append(f"| {run.split(',')[0]} `{graph}` | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _percentiles(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "not ready in time"
+    times = measured["device_ms"]
+    figures = " / ".join(f"{times[key]:.2f}" for key in ("p50", "p90", "p99"))
+    return f"{figures}; {measured['error']:.0e}"
 
 
 def conversions_table(record: dict[str, Any]) -> str:

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_tables import profiles_table, substitutes_table
+from engine_tables import fusion_table, memory_table
+from growth_tables import growth_table
 from precision_tables import (
     builds_table,
     conversions_table,
@@ -39,8 +42,23 @@ def main() -> None:
         ("docs/precision.md", "precision", "miniature-precision", precision_table),
         ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
         ("docs/engines.md", "gpu", "gpu", gpu_table),
+        ("docs/engines.md", "fusion", "fusion", fusion_table),
+        ("docs/jetson.md", "memory", "rtx-builds", memory_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
+        ("docs/speed.md", "growth", "growth", growth_table),
+        (
+            "docs/decisions/0005-which-substitutes-edge-takes.md",
+            "profiles",
+            "edge-substitutes",
+            profiles_table,
+        ),
+        (
+            "docs/decisions/0005-which-substitutes-edge-takes.md",
+            "edge",
+            "edge-substitutes",
+            substitutes_table,
+        ),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():

@@ -33,7 +33,7 @@ def build(path: Path, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "plan"
         try:
-            activations = build_plan(RTX, task, target, log, Watch(path.stem, silent))
+            activations = build_plan(RTX, task, target, log, Watch(path.stem, silent)).activation_bytes
             size = target.stat().st_size
         except EngineError as refusal:
             error = str(refusal)

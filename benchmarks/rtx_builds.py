@@ -85,6 +85,8 @@ def built(given: argparse.Namespace, graph: str) -> dict[str, Any]:
     if "error" in result:
         return {"built": False, "error": result["error"]}
     kept = {key: result[key] for key in ("seconds", "plan_bytes", "activation_bytes")}
+    kept["attentions"] = len(result["attention"])
+    kept["fused"] = sum(bool(block["fused"]) for block in result["attention"])
     memory = {key: getattr(watched, key) for key in ("peak_rss_bytes", "peak_private_bytes")}
     return {"built": True, **kept, **memory, "error": None}
 
@@ -100,14 +102,15 @@ def alone(folder: Path, graph: str, converted: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=converted) as scratch:
         target, log, started = Path(scratch) / "plan", make_log(flavour), time.perf_counter()
         try:
-            activations = build_plan(flavour, task, target, log, Watch(graph, silent))
+            built = build_plan(flavour, task, target, log, Watch(graph, silent))
         except EngineError as error:
             return {"error": str(error)}
         seconds = round(time.perf_counter() - started, 1)
         return {
             "seconds": seconds,
             "plan_bytes": target.stat().st_size,
-            "activation_bytes": activations,
+            "activation_bytes": built.activation_bytes,
+            "attention": [{"fused": block.fused} for block in built.attention],
         }
 
 

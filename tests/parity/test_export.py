@@ -41,13 +41,14 @@ from tests.parity.calm_stack import calm_stack  # noqa: E402
 def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
     """Feeds of every graph, with named dimensions unlike those the export traced with."""
     rng = np.random.default_rng(seed)
-    sizes = {"b": 1, "p": 12, "c": 4, "t": 16}
+    sizes = {"b": 1, "p": 12, "c": 4, "t": 16, "n": 6, "k": 2}
     examples: dict[str, dict[str, Array]] = {}
     for name, graph in graph_contract(calm_stack().spec).items():
         examples[name] = {}
         for tensor in graph.inputs:
             shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
-            drawn = rng.integers(0, 50, shape) if tensor.dtype == "int32" else rng.standard_normal(shape)
+            below = sizes["n"] if tensor.name == "chosen" else 50
+            drawn = rng.integers(0, below, shape) if tensor.dtype == "int32" else rng.standard_normal(shape)
             examples[name][tensor.name] = drawn.astype(tensor.dtype)
         if "slots" in examples[name]:
             examples[name]["slots"][:] = 0.0

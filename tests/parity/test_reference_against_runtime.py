@@ -96,6 +96,30 @@ def test_reference_and_runtime_cut_the_same_level_sets_but_for_single_pixels(pro
     assert differing.mean() < (0.02 if profile == "official" else 1e-3)
 
 
+@pytest.mark.parametrize("mode", ["gen+seg", "full"])
+def test_reference_and_runtime_agree_on_prompts_at_the_maps_peaks(mode):
+    options = options_for(TINY, profile="edge", mode=mode)
+    proposals = dataclasses.replace(options.proposals, peaks=8)
+    options = dataclasses.replace(options, proposals=proposals)
+    _assert_same(*_answers(tiny_picture(), options, "the small man on the right"), atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 9.0])
+def test_reference_and_runtime_agree_with_and_without_guidance(guidance):
+    options = options_for(TINY, profile="edge")
+    attention = dataclasses.replace(options.attention, guidance=guidance, timesteps=(51, 1))
+    _assert_same(
+        *_answers(tiny_picture(), dataclasses.replace(options, attention=attention), "the man"), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("phrase", ["man to the left of the table", "man with the cup", "the man"])
+def test_reference_and_runtime_agree_on_negative_phrases(phrase):
+    options = options_for(TINY, profile="edge")
+    crops = dataclasses.replace(options.crops, negative=0.5)
+    _assert_same(*_answers(tiny_picture(), dataclasses.replace(options, crops=crops), phrase), atol=1e-4)
+
+
 def test_reference_and_runtime_agree_where_the_filter_takes_everything():
     options = options_for(TINY, profile="official")
     options = dataclasses.replace(options, proposals=dataclasses.replace(options.proposals, min_area_px=9999))

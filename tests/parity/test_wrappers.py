@@ -7,9 +7,12 @@ import pytest
 pytestmark = pytest.mark.needs_torch
 torch = pytest.importorskip("torch")
 
-from refdiff.contracts.graphs import BLOCKED  # noqa: E402 - after the check that torch is here
+from segment_anything.modeling import TwoWayTransformer  # noqa: E402 - after the check that torch is here
+
+from refdiff.contracts.graphs import BLOCKED  # noqa: E402
 from refdiff.contracts.stack import ModelStack  # noqa: E402
 from refdiff.errors import InputError  # noqa: E402
+from refdiff.export.sam_transformer import PromptTransformer  # noqa: E402
 from refdiff.export.taps import tapped  # noqa: E402
 from refdiff.export.wrappers import clip_positions, wrap  # noqa: E402
 from tests.parity.calm_stack import calm_stack  # noqa: E402
@@ -132,7 +135,7 @@ def test_sam_encoder_is_the_image_encoder(stack: ModelStack) -> None:
 
 
 @torch.no_grad()
-def test_sam_decoder_equals_prompt_encoder_and_mask_decoder(stack: ModelStack) -> None:
+def test_sam_decoder_and_masks_equal_prompt_encoder_and_mask_decoder(stack: ModelStack) -> None:
     spec = stack.spec.sam
     embedding = draw(1, spec.embed_channels, spec.embed_size, spec.embed_size)
     points = torch.rand((64, 2), generator=torch.Generator().manual_seed(2)) * spec.image_size
@@ -146,9 +149,28 @@ def test_sam_decoder_equals_prompt_encoder_and_mask_decoder(stack: ModelStack) -
         dense_prompt_embeddings=dense,
         multimask_output=True,
     )
-    got_masks, got_iou = wrap(stack, "sam_decoder")(embedding, points)
-    assert_same(got_masks, masks)
+    got_iou, tokens, features = wrap(stack, "sam_decoder")(embedding, points)
     assert_same(got_iou, iou)
+    drawn = wrap(stack, "sam_masks")
+    assert_same(drawn(features, tokens, torch.arange(64, dtype=torch.int32)), masks)
+    chosen = torch.tensor([7, 3, 63, 3], dtype=torch.int32)
+    assert_same(drawn(features, tokens, chosen), masks[chosen.long()])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_rearranged_transformer_equals_the_original_at_any_depth(depth: int) -> None:
+    torch.manual_seed(4)
+    original = TwoWayTransformer(depth=depth, embedding_dim=24, num_heads=3, mlp_dim=16).eval()
+    for weights in original.parameters():  # biases are drawn too, else one left out would not be seen
+        weights.normal_(std=0.4)
+    image, positions, prompts = draw(1, 24, 5, 4), draw(1, 24, 5, 4, seed=1), draw(6, 3, 24, seed=2)
+    expected = original(*(each.expand(6, -1, -1, -1) for each in (image, positions)), prompts)
+    got = PromptTransformer(original)(
+        *(each.flatten(2).transpose(1, 2) for each in (image, positions)), prompts
+    )
+    for ours, theirs in zip(got, expected, strict=True):
+        assert_same(ours, theirs)
 
 
 @torch.no_grad()

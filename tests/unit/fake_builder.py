@@ -71,6 +71,10 @@ class Layer:
     resize_mode: str = "LINEAR"
 
     @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
     def num_outputs(self) -> int:
         return len(self.outputs)
 
@@ -125,6 +129,7 @@ class Config:
         self.profiles: list[dict[str, Any]] = []
         self.capabilities: list[str] = []
         self.hardware_compatibility_level = "NONE"
+        self.profiling_verbosity = "LAYER_NAMES_ONLY"
         self.num_compute_capabilities = 0
         self.progress_monitor: Any = None
         self.cache: TimingCache | None = None
@@ -195,6 +200,8 @@ class Behaviour:
     refused: Sequence[str] = ()
     plan_bytes: int = 0
     """Of padding behind the plan."""
+    inspected: str | None = None
+    """What the engine inspector says; None: no plan can be loaded here."""
     networks: list[Network] = field(default_factory=list)
     parsed: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
@@ -314,6 +321,34 @@ class StreamingBuilder(OldBuilder):
         return all(writer.write(part) == len(part) for part in (plan[:half], plan[half:]))
 
 
+class Runtime:
+    engine_host_code_allowed = False
+
+    def __init__(self, acts: Behaviour, log: Any) -> None:
+        self._acts, self._log = acts, log
+
+    def deserialize_cuda_engine(self, plan: Any) -> "Inspected | None":
+        if self._acts.inspected is None:
+            self._log.log(Severity.ERROR, "CUDA driver version is insufficient")
+            return None
+        assert json.loads(bytes(plan))["network_flags"] is not None
+        return Inspected(self._acts.inspected)
+
+
+@dataclass
+class Inspected:
+    """An engine, and its inspector."""
+
+    says: str
+
+    def create_engine_inspector(self) -> "Inspected":
+        return self
+
+    def get_engine_information(self, form: str) -> str:
+        assert form == "JSON"
+        return self.says
+
+
 def _contents(acts: Behaviour, version: str) -> Mapping[str, Any]:
     return {
         "__version__": version,
@@ -327,6 +362,9 @@ def _contents(acts: Behaviour, version: str) -> Mapping[str, Any]:
         "NetworkDefinitionCreationFlag": type("Flag", (), {"STRONGLY_TYPED": 1}),
         "HardwareCompatibilityLevel": _names("NONE", "AMPERE_PLUS"),
         "MemoryPoolType": _names("WORKSPACE"),
+        "ProfilingVerbosity": _names("LAYER_NAMES_ONLY", "DETAILED"),
+        "LayerInformationFormat": _names("ONELINE", "JSON"),
+        "Runtime": functools.partial(Runtime, acts),
     }
 
 
@@ -362,6 +400,7 @@ def _plan(network: Network, config: Config) -> bytes:
         "profiles": config.profiles,
         "capabilities": config.capabilities,
         "hardware": config.hardware_compatibility_level,
+        "verbosity": config.profiling_verbosity,
         "cache": None if config.cache is None else config.cache.data.decode(),
     }
     return json.dumps(told).encode()

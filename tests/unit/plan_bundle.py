@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, writing_bundle
+from refdiff.contracts.bundle import Bundle, GoldenTensors, GraphRecord, open_bundle, writing_bundle
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
@@ -42,11 +42,11 @@ SPEC = ModelSpec(
 )
 
 CONTRACT = graph_contract(SPEC)
-GRAPHS = ("sam_encoder", "sam_decoder", "unet")
+GRAPHS = ("sam_encoder", "sam_decoder", "sam_masks", "unet")
 GPU = Device(name="Fake 8.6", compute_capability="8.6", memory_bytes=1 << 30, driver_cuda="13.0")
 
 
-def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS) -> Bundle:
+def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS, golden: GoldenTensors | None = None) -> Bundle:
     with writing_bundle(path) as draft:
         records = {}
         for name in graphs:
@@ -55,6 +55,8 @@ def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS) -> Bundle:
             records[name] = GraphRecord(
                 files=(f"{name}.onnx",), precision="fp32", inputs=graph.inputs, outputs=graph.outputs
             )
+        if golden is not None:
+            draft.write_golden(golden)
         draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=records)
     return open_bundle(path)
 
@@ -90,6 +92,7 @@ def write_plan(bundle: Bundle, name: str, *, activations: int = 1000, padding: i
         plan_sha256=hashlib.sha256(content).hexdigest(),
         plan_bytes=len(content),
         activation_bytes=activations * 4,
+        attention=(),
         seconds=1.0,
         built_on=None,
         refdiff_version="0",

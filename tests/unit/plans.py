@@ -43,6 +43,7 @@ def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> Si
             plan_sha256=sha256,
             plan_bytes=size,
             activation_bytes=4096,
+            attention=(),
             seconds=1.5,
             built_on="Orin",
             refdiff_version="0.1.0",

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from refdiff.contracts.session import Float
-from refdiff.runtime.attention import guided_logits, heat_map, normalised_maps
+from refdiff.runtime.attention import guided_branches, heat_map, normalised_maps
 
 GRID, TOKENS = 4, 6
 finite = st.floats(-50, 50, width=32)
@@ -19,14 +19,15 @@ def _logits(seed: int = 0, layers: int = 3) -> Float:
 
 def test_guidance_nine_is_nine_conditional_less_eight_unconditional() -> None:
     unconditional, conditional = _logits(0), _logits(1)
-    guided = guided_logits(np.stack((unconditional, conditional)), 9.0)
+    guided = guided_branches(np.stack((unconditional, conditional)), 9.0)
     np.testing.assert_allclose(guided, 9 * conditional - 8 * unconditional, atol=1e-5)
     assert guided.dtype == np.float32
 
 
 def test_guidance_one_is_the_conditional_branch() -> None:
     taps = np.stack((_logits(0), _logits(1)))
-    np.testing.assert_allclose(guided_logits(taps, 1.0), taps[1], atol=1e-6)
+    np.testing.assert_allclose(guided_branches(taps, 1.0), taps[1], atol=1e-6)
+    np.testing.assert_array_equal(guided_branches(taps[1:], 1.0), taps[1])
 
 
 @given(hnp.arrays(np.float32, (2, GRID * GRID, TOKENS), elements=finite), st.integers(0, TOKENS - 1))

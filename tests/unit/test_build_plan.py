@@ -42,8 +42,12 @@ def built(folder, module, what=None, tell=lambda line: None):
     """Build, and read from the plan what the builder was told."""
     flavour, target = fake_flavour(module), folder / "draft"
     log = make_log(flavour)
-    activations = build_plan(flavour, what or task(), target, log, Watch("clip_image", tell))
-    return {**json.loads(target.read_bytes()), "activations": activations}
+    made = build_plan(flavour, what or task(), target, log, Watch("clip_image", tell))
+    return {
+        **json.loads(target.read_bytes()),
+        "activations": made.activation_bytes,
+        "attention": made.attention,
+    }
 
 
 @pytest.mark.parametrize("streams", [True, False], ids=["streaming", "in memory"])
@@ -52,6 +56,7 @@ def test_every_build_is_strongly_typed_without_tf32_for_all_sizes(tmp_path, make
     told = built(tmp_path, make(behaviour=Behaviour(streams=streams)))
     assert told["network_flags"] == 1 << 1
     assert told["flags"] == []
+    assert told["verbosity"] == "DETAILED"  # kernels say which nodes they compute
     assert len(told["profiles"]) == 2
     assert told["profiles"][0]["mask"] == [[1, 65, 65], [10, 65, 65], [20, 65, 65]]
     assert told["activations"] == 4096

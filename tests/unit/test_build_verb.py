@@ -1,5 +1,6 @@
 """`refdiff build` as a person and a script see it, over TensorRTs in memory."""
 
+import dataclasses
 import json
 import sys
 
@@ -13,6 +14,7 @@ from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.options import BuildOptions, parse_size
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.errors import EngineError, InputError, MissingDependencyError
+from tests.unit.attentions import attention
 from tests.unit.fake_builder import (
     Behaviour,
     Complaint,
@@ -92,6 +94,18 @@ def test_the_report_says_what_was_chosen_why_and_for_what(machine, capsys):
     assert graph["built_on"] == device
 
 
+def test_the_bundle_s_own_size_may_be_named(machine, capsys):
+    assert said(capsys, "--graph", "sd_text", "--size", "128")[0] == 0
+    assert said(capsys, "--graph", "sd_text", "--size", "128", "--lint")[0] == 0
+
+
+def test_another_size_than_a_model_s_bundle_has_is_refused_with_the_export_that_makes_it():
+    spec = dataclasses.replace(MINIATURE.spec, name="refdiff")
+    bundle = dataclasses.replace(MINIATURE, manifest=dataclasses.replace(MINIATURE.manifest, spec=spec))
+    with pytest.raises(InputError, match=r"are for 128 px; .*: refdiff export MODEL --size 768"):
+        building.check_size(bundle, 768)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--force",), ("--workspace", "4GB"), ("--profile", "official")],
@@ -125,6 +139,8 @@ def test_the_table_names_every_plan_and_where_it_is(machine, capsys):
     [
         (("--graph", "nope"), "has no graph 'nope', it has: sd_text"),
         (("--profile", "nope"), "unknown profile 'nope'"),
+        (("--size", "512"), "are for 128 px; leave it out: the miniature has no other"),
+        (("--lint", "--size", "512"), "got --size 512, but the graphs of"),
         (("--workspace", "much"), "expected a size such as 4GB"),
         (("--flavour", "nope"), "unknown flavour 'nope'"),
         (("--refit", "--strip-weights"), "expected one"),
@@ -270,6 +286,56 @@ def test_lint_tells_risks_and_does_not_fail(machine, behaviour, capsys):
     assert (finding["rule"], finding["layer"]) == ("plugin", "/norm/Plugin")
     assert main(["build", "mini", "--lint", "--graph", "unet"]) == 0
     assert "/norm/Plugin" in capsys.readouterr().out
+
+
+MHA = (
+    "Name: mha, LayerType: kgen, Metadata: [ONNX Layer: /MatMul][ONNX Layer: /Softmax][ONNX Layer: /MatMul_1]"
+)
+
+
+def test_fusion_says_of_each_attention_whether_one_kernel_computes_it(machine, behaviour, capsys):
+    behaviour.layers = attention().layers
+    behaviour.says = [(Severity.VERBOSE, f"Layers:\n{MHA}")]
+    _, report = said(capsys, "--graph", "unet")
+    (block,) = report["graphs"][0]["attention"]
+    assert (block["softmax"], block["fused"], block["kernel"]) == ("/Softmax", True, "mha")
+    assert main(["build", "mini", "--graph", "unet", "--fusion"]) == 0
+    table = capsys.readouterr().out
+    for words in ("kept", "1 of 1", "/Softmax", "yes"):
+        assert words in table
+
+
+def test_an_attention_in_several_kernels_is_told_with_what_stands_in_the_way(machine, behaviour, capsys):
+    behaviour.layers = attention(head_size=8).layers
+    behaviour.says = [(Severity.VERBOSE, MHA.replace("[ONNX Layer: /MatMul_1]", ""))]
+    assert main(["build", "mini", "--graph", "unet", "--fusion"]) == 0
+    table = capsys.readouterr().out
+    for words in ("0 of 1", "NO", "heads of 8"):
+        assert words in table
+
+
+def test_the_inspector_is_asked_where_the_log_lists_no_layers(machines, behaviour, capsys):
+    machines(fake_tensorrt(behaviour=behaviour), ORIN)
+    behaviour.layers = attention().layers
+    behaviour.inspected = json.dumps({"Layers": [{"Name": "mha", "Metadata": MHA}]})
+    _, report = said(capsys, "--graph", "unet")
+    assert report["graphs"][0]["attention"][0]["fused"] is True
+
+
+def test_where_nobody_says_what_was_fused_the_report_says_so(machine, behaviour, capsys):
+    behaviour.layers = attention().layers
+    _, report = said(capsys, "--graph", "unet")
+    assert report["graphs"][0]["attention"][0]["fused"] is None
+    assert main(["build", "mini", "--graph", "unet", "--fusion"]) == 0
+    assert "can be" in capsys.readouterr().out
+
+
+def test_lint_says_what_could_be_fused_before_anything_is_built(machine, behaviour, capsys):
+    behaviour.layers = attention(dtype="FLOAT").layers
+    _, report = said(capsys, "--lint", "--graph", "unet")
+    assert report["graphs"][0]["attention"][0]["obstacles"] == ["products in float32"]
+    assert main(["build", "mini", "--lint", "--fusion", "--graph", "unet"]) == 0
+    assert "cannot be" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -167,14 +167,14 @@ def test_a_newer_format_names_the_version_to_upgrade_to(bundle: Path) -> None:
     newer = {"format_version": FORMAT_VERSION + 1, "refdiff_version": "9.1"}
     edit(bundle, lambda d: (d.clear(), d.update(newer)))  # whatever else a newer format has
     with pytest.raises(
-        BundleError, match=r"format 4, written by refdiff 9\.1; .* reads format 3; .* 'refdiff>=9\.1'"
+        BundleError, match=r"format 5, written by refdiff 9\.1; .* reads format 4; .* 'refdiff>=9\.1'"
     ):
         open_bundle(bundle)
 
 
 def test_an_older_format_is_to_be_exported_again(bundle: Path) -> None:
-    edit(bundle, lambda d: d.update(format_version=1, refdiff_version="0.1"))
-    said = r"manifest\.json has bundle format 1, written by refdiff 0\.1; .* reads format 3; export again"
+    edit(bundle, lambda d: d.update(format_version=3, refdiff_version="0.1"))
+    said = r"manifest\.json has bundle format 3, written by refdiff 0\.1; .* reads format 4; export again"
     with pytest.raises(BundleError, match=said):
         open_bundle(bundle)
 

@@ -30,6 +30,7 @@ VERBS = (
     "segment",
     "check",
     "inspect",
+    "doctor",
 )
 
 

@@ -30,6 +30,7 @@ SPEC = DiffusionSpec(
 )
 LENGTH, LATENT = 9, (1, 4, 8, 8)
 OFFICIAL, EDGE = PROFILES["official"].attention, PROFILES["edge"].attention
+ONE_GUIDED_PASS = dataclasses.replace(EDGE, guidance=9.0)
 IMAGE = np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8)
 _LETTERS = tuple(map(chr, range(33, 127)))
 _TOKENS = (*_LETTERS, *(letter + "</w>" for letter in _LETTERS), "re", "red</w>", START, END)
@@ -172,8 +173,8 @@ def test_prompts_are_padded_as_the_spec_says() -> None:
     for padding in ("end", "zero"):
         graphs = FakeGraphs()
         spec = dataclasses.replace(SPEC, padding=padding)
-        state = latent_state(graphs, spec, EDGE, TOKENIZER, 3, IMAGE)
-        attend(graphs, spec, EDGE, TOKENIZER, state, read_phrase("red mug"))
+        state = latent_state(graphs, spec, OFFICIAL, TOKENIZER, 3, IMAGE)
+        attend(graphs, spec, OFFICIAL, TOKENIZER, state, read_phrase("red mug"))
         fed = [feeds["ids"][0].tolist() for name, feeds in graphs.calls if name == "sd_text"]
         wanted = (TOKENIZER.diffusion_ids(text, padding).tolist() for text in ("", "red mug, "))
         assert fed == list(wanted)
@@ -192,8 +193,8 @@ def test_a_second_phrase_reuses_the_picture_and_the_unconditional_first_pass() -
 
 def test_one_pass_costs_a_phrase_one_early_exit_and_never_the_full_unet() -> None:
     graphs = FakeGraphs()
-    state = _state(graphs, EDGE)
-    maps = attend(graphs, SPEC, EDGE, TOKENIZER, state, read_phrase("red mug"))
+    state = _state(graphs, ONE_GUIDED_PASS)
+    maps = attend(graphs, SPEC, ONE_GUIDED_PASS, TOKENIZER, state, read_phrase("red mug"))
     assert graphs.batches() == [
         ("vae_encoder", 1),
         ("sd_text", 1),
@@ -203,6 +204,24 @@ def test_one_pass_costs_a_phrase_one_early_exit_and_never_the_full_unet() -> Non
     ]
     assert maps.shape == (3, 2, 2)
     assert state.eps is None
+
+
+def test_without_guidance_the_empty_prompt_is_never_run() -> None:
+    graphs = FakeGraphs()
+    attend(graphs, SPEC, EDGE, TOKENIZER, _state(graphs, EDGE), read_phrase("red mug"))
+    assert graphs.batches() == [("vae_encoder", 1), ("sd_text", 1), ("unet_taps", 1)]
+
+
+@pytest.mark.parametrize("timesteps", [(51,), (51, 1)])
+def test_without_guidance_the_maps_are_what_both_branches_give_at_one(timesteps: tuple[int, ...]) -> None:
+    alone = dataclasses.replace(EDGE, timesteps=timesteps)
+    almost = dataclasses.replace(alone, guidance=1 + 1e-9)  # 1 in float32, and still both branches are run
+    graphs, both = FakeGraphs(), FakeGraphs()
+    phrase = read_phrase("a red mug")
+    maps = attend(graphs, SPEC, alone, TOKENIZER, _state(graphs, alone), phrase)
+    wanted = attend(both, SPEC, almost, TOKENIZER, _state(both, almost), phrase)
+    assert len(both.calls) > len(graphs.calls)
+    np.testing.assert_allclose(maps, wanted, atol=1e-5)
 
 
 def test_feeds_have_the_dtypes_of_the_contract() -> None:

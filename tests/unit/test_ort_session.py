@@ -154,7 +154,9 @@ def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(
     told: dict[str, str] = {}
     monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
 
-    def create(model: object, *, sess_options: ort_module.ort.SessionOptions, providers: list) -> object:
+    def create(
+        model: object, *, sess_options: ort_module.ort.SessionOptions, providers: list, **_: object
+    ) -> object:
         told["fallback"] = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback")
         told["provider"] = providers[0][0]
         return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])

@@ -174,6 +174,28 @@ def test_direction_looks_for_left_first(text: str, released: str | None, mended:
     assert direction(text, word_boundaries=True) == mended
 
 
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("the red mug", ()),
+        ("mug on the left", ()),
+        ("mug on the left side of the picture", ()),
+        ("guy with a red hat", ("red hat",)),
+        ("guy blue shirt", ("blue shirt",)),
+        ("woman holding the small dog in the car", ("small dog", "car")),
+        ("woman holding small dog", ("small dog",)),
+        ("mug left of the blue book", ("the blue book",)),
+        ("guy with the hat next to the tall lamp on the right", ("the tall lamp", "hat")),
+        ("cup with bowl with fork with pan with lid", ("bowl", "fork", "pan")),
+        ("who is it", ()),
+    ],
+)
+def test_the_other_things_of_a_phrase_are_named_the_relations_first(
+    text: str, others: tuple[str, ...]
+) -> None:
+    assert read_phrase(text).others == others
+
+
 def test_a_focus_word_overrides_the_reader() -> None:
     phrase = read_phrase("man in blue Shirt", focus="shirt", word_boundaries=True)
     assert (phrase.root, phrase.root_end) == ("Shirt", 17)

@@ -10,7 +10,8 @@ from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime import buckets
 from refdiff.runtime.buckets import CLASS_BUCKETS, patch_buckets
-from refdiff.runtime.discriminative import hard_vectors, soft_vectors
+from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
+from refdiff.runtime.phrase import read_phrase
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer, build_tokenizer_json
 
@@ -49,7 +50,9 @@ class FakeSession:
                 assert got == wanted or isinstance(wanted, str), spec.name
         self._log.append((self.graph.name, {name: feed.shape for name, feed in feeds.items()}))
         if self.graph.name == "sam_decoder":
-            return _disks(feeds["points"])
+            return _decoded(feeds["points"])
+        if self.graph.name == "sam_masks":
+            return _disks(feeds["features"][feeds["chosen"], 0, :2])
         if self.graph.name == "clip_image":
             assert sizes["t"] == sizes["c"] + sizes["p"]
         seed = int(sum(np.abs(feed.astype(np.float64)).sum() for feed in feeds.values()) * 1e3) % 2**32
@@ -64,12 +67,18 @@ class FakeSession:
         pass
 
 
+def _decoded(points):
+    iou = np.tile(np.array([0.95, 0.92, 0.5], np.float32), (64, 1)) - np.arange(64)[:, None] / 1000
+    features = np.zeros((64, 16, 8), np.float32)  # enough to draw from
+    features[:, 0, :2] = points
+    return {"iou": iou.astype(np.float32), "tokens": np.zeros((64, 3, 8), np.float32), "features": features}
+
+
 def _disks(points):
     y, x = np.mgrid[:16, :16] * 4 + 2
     distance = np.hypot(y - points[:, 1, None, None], x - points[:, 0, None, None])
     radii = np.array([6.0, 12.0, 20.0])[None, :, None, None]
-    iou = np.tile(np.array([0.95, 0.92, 0.5], np.float32), (64, 1)) - np.arange(64)[:, None] / 1000
-    return {"low_res": ((radii - distance[:, None]) * 9).astype(np.float32), "iou": iou.astype(np.float32)}
+    return {"low_res": ((radii - distance[:, None]) * 9).astype(np.float32)}
 
 
 class FakeFactory:
@@ -128,7 +137,7 @@ def test_every_mode_answers_with_a_mask_of_the_picture(profile, mode):
 @pytest.mark.parametrize(
     ("mode", "unused"),
     [
-        ("gen", {"sam_encoder", "sam_decoder", "clip_text", "clip_image"}),
+        ("gen", {"sam_encoder", "sam_decoder", "sam_masks", "clip_text", "clip_image"}),
         ("gen+seg", {"clip_text", "clip_image"}),
         ("disc+seg", {"sd_text", "vae_encoder", "unet", "unet_taps"}),
         ("full", set()),
@@ -146,7 +155,8 @@ def test_a_second_phrase_on_a_scene_costs_no_image_work_again():
     segmenter = _segmenter(factory=factory)
     scene = segmenter.encode(_image())
     segmenter.segment(scene, "the red mug")
-    before = {name: factory.ran(name) for name in ("vae_encoder", "sam_encoder", "sam_decoder", "clip_image")}
+    image_work = ("vae_encoder", "sam_encoder", "sam_decoder", "sam_masks", "clip_image")
+    before = {name: factory.ran(name) for name in image_work}
     segmenter.segment(scene, "the blue mug")
     assert {name: factory.ran(name) for name in before} == before
 
@@ -205,6 +215,65 @@ def test_a_scene_of_other_options_is_refused():
     scene = _segmenter("official").encode(_image())
     with pytest.raises(InputError, match="encode the picture with it"):
         _segmenter("edge").segment(scene, "the mug")
+
+
+def _at_peaks(mode="full", factory=None):
+    proposals = dataclasses.replace(PROFILES["edge"].proposals, peaks=4)
+    return _segmenter("edge", mode, factory, proposals=proposals)
+
+
+@pytest.mark.parametrize("mode", ["gen+seg", "full"])
+def test_with_peaks_each_phrase_has_candidates_of_its_own_from_one_decoder_call(mode):
+    factory = FakeFactory()
+    segmenter = _at_peaks(mode, factory)
+    scene = segmenter.encode(_image())
+    assert scene.candidates is None
+    assert (factory.ran("sam_encoder"), factory.ran("sam_decoder")) == (1, 0)
+    first, second = (segmenter.segment(scene, phrase) for phrase in ("the mug", "the plate"))
+    assert (factory.ran("sam_encoder"), factory.ran("sam_decoder")) == (1, 2)
+    assert not np.array_equal(first.candidates.masks, second.candidates.masks)
+    for result in (first, second):
+        assert np.array_equal(result.mask, result.candidates.masks[result.index])
+
+
+def test_with_peaks_a_phrase_is_answered_the_same_whatever_was_asked_before():
+    segmenter = _at_peaks()
+    scene = segmenter.encode(_image())
+    segmenter.segment(scene, "the mug on the right")
+    again = segmenter.segment(scene, "the mug on the left")
+    fresh = segmenter.segment(segmenter.encode(_image()), "the mug on the left")
+    assert np.array_equal(again.scores.total, fresh.scores.total)
+    assert np.array_equal(again.mask, fresh.mask)
+
+
+def test_peaks_without_a_map_are_refused():
+    with pytest.raises(InputError, match="no map with peaks"):
+        _at_peaks("disc+seg")
+
+
+def _wary():
+    crops = dataclasses.replace(PROFILES["official"].crops, negative=0.5)
+    return _segmenter("official", "disc+seg", crops=crops)
+
+
+def test_what_looks_like_the_phrases_other_nouns_scores_less():
+    phrase, segmenter = "guy with the hat and the dog", _wary()
+    scene = segmenter.encode(_image())
+    scores = segmenter.segment(scene, phrase).scores
+    # The fake text tower answers a batch as a whole, so the same batch is asked here.
+    whole, root, hat, dog = text_vectors(FakeFactory(), _tokenizer(), [phrase, "guy", "hat", "dog"])
+    wanted = scene.soft @ (0.5 * (whole + root)) - 0.5 * (scene.soft @ hat + scene.soft @ dog) / 2
+    np.testing.assert_allclose(scores.soft, wanted, atol=1e-6)
+    hard = scene.hard.towards(None, lambda to: pytest.fail("the crops are known"))
+    wanted = hard @ whole - 0.5 * (hard @ hat + hard @ dog) / 2
+    np.testing.assert_allclose(scores.hard, wanted, atol=1e-6)
+
+
+def test_a_phrase_of_one_thing_has_nothing_to_be_unlike():
+    plain, wary = _segmenter("official", "disc+seg"), _wary()
+    scores = [each.segment(each.encode(_image()), "the red mug").scores.total for each in (plain, wary)]
+    assert read_phrase("the red mug").others == ()
+    assert np.array_equal(*scores)
 
 
 def test_nothing_kept_is_no_match_with_a_reason_on_edge_and_the_first_mask_officially():

@@ -100,7 +100,7 @@ def test_a_side_car_reads_back_as_it_was_written(tmp_path):
     ("change", "says"),
     [
         (lambda document: document.pop("flags"), "flags.* is missing"),
-        (lambda document: document.update(format=2), "got format 2, expected 1"),
+        (lambda document: document.update(format=1), "got format 1, expected 2"),
         (lambda document: document.update(extra=1), "extra"),
         (lambda document: document.update(targets=[]), "targets is empty"),
         (lambda document: document.update(targets="8.7"), "expected a list"),
@@ -145,6 +145,7 @@ def test_a_side_car_with_any_value_in_any_place_is_read_or_refused(field, value)
         plan_sha256="0" * 64,
         plan_bytes=1,
         activation_bytes=None,
+        attention=(),
         seconds=0.0,
         built_on=None,
         refdiff_version="0",

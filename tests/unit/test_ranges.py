@@ -7,9 +7,11 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.histogram import Histogram  # noqa: E402 - after the check that onnx_ir is here
-from refdiff.calibration.ranges import METHODS, collect  # noqa: E402
+from refdiff.calibration.histogram import METHODS, Histogram  # noqa: E402 - after the check that onnx_ir is here
+from refdiff.calibration.ranges import PERCENT, collect  # noqa: E402
+from refdiff.calibration.reductions import channel_maxima  # noqa: E402
 from refdiff.engines.probe import probe  # noqa: E402
+from refdiff.errors import InputError  # noqa: E402
 from tests.unit.small_graphs import noise, small_graph  # noqa: E402
 
 
@@ -47,19 +49,54 @@ def test_no_method_reaches_beyond_the_largest_value_or_loses_the_bulk(spread):
     rng = np.random.default_rng(2)
     values = rng.standard_t(5, 50_000) if spread == "standard_t" else getattr(rng, spread)(size=50_000)
     histogram = counted(values)
-    for reach in (histogram.entropy_reach(), histogram.percentile_reach(99.999)):
-        assert np.quantile(np.abs(values), 0.99) < reach <= histogram.largest == np.abs(values).max()
+    assert np.quantile(np.abs(values), 0.99) < histogram.entropy_reach() <= histogram.largest
+    assert histogram.largest == np.abs(values).max()
 
 
-def test_every_value_is_counted_once_however_the_reach_grows():
-    pieces = [noise(777, seed=seed, scale=10.0**seed) for seed in range(5)]
-    together = np.abs(np.concatenate(pieces))
-    for order in (pieces, pieces[::-1]):
-        histogram = counted(*order)
-        for percent in (50.0, 90.0, 99.0):
-            bin_width = 2 * histogram.largest / 2048  # doubling leaves the counters at least half used
-            exact = float(np.quantile(together, percent / 100))
-            assert abs(histogram.percentile_reach(percent) - exact) <= 2 * bin_width + 0.05 * exact
+@pytest.fixture
+def doubling(tmp_path):
+    path = tmp_path / "g.onnx"
+    ir.save(small_graph("float[n,3] x => float[n,3] y", "y = Add(x, x)"), path)
+    return path
+
+
+@pytest.mark.parametrize("rows", [(4000,), (4000, 4000, 4000), (4, 40_000, 1), (1, 1, 20_000)])
+def test_a_percentile_is_the_value_that_few_enough_exceed(doubling, rows):
+    # The small runs hold the giants: more of them than their own share.
+    feeds = [{"x": noise(n, 3, seed=n + i, scale=100.0 / n)} for i, n in enumerate(rows)]
+    every = np.sort(np.concatenate([np.abs(2 * feed["x"]).ravel() for feed in feeds]))
+    expected = every[int(np.ceil(len(every) * PERCENT / 100)) - 1]
+    assert collect(probe, doubling, feeds, ["y"], method="percentile")["y"] == expected
+    assert collect(probe, doubling, feeds, ["y"], method="minmax")["y"] == every[-1]
+
+
+def test_a_run_that_may_hold_more_of_the_largest_is_asked_again(doubling, monkeypatch):
+    monkeypatch.setattr("refdiff.calibration.ranges.PERCENT", 90.0)
+    feeds = [{"x": noise(100, 3, scale=1000.0)}, {"x": noise(1000, 3, seed=1)}]
+    shares = []
+
+    def counting(*given, **named):
+        shares.append(named["reduction"])
+        return probe(*given, **named)
+
+    every = np.sort(np.concatenate([np.abs(2 * feed["x"]).ravel() for feed in feeds]))
+    assert collect(counting, doubling, feeds, ["y"])["y"] == every[int(np.ceil(len(every) * 0.9)) - 1]
+    assert len(shares) > 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_named_with_its_record(doubling, method, bad):
+    feeds = [{"x": noise(5, 3)}, {"x": noise(5, 3)}]
+    feeds[1]["x"][2, 1] = bad
+    with pytest.raises(InputError, match="y holds NaN or infinity in fp32, on record 1"):
+        collect(probe, doubling, feeds, ["y"], method=method)
+
+
+def test_channel_maxima_are_those_of_the_last_axis(doubling):
+    feed = {"x": noise(50, 3)}
+    ((_, _, channels),) = probe(doubling, [feed], ["y"], reduction=channel_maxima)
+    np.testing.assert_array_equal(channels, np.abs(2 * feed["x"]).max(axis=0))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -64,10 +64,33 @@ def test_every_graph_becomes_a_plan_that_its_side_car_describes(bundle):
         assert built.plan.read_bytes()[:4] == b"vtrt"  # TensorRT-RTX's own first bytes
         shapes = {key: array.shape for key, array in golden[name][0].items()}
         assert fitting_profile(side_car.identity.shapes, shapes) is not None
+        assert_fused_where_expected(name, side_car.identity.precision, side_car.attention)
         assert "Total Activation Memory" in built.plan.with_suffix(".log").read_text()
     again = api.build(bundle, flavour="tensorrt-rtx")
     assert all(each.reused for each in again.graphs)
     assert [each.side_car for each in again.graphs] == [each.side_car for each in report.graphs]
+
+
+SOFTMAXES = {
+    "sd_text": 2,
+    "vae_encoder": 1,
+    "unet": 8,
+    "unet_taps": 7,
+    "sam_encoder": 5,
+    "sam_decoder": 7,
+    "clip_text": 2,
+    "clip_image": 4,
+}
+
+
+def assert_fused_where_expected(name, precision, blocks):
+    """In half precision text's, UNet's and CLIP's attentions are fused, with taps as outputs."""
+    assert len(blocks) == SOFTMAXES[name]
+    assert not any("output" in each or "read by" in each for block in blocks for each in block.obstacles)
+    assert all(block.fused is not None for block in blocks)
+    assert not any(block.fused and block.obstacles for block in blocks)
+    if precision == "fp16" and name not in ("vae_encoder", "sam_encoder", "sam_decoder"):
+        assert all(block.fused for block in blocks)
 
 
 @pytest.mark.slow

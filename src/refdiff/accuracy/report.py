@@ -1,7 +1,8 @@
-"""A report as one HTML page that needs nothing beside it: style and pictures are inside, there is no script.
+"""A report as one HTML page that needs nothing beside it: style, pictures and script are inside.
 
-In: a `Page` of plain text, tables and PNG files. Out: HTML; every text is escaped here and nowhere else. It
-is laid out for a phone first, and follows the reader's light or dark setting.
+In: a `Page` of plain text, tables, PNG files and drawings. Out: HTML; every text is escaped here, but for
+a `Drawing`'s, whose maker did. It is laid out for a phone first, and follows the reader's light or dark
+setting.
 """
 
 from __future__ import annotations
@@ -54,11 +55,21 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """HTML that something else made, and escaped."""
+
+    html: str
+    style: str = ""
+    script: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of the page."""
 
     heading: str
     lines: tuple[str, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
 
@@ -68,7 +79,8 @@ class Page:
     """Everything the reader sees, in its order."""
 
     title: str
-    passed: bool
+    passed: bool | None
+    """None where nothing was judged."""
     verdict: str
     """One sentence, first on the page."""
     sections: tuple[Section, ...]
@@ -76,7 +88,13 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML."""
-    tone = "good" if page.passed else "bad"
+    tone = {True: "good", False: "bad", None: "plain"}[page.passed]
+    judged = {True: "<strong>passed</strong> ", False: "<strong>FAILED</strong> ", None: ""}[page.passed]
+    drawings = [drawing for section in page.sections for drawing in section.drawings]
+    style = "".join(dict.fromkeys((_STYLE, *(drawing.style for drawing in drawings))))
+    scripts = "".join(
+        f"<script>{each}</script>\n" for each in dict.fromkeys(d.script for d in drawings) if each
+    )
     body = "\n".join(_section(section) for section in page.sections)
     return f"""<!doctype html>
 <html lang="en">
@@ -84,15 +102,15 @@ def render(page: Page) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{_text(page.title)}</title>
-<style>{_STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 <main>
 <h1>{_text(page.title)}</h1>
-<p class="verdict {tone}"><strong>{"passed" if page.passed else "FAILED"}</strong> {_text(page.verdict)}</p>
+<p class="verdict {tone}">{judged}{_text(page.verdict)}</p>
 {body}
 </main>
-</body>
+{scripts}</body>
 </html>
 """
 
@@ -100,6 +118,7 @@ def render(page: Page) -> str:
 def _section(section: Section) -> str:
     parts = [f"<h2>{_text(section.heading)}</h2>"]
     parts += [f"<p>{_text(line)}</p>" for line in section.lines]
+    parts += [drawing.html for drawing in section.drawings]
     parts += [_table(table) for table in section.tables]
     parts += [_figure(figure) for figure in section.figures]
     return f"<section>\n{chr(10).join(parts)}\n</section>"
@@ -179,6 +198,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   padding: 1rem; margin: 1rem 0; }
 .verdict { padding: .8rem 1rem; border-radius: .6rem; }
 .verdict.good { background: var(--good-page); }
+.verdict.plain { background: var(--card); border: 1px solid var(--line); }
 .verdict.bad { background: var(--bad-page); }
 .verdict strong { margin-right: .5rem; }
 .good, .verdict.good strong { color: var(--good); }

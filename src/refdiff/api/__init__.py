@@ -12,7 +12,10 @@
     lint       what TensorRT's parser says of them    linting.py
     sensitivity  what eight bits cost each block      precision.py
     check      is a bundle still the reference        checking.py
+    profile    where the milliseconds go              profiling.py
+    compare_profiles  is one slower than another      profile_records.py
     evaluate   metrics of the miniature               evaluating.py
+    doctor     what this machine is, what runs here   doctoring.py
     fetch      checkpoints from the hub               fetching.py
     demo       the built-in bundle on sample scenes   showing.py
 
@@ -26,12 +29,16 @@ from refdiff.api.building import BUILT_PROFILES, BuildReport, build
 from refdiff.api.bundles import Inspection, inspect, load
 from refdiff.api.calibrating import CALIBRATED_PROFILES, CalibrationReport, calibrate, open_feeds
 from refdiff.api.checking import CHECKED_PROFILES, CheckReport, check
+from refdiff.api.doctoring import DoctorReport, doctor
 from refdiff.api.evaluating import EvaluationReport, evaluate
 from refdiff.api.exporting import export
 from refdiff.api.fetching import FetchReport, carry_out, fetch, plan_fetch
 from refdiff.api.linting import LintReport, lint
 from refdiff.api.models import MODELS, ModelChoice
 from refdiff.api.precision import PRECISIONS, sensitivity
+from refdiff.api.profile_records import compare_profiles, profile_outputs, save_profile
+from refdiff.api.profile_report import ProfileReport
+from refdiff.api.profiling import profile
 from refdiff.api.showing import DemoReport, demo
 from refdiff.api.surveying import Survey, segment_many
 from refdiff.engines.trt.options import BuildOptions
@@ -50,11 +57,13 @@ __all__ = [
     "CalibrationReport",
     "CheckReport",
     "DemoReport",
+    "DoctorReport",
     "EvaluationReport",
     "FetchReport",
     "Inspection",
     "LintReport",
     "ModelChoice",
+    "ProfileReport",
     "Survey",
     "audit",
     "bisect",
@@ -63,7 +72,9 @@ __all__ = [
     "carry_out",
     "check",
     "check_outputs",
+    "compare_profiles",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "fetch",
@@ -72,7 +83,10 @@ __all__ = [
     "load",
     "open_feeds",
     "plan_fetch",
+    "profile",
+    "profile_outputs",
     "save",
+    "save_profile",
     "segment",
     "segment_many",
     "sensitivity",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.api.bundles import find_bundle
+from refdiff.api.models import MINIATURE
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
@@ -83,6 +84,7 @@ def build(
     graphs: Sequence[str] = (),
     profiles: Sequence[str] = BUILT_PROFILES,
     options: BuildOptions | None = None,
+    size: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -94,12 +96,15 @@ def build(
         graphs: which; none means all.
         profiles: of the pipeline, whose sizes the plans serve.
         options: of the builder.
+        size: side in px of the picture the diffusion model sees, for a caller who wants to be sure: a bundle
+            has one.
         force: build even what is there.
         progress: told TensorRT's own progress.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: an unknown name, an option this flavour does not have, a place that cannot be written to.
+        InputError: an unknown name, another size than the bundle's, an option this flavour does not have, a
+            place that cannot be written to.
         MissingDependencyError: no TensorRT, or none that can build without a GPU where there is none.
         EngineError: TensorRT refused a graph; the message names the build log. Plans built before it stay.
         KeyboardInterrupt: Ctrl-C; the plan that was being built is not there.
@@ -107,6 +112,7 @@ def build(
     tell, wanted = progress or silent, options or BuildOptions()
     opened, device = find_bundle(bundle), find_device()
     names = chosen_graphs(opened, graphs)
+    check_size(opened, size)
     trt, reason = choose(flavour, device)
     check_options(wanted, trt, device)
     maker = _Maker(opened, trt, device, wanted, tuple(profiles))
@@ -144,6 +150,21 @@ def chosen_graphs(bundle: Bundle, graphs: Sequence[str]) -> tuple[str, ...]:
         if name not in have:
             raise InputError(f"{bundle.path} has no graph {name!r}, it has: {', '.join(have)}")
     return tuple(name for name in have if name in graphs or not graphs)
+
+
+def check_size(bundle: Bundle, size: int | None) -> None:
+    """Refuse a size that a bundle's graphs do not have.
+
+    Raises:
+        InputError: it is another one.
+    """
+    have = bundle.spec.diffusion.image_size
+    if size in (None, have):
+        return
+    cure = "leave it out: the miniature has no other"
+    if bundle.spec.name != MINIATURE:
+        cure = f"leave it out, or export another bundle with: refdiff export MODEL --size {size}"
+    raise InputError(f"got --size {size}, but the graphs of {bundle.path} are for {have} px; {cure}")
 
 
 class _Maker:
@@ -202,7 +223,7 @@ class _Maker:
         )
         with plan_store.drafted(files) as draft:
             try:
-                activations = build_plan(self._flavour, task, draft, log, Watch(identity.graph, tell))
+                built = build_plan(self._flavour, task, draft, log, Watch(identity.graph, tell))
             except EngineError as error:
                 kept = plan_store.keep_failed_log(files, "\n".join(log.lines) + "\n")
                 raise EngineError(f"{error} (build log: {kept})") from error
@@ -211,7 +232,8 @@ class _Maker:
                 identity=identity,
                 plan_sha256=sha256,
                 plan_bytes=size,
-                activation_bytes=activations,
+                activation_bytes=built.activation_bytes,
+                attention=built.attention,
                 seconds=round(time.perf_counter() - started, 2),
                 built_on=None if self._device is None else self._device.name,
                 refdiff_version=refdiff_version(),

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.contracts.bundle import Bundle, Manifest, open_bundle
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import ALL_SHORTCUTS, Options, Shortcuts, options_for
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, InputError
 from refdiff.runtime.pipeline import Segmenter
+from refdiff.runtime.stages import Observer
 from refdiff.runtime.tokenizer import Tokenizer
 
 BUILT_IN = ("mini", "built-in")
@@ -52,6 +53,7 @@ def load(
     threads: int | None = None,
     memory: str | None = None,
     allow_random_weights: bool = False,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Segmenter:
     """Open a bundle for segmenting; use the result in a `with` block.
 
@@ -66,6 +68,7 @@ def load(
         memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
             takes what fits.
         allow_random_weights: open a bundle whose weights were drawn, not trained: to measure, not to believe.
+        shortcuts: exact ones, all on; switched off to measure what each saves.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
@@ -76,7 +79,9 @@ def load(
     """
     bundle = find_bundle(path)
     check_trained(bundle, allow_random_weights=allow_random_weights)
-    options = options_for(bundle.spec, profile=profile, mode=mode, seed=seed, reader=reader)
+    options = options_for(
+        bundle.spec, profile=profile, mode=mode, seed=seed, reader=reader, shortcuts=shortcuts
+    )
     sessions = open_sessions(bundle, backend=backend, threads=threads, memory=memory)
     return segmenter_of(bundle, sessions, options)
 
@@ -97,7 +102,16 @@ def find_bundle(path: Path | str) -> Bundle:
     Raises:
         BundleError: the bundle is missing, damaged or newer.
     """
-    return open_bundle(_built_in_path() if str(path) in BUILT_IN else path)
+    return open_bundle(bundle_path(path))
+
+
+def bundle_path(path: Path | str) -> Path:
+    """The folder that a bundle's name means.
+
+    Raises:
+        BundleError: it means the built-in bundle, which this installation lacks.
+    """
+    return _built_in_path() if str(path) in BUILT_IN else Path(path)
 
 
 def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:
@@ -114,7 +128,9 @@ def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:
         )
 
 
-def segmenter_of(bundle: Bundle, sessions: SessionFactory, options: Options) -> Segmenter:
+def segmenter_of(
+    bundle: Bundle, sessions: SessionFactory, options: Options, observer: Observer | None = None
+) -> Segmenter:
     """The numpy pipeline over a bundle's tables and somebody's sessions."""
     return Segmenter(
         sessions=sessions,
@@ -122,6 +138,7 @@ def segmenter_of(bundle: Bundle, sessions: SessionFactory, options: Options) -> 
         options=options,
         tokenizer=Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length),
         positions=bundle.clip_positions(),
+        observer=observer,
     )
 
 

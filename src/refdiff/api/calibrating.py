@@ -22,7 +22,7 @@ from refdiff.calibration.feeds import FeedStore, Run
 from refdiff.calibration.recording import FeedRecorder, spread
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import Options, Shortcuts, options_for
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import InputError
@@ -48,6 +48,7 @@ class CalibrationReport:
     bundle: Path
     model: str
     backend: str
+    backend_reason: str
     profiles: tuple[str, ...]
     mode: str
     new: int
@@ -121,7 +122,10 @@ def calibrate(
     tell("reading the questions")
     series = _series(images, phrases, count, seed)
     series.check_phrases(Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
-    options = {name: options_for(opened.spec, profile=name, mode=mode) for name in profiles}
+    every_run = Shortcuts(keep_texts=False)  # what a question feeds its graphs hangs on no other question
+    options = {
+        name: options_for(opened.spec, profile=name, mode=mode, shortcuts=every_run) for name in profiles
+    }
     with ExitStack() as stack:
         sessions = open_sessions(opened, backend=backend, threads=threads)
         recorder = FeedRecorder(sessions, most=most_runs)
@@ -142,6 +146,7 @@ def calibrate(
         bundle=opened.path,
         model=opened.spec.name,
         backend=sessions.backend,
+        backend_reason=sessions.reason,
         profiles=tuple(options),
         mode=mode,
         new=len(series.asked) - resumed,

@@ -21,6 +21,8 @@ class CheckReport:
     model: str
     precision: str
     backend: str
+    backend_reason: str
+    """Why the judged bundle ran on it."""
     ladder: Ladder
     """The bundle and its more exact siblings on the same recorded tensors."""
     golden: tuple[Verdict, ...]
@@ -90,6 +92,7 @@ class CheckReport:
             "model": self.model,
             "precision": self.precision,
             "backend": self.backend,
+            "backend_reason": self.backend_reason,
             "backend_note": self.ladder.judged.note,
             "passed": self.passed,
             "golden": [verdict.to_json() for verdict in self.golden],

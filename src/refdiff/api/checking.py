@@ -97,6 +97,7 @@ def check(
         model=opened.spec.name,
         precision=opened.manifest.precision,
         backend=rungs[-1].backend,
+        backend_reason=rungs[-1].reason,
         ladder=ladder,
         golden=verdicts.error,
         golden_correlation=verdicts.correlation,

@@ -51,6 +51,9 @@ class EvaluationReport:
     """The metrics of one examination."""
 
     examination: Examination
+    runtime_backend: str | None
+    """What the runtime ran on; None for the reference."""
+    runtime_backend_reason: str | None
     first_seed: int
     metrics: Metrics
     by_cue: dict[str, Metrics]
@@ -64,6 +67,8 @@ class EvaluationReport:
         asked = self.examination
         return {
             "backend": asked.backend,
+            "runtime_backend": self.runtime_backend,
+            "runtime_backend_reason": self.runtime_backend_reason,
             "bundle": asked.bundle if asked.backend == "onnx" else None,
             "profile": asked.profile,
             "mode": asked.mode,
@@ -121,6 +126,9 @@ def evaluate(
         raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(COMPUTES)}")
     examination = Examination(backend=backend, profile=profile, mode=mode, bundle=str(bundle))
     tell, start = progress or silent, time.perf_counter()
+    chosen, reason = _choice(examination)
+    if chosen is not None:
+        tell(f"back-end {chosen}: {reason}")
     marked: list[_Marked] = []
     for done, mark in enumerate(_mark_all(examination, range(seed, seed + count), jobs), start=1):
         marked += [mark] if mark is not None else []
@@ -128,12 +136,23 @@ def evaluate(
             tell(f"{done}/{count} scenes, mIoU {metrics([each.overlap for each in marked]).miou:.3f}")
     return EvaluationReport(
         examination=examination,
+        runtime_backend=chosen,
+        runtime_backend_reason=reason,
         first_seed=seed,
         metrics=metrics([each.overlap for each in marked]),
         by_cue=_by_cue(marked),
         unmatched=sum(not each.matched for each in marked),
         seconds=time.perf_counter() - start,
     )
+
+
+def _choice(examination: Examination) -> tuple[str, str] | tuple[None, None]:
+    """The back-end that the runtime will choose, and why; no graph is loaded."""
+    if examination.backend == "torch":
+        return None, None
+    sessions = open_sessions(find_bundle(examination.bundle))
+    sessions.close()
+    return sessions.backend, sessions.reason
 
 
 def _mark_all(examination: Examination, seeds: Sequence[int], jobs: int) -> Iterator[_Marked | None]:

@@ -16,7 +16,7 @@ from refdiff.api.models import MODELS, ModelChoice, load_choice
 from refdiff.api.precision import Wanted, convert_bundle
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.manifest import MANIFEST_NAME
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import Options, Shortcuts, options_for
 from refdiff.engines.factory import lean_session
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
@@ -57,7 +57,7 @@ def export(
         precision: one of `refdiff.api.precision.PRECISIONS`.
         recipe: a precision recipe to follow; None makes one by the built-in rules.
         feeds: what `calibrate` recorded, for the ranges of eight-bit tensors; None records it now.
-        ranges: how they are taken from the feeds; one of `refdiff.calibration.ranges.METHODS`.
+        ranges: how they are taken from the feeds; one of `refdiff.calibration.histogram.METHODS`.
         smoothing: strength of SmoothQuant, 0..1; None leaves it out.
         budget: what eight bits may cost the task, "mIoU -0.5" for instance; blocks that cost more stay in
             half precision.
@@ -152,9 +152,9 @@ def export_stack(
 
 def _rehearsed(spec: ModelSpec, *, thorough: bool) -> Sequence[Options]:
     """Both profiles feed shapes that the other does not; `official` alone runs every graph."""
-    profiles = [
-        options_for(spec, profile=name) for name in (("official", "edge") if thorough else ("official",))
-    ]
+    names = ("official", "edge") if thorough else ("official",)
+    drawn = Shortcuts(skip_prompts=False)  # random weights may find no prompt worth a mask
+    profiles = [options_for(spec, profile=name, shortcuts=drawn) for name in names]
     return [
         dataclasses.replace(
             options,

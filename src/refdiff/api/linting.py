@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refdiff.api.building import choose, chosen_graphs
+from refdiff.api.building import check_size, choose, chosen_graphs
 from refdiff.api.bundles import find_bundle
 from refdiff.api.progress import Progress, silent
+from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
 from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.lint import Finding, findings
@@ -27,7 +28,8 @@ class LintedGraph:
     """Of the network, as far as it was parsed."""
     refusals: tuple[Refusal, ...]
     findings: tuple[Finding, ...]
-    """Empty where the graph was refused: half a network says nothing."""
+    attention: tuple[AttentionBlock, ...]
+    """Both empty where the graph was refused: half a network says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ def lint(
     *,
     flavour: str = "auto",
     graphs: Sequence[str] = (),
+    size: int | None = None,
     progress: Progress | None = None,
 ) -> LintReport:
     """Parse graphs with TensorRT's own parser; no GPU is needed with TensorRT-RTX.
@@ -64,16 +67,18 @@ def lint(
         bundle: its folder, or "mini".
         flavour: "tensorrt", "tensorrt-rtx", or "auto".
         graphs: which; none means all.
+        size: as in `build`.
         progress: told one line for each graph.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: an unknown name.
+        InputError: an unknown name, or another size than the bundle's.
         MissingDependencyError: no TensorRT is installed.
         EngineError: TensorRT cannot start.
     """
     tell, opened = progress or silent, find_bundle(bundle)
     names = chosen_graphs(opened, graphs)
+    check_size(opened, size)
     trt, reason = choose(flavour, find_device())
     linted = []
     for name in names:
@@ -86,6 +91,7 @@ def lint(
                 layers=parsed.network.num_layers,
                 refusals=parsed.refusals,
                 findings=() if parsed.refusals else findings(trt, parsed.network),
+                attention=() if parsed.refusals else attention_blocks(parsed.network),
             )
         )
     return LintReport(

@@ -1,8 +1,8 @@
 """Three stages at the same time: what comes in is read ahead, what goes out is written behind.
 
 The stage in the middle stays in the caller's thread: sessions are used by one thread, and Ctrl-C arrives
-where it can end the work. Each side has a bound, so memory does not grow with the work. Errors of a thread are
-raised in the caller's, with their own traceback.
+where it can end the work. Each side has a bound, so memory does not grow with the work. Errors of a thread
+are raised in the caller's, with their own traceback.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from refdiff.api.converting import check_source, convert
 from refdiff.api.eight_bits import SMOOTHING, eight_bit_recipe
 from refdiff.api.extras import import_torch_room
 from refdiff.api.progress import Progress, silent
-from refdiff.calibration.ranges import METHODS
+from refdiff.calibration.histogram import METHODS
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.recipe import HALVES, QUANTISED, Recipe, read_recipe
 from refdiff.errors import InputError

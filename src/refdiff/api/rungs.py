@@ -25,6 +25,8 @@ class Execution:
 
     bundle: Bundle
     backend: str
+    reason: str
+    """Why this back-end."""
     note: str | None
     """How half precision is executed; None where there is none."""
 
@@ -67,19 +69,21 @@ def executions(bundle: Bundle, against: Sequence[Path | str], backend: str) -> t
 
 def execution(bundle: Bundle, backend: str) -> Execution:
     """How a bundle is run when this back-end was asked for; no graph is loaded."""
-    chosen = open_sessions(bundle, backend=backend).backend
+    sessions = open_sessions(bundle, backend=backend)
+    chosen, reason = sessions.backend, sessions.reason
     halves = any(graph.precision != EXACT for graph in bundle.manifest.graphs.values())
     note: str | None = None
     if halves and backend == "auto" and chosen == "ort-cpu":
         try:
             chosen = open_sessions(bundle, backend=ROUNDED).backend
+            reason = f"{reason}; the bundle holds half precision, which only {ROUNDED} executes on a CPU"
         except MissingDependencyError as error:
             note = f"computed in float32, not as a device will: {error}"
     if halves and chosen == ROUNDED:
         note = "every half-precision result rounded, as a device does; this CPU's kernels would not"
     elif halves and chosen == "ort-cpu" and note is None:
         note = f"this CPU's kernels compute half precision in float32; --backend {ROUNDED} executes it"
-    return Execution(bundle=bundle, backend=chosen, note=note)
+    return Execution(bundle=bundle, backend=chosen, reason=reason, note=note)
 
 
 def _check_sibling(sibling: Bundle, bundle: Bundle) -> None:

@@ -63,6 +63,8 @@ class DemoReport:
         return {
             "miou": self.miou,
             "sheet": str(self.sheet),
+            "backend": self.scenes[0].answer.backend,
+            "backend_reason": self.scenes[0].answer.backend_reason,
             "scenes": [shown.to_json() for shown in self.scenes],
         }
 

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from refdiff.contracts.session import Array
 
+METHODS = ("minmax", "percentile", "entropy")
+"""How a range is taken from what occurred. Here, because `api` reads it where onnx is not installed."""
+
 BINS = 2048
 """Counters; a doubling of the reach adds neighbours up."""
 
@@ -42,14 +45,6 @@ class Histogram:
             self._width *= 2
         self._zeros += magnitudes.size - int(np.count_nonzero(magnitudes))
         self._counts += np.histogram(magnitudes, BINS, range=(0.0, self._width * BINS))[0]
-
-    def percentile_reach(self, percent: float) -> float:
-        """The magnitude that `percent` of all values stay below; never more than the largest."""
-        if self.largest == 0.0:
-            return 0.0
-        below = np.cumsum(self._counts) / self._counts.sum()
-        index = int(np.searchsorted(below, percent / 100.0))
-        return min(self.largest, self._width * (index + 1))
 
     def entropy_reach(self) -> float:
         """The reach whose `LEVELS` levels tell most of what the magnitudes told.

@@ -34,10 +34,6 @@ def default_islands(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]:
         (_angles(graph), "angles: sine and cosine of large arguments keep no digits in half precision"),
         (_taps(graph), "taps: the map that is read is a product of its own, and leaves in fp32 anyway"),
         (
-            _of_kind(graph, {"ConvTranspose"} if half == "bf16" else ()),
-            "ConvTranspose: TensorRT-RTX 1.7 has none in bfloat16",
-        ),
-        (
             _of_kind(graph, {"Einsum"} if half == "bf16" else ()),
             "Einsum: ONNX defines none in bfloat16",
         ),

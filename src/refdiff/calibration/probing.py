@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from refdiff.contracts.session import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+Reduction: TypeAlias = "Callable[[ir.Value], Sequence[ir.Node]]"
+"""What is put behind a tensor; the result of its last node is handed out in the tensor's place."""
 
 
 class Probe(Protocol):
@@ -22,6 +26,7 @@ class Probe(Protocol):
         names: Sequence[str],
         *,
         folder: Path | None = None,
+        reduction: Reduction | None = None,
     ) -> Iterator[tuple[int, str, Array]]:
         """Feed index, tensor name and values, for every feed and name."""
         ...

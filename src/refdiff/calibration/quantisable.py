@@ -31,9 +31,12 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "sam_encoder": (("patch_embed", "first convolution: the picture itself"),),
     "sam_decoder": (
-        ("hypernetworks", "heads: a few small products that decide every pixel"),
+        ("attn", "attention: what its small products weigh decides which masks are kept"),
         ("iou_head", "heads: a few small products that decide which masks are kept"),
-        ("upscaling", "upscaling: transposed convolutions, which have no fused INT8 kernel"),
+    ),
+    "sam_masks": (
+        ("hypernetworks", "heads: a few small products that decide every pixel"),
+        ("upscaling", "upscaling: two small products that draw every pixel"),
     ),
 }
 """Graph -> parts of node names and the reason (FIELD §2: TensorRT#4212, #3724)."""

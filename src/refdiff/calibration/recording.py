@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from refdiff.calibration.feeds import Run
-from refdiff.contracts.feeds import half_rounded
+from refdiff.contracts.feeds import half_rounded, read_rows
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Session, SessionFactory
 
@@ -95,7 +95,7 @@ class _RecordingSession:
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the inner session on rounded feeds, and keep them."""
-        rounded = {name: half_rounded(array) for name, array in feeds.items()}
+        rounded = {name: half_rounded(array) for name, array in read_rows(self.graph, feeds).items()}
         results = self._inner.run(rounded, outputs)
         self._recorder.keep(self._name, rounded)
         return results

@@ -2,8 +2,8 @@
 
     app.py       the root, and options that verbs share
     entry.py     main(): exit codes, and errors as one line
-    verbs.py     the verbs and their options; calibrate.py, audit.py, bisect.py, sensitivity.py, build.py
-                 and check.py one each
+    verbs.py     the verbs and their options; calibrate.py, audit.py, bisect.py, sensitivity.py, build.py,
+                 check.py, segment.py, profile.py and doctor.py one each
     output.py    one JSON document or one table on stdout, everything else on stderr
     *tables.py   what the tables say
 

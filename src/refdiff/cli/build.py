@@ -20,6 +20,10 @@ def build(
         list[str] | None,
         typer.Option(help="Whose sizes the plans serve: edge, official; repeatable, edge if left out."),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="In px, to be sure of it: a bundle has one, fixed by `refdiff export --size`."),
+    ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(help="GPUs to build for, such as 8.6,8.9 (tensorrt-rtx); Ampere and later if left out."),
@@ -41,6 +45,9 @@ def build(
         bool, typer.Option("--hardware-compatible", help="For all GPUs from Ampere on (tensorrt).")
     ] = False,
     lint: Annotated[bool, typer.Option("--lint", help="Parse and report only; build nothing.")] = False,
+    fusion: Annotated[
+        bool, typer.Option("--fusion", help="Tell of each attention whether it is fused, and why not.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even what is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +61,7 @@ def build(
     from refdiff.engines.trt.options import parse_size
 
     if lint:
-        _lint(bundle, flavour, graph or (), as_json=as_json)
+        _lint(bundle, flavour, graph or (), size=size, fusion=fusion, as_json=as_json)
         return
     options = api.BuildOptions(
         compute_capabilities=_listed(compute_capability),
@@ -72,19 +79,28 @@ def build(
             graphs=graph or (),
             profiles=profile or api.BUILT_PROFILES,
             options=options,
+            size=size,
             force=force,
             progress=tell,
         )
-    print_answer(report.to_json(), lambda: of_build(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: of_build(report, fusion=fusion), as_json=as_json)
 
 
-def _lint(bundle: str, flavour: str, graphs: list[str] | tuple[str, ...], *, as_json: bool) -> None:
+def _lint(
+    bundle: str,
+    flavour: str,
+    graphs: list[str] | tuple[str, ...],
+    *,
+    size: int | None,
+    fusion: bool,
+    as_json: bool,
+) -> None:
     from refdiff import api
     from refdiff.cli.build_tables import of_lint
 
     with working() as tell:
-        report = api.lint(bundle, flavour=flavour, graphs=graphs, progress=tell)
-    print_answer(report.to_json(), lambda: of_lint(report), as_json=as_json)
+        report = api.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=tell)
+    print_answer(report.to_json(), lambda: of_lint(report, fusion=fusion), as_json=as_json)
     if not report.passed:
         note(f"error: {report.flavour} refuses a graph")
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, app
-from refdiff.cli.output import note, print_answer, working
+from refdiff.cli.output import note, note_backend, print_answer, working
 
 
 @app.command()
@@ -59,6 +59,7 @@ def calibrate(
             overwrite=overwrite,
             progress=tell,
         )
+    note_backend(backend, report.backend, report.backend_reason)
     for warning in report.warnings:
         note(f"warning: {warning}")
     print_answer(report.to_json(), lambda: of_calibration(report), as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, app
-from refdiff.cli.output import note, print_answer, working
+from refdiff.cli.output import note, note_backend, print_answer, working
 
 
 @app.command()
@@ -62,6 +62,7 @@ def check(
             overwrite=overwrite,
             progress=tell,
         )
+    note_backend(backend, measured.backend, measured.backend_reason)
     print_answer(measured.to_json(), lambda: of_check(measured), as_json=as_json)
     if report is not None:
         note(f"report: {report}")

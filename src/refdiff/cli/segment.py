@@ -26,15 +26,17 @@ def segment(
     ] = None,
     phrase_file: Annotated[
         Path | None,
-        typer.Option("--phrases", help='A CSV file with the header "image,phrase", for a folder.'),
+        typer.Option(
+            "--phrases", help='A CSV file with the header "image,phrase", for a folder of pictures.'
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="The mask's PNG; .overlay.png and .json are put beside it. Of many answers: a folder for them; "
-            "a stopped run goes on there.",
+            help="The mask's PNG; .overlay.png and .json are put beside it. Of many answers: "
+            "a folder for them; a stopped run goes on there.",
         ),
     ] = None,
     overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,

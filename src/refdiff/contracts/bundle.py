@@ -47,6 +47,7 @@ __all__ = [
     "Manifest",
     "Verify",
     "open_bundle",
+    "read_manifest",
     "writing_bundle",
 ]
 
@@ -135,14 +136,19 @@ def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:
         BundleError: the bundle is missing, damaged, newer than this refdiff, or leaves its folder.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     root = folder.resolve()
     for name, record in manifest.files.items():
         _check_file(root, name, record, verify)
     return Bundle(path=folder, manifest=manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """What a bundle says it is; the files it lists are not looked at.
+
+    Raises:
+        BundleError: there is no bundle in the folder, or one of a newer format.
+    """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise BundleError(f"bundle {folder} {what}; make one with: refdiff export")

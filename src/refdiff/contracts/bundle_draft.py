@@ -36,7 +36,7 @@ from refdiff.errors import BundleError, InputError
 
 _CHUNK_BYTES = 1 << 20
 
-GOLDEN_OUTPUT_BYTES = 1 << 15
+GOLDEN_OUTPUT_BYTES = 1 << 14
 """Most of one output that the golden record keeps; SAM's masks would be fifty megabytes at full size."""
 
 _DISK_FAULTS = frozenset(

@@ -4,6 +4,7 @@ The exporter checks what it wrote against it, sessions check what they are fed, 
 made from it. A dimension is an int (static) or a name (dynamic).
 
     b = batch   p = patches   c = class tokens   l = tapped layers   g = tap grid side
+    n = decoded prompts   k = those of them that masks are wanted of
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ Dimension = int | str
 
 POINTS_PER_BATCH = 64
 """Prompts per SAM decoder call: the automatic mode's `points_per_batch`, static in the graph."""
+
+POINTS_PER_DRAWING = 16
+"""Most prompts whose masks one call of `sam_masks` draws: at full size 0.5 GB of activations instead of 2 GB."""
 
 MASKS_PER_POINT = 3
 """SAM's multimask outputs per prompt."""
@@ -62,6 +66,7 @@ GRAPHS = (
     "unet_taps",
     "sam_encoder",
     "sam_decoder",
+    "sam_masks",
     "clip_text",
     "clip_image",
 )
@@ -100,9 +105,19 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
             "sam_decoder",
             (_f32("embedding", *embedding), _f32("points", POINTS_PER_BATCH, 2)),
             (
-                _f32("low_res", POINTS_PER_BATCH, MASKS_PER_POINT, sam.low_res_size, sam.low_res_size),
                 _f32("iou", POINTS_PER_BATCH, MASKS_PER_POINT),
+                _f32("tokens", POINTS_PER_BATCH, MASKS_PER_POINT, sam.embed_channels),
+                _f32("features", POINTS_PER_BATCH, sam.embed_size**2, sam.embed_channels),
             ),
+        ),
+        GraphSpec(
+            "sam_masks",
+            (
+                _f32("features", "n", sam.embed_size**2, sam.embed_channels),
+                _f32("tokens", "n", MASKS_PER_POINT, sam.embed_channels),
+                _i32("chosen", "k"),
+            ),
+            (_f32("low_res", "k", MASKS_PER_POINT, sam.low_res_size, sam.low_res_size),),
         ),
         GraphSpec(
             "clip_text", (_i32("ids", "b", length), _i32("end", "b")), (_f32("vector", "b", clip.embed_dim),)

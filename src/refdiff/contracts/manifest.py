@@ -18,12 +18,13 @@ from refdiff.contracts.graphs import TensorSpec
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised when one refdiff could no longer use what another writes; no other format is read.
 
 1: the graph `clip_image` had one position table [p, w] for a whole call.
 2: it has one for each picture, [b, p, w].
 3: the golden record stores shared arrays once; graphs may be in half precision or eight bits, by a recipe.
+4: SAM's decoder is two graphs: `sam_decoder` stops at the predicted IoU, `sam_masks` draws what passed it.
 """
 
 MANIFEST_NAME = "manifest.json"

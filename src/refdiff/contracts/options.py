@@ -36,6 +36,11 @@ class ProposalOptions:
     """Absolute rule of the release: 10,000 for RefCOCO and RefCOCO+, 0 for RefCOCOg."""
     min_area_share: float = 0.0
     """Relative rule of `edge`: share of the picture's pixels."""
+    peaks: int = 0
+    """Prompt SAM for each phrase anew, at so many peaks of its map and at the grid's points where the map is
+    above its mean (METHOD §10.2); 0: at the whole grid, once for a picture."""
+    min_region_share: float = 0.0
+    """Holes and islands of masks below this share of the picture's pixels go (METHOD §10.1); 0: none."""
     drop_filtered: bool = False
     """True: filtered candidates are out. False: the release's score x keep, oddities included (METHOD §9)."""
 
@@ -49,6 +54,7 @@ class AttentionOptions:
     start_level: int = 101
     """Index of the cumulative alpha the first latent is noised to (the release is off by one)."""
     guidance: float = 9.0
+    """Weight of what the phrase adds to the empty prompt; at 1 the empty prompt's passes are left out."""
     sample_posterior: bool = True
     """Draw z from the posterior (release); False takes its mean."""
     focus: Focus = "root"
@@ -72,7 +78,11 @@ class CropOptions:
     hard_root_weight: float = 0.0
     """Share of the root word's vector in the text vector of the crop score; the paper's text has 0.5."""
     soft_long_side: int = 0
-    """Longest side in px of the picture the masked attention sees; 0 = its own resolution."""
+    """Longest side in px of the picture the masked attention sees; 0 = its own resolution. A profile states
+    it for a CLIP of 224 px, and `options_for` scales it to the model's."""
+    negative: float = 0.0
+    """Times the mean vector of the phrase's other nouns, taken off both text vectors, so that what looks like
+    them scores less (METHOD §10.7)."""
     ramp_on_soft: bool = False
     """The paper's text puts the position ramp on the masked-attention branch instead of the crop."""
 
@@ -95,6 +105,31 @@ class FusionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """Exact shortcuts: each leaves the answer as it is, to rounding. They are switched off to measure them."""
+
+    skip_prompts: bool = True
+    """Masks are drawn of prompts alone that pass the predicted-IoU filter; off: of all."""
+    filter_masks: bool = True
+    """Masks below the predicted IoU are out before they are blown up to the picture; off: after, as in SAM."""
+    filter_candidates: bool = True
+    """CLIP looks at candidates alone that pass the area filter; off: at all."""
+    early_exit: bool = True
+    """The last UNet pass stops at the last tap; off: it is a full one."""
+    keep_unconditional: bool = True
+    """The first pass without a phrase is made once for a picture; off: again for each phrase."""
+    keep_picture: bool = True
+    """Latent, candidates and CLIP's patches are made once for a picture; off: again for each phrase."""
+    keep_texts: bool = True
+    """Both text encoders' answers are kept, the empty prompt's among them; off: made anew."""
+    batch_crops: bool = True
+    """Crops of one size share a call; off: one call each."""
+
+
+ALL_SHORTCUTS = Shortcuts()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Everything the pipeline reads."""
 
@@ -108,6 +143,7 @@ class Options:
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     crops: CropOptions = field(default_factory=CropOptions)
     fusion: FusionOptions = field(default_factory=FusionOptions)
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
 
 
 _OFFICIAL = Options()
@@ -130,17 +166,31 @@ _EDGE = Options(
         drop_filtered=True,
     ),
     attention=AttentionOptions(
-        timesteps=(51,), start_level=51, sample_posterior=False, focus="last", uint8_lanczos=False
+        timesteps=(51,),
+        start_level=51,
+        guidance=1.0,  # the empty prompt's pass costs as much as the phrase's and moves no answer
+        sample_posterior=False,
+        focus="last",
+        uint8_lanczos=False,
     ),
     crops=CropOptions(letterbox=True, word_boundaries=True, soft_long_side=512),
     fusion=FusionOptions(place=0.15, generative=0.1, ramp_on_heat=True, level_selector="between-class"),
 )
 
+_STATED_FOR_PX = 224
+"""Side of CLIP's picture that `soft_long_side` is stated for in a profile."""
+
 PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFICIAL, _PAPER, _EDGE)})
 
 
 def options_for(
-    spec: ModelSpec, *, profile: str = "edge", mode: str = "full", seed: int = 0, reader: str = "rules"
+    spec: ModelSpec,
+    *,
+    profile: str = "edge",
+    mode: str = "full",
+    seed: int = 0,
+    reader: str = "rules",
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Options:
     """The named profile, with the proposal thresholds that belong to this model's SAM.
 
@@ -162,10 +212,13 @@ def options_for(
     proposals = dataclasses.replace(
         base.proposals, points_per_side=points, pred_iou_threshold=iou, stability_threshold=stability
     )
+    side = base.crops.soft_long_side * spec.clip.image_size // _STATED_FOR_PX
     return dataclasses.replace(
         base,
         mode=mode,  # type: ignore[arg-type]
         seed=seed,
         reader=reader,  # type: ignore[arg-type]
         proposals=proposals,
+        shortcuts=shortcuts,
+        crops=dataclasses.replace(base.crops, soft_long_side=side),
     )

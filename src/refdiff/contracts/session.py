@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,47 @@ class BatchingSession(Session, Protocol):
     @property
     def most_rows(self) -> int | None:
         """Most rows of the graph's axis b in one run; None: any number."""
+        ...
+
+
+Measure = Literal["runs", "layers"]
+"""What sessions are opened to measure: what the device needs for a run, or for each layer of it."""
+
+
+@runtime_checkable
+class DeviceTimedSession(Session, Protocol):
+    """A session whose device has a clock of its own."""
+
+    def device_ms(self) -> float | None:
+        """Of the last run, without copies, once it is done; None where it was not opened to measure "runs".
+
+        Raises:
+            EngineError: the device failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """What one layer of a graph took in all runs of its session."""
+
+    name: str
+    operator: str
+    """Empty where the back-end does not say."""
+    calls: int
+    ms: float
+
+
+@runtime_checkable
+class LayeredSession(Session, Protocol):
+    """A session that can say where inside a run the time went."""
+
+    def layers(self) -> Sequence[LayerTime]:
+        """Of all runs so far, in the order they first ran; empty where it was not opened to measure "layers".
+
+        Raises:
+            EngineError: the back-end did not write down what it measured.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.session import Session
+from refdiff.contracts.session import Measure, Session
 from refdiff.engines.trt.choice import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
@@ -60,11 +60,13 @@ class OrtSessions:
         reason: str,
         threads: int | None,
         spinning: bool = True,
+        measure: Measure | None = None,
     ) -> None:
         self._bundle = bundle
         self._module = module
         self._threads = threads
         self._spinning = spinning
+        self._measure = measure
         self._contract = graph_contract(bundle.spec)
         self._open: dict[str, Session] = {}
         self.backend = backend
@@ -89,6 +91,7 @@ class OrtSessions:
                 backend=self.backend,
                 threads=self._threads,
                 spinning=self._spinning,
+                measure=self._measure,
             )
             self._open[name] = session
         return self._open[name]
@@ -107,6 +110,7 @@ def open_sessions(
     threads: int | None = None,
     memory: str | None = None,
     spinning: bool = True,
+    measure: Measure | None = None,
 ) -> BackendSessions:
     """A session factory for a bundle; no graph is loaded yet.
 
@@ -119,6 +123,7 @@ def open_sessions(
             takes what fits.
         spinning: whether ONNX Runtime's threads stay busy while they wait for each other; False leaves the
             cores to other work of this process.
+        measure: what the sessions are to measure beside their work; None: nothing.
 
     Raises:
         InputError: no such back-end, or a memory that means nothing or that the back-end cannot keep to.
@@ -128,10 +133,10 @@ def open_sessions(
     if backend not in BACKENDS:
         raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(BACKENDS)}")
     if backend in TENSORRT:
-        return open_plans(bundle, backend, reason="asked for", memory=memory)
+        return open_plans(bundle, backend, reason="asked for", memory=memory, measure=measure)
     why_not = ""
     if backend == "auto":
-        plans, why_not = prefer_plans(bundle, has_driver=_has_driver(), memory=memory)
+        plans, why_not = prefer_plans(bundle, has_driver=has_driver(), memory=memory, measure=measure)
         if plans is not None:
             return plans
     if memory is not None:
@@ -139,26 +144,41 @@ def open_sessions(
             f"memory {memory!r} is for plans, expected one of the back-ends {', '.join(TENSORRT)}; "
             f"leave it out{f' ({why_not})' if why_not else ''}"
         )
-    module = _import_ort(backend)
+    module = import_ort(backend)
     chosen, reason = _choose(module) if backend == "auto" else (backend, "asked for")
     reason = f"{reason}; {why_not}" if why_not else reason
-    return OrtSessions(bundle, module, backend=chosen, reason=reason, threads=threads, spinning=spinning)
+    return OrtSessions(
+        bundle,
+        module,
+        backend=chosen,
+        reason=reason,
+        threads=threads,
+        spinning=spinning,
+        measure=measure,
+    )
 
 
-def _has_driver() -> bool:
+def has_driver() -> bool:
+    """Whether this machine has an NVIDIA driver."""
     return any(sign.exists() for sign in _DRIVER_SIGNS)
 
 
 def _choose(module: ModuleType) -> tuple[str, str]:
     if "CUDAExecutionProvider" not in module.ort.get_available_providers():
         return "ort-cpu", "this onnxruntime has no CUDA provider"
-    if not _has_driver():
+    if not has_driver():
         return "ort-cpu", "onnxruntime has a CUDA provider, but this machine has no NVIDIA driver"
     return "ort-cuda", "onnxruntime has a CUDA provider and this machine an NVIDIA driver"
 
 
-def _import_ort(backend: str) -> ModuleType:
-    """Only the named package's absence is reported as such; a broken installation keeps its traceback."""
+def import_ort(backend: str) -> ModuleType:
+    """`refdiff.engines.ort`, with what the back-end needs beside it.
+
+    Only the named package's absence is reported as such; a broken installation keeps its traceback.
+
+    Raises:
+        MissingDependencyError: a package is not installed.
+    """
     try:
         from refdiff.engines import ort
 
@@ -184,7 +204,7 @@ def lean_session() -> type[LeanSession]:
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    _import_ort("ort-cpu")
+    import_ort("ort-cpu")
     from refdiff.engines.lean import LeanSession
 
     return LeanSession

@@ -36,6 +36,8 @@ class LeanSession:
             )
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
+        # In the graph's order: what only looks at a tensor runs before the next one is made, not at the end.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no public base

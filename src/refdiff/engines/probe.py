@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -25,6 +25,7 @@ def probe(
     *,
     folder: Path | None = None,
     most_bytes: int = MOST_BYTES,
+    reduction: Callable[[ir.Value], Sequence[ir.Node]] | None = None,
 ) -> Iterator[tuple[int, str, Array]]:
     """Run a graph on each of the feeds and hand out tensors by name.
 
@@ -36,6 +37,8 @@ def probe(
         names: tensors, inner ones or outputs.
         folder: where the weights of a graph lie; of a file, its own folder.
         most_bytes: of tensors held at once.
+        reduction: nodes to put behind each tensor; the result of the last one is handed out in its place. It
+            is taken to be small: one run serves all tensors.
 
     Yields:
         Index of the feed, name, values: float32 where the tensor is of half precision. Each pair once, in no
@@ -47,42 +50,51 @@ def probe(
     """
     graph, folder = (model, folder) if isinstance(model, ir.Model) else (load_typed(model), model.parent)
     largest = max((_batch(feed) for feed in feeds), default=1)
-    for group in _groups(graph, list(dict.fromkeys(names)), largest, most_bytes):
-        session = LeanSession(_exposing(graph, group), folder=folder)
+    most = most_bytes if reduction is None else math.inf
+    for group in _groups(graph, list(dict.fromkeys(names)), largest, most):
+        session = LeanSession(_exposing(graph, group, reduction or _read), folder=folder)
         for index, feed in enumerate(feeds):
             results = session.run(feed, [_probed(name) for name in group])
             for name in group:
                 yield index, name, results.pop(_probed(name))
 
 
-def _exposing(model: ir.Model, names: Sequence[str]) -> bytes:
-    """The graph with these tensors as its only outputs, float32 whatever they are inside."""
+def _exposing(
+    model: ir.Model, names: Sequence[str], making: Callable[[ir.Value], Sequence[ir.Node]]
+) -> bytes:
+    """The graph with what is made of these tensors as its only outputs."""
     copy = model.clone()
     values = _values(copy.graph)
-    outputs = [_readable(copy.graph, values[name]) for name in names]
+    outputs = [_exposed(copy.graph, values[name], making(values[name])) for name in names]
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(outputs)
     round_every_node(copy)
     return bytes(ir.serde.serialize_model(copy).SerializeToString())
 
 
-def _readable(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """A copy of the value under a name of its own: an output cannot be read twice under one name."""
+def _read(value: ir.Value) -> Sequence[ir.Node]:
+    """A copy of the value, float32 where it is of half precision inside."""
     half = value.dtype in HALVES
     attributes = [ir.AttrInt64("to", int(ir.DataType.FLOAT))] if half else []
     node = ir.Node("", "Cast" if half else "Identity", [value], attributes=attributes)
-    out = node.outputs[0]
-    out.name, out.shape = _probed(str(value.name)), value.shape
-    out.type = ir.TensorType(ir.DataType.FLOAT) if half else value.type
+    node.outputs[0].shape = value.shape
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT) if half else value.type
+    return [node]
+
+
+def _exposed(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Value:
+    """The result of the nodes, under a name of its own: an output cannot be read twice under one name."""
+    out = nodes[-1].outputs[0]
+    out.name = _probed(str(value.name))
     producer = value.producer()
     if producer is None:
-        graph.insert_before(graph[0], node)
+        graph.insert_before(graph[0], nodes)
     else:
-        graph.insert_after(producer, node)
+        graph.insert_after(producer, nodes)
     return out
 
 
-def _groups(model: ir.Model, names: Sequence[str], batch: int, most_bytes: int) -> Iterator[list[str]]:
+def _groups(model: ir.Model, names: Sequence[str], batch: int, most_bytes: float) -> Iterator[list[str]]:
     values = _values(model.graph)
     untyped = [name for name, value in values.items() if name and value.dtype is None]
     if untyped:

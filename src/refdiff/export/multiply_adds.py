@@ -1,6 +1,7 @@
 """How much arithmetic a written graph holds: the multiply-adds of its products and convolutions.
 
-Everything else (norms, activations, additions) is left out, as in METHOD §4's table.
+Everything else (norms, activations, additions) is left out, as in METHOD §4's table. A converted graph has no
+shapes inside; they are inferred from the sizes then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+from onnxscript.optimizer import fold_constants
 
 from refdiff.errors import InputError
 
@@ -22,15 +25,28 @@ def multiply_adds(path: Path, sizes: Mapping[str, int]) -> int:
         sizes: of its named dimensions, {"b": 1} for instance.
 
     Raises:
-        InputError: a shape the count needs is not in the file.
+        InputError: a shape the count needs is not in the file, and does not follow from the sizes.
     """
-    return sum(_of_node(node, sizes) for node in ir.load(path).graph)
+    model = ir.load(path)
+    if any(value.shape is None for node in model.graph for value in node.outputs):
+        _infer_shapes(model, sizes)
+    return sum(_of_node(node, sizes) for node in model.graph)
+
+
+def _infer_shapes(model: ir.Model, sizes: Mapping[str, int]) -> None:
+    """With numbers in place of the inputs' names, so that what computes a shape folds to a number."""
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [size if isinstance(size, int) else sizes.get(str(size.value), size) for size in value.shape]
+            )
+    fold_constants(model, onnx_shape_inference=True)
+    ShapeInferencePass(data_prop=True)(model)
 
 
 def _of_node(node: ir.Node, sizes: Mapping[str, int]) -> int:
     if node.op_type in ("MatMul", "Gemm"):
-        inner = _shape(node, node.inputs[0], sizes)[0 if _transposed(node) else -1]
-        return math.prod(_shape(node, node.outputs[0], sizes)) * inner
+        return math.prod(_shape(node, node.outputs[0], sizes)) * _inner(node, sizes)
     if node.op_type == "Conv":
         kernel = _shape(node, node.inputs[1], sizes)  # [out, in / groups, ...]
         return math.prod(_shape(node, node.outputs[0], sizes)) * math.prod(kernel[1:])
@@ -51,19 +67,39 @@ def _of_einsum(node: ir.Node, sizes: Mapping[str, int]) -> int:
     return math.prod(letters.values())
 
 
-def _transposed(node: ir.Node) -> bool:
-    return node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1
+def _inner(node: ir.Node, sizes: Mapping[str, int]) -> int:
+    """How many products are summed into each value."""
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1
+    source = node.inputs[0]
+    if source is None or source.shape is None:
+        raise _missing(node)
+    return _size(node, source.shape[0 if transposed else -1], sizes)
 
 
 def _shape(node: ir.Node, value: ir.Value | None, sizes: Mapping[str, int]) -> Sequence[int]:
     if value is None or value.shape is None:
-        raise InputError(f"{node.name}: a shape is missing; export the graph again")
-    return [size if isinstance(size, int) else _named(node, str(size.value), sizes) for size in value.shape]
+        raise _missing(node)
+    return [_size(node, size, sizes) for size in value.shape]
+
+
+def _missing(node: ir.Node) -> InputError:
+    return InputError(f"{node.name}: a shape is missing; export the graph again")
+
+
+def _size(node: ir.Node, size: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int:
+    return size if isinstance(size, int) else _named(node, str(size.value), sizes)
 
 
 def _named(node: ir.Node, name: str, sizes: Mapping[str, int]) -> int:
-    """A dimension the contract names, or a product of numbers and names as the exporter writes them."""
-    factors = [int(part) if part.isdigit() else sizes.get(part) for part in name.split("*")]
-    if None in factors:
-        raise InputError(f"{node.name}: got no size of dimension {name}, have: {', '.join(sizes) or 'none'}")
-    return math.prod(factor for factor in factors if factor is not None)
+    """A dimension the contract names, or a sum of products of numbers and names as the exporter writes it."""
+    total = 0
+    for term in name.split("+"):
+        factors = [
+            int(part) if part.isdigit() else sizes.get(part) for part in map(str.strip, term.split("*"))
+        ]
+        if None in factors:
+            raise InputError(
+                f"{node.name}: got no size of dimension {name}, have: {', '.join(sizes) or 'none'}"
+            )
+        total += math.prod(factor for factor in factors if factor is not None)
+    return total

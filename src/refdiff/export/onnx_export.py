@@ -32,7 +32,7 @@ EXTERNAL_FROM_BYTES = 1024
 _TABLE_SIZE, _FOLDED_SIZE = 1 << 16, 1 << 20
 """Most values of an operand and of a result that are folded; SAM ViT-H needs 10,160 and 327,680."""
 
-_SAMPLE_SIZES = {"b": 2, "c": 3, "p": 7, "t": 10}
+_SAMPLE_SIZES = {"b": 2, "c": 3, "p": 7, "t": 10, "n": 5, "k": 4}
 """Sizes of the named dimensions while tracing: all different, none 1 (a 1 would become static), t = c + p."""
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from refdiff.contracts.feeds import half_rounded, wanted_outputs
+import numpy as np
+
+from refdiff.contracts.feeds import half_rounded, read_rows, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Session, SessionFactory
 
 Shapes = tuple[tuple[int, ...], ...]
+
+_LEVELS = 64
+"""A signal is recorded in steps of its largest power of two over this: finer ones only fill the file."""
+
+_DISTINCT = 256
+"""What has fewer values is no signal: masks, timesteps and grids are recorded as they are."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,19 @@ class Record:
         """Of all its arrays."""
         return sum(array.nbytes for side in (self.feeds, self.results) for array in side.values())
 
+    def first_row(self) -> Record:
+        """The same of one item of the batch, where all tensors have it first and no item sees another."""
+        feeds, results = (
+            {name: array[:1] for name, array in side.items()} for side in (self.feeds, self.results)
+        )
+        return Record(feeds, results)
+
 
 class RecordingSession:
     """A session that remembers the last run of each shape.
 
-    Feeds are rounded to half-precision values first: the record compresses, and a half-precision graph can be
-    fed exactly the same.
+    Feeds are rounded to few half-precision values first: the record compresses, and a half-precision graph
+    can be fed exactly the same.
     """
 
     def __init__(self, graph: GraphSpec, inner: Session, stores: Sequence[dict[Shapes, Record]]) -> None:
@@ -45,7 +60,7 @@ class RecordingSession:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the inner session for all its outputs, and keep the run."""
         wanted = wanted_outputs(self._graph, outputs)
-        rounded = {name: half_rounded(array) for name, array in feeds.items()}
+        rounded = {name: coarse(array) for name, array in read_rows(self._graph, feeds).items()}
         results = self._inner.run(rounded)
         shapes, record = tuple(array.shape for array in rounded.values()), Record(rounded, results)
         for store in self._stores:
@@ -85,3 +100,21 @@ class Recorder:
     def records(self, name: str) -> tuple[Record, ...]:
         """The runs of a graph, one of each shape; empty where it never ran."""
         return tuple(self._stores.get(name, {}).values())
+
+
+def coarse(array: Array) -> Array:
+    """A copy at half-precision values; of a float32 signal, at few of them.
+
+    Args:
+        array: of any shape and type.
+
+    Returns:
+        The same shape and dtype; a signal, which has many distinct values, in steps of 1/64 of the largest
+        power of two in it.
+    """
+    exact = half_rounded(array)
+    if array.dtype != np.float32 or len(np.unique(exact)) < _DISTINCT:
+        return exact
+    _, exponent = np.frexp(np.abs(exact).max())
+    step = np.float32(np.ldexp(1.0, int(exponent) - 1) / _LEVELS)
+    return half_rounded(np.round(exact / step) * step)

@@ -1,10 +1,10 @@
-"""SAM's graphs: the image encoder, and the decoder for 64 single-point prompts (METHOD §2, FIELD §3).
+"""SAM's graphs: the image encoder, and in two parts the decoder of single-point prompts (METHOD §2, FIELD §3).
 
-The decoder equals `sam.prompt_encoder` + `sam.mask_decoder` with one foreground point per prompt, no box and
-no mask, `multimask_output=True`. Shapes are static. The 64 prompts share one image, and layer 0 computes on
-that one image by broadcasting: no repeat_interleave, and 64 times less of that layer's image work.
+Decoder and masks together equal `sam.prompt_encoder` + `sam.mask_decoder` with one foreground point per prompt,
+no box and no mask, `multimask_output=True`. The decoder's shapes are static. What a mask costs beyond its
+predicted IoU, the upscaling, is a graph of its own: it is run for prompts that passed the filter.
 
-Axes: n = 64 prompts, c = embedding channels, s = embedding side, m = 3 masks.
+Axes: n = 64 prompts, k = prompts chosen from them, c = embedding channels, s = embedding side, m = 3 masks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import nn
 
 from refdiff.contracts.graphs import MASKS_PER_POINT, POINTS_PER_BATCH
 from refdiff.errors import InputError
+from refdiff.export.sam_transformer import PromptTransformer
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
+    from segment_anything.modeling.common import LayerNorm2d
 
 
 class SamEncoder(nn.Module):
@@ -36,16 +38,14 @@ class SamEncoder(nn.Module):
 
 
 class SamDecoder(nn.Module):
-    """Embedding and points [n, 2] (x, y in input pixels) -> low-resolution logits and predicted IoU."""
+    """Embedding and points [n, 2] (x, y in input pixels) -> predicted IoU, and what `SamMasks` draws from."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         prompts, decoder = sam.prompt_encoder, sam.mask_decoder
         if decoder.num_multimask_outputs != MASKS_PER_POINT:
             raise InputError(f"got a SAM with {decoder.num_multimask_outputs} masks per point, expected 3")
-        self.transformer = decoder.transformer
-        self.upscaling = decoder.output_upscaling
-        self.hypernetworks = nn.ModuleList(decoder.output_hypernetworks_mlps[1:])
+        self.transformer = PromptTransformer(decoder.transformer)
         self.iou_head = decoder.iou_prediction_head
         height, width = prompts.input_image_size
         frequencies = prompts.pe_layer.positional_encoding_gaussian_matrix
@@ -65,28 +65,79 @@ class SamDecoder(nn.Module):
                 # The prompt encoder pads a prompt without a box with one more point, labelled "not a point".
                 "no_point": prompts.not_a_point_embed.weight.expand(POINTS_PER_BATCH, 1, -1),
                 "output_tokens": tokens.expand(POINTS_PER_BATCH, -1, -1),
-                "dense": prompts.no_mask_embed.weight.reshape(1, -1, 1, 1),
-                "image_positions": prompts.get_dense_pe(),
+                "dense": prompts.no_mask_embed.weight.reshape(1, 1, -1),
+                "image_positions": prompts.get_dense_pe().flatten(2).transpose(1, 2),  # [1, s * s, c]
             }
         for name, value in constants.items():
             self.register_buffer(name, value.detach().clone())
 
-    def forward(self, embedding: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, m, 4s, 4s] mask logits and [n, m] predicted IoU."""
+    def forward(
+        self, embedding: torch.Tensor, points: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[n, m] predicted IoU, [n, m, c] mask tokens and [n, s * s, c] features."""
         prompts = torch.cat([self._encode(points), self.no_point], dim=1)  # [n, 2, c]
         tokens = torch.cat([self.output_tokens, prompts], dim=1)  # [n, 5 + 2, c]
-        tokens, pixels = self.transformer(embedding + self.dense, self.image_positions, tokens)
-        channels, side = embedding.shape[1], embedding.shape[2]
-        pixels = pixels.transpose(1, 2).reshape(POINTS_PER_BATCH, channels, side, side)
-        upscaled = self.upscaling(pixels).flatten(2)  # [n, c / 8, 16 * s * s]
-        # Token 0 predicts the IoUs, token 1 the single mask that the automatic mode does not use.
-        weights = torch.stack([mlp(tokens[:, 2 + i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
-        low_res = (weights @ upscaled).reshape(POINTS_PER_BATCH, MASKS_PER_POINT, 4 * side, 4 * side)
+        image = embedding.flatten(2).transpose(1, 2) + self.dense  # [1, s * s, c]
+        tokens, features = self.transformer(image, self.image_positions, tokens)
         iou: torch.Tensor = self.iou_head(tokens[:, 0])[:, 1:]
-        return low_res, iou
+        # Token 0 predicts the IoUs, token 1 is of the single mask that the automatic mode does not use.
+        return iou, tokens[:, 2 : 2 + MASKS_PER_POINT], features
 
     def _encode(self, points: torch.Tensor) -> torch.Tensor:
         """[n, 1, c]: Fourier features of the pixel centres, marked as foreground."""
         angles = ((points + 0.5) * self.pixel_scale - 1.0) @ self.frequencies  # [n, c / 2]
         features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
         return (features + self.point_label).unsqueeze(1)
+
+
+class SamMasks(nn.Module):
+    """Mask logits of the prompts somebody wants masks of.
+
+    A transposed convolution of stride and size 2 is one product for each pixel, whose result holds its four
+    new pixels: channels stay last, and only the masks are put into picture order.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        decoder = sam.mask_decoder
+        first, norm, activation, second, last = decoder.output_upscaling
+        self.side = sam.prompt_encoder.image_embedding_size[0]
+        self.upscaling = nn.ModuleList((_per_pixel(first), _channels_last(norm), _per_pixel(second)))
+        self.activations = nn.ModuleList((activation, last))
+        self.hypernetworks = nn.ModuleList(decoder.output_hypernetworks_mlps[1:])
+
+    def forward(self, features: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """[k, m, 4s, 4s] logits of features [n, s * s, c] and tokens [n, m, c] at the rows `chosen` [k]."""
+        features, tokens = (torch.index_select(each, 0, chosen) for each in (features, tokens))
+        weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
+        grown = self.upscaling[0](features).unflatten(2, (4, -1))  # [k, s * s, 4, c / 4]
+        grown = self.activations[0](self.upscaling[1](grown))
+        grown = self.activations[1](self.upscaling[2](grown))  # [k, s * s, 4, 4 * c / 8]
+        pixels = grown.reshape(grown.shape[0], -1, weights.shape[2])  # [k, s * s * 4 * 4, c / 8]
+        logits = weights @ pixels.transpose(1, 2)  # [k, m, s * s * 4 * 4]
+        side = self.side
+        # [k * m, y, x, y of 2, x of 2, y of 4, x of 4]
+        logits = logits.reshape(-1, side, side, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
+        return logits.reshape(-1, MASKS_PER_POINT, 4 * side, 4 * side)
+
+
+def _per_pixel(layer: nn.ConvTranspose2d) -> nn.Linear:
+    """A transposed convolution of size and stride 2 as a product: channels in, 2 * 2 * channels out."""
+    if layer.kernel_size != (2, 2) or layer.stride != (2, 2) or layer.bias is None:
+        raise InputError(
+            f"got an upscaling {layer}, expected transposed convolutions of size and stride 2 with a bias"
+        )
+    product = nn.Linear(layer.in_channels, 4 * layer.out_channels)
+    with torch.no_grad():
+        product.weight.copy_(layer.weight.permute(2, 3, 1, 0).flatten(0, 2))  # [y, x, out], in
+        product.bias.copy_(layer.bias.repeat(4))
+    return product
+
+
+def _channels_last(norm: LayerNorm2d) -> nn.LayerNorm:
+    """SAM's norm over the channels of a picture, for channels that come last."""
+    last = nn.LayerNorm(len(norm.weight), eps=norm.eps)
+    with torch.no_grad():
+        last.weight.copy_(norm.weight)
+        last.bias.copy_(norm.bias)
+    return last

@@ -20,7 +20,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("sam", (("sam", ("sam_encoder", "sam_decoder")),)),
+    Stage("sam", (("sam", ("sam_encoder", "sam_decoder", "sam_masks")),)),
     Stage(
         "diffusion",
         (

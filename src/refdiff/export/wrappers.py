@@ -11,7 +11,7 @@ from refdiff.contracts.graphs import GRAPHS
 from refdiff.errors import InputError
 from refdiff.export.clip_graphs import ClipImage, ClipText
 from refdiff.export.diffusion_graphs import SdText, Unet, UnetTaps, VaeEncoder
-from refdiff.export.sam_graphs import SamDecoder, SamEncoder
+from refdiff.export.sam_graphs import SamDecoder, SamEncoder, SamMasks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,7 @@ _BUILDERS: dict[str, Callable[[ModelStack], nn.Module]] = {
     "unet_taps": lambda stack: UnetTaps(stack.unet, stack.spec.diffusion.tapped_layers),
     "sam_encoder": lambda stack: SamEncoder(stack.sam),
     "sam_decoder": lambda stack: SamDecoder(stack.sam),
+    "sam_masks": lambda stack: SamMasks(stack.sam),
     "clip_text": lambda stack: ClipText(stack.clip),
     "clip_image": lambda stack: ClipImage(stack.clip),
 }

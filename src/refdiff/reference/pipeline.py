@@ -20,6 +20,7 @@ from refdiff.reference.crops import named_side, position_ramp
 from refdiff.reference.diffusion import generative_map
 from refdiff.reference.proposals import propose
 from refdiff.reference.scoring import choose, contrast, fuse, level_sets, score_levels
+from refdiff.runtime.peaks import map_prompts
 from refdiff.runtime.phrase import Phrase, read_phrase
 from refdiff.runtime.places import heat_ramp, place_scores
 from refdiff.runtime.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ class ReferenceScene:
     image: NDArray[np.uint8]
     """[y, x, 3] RGB."""
     candidates: Candidates | None
-    """None in mode `gen`, which has no proposals."""
+    """None in mode `gen`, which has no proposals, and where they follow each phrase's map."""
 
 
 class Reference:
@@ -63,7 +64,7 @@ class Reference:
             raise InputError(
                 f"got a picture of shape {image.shape} and type {image.dtype}, expected [y, x, 3] uint8 RGB"
             )
-        if self._options.mode == "gen":
+        if self._options.mode == "gen" or self._options.proposals.peaks:
             return ReferenceScene(image=image, candidates=None)
         return ReferenceScene(image=image, candidates=propose(self._stack, self._options.proposals, image))
 
@@ -71,12 +72,13 @@ class Reference:
         """As `segment`, on candidates found before."""
         query = self._read(phrase, focus)
         heat = self._attend(scene, query)
-        if scene.candidates is None:
+        if self._options.mode == "gen":
             return self._level_set(query, _required(heat))
-        parts = self._parts(scene.image, scene.candidates, query, heat)
-        scores = fuse(self._options, parts, scene.candidates.kept)
+        candidates = scene.candidates or self._propose_at_peaks(scene.image, _required(heat))
+        parts = self._parts(scene.image, candidates, query, heat)
+        scores = fuse(self._options, parts, candidates.kept)
         nothing = "no proposal passes the filters"
-        return _segmentation(query, scene.candidates, scores, heat, nothing=nothing)
+        return _segmentation(query, candidates, scores, heat, nothing=nothing)
 
     def _read(self, phrase: str, focus: str | None) -> Phrase:
         options = self._options
@@ -94,6 +96,12 @@ class Reference:
         if not self._options.fusion.ramp_on_heat:
             return heat
         return (heat * heat_ramp(query, heat.shape)).astype(np.float32)
+
+    def _propose_at_peaks(self, image: NDArray[np.uint8], heat: Float) -> Candidates:
+        """What SAM finds where the phrase's map is high (METHOD §10.2)."""
+        options = self._options.proposals
+        prompts = map_prompts(heat, peaks=options.peaks, points_per_side=options.points_per_side)
+        return propose(self._stack, options, image, prompts)
 
     def _level_set(self, query: Phrase, heat: Float) -> Segmentation:
         """Mode `gen`: the map proposes and chooses (METHOD §8)."""
@@ -123,8 +131,9 @@ class Reference:
         hard_ramp, soft_ramp = (flat, ramp) if crops.ramp_on_soft else (ramp, flat)
 
         sentence, root = text_vectors(stack, self._tokenizer, (query.text, query.root))
+        unlike = self._unlike(query)
         hard_text, soft_text = (
-            (1 - share) * sentence + share * root
+            (1 - share) * sentence + share * root - unlike
             for share in (crops.hard_root_weight, crops.soft_root_weight)
         )
         hard = hard_vectors(stack, crops, image, masks, boxes, hard_ramp)
@@ -135,6 +144,14 @@ class Reference:
             place = place_scores(query, boxes, candidates.areas_px[kept], size_yx, similarity)
             parts["place"] = _spread(place, kept)
         return parts
+
+    def _unlike(self, query: Phrase) -> Float:
+        """What is taken off the text vectors: the phrase's other nouns (METHOD §10.7)."""
+        negative = self._options.crops.negative
+        if not negative or not query.others:
+            return np.zeros(self._stack.spec.clip.embed_dim, dtype=np.float32)
+        others = text_vectors(self._stack, self._tokenizer, query.others)
+        return np.asarray(negative * others.mean(axis=0), dtype=np.float32)
 
     def _other_similarity(self, query: Phrase, hard: Float) -> Float | None:
         """How much each kept candidate looks like the thing the phrase relates to: [n]."""

@@ -5,7 +5,9 @@ Axes: n = candidates, y/x = picture rows/columns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +18,33 @@ from refdiff.contracts.options import ProposalOptions
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Bool
 from refdiff.contracts.stack import ModelStack
+from refdiff.errors import MissingDependencyError
 
 
-def propose(stack: ModelStack, options: ProposalOptions, image: NDArray[np.uint8]) -> Candidates:
-    """All that SAM finds, best predicted IoU first; one all-true mask when it finds nothing (METHOD §2)."""
-    generator = SamAutomaticMaskGenerator(
-        stack.sam,
-        points_per_side=options.points_per_side,
+def propose(
+    stack: ModelStack,
+    options: ProposalOptions,
+    image: NDArray[np.uint8],
+    prompts: NDArray[np.float64] | None = None,
+) -> Candidates:
+    """All that SAM finds, best predicted IoU first; one all-true mask when it finds nothing (METHOD §2).
+
+    Args:
+        stack: the models.
+        options: grid, thresholds and filter.
+        image: [y, x, 3].
+        prompts: [m, 2], points (x, y) in 0..1 in place of the grid's.
+    """
+    generator = _generator(
+        model=stack.sam,
+        points_per_side=options.points_per_side if prompts is None else None,
+        point_grids=None if prompts is None else [prompts],
         points_per_batch=POINTS_PER_BATCH,
         pred_iou_thresh=options.pred_iou_threshold,
         stability_score_thresh=options.stability_threshold,
         stability_score_offset=options.stability_offset,
         box_nms_thresh=options.nms_iou,
+        min_mask_region_area=math.ceil(options.min_region_share * image.shape[0] * image.shape[1]),
     )
     found = generator.generate(image)
     if not found:
@@ -35,6 +52,18 @@ def propose(stack: ModelStack, options: ProposalOptions, image: NDArray[np.uint8
         return replace(whole, kept=whole.kept & (not options.drop_filtered))  # edge: no match
     masks = np.stack([record["segmentation"] for record in found])
     return candidates_of(masks, np.array([record["predicted_iou"] for record in found]), options)
+
+
+def _generator(**settings: Any) -> SamAutomaticMaskGenerator:
+    try:
+        return SamAutomaticMaskGenerator(**settings)
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        raise MissingDependencyError(
+            "segment_anything removes small regions with OpenCV; install opencv-python-headless for the"
+            " reference, or set proposals.min_region_share to 0"
+        ) from error
 
 
 def candidates_of(masks: Bool, predicted_iou: NDArray[np.floating], options: ProposalOptions) -> Candidates:

@@ -11,6 +11,8 @@ Open `pipeline.py` first: it reads like METHOD.md. The rest, by the step it serv
     tokenizer.py    CLIP's byte pairs, and which token the head word is
 
     proposals.py    SAM's automatic mode            masks.py      boxes, areas, suppression
+    resizing.py     its logits on the picture       kept_texts.py text work once per phrase
+    peaks.py        prompts from a phrase's map     regions.py    small holes and islands
     generative.py   the diffusion branch            attention.py  logits -> maps -> heat on the picture
     schedule.py     diffusion's noise levels        noise.py      the seeded draws
     discriminative.py  the CLIP branch              crops.py, patches.py  what it is fed

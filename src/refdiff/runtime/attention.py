@@ -18,17 +18,20 @@ EPS = 1e-8
 """Added to the denominator of every min-max: a flat map becomes zeros (METHOD §9)."""
 
 
-def guided_logits(taps: Float, guidance: float) -> Float:
-    """L_u + guidance (L_c - L_u).
+def guided_branches(branches: Float, guidance: float) -> Float:
+    """U + guidance (C - U), of logits or of predictions.
 
     Args:
-        taps: [2, l, q, t], the unconditional branch first.
+        branches: [2, ...], the unconditional one first; or [1, ...], the conditional one alone, which is
+            all that counts at guidance 1.
         guidance: 9 in the release.
 
     Returns:
-        [l, q, t].
+        [...].
     """
-    unconditional, conditional = taps
+    if len(branches) == 1:
+        return np.asarray(branches[0])
+    unconditional, conditional = branches
     guided: Float = unconditional + np.float32(guidance) * (conditional - unconditional)
     return guided
 

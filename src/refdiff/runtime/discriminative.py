@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.options import CropOptions
+from refdiff.contracts.options import ALL_SHORTCUTS, CropOptions, Shortcuts
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ClipSpec
@@ -67,6 +67,7 @@ def hard_vectors(
     candidates: Candidates,
     options: CropOptions,
     direction: Direction,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
     """Unit vector h_i of each candidate cut out on black (METHOD §5). Returns [n, e].
 
@@ -75,13 +76,14 @@ def hard_vectors(
     weights = ramp(direction, image.shape[1])  # [x]
     fit = letterbox if options.letterbox else resize_shorter_side
     by_bucket: dict[int, list[tuple[int, Picture]]] = defaultdict(list)
-    for i in np.flatnonzero(candidates.kept):
+    for i in _looked_at(candidates, shortcuts):
         crop = masked_crop(image, candidates.masks[i], candidates.boxes_xyxy_px[i], weights)
         crop = fit(crop, clip.image_size)
         by_bucket[patch_bucket(clip, math.prod(_grid(crop, clip)))].append((int(i), crop))
     vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
     for padded_to, crops in by_bucket.items():
-        for some in _slices(len(crops), pictures_per_call(1 + padded_to)):
+        together = pictures_per_call(1 + padded_to) if shortcuts.batch_crops else 1
+        for some in _slices(len(crops), together):
             indices, pictures = zip(*crops[some], strict=True)
             vectors[list(indices)] = _plain_tower(sessions, clip, positions, pictures, padded_to)
     return vectors
@@ -94,6 +96,7 @@ def soft_vectors(
     image: Picture,
     candidates: Candidates,
     options: CropOptions,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
     """Unit vector o_i of each candidate seen in its surroundings by masked attention (METHOD §6).
 
@@ -101,14 +104,14 @@ def soft_vectors(
         [n, e].
     """
     vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
-    if not candidates.kept.any():
+    kept = _looked_at(candidates, shortcuts)
+    if not len(kept):
         return vectors
     picture = shrink_longer_side(image, options.soft_long_side, least=clip.patch_size)
     grid_yx = _grid(picture, clip)
     padded_to = patch_bucket(clip, math.prod(grid_yx))
     patches = padded_rows([to_patches(picture, clip)], padded_to)
     places = padded_rows([_positions(positions, picture, clip)], padded_to)
-    kept = np.flatnonzero(candidates.kept)
     for some in _slices(len(kept), CLASS_BUCKETS[-1]):
         on_patches = sample_on_grid(candidates.masks[kept[some]], grid_yx)  # [c, p]
         classes = class_bucket(len(on_patches))
@@ -121,6 +124,11 @@ def soft_vectors(
         seen = sessions.open("clip_image").run(feeds)["vectors"][0, : len(on_patches)]
         vectors[kept[some]] = unit(seen)
     return vectors
+
+
+def _looked_at(candidates: Candidates, shortcuts: Shortcuts) -> NDArray[np.intp]:
+    """Indices of the candidates that CLIP looks at."""
+    return np.flatnonzero(candidates.kept) if shortcuts.filter_candidates else np.arange(len(candidates))
 
 
 def unit(vectors: Float) -> Float:

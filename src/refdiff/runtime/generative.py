@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refdiff.contracts.options import AttentionOptions
+from refdiff.contracts.options import ALL_SHORTCUTS, AttentionOptions, Shortcuts
 from refdiff.contracts.session import Array, Float, SessionFactory
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.attention import guided_logits, normalised_maps
+from refdiff.runtime.attention import guided_branches, normalised_maps
 from refdiff.runtime.geometry import Picture, diffusion_input
 from refdiff.runtime.noise import draw
 from refdiff.runtime.phrase import Phrase
@@ -40,13 +40,13 @@ class LatentState:
 
     noised: Float
     """[1, c, s, s], at level `start_level`."""
-    empty_context: Float
-    """[1, t, d], of the unconditional prompt."""
+    empty_context: Float | None
+    """[1, t, d], of the unconditional prompt; None at guidance 1, which does not look at it."""
     eps: Float | None
     """[1, c, s, s], what the UNet predicted in the unconditional first pass, noise or velocity; None where it
     is the only pass."""
-    taps: Float
-    """[1, l, q, t], of the same pass."""
+    taps: Float | None
+    """[1, l, q, t], of the same pass; None at guidance 1."""
 
 
 def encode_latent(
@@ -79,6 +79,7 @@ def latent_state(
     tokenizer: Tokenizer,
     seed: int,
     image: Picture,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> LatentState:
     """Everything that depends on the picture alone.
 
@@ -89,6 +90,7 @@ def latent_state(
         tokenizer: of the bundle.
         seed: of the posterior's draw and the noise.
         image: [y, x, 3].
+        shortcuts: where the last pass stops.
 
     Raises:
         InputError: the options ask for what the graphs do not expose.
@@ -98,8 +100,10 @@ def latent_state(
     clean = encode_latent(sessions, spec, options, seed, image)
     _, noise = draw(seed, clean.shape)
     noised = add_noise(clean, noise, float(alphas_cumprod(spec)[options.start_level]))
+    if options.guidance == 1:
+        return LatentState(noised=noised, empty_context=None, eps=None, taps=None)
     context = _contexts(sessions, spec, tokenizer, [""])
-    eps, taps = _pass(sessions, options, 0, noised, context)
+    eps, taps = _pass(sessions, options, 0, noised, context, shortcuts)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
 
 
@@ -110,13 +114,14 @@ def attend(
     tokenizer: Tokenizer,
     state: LatentState,
     phrase: Phrase,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
     """The maps of one phrase: see `attend_each`.
 
     Returns:
         [m, g, g], 0..1.
     """
-    return next(attend_each(sessions, spec, options, tokenizer, state, [phrase]))
+    return next(attend_each(sessions, spec, options, tokenizer, state, [phrase], shortcuts))
 
 
 def attend_each(
@@ -126,6 +131,7 @@ def attend_each(
     tokenizer: Tokenizer,
     state: LatentState,
     phrases: Sequence[Phrase],
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
     rows: int = UNET_ROWS,
 ) -> Iterator[Float]:
     """The maps of each phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
@@ -137,6 +143,7 @@ def attend_each(
         tokenizer: of the bundle.
         state: of the picture.
         phrases: such as passed `Tokenizer.check_length`.
+        shortcuts: whether the state's own pass is used, and where the last pass stops.
         rows: most of a UNet call; later passes take two for a phrase.
 
     Yields:
@@ -149,7 +156,7 @@ def attend_each(
     columns = [tokenizer.focus_indices(phrase, options.focus) for phrase in phrases]
     for start in range(0, len(phrases), rows):
         some = slice(start, start + rows)
-        yield from _maps(sessions, spec, options, state, contexts[some], columns[some], rows)
+        yield from _maps(sessions, spec, options, state, contexts[some], columns[some], shortcuts, rows)
 
 
 def _maps(
@@ -159,26 +166,29 @@ def _maps(
     state: LatentState,
     contexts: Float,
     columns: Sequence[Sequence[int]],
+    shortcuts: Shortcuts,
     rows: int,
 ) -> list[Float]:
     """The maps [m, g, g] of the phrases of these contexts [k, t, d], read at each phrase's columns."""
     alphas = alphas_cumprod(spec)
+    both = _paired(state.empty_context, contexts)  # [2k, t, d]; [k, t, d] at guidance 1
+    branches = len(both) // len(contexts)
 
     latent = np.repeat(state.noised, len(contexts), axis=0)  # [k, c, s, s]
-    eps, taps = _pass(sessions, options, 0, latent, contexts, rows)  # conditional alone
-    eps = None if eps is None or state.eps is None else _paired(state.eps, eps)  # [2k, c, s, s]
-    taps = _paired(state.taps, taps)  # [2k, l, q, t]
     maps: list[list[Float]] = [[] for _ in contexts]
     for index in range(len(options.timesteps)):
-        if index:
-            both = _paired(state.empty_context, contexts)  # [2k, t, d]
-            eps, taps = _pass(sessions, options, index, np.repeat(latent, 2, axis=0), both, rows)
-        for i, read_at in enumerate(columns):
-            logits = guided_logits(taps[2 * i : 2 * i + 2], options.guidance)
-            maps[i].append(normalised_maps(logits, read_at, spec.tap_size))
+        if index == 0 and shortcuts.keep_unconditional:
+            eps, taps = _pass(sessions, options, 0, latent, contexts, shortcuts, rows)  # conditional alone
+            eps = None if eps is None else _paired(state.eps, eps)  # [2k, c, s, s]
+            taps = _paired(state.taps, taps)  # [2k, l, q, t]
+        else:
+            repeated = np.repeat(latent, branches, axis=0)
+            eps, taps = _pass(sessions, options, index, repeated, both, shortcuts, rows)
+        for i, logits in enumerate(_guided(taps, branches, options.guidance)):
+            maps[i].append(normalised_maps(logits, columns[i], spec.tap_size))
         if eps is not None:
             told, following = options.timesteps[index : index + 2]
-            guided = eps[::2] + np.float32(options.guidance) * (eps[1::2] - eps[::2])
+            guided = _guided(eps, branches, options.guidance)
             # The release's off-by-one: the latent is one level noisier than the UNet and the step are told.
             level = float(alphas[told])
             noise = predicted_noise(guided, latent, level, spec.prediction)
@@ -226,10 +236,18 @@ def _contexts(
     return _run(sessions, "sd_text", {"ids": ids}, step)["context"]
 
 
-def _paired(unconditional: Float, conditional: Float) -> Float:
-    """[1, …] and [k, …] -> [2k, …]: before each phrase's row the one that all share."""
+def _paired(unconditional: Float | None, conditional: Float) -> Float:
+    """[1, …] and [k, …] -> [2k, …]: before each phrase's row the one that all share, if there is one."""
+    if unconditional is None:
+        return conditional
     shared = np.broadcast_to(unconditional, conditional.shape)
     return np.stack((shared, conditional), axis=1).reshape(-1, *conditional.shape[1:])
+
+
+def _guided(paired: Float, branches: int, guidance: float) -> Float:
+    """[branches * k, …] -> [k, …]."""
+    of_phrases = paired.reshape(-1, branches, *paired.shape[1:])
+    return np.stack([guided_branches(each, guidance) for each in of_phrases])
 
 
 def _pass(
@@ -238,13 +256,14 @@ def _pass(
     index: int,
     latent: Float,
     context: Float,
+    shortcuts: Shortcuts,
     rows: int = UNET_ROWS,
 ) -> tuple[Float | None, Float]:
     """UNet pass number `index`: what it predicts, and the taps. The last pass stops at the taps."""
     timestep = np.full(len(latent), options.timesteps[index], np.float32)
     feeds = {"latent": latent, "timestep": timestep, "context": context}
     is_last = index == len(options.timesteps) - 1
-    graph = "unet_taps" if is_last else "unet"
+    graph = "unet_taps" if is_last and shortcuts.early_exit else "unet"
     outputs = _run(sessions, graph, feeds, rows_per_call(sessions.open(graph), wanted=rows, safe=UNET_ROWS))
     return None if is_last else outputs["eps"], outputs["taps"]
 

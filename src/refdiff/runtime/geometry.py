@@ -98,12 +98,13 @@ def upsample_bilinear(array: NDArray[Any], size_yx: Size) -> Float:
         [..., y, x].
     """
     values = np.asarray(array, np.float32)
-    rows, columns = _weights(values.shape[-2], size_yx[0]), _weights(values.shape[-1], size_yx[1])
+    rows = bilinear_weights(values.shape[-2], size_yx[0])
+    columns = bilinear_weights(values.shape[-1], size_yx[1])
     resized: Float = rows @ (values @ columns.T)  # [..., h, x], then [..., y, x]
     return resized
 
 
-def _weights(source: int, target: int) -> Float:
+def bilinear_weights(source: int, target: int) -> Float:
     """[target, source]: each row mixes the two source cells a target cell lies between.
 
     The coordinates are float32 as in torch, so that both place an edge on the same pixel.

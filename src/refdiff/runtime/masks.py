@@ -19,7 +19,8 @@ Integers = NDArray[np.int64]
 
 def areas(masks: Bool) -> Integers:
     """Pixels of each mask: [n, y, x] -> [n]."""
-    return np.asarray(np.count_nonzero(masks, axis=(1, 2)), dtype=np.int64)
+    # Mask by mask: numpy counts a whole array of truth values several times faster than along axes.
+    return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
 
 
 def boxes(masks: Bool) -> Integers:
@@ -47,8 +48,8 @@ def stability(logits: Float, *, threshold: float, offset: float) -> Float:
     Returns:
         [n], 0..1; 0 for a mask that is empty at both cuts (SAM gets NaN there and drops it too).
     """
-    inner = np.count_nonzero(logits > threshold + offset, axis=(1, 2))
-    outer = np.count_nonzero(logits > threshold - offset, axis=(1, 2))
+    inner = areas(logits > threshold + offset)
+    outer = areas(logits > threshold - offset)
     return np.asarray(inner / np.maximum(outer, 1), dtype=np.float32)
 
 

@@ -14,9 +14,11 @@ from typing import Any, Literal
 from refdiff.contracts.options import Reader
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.runtime.reading import (
+    FoundRelation,
     RelationKind,
     Word,
     find_head,
+    find_others,
     find_place,
     find_relation,
     find_size,
@@ -25,6 +27,9 @@ from refdiff.runtime.reading import (
 from refdiff.runtime.wordlist import Place, Size, Superlative
 
 SPACY_MODEL = "en_core_web_sm"
+
+MOST_OTHERS = 3
+"""Other things of a phrase that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Phrase:
     size: Size | None = None
     """Size said of the head itself ("the big red mug")."""
     relation: Relation | None = None
+    others: tuple[str, ...] = ()
+    """The first few other things the phrase speaks of; the relation's comes first."""
     focused: bool = False
     """The caller said the root outright, so the map is read there whatever the profile's focus."""
 
@@ -87,6 +94,7 @@ def read_phrase(
         superlative=find_superlative(own),
         size=find_size(text[: head.end]) if head else None,
         relation=None if relation is None else Relation(relation.kind, relation.other),
+        others=_others(text, head, relation),
         focused=focus is not None,
     )
 
@@ -130,6 +138,15 @@ def _head(text: str, focus: str | None, reader: Reader) -> Word | None:
     if focus is not None:
         return _focus_word(text, focus)
     return spacy_root(text) if reader == "spacy" else find_head(text)
+
+
+def _others(text: str, head: Word | None, relation: FoundRelation | None) -> tuple[str, ...]:
+    """What is named behind the head, the relation's other thing first and as it stands there."""
+    start = head.end if head else 0
+    if relation is None:
+        return find_others(text[start:])[:MOST_OTHERS] if head else ()
+    around = text[start : relation.start], text[max(start, relation.end) :]
+    return (relation.other, *(other for part in around for other in find_others(part)))[:MOST_OTHERS]
 
 
 def _focus_word(text: str, focus: str) -> Word:

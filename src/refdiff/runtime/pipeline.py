@@ -6,6 +6,7 @@ Axes: n = candidates, y/x = picture rows/columns, g = CLIP's training grid, w = 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -20,15 +21,19 @@ from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
 from refdiff.runtime.attention import heat_map
+from refdiff.runtime.chaining import on_host
 from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
 from refdiff.runtime.generative import LatentState, attend_each, latent_state
+from refdiff.runtime.kept_texts import TextKeeping
+from refdiff.runtime.peaks import map_prompts
 from refdiff.runtime.phrase import Phrase, direction, read_phrase
 from refdiff.runtime.picture import read_picture
 from refdiff.runtime.places import Direction, heat_ramp, place_scores
-from refdiff.runtime.proposals import propose
+from refdiff.runtime.proposals import embed, propose, propose_at
 from refdiff.runtime.rows import TEXT_ROWS, UNET_ROWS
-from refdiff.runtime.scene import Scene
+from refdiff.runtime.scene import ByDirection, Scene
 from refdiff.runtime.scoring import attention_contrast, conclude, fuse, level_sets, score_level_sets
+from refdiff.runtime.stages import Nobody, Observer, staged
 from refdiff.runtime.tokenizer import Tokenizer
 
 
@@ -41,6 +46,7 @@ class Segmenter:
         options: a profile, or a change of one.
         tokenizer: of the bundle.
         positions: [g*g, w], CLIP's position table without the class token's row.
+        observer: told of every stage; None: nobody is.
 
     Raises:
         InputError: the options need what no exported graph has, or the table does not fit the spec.
@@ -54,13 +60,15 @@ class Segmenter:
         options: Options,
         tokenizer: Tokenizer,
         positions: Float,
+        observer: Observer | None = None,
     ) -> None:
         _check(spec, options, positions)
-        self._sessions = sessions
+        self._sessions = TextKeeping(sessions) if options.shortcuts.keep_texts else sessions
         self._spec = spec
         self._options = options
         self._tokenizer = tokenizer
         self._positions = positions
+        self._observer = observer or Nobody()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -79,6 +87,7 @@ class Segmenter:
         """What this segmenter computes."""
         return self._options
 
+    @staged("encode")
     def encode(self, picture: str | Path | bytes | NDArray[Any]) -> Scene:
         """Do the work that needs no phrase.
 
@@ -89,8 +98,7 @@ class Segmenter:
             InputError: the picture cannot be used.
             EngineError: a graph failed.
         """
-        image = read_picture(picture).copy()
-        image.setflags(write=False)
+        image = self._read_picture(picture)
         candidates = self._propose(image)
         return Scene(
             image=image,
@@ -99,9 +107,11 @@ class Segmenter:
             candidates=candidates,
             latent=self._encode_latent(image),
             soft=self._soft(image, candidates),
+            embedding=self._embed(image),
             sessions=self._sessions,
         )
 
+    @staged("segment")
     def segment(self, scene: Scene, phrase: str, *, focus: str | None = None) -> Segmentation:
         """Choose what `phrase` names in the scene.
 
@@ -169,19 +179,52 @@ class Segmenter:
     def _discriminates(self) -> bool:
         return self._options.mode in ("disc+seg", "full")
 
+    @staged("picture")
+    def _read_picture(self, picture: str | Path | bytes | NDArray[Any]) -> NDArray[np.uint8]:
+        """The scene's own copy, read-only."""
+        image = read_picture(picture).copy()
+        image.setflags(write=False)
+        return image
+
+    @staged("proposals")
     def _propose(self, image: NDArray[np.uint8]) -> Candidates | None:
         """METHOD §2."""
-        if self._options.mode == "gen":
+        if self._options.mode == "gen" or self._options.proposals.peaks:
             return None
-        return propose(self._sessions, self._spec.sam, image, self._options.proposals)
+        options = self._options
+        return propose(self._sessions, self._spec.sam, image, options.proposals, options.shortcuts)
 
+    @staged("proposals")
+    def _embed(self, image: NDArray[np.uint8]) -> Float | None:
+        """SAM's embedding, kept for prompts that wait for a phrase; on the host, as scenes outlive runs."""
+        if self._options.mode == "gen" or not self._options.proposals.peaks:
+            return None
+        return on_host(embed(self._sessions, self._spec.sam, image))
+
+    @staged("proposals")
+    def _prompt(self, scene: Scene, heat: Float | None) -> Scene:
+        """The scene with candidates of this phrase alone, found at the peaks of its map (METHOD §10.2)."""
+        if scene.embedding is None or heat is None:
+            return scene
+        options, spec = self._options.proposals, self._spec.sam
+        prompts = map_prompts(heat, peaks=options.peaks, points_per_side=options.points_per_side)
+        candidates = propose_at(
+            prompts, self._sessions, spec, scene.embedding, scene.size_yx, options, self._options.shortcuts
+        )
+        soft = self._soft(scene.image, candidates)
+        return replace(scene, candidates=candidates, soft=soft, hard=ByDirection())
+
+    @staged("latent")
     def _encode_latent(self, image: NDArray[np.uint8]) -> LatentState | None:
         """METHOD §4, what the picture alone decides."""
         if self._options.mode == "disc+seg":
             return None
         spec, options = self._spec.diffusion, self._options
-        return latent_state(self._sessions, spec, options.attention, self._tokenizer, options.seed, image)
+        return latent_state(
+            self._sessions, spec, options.attention, self._tokenizer, options.seed, image, options.shortcuts
+        )
 
+    @staged("reading")
     def _read(self, phrase: str, focus: str | None) -> Phrase:
         """METHOD §3."""
         options = self._options
@@ -206,41 +249,49 @@ class Segmenter:
 
     def _answers(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Iterator[Segmentation]:
         """One answer for each phrase; text work is shared by a few phrases at a time."""
+        if not self._options.shortcuts.keep_picture:
+            scene = self.encode(scene.image)
         waiting = iter(queries)
         while some := list(islice(waiting, TEXT_ROWS)):
             maps, texts = self._attend(scene, some, rows), self._read_texts(some)
-            for query, of_query in zip(some, maps, strict=True):
-                yield self._answer(scene, query, self._heat(scene, query, of_query), texts)
+            for query in some:
+                yield self._answer(scene, query, self._heat(scene, query, maps), texts)
 
     def _answer(
         self, scene: Scene, query: Phrase, heat: Float | None, texts: Mapping[str, Float]
     ) -> Segmentation:
+        scene = self._prompt(scene, heat)
         if scene.candidates is None:
             return self._segment_map(query, heat)
         parts = self._cues(scene, scene.candidates, query, heat, texts)
-        scores = fuse(
-            self._options.fusion,
-            self._options.mode,
-            parts,
-            scene.candidates.kept,
-            drop_filtered=self._options.proposals.drop_filtered,
-        )
-        return conclude(query, heat, scene.candidates, scores, "no proposal passes the filters")
+        return self._choose(scene.candidates, query, heat, parts)
 
     def _attend(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Iterator[Float | None]:
-        """The attention maps of each phrase (METHOD §4)."""
+        """The attention maps of each phrase (METHOD §4); the UNet runs as they are taken."""
         if scene.latent is None:
             return iter([None] * len(queries))
-        options, spec = self._options.attention, self._spec.diffusion
-        return attend_each(self._sessions, spec, options, self._tokenizer, scene.latent, queries, rows)
+        options, spec = self._options, self._spec.diffusion
+        return attend_each(
+            self._sessions,
+            spec,
+            options.attention,
+            self._tokenizer,
+            scene.latent,
+            queries,
+            options.shortcuts,
+            rows,
+        )
 
-    def _heat(self, scene: Scene, query: Phrase, maps: Float | None) -> Float | None:
-        """The generative map c [y, x] (METHOD §4.6, §10.4)."""
-        if maps is None:
+    @staged("attention")
+    def _heat(self, scene: Scene, query: Phrase, maps: Iterator[Float | None]) -> Float | None:
+        """The generative map c [y, x] of the next maps (METHOD §4.6, §10.4)."""
+        of_query = next(maps)
+        if of_query is None:
             return None
-        heat = heat_map(maps, scene.size_yx, uint8_lanczos=self._options.attention.uint8_lanczos)
+        heat = heat_map(of_query, scene.size_yx, uint8_lanczos=self._options.attention.uint8_lanczos)
         return heat * heat_ramp(query, scene.size_yx) if self._options.fusion.ramp_on_heat else heat
 
+    @staged("scoring")
     def _segment_map(self, query: Phrase, heat: Float | None) -> Segmentation:
         """Mode `gen`: the map's level sets are the candidates (METHOD §8)."""
         if heat is None:
@@ -251,6 +302,7 @@ class Segmenter:
         scores = score_level_sets(heat, levels, self._options.fusion)
         return conclude(query, heat, levels, scores, "the attention map is flat")
 
+    @staged("scoring")
     def _cues(
         self,
         scene: Scene,
@@ -275,19 +327,32 @@ class Segmenter:
         crops = self._options.crops
         side = direction(query.text, word_boundaries=crops.word_boundaries)
         hard = self._hard(scene, candidates, side)
-        whole, root, *other = (texts[text] for text in self._texts_of(query))
+        whole, root, *others = (texts[text] for text in self._texts_of(query))
+        unlike = crops.negative * np.mean(others, axis=0) if crops.negative and others else 0.0
         shares = (crops.hard_root_weight, crops.soft_root_weight)
-        hard_text, soft_text = ((1 - share) * whole + share * root for share in shares)
+        hard_text, soft_text = ((1 - share) * whole + share * root - unlike for share in shares)
         parts = {"hard": hard @ hard_text, "soft": scene.soft @ soft_text}
         if self._options.fusion.place:
-            parts["place"] = _places(query, candidates, scene.size_yx, hard @ other[0] if other else None)
+            similar = hard @ others[0] if query.relation is not None else None
+            parts["place"] = _places(query, candidates, scene.size_yx, similar)
         return parts
 
     def _texts_of(self, query: Phrase) -> list[str]:
         """What CLIP is asked: the phrase, its head word, and what it is compared with."""
-        related = [query.relation.other] if query.relation and self._options.fusion.place else []
-        return [query.text, query.root, *related]
+        related = query.relation is not None and bool(self._options.fusion.place)
+        named = query.others if self._options.crops.negative else query.others[:1] if related else ()
+        return [query.text, query.root, *named]
 
+    @staged("scoring")
+    def _choose(
+        self, candidates: Candidates, query: Phrase, heat: Float | None, parts: dict[str, Float]
+    ) -> Segmentation:
+        """METHOD §7."""
+        options, drop_filtered = self._options, self._options.proposals.drop_filtered
+        scores = fuse(options.fusion, options.mode, parts, candidates.kept, drop_filtered=drop_filtered)
+        return conclude(query, heat, candidates, scores, "no proposal passes the filters")
+
+    @staged("text")
     def _read_texts(self, queries: Sequence[Phrase]) -> Mapping[str, Float]:
         """CLIP's vector [e] of every text of these phrases."""
         if not self._discriminates:
@@ -296,21 +361,31 @@ class Segmenter:
         safe = max(len(self._texts_of(query)) for query in queries)
         return dict(zip(texts, text_vectors(self._sessions, self._tokenizer, texts, safe), strict=True))
 
+    @staged("crops")
     def _hard(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
         spec, crops = self._spec.clip, self._options.crops
         return scene.hard.towards(
             side,
             lambda to: hard_vectors(
-                self._sessions, spec, self._positions, scene.image, candidates, crops, to
+                self._sessions,
+                spec,
+                self._positions,
+                scene.image,
+                candidates,
+                crops,
+                to,
+                self._options.shortcuts,
             ),
         )
 
+    @staged("soft")
     def _soft(self, image: NDArray[np.uint8], candidates: Candidates | None) -> Float:
         """Masked-attention vectors [n, e] (METHOD §6); none where the mode does not read them."""
         spec, crops = self._spec.clip, self._options.crops
         if candidates is None or not self._discriminates:
             return np.zeros((0, spec.embed_dim), dtype=np.float32)
-        return soft_vectors(self._sessions, spec, self._positions, image, candidates, crops)
+        shortcuts = self._options.shortcuts
+        return soft_vectors(self._sessions, spec, self._positions, image, candidates, crops, shortcuts)
 
 
 def _places(
@@ -333,6 +408,10 @@ def _check(spec: ModelSpec, options: Options, positions: Float) -> None:
             f"profile {options.profile!r} follows the paper's text: it reads per-head softmax maps, which no"
             " exported graph has, and ramps the masked attention, which the runtime leaves out;"
             " use --profile official or edge, or the torch reference"
+        )
+    if options.proposals.peaks and options.mode == "disc+seg":
+        raise InputError(
+            "mode 'disc+seg' has no map with peaks to prompt SAM at; take another mode, or set peaks to 0"
         )
     expected = (spec.clip.grid**2, spec.clip.width)
     if positions.shape != expected:

@@ -1,40 +1,48 @@
 """Candidates: SAM's automatic mode over two sessions, and the area filter (METHOD §2).
 
-Axes: m = grid points, k = masks of one decoder call, n = candidates, y/x = picture rows/columns.
+Axes: m = grid points, p = prompts of one decoder call, k = masks, n = candidates, y/x = picture rows/columns.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.graphs import POINTS_PER_BATCH
-from refdiff.contracts.options import ProposalOptions
+from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
+from refdiff.contracts.options import ALL_SHORTCUTS, ProposalOptions, Shortcuts
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Array, Bool, Feed, Float, SessionFactory
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
 from refdiff.runtime.chaining import on_host, run_fed, run_keeping
-from refdiff.runtime.geometry import sam_input, upsample_bilinear
+from refdiff.runtime.geometry import sam_input, sam_size
+from refdiff.runtime.regions import without_small_regions
+from refdiff.runtime.resizing import MaskResize
 
 MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
-_CHUNK_PX = 1 << 24  # pixels of logits upsampled at once: 64 MiB, sixteen masks at SAM's 1024x1024
+_CHUNK_PX = 1 << 20  # pixels of logits looked at together: 4 MiB, which a processor's cache holds
 
 
 def propose(
-    sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8], options: ProposalOptions
+    sessions: SessionFactory,
+    spec: SamSpec,
+    image: NDArray[np.uint8],
+    options: ProposalOptions,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Candidates:
     """Every candidate mask of the picture, best predicted IoU first.
 
     Args:
-        sessions: opens `sam_encoder` and `sam_decoder`.
+        sessions: opens `sam_encoder`, `sam_decoder` and `sam_masks`.
         spec: SAM's sizes.
         image: [y, x, 3].
         options: grid, thresholds and area filter.
+        shortcuts: when the predicted IoU is looked at.
 
     Raises:
         EngineError: a graph failed or returned values that are not finite.
@@ -42,18 +50,50 @@ def propose(
     Returns:
         At least one candidate: where SAM finds nothing, all of the picture is one.
     """
+    embedding = embed(sessions, spec, image)
+    grid = grid_points(options.points_per_side)
     size_yx = (image.shape[0], image.shape[1])
-    pixels, resized_yx = sam_input(image, spec)
+    return propose_at(grid, sessions, spec, embedding, size_yx, options, shortcuts)
+
+
+def embed(sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8]) -> Feed:
+    """SAM's embedding of a picture; on a device it stays there, good until the encoder's next run.
+
+    Raises:
+        EngineError: the graph failed or returned values that are not finite.
+    """
+    pixels, _ = sam_input(image, spec)
     embedding = run_keeping(sessions.open("sam_encoder"), {"image": pixels})["embedding"]
     if isinstance(embedding, np.ndarray):  # one on the device is judged by what the decoder makes of it
         _check_finite("sam_encoder", embedding)
-    points = picture_points(options.points_per_side, size_yx, resized_yx)
+    return embedding
+
+
+def propose_at(
+    prompts: NDArray[np.float64],
+    sessions: SessionFactory,
+    spec: SamSpec,
+    embedding: Feed,
+    size_yx: tuple[int, int],
+    options: ProposalOptions,
+    shortcuts: Shortcuts = ALL_SHORTCUTS,
+) -> Candidates:
+    """As `propose`, on an embedded picture and at points [m, 2] of (x, y), shares of the picture."""
+    resized_yx = sam_size(size_yx, spec.image_size)
+    points = picture_points(prompts, resized_yx)
+    resize = MaskResize(
+        low_res=spec.low_res_size, square=spec.image_size, resized_yx=resized_yx, size_yx=size_yx
+    )
+    chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
     found = [
-        _survivors(logits, iou, size_yx, options)
-        for low_res, predicted in _decode(sessions, embedding, points)
-        for logits, iou in _upsampled(low_res, predicted, spec.image_size, resized_yx, size_yx, options)
+        _survivors(resize(low_res[start : start + chunk]), predicted[start : start + chunk], options)
+        for low_res, predicted in _drawn(sessions, embedding, points, options, shortcuts)
+        for start in range(0, len(low_res), chunk)
     ]
-    return _candidates(_without_duplicates(found, options.nms_iou), size_yx, options)
+    unique = _without_duplicates(found, options.nms_iou)
+    if unique is not None and options.min_region_share > 0:
+        unique = _tidied(unique, size_yx, options)
+    return _candidates(unique, size_yx, options)
 
 
 def grid_points(points_per_side: int) -> NDArray[np.float64]:
@@ -64,10 +104,9 @@ def grid_points(points_per_side: int) -> NDArray[np.float64]:
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
-def picture_points(points_per_side: int, size_yx: tuple[int, int], resized_yx: tuple[int, int]) -> Float:
-    """The grid [m, 2] of (x, y) in px of SAM's resized picture; the half-pixel shift is the decoder's."""
-    size_xy, resized_xy = np.array(size_yx[::-1]), np.array(resized_yx[::-1])
-    return np.asarray(grid_points(points_per_side) * size_xy * (resized_xy / size_xy), dtype=np.float32)
+def picture_points(prompts: NDArray[np.float64], resized_yx: tuple[int, int]) -> Float:
+    """Points [m, 2], from 0..1 to px of SAM's resized picture; the half-pixel shift is the decoder's."""
+    return np.asarray(prompts * np.array(resized_yx[::-1]), dtype=np.float32)
 
 
 def keep_by_area(areas_px: NDArray[np.int64], size_yx: tuple[int, int], options: ProposalOptions) -> Bool:
@@ -89,19 +128,40 @@ class _Found:
     boxes: NDArray[np.int64]
 
 
-def _decode(sessions: SessionFactory, embedding: Feed, points: Float) -> Iterator[tuple[Float, Float]]:
-    """Low-resolution logits [k, l, l] and predicted IoU [k] of each full batch of points."""
-    decoder = sessions.open("sam_decoder")
+def _drawn(
+    sessions: SessionFactory, embedding: Feed, points: Float, options: ProposalOptions, shortcuts: Shortcuts
+) -> Iterator[tuple[Float, Float]]:
+    """Low-resolution logits [k, l, l] and predicted IoU [k] of the masks that are good enough.
+
+    SAM asks for the predicted IoU once its masks are as large as the picture. Here it decides whose masks are
+    drawn at all, and which of them are blown up.
+    """
+    decoder, masks_of = sessions.open("sam_decoder"), sessions.open("sam_masks")
     for start in range(0, len(points), POINTS_PER_BATCH):
         batch = points[start : start + POINTS_PER_BATCH]
         missing = POINTS_PER_BATCH - len(batch)  # the graph is static: repeat the last point, drop its masks
         padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        results = run_fed(decoder, {"embedding": embedding, "points": padded})
-        if not all(np.isfinite(results[name]).all() for name in ("iou", "low_res")):
+        decoded = dict(run_keeping(decoder, {"embedding": embedding, "points": padded}))
+        iou = on_host(decoded.pop("iou"))
+        if not np.isfinite(iou).all():
             _check_finite("sam_encoder", on_host(embedding))  # what is wrong there is wrong here
             raise _not_finite("sam_decoder")
-        low_res, iou = results["low_res"][: len(batch)], results["iou"][: len(batch)]
-        yield low_res.reshape(-1, *low_res.shape[2:]), iou.reshape(-1)
+        iou = iou[: len(batch)]
+        good = _good(iou, options)  # [p, 3]
+        rows = np.flatnonzero(good.any(axis=1)) if shortcuts.skip_prompts else np.arange(len(batch))
+        for first in range(0, len(rows), POINTS_PER_DRAWING):
+            chosen = rows[first : first + POINTS_PER_DRAWING]
+            low_res = run_fed(masks_of, {**decoded, "chosen": chosen.astype(np.int32)})["low_res"]
+            _check_finite("sam_masks", low_res)
+            wanted = good[chosen] if shortcuts.filter_masks else np.ones_like(good[chosen])
+            yield low_res[wanted], iou[chosen][wanted]
+
+
+def _good(predicted: Float, options: ProposalOptions) -> Bool:
+    """Whose predicted IoU is above the threshold; a threshold of 0 is none, as in SAM."""
+    if options.pred_iou_threshold <= 0:
+        return np.ones(predicted.shape, dtype=np.bool_)
+    return np.asarray(predicted > options.pred_iou_threshold)
 
 
 def _check_finite(graph: str, values: Array) -> None:
@@ -114,33 +174,12 @@ def _not_finite(graph: str) -> EngineError:
     return EngineError(f"{graph} returned values that are not finite; find where: refdiff check BUNDLE")
 
 
-def _upsampled(
-    low_res: Float,
-    predicted: Float,
-    square: int,
-    resized_yx: tuple[int, int],
-    size_yx: tuple[int, int],
-    options: ProposalOptions,
-) -> Iterator[tuple[Float, Float]]:
-    """Full-size logits [k, y, x] of the masks whose predicted IoU is good enough, a few at a time."""
-    if options.pred_iou_threshold > 0:
-        chosen = predicted > options.pred_iou_threshold  # before upsampling, where SAM does it after: exact
-        low_res, predicted = low_res[chosen], predicted[chosen]
-    chunk = max(1, _CHUNK_PX // max(square * square, size_yx[0] * size_yx[1]))
-    for start in range(0, len(low_res), chunk):
-        part = slice(start, start + chunk)
-        padded = upsample_bilinear(low_res[part], (square, square))
-        logits = upsample_bilinear(padded[:, : resized_yx[0], : resized_yx[1]], size_yx)
-        yield logits, predicted[part]
-
-
-def _survivors(logits: Float, predicted: Float, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
-    """The stable masks of one chunk; SAM's crop-edge filter never fires on a crop that is the picture."""
+def _survivors(logits: Float, predicted: Float, options: ProposalOptions) -> _Found:
+    """The good and stable masks of one chunk; SAM's crop-edge filter never fires where the crop is the picture."""
     stability = masks.stability(logits, threshold=MASK_THRESHOLD, offset=options.stability_offset)
-
-    steady = stability >= options.stability_threshold
+    steady = (stability >= options.stability_threshold) & _good(predicted, options)
     binary = logits[steady] > MASK_THRESHOLD
-    packed = np.packbits(binary.reshape(-1, size_yx[0] * size_yx[1]), axis=1)
+    packed = np.packbits(binary.reshape(len(binary), math.prod(binary.shape[1:])), axis=1)
     return _Found(packed, predicted[steady], masks.boxes(binary))
 
 
@@ -155,14 +194,29 @@ def _without_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
     return _Found(np.concatenate([part.packed for part in found])[best], predicted[best], boxes[best])
 
 
+def _tidied(found: _Found, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
+    """The masks without small regions; of two that have become alike the clean one stays, as in SAM."""
+    least_px = options.min_region_share * size_yx[0] * size_yx[1]
+    binary = _unpacked(found.packed, size_yx)
+    tidy = np.stack([without_small_regions(mask, least_px) for mask in binary])
+    clean = (tidy == binary).all(axis=(1, 2)).astype(np.float32)
+    boxes = masks.boxes(tidy)
+    best = np.sort(masks.suppress_duplicates(boxes, clean, max_iou=options.nms_iou))
+    packed = np.packbits(tidy[best].reshape(len(best), -1), axis=1)
+    return _Found(packed, found.predicted_iou[best], boxes[best])
+
+
+def _unpacked(packed: NDArray[np.uint8], size_yx: tuple[int, int]) -> Bool:
+    flat = np.unpackbits(packed, axis=1, count=size_yx[0] * size_yx[1])
+    return flat.view(np.bool_).reshape(-1, *size_yx)
+
+
 def _candidates(found: _Found | None, size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
     if found is None:
         binary = np.ones((1, *size_yx), dtype=np.bool_)
         predicted, boxes = np.zeros(1, dtype=np.float32), masks.boxes(binary)
     else:
-        pixels = size_yx[0] * size_yx[1]
-        flat = np.unpackbits(found.packed, axis=1, count=pixels)
-        binary = flat.view(np.bool_).reshape(-1, *size_yx)
+        binary = _unpacked(found.packed, size_yx)
         predicted, boxes = found.predicted_iou.astype(np.float32), found.boxes
     areas_px = masks.areas(binary)
     kept = keep_by_area(areas_px, size_yx, options)

@@ -23,6 +23,7 @@ from refdiff.runtime.wordlist import (
     SIZES,
     STOPS,
     SUPERLATIVES,
+    UNSEEN,
     VIEWERS,
     Place,
     Size,
@@ -132,6 +133,29 @@ def _is_modifier(word: str, follower: str) -> bool:
         or (word.endswith("ed") and word not in ED_NOUNS)
         or (word.endswith("est") and word not in EST_NOUNS)
     )
+
+
+def find_others(text: str) -> tuple[str, ...]:
+    """The nouns of a text with what describes them, "red hat"; `text` is what follows the head."""
+    found = []
+    for clause in _CLAUSE.finditer(text):
+        for chunk in _chunks(_shifted(words_of(clause.group()), clause.start())):
+            noun = _noun(chunk)
+            if noun is not None and noun.text not in UNSEEN:
+                found.append(text[chunk[0].start : noun.end])
+    return tuple(found)
+
+
+def _chunks(words: Sequence[Word]) -> list[list[Word]]:
+    """The stretches of words between determiners, prepositions, relatives, verbs and participles."""
+    chunks: list[list[Word]] = [[]]
+    for word in words:
+        holding = word.text.endswith("ing") and word.text not in ING_NOUNS
+        if holding or word.text in STOPS or word.text in DETERMINERS:
+            chunks.append([])
+        else:
+            chunks[-1].append(word)
+    return chunks
 
 
 class FoundRelation(NamedTuple):

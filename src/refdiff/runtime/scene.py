@@ -47,11 +47,13 @@ class Scene:
     options: Options
     """What it was encoded with; only a segmenter with the same can read it."""
     candidates: Candidates | None
-    """None in mode `gen`, which takes its candidates from the map."""
+    """None where they wait for a phrase's map: in mode `gen`, and where SAM is prompted at its peaks."""
     latent: LatentState | None
     """None in mode `disc+seg`, which has no map."""
     soft: Float = field(repr=False, compare=False)
     """[n, e] vectors of the masked attention; empty where the mode does not read them."""
+    embedding: Float | None = field(default=None, repr=False, compare=False)
+    """SAM's, kept where SAM is prompted at the peaks of each phrase's map."""
     sessions: object = field(repr=False, compare=False)
     """The session factory whose graphs it was made with."""
     hard: ByDirection = field(default_factory=ByDirection, repr=False, compare=False)

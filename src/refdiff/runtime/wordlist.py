@@ -96,5 +96,8 @@ COMPOUNDS = _words(
 FRAMES = _words("picture pic image photo photograph frame screen shot scene view page")
 """What "left of the ..." means the picture by."""
 
+UNSEEN = FRAMES | _words("side sides corner edge end row line hand half one ones thing way direction")
+"""Nouns that name no other thing in the picture: "on the left side", "in the row"."""
+
 VIEWERS = _words("us me you camera viewer lens photographer")
 """What "closest to ..." means the front by."""

@@ -13,6 +13,8 @@ building     network -> plan file
 monitor      TensorRT's progress, and stopping a build
 build_log    what TensorRT says while it works
 lint         operators that parse and are risky all the same
+attention_blocks  the attentions of a network, and what keeps each from being fused
+plan_layers  the kernels of a plan, and which attentions they compute whole
 
 and from a plan to arrays:
 

@@ -1,6 +1,7 @@
 """What TensorRT says while it works, kept as text.
 
-In: messages from TensorRT's threads. Out: the log's text, its errors, and what it says of memory.
+In: messages from TensorRT's threads. Out: the log's text, its errors, the plan's layers, and what it says of
+memory.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 from typing import Any, Protocol, cast
 
 from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.plan_layers import LAYER_LINE
 
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+)")
 """One line for each optimisation profile; a context takes the largest."""
@@ -22,6 +24,8 @@ class BuildLog(Protocol):
 
     lines: list[str]
     errors: list[str]
+    layers: list[str]
+    """Of the plan, in TensorRT's words; `plan_layers` reads them."""
 
 
 def make_log(flavour: Flavour) -> BuildLog:
@@ -33,8 +37,11 @@ def make_log(flavour: Flavour) -> BuildLog:
             super().__init__()
             self.lines: list[str] = []
             self.errors: list[str] = []
+            self.layers: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
+            if LAYER_LINE in message:
+                self.layers += [line for line in message.split("\n") if LAYER_LINE in line]
             if int(severity) > int(levels.INFO):
                 return
             self.lines.append(f"[{severity_name(severity)}] {message}")

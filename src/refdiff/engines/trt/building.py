@@ -6,6 +6,7 @@ what the build took. Which plan that is and where it belongs is the business of 
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
 from refdiff.engines.trt.build_log import BuildLog, activation_bytes, last_error
 from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.library import Library
 from refdiff.engines.trt.monitor import Watch, make_monitor, run_stoppable
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import Parsed, check_parsed, parse
+from refdiff.engines.trt.plan_layers import layers_in_log, layers_of_engine, with_kernels
 from refdiff.engines.trt.shapes import Shape, ShapeProfile
 from refdiff.errors import EngineError, InputError
 
@@ -35,7 +39,16 @@ class BuildTask:
     options: BuildOptions
 
 
-def build_plan(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch: Watch) -> int | None:
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What is known of a plan that was made."""
+
+    activation_bytes: int | None
+    """Of device memory that a context takes; None where TensorRT did not say."""
+    attention: tuple[AttentionBlock, ...]
+
+
+def build_plan(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch: Watch) -> Built:
     """Build a plan into a file.
 
     Args:
@@ -45,9 +58,6 @@ def build_plan(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, w
         log: told everything.
         watch: told the progress; an interrupted wait stops the build.
 
-    Returns:
-        Bytes of device memory a context takes, None where TensorRT did not say.
-
     Raises:
         EngineError: the parser or the builder refused, or the graph is not of this contract.
         InputError: the plan cannot be written.
@@ -56,9 +66,16 @@ def build_plan(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, w
     return run_stoppable(lambda: _build(flavour, task, target, log, watch), watch.stop)
 
 
-def _build(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch: Watch) -> int | None:
+def _build(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch: Watch) -> Built:
     parsed = parse(flavour, task.onnx, log)
     check_parsed(parsed, flavour, task.graph)
+    return build_parsed(flavour, parsed, task, target, log, watch)
+
+
+def build_parsed(
+    flavour: Flavour, parsed: Parsed, task: BuildTask, target: Path, log: BuildLog, watch: Watch
+) -> Built:
+    """As `build_plan`, of a network that is parsed already, and that may have been changed since."""
     config = _configured(flavour, parsed, task.options)
     _add_profiles(parsed, config, task.shapes, task.graph)
     monitor = make_monitor(flavour, watch)  # TensorRT keeps no reference of its own
@@ -79,7 +96,18 @@ def _build(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch
         raise EngineError(f"{flavour.title} cannot build {task.graph}: {last_error(log)}; {_CURE}")
     if task.options.timing_cache is not None:
         _write_timing_cache(config, task.options.timing_cache)
-    return activation_bytes(log)
+    return Built(activation_bytes=activation_bytes(log), attention=_attention(flavour, parsed, target, log))
+
+
+def _attention(flavour: Flavour, parsed: Parsed, plan: Path, log: BuildLog) -> tuple[AttentionBlock, ...]:
+    """The graph's attentions, and whether the plan fused them: by the log, else by the plan's inspector."""
+    blocks = attention_blocks(parsed.network)
+    layers = layers_in_log(log.layers)
+    if blocks and not layers:
+        with suppress(EngineError), plan.open("rb") as file:  # without a driver nobody can tell
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            layers = layers_of_engine(flavour.module, Library(flavour.module).load(content, plan.name))
+    return with_kernels(blocks, layers)
 
 
 def _configured(flavour: Flavour, parsed: Parsed, options: BuildOptions) -> Any:
@@ -87,6 +115,7 @@ def _configured(flavour: Flavour, parsed: Parsed, options: BuildOptions) -> Any:
     tf32 = flavour.builder_flag("TF32")
     if tf32 is not None:
         config.clear_flag(tf32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # kernels that say what they compute
     for wanted, name in (
         (options.refit, "REFIT"),
         (options.strip_weights, "STRIP_PLAN"),

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.session import Measure
 from refdiff.engines.trt.cuda import Cuda
-from refdiff.engines.trt.device import find_device
-from refdiff.engines.trt.flavour import FLAVOURS, load_flavour
+from refdiff.engines.trt.device import Device, find_device
+from refdiff.engines.trt.flavour import FLAVOURS, Flavour, load_flavour
 from refdiff.engines.trt.plans import find_plans, has_plans
 from refdiff.errors import EngineError, MissingDependencyError
 
@@ -27,7 +28,13 @@ _EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
 
 
 def open_plans(
-    bundle: Bundle, backend: str, *, reason: str, memory: str | None = None, capture: bool = True
+    bundle: Bundle,
+    backend: str,
+    *,
+    reason: str,
+    memory: str | None = None,
+    capture: bool = True,
+    measure: Measure | None = None,
 ) -> TrtSessions:
     """Sessions of a bundle's plans; nothing is on the device yet.
 
@@ -37,6 +44,7 @@ def open_plans(
         reason: why it was chosen.
         memory: see `refdiff.engines.factory.open_sessions`.
         capture: replay runs of unchanging shapes as CUDA graphs.
+        measure: see `refdiff.engines.factory.open_sessions`.
 
     Raises:
         InputError: the memory is neither a size nor a holding.
@@ -45,9 +53,7 @@ def open_plans(
     """
     from refdiff.engines.trt.sessions import TrtSessions
 
-    flavour = load_flavour(backend)
-    cuda = Cuda(_import_cuda(backend))
-    device = find_device()
+    flavour, cuda, device = look_around(backend)
     plans, refused = find_plans(bundle, flavour, device)
     if not plans:
         raise EngineError(_nothing_fits(bundle, backend, refused))
@@ -61,11 +67,25 @@ def open_plans(
         reason=reason,
         memory=memory,
         capture=capture,
+        measure=measure,
     )
 
 
+def look_around(backend: str) -> tuple[Flavour, Cuda, Device | None]:
+    """Everything that plans of any bundle need.
+
+    Args:
+        backend: one of `TENSORRT`.
+
+    Raises:
+        MissingDependencyError: a package, the GPU or its driver is missing.
+        EngineError: CUDA cannot use the device.
+    """
+    return load_flavour(backend), Cuda(_import_cuda(backend)), find_device()
+
+
 def prefer_plans(
-    bundle: Bundle, *, has_driver: bool, memory: str | None = None
+    bundle: Bundle, *, has_driver: bool, memory: str | None = None, measure: Measure | None = None
 ) -> tuple[TrtSessions | None, str]:
     """The bundle's plans, if every graph has one that fits this machine.
 
@@ -73,6 +93,7 @@ def prefer_plans(
         bundle: an opened one.
         has_driver: whether this machine has an NVIDIA driver.
         memory: see `refdiff.engines.factory.open_sessions`.
+        measure: likewise.
 
     Returns:
         The sessions, or None; and why not, empty where the bundle has no plans and none could be expected.
@@ -89,7 +110,11 @@ def prefer_plans(
     for name in present:
         try:
             sessions = open_plans(
-                bundle, name, reason="the bundle's plans fit this GPU and TensorRT", memory=memory
+                bundle,
+                name,
+                reason="the bundle's plans fit this GPU and TensorRT",
+                memory=memory,
+                measure=measure,
             )
         except (EngineError, MissingDependencyError) as error:
             reasons.append(f"plans not used: {error}")
@@ -120,6 +145,6 @@ def _import_cuda(backend: str) -> Any:
             raise
         raise MissingDependencyError(
             f"back-end {backend} needs cuda-python, which is not installed; "
-            f"pip install 'refdiff[{_EXTRAS[backend]}]'"
+            f"pip install 'refdiff[{_EXTRAS[backend]}]'; on a Jetson: pip install 'refdiff[jetson]'"
         ) from error
     return runtime

@@ -1,12 +1,13 @@
-"""The GPU of this machine, as the CUDA driver describes it: no package is needed to ask.
+"""The GPUs of this machine, as the CUDA driver describes them: no package is needed to ask.
 
-In: nothing. Out: a `Device`, or None where there is no driver or no GPU.
+In: nothing, or an opened driver library. Out: `Device`s, or why there are none.
 """
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h."""
@@ -16,7 +17,7 @@ _NAME_BYTES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """The first GPU that CUDA shows; CUDA_VISIBLE_DEVICES chooses another."""
+    """A GPU that CUDA shows; CUDA_VISIBLE_DEVICES chooses which come first."""
 
     name: str
     compute_capability: str
@@ -27,18 +28,65 @@ class Device:
 
 
 def find_device() -> Device | None:
-    """Ask the driver.
+    """Ask the driver for the GPU that everything here runs on: the first.
 
     Returns:
         None where there is no driver, none that works, or no GPU.
     """
+    driver = open_driver()
+    devices, _ = describe(driver) if driver is not None else ((), "")
+    return devices[0] if devices else None
+
+
+def open_driver() -> Any | None:
+    """The driver's library, None where there is none."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        return ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    handle = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(handle), 0) != 0:
+
+
+def describe(driver: Any) -> tuple[tuple[Device, ...], str]:
+    """All GPUs of a driver.
+
+    Args:
+        driver: what `open_driver` gave, or a stand-in with the same calls.
+
+    Returns:
+        The GPUs, the one that is used first; and where there are none, why.
+    """
+    count = ctypes.c_int()
+    for name, arguments in (("cuInit", (0,)), ("cuDeviceGetCount", (ctypes.byref(count),))):
+        code = getattr(driver, name)(*arguments)
+        if code:
+            return (), f"{name} of the driver failed with {_error_name(driver, code)}"
+    if not count.value:
+        return (), "the driver shows no GPU"
+    return tuple(_describe(driver, ordinal) for ordinal in range(count.value)), ""
+
+
+def free_memory(driver: Any) -> int | None:
+    """Free bytes of the first GPU, as a program on it sees them; None where the driver does not say.
+
+    Args:
+        driver: one that `describe` has started.
+    """
+    handle, context = ctypes.c_int(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    driver.cuDeviceGet(ctypes.byref(handle), 0)
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle):
         return None
+    try:
+        driver.cuCtxSetCurrent(context)
+        failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        return None if failed else free.value
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(handle)
+
+
+def _describe(driver: Any, ordinal: int) -> Device:
+    handle = ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(handle), ordinal)
     name = ctypes.create_string_buffer(_NAME_BYTES)
     driver.cuDeviceGetName(name, _NAME_BYTES, handle)
     memory = ctypes.c_size_t()
@@ -53,7 +101,13 @@ def find_device() -> Device | None:
     )
 
 
-def _attribute(driver: ctypes.CDLL, which: int, handle: ctypes.c_int) -> int:
+def _attribute(driver: Any, which: int, handle: ctypes.c_int) -> int:
     value = ctypes.c_int()
     driver.cuDeviceGetAttribute(ctypes.byref(value), which, handle)
     return value.value
+
+
+def _error_name(driver: Any, code: int) -> str:
+    text = ctypes.c_char_p()
+    driver.cuGetErrorName(code, ctypes.byref(text))
+    return text.value.decode() if text.value else f"error {code}"

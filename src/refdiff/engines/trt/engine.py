@@ -13,6 +13,7 @@ from typing import Any
 
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.engines.trt.jit_cache import JitCache
+from refdiff.engines.trt.layer_log import LayerLog
 from refdiff.engines.trt.library import Library
 from refdiff.errors import EngineError
 
@@ -28,6 +29,7 @@ class Engine:
         graph: the contract the plan must fulfil.
         cache: kernels that TensorRT-RTX compiled earlier.
         weights: the ONNX file that a plan without weights gets them from.
+        layers: told of every layer of every run, which makes a run wait for its end.
 
     Raises:
         EngineError: the plan cannot be loaded, or is of another graph.
@@ -41,6 +43,7 @@ class Engine:
         *,
         cache: JitCache | None = None,
         weights: Path | None = None,
+        layers: LayerLog | None = None,
     ) -> None:
         self._library = library
         self._graph = graph
@@ -50,6 +53,8 @@ class Engine:
         self._cache = cache if cache is not None and cache.fits(self._engine) else None
         self._config: Any = None
         self._context = self._new_context()
+        if layers is not None:
+            self._context.profiler = layers.profiler
 
     def check_shapes(self, shapes: Mapping[str, Shape]) -> None:
         """Refuse input shapes that the plan was not built for.

@@ -1,7 +1,7 @@
 """The plans of a bundle that can run here, found by their side-cars; and why graphs have none.
 
-In: a bundle, a TensorRT, the GPU. Out: graph -> `FoundPlan`. Only sizes are compared here: a plan's bytes are
-hashed when it is loaded.
+In: a bundle, a TensorRT, the GPU. Out: graph -> `FoundPlan`. Only sizes are compared here unless more
+is asked for: a plan's bytes are hashed when it is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from refdiff.engines.trt.flavour import Flavour
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.shapes import ShapeProfile
 from refdiff.engines.trt.side_car import SideCar
-from refdiff.engines.trt.validation import check_plan
+from refdiff.engines.trt.validation import Verify, check_plan
 from refdiff.errors import EngineError
 
 
@@ -50,7 +50,7 @@ class FoundPlan:
 
 
 def find_plans(
-    bundle: Bundle, flavour: Flavour, device: Device | None
+    bundle: Bundle, flavour: Flavour, device: Device | None, *, verify: Verify = "size"
 ) -> tuple[Mapping[str, FoundPlan], Mapping[str, str]]:
     """Look through the bundle's plans.
 
@@ -58,6 +58,7 @@ def find_plans(
         bundle: an opened one.
         flavour: the TensorRT that will load them.
         device: the GPU that will run them.
+        verify: "hash" reads every byte; loading does so in any case.
 
     Returns:
         The plan of each graph that has one, and for each other graph why it has none, cure included;
@@ -69,7 +70,7 @@ def find_plans(
         # "tensorrt-*" is also the start of the other flavour's folders.
         paths = [path for path in paths if _flavour_of(path.parent.name) == flavour.name]
         try:
-            found[graph] = _first_fitting(paths, bundle, graph, flavour, device)
+            found[graph] = _first_fitting(paths, bundle, graph, flavour, device, verify)
         except EngineError as error:
             (faults if paths else absent)[graph] = str(error)
     return found, faults | absent
@@ -86,11 +87,16 @@ def _flavour_of(folder: str) -> str:
 
 
 def _first_fitting(
-    paths: Iterable[Path], bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
+    paths: Iterable[Path],
+    bundle: Bundle,
+    graph: str,
+    flavour: Flavour,
+    device: Device | None,
+    verify: Verify,
 ) -> FoundPlan:
     first: EngineError | None = None
     for path in paths:
-        found = _fitting(path, bundle, graph, flavour, device)
+        found = _fitting(path, bundle, graph, flavour, device, verify)
         if isinstance(found, FoundPlan):
             return found
         first = first or found
@@ -101,11 +107,11 @@ def _first_fitting(
 
 
 def _fitting(
-    path: Path, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
+    path: Path, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None, verify: Verify
 ) -> FoundPlan | EngineError:
     """The plan, or why it is not one that can run here."""
     try:
-        side_car = check_plan(path, bundle, graph, flavour, device, verify="size")
+        side_car = check_plan(path, bundle, graph, flavour, device, verify=verify)
     except EngineError as error:
         return error
     return FoundPlan(path=path, side_car=side_car)

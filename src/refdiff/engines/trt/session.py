@@ -14,11 +14,13 @@ import numpy as np
 
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Feed
+from refdiff.contracts.session import Array, Feed, LayerTime
 from refdiff.engines.trt.buffers import DeviceBuffer, Lane, PinnedBuffer, nbytes
 from refdiff.engines.trt.capture import Capture
 from refdiff.engines.trt.device_array import OutputSlot, TrtArray
 from refdiff.engines.trt.engine import Engine, Shape
+from refdiff.engines.trt.layer_log import LayerLog
+from refdiff.engines.trt.run_timer import RunTimer
 from refdiff.errors import EngineError, InputError, RefdiffError
 
 
@@ -31,8 +33,10 @@ class TrtSession:
         load: makes the graph's engine; called at the first run, and again after `unload`.
         activations: where the engine's activations go; None: memory of its own.
         before_run: called before the engine is needed, so that others can make room.
-        capture: replay runs of unchanging shapes as CUDA graphs.
         most_rows: of the axis b, as the plan was built; None where that is not known.
+        capture: replay runs of unchanging shapes as CUDA graphs; not where layers are told of.
+        timed: take the device's time of every run.
+        layers: what the engine tells of its layers.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class TrtSession:
         before_run: Callable[[TrtSession], None] | None = None,
         capture: bool = True,
         most_rows: int | None = None,
+        timed: bool = False,
+        layers: LayerLog | None = None,
     ) -> None:
         self._graph = graph
         self._lane = lane
@@ -63,7 +69,9 @@ class TrtSession:
         self._used: tuple[int, int] | None = None
         self._staged: Any = lane.cuda.new_event()
         self._closed = False
-        self.capture = Capture(lane, enabled=capture)
+        self._timer = RunTimer(lane) if timed else None
+        self._layers = layers
+        self.capture = Capture(lane, enabled=capture and layers is None)
 
     @property
     def graph(self) -> GraphSpec:
@@ -118,6 +126,15 @@ class TrtSession:
             self._start(engine)
             self._lane.wait()
 
+    def device_ms(self) -> float | None:
+        """See `refdiff.contracts.session.DeviceTimedSession`; by CUDA events around what is enqueued."""
+        self._check_open()
+        return None if self._timer is None else self._timer.elapsed_ms()
+
+    def layers(self) -> Sequence[LayerTime]:
+        """See `refdiff.contracts.session.LayeredSession`."""
+        return () if self._layers is None else self._layers.times()
+
     def load(self) -> None:
         """Bring the weights to the device now, not at the first run.
 
@@ -151,6 +168,8 @@ class TrtSession:
         engine, self._engine = self._engine, None
         with contextlib.ExitStack() as stack:  # each in turn, whatever fails
             stack.callback(self._lane.cuda.end_event, self._staged)
+            if self._timer is not None:
+                stack.callback(self._timer.close)
             for name in self._inputs:
                 stack.callback(self._inputs[name].free)
                 stack.callback(self._staging[name].free)
@@ -181,7 +200,8 @@ class TrtSession:
 
     def _start(self, engine: Engine) -> None:
         stream = self._lane.stream
-        self.capture.run(lambda: engine.enqueue(stream), lambda: engine.is_capturable(stream))
+        with self._timer or contextlib.nullcontext():
+            self.capture.run(lambda: engine.enqueue(stream), lambda: engine.is_capturable(stream))
         for slot in self._outputs.values():
             slot.writes += 1
 

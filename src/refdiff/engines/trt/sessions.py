@@ -11,6 +11,7 @@ from functools import partial
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.session import Measure
 from refdiff.engines.memory_plan import MemoryPlan, plan_memory, read_memory
 from refdiff.engines.trt.buffers import Lane
 from refdiff.engines.trt.cuda import Cuda
@@ -18,6 +19,7 @@ from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.flavour import Flavour
 from refdiff.engines.trt.jit_cache import SUFFIX, JitCache
+from refdiff.engines.trt.layer_log import LayerLog
 from refdiff.engines.trt.library import Library
 from refdiff.engines.trt.plans import FoundPlan
 from refdiff.engines.trt.session import TrtSession
@@ -38,6 +40,7 @@ class TrtSessions:
         reason: why this back-end was chosen.
         memory: a budget such as "8GB", or a holding; None: what fits.
         capture: replay runs of unchanging shapes as CUDA graphs.
+        measure: what the sessions measure beside their work.
 
     Raises:
         InputError: the memory is neither a size nor a holding.
@@ -55,6 +58,7 @@ class TrtSessions:
         reason: str,
         memory: str | None = None,
         capture: bool = True,
+        measure: Measure | None = None,
     ) -> None:
         self._bundle = bundle
         self._flavour = flavour
@@ -65,6 +69,8 @@ class TrtSessions:
         """Graph -> why it cannot be run."""
         self._budget, self._wanted = read_memory(memory)
         self._capture = capture
+        self._measure = measure
+        self._layers: dict[str, LayerLog] = {}
         self._contract = graph_contract(bundle.spec)
         self._library: Library | None = None
         self._lane: Lane | None = None
@@ -110,6 +116,8 @@ class TrtSessions:
         lane = self._started()
         staged = self.memory is not None and self.memory.holding == "staged"
         shared = self.memory is not None and self.memory.holding == "shared"
+        if self._measure == "layers":
+            self._layers[name] = LayerLog(self._flavour.module)
         session = TrtSession(
             self._contract[name],
             lane,
@@ -118,6 +126,8 @@ class TrtSessions:
             before_run=self._make_room if staged else None,
             capture=self._capture,
             most_rows=self._plans[name].most_rows(self._contract[name]),
+            timed=self._measure == "runs",
+            layers=self._layers.get(name),
         )
         if not staged:
             session.load()
@@ -154,4 +164,7 @@ class TrtSessions:
         cache = JitCache(plan.path.with_name(plan.path.name + SUFFIX), side_car.plan_sha256)
         stripped = bool(side_car.identity.flags.get("strip_weights"))
         weights = self._bundle.graph_path(name) if stripped else None
-        return Engine(self._library, content, self._contract[name], cache=cache, weights=weights)
+        layers = self._layers.get(name)
+        return Engine(
+            self._library, content, self._contract[name], cache=cache, weights=weights, layers=layers
+        )

@@ -3,7 +3,7 @@
 In: a graph's contract, the model's sizes, the pipeline's options. Out: for every input its smallest, most
 usual and largest shape. The pipeline pads to a few sizes (`runtime.buckets`), which are read from there.
 
-Axes: b = batch, p = patches, c = class tokens, t = c + p.
+Axes: b = batch, p = patches, c = class tokens, t = c + p; n = decoded prompts, k = prompts that are drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from refdiff.contracts.graphs import Dimension, GraphSpec
+from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING, Dimension, GraphSpec
 from refdiff.contracts.options import Options
 from refdiff.contracts.spec import ClipSpec, ModelSpec
 from refdiff.errors import InputError
@@ -23,6 +23,7 @@ from refdiff.runtime.buckets import (
     patch_buckets,
     pictures_per_call,
 )
+from refdiff.runtime.phrase import MOST_OTHERS
 
 Shape = tuple[int, ...]
 Sizes = Mapping[str, int]
@@ -92,6 +93,10 @@ def _axes(name: str, spec: ModelSpec, profiles: Sequence[Options]) -> Iterator[_
             yield from _crops(spec.clip, options)
             yield _surroundings(spec.clip, options)
         return
+    if name == "sam_masks":
+        most = {"n": POINTS_PER_BATCH, "k": POINTS_PER_DRAWING}
+        yield {"n": 1, "k": 1}, most, most
+        return
     batches = [_batches(name, options) for options in profiles]
     least, usual, most = (max(each[i] for each in batches) for i in range(3))
     yield {"b": least}, {"b": usual}, {"b": most}
@@ -105,7 +110,8 @@ def _batches(name: str, options: Options) -> tuple[int, int, int]:
     if name == "unet_taps":  # the last pass; of one prompt alone where it is also the first
         return 1, 2 if passes > 1 else 1, 2
     if name == "clip_text":  # the phrase, its head word, and what it is compared with
-        return 1, 2, 3 if options.fusion.place else 2
+        compared = MOST_OTHERS if options.crops.negative else 1 if options.fusion.place else 0
+        return 1, 2, 2 + compared
     return 1, 1, 1
 
 

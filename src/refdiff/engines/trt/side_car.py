@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refdiff.engines.trt.attention_blocks import AttentionBlock
 from refdiff.engines.trt.plan_key import PlanIdentity
 from refdiff.engines.trt.shapes import Shape, ShapeProfile, ShapeRange
 from refdiff.errors import EngineError
 
-SIDE_CAR_FORMAT = 1
+SIDE_CAR_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class SideCar:
     plan_bytes: int
     activation_bytes: int | None
     """Device memory of one context, as the builder planned it; None where it did not say."""
+    attention: tuple[AttentionBlock, ...]
+    """Of the graph, and whether the plan fused each."""
     seconds: float
     """What the build took, parsing included."""
     built_on: str | None
@@ -42,6 +45,7 @@ class SideCar:
         """A JSON-ready dictionary."""
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del document["identity"]
+        document["attention"] = [dataclasses.asdict(block) for block in self.attention]
         return {
             "format": SIDE_CAR_FORMAT,
             "key": self.identity.key,
@@ -70,7 +74,8 @@ class SideCar:
             identity = _identity(
                 {field.name: fields.pop(field.name) for field in dataclasses.fields(PlanIdentity)}
             )
-            side_car = cls(identity=identity, **fields)
+            attention = tuple(_block(each) for each in _list(fields.pop("attention"), "attention"))
+            side_car = cls(identity=identity, attention=attention, **fields)
             _check_own(side_car)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -120,6 +125,17 @@ def _identity(fields: dict[str, Any]) -> PlanIdentity:
         raise TypeError(f"flags is {fields['flags']!r}, expected an object with names")
     shapes = tuple(_profile(profile) for profile in _list(fields["shapes"], "shapes"))
     return PlanIdentity(**{**fields, "targets": targets, "shapes": shapes})
+
+
+def _block(document: Any) -> AttentionBlock:
+    obstacles = tuple(_text(each, "obstacles") for each in _list(document["obstacles"], "obstacles"))
+    block = AttentionBlock(**{**document, "obstacles": obstacles})
+    for name in ("product", "softmax", "mixing", "precision"):
+        _text(getattr(block, name), name)
+    _whole(block.head_size, "head_size")
+    if not isinstance(block.fused, bool) and block.fused is not None:
+        raise TypeError(f"fused is {block.fused!r}, expected true, false or null")
+    return block
 
 
 def _profile(document: Any) -> ShapeProfile:

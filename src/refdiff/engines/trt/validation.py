@@ -133,12 +133,24 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _target_fits(targets: tuple[str, ...], compute_capability: str, flavour: Flavour) -> bool:
-    if targets not in ((PORTABLE,), (AMPERE_PLUS,)):
-        return compute_capability in targets
-    # TensorRT-RTX names the GPUs it knows; seen: a portable plan of 1.7 is refused on 9.0, which it does not.
-    known = flavour.compute_capabilities() if targets == (PORTABLE,) else {}
-    recent = int(compute_capability.split(".")[0]) >= _AMPERE
-    return recent and (not known or compute_capability in known)
+    if targets == (PORTABLE,):
+        return _is_recent(compute_capability) and knows(flavour, compute_capability)
+    if targets == (AMPERE_PLUS,):
+        return _is_recent(compute_capability)
+    return compute_capability in targets
+
+
+def knows(flavour: Flavour, compute_capability: str) -> bool:
+    """Whether a TensorRT runs on a GPU, as far as it says.
+
+    TensorRT-RTX names the GPUs it knows; seen: a portable plan of 1.7 is refused on 9.0, which it does not.
+    """
+    known = flavour.compute_capabilities()
+    return flavour.name != "tensorrt-rtx" or not known or compute_capability in known
+
+
+def _is_recent(compute_capability: str) -> bool:
+    return int(compute_capability.split(".")[0]) >= _AMPERE
 
 
 def _check_bytes(plan: Path, side_car: SideCar, verify: Verify, cure: str) -> None:

@@ -1,0 +1,259 @@
+"""The whole pipeline beside the original arithmetic, in turns in one run (or: make bench).
+
+    .venv/bin/python benchmarks/bench.py                                  the miniature, on held-out scenes
+    .venv/bin/python benchmarks/bench.py BUNDLE --photo PHOTO --phrase "the left wheel" --rounds 1
+
+Three contenders answer the same question one after the other, and each ratio is of two times from one turn:
+
+    reference   Ref-Diff in torch as released: four UNet passes, every mask before the filter, no caches
+    official    the runtime, ONNX Runtime on the CPU, the same arithmetic
+    edge        the runtime, the profile a robot runs
+
+BUNDLE is one that `refdiff export MODEL --random-weights` wrote; torch draws the same weights again. Random
+weights make random predicted IoUs, so the thresholds are set, before the clock starts, to let the same share
+of each contender's masks pass. Adds an entry to results/bench.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from full_size_pipeline import choice_of, thresholds
+from PIL import Image
+from records import RESULTS, add_entry
+
+from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.api.models import ModelChoice, load_choice
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.session import Array, Session
+from refdiff.contracts.stack import COMPONENTS
+from refdiff.engines.factory import open_sessions
+from refdiff.miniature.questions import question
+from refdiff.reference.pipeline import Reference
+from refdiff.runtime.picture import read_picture
+from refdiff.runtime.pipeline import Segmenter
+
+RECORD = RESULTS / "bench.json"
+HELD_OUT = 1_000_000
+"""First seed of the scenes nothing was chosen on."""
+
+Question = tuple[Array, tuple[str, ...]]
+"""A picture and the phrases asked about it."""
+
+
+class Clocked:
+    """Sessions that add up how long their graphs ran."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.seconds = 0.0
+
+    def open(self, name: str) -> Session:
+        """A session of graph `name` under the clock."""
+        session, owner = self._inner.open(name), self
+
+        class Running:
+            graph = session.graph
+
+            def run(
+                self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+            ) -> dict[str, Array]:
+                started = time.perf_counter()
+                results: dict[str, Array] = session.run(feeds, outputs)
+                owner.seconds += time.perf_counter() - started
+                return results
+
+            def close(self) -> None:
+                session.close()
+
+        return Running()
+
+    def close(self) -> None:
+        """Close them."""
+        self._inner.close()
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", nargs="?", default="mini")
+    parser.add_argument("--photo", type=Path, help="for a bundle of random weights; shrunk to 720 lines")
+    parser.add_argument("--phrase", default="the left wheel")
+    parser.add_argument("--scenes", type=int, default=12, help="of the miniature")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--many", type=int, default=16, help="phrases about one picture, for official")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    bundle = find_bundle(given.bundle)
+    sessions = Clocked(open_sessions(bundle, backend="ort-cpu", threads=given.threads))
+    questions, options = asked(bundle, sessions, given)
+    contenders = {
+        "reference": reference(bundle, options["official"]),
+        **{
+            name: runtime(segmenter_of(bundle, sessions, chosen), sessions)
+            for name, chosen in options.items()
+        },
+    }
+    turns = [
+        {name: contender(*each) for name, contender in contenders.items()}
+        for each in warmed(bundle, contenders, questions * given.rounds)
+    ]
+    image, (phrase, *_) = questions[0]
+    many = (
+        phrase,
+        *(f"{phrase} {number}" for number in range(1, given.many)),
+    )  # the cache knows none of them
+    entry = {
+        "threads": given.threads,
+        "picture_yx": list(image.shape[:2]),
+        "turns": turns,
+        "many": {"phrases": len(many), **contenders["official"](image, many)},
+        **summary(turns),
+    }
+    entry["many"]["reference_over_official_per_phrase"] = round(
+        entry["seconds"]["reference"] / (entry["many"]["seconds"] / len(many)), 2
+    )
+    if bundle.manifest.random_seed is None:
+        entry["start"] = start()
+    else:
+        entry["options"] = {name: dataclasses.asdict(chosen.proposals) for name, chosen in options.items()}
+    add_entry(RECORD, f"{bundle.spec.name} {bundle.spec.diffusion.image_size}", entry)
+
+
+def asked(
+    bundle: Bundle, sessions: Clocked, given: argparse.Namespace
+) -> tuple[list[Question], dict[str, Options]]:
+    """What is asked, and the two profiles."""
+    options = {name: options_for(bundle.spec, profile=name) for name in ("official", "edge")}
+    if bundle.manifest.random_seed is None:
+        seeds = range(HELD_OUT, HELD_OUT + 10 * given.scenes)
+        found = [each for each in map(question, seeds) if each is not None][: given.scenes]
+        return [(each.image, (each.phrase,)) for each in found], options
+    if given.photo is None:
+        raise SystemExit(f"{bundle.path} has random weights: name a picture with --photo")
+    with Image.open(given.photo) as photo:
+        photo.thumbnail((1280, 720))
+        image = read_picture(np.asarray(photo.convert("RGB")))
+    official = thresholds(bundle, sessions, image, 0.4, 300)
+    same = official.proposals
+    edge = dataclasses.replace(
+        options["edge"].proposals,
+        pred_iou_threshold=same.pred_iou_threshold,
+        stability_threshold=same.stability_threshold,
+    )
+    return [(image, (given.phrase,))], {
+        "official": official,
+        "edge": dataclasses.replace(options["edge"], proposals=edge),
+    }
+
+
+def warmed(bundle: Bundle, contenders: Mapping[str, Any], questions: list[Question]) -> list[Question]:
+    """The questions, after everybody has answered the last one; a full-size pass is long enough cold."""
+    if bundle.manifest.random_seed is None:
+        for contender in contenders.values():
+            contender(*questions[-1])
+    return questions
+
+
+def reference(bundle: Bundle, options: Options) -> Callable[..., dict[str, Any]]:
+    """Torch; the release describes every mask and filters then, so here none is filtered."""
+    stack = load_choice(
+        ModelChoice() if bundle.manifest.random_seed is None else choice_of(bundle), "the comparison"
+    )
+    _ = [getattr(stack, name) for name in COMPONENTS]
+    everything = dataclasses.replace(options.proposals, keep_largest=1 << 30)
+    model = Reference(stack=stack, options=dataclasses.replace(options, proposals=everything))
+
+    def ask(image: Array, phrases: Sequence[str]) -> dict[str, Any]:
+        started = time.perf_counter()
+        answers = [model.segment(image, phrase) for phrase in phrases]
+        return {
+            "seconds": round(time.perf_counter() - started, 4),
+            "candidates": len(answers[0].candidates),
+        }
+
+    return ask
+
+
+def runtime(segmenter: Segmenter, sessions: Clocked) -> Callable[..., dict[str, Any]]:
+    """The runtime; a picture is encoded once for all its phrases."""
+
+    def ask(image: Array, phrases: Sequence[str]) -> dict[str, Any]:
+        sessions.seconds, started = 0.0, time.perf_counter()
+        scene = segmenter.encode(image)
+        encoded = time.perf_counter()
+        answers = [segmenter.segment(scene, phrase) for phrase in phrases]
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": round(seconds, 4),
+            "encode_seconds": round(encoded - started, 4),
+            "graph_seconds": round(sessions.seconds, 4),
+            "candidates": len(answers[0].candidates),
+        }
+
+    return ask
+
+
+def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians, and ratios within each turn."""
+    names = list(turns[0])
+    seconds = {name: statistics.median(turn[name]["seconds"] for turn in turns) for name in names}
+    ratios = {
+        name: statistics.median(turn["reference"]["seconds"] / turn[name]["seconds"] for turn in turns)
+        for name in names[1:]
+    }
+    outside = {
+        name: 1
+        - sum(turn[name]["graph_seconds"] for turn in turns) / sum(turn[name]["seconds"] for turn in turns)
+        for name in names[1:]
+    }
+    return {
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "reference_over": {name: round(value, 2) for name, value in ratios.items()},
+        "share_outside_graphs": {name: round(value, 4) for name, value in outside.items()},
+    }
+
+
+def start() -> dict[str, Any]:
+    """Cold costs of the miniature, each in a fresh process, and memory at 720 lines."""
+    load = (
+        "import time, refdiff; t=time.perf_counter(); refdiff.load('mini').close();"
+        " print(time.perf_counter()-t)"
+    )
+    memory = (
+        "import numpy as np, refdiff, pathlib\n"
+        "image=np.random.default_rng(0).integers(0,255,(720,1280,3),dtype=np.uint8)\n"
+        "with refdiff.load('mini') as s: s.segment(s.encode(image),'the red mug')\n"
+        "print(*[l.split()[1] for l in pathlib.Path('/proc/self/status').read_text().splitlines()"
+        " if l.startswith('VmHWM')])"
+    )
+    timed = "import time; t=time.perf_counter(); import refdiff; print(time.perf_counter()-t)"
+    return {
+        "import_s": round(statistics.median(float(fresh(timed)) for _ in range(7)), 4),
+        "load_s": round(statistics.median(float(fresh(load)) for _ in range(5)), 4),
+        "peak_resident_mb_720p_edge": round(int(fresh(memory)) / 1024, 1),
+        "weights_mb": round(sum(f.stat().st_size for f in find_bundle("mini").path.iterdir()) / 1e6, 1),
+    }
+
+
+def fresh(code: str) -> str:
+    """What a new Python prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout  # noqa: S603
+
+
+if __name__ == "__main__":
+    main()

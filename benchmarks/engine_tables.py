@@ -1,0 +1,54 @@
+"""Tables of docs/engines.md and docs/jetson.md from the records of built plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refdiff.contracts.graphs import GRAPHS
+from refdiff.engines.memory_plan import HOLDINGS, EngineSize, peak_bytes
+
+FULL_SIZE = ("refdiff-vitb 512", "refdiff 512")
+"""Starts of the records' entries that are of real sizes."""
+
+
+def fusion_table(record: dict[str, Any]) -> str:
+    """One row per graph, and per way to build the UNet; a column per bundle in half precision."""
+    halves = {name: entry["graphs"] for name, entry in record.items() if name.endswith("16")}
+    rows = [f"| graph | {' | '.join(halves)} |", f"|---|{'---|' * len(halves)}"]
+    keys = {(graph, variant) for graphs in halves.values() for graph in graphs for variant in graphs[graph]}
+    for graph, variant in sorted(keys, key=lambda key: (GRAPHS.index(key[0]), key[1])):
+        what = f"`{graph}`" if variant == "as exported" else f"`{graph}`, {variant}"
+        cells = [_fused(graphs.get(graph, {}).get(variant)) for graphs in halves.values()]
+        rows.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _fused(built: dict[str, Any] | None) -> str:
+    if built is None:
+        return "–"
+    counted = f"{built['fused']} of {built['attentions']}; {built['activation_bytes'] / 1e6:.0f} MB"
+    reasons = {"; ".join(each) or "TensorRT's own choice" for each in built["unfused"].values()}
+    # An output's name is the softmax's own, and as long.
+    told = {
+        each.split(" are the output ")[0] + " are outputs" if " output " in each else each for each in reasons
+    }
+    return f"{counted}; {', '.join(sorted(told))}" if told else counted
+
+
+def memory_table(record: dict[str, Any]) -> str:
+    """One row per bundle of real size: what its plans take on the device, held in each way."""
+    rows = [f"| bundle, px | plans | {' | '.join(HOLDINGS)} |", f"|---|---|{'---|' * len(HOLDINGS)}"]
+    for name, entry in record.items():
+        if not name.startswith(FULL_SIZE):
+            continue
+        sizes = [
+            EngineSize(
+                name=graph, weights=each["plan_bytes"], activations=each["activation_bytes"], tensors=0
+            )
+            for graph, each in entry["graphs"].items()
+            if each["built"]
+        ]
+        held = [f"{peak_bytes(sizes, holding) / 1e9:.1f} GB" for holding in HOLDINGS]
+        weights = sum(each.weights for each in sizes)
+        rows.append(f"| {name} | {weights / 1e9:.1f} GB | {' | '.join(held)} |")
+    return "\n".join(rows)

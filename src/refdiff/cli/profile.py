@@ -1,0 +1,102 @@
+"""The verb `profile`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import Backend, Json, Memory, Mode, Overwrite, Profile, Threads, app
+from refdiff.cli.output import note, note_backend, print_answer, working
+
+
+@app.command()
+def profile(
+    bundle: Annotated[
+        str | None, typer.Argument(metavar="[BUNDLE]", help='The bundle\'s folder, or "mini".')
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture of your own; the miniature's scenes if left out.")
+    ] = None,
+    phrase: Annotated[str | None, typer.Option(help="What is asked of it.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=1, help="How many scenes; 3 if left out.")] = None,
+    runs: Annotated[int, typer.Option(help="Measured rounds; each asks every question once.")] = 10,
+    warmup: Annotated[int, typer.Option(help="Rounds before them, after the cold start.")] = 1,
+    profile: Profile = "edge",
+    mode: Mode = "full",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Every layer's time too.")] = False,
+    compare_backends: Annotated[
+        bool,
+        typer.Option(
+            "--compare-backends",
+            help="Run every graph in every back-end that is here, too (needs refdiff[profile]).",
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="An HTML page: stages, layers, a timeline to zoom.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Every span, in Chrome's trace event format (JSON).")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BEFORE AFTER", help="Two records of `--json`; exit code 1 if AFTER is slower."),
+    ] = None,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="Compare different machines, bundles or options.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Say where the milliseconds of a bundle go, or whether one such record is slower than another."""
+    from refdiff import api
+    from refdiff.cli.profile_tables import of_profile
+
+    if compare is not None:
+        _compare(compare, bundle, allow_different=allow_different, as_json=as_json)
+        return
+    if bundle is None:
+        raise typer.BadParameter("name a bundle, or two records to --compare")
+    api.profile_outputs(html=html, trace=trace, overwrite=overwrite)
+    with working() as tell:
+        report = api.profile(
+            bundle,
+            image=image,
+            phrase=phrase,
+            scenes=scenes,
+            runs=runs,
+            warmup=warmup,
+            profile=profile,
+            mode=mode,
+            backend=backend,
+            threads=threads,
+            memory=memory,
+            layers=layers,
+            compare_backends=compare_backends,
+            progress=tell,
+        )
+        files = api.save_profile(report, html=html, trace=trace, overwrite=overwrite)
+    note_backend(backend, str(report.options["backend"]), report.backend_reason)
+    for kind, path in files.items():
+        note(f"{kind}: {path}")
+    print_answer(report.to_json(), lambda: of_profile(report), as_json=as_json)
+
+
+def _compare(records: tuple[Path, Path], bundle: str | None, *, allow_different: bool, as_json: bool) -> None:
+    from refdiff import api
+    from refdiff.cli.profile_tables import of_comparison
+    from refdiff.errors import GateError
+
+    if bundle is not None:
+        raise typer.BadParameter(f"--compare takes two records and no bundle, got {bundle}; leave it out")
+    compared = api.compare_profiles(*records, allow_different=allow_different)
+    print_answer(compared.to_json(), lambda: of_comparison(compared), as_json=as_json)
+    try:
+        compared.require()
+    except GateError as error:
+        note(f"error: {error}")
+        raise typer.Exit(error.exit_code) from error

@@ -1,0 +1,107 @@
+"""Text work, once per phrase: the text graphs depend on token ids alone.
+
+In: a session factory. Out: the same one, whose `sd_text` and `clip_text` answer ids they have seen from memory.
+Rows of a batch do not see each other, so each row is kept by itself, and only unknown rows are run.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import cast
+
+import numpy as np
+
+from refdiff.contracts.feeds import check_feeds, wanted_outputs
+from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.session import Array, BatchingSession, Session, SessionFactory
+
+TEXT_GRAPHS = ("sd_text", "clip_text")
+"""Graphs whose every input and output has the batch first."""
+
+MOST_ROWS = 256
+"""Texts that a graph keeps, the least recently used go first: at full size 60 MB of `sd_text`'s states."""
+
+
+class TextKeeping:
+    """A session factory that remembers what its text graphs answered.
+
+    Args:
+        inner: opens the sessions; closed with this one.
+        most: texts kept for each graph.
+    """
+
+    def __init__(self, inner: SessionFactory, *, most: int = MOST_ROWS) -> None:
+        self._inner = inner
+        self._most = most
+        self._kept: dict[str, _KeepingSession] = {}
+
+    def open(self, name: str) -> Session:
+        """The session of graph `name`."""
+        session = self._inner.open(name)
+        if name not in TEXT_GRAPHS:
+            return session
+        kept = self._kept.setdefault(name, _KeepingSession(self._most))
+        kept.inner = session  # a factory may open a session anew
+        return kept
+
+    def close(self) -> None:
+        """Close every session, and forget every text."""
+        self._kept.clear()
+        self._inner.close()
+
+
+class _KeepingSession:
+    """A session that runs only rows it has not seen; several threads may use it."""
+
+    inner: Session
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._rows: OrderedDict[bytes, dict[str, Array]] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The contract this session fulfils."""
+        return self.inner.graph
+
+    @property
+    def most_rows(self) -> int | None:
+        """The inner session's; like it, this one has no such attribute where that says nothing."""
+        return cast("BatchingSession", self.inner).most_rows
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Answer from memory what is known, and run the rest as one batch."""
+        check_feeds(self.graph, feeds)
+        wanted = wanted_outputs(self.graph, outputs)
+        columns = [np.ascontiguousarray(feeds[name]) for name in self.graph.input_names]
+        keys = [b"".join(column[i].tobytes() for column in columns) for i in range(len(columns[0]))]
+        known = self._known(keys)
+        new = [keys.index(key) for key in dict.fromkeys(keys) if key not in known]
+        if new:
+            answers = self.inner.run({name: feeds[name][new] for name in self.graph.input_names})
+            fresh = {
+                keys[i]: {name: rows[at].copy() for name, rows in answers.items()} for at, i in enumerate(new)
+            }
+            known |= fresh
+            self._keep(fresh)
+        return {name: np.stack([known[key][name] for key in keys]) for name in wanted}
+
+    def close(self) -> None:
+        """Close the inner session."""
+        self.inner.close()
+
+    def _known(self, keys: Sequence[bytes]) -> dict[bytes, dict[str, Array]]:
+        with self._lock:
+            known = {key: self._rows[key] for key in keys if key in self._rows}
+            for key in known:
+                self._rows.move_to_end(key)
+        return known
+
+    def _keep(self, fresh: Mapping[bytes, dict[str, Array]]) -> None:
+        with self._lock:
+            self._rows.update(fresh)
+            while len(self._rows) > self._most:
+                self._rows.popitem(last=False)

@@ -1,0 +1,58 @@
+"""Every verb that takes a back-end says which one `auto` came to, and why: on stderr and in its document."""
+
+import inspect
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from refdiff.cli import main
+from refdiff.cli.app import app
+from refdiff.miniature import evaluate
+from refdiff.miniature.scenes import render_scene
+
+pytest.importorskip("onnxruntime")
+
+CHEAPEST = {
+    "segment": "mini PICTURE mug --mode gen",
+    "demo": "--output FOLDER/demo --mode gen",
+    "check": "mini --golden-only",
+    "calibrate": "mini --count 1 --profile edge --mode gen --output FOLDER/feeds",
+}
+"""Verb -> arguments with which it does the least."""
+
+TOLD = re.compile(r"^back-end (ort-\w+): (.*onnxruntime.*)$", re.MULTILINE)
+
+
+def test_no_verb_with_a_back_end_is_left_out_here():
+    verbs = {each.callback.__name__: inspect.signature(each.callback) for each in app.registered_commands}
+    assert {name for name, takes in verbs.items() if "backend" in takes.parameters} == set(CHEAPEST)
+
+
+@pytest.mark.parametrize("verb", CHEAPEST)
+def test_what_auto_came_to_is_told_beside_the_answer_and_in_it(verb, tmp_path, capsys):
+    Image.fromarray(render_scene(1_000_007).image).save(tmp_path / "photo.png")
+    arguments = (
+        CHEAPEST[verb].replace("PICTURE", str(tmp_path / "photo.png")).replace("FOLDER", str(tmp_path))
+    )
+    assert main([verb, *arguments.split(), "--json"]) == 0
+    streams = capsys.readouterr()
+    said, (told,) = json.loads(streams.out), TOLD.findall(streams.err)
+    assert told == (said["backend"], said["backend_reason"])
+    assert main([verb, *arguments.split(), "--backend", said["backend"], "--json", *again(verb)]) == 0
+    streams = capsys.readouterr()
+    assert TOLD.findall(streams.err) == []
+    assert json.loads(streams.out)["backend_reason"] == "asked for"
+
+
+def again(verb):
+    """A second recording in the same folder takes the first's place."""
+    return ["--overwrite"] if verb == "calibrate" else []
+
+
+def test_evaluation_says_what_its_runtime_ran_on(capsys):
+    assert evaluate.main(["--count", "1", "--mode", "gen", "--json"]) == 0
+    streams = capsys.readouterr()
+    said, (told,) = json.loads(streams.out), TOLD.findall(streams.err)
+    assert told == (said["runtime_backend"], said["runtime_backend_reason"])
