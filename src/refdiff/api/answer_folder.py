@@ -40,7 +40,7 @@ class AnswerFolder:
     """Hash of the settings: a record of another run does not count."""
 
     def record(self, picture: str, picture_sha256: str, phrase: str) -> dict[str, Any] | None:
-        """The finished answer, as it was recorded; None where there is none of this picture and run.
+        """The finished answer's record; None where there is none, or it is of another picture or run.
 
         Args:
             picture: its file's name.

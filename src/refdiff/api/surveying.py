@@ -130,10 +130,10 @@ def segment_many(
     Args:
         bundle: its folder, or "mini" for the built-in one.
         picture: a picture file, or a folder of pictures.
-        phrases: asked of each picture; or a CSV file with the header `image,phrase`, whose pictures lie in
-            the folder `picture`.
-        output: a folder for masks, overlays and records; needed with a folder of pictures. None: the
-            answers are handed back instead.
+        phrases: asked of each picture; or the path of a CSV file with the header `image,phrase`, whose
+            pictures lie in the folder `picture`.
+        output: a folder for masks, overlays and records; needed with a folder of pictures. None: the answers
+            are handed back instead.
         overwrite: take an output folder that was answered with other settings.
         rows: most of a UNet call, and no more than the back-end takes; more rows take more memory. None: two.
         backend: as in `load`, like all that follow but the last.
@@ -333,11 +333,15 @@ def _errands_of_file(picture: Path, phrases: Path, output: Path | None) -> list[
     _check_output(output)
     asked: dict[str, dict[str, None]] = {}
     for line, image, phrase in rows:
-        try:
-            asked.setdefault(image, {})[checked_text(phrase)] = None
-        except InputError as error:  # noqa: PERF203 - the message names the line
-            raise InputError(f"{phrases}, line {line}: {error}") from error
+        asked.setdefault(image, {})[_checked_line(phrase, f"{phrases}, line {line}")] = None
     return [Errand(picture=picture / image, phrases=tuple(some)) for image, some in asked.items()]
+
+
+def _checked_line(phrase: str, where: str) -> str:
+    try:
+        return checked_text(phrase)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _check_output(output: Path | None) -> None:

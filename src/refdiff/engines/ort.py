@@ -81,7 +81,7 @@ class OrtSession:
 
     @property
     def most_rows(self) -> int | None:
-        """Any number; what one phrase needs for TensorRT's provider, which builds for each new size."""
+        """Any number; of TensorRT's provider, which builds an engine for each new size, one phrase's."""
         return 2 if self._backend == "ort-tensorrt" else None
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
+from typing import cast
 
 import numpy as np
 
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Session, SessionFactory
+from refdiff.contracts.session import Array, BatchingSession, Session, SessionFactory
 
 TEXT_GRAPHS = ("sd_text", "clip_text")
 """Graphs whose every input and output has the batch first."""
@@ -65,6 +66,11 @@ class _KeepingSession:
     def graph(self) -> GraphSpec:
         """The contract this session fulfils."""
         return self.inner.graph
+
+    @property
+    def most_rows(self) -> int | None:
+        """The inner session's; like it, this one has no such attribute where that says nothing."""
+        return cast("BatchingSession", self.inner).most_rows
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Answer from memory what is known, and run the rest as one batch."""

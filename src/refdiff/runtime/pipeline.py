@@ -235,12 +235,16 @@ class Segmenter:
         return query
 
     def _read_all(self, phrases: Sequence[str]) -> list[Phrase]:
-        queries = []
-        for number, phrase in enumerate(phrases, start=1):
-            try:
-                queries.append(self._read(phrase, None))
-            except InputError as error:  # noqa: PERF203 - the message names the phrase
-                raise InputError(f"phrase {number} of {len(phrases)}, {phrase!r}: {error}") from error
+        """As `_read`; the phrase that cannot be used is named."""
+        queries: list[Phrase] = []
+        try:
+            for phrase in phrases:
+                queries.append(self._read(phrase, None))  # noqa: PERF401 - their number names the one that fails
+        except InputError as error:
+            number = len(queries)
+            raise InputError(
+                f"phrase {number + 1} of {len(phrases)}, {phrases[number]!r}: {error}"
+            ) from error
         return queries
 
     def _answers(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Iterator[Segmentation]:
