@@ -15,6 +15,7 @@ pytest.importorskip("polygraphy")
 from refdiff.api.bundles import find_bundle
 from refdiff.api.profile_words import contest_rows
 from refdiff.api.side_by_side import contest
+from refdiff.cli import main
 from refdiff.engines import measuring
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import EngineError, MissingDependencyError
@@ -98,6 +99,16 @@ def test_a_missing_polygraphy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(MissingDependencyError, match=r"refdiff\[profile\]"):
         measuring.load_polygraphy(None)
+
+
+def test_a_missing_polygraphy_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(measuring, "find_spec", lambda name: None)
+    assert main(["profile", "mini", "--compare-backends"]) == 3
+    streams = capsys.readouterr()
+    assert "refdiff[profile]" in streams.err
+    assert "cold start" not in streams.err
 
 
 class FakeReport:

@@ -26,7 +26,7 @@ from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import LayeredSession
 from refdiff.engines.factory import BackendSessions, open_sessions
-from refdiff.engines.measuring import open_yardstick
+from refdiff.engines.measuring import open_yardstick, require_polygraphy
 from refdiff.engines.trt.choice import TENSORRT
 from refdiff.engines.trt.device import find_device
 from refdiff.errors import InputError
@@ -81,11 +81,14 @@ def profile(
     Raises:
         BundleError: the bundle is missing, damaged or newer.
         InputError: an unknown option, no runs, or a picture that cannot be used.
-        MissingDependencyError: the back-end's package, a GPU or its driver is missing.
+        MissingDependencyError: the back-end's package, a GPU or its driver is missing, or Polygraphy where
+            back-ends are compared.
         EngineError: a graph failed.
     """
     if runs < 1 or warmup < 0:
         raise InputError(f"got {runs} runs and {warmup} to warm up, expected 1 and 0 or more")
+    if compare_backends:
+        require_polygraphy()
     tell, watch, before = progress or silent, Stopwatch(), read_memory()
     tell("opening the bundle")
     with watch.span("step", "open and verify the bundle"):

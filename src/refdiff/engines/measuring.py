@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Protocol
 
@@ -34,6 +35,28 @@ def ort_backends() -> tuple[str, ...]:
     return ("ort-cpu", "ort-cuda") if "CUDAExecutionProvider" in have and has_driver() else ("ort-cpu",)
 
 
+_NEEDED = {"polygraphy": "profile", "onnxruntime": "cpu"}
+"""Package -> the extra that brings it, to compare back-ends."""
+
+
+def require_polygraphy() -> None:
+    """Before any long work: is what `load_polygraphy` imports there?
+
+    Raises:
+        MissingDependencyError: Polygraphy or ONNX Runtime is not installed.
+    """
+    for package in _NEEDED:
+        if find_spec(package) is None:
+            raise _missing(package)
+
+
+def _missing(package: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"comparing back-ends needs {package}, which is not installed; "
+        f"pip install 'refdiff[{_NEEDED[package]}]'"
+    )
+
+
 _RTX_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
 
 
@@ -53,12 +76,9 @@ def load_polygraphy(flavour: str | None) -> ModuleType:
     try:
         return import_module("refdiff.engines.polygraphy_runners")
     except ModuleNotFoundError as error:
-        if error.name not in ("polygraphy", "onnxruntime"):
+        if error.name not in _NEEDED:
             raise
-        extra = {"polygraphy": "profile", "onnxruntime": "cpu"}[error.name]
-        raise MissingDependencyError(
-            f"comparing back-ends needs {error.name}, which is not installed; pip install 'refdiff[{extra}]'"
-        ) from error
+        raise _missing(error.name) from error
     finally:
         if before is None:
             del os.environ[_RTX_SWITCH]
