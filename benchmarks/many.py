@@ -76,6 +76,24 @@ def main() -> None:
     add_entry(RECORD, f"{given.part}, {name}", entry)
 
 
+def _many(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -> None:
+    segmenter.segment_many(segmenter.encode(image), some)
+
+
+def _loop(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -> None:
+    scene = segmenter.encode(image)
+    for phrase in some:
+        segmenter.segment(scene, phrase)
+
+
+def _anew(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -> None:
+    for phrase in some:
+        segmenter.segment(segmenter.encode(image), phrase)
+
+
+WAYS = {"segment_many": _many, "segment in a loop": _loop, "encode for each phrase": _anew}
+
+
 def phrases(given: argparse.Namespace) -> dict[str, Any]:
     """`segment_many`, `segment` in a loop, and everything anew for each phrase; encoding counts always."""
     bundle = find_bundle("mini")
@@ -84,25 +102,12 @@ def phrases(given: argparse.Namespace) -> dict[str, Any]:
     image = next(questions([SEED + 7])).image
     options = options_for(bundle.spec, profile=given.profile)
 
-    def many(segmenter: Segmenter, some: Sequence[str]) -> None:
-        segmenter.segment_many(segmenter.encode(image), some)
-
-    def loop(segmenter: Segmenter, some: Sequence[str]) -> None:
-        scene = segmenter.encode(image)
-        for phrase in some:
-            segmenter.segment(scene, phrase)
-
-    def anew(segmenter: Segmenter, some: Sequence[str]) -> None:
-        for phrase in some:
-            segmenter.segment(segmenter.encode(image), phrase)
-
     def measured(way: str, count: int) -> Timed:
         segmenter = segmenter_of(bundle, sessions, options)  # one that knows no text yet
-        return timed(lambda: ways[way](segmenter, asked[:count]))
+        return timed(lambda: WAYS[way](segmenter, image, asked[:count]))
 
-    ways = {"segment_many": many, "segment in a loop": loop, "encode for each phrase": anew}
     measured("segment_many", 2)  # loads the graphs
-    times: dict[tuple[str, int], list[Timed]] = {(way, count): [] for way in ways for count in COUNTS}
+    times: dict[tuple[str, int], list[Timed]] = {(way, count): [] for way in WAYS for count in COUNTS}
     for _ in range(given.rounds):
         for (way, count), taken in times.items():
             taken.append(measured(way, count))
@@ -112,13 +117,13 @@ def phrases(given: argparse.Namespace) -> dict[str, Any]:
         "profile": given.profile,
         "threads": given.threads,
         "size_yx": list(image.shape[:2]),
-        "ways": {way: {str(count): summary(times[way, count], count) for count in COUNTS} for way in ways},
+        "ways": {way: {str(count): summary(times[way, count], count) for count in COUNTS} for way in WAYS},
         "ratio_to_segment_many": {
             way: {str(count): ratio(times[way, count], times[base, count]) for count in COUNTS}
-            for way in ways
+            for way in WAYS
             if way != base
         },
-        "affine": {way: affine({count: times[way, count] for count in COUNTS}) for way in ways},
+        "affine": {way: affine({count: times[way, count] for count in COUNTS}) for way in WAYS},
     }
 
 
