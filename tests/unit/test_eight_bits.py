@@ -175,7 +175,7 @@ def test_the_miniature_keeps_its_answers_in_eight_bits(name):
     got = outputs(Quantise(quantised(nodes, ranges), nodes)(model), feeds)
     for output, values in expected.items():
         assert correlation(got[output], values) > 0.998
-        assert np.abs(got[output] - values).max() > 0
+        assert (np.abs(got[output] - values).max() > 0) == bool(nodes)
 
 
 def test_the_tapped_q_and_k_are_left_alone_and_the_other_q_and_k_are_not():
