@@ -60,11 +60,11 @@ def test_norms_are_all_nodes_of_the_modules_called_so(name: str) -> None:
 @pytest.mark.parametrize("name", MINIATURE)
 def test_softmaxes_are_named_one_by_one(name: str) -> None:
     graph = miniature_graph(name).graph
-    assert (
-        rules_of(miniature_graph(name))["softmax"]
-        == {n.name for n in graph if n.op_type == "Softmax"}
-        != set()
-    )
+    softmaxes = {node.name for node in graph if node.op_type == "Softmax"}
+    assert rules_of(miniature_graph(name)).get("softmax", set()) == softmaxes
+    assert bool(softmaxes) == (name != "sam_masks")
+    if not softmaxes:
+        return
     (rule,) = (rule for rule in default_islands(graph) if rule.because.startswith("softmax"))
     assert not any("*" in pattern for pattern in rule.nodes)
 

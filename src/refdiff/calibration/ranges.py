@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from refdiff.calibration.histogram import Histogram
 from refdiff.calibration.probing import Probe
-from refdiff.calibration.reductions import Tail, tails
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
+
+if TYPE_CHECKING:
+    from refdiff.calibration.reductions import Tail
 
 METHODS = ("minmax", "percentile", "entropy")
 
@@ -70,6 +73,8 @@ def _tail_reaches(
     Every run hands out its largest values. If all runs are of one size, the share that is left out of all of
     them is enough from each; where a smaller run might hold more of them, it is asked again for more.
     """
+    from refdiff.calibration.reductions import Tail, tails  # it needs onnx_ir, and METHODS does not
+
     reaches, share = dict[str, float](), (1.0 - kept) * len(feeds)
     asked = list(tensors)
     while asked:

@@ -50,14 +50,15 @@ class MaskResize:
         )
         self._size_yx = size_yx
         self._down, self._across = tuple(_bands(down)), tuple(_bands(across))
+        self._rows = self._down[-1].source.stop
+        """Rows of the logits that the picture lies in; below them is padding."""
 
     def __call__(self, low_res: Float) -> Float:
         """[k, l, l] -> [k, y, x]."""
-        masks, rows, _ = low_res.shape
-        height, width = self._size_yx
-        wide = np.empty((masks, rows, width), np.float32)
+        masks, (height, width) = len(low_res), self._size_yx
+        wide = np.empty((masks, self._rows, width), np.float32)
         for band in self._across:
-            np.matmul(low_res[:, :, band.source], band.weights.T, out=wide[:, :, band.target])
+            np.matmul(low_res[:, : self._rows, band.source], band.weights.T, out=wide[:, :, band.target])
         full = np.empty((masks, height, width), np.float32)
         for band in self._down:
             np.matmul(band.weights, wide[:, band.source], out=full[:, band.target])
