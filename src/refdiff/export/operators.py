@@ -16,7 +16,7 @@ from refdiff.errors import InputError
 READ_BY_TENSORRT = frozenset(
     {
         *("Add", "Cos", "Div", "Erf", "Mul", "Pow", "Relu", "Sigmoid", "Sin", "Sqrt", "Sub"),
-        *("Conv", "Einsum", "Gemm", "MatMul"),
+        *("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"),
         *("InstanceNormalization", "LayerNormalization", "ReduceMean", "ReduceSum", "Softmax"),
         *("Cast", "Concat", "Equal", "Gather", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose"),
         *("Pad", "Shape", "Unsqueeze"),
