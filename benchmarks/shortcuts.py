@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/shortcuts.py --scenes 6
 
-The miniature on held-out scenes, in ONNX Runtime on one thread. All variants run in turns on the same scene and
+The miniature on held-out scenes, in ONNX Runtime on one thread. All variants run in turns on the same
+scene and
 phrases; their answers are compared. Times are of the process (user and system), so that a busy machine shows
 in none of them more than in the others.
 """

@@ -125,8 +125,8 @@ def session_options(threads: int | None, *, spinning: bool = True) -> Any:
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERRORS_ONLY
-    # Activations go back to the system after each run. SD 1.5's UNet at 512 px, one picture: 3.8 GB of private
-    # memory instead of 5.5 GB after two runs, 11.6 s of processor time instead of 11.5 s.
+    # Activations go back to the system after each run. SD 1.5's UNet at 512 px, one picture: 3.8 GB of
+    # private memory instead of 5.5 GB after two runs, 11.6 s of processor time instead of 11.5 s.
     options.enable_cpu_mem_arena = False
     if threads is not None:
         if threads < 1:
