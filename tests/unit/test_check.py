@@ -240,7 +240,7 @@ def test_a_failing_check_ends_with_one_and_replaces_its_report_where_it_may(
         "graph": "clip_text",
         "output": "vector",
     }
-    assert f"report: {page}\nerror: 1 of 16 gates failed: clip_text " in streams.err
+    assert f"report: {page}\nerror: 1 of 18 gates failed: clip_text " in streams.err
     assert "<strong>FAILED</strong>" in page.read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
