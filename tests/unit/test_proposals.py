@@ -128,9 +128,11 @@ class _Specked(_Sessions):
     """One disk in the middle from every prompt; of the first prompt with a speck in the picture's corner."""
 
     def _decode(self, feeds, outputs=None):
-        middle = np.full_like(feeds["points"], 24)
-        results = super()._decode({"points": middle})
-        results["low_res"][0, :, :2, :2] = 9.0
+        return super()._decode({"points": np.full_like(feeds["points"], 24)})
+
+    def _draw(self, feeds, outputs=None):
+        results = super()._draw(feeds)
+        results["low_res"][np.asarray(feeds["chosen"]) == 0, :, :2, :2] = 9.0
         return results
 
 

@@ -78,6 +78,7 @@ SOFTMAXES = {
     "unet_taps": 7,
     "sam_encoder": 5,
     "sam_decoder": 7,
+    "sam_masks": 0,
     "clip_text": 2,
     "clip_image": 4,
 }
