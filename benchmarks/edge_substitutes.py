@@ -156,14 +156,14 @@ def cost(tried: Sequence[Variant], seed: int, count: int) -> dict[str, Any]:
     for each in tried:
         segmenter = _segmenter(sessions, each)
         runners[each.name] = Runner(segmenter.encode, segmenter.segment)
-    *asked, last = questions(range(seed, seed + count + 1))
+    every = list(questions(range(seed, seed + 2 * count + 1)))
+    asked, others, warm_up = every[:count], every[count : 2 * count], every[-1]
     for runner in runners.values():
-        _timed(runner, last, last.phrase)
+        _timed(runner, warm_up, warm_up.phrase)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
-    for index, question in enumerate(asked):
-        other = [*asked, last][index + 1].phrase
+    for index, (question, other) in enumerate(zip(asked, others, strict=True)):
         for name in list(runners)[:: 1 - 2 * (index % 2)]:
-            seconds[name].append(_timed(runners[name], question, other))
+            seconds[name].append(_timed(runners[name], question, other.phrase))
         _tell(f"{index + 1}/{len(asked)} scenes")
     measured = {
         name: _cost(name, {each: np.array(times) for each, times in seconds.items()}) for name in runners
