@@ -124,6 +124,8 @@ def _turn(
     """One picture with all its phrases: the time of the first answer, and of them all."""
     timed.seconds, started = 0.0, time.process_time()
     scene = segmenter.encode(image)
+    if not segmenter.options.shortcuts.keep_picture:  # the first phrase will encode it too
+        timed.seconds, started = 0.0, time.process_time()
     answers = [segmenter.segment(scene, phrases[0])]
     first, inside = time.process_time() - started, timed.seconds
     answers += [segmenter.segment(scene, phrase) for phrase in phrases[1:]]
