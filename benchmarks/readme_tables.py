@@ -17,6 +17,7 @@ from precision_tables import (
     islands_table,
     precision_table,
 )
+from shortcut_tables import decoder_table, shortcuts_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,6 +47,8 @@ def main() -> None:
         ("docs/jetson.md", "memory", "rtx-builds", memory_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
+        ("docs/speed.md", "shortcuts", "shortcuts", shortcuts_table),
+        ("docs/speed.md", "sam-decoder", "sam-decoder", decoder_table),
         ("docs/speed.md", "growth", "growth", growth_table),
         (
             "docs/decisions/0005-which-substitutes-edge-takes.md",
