@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ SEED = 1_000_000
 COUNTS = (1, 4, 16, 64)
 ROWS = (1, 2, 4, 8, 16)
 SCENES = 24
-LENGTHS = (6, 12, 24, 48)
+LENGTHS = (6, 24, 96)
+DIFFERENT = 6
+"""Scenes in a folder of `memory`, over and over: another length is not another mixture."""
 PHRASES = ("the red mug", "the ball on the left", "the book", "the largest thing")
 Timed = tuple[float, float]
 """Seconds on the clock, seconds of processor time."""
@@ -205,7 +207,7 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
     for blas in ("1", None):
         for length in LENGTHS:
             with tempfile.TemporaryDirectory() as scratch:
-                pictures = write_scenes(Path(scratch), length, given.size)
+                pictures = write_scenes(Path(scratch), length, given.size, DIFFERENT)
                 command = [sys.executable, "-m", "refdiff", "segment", "mini", str(pictures), *PHRASES]
                 with blas_threads(blas):
                     before = children_cpu()
@@ -223,16 +225,17 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
     return {"size": given.size, "phrases": list(PHRASES), "runs": entries}
 
 
-def write_scenes(scratch: Path, count: int, size: str) -> Path:
-    """A folder of so many held-out scenes as JPEG files."""
+def write_scenes(scratch: Path, count: int, size: str, different: int = SCENES) -> Path:
+    """A folder of so many held-out scenes as JPEG files, repeated where not all are different."""
     target = scratch / "pictures"
     target.mkdir()
-    for asked in islice(questions(range(SEED, SEED + 4 * count)), count):
+    scenes = islice(questions(range(SEED, SEED + 4 * different)), different)
+    for number, asked in zip(range(count), cycle(scenes), strict=False):
         picture = Image.fromarray(asked.image)
         if size != "own":
             width, height = map(int, size.split("x"))
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        picture.save(target / f"{asked.seed}.jpg", quality=92)
+        picture.save(target / f"{number:03}.jpg", quality=92)
     return target
 
 
