@@ -48,6 +48,7 @@ LENGTHS = (6, 24, 96)
 DIFFERENT = 6
 """Scenes in a folder of `memory`, over and over: another length is not another mixture."""
 PHRASES = ("the red mug", "the ball on the left", "the book", "the largest thing")
+ENVIRONMENTS: tuple[dict[str, str], ...] = ({}, {"OPENBLAS_NUM_THREADS": "1"}, {"MALLOC_ARENA_MAX": "1"})
 Timed = tuple[float, float]
 """Seconds on the clock, seconds of processor time."""
 
@@ -202,20 +203,20 @@ def folder(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(given: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory and processor time of the command on folders of growing length, BLAS threads or not."""
+    """Peak memory and processor time of the command on folders of growing length."""
     entries = []
-    for blas in ("1", None):
+    for told in ENVIRONMENTS:
         for length in LENGTHS:
             with tempfile.TemporaryDirectory() as scratch:
                 pictures = write_scenes(Path(scratch), length, given.size, DIFFERENT)
                 command = [sys.executable, "-m", "refdiff", "segment", "mini", str(pictures), *PHRASES]
-                with blas_threads(blas):
+                with environment(told):
                     before = children_cpu()
                     watched = run_watched([*command, "-o", str(Path(scratch) / "out")])
             entries.append(
                 {
                     "pictures": length,
-                    "openblas_threads": blas,
+                    "environment": told,
                     "seconds": round(watched.seconds, 2),
                     "cpu_seconds": round(children_cpu() - before, 2),
                     "peak_rss_bytes": watched.peak_rss_bytes,
@@ -275,17 +276,17 @@ def _read_now(items: Sequence[Any], read: Callable[[Any], Any], *, ahead: int) -
 
 
 @contextlib.contextmanager
-def blas_threads(count: str | None) -> Iterator[None]:
-    """What children are told of OpenBLAS's threads; None: nothing, so it takes every core."""
-    before = os.environ.pop("OPENBLAS_NUM_THREADS", None)
-    if count is not None:
-        os.environ["OPENBLAS_NUM_THREADS"] = count
+def environment(told: dict[str, str]) -> Iterator[None]:
+    """What children are told of OpenBLAS's threads and malloc's arenas; where nothing, they take their own."""
+    before = {name: os.environ.pop(name, None) for name in ("OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX")}
+    os.environ.update(told)
     try:
         yield
     finally:
-        os.environ.pop("OPENBLAS_NUM_THREADS", None)
-        if before is not None:
-            os.environ["OPENBLAS_NUM_THREADS"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def children_cpu() -> float:
