@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,11 @@ SEED = 1_000_000
 COUNTS = (1, 4, 16, 64)
 ROWS = (1, 2, 4, 8, 16)
 SCENES = 24
-LENGTHS = (6, 12, 24, 48)
+LENGTHS = (6, 24, 96)
+DIFFERENT = 6
+"""Scenes in a folder of `memory`, over and over: another length is not another mixture."""
 PHRASES = ("the red mug", "the ball on the left", "the book", "the largest thing")
+ENVIRONMENTS: tuple[dict[str, str], ...] = ({}, {"OPENBLAS_NUM_THREADS": "1"}, {"MALLOC_ARENA_MAX": "1"})
 Timed = tuple[float, float]
 """Seconds on the clock, seconds of processor time."""
 
@@ -200,20 +203,20 @@ def folder(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(given: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory and processor time of the command on folders of growing length, BLAS threads or not."""
+    """Peak memory and processor time of the command on folders of growing length."""
     entries = []
-    for blas in ("1", None):
+    for told in ENVIRONMENTS:
         for length in LENGTHS:
             with tempfile.TemporaryDirectory() as scratch:
-                pictures = write_scenes(Path(scratch), length, given.size)
+                pictures = write_scenes(Path(scratch), length, given.size, DIFFERENT)
                 command = [sys.executable, "-m", "refdiff", "segment", "mini", str(pictures), *PHRASES]
-                with blas_threads(blas):
+                with environment(told):
                     before = children_cpu()
                     watched = run_watched([*command, "-o", str(Path(scratch) / "out")])
             entries.append(
                 {
                     "pictures": length,
-                    "openblas_threads": blas,
+                    "environment": told,
                     "seconds": round(watched.seconds, 2),
                     "cpu_seconds": round(children_cpu() - before, 2),
                     "peak_rss_bytes": watched.peak_rss_bytes,
@@ -223,16 +226,17 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
     return {"size": given.size, "phrases": list(PHRASES), "runs": entries}
 
 
-def write_scenes(scratch: Path, count: int, size: str) -> Path:
-    """A folder of so many held-out scenes as JPEG files."""
+def write_scenes(scratch: Path, count: int, size: str, different: int = SCENES) -> Path:
+    """A folder of so many held-out scenes as JPEG files, repeated where not all are different."""
     target = scratch / "pictures"
     target.mkdir()
-    for asked in islice(questions(range(SEED, SEED + 4 * count)), count):
+    scenes = islice(questions(range(SEED, SEED + 4 * different)), different)
+    for number, asked in zip(range(count), cycle(scenes), strict=False):
         picture = Image.fromarray(asked.image)
         if size != "own":
             width, height = map(int, size.split("x"))
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        picture.save(target / f"{asked.seed}.jpg", quality=92)
+        picture.save(target / f"{number:03}.jpg", quality=92)
     return target
 
 
@@ -272,17 +276,17 @@ def _read_now(items: Sequence[Any], read: Callable[[Any], Any], *, ahead: int) -
 
 
 @contextlib.contextmanager
-def blas_threads(count: str | None) -> Iterator[None]:
-    """What children are told of OpenBLAS's threads; None: nothing, so it takes every core."""
-    before = os.environ.pop("OPENBLAS_NUM_THREADS", None)
-    if count is not None:
-        os.environ["OPENBLAS_NUM_THREADS"] = count
+def environment(told: dict[str, str]) -> Iterator[None]:
+    """What children are told of OpenBLAS's threads and malloc's arenas; where nothing, they take their own."""
+    before = {name: os.environ.pop(name, None) for name in ("OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX")}
+    os.environ.update(told)
     try:
         yield
     finally:
-        os.environ.pop("OPENBLAS_NUM_THREADS", None)
-        if before is not None:
-            os.environ["OPENBLAS_NUM_THREADS"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def children_cpu() -> float:
