@@ -277,7 +277,7 @@ def _read_now(items: Sequence[Any], read: Callable[[Any], Any], *, ahead: int) -
 
 @contextlib.contextmanager
 def environment(told: dict[str, str]) -> Iterator[None]:
-    """What children are told of OpenBLAS's threads and malloc's arenas; where nothing, they take their own."""
+    """What children are told of OpenBLAS's threads and malloc's arenas; where nothing, they choose."""
     before = {name: os.environ.pop(name, None) for name in ("OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX")}
     os.environ.update(told)
     try:
