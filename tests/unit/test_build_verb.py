@@ -255,7 +255,7 @@ def test_lint_builds_nothing_and_ends_with_0_when_the_parser_takes_all(machine, 
     code, report = said(capsys, "--lint")
     assert (code, report["passed"]) == (0, True)
     assert [each["graph"] for each in report["graphs"]] == list(MINIATURE.manifest.graphs)
-    assert len(behaviour.parsed) == 8
+    assert len(behaviour.parsed) == 9
     assert not plans_folder(MINIATURE).exists()
 
 

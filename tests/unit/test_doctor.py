@@ -158,7 +158,7 @@ def test_plans_are_counted_and_the_first_that_does_not_fit_is_named(here, tmp_pa
         "section": "back-ends",
         "name": "plans for tensorrt",
         "state": "warn",
-        "found": "2 of 3 graphs have one that is intact and fits; sam_encoder is too old",
+        "found": "2 of 4 graphs have one that is intact and fits; sam_encoder is too old",
         "cure": "build it again",
     }
     assert "plans for tensorrt-rtx" not in lines

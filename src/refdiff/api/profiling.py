@@ -23,7 +23,7 @@ from refdiff.api.side_by_side import contest
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.bundle_draft import hash_file
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import Options, Shortcuts, options_for
 from refdiff.contracts.session import LayeredSession
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.engines.measuring import open_yardstick, require_polygraphy
@@ -94,7 +94,8 @@ def profile(
     with watch.span("step", "open and verify the bundle"):
         opened = find_bundle(bundle)
     asked = profiled_questions(opened, image=image, phrase=phrase, scenes=scenes)
-    options = options_for(opened.spec, profile=profile, mode=mode)
+    # Questions come again and again here, and each is to cost what a phrase costs that nobody asked before.
+    options = options_for(opened.spec, profile=profile, mode=mode, shortcuts=Shortcuts(keep_texts=False))
 
     def start(measure: Any) -> BackendSessions:
         return open_sessions(opened, backend=backend, threads=threads, memory=memory, measure=measure)
