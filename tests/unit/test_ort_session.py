@@ -252,7 +252,7 @@ def test_only_the_named_packages_absence_is_called_missing(
 
 def test_threads_that_do_not_spin_give_the_same(sums: Path) -> None:
     feeds = {name: np.ones((2, 3), np.float32) for name in SUMS.input_names}
-    spinning, still = OrtSession(sums, SUMS), OrtSession(sums, SUMS, spinning=False)
+    spinning, still = OrtSession(sums, SUMS, spinning=True), OrtSession(sums, SUMS)
     assert (spinning.run(feeds)["sum"] == still.run(feeds)["sum"]).all()
     said = still._session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
     assert said == "0"

@@ -158,7 +158,7 @@ def segment_many(
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=allow_random_weights)
     options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
-    sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory, spinning=False)
+    sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
     tell, answers = progress or silent, list[Answer]()
     with segmenter_of(opened, sessions, options) as segmenter:
         segmenter.check_phrases(list(dict.fromkeys(p for errand in errands for p in errand.phrases)))

@@ -59,7 +59,7 @@ class OrtSessions:
         backend: str,
         reason: str,
         threads: int | None,
-        spinning: bool = True,
+        spinning: bool = False,
         measure: Measure | None = None,
     ) -> None:
         self._bundle = bundle
@@ -109,7 +109,7 @@ def open_sessions(
     backend: str = "auto",
     threads: int | None = None,
     memory: str | None = None,
-    spinning: bool = True,
+    spinning: bool = False,
     measure: Measure | None = None,
 ) -> BackendSessions:
     """A session factory for a bundle; no graph is loaded yet.

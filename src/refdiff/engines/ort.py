@@ -48,7 +48,7 @@ class OrtSession:
         *,
         backend: str = "ort-cpu",
         threads: int | None = None,
-        spinning: bool = True,
+        spinning: bool = False,
         measure: Measure | None = None,
     ) -> None:
         """Load a graph.
@@ -115,7 +115,7 @@ class OrtSession:
             raise EngineError(f"{path.name} has inputs and outputs {got}, expected {expected}; export again")
 
 
-def session_options(threads: int | None, *, spinning: bool = True) -> Any:
+def session_options(threads: int | None, *, spinning: bool = False) -> Any:
     """ONNX Runtime's options for so many threads inside one operator.
 
     Raises:
