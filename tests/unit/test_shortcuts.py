@@ -11,6 +11,7 @@ from refdiff.api.bundles import find_bundle, segmenter_of
 from refdiff.contracts.options import ALL_SHORTCUTS, Shortcuts, options_for
 from refdiff.contracts.results import Segmentation
 from refdiff.engines.factory import open_sessions
+from refdiff.errors import InputError
 from refdiff.miniature.questions import HELD_OUT_FROM, question
 
 SWITCHES = tuple(field.name for field in dataclasses.fields(Shortcuts))
@@ -108,3 +109,24 @@ def test_a_shortcut_saves_the_work_it_names(switch: str, graph: str, counted: st
                 segmenter.segment(scene, phrase)
         spent[on] = getattr(counting, counted)[graph]
     assert spent[True] < spent[False]
+
+
+def test_without_keep_unconditional_the_picture_alone_makes_no_pass() -> None:
+    bundle = find_bundle("mini")
+    off = dataclasses.replace(ALL_SHORTCUTS, keep_unconditional=False)
+    counting = Counting(open_sessions(bundle, backend="ort-cpu", threads=1))
+    options = options_for(bundle.spec, profile="official", mode="gen", shortcuts=off)
+    with segmenter_of(bundle, counting, options) as segmenter:
+        scene = segmenter.encode(picture(tall=False))
+        assert "unet" not in counting.calls
+        segmenter.segment(scene, PHRASES[0])
+        assert counting.rows["unet"] == 2
+
+
+def test_a_picture_too_large_for_the_masked_attention_is_refused_before_any_graph_runs() -> None:
+    bundle = find_bundle("mini")
+    counting = Counting(open_sessions(bundle, backend="ort-cpu", threads=1))
+    with segmenter_of(bundle, counting, options_for(bundle.spec, profile="official")) as segmenter:
+        with pytest.raises(InputError, match="14400 CLIP patches, at most 8192 fit; use --profile edge"):
+            segmenter.encode(np.zeros((720, 1280, 3), np.uint8))
+        assert counting.calls == {}

@@ -15,7 +15,8 @@ Open `pipeline.py` first: it reads like METHOD.md. The rest, by the step it serv
     peaks.py        prompts from a phrase's map     regions.py    small holes and islands
     generative.py   the diffusion branch            attention.py  logits -> maps -> heat on the picture
     schedule.py     diffusion's noise levels        noise.py      the seeded draws
-    discriminative.py  the CLIP branch              crops.py, patches.py  what it is fed
+    clip_branch.py  what CLIP says of candidates    discriminative.py  its two views
+    crops.py, patches.py  what it is fed            buckets.py    sizes it is fed at
     places.py       where things lie                scoring.py    the fused score and the choice
     overlay.py      the answer, drawn
 

@@ -54,11 +54,16 @@ def letterbox(image: Picture, side: int) -> Picture:
 
 def shrink_longer_side(image: Picture, limit: int, *, least: int) -> Picture:
     """Longer side to at most `limit` px, aspect kept, no side below `least` px; 0: left alone."""
-    height, width = image.shape[:2]
+    return _resized(image, shrunk_size(image.shape[:2], limit, least=least)[::-1])
+
+
+def shrunk_size(size_yx: tuple[int, int], limit: int, *, least: int) -> tuple[int, int]:
+    """What `shrink_longer_side` makes of a picture's size."""
     if limit <= 0:
-        return image
-    scale = min(1.0, limit / max(height, width))
-    return _resized(image, (max(least, round(width * scale)), max(least, round(height * scale))))
+        return size_yx
+    scale = min(1.0, limit / max(size_yx))
+    height, width = (max(least, round(side * scale)) for side in size_yx)
+    return height, width
 
 
 def _resized(image: Picture, size_xy: tuple[int, int]) -> Picture:

@@ -46,7 +46,7 @@ class LatentState:
     """[1, c, s, s], what the UNet predicted in the unconditional first pass, noise or velocity; None where it
     is the only pass."""
     taps: Float | None
-    """[1, l, q, t], of the same pass; None at guidance 1."""
+    """[1, l, q, t], of the same pass; None at guidance 1, and where each phrase makes the pass anew."""
 
 
 def encode_latent(
@@ -90,7 +90,7 @@ def latent_state(
         tokenizer: of the bundle.
         seed: of the posterior's draw and the noise.
         image: [y, x, 3].
-        shortcuts: where the last pass stops.
+        shortcuts: whether the unconditional pass is made here, and where the last pass stops.
 
     Raises:
         InputError: the options ask for what the graphs do not expose.
@@ -103,6 +103,8 @@ def latent_state(
     if options.guidance == 1:
         return LatentState(noised=noised, empty_context=None, eps=None, taps=None)
     context = _contexts(sessions, spec, tokenizer, [""])
+    if not shortcuts.keep_unconditional:
+        return LatentState(noised=noised, empty_context=context, eps=None, taps=None)
     eps, taps = _pass(sessions, options, 0, noised, context, shortcuts)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
 

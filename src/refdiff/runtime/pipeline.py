@@ -22,13 +22,13 @@ from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
 from refdiff.runtime.attention import heat_map
 from refdiff.runtime.chaining import on_host
-from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
+from refdiff.runtime.clip_branch import ClipBranch
 from refdiff.runtime.generative import LatentState, attend_each, latent_state
 from refdiff.runtime.kept_texts import TextKeeping
 from refdiff.runtime.peaks import map_prompts
-from refdiff.runtime.phrase import Phrase, direction, read_phrase
+from refdiff.runtime.phrase import Phrase, read_phrase
 from refdiff.runtime.picture import read_picture
-from refdiff.runtime.places import Direction, heat_ramp, place_scores
+from refdiff.runtime.places import heat_ramp
 from refdiff.runtime.proposals import embed, propose, propose_at
 from refdiff.runtime.rows import TEXT_ROWS, UNET_ROWS
 from refdiff.runtime.scene import ByDirection, Scene
@@ -67,8 +67,15 @@ class Segmenter:
         self._spec = spec
         self._options = options
         self._tokenizer = tokenizer
-        self._positions = positions
         self._observer = observer or Nobody()
+        self._clip = ClipBranch(
+            sessions=self._sessions,
+            spec=spec.clip,
+            options=options,
+            tokenizer=tokenizer,
+            positions=positions,
+            observer=self._observer,
+        )
 
     def __enter__(self) -> Segmenter:
         return self
@@ -99,6 +106,8 @@ class Segmenter:
             EngineError: a graph failed.
         """
         image = self._read_picture(picture)
+        if self._discriminates:
+            self._clip.check_size(image)
         candidates = self._propose(image)
         return Scene(
             image=image,
@@ -214,6 +223,12 @@ class Segmenter:
         soft = self._soft(scene.image, candidates)
         return replace(scene, candidates=candidates, soft=soft, hard=ByDirection())
 
+    def _soft(self, image: NDArray[np.uint8], candidates: Candidates | None) -> Float:
+        """METHOD §6; no vectors where the mode does not read them, or no phrase has prompted SAM yet."""
+        if candidates is None or not self._discriminates:
+            return np.zeros((0, self._spec.clip.embed_dim), dtype=np.float32)
+        return self._clip.soft(image, candidates)
+
     @staged("latent")
     def _encode_latent(self, image: NDArray[np.uint8]) -> LatentState | None:
         """METHOD §4, what the picture alone decides."""
@@ -253,7 +268,10 @@ class Segmenter:
             scene = self.encode(scene.image)
         waiting = iter(queries)
         while some := list(islice(waiting, TEXT_ROWS)):
-            maps, texts = self._attend(scene, some, rows), self._read_texts(some)
+            maps, texts = (
+                self._attend(scene, some, rows),
+                self._clip.texts(some) if self._discriminates else {},
+            )
             for query in some:
                 yield self._answer(scene, query, self._heat(scene, query, maps), texts)
 
@@ -317,31 +335,8 @@ class Segmenter:
             balance = self._options.fusion.contrast_balance
             parts["generative"] = attention_contrast(heat, candidates.masks, balance)
         if self._discriminates:
-            parts |= self._discriminative_cues(scene, candidates, query, texts)
+            parts |= self._clip.cues(scene, candidates, query, texts)
         return parts
-
-    def _discriminative_cues(
-        self, scene: Scene, candidates: Candidates, query: Phrase, texts: Mapping[str, Float]
-    ) -> dict[str, Float]:
-        """What CLIP says of each candidate (METHOD §5, §6), and where it lies (METHOD §10.4, §10.5)."""
-        crops = self._options.crops
-        side = direction(query.text, word_boundaries=crops.word_boundaries)
-        hard = self._hard(scene, candidates, side)
-        whole, root, *others = (texts[text] for text in self._texts_of(query))
-        unlike = crops.negative * np.mean(others, axis=0) if crops.negative and others else 0.0
-        shares = (crops.hard_root_weight, crops.soft_root_weight)
-        hard_text, soft_text = ((1 - share) * whole + share * root - unlike for share in shares)
-        parts = {"hard": hard @ hard_text, "soft": scene.soft @ soft_text}
-        if self._options.fusion.place:
-            similar = hard @ others[0] if query.relation is not None else None
-            parts["place"] = _places(query, candidates, scene.size_yx, similar)
-        return parts
-
-    def _texts_of(self, query: Phrase) -> list[str]:
-        """What CLIP is asked: the phrase, its head word, and what it is compared with."""
-        related = query.relation is not None and bool(self._options.fusion.place)
-        named = query.others if self._options.crops.negative else query.others[:1] if related else ()
-        return [query.text, query.root, *named]
 
     @staged("scoring")
     def _choose(
@@ -351,55 +346,6 @@ class Segmenter:
         options, drop_filtered = self._options, self._options.proposals.drop_filtered
         scores = fuse(options.fusion, options.mode, parts, candidates.kept, drop_filtered=drop_filtered)
         return conclude(query, heat, candidates, scores, "no proposal passes the filters")
-
-    @staged("text")
-    def _read_texts(self, queries: Sequence[Phrase]) -> Mapping[str, Float]:
-        """CLIP's vector [e] of every text of these phrases."""
-        if not self._discriminates:
-            return {}
-        texts = list(dict.fromkeys(text for query in queries for text in self._texts_of(query)))
-        safe = max(len(self._texts_of(query)) for query in queries)
-        return dict(zip(texts, text_vectors(self._sessions, self._tokenizer, texts, safe), strict=True))
-
-    @staged("crops")
-    def _hard(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
-        spec, crops = self._spec.clip, self._options.crops
-        return scene.hard.towards(
-            side,
-            lambda to: hard_vectors(
-                self._sessions,
-                spec,
-                self._positions,
-                scene.image,
-                candidates,
-                crops,
-                to,
-                self._options.shortcuts,
-            ),
-        )
-
-    @staged("soft")
-    def _soft(self, image: NDArray[np.uint8], candidates: Candidates | None) -> Float:
-        """Masked-attention vectors [n, e] (METHOD §6); none where the mode does not read them."""
-        spec, crops = self._spec.clip, self._options.crops
-        if candidates is None or not self._discriminates:
-            return np.zeros((0, spec.embed_dim), dtype=np.float32)
-        shortcuts = self._options.shortcuts
-        return soft_vectors(self._sessions, spec, self._positions, image, candidates, crops, shortcuts)
-
-
-def _places(
-    query: Phrase, candidates: Candidates, size_yx: tuple[int, int], other_similarity: Float | None
-) -> Float:
-    """Place scores [n] among the kept candidates, so that what was filtered out is nobody's neighbour."""
-    kept = candidates.kept
-    scores = np.zeros(len(candidates), dtype=np.float32)
-    if kept.any():
-        similar = None if other_similarity is None else other_similarity[kept]
-        scores[kept] = place_scores(
-            query, candidates.boxes_xyxy_px[kept], candidates.areas_px[kept], size_yx, similar
-        )
-    return scores
 
 
 def _check(spec: ModelSpec, options: Options, positions: Float) -> None:
