@@ -29,7 +29,7 @@ from refdiff.api.bundles import segmenter_of
 from refdiff.api.models import ModelChoice, load_choice
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.closeness import correlation
-from refdiff.contracts.graphs import POINTS_PER_BATCH
+from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import SessionFactory
@@ -39,7 +39,7 @@ from refdiff.reference.pipeline import Reference
 from refdiff.runtime.geometry import sam_input
 from refdiff.runtime.masks import stability
 from refdiff.runtime.picture import read_picture
-from refdiff.runtime.proposals import picture_points
+from refdiff.runtime.proposals import grid_points, picture_points
 
 RECORD = RESULTS / "full-size-pipeline.json"
 STABLE_SHARE = 0.5
@@ -112,14 +112,17 @@ def thresholds(
     options, spec = options_for(bundle.spec, profile="official"), bundle.spec.sam
     pixels, resized_yx = sam_input(image, spec)
     embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
-    points = picture_points(options.proposals.points_per_side, image.shape[:2], resized_yx)
+    points = picture_points(grid_points(options.proposals.points_per_side), resized_yx)
     predicted, steady = [], []
     for start in range(0, len(points), POINTS_PER_BATCH):
         feeds = {"embedding": embedding, "points": points[start : start + POINTS_PER_BATCH]}
-        results = sessions.open("sam_decoder").run(feeds)
-        logits = results["low_res"].reshape(-1, *results["low_res"].shape[2:])
-        predicted.append(results["iou"].ravel())
-        steady.append(stability(logits, threshold=0.0, offset=options.proposals.stability_offset))
+        decoded = sessions.open("sam_decoder").run(feeds)
+        predicted.append(decoded.pop("iou").ravel())
+        for first in range(0, POINTS_PER_BATCH, POINTS_PER_DRAWING):
+            chosen = np.arange(first, first + POINTS_PER_DRAWING, dtype=np.int32)
+            low_res = sessions.open("sam_masks").run({**decoded, "chosen": chosen})["low_res"]
+            logits = low_res.reshape(-1, *low_res.shape[2:])
+            steady.append(stability(logits, threshold=0.0, offset=options.proposals.stability_offset))
     ious, stabilities = np.concatenate(predicted), np.concatenate(steady)
     iou_threshold = gap_at(ious, 1 - keep_share)
     proposals = dataclasses.replace(

@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.api.answer_folder import AnswerFolder, check_answer_folder, open_answer_folder
+from refdiff.api.answer_folder import AnswerFolder, open_answer_folder
 from refdiff.api.answers import Answer
-from refdiff.api.asking import phrase_rows, pictures_of
 from refdiff.api.bundles import check_trained, find_bundle, segmenter_of
+from refdiff.api.errands import Errand, errands_of
 from refdiff.api.overlap import WriteBehind, read_ahead
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.options import options_for
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.phrase import checked_text
 from refdiff.runtime.picture import read_picture
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.rows import UNET_ROWS
@@ -37,15 +36,6 @@ AHEAD = 1
 
 BEHIND = 4
 """Answers that may wait to be written, a full-size mask and map each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Errand:
-    """A picture, and what is asked of it."""
-
-    picture: Path
-    phrases: tuple[str, ...]
-    """White space collapsed, no two the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +144,7 @@ def segment_many(
         EngineError: a graph failed, or no plan fits; what was answered before stays.
     """
     started, folder = time.perf_counter(), None if output is None else Path(output)
-    errands = _errands(Path(picture), phrases, folder)
+    errands = errands_of(Path(picture), phrases, folder)
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=allow_random_weights)
     options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
@@ -304,49 +294,6 @@ def _progress(read: _Read) -> str:
         return f"{name} cannot be used"
     done = len(read.errand.phrases) - len(read.open)
     return f"{name}, {len(read.open)} to answer" + (f", {done} answered before" if done else "")
-
-
-def _errands(picture: Path, phrases: Sequence[str] | Path, output: Path | None) -> list[Errand]:
-    """Everything that is asked; nothing has been read but the file of phrases."""
-    if output is not None:
-        if output.suffix.lower() == ".png":
-            raise InputError(f"got output {output}, expected a folder for many answers; name one")
-        check_answer_folder(output)
-    if isinstance(phrases, Path):
-        return _errands_of_file(picture, phrases, output)
-    if isinstance(phrases, str):
-        raise InputError(f"got one text, {phrases!r}, expected a sequence of phrases; put it into a list")
-    asked = tuple(dict.fromkeys(checked_text(phrase) for phrase in phrases))
-    if not asked:
-        raise InputError(
-            'got no phrase, expected one or more, e.g. "the red mug"; or a file of them (--phrases)'
-        )
-    if not picture.is_dir():
-        return [Errand(picture=picture, phrases=asked)]
-    _check_output(output)
-    return [Errand(picture=picture / name, phrases=asked) for name in pictures_of(picture)]
-
-
-def _errands_of_file(picture: Path, phrases: Path, output: Path | None) -> list[Errand]:
-    rows = phrase_rows(phrases)
-    pictures_of(picture, phrases, [image for _, image, _ in rows])
-    _check_output(output)
-    asked: dict[str, dict[str, None]] = {}
-    for line, image, phrase in rows:
-        asked.setdefault(image, {})[_checked_line(phrase, f"{phrases}, line {line}")] = None
-    return [Errand(picture=picture / image, phrases=tuple(some)) for image, some in asked.items()]
-
-
-def _checked_line(phrase: str, where: str) -> str:
-    try:
-        return checked_text(phrase)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        raise InputError("got a folder of pictures and no output folder; name one (--output)")
 
 
 def _settings(bundle: Bundle, segmenter: Segmenter, sessions: BackendSessions) -> dict[str, Any]:
