@@ -73,10 +73,7 @@ def main() -> None:
     questions, options = asked(bundle, sessions, given)
     contenders = {
         "reference": reference(bundle, options["official"]),
-        **{
-            name: runtime(segmenter_of(bundle, sessions, chosen), sessions)
-            for name, chosen in options.items()
-        },
+        **{name: runtime(bundle, sessions, chosen, watch) for name, chosen in options.items()},
     }
     turns = [
         {name: contender(*each) for name, contender in contenders.items()}

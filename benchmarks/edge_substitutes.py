@@ -1,7 +1,7 @@
 """What each cheap substitute of METHOD §10 gives and costs, alone and together, beside `official`.
 
-    .venv/bin/python benchmarks/edge_substitutes.py accuracy --seed 3000000 --count 300     # choosing
-    .venv/bin/python benchmarks/edge_substitutes.py accuracy --seed 1000000 --count 500     # held out
+    .venv/bin/python benchmarks/edge_substitutes.py accuracy --seed 3000000 --count 200     # choosing
+    .venv/bin/python benchmarks/edge_substitutes.py accuracy --seed 1000000 --count 200     # held out
     .venv/bin/python benchmarks/edge_substitutes.py cost
 
 The miniature's fp32 bundle in ONNX Runtime on one thread. Settings are chosen on scenes that neither training
@@ -21,16 +21,20 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from edge_variants import Variant, variants
 from numpy.typing import NDArray
+from provenance import provenance
 from records import RESULTS, add_entry
 
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.contracts.bundle_draft import hash_file
+from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.options import options_for
 from refdiff.contracts.session import Array, Session, SessionFactory
 from refdiff.engines.factory import open_sessions
@@ -134,8 +138,14 @@ def _marks(tried: Sequence[Variant], asked: Sequence[Question]) -> dict[tuple[st
 
 
 def key(options: Any) -> str:
-    """A short name of options, the same as long as they are."""
-    return hashlib.blake2b(repr(options).encode(), digest_size=8).hexdigest()
+    """A short name of what answers: options, bundle and commit."""
+    return hashlib.blake2b(f"{options!r} {program()}".encode(), digest_size=8).hexdigest()
+
+
+@cache
+def program() -> str:
+    """The bundle and the commit that answer."""
+    return f"{hash_file(find_bundle('mini').path / MANIFEST_NAME)} {provenance()['commit']}"
 
 
 def _mark(segmenter: Segmenter, question: Question) -> Overlap:

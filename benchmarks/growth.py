@@ -6,7 +6,7 @@
 Every run is a picture encoded anew and all its phrases asked, in ONNX Runtime on the CPU. The points of a
 series run in turns, back and forth from round to round; the peak memory of each is that of a process of its
 own which does that one run. Where other programs share the cores, the processor time says more than the wall
-clock, so both are kept; with more than one thread it counts the threads' waiting too. A bundle of random
+clock, so both are kept. A bundle of random
 weights is measured over phrases alone, under SAM thresholds chosen as in full_size_pipeline.py.
 Adds one entry per series to results/growth.json; draw with growth_chart.py.
 """

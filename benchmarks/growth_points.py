@@ -29,7 +29,7 @@ TILE_XY = (192, 112)
 HELD_OUT = 1_000_000
 """First seed of the scenes nothing was trained on."""
 SOFT_LONG_SIDE = 512
-"""Longest side in px of what the masked attention sees in the series of sizes, as in `edge`.
+"""Longest side in px of what the masked attention sees in the series of sizes, the same in both profiles.
 
 The release shows it the picture's own resolution, which the runtime refuses where it has too many patches: in
 the miniature from 720p on.

@@ -3,9 +3,8 @@
     .venv/bin/python benchmarks/shortcuts.py --scenes 6
 
 The miniature on held-out scenes, in ONNX Runtime on one thread. All variants run in turns on the same
-scene and
-phrases; their answers are compared. Times are of the process (user and system), so that a busy machine shows
-in none of them more than in the others.
+scene and phrases; their answers are compared. Times are of the process (user and system), so that a busy
+machine shows in none of them more than in the others.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from refdiff.contracts.options import ALL_SHORTCUTS, Shortcuts, options_for
 from refdiff.contracts.results import Segmentation
 from refdiff.engines.factory import open_sessions
 from refdiff.miniature.questions import HELD_OUT_FROM, questions
+from refdiff.profiling.spans import Stopwatch
+from refdiff.profiling.timed_sessions import TimedSessions
 from refdiff.runtime.pipeline import Segmenter
 
 RECORD = RESULTS / "shortcuts.json"
@@ -38,36 +39,6 @@ VARIANTS = {
 }
 MORE_PHRASES = ("the thing on the left", "the red thing", "the largest thing")
 """Asked of every scene behind its own phrase."""
-
-
-class Timed:
-    """A session factory that adds up the time inside the graphs."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.seconds = 0.0
-
-    def open(self, name: str) -> Any:
-        """A session that is timed."""
-        return _TimedSession(self._inner.open(name), self)
-
-    def close(self) -> None:
-        """Close the inner factory."""
-        self._inner.close()
-
-
-class _TimedSession:
-    def __init__(self, inner: Any, timed: Timed) -> None:
-        self.graph, self._inner, self._timed = inner.graph, inner, timed
-
-    def run(self, feeds: Any, outputs: Any = None) -> Any:
-        started = time.process_time()
-        results = self._inner.run(feeds, outputs)
-        self._timed.seconds += time.process_time() - started
-        return results
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def main() -> None:
@@ -85,17 +56,18 @@ def main() -> None:
 
 def _measured(profile: str, asked: Sequence[tuple[NDArray[np.uint8], Sequence[str]]]) -> dict[str, Any]:
     bundle = find_bundle("mini")
-    running: dict[str, tuple[Segmenter, Timed]] = {}
+    running: dict[str, tuple[Segmenter, Stopwatch]] = {}
     for name, shortcuts in VARIANTS.items():
-        timed = Timed(open_sessions(bundle, backend="ort-cpu", threads=1))
+        watch = Stopwatch(time.process_time_ns)
+        timed = TimedSessions(open_sessions(bundle, backend="ort-cpu", threads=1), watch)
         options = options_for(bundle.spec, profile=profile, shortcuts=shortcuts)
-        running[name] = segmenter_of(bundle, timed, options), timed
+        running[name] = segmenter_of(bundle, timed, options), watch
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     worst = dict.fromkeys(VARIANTS, 0.0)
     for turn, (image, phrases) in enumerate([asked[0], *asked]):  # the first turn warms up
         answers = {}
-        for name, (segmenter, timed) in running.items():
-            spent, answers[name] = _turn(segmenter, timed, image, phrases)
+        for name, (segmenter, watch) in running.items():
+            spent, answers[name] = _turn(segmenter, watch, image, phrases)
             if turn:
                 seconds[name].append(spent)
         for name, answer in answers.items():
@@ -119,15 +91,18 @@ def _measured(profile: str, asked: Sequence[tuple[NDArray[np.uint8], Sequence[st
 
 
 def _turn(
-    segmenter: Segmenter, timed: Timed, image: NDArray[np.uint8], phrases: Sequence[str]
+    segmenter: Segmenter, watch: Stopwatch, image: NDArray[np.uint8], phrases: Sequence[str]
 ) -> tuple[dict[str, float], list[Segmentation]]:
     """One picture with all its phrases: the time of the first answer, and of them all."""
-    timed.seconds, started = 0.0, time.process_time()
+    watch.take()
+    started = time.process_time()
     scene = segmenter.encode(image)
     if not segmenter.options.shortcuts.keep_picture:  # the first phrase will encode it too
-        timed.seconds, started = 0.0, time.process_time()
+        watch.take()
+        started = time.process_time()
     answers = [segmenter.segment(scene, phrases[0])]
-    first, inside = time.process_time() - started, timed.seconds
+    first = time.process_time() - started
+    inside = sum(span.ms for span in watch.take() if span.kind == "graph") / 1e3
     answers += [segmenter.segment(scene, phrase) for phrase in phrases[1:]]
     every = time.process_time() - started
     return {"first": first, "first_outside": first - inside, "all": every}, answers

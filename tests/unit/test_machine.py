@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.profiling.machine import Reading, Sensors, describe_machine, power_mode, throttled
+from refdiff.api.profiling import _machine
+from refdiff.profiling.machine import Reading, Sensors, throttled
 from refdiff.profiling.memory import Memory, MemorySampler, peak_resident, read_memory
 from tests.unit.jetson import jetson, tell
 
 
 def test_a_jetson_tells_its_model_and_its_power_mode_by_name(tmp_path: Path) -> None:
-    machine = describe_machine(jetson(tmp_path))
+    machine = _machine(jetson(tmp_path))
     assert machine["model"] == "NVIDIA Jetson AGX Orin Developer Kit"
-    assert machine["power_mode"] == "2 MODE_30W"
+    assert machine["power_mode"] == "MODE_30W"
     assert machine["memory_bytes"] == 31_000_000 * 1024
 
 
@@ -28,18 +29,18 @@ def test_a_jetson_tells_clocks_in_hertz_and_temperatures_in_degrees(tmp_path: Pa
 
 def test_a_machine_that_tells_nothing_is_not_guessed_at(tmp_path: Path) -> None:
     assert Sensors(tmp_path).read() == Reading()
-    machine = describe_machine(tmp_path)
+    machine = _machine(tmp_path)
     assert (machine["model"], machine["power_mode"], machine["memory_bytes"]) == (None, None, None)
 
 
 def test_a_power_mode_without_a_name_keeps_its_number(tmp_path: Path) -> None:
     root = jetson(tmp_path)
     (root / "etc/nvpmodel.conf").unlink()
-    assert power_mode(root) == "2"
+    assert _machine(root)["power_mode"] == "number 2"
     tell(root, "var/lib/nvpmodel/status", "pmode:0000 fmode:quiet")
-    assert power_mode(root) == "0"
+    assert _machine(root)["power_mode"] == "number 0"
     tell(root, "var/lib/nvpmodel/status", "unset")
-    assert power_mode(root) is None
+    assert _machine(root)["power_mode"] is None
 
 
 def test_x86_counts_its_throttling_per_core(tmp_path: Path) -> None:

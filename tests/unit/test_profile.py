@@ -123,7 +123,7 @@ def test_the_questions_of_a_throttled_round_are_marked(report: ProfileReport) ->
         f"throttled questions: {SCENES} of {SCENES * RUNS}: 17000000.gpu at 306 MHz, 931 at the start"
         in lines
     )
-    assert "power mode: 2 MODE_30W" in lines
+    assert "power mode: MODE_30W" in lines
     assert "17000000.gpu 931 -> 306 MHz" in lines
     assert "0 cpu-thermal 48 -> 48 °C" in lines
 
@@ -177,7 +177,7 @@ def test_page_and_trace_appear_together_or_not_at_all(
         api.save_profile(report, html=html, trace=trace)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    assert api.save_profile(report, html=html, trace=trace) == {"html": html, "trace": trace}
+    assert api.save_profile(report, html=str(html), trace=trace) == {"html": html, "trace": trace}
     events = json.loads(trace.read_text())["traceEvents"]
     assert sum(event.get("cat") == "graph" for event in events) > RUNS * SCENES * 7
     with pytest.raises(InputError, match="exists"):

@@ -189,6 +189,8 @@ def test_the_command_refuses_what_it_cannot_compare(tmp_path: Path, capsys) -> N
         [good, other],
         [good],
         [good, good, "mini"],
+        [good, good, "--html", str(tmp_path / "page.html")],
+        [good, good, "--layers"],
     ):
         assert main(["profile", "--compare", *arguments]) == 2, arguments
         assert capsys.readouterr().err.count("\n") == 1

@@ -4,6 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.contracts.graphs import GraphSpec
+from refdiff.profiling.spans import Stopwatch
+from refdiff.profiling.timed_sessions import TimedSessions
+from refdiff.runtime.kept_texts import TextKeeping
 from refdiff.runtime.rows import rows_per_call, run_rows
 
 
@@ -46,3 +49,29 @@ def test_every_row_is_run_once_in_order_and_never_more_than_a_step_of_them(count
 )
 def test_a_session_s_bound_holds_and_one_that_says_nothing_gets_what_is_safe(session, expected):
     assert rows_per_call(session, wanted=8, safe=2) == expected
+
+
+class Opening:
+    """Opens one session, whatever the graph."""
+
+    def __init__(self, session):
+        self.session = session
+
+    def open(self, name):
+        return self.session
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda session: TextKeeping(Opening(session)).open("sd_text"),
+        lambda session: TimedSessions(Opening(session), Stopwatch()).open("sd_text"),
+    ],
+    ids=["kept texts", "timed"],
+)
+@pytest.mark.parametrize(("session", "expected"), [(Bounded(None), 8), (Bounded(4), 4), (Doubling(), 2)])
+def test_a_wrapper_says_what_its_session_says_and_nothing_where_that_says_nothing(wrapped, session, expected):
+    assert rows_per_call(wrapped(session), wanted=8, safe=2) == expected

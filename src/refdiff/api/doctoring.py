@@ -64,7 +64,7 @@ def doctor(
         progress: called with a line of progress.
 
     Raises:
-        BundleError: there is no bundle at the path, or one that only a newer refdiff reads.
+        BundleError: there is no bundle at the path, its manifest cannot be read, or it is of another format.
     """
     path = bundle_path("mini" if bundle is None else bundle)
     manifest = read_manifest(path)

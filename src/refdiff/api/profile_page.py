@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from refdiff.accuracy.report import Cell, Drawing, Page, Section, Table, render
 from refdiff.api.profile_report import GraphLayers, ProfileReport
-from refdiff.api.profile_words import CONTEST_HEAD, contest_rows, facts, number_of_layers, size
+from refdiff.api.profile_words import (
+    CONTEST_HEAD,
+    STAGE_HEAD,
+    contest_rows,
+    facts,
+    graph_head,
+    graph_rows,
+    number_of_layers,
+    stage_rows,
+)
 from refdiff.profiling import drawing
-from refdiff.profiling.samples import Percentiles
 
 _LAYERS_SHOWN = 25
 
@@ -34,17 +42,7 @@ def page_of_profile(report: ProfileReport) -> str:
 
 def _stages(report: ProfileReport) -> Section:
     bar = Drawing(html=drawing.stage_bar(report.stages), style=drawing.style())
-    rows = []
-    for row in report.stages:
-        memory = report.memory.stages.get(row.part.stage)
-        texts = (
-            f"{row.calls:g}" if row.calls else "",
-            *_percentiles(row.ms),
-            f"{row.share:.1%}",
-            "–" if memory is None else size(memory.private),
-        )
-        rows.append((Cell(text=row.part.stage), Cell(text=row.part.what), *map(_number, texts)))
-    head = ("stage", "part", "calls", "p50 ms", "p90 ms", "p99 ms", "share", "private memory")
+    rows = tuple((*map(_text, row[:2]), *map(_number, row[2:])) for row in stage_rows(report))
     return Section(
         heading="Stages",
         lines=(
@@ -52,35 +50,14 @@ def _stages(report: ProfileReport) -> Section:
             "the process's most while the stage lasted.",
         ),
         drawings=(bar,),
-        tables=(Table(head=head, rows=tuple(rows)),),
+        tables=(Table(head=STAGE_HEAD, rows=rows),),
     )
 
 
 def _graphs(report: ProfileReport) -> Section:
-    on_device = any(row.device_ms is not None for row in report.graphs)
-    rows = []
-    for row in report.graphs:
-        texts = (
-            f"{row.calls:g}",
-            *_percentiles(row.ms),
-            *(("–" if row.device_ms is None else f"{row.device_ms.p50:.2f}",) if on_device else ()),
-            f"{row.share:.1%}",
-            "unknown" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:.3f} G",
-            "unknown" if row.gflops is None else f"{row.gflops:.1f}",
-            "unknown" if row.of_peak is None else f"{row.of_peak:.0%}",
-            size(row.fed_bytes),
-            size(row.returned_bytes),
-            "–" if row.memory is None else size(row.memory.private),
-        )
-        rows.append((Cell(text=row.graph), *map(_number, texts)))
-    head = (
-        *("graph", "calls", "p50 ms", "p90 ms", "p99 ms"),
-        *(("device p50 ms",) if on_device else ()),
-        *("share", "multiply-adds"),
-        *("GFLOP/s", "of peak", "fed", "returned", "private memory"),
-    )
+    rows = tuple((_text(row[0]), *map(_number, row[1:])) for row in graph_rows(report))
     lines = ("Times and copies are of one call, calls and multiply-adds of one question.",)
-    return Section(heading="Graphs", lines=lines, tables=(Table(head=head, rows=tuple(rows)),))
+    return Section(heading="Graphs", lines=lines, tables=(Table(head=graph_head(report), rows=rows),))
 
 
 def _timeline(report: ProfileReport) -> Section:
@@ -134,8 +111,8 @@ def _contests(report: ProfileReport) -> Section:
     return Section(heading="Back-ends", tables=(Table(head=CONTEST_HEAD, rows=rows),))
 
 
-def _percentiles(ms: Percentiles) -> tuple[str, str, str]:
-    return f"{ms.p50:.2f}", f"{ms.p90:.2f}", f"{ms.p99:.2f}"
+def _text(text: str) -> Cell:
+    return Cell(text=text)
 
 
 def _number(text: str) -> Cell:

@@ -88,5 +88,5 @@ def _own(bundle: Bundle, image: Path, phrase: str) -> ProfiledQuestion:
         content = image.read_bytes()
     except OSError as error:
         raise InputError(f"{image} cannot be read ({error.strerror}); expected a picture file") from error
-    height, width = read_picture(image).shape[:2]
+    height, width = read_picture(content, name=str(image)).shape[:2]
     return ProfiledQuestion(name=image.name, picture=content, size_yx=(height, width), phrase=phrase)

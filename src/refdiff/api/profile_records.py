@@ -16,21 +16,27 @@ from refdiff.profiling.record import read_profile
 from refdiff.profiling.trace import trace_of
 
 
-def profile_outputs(*, html: Path | None, trace: Path | None, overwrite: bool = False) -> Mapping[str, Path]:
+def profile_outputs(
+    *, html: Path | str | None, trace: Path | str | None, overwrite: bool = False
+) -> Mapping[str, Path]:
     """What `save_profile` will write: kind -> path; refused now rather than after the measuring.
 
     Raises:
         InputError: a folder is missing, a file is in the way, or both are the same.
     """
-    paths = {kind: path for kind, path in (("html", html), ("trace", trace)) if path is not None}
-    if html is not None and html == trace:
+    paths = {kind: Path(path) for kind, path in (("html", html), ("trace", trace)) if path is not None}
+    if len(set(paths.values())) < len(paths):
         raise InputError(f"page and trace are both {html}; give them different names")
     check_targets(paths.values(), overwrite=overwrite)
     return paths
 
 
 def save_profile(
-    report: ProfileReport, *, html: Path | None = None, trace: Path | None = None, overwrite: bool = False
+    report: ProfileReport,
+    *,
+    html: Path | str | None = None,
+    trace: Path | str | None = None,
+    overwrite: bool = False,
 ) -> Mapping[str, Path]:
     """Write the page and the trace, both or none.
 

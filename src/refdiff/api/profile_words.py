@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from refdiff.api.profile_report import GraphLayers, ProfileReport
 from refdiff.profiling.machine import NOT_TOLD
 from refdiff.profiling.memory import Memory
+from refdiff.profiling.samples import Percentiles
 
 if TYPE_CHECKING:
     from refdiff.engines.polygraphy_runners import Apart
@@ -25,6 +26,62 @@ def facts(report: ProfileReport) -> list[str]:
     if report.arithmetic_unknown is not None:
         lines.append(f"multiply-adds unknown: {report.arithmetic_unknown}")
     return [*lines, _memory(report), *_machine(report)]
+
+
+STAGE_HEAD = ("stage", "part", "calls", "p50 ms", "p90 ms", "p99 ms", "share", "private memory")
+
+
+def stage_rows(report: ProfileReport) -> Iterator[tuple[str, ...]]:
+    """As `STAGE_HEAD` says; memory is the whole stage's, on its first row."""
+    shown = None
+    for row in report.stages:
+        stage = row.part.stage
+        memory = report.memory.stages.get(stage) if stage != shown else None
+        shown = stage
+        yield (
+            stage,
+            row.part.what,
+            f"{row.calls:g}" if row.calls else "",
+            *_percentiles(row.ms),
+            f"{row.share:.1%}",
+            size(memory.private) if memory else "",
+        )
+
+
+def graph_head(report: ProfileReport) -> tuple[str, ...]:
+    """What the columns of `graph_rows` are."""
+    return (
+        *("graph", "calls", "p50 ms", "p90 ms", "p99 ms"),
+        *(("device p50 ms",) if _on_device(report) else ()),
+        *("share", "G multiply-adds", "GFLOP/s", "of peak", "fed", "returned", "private memory"),
+    )
+
+
+def graph_rows(report: ProfileReport) -> Iterator[tuple[str, ...]]:
+    """As `graph_head` says: times and copies of one call, calls and multiply-adds of one question."""
+    for row in report.graphs:
+        device = (f"{row.device_ms.p50:.2f}" if row.device_ms else "–",) if _on_device(report) else ()
+        yield (
+            row.graph,
+            f"{row.calls:.3g}",
+            *_percentiles(row.ms),
+            *device,
+            f"{row.share:.1%}",
+            "unknown" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:.3f}",
+            "unknown" if row.gflops is None else f"{row.gflops:.1f}",
+            "unknown" if row.of_peak is None else f"{row.of_peak:.0%}",
+            size(row.fed_bytes),
+            size(row.returned_bytes),
+            size(row.memory.private) if row.memory else "–",
+        )
+
+
+def _on_device(report: ProfileReport) -> bool:
+    return any(row.device_ms is not None for row in report.graphs)
+
+
+def _percentiles(ms: Percentiles) -> tuple[str, str, str]:
+    return f"{ms.p50:.2f}", f"{ms.p90:.2f}", f"{ms.p99:.2f}"
 
 
 def number_of_layers(graph: GraphLayers, shown: int) -> str:
@@ -76,7 +133,7 @@ def contest_rows(report: ProfileReport) -> Iterator[tuple[str, ...]]:
             yield (
                 each.graph,
                 contender.name,
-                *(f"{ms:.2f}" for ms in (contender.ms.p50, contender.ms.p90, contender.ms.p99)),
+                *_percentiles(contender.ms),
                 f"{contender.polygraphy_ms:.2f}",
                 _largest(contender.from_golden),
                 _largest(contender.from_first),

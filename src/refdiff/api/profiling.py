@@ -7,9 +7,9 @@ down. Percentiles are of the measured rounds alone.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import Options, Shortcuts, options_for
 from refdiff.contracts.session import LayeredSession
 from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.machine.host import read_host
+from refdiff.engines.machine.jetson import read_jetson
+from refdiff.engines.machine.sources import installed_version, this_machine
 from refdiff.engines.measuring import open_yardstick, require_polygraphy
 from refdiff.engines.trt.choice import TENSORRT
 from refdiff.engines.trt.device import find_device
 from refdiff.errors import InputError
-from refdiff.profiling.machine import Sensors, describe_machine
+from refdiff.profiling.machine import Sensors
 from refdiff.profiling.memory import read_memory
 from refdiff.profiling.rows import graph_rows, stage_rows
 from refdiff.profiling.spans import CLOCK, Stopwatch
@@ -121,7 +124,7 @@ def profile(
         path=opened.path,
         bundle=_bundle(opened),
         options=_options(options, sessions, threads, memory, asked),
-        machine={**describe_machine(root), "gpu": _gpu()},
+        machine=_machine(root),
         versions=_versions(),
         backend_reason=sessions.reason,
         clocks=_clocks(sessions.backend),
@@ -200,18 +203,21 @@ def _clocks(backend: str) -> Mapping[str, str | None]:
     }
 
 
-def _gpu() -> str | None:
-    device = find_device()
-    return None if device is None else device.name
+def _machine(root: Path) -> dict[str, Any]:
+    """What tells machines apart, and the mode this one is in."""
+    sources = dataclasses.replace(this_machine(), root=root)
+    host, jetson, device = read_host(sources), read_jetson(sources), find_device()
+    return {
+        "model": None if jetson is None else jetson.model,
+        "processor": host.processor,
+        "cores": host.cores,
+        "architecture": host.arch,
+        "memory_bytes": host.memory_total,
+        "power_mode": None if jetson is None else jetson.power_mode,
+        "gpu": None if device is None else device.name,
+    }
 
 
 def _versions() -> dict[str, str]:
     own = {"refdiff": refdiff_version(), "python": platform.python_version()}
-    return own | {name: version for name in _PACKAGES if (version := _version(name)) is not None}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return own | {name: version for name in _PACKAGES if (version := installed_version(name)) is not None}

@@ -172,7 +172,7 @@ def _plans(bundle: Bundle, flavour: str | None) -> tuple[dict[str, Path], Mappin
     if device is None:
         return {}, dict.fromkeys(bundle.manifest.graphs, "its plan needs an NVIDIA GPU and driver")
     try:
-        plans, refused = find_plans(bundle, load_flavour(flavour), device)
+        plans, refused = find_plans(bundle, load_flavour(flavour), device, verify="hash")
     except MissingDependencyError as error:
         return {}, dict.fromkeys(bundle.manifest.graphs, str(error))
     return {graph: plan.path for graph, plan in plans.items()}, refused

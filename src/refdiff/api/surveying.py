@@ -24,6 +24,7 @@ from refdiff.api.errands import Errand, errands_of
 from refdiff.api.overlap import WriteBehind, read_ahead
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.options import options_for
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import EngineError, InputError
@@ -35,7 +36,7 @@ AHEAD = 1
 """Pictures that are read while another is worked on: reading one takes less time than its graphs."""
 
 BEHIND = 4
-"""Answers that may wait to be written, a full-size mask and map each."""
+"""Answers that may wait to be written, a picture and a full-size mask each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +139,8 @@ def segment_many(
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: no picture or phrase, one that cannot be used where it is the only one, an option, or an
-            output folder that cannot be taken.
+        InputError: no picture or phrase, a phrase that cannot be asked, a picture that cannot be used where
+            there is no output folder to report it in, an option, or an output folder that cannot be taken.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
         EngineError: a graph failed, or no plan fits; what was answered before stays.
     """
@@ -300,7 +301,8 @@ def _settings(bundle: Bundle, segmenter: Segmenter, sessions: BackendSessions) -
     """Everything that an answer depends on beside its picture and phrase."""
     files = {name: file.sha256 for name, file in sorted(bundle.manifest.files.items())}
     return {
-        "format": 1,
+        "format": 2,
+        "refdiff": refdiff_version(),
         "model": bundle.spec.name,
         "precision": bundle.manifest.precision,
         "bundle": hashlib.sha256(repr(files).encode()).hexdigest(),

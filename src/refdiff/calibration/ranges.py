@@ -14,7 +14,7 @@ import numpy as np
 
 from refdiff.calibration.histogram import METHODS, Histogram
 from refdiff.calibration.probing import Probe
-from refdiff.calibration.reductions import Tail, tails
+from refdiff.calibration.reductions import Tail, check_finite, tails
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
@@ -74,7 +74,7 @@ def _tail_reaches(
         found: dict[str, list[Tail]] = {name: [] for name in asked}
         for index, name, values in probe(graph, feeds, asked, reduction=tails(share, smoothing)):
             tail = Tail.read(values)
-            _check_finite(graph, name, index, finite=tail.finite)
+            check_finite(graph, name, index, finite=tail.finite)
             found[name].append(tail)
         for name, parts in found.items():
             reach = _cut(parts, kept)
@@ -108,15 +108,7 @@ def _entropy(
 ) -> dict[str, float]:
     histograms = {name: Histogram() for name in tensors}
     for index, name, values in probe(graph, feeds, tensors):
-        _check_finite(graph, name, index, finite=bool(np.isfinite(values).all()))
+        check_finite(graph, name, index, finite=bool(np.isfinite(values).all()))
         powers = smoothing.get(name)
         histograms[name].add(values if powers is None else values / np.exp2(np.array(powers, np.float32)))
     return {name: histogram.entropy_reach() for name, histogram in histograms.items()}
-
-
-def _check_finite(graph: Path, name: str, index: int, *, finite: bool) -> None:
-    if not finite:
-        raise InputError(
-            f"{graph.stem}: {name} holds NaN or infinity in fp32, on record {index}; "
-            "mend the model first (refdiff audit)"
-        )

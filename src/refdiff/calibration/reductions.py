@@ -7,12 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from refdiff.calibration.probing import Reduction
 from refdiff.contracts.session import Array
+from refdiff.errors import InputError
+
+
+def check_finite(graph: Path, name: str, index: int, *, finite: bool) -> None:
+    """Refuse a tensor that no range serves.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    if not finite:
+        raise InputError(
+            f"{graph.stem}: {name} holds NaN or infinity in fp32, on record {index}; "
+            "mend the model first (refdiff audit)"
+        )
 
 
 @dataclass(frozen=True)

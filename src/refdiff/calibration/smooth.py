@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from refdiff.calibration.lazy_weights import converted
 from refdiff.calibration.probing import Probe
-from refdiff.calibration.reductions import channel_maxima
+from refdiff.calibration.reductions import channel_maxima, check_finite
 from refdiff.contracts.session import Array, Float
 from refdiff.errors import InputError
 
@@ -86,11 +86,7 @@ def _channel_reach(
     """Largest magnitude in each channel, the last axis, over all feeds."""
     reach: dict[str, Float] = {}
     for index, name, channels in probe(path, feeds, tensors, reduction=channel_maxima):
-        if not np.isfinite(channels).all():
-            raise InputError(
-                f"{path.stem}: {name} holds NaN or infinity in fp32, on record {index}; "
-                "mend the model first (refdiff audit)"
-            )
+        check_finite(path, name, index, finite=bool(np.isfinite(channels).all()))
         reach[name] = np.maximum(reach[name], channels) if name in reach else channels
     return reach
 

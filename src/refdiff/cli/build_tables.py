@@ -35,7 +35,11 @@ def of_build(report: BuildReport, *, fusion: bool = False) -> RenderableType:
         f"{report.bundle}   {report.flavour} {report.version} ({report.reason}), for "
         f"{', '.join(report.targets)}; GPU here: {report.device or 'none'}",
         table,
-        *([_of_attention((g.side_car.identity.graph, g.side_car.attention) for g in report.graphs)] * fusion),
+        *(
+            [_of_attention((g.side_car.identity.graph, g.side_car.attention) for g in report.graphs)]
+            if fusion
+            else []
+        ),
         *(f"plans, side-cars and build logs: {folder}" for folder in folders),
     )
 
@@ -58,7 +62,7 @@ def of_lint(report: LintReport, *, fusion: bool = False) -> RenderableType:
     return _group(
         f"{report.bundle}   {report.flavour} {report.version} ({report.reason})",
         table,
-        *([_of_attention((graph.graph, graph.attention) for graph in report.graphs)] * fusion),
+        *([_of_attention((graph.graph, graph.attention) for graph in report.graphs)] if fusion else []),
         verdict,
     )
 

@@ -57,6 +57,15 @@ def profile(
     from refdiff.cli.profile_tables import of_profile
 
     if compare is not None:
+        measuring = {
+            "--html": html,
+            "--trace": trace,
+            "--layers": layers,
+            "--compare-backends": compare_backends,
+        }
+        given = [option for option, value in measuring.items() if value]
+        if given:
+            raise typer.BadParameter(f"{given[0]} is for a profile, --compare measures none; leave it out")
         _compare(compare, bundle, allow_different=allow_different, as_json=as_json)
         return
     if bundle is None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from refdiff.api import ProfileReport
     from refdiff.api.profile_report import GraphLayers
     from refdiff.profiling.comparison import Comparison
-    from refdiff.profiling.samples import Percentiles
 
 _LAYERS_SHOWN = 20
 
@@ -70,49 +69,23 @@ def _head(report: ProfileReport) -> str:
 
 
 def _stages(report: ProfileReport) -> Table:
-    from refdiff.api.profile_words import size
+    from refdiff.api.profile_words import STAGE_HEAD, stage_rows
 
-    table = _table("=stage", "=part", ">calls", ">p50 ms", ">p90 ms", ">p99 ms", ">share", ">private")
+    table = _table(*(f"={name}" for name in STAGE_HEAD[:2]), *(f">{name}" for name in STAGE_HEAD[2:]))
     shown = None
-    for row in report.stages:
-        first = row.part.stage != shown
-        shown = row.part.stage
-        seen = report.memory.stages.get(row.part.stage) if first else None
-        table.add_row(
-            row.part.stage if first else "",
-            row.part.what,
-            f"{row.calls:g}" if row.calls else "",
-            *_percentiles(row.ms),
-            f"{row.share:.1%}",
-            size(seen.private) if seen else "",
-        )
+    for stage, *cells in stage_rows(report):
+        table.add_row("" if stage == shown else stage, *cells)
+        shown = stage
     return table
 
 
 def _graphs(report: ProfileReport) -> Table:
-    from refdiff.api.profile_words import size
+    from refdiff.api.profile_words import graph_head, graph_rows
 
-    on_device = any(row.device_ms is not None for row in report.graphs)
-    head = ("=graph", ">calls", ">p50 ms", ">p90 ms", ">p99 ms")
-    table = _table(
-        *head,
-        *((">device p50 ms",) if on_device else ()),
-        *(">share", ">Gmadd", ">GFLOP/s", ">of peak", ">fed", ">returned", ">private"),
-    )
-    for row in report.graphs:
-        table.add_row(
-            row.graph,
-            f"{row.calls:.3g}",
-            *_percentiles(row.ms),
-            *((f"{row.device_ms.p50:.2f}" if row.device_ms else "–",) if on_device else ()),
-            f"{row.share:.1%}",
-            "unknown" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:.3f}",
-            "unknown" if row.gflops is None else f"{row.gflops:.1f}",
-            "unknown" if row.of_peak is None else f"{row.of_peak:.0%}",
-            size(row.fed_bytes),
-            size(row.returned_bytes),
-            size(row.memory.private) if row.memory else "–",
-        )
+    first, *others = graph_head(report)
+    table = _table(f"={first}", *(f">{name}" for name in others))
+    for row in graph_rows(report):
+        table.add_row(*row)
     return table
 
 
@@ -150,7 +123,3 @@ def _layers(graphs: Sequence[GraphLayers]) -> Table:
             f"{layer.ms / graph.ms:.1%}",
         )
     return table
-
-
-def _percentiles(ms: Percentiles) -> tuple[str, str, str]:
-    return f"{ms.p50:.2f}", f"{ms.p90:.2f}", f"{ms.p99:.2f}"

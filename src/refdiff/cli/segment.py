@@ -76,6 +76,8 @@ def segment(
         "allow_random_weights": allow_random_weights,
     }
     if phrases and len(phrases) == 1 and phrase_file is None and not picture.is_dir():
+        if rows is not None:
+            raise typer.BadParameter("--rows is for several phrases; leave it out")
         _one(bundle, picture, phrases[0], output, overlay, focus, overwrite, chosen, as_json)
         return
     if overlay is not None or focus is not None:

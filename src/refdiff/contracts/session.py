@@ -84,7 +84,6 @@ class ChainingSession(Session, Protocol):
         ...
 
 
-@runtime_checkable
 class BatchingSession(Session, Protocol):
     """A session that says how many rows it takes at once; see `runtime.rows`."""
 

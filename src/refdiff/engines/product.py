@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from refdiff.engines.ort import PROVIDERS
+from refdiff.engines.ort import PROVIDERS, session_options
 
 SIDE = 1024
 """Of the square matrices: 4 MiB each, far more arithmetic than reading."""
@@ -34,9 +34,7 @@ class Product:
     def __init__(
         self, backend: str, threads: int | None, *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        options = ort.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = session_options(threads, spinning=True)  # a peak: nothing else wants the cores
         provider = [PROVIDERS[backend]]
         self._session: Any = ort.InferenceSession(product_graph(SIDE), options, providers=provider)
         values = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)

@@ -1,10 +1,8 @@
-"""What the machine says of itself in files: model, power mode, clocks, temperatures, throttling.
+"""What the machine says of itself in files while it works: clocks, temperatures, throttling.
 
 In: a root folder, "/" or a test's. Out: facts by name; what a machine does not tell is absent, never guessed.
 A Jetson tells all of it:
 
-    proc/device-tree/model                                    its name
-    var/lib/nvpmodel/status, etc/nvpmodel.conf                the power mode's number, and its name
     sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq      kHz
     sys/class/devfreq/*/cur_freq                              Hz, the GPU's among them
     sys/class/thermal/thermal_zone*/{type,temp}               millidegrees
@@ -17,8 +15,6 @@ Sources: NVIDIA Jetson Linux Developer Guide, Platform Power and Performance; Li
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,42 +118,6 @@ def throttled(start: Reading, before: Reading, after: Reading) -> tuple[str, ...
         and now == before.throttling.get(name)
     ]
     return (*slower, *raised, *held)
-
-
-def describe_machine(root: Path = Path("/")) -> dict[str, Any]:
-    """What tells machines apart, and the mode this one is in."""
-    model = _text(root / "proc/device-tree/model")
-    return {
-        "model": model,
-        "processor": _processor(root),
-        "cores": os.cpu_count(),
-        "architecture": platform.machine(),
-        "memory_bytes": _memory_bytes(root),
-        "power_mode": power_mode(root),
-    }
-
-
-def power_mode(root: Path = Path("/")) -> str | None:
-    """A Jetson's, such as "2 MODE_30W"; None where there is none."""
-    status = _text(root / "var/lib/nvpmodel/status")
-    found = re.search(r"pmode:0*(\d+)", status or "")
-    if found is None:
-        return None
-    number = found.group(1)
-    configuration = _text(root / "etc/nvpmodel.conf") or ""
-    named = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)\s*>", configuration)
-    return f"{number} {named.group(1)}" if named else number
-
-
-def _processor(root: Path) -> str:
-    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _memory_bytes(root: Path) -> int | None:
-    found = re.search(r"MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo") or "")
-    return int(found.group(1)) * 1024 if found else None
 
 
 def _cpus(system: Path, inside: str) -> list[Path]:

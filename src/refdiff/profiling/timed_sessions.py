@@ -8,12 +8,14 @@ have done meanwhile is not seen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import (
     Array,
+    BatchingSession,
     ChainingSession,
     DeviceArray,
     DeviceTimedSession,
@@ -35,6 +37,11 @@ class TimedSession:
     def graph(self) -> GraphSpec:
         """The contract this session fulfils."""
         return self._inner.graph
+
+    @property
+    def most_rows(self) -> int | None:
+        """The inner session's; no attribute where that says nothing."""
+        return cast("BatchingSession", self._inner).most_rows
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """See `refdiff.contracts.session.Session`."""
@@ -59,6 +66,11 @@ class TimedChainingSession:
     def graph(self) -> GraphSpec:
         """The contract this session fulfils."""
         return self._inner.graph
+
+    @property
+    def most_rows(self) -> int | None:
+        """The inner session's; no attribute where that says nothing."""
+        return cast("BatchingSession", self._inner).most_rows
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """See `refdiff.contracts.session.ChainingSession`."""
@@ -88,7 +100,7 @@ class TimedSessions:
     def __init__(self, inner: SessionFactory, watch: Stopwatch) -> None:
         self._inner = inner
         self._watch = watch
-        self._known: dict[str, Session] = {}
+        self._known: set[str] = set()
 
     def open(self, name: str) -> Session:
         """See `refdiff.contracts.session.SessionFactory`."""
@@ -96,12 +108,10 @@ class TimedSessions:
             with self._watch.span("load", name):
                 self._inner.open(name)
         session = self._inner.open(name)  # anew: a factory may have replaced one that failed
-        self._known[name] = (
-            TimedChainingSession(session, self._watch)
-            if isinstance(session, ChainingSession)
-            else TimedSession(session, self._watch)
-        )
-        return self._known[name]
+        self._known.add(name)
+        if isinstance(session, ChainingSession):
+            return TimedChainingSession(session, self._watch)
+        return TimedSession(session, self._watch)
 
     def close(self) -> None:
         """Close every session that was opened."""

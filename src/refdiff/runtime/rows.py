@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from refdiff.contracts.session import Array, BatchingSession, Session
+from refdiff.contracts.session import Array, Session
 
 UNET_ROWS = 2
 """Rows of a UNet call. Two is what `official` needs for its guided passes anyway, so many phrases take no
@@ -31,9 +31,10 @@ def rows_per_call(session: Session, *, wanted: int, safe: int) -> int:
         wanted: as many as are worth it.
         safe: as many as any session of the graph takes, for one that does not say.
     """
-    if not isinstance(session, BatchingSession):
-        return min(wanted, safe)
-    return wanted if session.most_rows is None else min(wanted, session.most_rows)
+    # Not isinstance: whether a protocol's property is looked up or run depends on Python's version, and a
+    # wrapper has the property where its inner session has none.
+    most: int | None = getattr(session, "most_rows", safe)
+    return wanted if most is None else min(wanted, most)
 
 
 def run_rows(session: Session, feeds: Mapping[str, Array], step: int) -> dict[str, Array]:

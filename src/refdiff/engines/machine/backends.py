@@ -14,10 +14,9 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.engines.machine.facts import Machine
 from refdiff.engines.machine.findings import Finding, State, readable
 from refdiff.engines.machine.sources import Run
-from refdiff.engines.machine.trial import Trial, graph_bytes
-from refdiff.engines.memory_plan import EngineSize, peak_bytes
+from refdiff.engines.machine.trial import Trial
 from refdiff.engines.trt.choice import TENSORRT
-from refdiff.engines.trt.plans import has_plans
+from refdiff.engines.trt.plans import has_plans, plan_bytes
 
 SECTION = "back-ends"
 
@@ -28,6 +27,9 @@ TRIAL = (sys.executable, "-m", "refdiff.engines.machine.trial")
 
 _TRIAL_SECONDS = 120.0
 """ort-tensorrt compiles the graph; a slow card takes a while to load."""
+
+_HASHED_PER_SECOND = 10e6
+"""Bytes of plans that a slow memory card and processor hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,8 @@ def try_backends(bundle: Bundle, machine: Machine, run: Run, tell: Callable[[str
 
 
 def _tried(bundle: Bundle, backend: str, run: Run) -> Trial:
-    ran = run((*TRIAL, str(bundle.path.resolve()), backend), _TRIAL_SECONDS)
+    hashing = plan_bytes(bundle, backend) / _HASHED_PER_SECOND if backend in TENSORRT else 0.0
+    ran = run((*TRIAL, str(bundle.path.resolve()), backend), _TRIAL_SECONDS + hashing)
     if ran.fault is not None:
         return Trial(runs=False, said=f"the trial failed: {ran.fault}")
     document = json.loads(ran.output.splitlines()[-1])
@@ -75,14 +78,11 @@ def _tried(bundle: Bundle, backend: str, run: Run) -> Trial:
 
 
 def _lacking_memory(bundle: Bundle, machine: Machine, backend: str) -> Trial | None:
-    """ONNX Runtime holds all graphs at once; where not even their weights fit, nothing is tried."""
+    """Where not even the weights of all graphs fit, ONNX Runtime is not tried."""
     if backend in TENSORRT:  # the trial asks the memory planner
         return None
-    sizes = [
-        EngineSize(name=graph, weights=graph_bytes(bundle, graph), activations=0, tensors=0)
-        for graph in bundle.manifest.graphs
-    ]
-    needed = peak_bytes(sizes, "resident")
+    files = {name for graph in bundle.manifest.graphs.values() for name in graph.files}  # some are shared
+    needed = sum(bundle.manifest.files[name].size_bytes for name in files)
     free = _free(machine, backend)
     if free is None or needed <= free:
         return None

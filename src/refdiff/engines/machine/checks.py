@@ -108,11 +108,8 @@ def _jetson(jetson: Jetson) -> Iterator[Finding]:
 
 def _jetpack(jetson: Jetson) -> Finding:
     found = f"{jetson.jetpack or 'unknown'}, Jetson Linux {jetson.l4t or 'unknown'}"
-    newest_too_old = (6,)
-    known = version_numbers(jetson.jetpack or "") or version_numbers(jetson.l4t or "")
-    if jetson.jetpack is None and known:
-        newest_too_old = (36,)
-    if known and known < newest_too_old:
+    version, oldest = (jetson.jetpack, (6,)) if jetson.jetpack else (jetson.l4t, (36,))
+    if version and version_numbers(version) < oldest:
         return _line("JetPack", "warn", found, "its TensorRT is older than 10.3; update to JetPack 6 or 7")
     return _line("JetPack", "ok", found)
 

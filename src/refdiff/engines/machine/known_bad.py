@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from refdiff.engines.machine.facts import Machine, version_numbers
 from refdiff.engines.machine.findings import Finding
-from refdiff.engines.machine.packages import ONNX_RUNTIMES, TENSORRTS
+from refdiff.engines.machine.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
 
 SECTION = "known-bad combinations"
 
@@ -72,7 +72,7 @@ def _torch_pair(machine: Machine) -> str | None:
 
 
 def _tensorrt_11_on_jetson(machine: Machine) -> str | None:
-    version, jetson = _tensorrt(machine), machine.jetson
+    version, jetson = tensorrt_version(machine, "tensorrt"), machine.jetson
     if version is None or jetson is None or version_numbers(version) < (11, 2):
         return None
     if version_numbers(version) < (11, 4):
@@ -83,9 +83,12 @@ def _tensorrt_11_on_jetson(machine: Machine) -> str | None:
     return f"TensorRT {version} with JetPack {jetpack}"
 
 
+_WHEELS = ("tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-libs", "tensorrt-cu13-libs")
+
+
 def _tensorrt_wheel_on_jetson(machine: Machine) -> str | None:
     jetpack = None if machine.jetson is None else machine.jetson.jetpack
-    wheels = [name for name in ("tensorrt-cu12", "tensorrt-cu13", *_WHEELS) if name in machine.packages]
+    wheels = [name for name in _WHEELS if name in machine.packages]
     if jetpack is None or version_numbers(jetpack) >= (7,) or not wheels:
         return None
     return f"{wheels[0]} {machine.packages[wheels[0]]} from pip, with JetPack {jetpack}"
@@ -94,7 +97,7 @@ def _tensorrt_wheel_on_jetson(machine: Machine) -> str | None:
 def _tensorrt_not_seen(machine: Machine) -> str | None:
     """The library is on the system, and this Python does not see its module."""
     majors = machine.cuda.found.get("nvinfer")
-    if not majors or any(_version(machine, flavour) for flavour in TENSORRTS):
+    if not majors or any(tensorrt_version(machine, flavour) for flavour in TENSORRTS):
         return None
     return (
         f"libnvinfer.so.{majors[-1]} is on this system, and this Python {machine.host.python} has no tensorrt"
@@ -103,7 +106,7 @@ def _tensorrt_not_seen(machine: Machine) -> str | None:
 
 def _rtx_unknown_gpu(machine: Machine) -> str | None:
     gpu = machine.gpus.first
-    version = _version(machine, "tensorrt-rtx")
+    version = tensorrt_version(machine, "tensorrt-rtx")
     if version is None or gpu is None or gpu.compute_capability == "7.5":
         return None
     if gpu.compute_capability.split(".")[0] in ("8", "12"):
@@ -113,7 +116,7 @@ def _rtx_unknown_gpu(machine: Machine) -> str | None:
 
 def _rtx_on_turing(machine: Machine) -> str | None:
     gpu = machine.gpus.first
-    version = _version(machine, "tensorrt-rtx")
+    version = tensorrt_version(machine, "tensorrt-rtx")
     if version is None or gpu is None or gpu.compute_capability != "7.5":
         return None
     return f"TensorRT-RTX {version} on {gpu.name}: float32 products of dynamic shapes come out as zeros"
@@ -137,14 +140,6 @@ def _modelopt(machine: Machine) -> str | None:
     return f"nvidia-modelopt {version} pins onnx and onnxruntime-gpu to versions of its own"
 
 
-def _version(machine: Machine, flavour: str) -> str | None:
-    return next((machine.packages[name] for name in TENSORRTS[flavour] if name in machine.packages), None)
-
-
-def _tensorrt(machine: Machine) -> str | None:
-    return _version(machine, "tensorrt")
-
-
 def _build(version: str) -> str:
     """The part after +, such as "cpu" or "cu126"; "" of the registry's own build."""
     return version.partition("+")[2]
@@ -157,8 +152,6 @@ def _cuda_of(machine: Machine, package: str) -> int | None:
     known = (number for number in (12, 13) if f"-cu{number}" in package)
     return next(known, None) if package.startswith("tensorrt") else None
 
-
-_WHEELS = ("tensorrt-cu12-libs", "tensorrt-cu13-libs")
 
 KNOWN_BAD = (
     KnownBad(

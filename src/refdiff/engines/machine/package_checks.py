@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from refdiff.engines.machine.facts import Extra, Machine, version_numbers
 from refdiff.engines.machine.findings import Finding, State
-from refdiff.engines.machine.packages import ONNX_RUNTIMES, TENSORRTS
+from refdiff.engines.machine.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
+from refdiff.engines.trt.flavour import INSTALL
 
 SECTION = "packages"
 
 _LEAST_TENSORRT = (10, 3)
-_CURES = {
-    "tensorrt": "on a Jetson it comes with JetPack, elsewhere: pip install 'refdiff[trt]'",
-    "tensorrt-rtx": "pip install 'refdiff[rtx]'",
-}
 
 
 def check_packages(machine: Machine) -> list[Finding]:
@@ -33,7 +30,7 @@ def _line(name: str, state: State, found: str, cure: str = "") -> Finding:
 
 
 def _tensorrt(machine: Machine, flavour: str) -> Finding:
-    version = next((machine.packages[name] for name in TENSORRTS[flavour] if name in machine.packages), None)
+    version = tensorrt_version(machine, flavour)
     if version is None:
         return _no_tensorrt(machine, flavour)
     if flavour == "tensorrt" and version_numbers(version) < _LEAST_TENSORRT:
@@ -47,7 +44,7 @@ def _no_tensorrt(machine: Machine, flavour: str) -> Finding:
         return _line(flavour, "ok", f"not installed; there is none for {machine.host.arch}")
     other = any(name in machine.packages for several in TENSORRTS.values() for name in several)
     wanted = bool(machine.gpus.devices) and not other
-    return _line(flavour, "warn" if wanted else "ok", "not installed", _CURES[flavour])
+    return _line(flavour, "warn" if wanted else "ok", "not installed", INSTALL[flavour])
 
 
 def _onnxruntime(machine: Machine) -> Finding:

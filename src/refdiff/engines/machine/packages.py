@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 
-from refdiff.engines.machine.facts import Extra, OnnxRuntime, version_numbers
+from refdiff.engines.machine.facts import Extra, Machine, OnnxRuntime, version_numbers
 from refdiff.engines.machine.sources import Sources
 
 ONNX_RUNTIMES = (
@@ -27,6 +27,12 @@ TENSORRTS: Mapping[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
 }
 """Flavour -> the packages that bring its module, and carry its version."""
+
+
+def tensorrt_version(machine: Machine, flavour: str) -> str | None:
+    """Of what brings the flavour's module; None where nothing does."""
+    return next((machine.packages[name] for name in TENSORRTS[flavour] if name in machine.packages), None)
+
 
 _OTHERS = (
     "cuda-bindings",

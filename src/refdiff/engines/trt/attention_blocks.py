@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from refdiff.engines.trt.lint import layer_kind, type_name
+
 HEAD_SIZES = range(16, 257, 8)
 """Of TensorRT's fused attention (TensorRT#2981). Seen with TensorRT-RTX 1.7.1: 8 is left unfused."""
 
@@ -46,7 +48,7 @@ def attention_blocks(network: Any) -> tuple[AttentionBlock, ...]:
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     wiring = _Wiring(network, layers)
-    found = (wiring.attention(layer) for layer in layers if _kind(layer) == "SOFTMAX")
+    found = (wiring.attention(layer) for layer in layers if layer_kind(layer) == "SOFTMAX")
     return tuple(block for block in found if block is not None)
 
 
@@ -60,7 +62,7 @@ class _Wiring:
             for index in range(layer.num_outputs):
                 self._makers[layer.get_output(index).name] = layer
             for tensor in _inputs(layer):
-                if _kind(layer) != "SHAPE":  # asks for sizes, not for values
+                if layer_kind(layer) != "SHAPE":  # asks for sizes, not for values
                     self._readers[tensor.name].append(layer)
         self._outputs = {network.get_output(index).name for index in range(network.num_outputs)}
 
@@ -71,7 +73,7 @@ class _Wiring:
             return None
         product, mixing = before[-1], after[-1]
         queries = product.get_input(0)
-        shape, precision = tuple(queries.shape), _name(queries.dtype)
+        shape, precision = tuple(queries.shape), type_name(queries.dtype)
         inside = [*before[::-1], softmax, *after]  # all but the last of them must not be seen
         return AttentionBlock(
             product=str(product.name),
@@ -92,9 +94,9 @@ class _Wiring:
         layer = self._makers.get(tensor.name)
         if layer is None or depth > _DEPTH:
             return []
-        if _kind(layer) == "MATRIX_MULTIPLY":
+        if layer_kind(layer) == "MATRIX_MULTIPLY":
             return [layer]
-        if _kind(layer) not in _BETWEEN:
+        if layer_kind(layer) not in _BETWEEN:
             return []
         paths = (self._to_product(source, depth + 1) for source in _inputs(layer))
         return next(([layer, *path] for path in paths if path), [])
@@ -102,9 +104,9 @@ class _Wiring:
     def _to_mixing(self, tensor: Any, depth: int = 0) -> list[Any]:
         """From the softmax on to the product with the values, that last; empty where there is none."""
         for layer in self._readers[tensor.name]:
-            if _kind(layer) == "MATRIX_MULTIPLY":
+            if layer_kind(layer) == "MATRIX_MULTIPLY":
                 return [layer]
-            if _kind(layer) in _BETWEEN and depth <= _DEPTH:
+            if layer_kind(layer) in _BETWEEN and depth <= _DEPTH:
                 path = self._to_mixing(layer.get_output(0), depth + 1)
                 if path:
                     return [layer, *path]
@@ -114,7 +116,7 @@ class _Wiring:
         """Logits or probabilities that somebody else wants to see."""
         what = "logits"
         for layer, following in pairwise(inside):
-            what = "probabilities" if _kind(layer) == "SOFTMAX" else what
+            what = "probabilities" if layer_kind(layer) == "SOFTMAX" else what
             tensor = layer.get_output(0)
             if tensor.name in self._outputs:
                 yield f"its {what} are the output {tensor.name}"
@@ -143,7 +145,7 @@ def _of_arithmetic(head_size: int, value_size: int, precision: str) -> Iterator[
 def _of_bias(before: Sequence[Any]) -> Iterator[str]:
     """SAM's relative positions, which are added along rows and columns of keys."""
     for layer in before:
-        if _kind(layer) == "ELEMENTWISE" and len(layer.get_output(0).shape) > _RANK_WITH_HEADS:
+        if layer_kind(layer) == "ELEMENTWISE" and len(layer.get_output(0).shape) > _RANK_WITH_HEADS:
             yield "position bias by rows and columns"
             return
 
@@ -151,11 +153,3 @@ def _of_bias(before: Sequence[Any]) -> Iterator[str]:
 def _inputs(layer: Any) -> list[Any]:
     tensors = (layer.get_input(index) for index in range(layer.num_inputs))
     return [tensor for tensor in tensors if tensor is not None]
-
-
-def _kind(layer: Any) -> str:
-    return _name(layer.type)
-
-
-def _name(member: Any) -> str:
-    return str(getattr(member, "name", member))

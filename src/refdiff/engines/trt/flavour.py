@@ -107,10 +107,11 @@ class Flavour:
         return {f"{name[2:-1]}.{name[-1]}": getattr(known, name) for name in ordered}
 
 
-_CURES = {
+INSTALL = {
     "tensorrt": "on a Jetson it comes with JetPack, elsewhere: pip install 'refdiff[trt]'",
     "tensorrt-rtx": "pip install 'refdiff[rtx]' (x86-64 only)",
 }
+"""Flavour -> how it is installed."""
 _FLAGS_OF = {"refit": "REFIT", "strip_weights": "STRIP_PLAN", "version_compatible": "VERSION_COMPATIBLE"}
 _OWNERS_OF = {"hardware_compatible": "HardwareCompatibilityLevel", "compute_capability": "ComputeCapability"}
 
@@ -134,7 +135,7 @@ def load_flavour(name: str) -> Flavour:
         if error.name != package:  # a broken installation keeps its traceback
             raise
         raise MissingDependencyError(
-            f"{name} needs the package {package}, which is not installed; {_CURES[name]}"
+            f"{name} needs the package {package}, which is not installed; {INSTALL[name]}"
         ) from error
 
 

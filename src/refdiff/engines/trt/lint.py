@@ -72,7 +72,7 @@ def findings(flavour: Flavour, network: Any) -> tuple[Finding, ...]:
 
 
 def _of_layer(flavour: Flavour, layer: Any) -> Iterator[Finding]:
-    kind = _kind(layer)
+    kind = layer_kind(layer)
     if kind in _LAYER_RULES:
         yield _finding(_LAYER_RULES[kind], str(layer.name))
     if kind == "SOFTMAX" and _is_half(layer.get_output(0)):
@@ -96,10 +96,10 @@ def _of_outputs(network: Any, layers: list[Any]) -> Iterator[Finding]:
     for index in range(network.num_outputs):
         tensor = network.get_output(index)
         layer = made_by.get(tensor.name)
-        while layer is not None and _kind(layer) in _CARRIERS:
+        while layer is not None and layer_kind(layer) in _CARRIERS:
             source = layer.get_input(0)
             layer = None if source is None else made_by.get(source.name)
-        if layer is not None and _kind(layer) == "SOFTMAX":
+        if layer is not None and layer_kind(layer) == "SOFTMAX":
             yield _finding("attention is an output", str(tensor.name))
 
 
@@ -132,13 +132,15 @@ def _finding(rule: str, layer: str) -> Finding:
     return Finding(rule=rule, layer=layer, because=RISKS[rule])
 
 
-def _kind(layer: Any) -> str:
+def layer_kind(layer: Any) -> str:
+    """What a layer does, by TensorRT's name for it."""
     return str(getattr(layer.type, "name", layer.type))
 
 
 def _is_half(tensor: Any) -> bool:
-    return _type_name(tensor.dtype) in _HALVES
+    return type_name(tensor.dtype) in _HALVES
 
 
-def _type_name(dtype: Any) -> str:
+def type_name(dtype: Any) -> str:
+    """TensorRT's name for a type."""
     return str(getattr(dtype, "name", dtype))

@@ -6,7 +6,7 @@ is asked for: a plan's bytes are hashed when it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +78,17 @@ def find_plans(
 
 def has_plans(bundle: Bundle, flavour: str) -> bool:
     """Whether a bundle holds any plan of a flavour, fitting or not; no package is needed to ask."""
+    return any(True for _ in _plans_of(bundle, flavour))
+
+
+def plan_bytes(bundle: Bundle, flavour: str) -> int:
+    """Size of all plans of a flavour, fitting or not."""
+    return sum(path.stat().st_size for path in _plans_of(bundle, flavour))
+
+
+def _plans_of(bundle: Bundle, flavour: str) -> Iterator[Path]:
     paths = plans_folder(bundle).glob("*/*.plan")
-    return any(_flavour_of(path.parent.name) == flavour for path in paths)
+    return (path for path in paths if _flavour_of(path.parent.name) == flavour)
 
 
 def _flavour_of(folder: str) -> str:
