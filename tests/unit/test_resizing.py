@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.runtime.geometry import sam_size, upsample_bilinear
+from refdiff.runtime.geometry import sam_size
+from refdiff.runtime.interpolation import upsample_bilinear
 from refdiff.runtime.resizing import MaskResize
 
 SIDES = st.integers(1, 90)

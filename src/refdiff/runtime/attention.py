@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from refdiff.contracts.session import Array, Float
-from refdiff.runtime.geometry import crop_square, upsample_bilinear
+from refdiff.runtime.geometry import crop_square
+from refdiff.runtime.interpolation import upsample_bilinear
 
 EPS = 1e-8
 """Added to the denominator of every min-max: a flat map becomes zeros (METHOD §9)."""

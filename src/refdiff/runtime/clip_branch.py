@@ -9,6 +9,7 @@ width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,9 +92,9 @@ class ClipBranch:
         unlike = crops.negative * np.mean(others, axis=0) if crops.negative and others else 0.0
         shares = (crops.hard_root_weight, crops.soft_root_weight)
         hard_text, soft_text = ((1 - share) * whole + share * root - unlike for share in shares)
-        parts = {"hard": hard @ hard_text, "soft": scene.soft @ soft_text}
+        parts = {"hard": _cosines(hard, hard_text), "soft": _cosines(scene.soft, soft_text)}
         if self._options.fusion.place:
-            similar = hard @ others[0] if query.relation is not None else None
+            similar = _cosines(hard, others[0]) if query.relation is not None else None
             parts["place"] = _places(query, candidates, scene.size_yx, similar)
         return parts
 
@@ -121,6 +122,11 @@ class ClipBranch:
             )
 
         return scene.hard.towards(side, vectors)
+
+
+def _cosines(vectors: Float, text: NDArray[Any]) -> Float:
+    """[n, e] and [e] to [n]; a matrix product would wake the linear algebra library (see `interpolation`)."""
+    return np.asarray(np.einsum("ne,e->n", vectors, text), np.float32)
 
 
 def _places(

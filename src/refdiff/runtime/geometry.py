@@ -85,36 +85,3 @@ def sam_input(image: Picture, spec: SamSpec) -> tuple[Float, Size]:
     square = np.zeros((1, 3, spec.image_size, spec.image_size), np.float32)
     square[0, :, :height, :width] = ((resized.astype(np.float32) - mean) / std).transpose(2, 0, 1)
     return square, resized_yx
-
-
-def upsample_bilinear(array: NDArray[Any], size_yx: Size) -> Float:
-    """Resize the last two axes as torch's `interpolate(mode="bilinear", align_corners=False)`: no antialias.
-
-    Args:
-        array: [..., h, w].
-        size_yx: the wanted size.
-
-    Returns:
-        [..., y, x].
-    """
-    values = np.asarray(array, np.float32)
-    rows = bilinear_weights(values.shape[-2], size_yx[0])
-    columns = bilinear_weights(values.shape[-1], size_yx[1])
-    resized: Float = rows @ (values @ columns.T)  # [..., h, x], then [..., y, x]
-    return resized
-
-
-def bilinear_weights(source: int, target: int) -> Float:
-    """[target, source]: each row mixes the two source cells a target cell lies between.
-
-    The coordinates are float32 as in torch, so that both place an edge on the same pixel.
-    """
-    scale = np.float32(source / target)
-    centre = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    centre = np.clip(centre, 0, source - 1)
-    low = centre.astype(np.intp)
-    share = (centre - low).astype(np.float32)
-    cells, weights = np.arange(target), np.zeros((target, source), np.float32)
-    weights[cells, low] = 1 - share
-    weights[cells, np.minimum(low + 1, source - 1)] += share
-    return weights

@@ -19,8 +19,8 @@ from refdiff.contracts.session import Bool, Float
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
 from refdiff.runtime.buckets import MAX_PATCHES
+from refdiff.runtime.interpolation import cubic
 
-_CUBIC_A = -0.75  # the cubic convolution coefficient of torch's bicubic mode
 _SCALE_MARGIN = 0.1  # the released code's margin against rounding in the scale factor (METHOD §5)
 
 
@@ -70,11 +70,10 @@ def interpolate_positions(table: Float, grid_yx: tuple[int, int], *, square: boo
     side = round(len(table) ** 0.5)
     if grid_yx == (side, side) and square:
         return table
-    down, across = _cubic_weights(side, grid_yx[0]), _cubic_weights(side, grid_yx[1])  # [ny, g], [nx, g]
+    down, across = (cubic(side, count, margin=_SCALE_MARGIN) for count in grid_yx)
     cube = table.reshape(side, side, -1).astype(np.float64)
-    rows = np.tensordot(down, cube, axes=(1, 0))  # [ny, g, w]
-    full = np.tensordot(across, rows, axes=(1, 1))  # [nx, ny, w]
-    return np.asarray(full.transpose(1, 0, 2).reshape(grid_yx[0] * grid_yx[1], -1), dtype=np.float32)
+    full = across.mix(down.mix(cube, axis=-3), axis=-2)  # [ny, nx, w]
+    return np.asarray(full.reshape(grid_yx[0] * grid_yx[1], -1), dtype=np.float32)
 
 
 def sample_on_grid(masks: Bool, grid_yx: tuple[int, int]) -> Bool:
@@ -142,22 +141,3 @@ def _nearest(length: int, count: int) -> NDArray[np.int64]:
     scale = np.float32(length) / np.float32(count)  # torch computes in single precision here
     indices: NDArray[np.int64] = np.floor(np.arange(count, dtype=np.float32) * scale).astype(np.int64)
     return np.minimum(indices, length - 1)
-
-
-def _cubic_weights(side: int, count: int) -> NDArray[np.float64]:
-    """Bicubic interpolation of `side` samples to `count`, as a matrix [count, side]."""
-    source = (np.arange(count) + 0.5) * side / (count + _SCALE_MARGIN) - 0.5
-    first = np.floor(source).astype(np.int64)
-    weights = np.zeros((count, side))
-    for tap in range(-1, 3):
-        columns = np.clip(first + tap, 0, side - 1)  # the border value repeats
-        np.add.at(weights, (np.arange(count), columns), _cubic(np.abs(source - (first + tap))))
-    return weights
-
-
-def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cubic convolution kernel at distances 0..2."""
-    a, d = _CUBIC_A, distance
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, far)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from refdiff.contracts.session import Float
-from refdiff.runtime.geometry import Size, bilinear_weights
+from refdiff.runtime.geometry import Size
+from refdiff.runtime.interpolation import linear
 
 _BAND = 16
 """Rows of a matrix multiplied at once: few enough that most of their columns are not zero, and that a linear
@@ -43,9 +44,9 @@ class MaskResize:
     """
 
     def __init__(self, *, low_res: int, square: int, resized_yx: Size, size_yx: Size) -> None:
-        up = bilinear_weights(low_res, square)  # [S, l]
+        up = linear(low_res, square).mix(np.eye(low_res, dtype=np.float32), axis=-2)  # [S, l]
         down, across = (
-            bilinear_weights(resized, size) @ up[:resized]
+            linear(resized, size).mix(up[:resized], axis=-2)
             for resized, size in zip(resized_yx, size_yx, strict=True)
         )
         self._size_yx = size_yx
