@@ -19,7 +19,7 @@ def eight_bit_recipe_of(graph: str) -> Recipe:
     recipe = half_recipe(BUNDLE, model=bundle.spec.name, sources=bundle.manifest.sources)
     half, model = recipe.graphs[graph], miniature_graph(graph).graph
     left = default_left(graph, model)
-    nodes = eight_bit_nodes(model, islands=half.fp32, left=left)
+    nodes = eight_bit_nodes(model, islands=half.single, left=left)
     feeds = [bundle.golden()[graph][0]]
     ranges = collect(probe, bundle.graph_path(graph), feeds, data_inputs(model, nodes), method="minmax")
     quantised = Quantised(type="int8", nodes=nodes, ranges=ranges, method="minmax")

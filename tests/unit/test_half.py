@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.half import HalfPrecision  # noqa: E402 - after the check that onnx_ir is here
+from refdiff.calibration.half import HalfPrecision, Weights  # noqa: E402 - after the check that onnx_ir is here
 from refdiff.calibration.islands import MOVES  # noqa: E402
 from refdiff.contracts.bundle import open_bundle  # noqa: E402
 from refdiff.contracts.closeness import parity, recorded_part  # noqa: E402
@@ -201,6 +201,26 @@ def test_a_weight_read_twice_in_half_precision_is_stored_once() -> None:
     model = small_graph("float[2, 3] x => float[2, 3] y", "a = Mul(x, w) y = Add(a, w)", {"w": noise(3)})
     HalfPrecision("fp16", ())(model)
     assert list(model.graph.initializers) == ["w.fp16"]
+
+
+@pytest.mark.parametrize("weights", ["stored", "cast"])
+def test_single_precision_on_half_weights_rounds_the_weights_alone(weights: Weights) -> None:
+    large, feeds = noise(16, 16), {"x": noise(2, 16)}
+    model = small_graph("float[2, 16] x => float[2, 16] y", "y = MatMul(x, w)", {"w": large})
+    HalfPrecision("fp16", ("y",), half_weights=("y",), weights=weights)(model)
+    stored = {"stored": ir.DataType.FLOAT16, "cast": SINGLE}[weights]
+    assert [value.dtype for value in model.graph.initializers.values()] == [stored]
+    expected = feeds["x"] @ large.astype(np.float16).astype(np.float32)
+    got = outputs(model, feeds)["y"]
+    assert np.allclose(got, expected, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(got, feeds["x"] @ large, rtol=1e-6, atol=1e-6)
+
+
+def test_a_small_weight_of_single_precision_is_not_worth_a_cast() -> None:
+    model = small_graph("float[2, 3] x => float[2, 3] y", "y = Mul(x, w)", {"w": noise(3)})
+    HalfPrecision("fp16", ("y",), half_weights=("y",))(model)
+    assert [value.dtype for value in model.graph.initializers.values()] == [SINGLE]
+    assert not casts(model)
 
 
 def test_an_input_read_in_both_precisions_is_cast_for_one_of_them() -> None:

@@ -39,6 +39,7 @@ RECIPE = Recipe(
                 method="percentile",
                 smoothing={"norm/LayerNormalization": (0, 2, -1)},
             ),
+            half_weights=(Rule(nodes=("mid.attn/*",), because="near-ties", origin="rule"),),
             left=(Rule(nodes=("conv_out/Conv",), because="the prediction itself", origin="sensitivity"),),
         ),
         "clip_text": GraphRecipe(half="bf16"),
@@ -77,6 +78,7 @@ graphs = st.builds(
     GraphRecipe,
     half=st.sampled_from(HALVES),
     fp32=st.lists(rules).map(tuple),
+    half_weights=st.lists(rules).map(tuple),
     quantised=st.none() | quantised,
     left=st.lists(rules).map(tuple),
 )

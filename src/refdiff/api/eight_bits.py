@@ -75,7 +75,7 @@ def _quantised(
     graph = onnx_ir.load(path).graph
     tell(f"{name}: how far its tensors reach")
     left = (*half.left, *rules.default_left(name, graph))
-    nodes = rules.eight_bit_nodes(graph, islands=half.fp32, left=left)
+    nodes = rules.eight_bit_nodes(graph, islands=half.single, left=left)
     alone = rules.default_weights_alone(name)
     unfed = named(alone, nodes, where=name)
     fed = [node for node in nodes if node not in unfed]

@@ -29,7 +29,7 @@ from refdiff.calibration.proposals import (
 )
 from refdiff.calibration.range_audit import BadRange, bad_ranges
 from refdiff.calibration.simulation import Deviation, simulated
-from refdiff.contracts.recipe import GraphRecipe, Rule, named
+from refdiff.contracts.recipe import GraphRecipe, Rule, named, on_half_weights
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
@@ -139,10 +139,17 @@ def audit_graph(
     )
     if sick:
         return result
-    found = findings(graph, measured, recipe.half, islands=_islands(graph, recipe), margin=margin)
+    found = findings(
+        graph,
+        measured,
+        recipe.half,
+        islands=_islands(graph, recipe),
+        half_weights=on_half_weights(recipe, _names(graph), where=str(graph.name)),
+        margin=margin,
+    )
     bad: tuple[BadRange, ...] = ()
     if recipe.quantised is not None:
-        left = (*recipe.left, *recipe.fp32, *recipe.quantised.weights_alone)
+        left = (*recipe.left, *recipe.single, *recipe.quantised.weights_alone)
         bad = bad_ranges(probe, path, recipe.quantised, feeds, left=left)
     result = _with(result, graph, found)
     return _after_trials(probe, path, dataclasses.replace(result, bad_ranges=bad), graph, feeds)
@@ -175,5 +182,8 @@ def _with(audit: GraphAudit, graph: ir.Graph, found: Sequence[Finding]) -> Graph
 
 
 def _islands(graph: ir.Graph, recipe: GraphRecipe) -> frozenset[str]:
-    names = frozenset(node.name or "" for node in graph)
-    return closed(graph, named(recipe.fp32, names, where=str(graph.name)))
+    return closed(graph, named(recipe.single, _names(graph), where=str(graph.name)))
+
+
+def _names(graph: ir.Graph) -> frozenset[str]:
+    return frozenset(node.name or "" for node in graph)

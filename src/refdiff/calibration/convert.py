@@ -13,7 +13,7 @@ from refdiff.calibration.islands import closed
 from refdiff.calibration.lazy_weights import SMALL_BYTES
 from refdiff.calibration.quantise import Quantise
 from refdiff.calibration.smooth import Smooth
-from refdiff.contracts.recipe import GraphRecipe, matching, named
+from refdiff.contracts.recipe import GraphRecipe, matching, named, on_half_weights
 
 EXTERNAL_FROM_BYTES = 256
 """Smaller tensors stay inside the ONNX file; the others of `unet` are shared with `unet_taps`."""
@@ -54,12 +54,13 @@ def converted_model(source: Path, recipe: GraphRecipe, *, weights: Weights = "st
     """The converted graph; its weights are computed when they are asked for."""
     model = ir.load(source)
     names = frozenset(node.name or "" for node in model.graph)
-    islands = closed(model.graph, named(recipe.fp32, names, where=source.stem))
+    islands = closed(model.graph, named(recipe.single, names, where=source.stem))
+    cast = on_half_weights(recipe, names, where=source.stem)
     if recipe.quantised is not None:
         left = named(recipe.left, names, where=source.stem)
         nodes = matching(recipe.quantised.nodes, names, where=source.stem) - left - islands
         alone = nodes & named(recipe.quantised.weights_alone, names, where=source.stem)
         Smooth(recipe.quantised.smoothing, nodes - alone)(model)
         Quantise(recipe.quantised, nodes, alone)(model)
-    HalfPrecision(recipe.half, islands, weights=weights)(model)
+    HalfPrecision(recipe.half, islands, half_weights=cast, weights=weights)(model)
     return model

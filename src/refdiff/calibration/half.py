@@ -25,6 +25,9 @@ OPSETS: dict[Half, int] = {"fp16": 19, "bf16": 22}
 
 SINGLE = ir.DataType.FLOAT
 
+_LARGE_BYTES = 512
+"""A cast in the graph takes about a hundred bytes of its file."""
+
 _INNER_GRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 
 _SINGLE_INPUTS = {"Resize": (1, 2)}
@@ -43,14 +46,23 @@ class HalfPrecision:
     Args:
         half: which of the two 16-bit types.
         islands: names of the nodes that stay in single precision; see `islands.closed`.
+        half_weights: those of them whose weights are stored in half precision and cast in the graph.
         weights: "stored" writes half-precision weights; "cast" leaves them in their file and casts them in
             the graph: the same arithmetic, for trials.
     """
 
-    def __init__(self, half: Half, islands: Collection[str], *, weights: Weights = "stored") -> None:
+    def __init__(
+        self,
+        half: Half,
+        islands: Collection[str],
+        *,
+        half_weights: Collection[str] = (),
+        weights: Weights = "stored",
+    ) -> None:
         self._half = half
         self._type = HALF_TYPES[half]
         self._islands = frozenset(islands)
+        self._half_weights = frozenset(half_weights)
         self._weights = weights
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
 
@@ -72,7 +84,9 @@ class HalfPrecision:
                 if value is not None and id(value) in floats and node.op_type not in EITHER:
                     single = index in _SINGLE_INPUTS.get(node.op_type, ())
                     dtype = SINGLE if single else wanted[id(node)]
-                    node.replace_input_with(index, self._as_type(graph, value, dtype))
+                    thin = node.name in self._half_weights and _large_weight(value)
+                    used = self._through_half(graph, value) if thin else self._as_type(graph, value, dtype)
+                    node.replace_input_with(index, used)
         self._restore_outputs(graph)
         _drop_unread(graph)
         model.opset_imports[""] = max(model.opset_imports[""], OPSETS[self._half])
@@ -96,7 +110,23 @@ class HalfPrecision:
         key = (id(value), dtype)
         if key not in self._casts:
             stored = value.is_initializer() and self._weights == "stored"
-            self._casts[key] = self._stored(graph, value, dtype) if stored else _cast(graph, value, dtype)
+            self._casts[key] = (
+                self._stored(graph, value, dtype)
+                if stored
+                else _cast(graph, value, dtype, name=self._cast_name())
+            )
+        return self._casts[key]
+
+    def _cast_name(self) -> str:
+        """Short: a bundle has hundreds of them."""
+        return f"cast/{len(self._casts)}"
+
+    def _through_half(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
+        """A weight in single precision, with the digits of half precision."""
+        half = self._as_type(graph, value, self._type)
+        key = (id(half), SINGLE)
+        if key not in self._casts:
+            self._casts[key] = _cast(graph, half, SINGLE, of=half, name=self._cast_name())
         return self._casts[key]
 
     def _stored(self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -123,6 +153,11 @@ def _floats(node: ir.Node) -> Iterator[ir.Value]:
             yield value
 
 
+def _large_weight(value: ir.Value) -> bool:
+    """Whether storing it in half precision saves more than its cast costs."""
+    return value.is_initializer() and _constant(value).nbytes >= _LARGE_BYTES
+
+
 def _check_flat(nodes: list[ir.Node]) -> None:
     for node in nodes:
         if {attribute.type for attribute in node.attributes.values()} & _INNER_GRAPHS:
@@ -132,20 +167,29 @@ def _check_flat(nodes: list[ir.Node]) -> None:
             )
 
 
-def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _cast(
+    graph: ir.Graph,
+    value: ir.Value,
+    dtype: ir.DataType,
+    *,
+    name: str,
+    of: ir.Value | None = None,
+) -> ir.Value:
     """A new cast right behind the value's producer, or at the start of the graph.
 
-    What a cast of the graph's own made is cast from that one's source: an integer keeps its digits.
+    What a cast of the graph's own made is cast from that one's source, unless `of` says from what: an integer
+    keeps its digits.
     """
     label = f"{value.name}.{'fp32' if dtype == SINGLE else dtype.name.lower()}"
     producer = value.producer()
-    source = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else value
+    made = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else value
+    source = of or made
     node = ir.Node(
         "",
         "Cast",
         [source],
         attributes=[ir.AttrInt64("to", int(dtype))],
-        name=f"{label}/Cast",
+        name=name,
     )
     node.outputs[0].name = label
     node.outputs[0].shape = value.shape

@@ -27,7 +27,7 @@ from refdiff.calibration.probing import Probe
 from refdiff.calibration.proposals import Broken, broken
 from refdiff.calibration.simulation import Deviation, simulated
 from refdiff.contracts.closeness import parity
-from refdiff.contracts.recipe import GraphRecipe, Rule, matching, named
+from refdiff.contracts.recipe import GraphRecipe, Rule, matching, named, on_half_weights
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
@@ -183,12 +183,16 @@ class OutputTrials:
         asked = {*self._islands(), *nodes}
         moves = {node.name for node in self._graph if node.op_type in MOVES}
         kept = closed(self._graph, asked) & (asked | moves)
-        return HalfPrecision(self._recipe.half, kept, weights="cast")(ir.load(self._path))
+        cast = on_half_weights(self._recipe, self._names(), where=self._path.stem).difference(nodes)
+        half = HalfPrecision(self._recipe.half, kept, half_weights=cast, weights="cast")
+        return half(ir.load(self._path))
 
     def _islands(self) -> frozenset[str]:
         """Of the recipe as it is."""
-        names = {node.name or "" for node in self._graph}
-        return closed(self._graph, named(self._recipe.fp32, names, where=self._path.stem))
+        return closed(self._graph, named(self._recipe.single, self._names(), where=self._path.stem))
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(node.name or "" for node in self._graph)
 
     def _run(self, model: ir.Model) -> Iterator[tuple[int, Outcome]]:
         """Index of the feed, and an output of it."""

@@ -133,6 +133,7 @@ def findings(
     half: Half,
     *,
     islands: Collection[str],
+    half_weights: Collection[str] = (),
     margin: float = MARGIN,
 ) -> tuple[Finding, ...]:
     """Everything out of reach, in the graph's order.
@@ -142,6 +143,7 @@ def findings(
         measured: all its tensors, finite.
         half: the type it will have.
         islands: nodes that stay in single precision anyway.
+        half_weights: those of them whose weights do not.
         margin: from a magnitude to the end of the type.
     """
     values = {str(value.name): value for value in _values(graph)}
@@ -151,6 +153,8 @@ def findings(
         *(_of_product(node, tensors, half, margin) for node in graph if node.op_type in _PRODUCTS),
     )
     order = {node.name or "": number for number, node in enumerate(graph)}
+    stored = frozenset(islands).difference(half_weights)
+    weights = {name for name, each in tensors.items() if each.operator == WEIGHT}
     return tuple(
         sorted(
             (
@@ -160,7 +164,7 @@ def findings(
                     node=nodes[0],
                     value=value,
                     nodes=nodes,
-                    covered=all(node in islands for node in nodes),
+                    covered=all(node in (stored if tensor in weights else islands) for node in nodes),
                 )
                 for kind, tensor, value, nodes in filter(None, found)
                 if nodes

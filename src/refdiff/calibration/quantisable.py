@@ -30,10 +30,6 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
         ("conv_shortcut/", "shortcut: part of the residual stream"),
     ),
     "sam_encoder": (("patch_embed", "first convolution: the picture itself"),),
-    "sam_decoder": (
-        ("attn", "attention: what its small products weigh decides which masks are kept"),
-        ("iou_head", "heads: a few small products that decide which masks are kept"),
-    ),
     "sam_masks": (
         ("hypernetworks", "heads: a few small products that decide every pixel"),
         ("upscaling", "upscaling: two small products that draw every pixel"),

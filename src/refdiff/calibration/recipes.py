@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from refdiff.calibration.islands import default_islands
+from refdiff.calibration.islands import default_half_weights, default_islands
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.recipe import GraphRecipe, Half, Recipe
 
@@ -32,9 +32,16 @@ def half_recipe(
         half: which of the two types.
         graphs: which to convert.
     """
-    islands = {name: default_islands(ir.load(folder / f"{name}.onnx").graph, half) for name in graphs}
+    loaded = {name: ir.load(folder / f"{name}.onnx").graph for name in graphs}
     return Recipe(
         model=model,
         sources=dict(sources),
-        graphs={name: GraphRecipe(half=half, fp32=rules) for name, rules in islands.items()},
+        graphs={
+            name: GraphRecipe(
+                half=half,
+                fp32=default_islands(graph, half),
+                half_weights=default_half_weights(name, graph),
+            )
+            for name, graph in loaded.items()
+        },
     )

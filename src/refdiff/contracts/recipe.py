@@ -5,6 +5,7 @@ A small file that is written by the toolkit, read by people, corrected by hand a
     {"format": 1, "model": "refdiff-mini", "sources": {...},
      "graphs": {"unet": {"half": "fp16",
                          "fp32": [{"nodes": ["*/Softmax*"], "because": "...", "origin": "rule"}],
+                         "half_weights": [],
                          "quantised": {"type": "int8", "nodes": [...], "ranges": {"tensor": 3.1}, ...},
                          "left": [{"nodes": [...], "because": "...", "origin": "sensitivity"}]}}}
 
@@ -77,9 +78,16 @@ class GraphRecipe:
     half: Half
     fp32: tuple[Rule, ...] = ()
     """Nodes that stay in single precision; nodes caught between them join them."""
+    half_weights: tuple[Rule, ...] = ()
+    """Nodes that compute in single precision too, on weights that are stored in half precision."""
     quantised: Quantised | None = None
     left: tuple[Rule, ...] = ()
     """Nodes that could be quantised and are not."""
+
+    @property
+    def single(self) -> tuple[Rule, ...]:
+        """Every rule of nodes that compute in single precision."""
+        return (*self.fp32, *self.half_weights)
 
     @property
     def precision(self) -> str:
@@ -160,6 +168,11 @@ def named(rules: Iterable[Rule], known: Collection[str], *, where: str) -> froze
     return matching((pattern for rule in rules for pattern in rule.nodes), known, where=where)
 
 
+def on_half_weights(recipe: GraphRecipe, known: Collection[str], *, where: str) -> frozenset[str]:
+    """The nodes that compute in single precision on half-precision weights; see `named`."""
+    return named(recipe.half_weights, known, where=where) - named(recipe.fp32, known, where=where)
+
+
 def matching(patterns: Iterable[str], known: Collection[str], *, where: str) -> frozenset[str]:
     """All names that patterns match; see `named`."""
     found = set[str]()
@@ -177,7 +190,7 @@ def matching(patterns: Iterable[str], known: Collection[str], *, where: str) -> 
 def _graph(entry: Mapping[str, Any]) -> GraphRecipe:
     fields = dict(entry)
     _one_of(fields["half"], HALVES, "half")
-    for name in ("fp32", "left"):
+    for name in ("fp32", "half_weights", "left"):
         fields[name] = _rules(fields.get(name, ()), name)
     if fields.get("quantised") is not None:
         fields["quantised"] = _quantised(_table(fields["quantised"], "quantised"))
