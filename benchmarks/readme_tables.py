@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench_tables import bench_table, start_line
 from edge_tables import profiles_table, substitutes_table
 from engine_tables import fusion_table, memory_table
 from growth_tables import growth_table
@@ -47,6 +48,8 @@ def main() -> None:
         ("docs/jetson.md", "memory", "rtx-builds", memory_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
+        ("docs/speed.md", "bench", "bench", bench_table),
+        ("docs/speed.md", "start", "bench", start_line),
         ("docs/speed.md", "shortcuts", "shortcuts", shortcuts_table),
         ("docs/speed.md", "sam-decoder", "sam-decoder", decoder_table),
         ("docs/speed.md", "growth", "growth", growth_table),

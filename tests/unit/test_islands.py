@@ -12,7 +12,7 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 
 from refdiff.calibration.half import HalfPrecision  # noqa: E402 - after the check that onnx_ir is here
-from refdiff.calibration.islands import MOVES, closed, default_islands  # noqa: E402
+from refdiff.calibration.islands import MOVES, closed, default_half_weights, default_islands  # noqa: E402
 from refdiff.contracts.recipe import Half, named  # noqa: E402
 from tests.unit.small_graphs import (  # noqa: E402
     FLOATS,
@@ -153,6 +153,20 @@ def test_patterns_name_no_node_that_the_rule_did_not_find(name: str) -> None:
     computing = {node.name for node in model.graph if any(v.dtype in FLOATS for v in node.outputs)}
     for nodes in rules_of(model).values():
         assert nodes <= computing
+
+
+def test_sams_decoder_computes_in_single_precision_but_for_its_mlps() -> None:
+    graph = miniature_graph("sam_decoder").graph
+    known = {node.name for node in graph}
+    (rule,) = default_half_weights("sam_decoder", graph)
+    found = named([rule], known, where="graph")
+    assert known - found == {name for name in known if ".mlp." in name}
+    assert len(rule.nodes) < len(found) / 5  # patterns, so that a person can read them
+
+
+@pytest.mark.parametrize("name", [name for name in MINIATURE if name != "sam_decoder"])
+def test_no_other_graph_computes_in_single_precision_on_half_weights(name: str) -> None:
+    assert default_half_weights(name, miniature_graph(name).graph) == ()
 
 
 def test_a_module_with_other_modules_inside_is_no_pattern() -> None:

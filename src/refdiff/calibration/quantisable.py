@@ -38,6 +38,21 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
 """Graph -> parts of node names and the reason (FIELD §2: TensorRT#4212, #3724)."""
 
 
+_WEIGHTS_ALONE: dict[str, tuple[tuple[str, str], ...]] = {
+    "sam_encoder": (
+        (
+            "*.blocks.0.mlp.lin2/*",
+            "first MLP: the largest part of the embedding's error comes through its GELU",
+        ),
+        ("*.neck.*", "neck: it makes the embedding that every mask is drawn from"),
+    ),
+    "sam_decoder": (
+        ("*", "what passes through the decoder decides which masks are kept: in eight bits others win"),
+    ),
+}
+"""Graph -> patterns of node names and the reason (docs/precision.md has the measurements)."""
+
+
 def quantisable(graph: ir.Graph) -> tuple[str, ...]:
     """Names of the nodes that can be, in the graph's order."""
     return tuple(
@@ -55,10 +70,10 @@ def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[
 
 def default_weights_alone(name: str) -> tuple[Rule, ...]:
     """The rules by which nodes of the graph `name` hold their weights alone in eight bits."""
-    if name != "sam_decoder":
-        return ()
-    because = "what passes through the decoder decides which masks are kept: in eight bits others win"
-    return (Rule(nodes=("*",), because=because, origin="rule"),)
+    return tuple(
+        Rule(nodes=(pattern,), because=because, origin="rule")
+        for pattern, because in _WEIGHTS_ALONE.get(name, ())
+    )
 
 
 def data_inputs(graph: ir.Graph, nodes: Collection[str]) -> tuple[str, ...]:
