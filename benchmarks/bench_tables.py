@@ -11,7 +11,8 @@ _SHOWN = 5
 def bench_table(record: dict[str, Any]) -> str:
     """One row per bundle and profile."""
     rows = [
-        "| bundle, px | computed by | seconds | faster than the original by | outside the graphs | most of it in |",
+        "| bundle, px | computed by | seconds | faster than the original by | outside the graphs "
+        "| most of it in |",
         "|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
@@ -34,8 +35,8 @@ def bench_table(record: dict[str, Any]) -> str:
         rows.append(f"| `{name}` | runtime, `official`, {many['phrases']} phrases | {' | '.join(cells)} |")
     threads = {entry["threads"] for entry in record.values()}
     return "\n".join(rows) + (
-        f"\n\n{' or '.join(map(str, sorted(threads)))} threads, all contenders in turns in one run; ratios are taken within a turn,"
-        " and the medians of all turns are shown."
+        f"\n\n{' or '.join(map(str, sorted(threads)))} threads, all contenders in turns in one run; ratios"
+        " are taken within a turn, and the medians of all turns are shown."
     )
 
 
@@ -43,9 +44,10 @@ def start_line(record: dict[str, Any]) -> str:
     """What the miniature costs before its first answer."""
     start = record["mini 128"]["start"]
     return (
-        f"`import refdiff` takes {start['import_s']:.2f} s, loading the miniature {start['load_s']:.2f} s; a process that answers one"
-        f" phrase about a picture of 1280 × 720 px with `edge` holds {start['peak_resident_mb_720p_edge']:.0f} MB at most, of which"
-        f" the bundle's files are {start['weights_mb']:.0f} MB."
+        f"`import refdiff` takes {start['import_s']:.2f} s, loading the miniature {start['load_s']:.2f} s; a"
+        " process that answers one phrase about a picture of 1280 × 720 px with `edge` holds"
+        f" {start['peak_resident_mb_720p_edge']:.0f} MB at most, of which the bundle's files are"
+        f" {start['weights_mb']:.0f} MB."
     )
 
 

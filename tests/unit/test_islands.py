@@ -155,18 +155,11 @@ def test_patterns_name_no_node_that_the_rule_did_not_find(name: str) -> None:
         assert nodes <= computing
 
 
-def test_sams_decoder_computes_in_single_precision_but_for_its_mlps() -> None:
-    graph = miniature_graph("sam_decoder").graph
-    known = {node.name for node in graph}
-    (rule,) = default_half_weights("sam_decoder", graph)
-    found = named([rule], known, where="graph")
-    assert known - found == {name for name in known if ".mlp." in name}
-    assert len(rule.nodes) < len(found) / 5  # patterns, so that a person can read them
-
-
-@pytest.mark.parametrize("name", [name for name in MINIATURE if name != "sam_decoder"])
-def test_no_other_graph_computes_in_single_precision_on_half_weights(name: str) -> None:
-    assert default_half_weights(name, miniature_graph(name).graph) == ()
+@pytest.mark.parametrize("name", MINIATURE)
+def test_sams_decoder_alone_computes_in_single_precision(name: str) -> None:
+    known = {node.name for node in miniature_graph(name).graph}
+    found = named(default_half_weights(name), known, where="graph")
+    assert found == (known if name == "sam_decoder" else set())
 
 
 def test_a_module_with_other_modules_inside_is_no_pattern() -> None:

@@ -125,7 +125,9 @@ def test_an_input_out_of_reach_is_named_after_its_first_reader(tmp_path: Path) -
 def test_a_weight_that_is_stored_in_half_is_out_of_reach_on_an_island_too(tmp_path: Path) -> None:
     model = small_graph("float[N] x => float[N] y", "a = Mul(x, w) y = Neg(a)", {"w": np.float32([1e6])})
     tensors = measured(model, tmp_path, {"x": SPREAD * np.float32(1e-6)})
-    (inside,) = (each for each in findings(model.graph, tensors, "fp16", islands=("a",)) if each.tensor == "w")
+    (inside,) = (
+        each for each in findings(model.graph, tensors, "fp16", islands=("a",)) if each.tensor == "w"
+    )
     assert inside.covered
     stored = findings(model.graph, tensors, "fp16", islands=("a",), half_weights=("a",))
     (outside,) = (each for each in stored if each.tensor == "w")

@@ -45,15 +45,14 @@ def default_islands(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]:
     )
 
 
-def default_half_weights(name: str, graph: ir.Graph) -> tuple[Rule, ...]:
+def default_half_weights(name: str) -> tuple[Rule, ...]:
     """The built-in rules of nodes that compute in single precision on half-precision weights."""
     if name != "sam_decoder":
         return ()
-    nodes = {each for node in graph if ".mlp." not in (each := _name(node))}
     because = (
         "what passes through the decoder decides which masks are kept: rounded, near-ties fall otherwise"
     )
-    return (Rule(nodes=tuple(_by_prefix(graph, nodes)), because=because, origin="rule"),)
+    return (Rule(nodes=("*",), because=because, origin="rule"),)
 
 
 def closed(graph: ir.Graph, islands: Collection[str]) -> frozenset[str]:
@@ -174,21 +173,6 @@ def _by_module(graph: ir.Graph, names: Collection[str]) -> Iterator[str]:
             yield f"{module}/*"
         else:
             yield from inside
-
-
-def _by_prefix(graph: ir.Graph, names: Collection[str]) -> Iterator[str]:
-    """The same nodes, under the shortest beginnings of their modules' names that no other node shares."""
-    every = {_name(node) for node in graph}
-    others = every.difference(names)
-    done = set[str]()
-    for name in (each for each in map(_name, graph) if each in names):
-        parts = name.rpartition("/")[0].split(".")
-        starts = (".".join(parts[: length + 1]) for length in range(len(parts)))
-        start = next((each for each in starts if not any(o.startswith(each) for o in others)), None)
-        pattern = name if start is None else f"{start}*"
-        if pattern not in done:
-            done.add(pattern)
-            yield pattern
 
 
 def _makers(node: ir.Node) -> list[ir.Node]:

@@ -19,7 +19,6 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
     "unet": (
         ("unet.conv_in/", "first convolution: the latent itself"),
         ("unet.conv_out/", "last convolution: the prediction itself"),
-        ("time_emb", "time embedding: one small product per block, added everywhere"),
         ("conv_shortcut/", "shortcut: part of the residual stream"),
         (".proj_out/", "output projection: added to the residual stream"),
     ),
@@ -46,9 +45,7 @@ _WEIGHTS_ALONE: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         ("*.neck.*", "neck: it makes the embedding that every mask is drawn from"),
     ),
-    "sam_decoder": (
-        ("*", "what passes through the decoder decides which masks are kept: in eight bits others win"),
-    ),
+    "unet": (("*time_emb*", "time embedding: one small product per block, added everywhere"),),
 }
 """Graph -> patterns of node names and the reason (docs/precision.md has the measurements)."""
 

@@ -40,7 +40,7 @@ def half_recipe(
             name: GraphRecipe(
                 half=half,
                 fp32=default_islands(graph, half),
-                half_weights=default_half_weights(name, graph),
+                half_weights=default_half_weights(name),
             )
             for name, graph in loaded.items()
         },
