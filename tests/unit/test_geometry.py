@@ -12,8 +12,8 @@ from refdiff.runtime.geometry import (
     diffusion_input,
     pad_square,
     sam_input,
-    upsample_bilinear,
 )
+from refdiff.runtime.interpolation import upsample_bilinear
 
 SIZES = [(48, 80), (80, 48), (31, 64), (1, 9), (9, 1), (1, 1), (50, 50)]
 sides = st.integers(1, 24)
