@@ -36,10 +36,10 @@ def _fused(built: dict[str, Any] | None) -> str:
 
 
 def memory_table(record: dict[str, Any]) -> str:
-    """One row per bundle of real size: what its plans take on the device, held in each way."""
+    """One row per whole bundle of real size: what its plans take on the device, held in each way."""
     rows = [f"| bundle, px | plans | {' | '.join(HOLDINGS)} |", f"|---|---|{'---|' * len(HOLDINGS)}"]
     for name, entry in record.items():
-        if not name.startswith(FULL_SIZE):
+        if not name.startswith(FULL_SIZE) or "unet" not in entry["graphs"]:
             continue
         sizes = [
             EngineSize(
