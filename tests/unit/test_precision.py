@@ -56,9 +56,12 @@ def recipe(half="fp16"):
     return half_recipe(BUNDLE, model=bundle.spec.name, sources=bundle.manifest.sources, half=half)
 
 
+HALF_BY_RULE = ("sam_decoder", "sam_masks")
+
+
 def precision_of(graph: str, bundle: str) -> str:
-    """`sam_masks` holds nothing in eight bits, by rule."""
-    return "fp16" if graph == "sam_masks" and bundle in ("int8", "fp8") else bundle
+    """SAM's decoder and its masks hold nothing in eight bits, by rule."""
+    return "fp16" if graph in HALF_BY_RULE and bundle in ("int8", "fp8") else bundle
 
 
 def test_a_converted_bundle_keeps_the_contract_and_carries_its_recipe(converted):
@@ -258,7 +261,7 @@ def test_each_block_is_tried_alone_and_drawn(feeds, tmp_path, capsys, monkeypatc
     assert main([*arguments, "--picture", str(picture)]) == 0
     report = json.loads(capsys.readouterr().out)
     tried = {(cost["graph"], cost["block"]) for cost in report["costs"]}
-    assert {graph for graph, _ in tried} == set(GRAPHS) - {"unet_taps", "sam_masks"}
+    assert {graph for graph, _ in tried} == set(GRAPHS) - {"unet_taps", *HALF_BY_RULE}
     points = [cost["cost_points"] for cost in report["costs"]]
     assert points == sorted(points, reverse=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
