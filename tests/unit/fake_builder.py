@@ -200,6 +200,8 @@ class Behaviour:
     refused: Sequence[str] = ()
     plan_bytes: int = 0
     """Of padding behind the plan."""
+    plan: Callable[[Path, "Config"], bytes] | None = None
+    """The plan of a file, where it is to be run; None: what the builder was told."""
     inspected: str | None = None
     """What the engine inspector says; None: no plan can be loaded here."""
     networks: list[Network] = field(default_factory=list)
@@ -307,7 +309,11 @@ class OldBuilder:
         if not _goes_on(acts, config.progress_monitor):
             self._log.log(Severity.ERROR, "Build canceled by user")
             return None
-        return None if acts.fails else _plan(network, config) + b" " * acts.plan_bytes
+        if acts.fails:
+            return None
+        if acts.plan is not None:
+            return acts.plan(Path(acts.parsed[-1]), config)
+        return _plan(network, config) + b" " * acts.plan_bytes
 
 
 class StreamingBuilder(OldBuilder):

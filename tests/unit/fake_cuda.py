@@ -44,6 +44,7 @@ class FakeCuda:
         self.capturing: list[Work] | None = None
         self.fail: dict[str, Error] = {}
         self.calls: list[str] = []
+        self.elapsed_ms = 1.5
         self._next = 1000
 
     @property
@@ -137,7 +138,7 @@ class FakeCuda:
         return self._said("cudaEventSynchronize")
 
     def cudaEventElapsedTime(self, start, end):
-        return self._said("cudaEventElapsedTime", 1.5)
+        return self._said("cudaEventElapsedTime", self.elapsed_ms)
 
     def cudaEventDestroy(self, event):
         self.events.remove(event)

@@ -17,6 +17,7 @@ from refdiff import api  # noqa: E402
 from refdiff.accuracy.gates import GraphTolerance  # noqa: E402
 from refdiff.accuracy.metrics import iou, pairwise_iou  # noqa: E402
 from refdiff.api import block_costs, converting  # noqa: E402
+from refdiff.api import precision as precision_room  # noqa: E402
 from refdiff.api.block_costs import BlockCost, SensitivityReport, budget_points, within_budget  # noqa: E402
 from refdiff.api.converting import convert  # noqa: E402
 from refdiff.api.cost_chart import draw_costs  # noqa: E402
@@ -30,7 +31,7 @@ from refdiff.contracts.bundle import open_bundle  # noqa: E402
 from refdiff.contracts.closeness import correlation  # noqa: E402
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.recipe import Quantised, Rule, read_recipe  # noqa: E402
-from refdiff.errors import GateError, InputError  # noqa: E402
+from refdiff.errors import EngineError, GateError, InputError  # noqa: E402
 from refdiff.export.contract_check import check_contract  # noqa: E402
 from refdiff.miniature.scenes import render_scene  # noqa: E402
 from tests.unit.small_graphs import BUNDLE  # noqa: E402
@@ -138,6 +139,73 @@ def test_eight_bits_outside_the_tolerance_fall_back_and_say_why(feeds, tmp_path,
     assert "of its range from torch" in left[-1].because
 
 
+class Clock:
+    """A device on which every form takes as long as it is told."""
+
+    where = "a GPU"
+
+    def __init__(self, times) -> None:
+        self.times = times
+        self.asked: list[str] = []
+
+    def medians_ms(self, graph, forms, feeds):
+        self.asked.append(graph.name)
+        assert set(feeds) == set(graph.input_names)
+        for path in forms.values():
+            check_contract(path, graph)
+        types = {name: {node.op_type for node in ir.load(path).graph} for name, path in forms.items()}
+        assert "QuantizeLinear" in types["int8"]
+        assert "QuantizeLinear" not in types["fp16"]
+        if graph.name not in self.times:
+            raise EngineError("no memory left")
+        return dict(zip(("int8", "fp16"), self.times[graph.name], strict=True))
+
+
+def test_eight_bits_stay_only_where_a_device_is_faster_with_them(feeds, tmp_path):
+    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "int8")
+    made, lines = read_recipe(tmp_path / "int8" / "recipe.json"), []
+    clock = Clock({"sd_text": (1, 2), "clip_text": (2, 1), "vae_encoder": (2, 2), "unet": (1, 2)})
+    output = tmp_path / "b"
+    convert(BUNDLE, made, precision="int8", output=output, clock=clock, progress=lines.append)
+    eight = [name for name, graph in made.graphs.items() if graph.quantised is not None]
+    assert sorted(clock.asked) == sorted(eight)
+    slower = {"clip_text", "vae_encoder"}
+    for name, graph in open_bundle(output).manifest.graphs.items():
+        assert graph.precision == ("fp16" if name in slower else precision_of(name, "int8"))
+    written = read_recipe(output / "recipe.json").graphs
+    for name in slower:
+        assert written[name].left[-1].origin == "gate"
+        assert "int8 takes 2.000 ms, in fp16" in written[name].left[-1].because
+    (kept,) = [line for line in lines if line.startswith("sd_text")]
+    assert kept.endswith("; 1.000 ms, in fp16 2.000 ms (a GPU)")
+    (unknown,) = [line for line in lines if line.startswith("sam_encoder")]
+    assert unknown.endswith("; not timed: no memory left")
+    assert not [path for path in output.rglob("*") if path.name.startswith(".half")]
+
+
+def test_half_precision_is_not_timed(tmp_path):
+    clock = Clock({})
+    convert(BUNDLE, recipe(), precision="fp16", output=tmp_path / "b", clock=clock)
+    assert clock.asked == []
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_clock_is_looked_for_unless_it_is_not_wanted(timed, feeds, tmp_path, monkeypatch):
+    clock = Clock(dict.fromkeys(GRAPHS, (2, 1)))
+    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (clock, "a GPU"))
+    lines, output = [], tmp_path / "b"
+    export(str(BUNDLE), precision="int8", feeds=feeds, timed=timed, output=output, progress=lines.append)
+    assert ("eight bits have to be faster on a GPU" in lines) == timed
+    assert open_bundle(output).manifest.graphs["clip_text"].precision == ("fp16" if timed else "int8")
+
+
+def test_without_a_gpu_it_is_said_that_nothing_is_timed(feeds, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (None, "this machine shows no GPU"))
+    lines = []
+    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "b", progress=lines.append)
+    assert "eight bits are not timed: this machine shows no GPU" in lines
+
+
 def test_half_precision_outside_the_tolerance_leaves_nothing_and_points_to_bisect(tmp_path, monkeypatch):
     strict = GraphTolerance(error=1e-9, correlation=0.0)
     monkeypatch.setattr(converting, "graph_tolerance", lambda precision, name: strict)
@@ -174,6 +242,7 @@ def test_what_was_converted_is_not_converted_again(converted, tmp_path):
         (["--precision", "fp32"], "is in fp32 already"),
         (["--precision", "fp16", "--feeds", "somewhere"], "--feeds is for int8 and fp8"),
         (["--precision", "fp16", "--smooth", "0.5"], "--smooth is for int8 and fp8"),
+        (["--precision", "fp16", "--untimed"], "--untimed is for int8 and fp8"),
         (["--precision", "int8", "--budget", "a lot"], "got budget 'a lot'"),
         (["--precision", "int8", "--ranges", "mean"], "unknown method 'mean'"),
         (["--precision", "int8", "--feeds", "nowhere"], "nowhere holds no recorded feeds"),

@@ -1,28 +1,31 @@
 """`convert`: an fp32 bundle in, the same bundle in fewer bits out, each graph measured before it counts.
 
-A graph stays in eight bits only inside its committed tolerance; otherwise it is written in half precision,
-and the recipe in the bundle says why. A half-precision graph outside its tolerance stops the command.
+A graph stays in eight bits only inside its committed tolerance and, where a device can be timed, when it is
+faster there; otherwise it is written in half precision, and the recipe in the bundle says why. A
+half-precision graph outside its tolerance stops the command.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from refdiff.accuracy.gates import GraphTolerance, graph_tolerance
 from refdiff.api.extras import import_torch_room
 from refdiff.api.progress import Progress, silent
 from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, writing_bundle
 from refdiff.contracts.closeness import Parity, parity, recorded_part
-from refdiff.contracts.graphs import GRAPHS, graph_contract
+from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
 from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
 from refdiff.contracts.recipe import RECIPE_NAME, GraphRecipe, Recipe, Rule
+from refdiff.contracts.session import Array
 from refdiff.engines.factory import lean_session
-from refdiff.errors import BundleError, GateError, InputError
+from refdiff.errors import BundleError, EngineError, GateError, InputError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,6 +33,19 @@ if TYPE_CHECKING:
     from refdiff.contracts.bundle import GoldenTensors, Manifest
 
 PURPOSE = "changing the precision"
+
+
+class Clock(Protocol):
+    """Times graphs on a device; see `refdiff.engines.trt.device_clock.DeviceClock`."""
+
+    where: str
+    """Device and TensorRT, for a person."""
+
+    def medians_ms(
+        self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array]
+    ) -> dict[str, float]:
+        """Name -> median of the milliseconds a form of the graph takes, all run in turns."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +57,8 @@ class Converted:
     """Output -> how close it comes to torch on the golden feeds."""
     refused: str | None = None
     """Why it is not in eight bits though that was asked; None when it is, or was not."""
+    timed: str | None = None
+    """What a device said of its eight bits, or why it said nothing; None where it was not asked."""
 
 
 def convert(
@@ -50,6 +68,7 @@ def convert(
     precision: str,
     output: Path,
     overwrite: bool = False,
+    clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the bundle `output`: the graphs of an fp32 bundle, as a recipe says.
@@ -60,6 +79,7 @@ def convert(
         precision: what the bundle is called: that of its UNet.
         output: where the new bundle will be; it appears whole or not at all.
         overwrite: replace a bundle that is there.
+        clock: of the device that eight bits have to be faster on; None looks at accuracy alone.
         progress: told one line for each graph.
 
     Raises:
@@ -75,13 +95,14 @@ def convert(
     golden, contract = source.golden(), graph_contract(source.spec)
     with writing_bundle(output, overwrite=overwrite) as draft:
         written: dict[str, Converted] = {}
+        gated = _Gated(passes, source, draft.path, golden, clock)
         for name in GRAPHS:
             if name == "unet_taps":
                 _cut(source, draft.path)
                 measured = _measured(draft.path, name, golden)
                 written[name] = dataclasses.replace(written["unet"], parity=measured)
             else:
-                written[name] = _convert_graph(passes, source, draft.path, recipe, name, golden)
+                written[name] = gated.convert(name, recipe.graphs[name])
             tell(_line(name, written[name]))
         for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME):
             shutil.copyfile(source.path / name, draft.path / name)
@@ -139,27 +160,54 @@ def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
         )
 
 
-def _convert_graph(
-    passes: ModuleType, source: Bundle, folder: Path, recipe: Recipe, name: str, golden: GoldenTensors
-) -> Converted:
-    """Write one graph, measure it, and write it again in half precision if eight bits are too few."""
-    wanted = recipe.graphs[name]
-    passes.convert_graph(source.graph_path(name), folder / f"{name}.onnx", wanted)
-    measured = _measured(folder, name, golden)
-    tolerance = graph_tolerance(wanted.precision, name)
-    complaint = _complaint(measured, tolerance)
-    if complaint is None:
-        return Converted(recipe=wanted, parity=measured)
-    if wanted.quantised is None:
-        raise GateError(
-            f"{name} in {wanted.half}: {complaint}; nothing was written. Find the nodes that need fp32 with: "
-            f"refdiff bisect {source.path} --graph {name}"
-        )
-    reason = f"in {wanted.quantised.type} {complaint}"
-    rule = Rule(nodes=tuple(wanted.quantised.nodes), because=reason, origin="gate")
-    half = dataclasses.replace(wanted, quantised=None, left=(*wanted.left, rule))
-    again = dataclasses.replace(recipe, graphs={**recipe.graphs, name: half})
-    return dataclasses.replace(_convert_graph(passes, source, folder, again, name, golden), refused=reason)
+@dataclass(frozen=True)
+class _Gated:
+    """Writes graphs into a draft; eight bits that are too inexact, or no faster, become half precision."""
+
+    passes: ModuleType
+    source: Bundle
+    folder: Path
+    golden: GoldenTensors
+    clock: Clock | None
+
+    def convert(self, name: str, wanted: GraphRecipe) -> Converted:
+        """Write one graph, measure it, and write it again in half precision if eight bits do not pay."""
+        self.passes.convert_graph(self.source.graph_path(name), self.folder / f"{name}.onnx", wanted)
+        measured = _measured(self.folder, name, self.golden)
+        complaint = _complaint(measured, graph_tolerance(wanted.precision, name))
+        if wanted.quantised is None:
+            if complaint is not None:
+                raise GateError(
+                    f"{name} in {wanted.half}: {complaint}; nothing was written. Find the nodes that need "
+                    f"fp32 with: refdiff bisect {self.source.path} --graph {name}"
+                )
+            return Converted(recipe=wanted, parity=measured)
+        half, timed = dataclasses.replace(wanted, quantised=None), None
+        if complaint is None and self.clock is not None:
+            complaint, timed = self._raced(self.clock, name, wanted, half)
+        if complaint is None:
+            return Converted(recipe=wanted, parity=measured, timed=timed)
+        reason = f"in {wanted.quantised.type} {complaint}"
+        rule = Rule(nodes=tuple(wanted.quantised.nodes), because=reason, origin="gate")
+        again = self.convert(name, dataclasses.replace(half, left=(*wanted.left, rule)))
+        return dataclasses.replace(again, refused=reason)
+
+    def _raced(
+        self, clock: Clock, name: str, wanted: GraphRecipe, half: GraphRecipe
+    ) -> tuple[str | None, str | None]:
+        """Whether the written graph is slower than its half-precision form: a complaint, or what was seen."""
+        graph, (feeds, _) = graph_contract(self.source.spec)[name], self.golden[name]
+        with tempfile.TemporaryDirectory(prefix=".half.", dir=self.folder) as scratch:
+            rival = Path(scratch) / f"{name}.onnx"
+            self.passes.convert_graph(self.source.graph_path(name), rival, half)
+            forms = {wanted.precision: self.folder / f"{name}.onnx", half.precision: rival}
+            try:
+                times = clock.medians_ms(graph, forms, feeds)
+            except EngineError as error:
+                return None, f"not timed: {error}"
+        ours, theirs = times[wanted.precision], times[half.precision]
+        rest = f"{ours:.3f} ms, in {half.precision} {theirs:.3f} ms ({clock.where})"
+        return (None, rest) if ours < theirs else (f"takes {rest}", None)
 
 
 def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parity]:
@@ -200,4 +248,5 @@ def _files(folder: Path, name: str) -> tuple[str, ...]:
 def _line(name: str, converted: Converted) -> str:
     worst = max((each.error for each in converted.parity.values()), default=0.0)
     text = f"{name}: {converted.recipe.precision}, {worst:.1e} of its range from torch"
+    text = text if converted.timed is None else f"{text}; {converted.timed}"
     return text if converted.refused is None else f"{text} (kept out of eight bits: {converted.refused})"

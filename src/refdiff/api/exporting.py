@@ -45,6 +45,7 @@ def export(
     ranges: str = "percentile",
     smoothing: float | None = SMOOTHING,
     budget: str | None = None,
+    timed: bool = True,
     output: Path | str,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -61,6 +62,8 @@ def export(
         smoothing: strength of SmoothQuant, 0..1; None leaves it out.
         budget: what eight bits may cost the task, "mIoU -0.5" for instance; blocks that cost more stay in
             half precision.
+        timed: keep eight bits only where this machine's GPU, if it has one that TensorRT runs on, is faster
+            with them than in half precision.
         output: where the bundle will be.
         overwrite: replace a bundle that is there.
         progress: told one line at each step.
@@ -75,7 +78,13 @@ def export(
     choice = ModelChoice(name=model) if isinstance(model, str) else model
     is_bundle = choice.name not in MODELS and (Path(choice.name) / MANIFEST_NAME).is_file()
     wanted = Wanted(
-        precision=precision, recipe=recipe, feeds=feeds, ranges=ranges, smoothing=smoothing, budget=budget
+        precision=precision,
+        recipe=recipe,
+        feeds=feeds,
+        ranges=ranges,
+        smoothing=smoothing,
+        budget=budget,
+        timed=timed,
     )
     wanted.check(bundle=Path(choice.name) if is_bundle else None)
     if not is_bundle:

@@ -15,6 +15,7 @@ from refdiff.api.progress import Progress, silent
 from refdiff.calibration.histogram import METHODS
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.recipe import HALVES, QUANTISED, Recipe, read_recipe
+from refdiff.engines.trt.device_clock import find_clock
 from refdiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Wanted:
     """Strength of SmoothQuant, 0..1; None leaves it out."""
     budget: str | None = None
     """What eight bits may cost, "mIoU -0.5" for instance."""
+    timed: bool = True
+    """Keep eight bits only where this machine's GPU, if it has one to time, is faster with them."""
 
     def check(self, *, bundle: Path | None) -> None:
         """Refuse what does not go together, before any work.
@@ -60,6 +63,11 @@ class Wanted:
             raise InputError(
                 f"{bundle} is a bundle: it is in fp32 already; name a precision: {', '.join(PRECISIONS[1:])}"
             )
+        self._check_eight_bits()
+
+    def _check_eight_bits(self) -> None:
+        if not self.timed and self.precision not in QUANTISED:
+            raise InputError("--untimed is for int8 and fp8; leave it out")
         needs_ranges = self.precision in QUANTISED and self.recipe is None
         for option, value in (
             ("--feeds", self.feeds),
@@ -87,8 +95,18 @@ def convert_bundle(
     bundle = open_bundle(source)
     check_source(bundle)
     recipe = _recipe(bundle, wanted, progress)
+    clock = None
+    if wanted.timed and wanted.precision in QUANTISED:
+        clock, said = find_clock(progress)
+        progress(f"eight bits have to be faster on {said}" if clock else f"eight bits are not timed: {said}")
     return convert(
-        source, recipe, precision=wanted.precision, output=output, overwrite=overwrite, progress=progress
+        source,
+        recipe,
+        precision=wanted.precision,
+        output=output,
+        overwrite=overwrite,
+        clock=clock,
+        progress=progress,
     )
 
 

@@ -59,6 +59,12 @@ def export(
     budget: Annotated[
         str | None, typer.Option(help='What eight bits may cost the task, such as "mIoU -0.5".')
     ] = None,
+    untimed: Annotated[
+        bool,
+        typer.Option(
+            "--untimed", help="Keep int8 and fp8 for their size, even where the GPU here is slower with them."
+        ),
+    ] = False,
     diffusion: Annotated[
         str | None, typer.Option(help="Stable Diffusion 1.x or 2.x: hub id, folder or file.")
     ] = None,
@@ -114,6 +120,7 @@ def export(
             ranges=ranges,
             smoothing=smooth or None,
             budget=budget,
+            timed=not untimed,
             output=folder,
             overwrite=overwrite,
             progress=tell,

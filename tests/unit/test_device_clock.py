@@ -1,0 +1,149 @@
+"""Which form of a graph a GPU runs faster, with a TensorRT and a CUDA in memory."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refdiff.engines.trt import choice, device_clock
+from refdiff.engines.trt import flavour as flavours
+from refdiff.engines.trt.cuda import Cuda
+from refdiff.engines.trt.device_clock import ROUNDS, WARM_UPS, DeviceClock, find_clock
+from refdiff.errors import EngineError
+from tests.unit.fake_builder import Behaviour, fake_flavour, fake_rtx, fake_tensorrt
+from tests.unit.fake_tensorrt import plan_of
+from tests.unit.plan_bundle import GPU, Machine
+from tests.unit.plans import CONTRACT
+
+GRAPH = CONTRACT["clip_text"]
+FEEDS = {
+    tensor.name: np.zeros([2 if isinstance(side, str) else side for side in tensor.shape], tensor.dtype)
+    for tensor in GRAPH.inputs
+}
+MS = {"int8": 1.25, "fp16": 2.5}
+
+
+class Bench:
+    """A TensorRT that builds, a TensorRT that runs what it built, and a GPU for both."""
+
+    def __init__(self, *, rtx: bool = False, total: int = 1 << 30) -> None:
+        self.machine = Machine(rtx=rtx, total=total)
+        self.behaviour = Behaviour(plan=self.plan)
+        self.profiles: list[list[dict]] = []
+        self.module = (fake_rtx if rtx else fake_tensorrt)(behaviour=self.behaviour)
+        for name in ("Runtime", "TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy"):
+            setattr(self.module, name, getattr(self.machine.trt, name))
+        self.clock = DeviceClock(fake_flavour(self.module), Cuda(self.machine.cuda), GPU, lambda line: None)
+
+    def plan(self, onnx: Path, config) -> bytes:
+        self.profiles.append(config.profiles)
+        return plan_of(GRAPH, ms=MS[onnx.parent.name])
+
+
+def forms(tmp_path: Path) -> dict[str, Path]:
+    paths = {name: tmp_path / name / f"{GRAPH.name}.onnx" for name in MS}
+    for path in paths.values():
+        path.parent.mkdir()
+        path.write_bytes(b"a graph")
+    return paths
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_every_form_is_built_for_the_feeds_and_run_in_turns(tmp_path, rtx):
+    bench = Bench(rtx=rtx)
+    assert bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS) == MS
+    assert bench.machine.trt.runs == len(MS) * (WARM_UPS + ROUNDS)
+    for profiles in bench.profiles:
+        assert profiles == [{name: [list(feed.shape)] * 3 for name, feed in FEEDS.items()}]
+
+
+def test_a_form_that_stalls_once_is_judged_by_its_median(tmp_path, monkeypatch):
+    bench, real = Bench(), device_clock._repeated
+    stalls = iter([1000.0])
+    monkeypatch.setattr(device_clock, "_repeated", lambda session: real(session) + next(stalls, 0.0))
+    assert bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS) == MS
+
+
+def test_everything_is_given_back(tmp_path):
+    bench = Bench()
+    bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+    assert bench.machine.cuda.is_clean
+    assert bench.machine.trt.loaded == 0
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"clip_text.onnx"}
+
+
+def test_a_form_that_cannot_be_built_is_an_error(tmp_path):
+    bench = Bench()
+    bench.behaviour.fails = True
+    with pytest.raises(EngineError, match="cannot build clip_text"):
+        bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+    assert bench.machine.cuda.is_clean
+
+
+@pytest.mark.parametrize("fault", ["context", "run"])
+def test_a_form_that_does_not_run_is_an_error(tmp_path, fault):
+    bench = Bench()
+    bench.machine.trt.fail = fault
+    with pytest.raises(EngineError, match="clip_text"):
+        bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+    assert bench.machine.cuda.is_clean
+
+
+def test_too_little_memory_is_an_error_and_gives_back_what_there_was(tmp_path):
+    bench = Bench(total=4096)
+    with pytest.raises(EngineError, match="memory"):
+        bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+    assert bench.machine.cuda.is_clean
+
+
+def test_a_device_that_does_not_tell_its_time_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_clock.TrtSession, "device_ms", lambda self: None)
+    with pytest.raises(EngineError, match="did not tell how long"):
+        Bench().clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets up what a machine has: its GPU and its TensorRT."""
+
+    def set_up(device, module):
+        for package in {each for several in flavours.PACKAGES.values() for each in several}:
+            monkeypatch.setitem(sys.modules, package, module if package == module.__name__ else None)
+        monkeypatch.setattr(
+            flavours, "find_spec", lambda name: module.__spec__ if name == module.__name__ else None
+        )
+        monkeypatch.setattr(device_clock, "find_device", lambda: device)
+        monkeypatch.setattr(choice, "_import_cuda", lambda backend: Machine().cuda)
+
+    return set_up
+
+
+def found():
+    clock, said = find_clock(lambda line: None)
+    return clock is not None, said
+
+
+def test_a_machine_with_a_gpu_and_a_tensorrt_has_a_clock(machine):
+    machine(GPU, Bench().module)
+    assert found() == (True, "Fake 8.6, tensorrt 10.3.0")
+
+
+def test_without_a_gpu_there_is_no_clock(machine):
+    machine(None, Bench().module)
+    assert found() == (False, "this machine shows no GPU")
+
+
+def test_a_gpu_that_tensorrt_does_not_know_has_no_clock(machine):
+    machine(replace(GPU, compute_capability="9.0"), Bench(rtx=True).module)
+    assert found() == (False, "tensorrt-rtx 1.7.1 does not know Fake 8.6")
+
+
+def test_without_a_tensorrt_there_is_no_clock(machine):
+    module = Bench().module
+    module.__name__ = "something_else"
+    machine(GPU, module)
+    has_clock, said = found()
+    assert not has_clock
+    assert "no TensorRT is installed" in said
