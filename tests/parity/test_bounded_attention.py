@@ -1,4 +1,4 @@
-"""The copy of a graph that runs large attentions in ONNX Runtime's fused kernel computes the same."""
+"""Large attentions in ONNX Runtime's fused kernel compute what the exported nodes compute."""
 
 from pathlib import Path
 
@@ -10,11 +10,16 @@ pytest.importorskip("torch")
 onnx_ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.contracts.closeness import relative_error  # noqa: E402 - after the check that torch is here
+from refdiff.calibration.convert import convert_graph  # noqa: E402 - after the check that torch is here
+from refdiff.calibration.islands import default_islands  # noqa: E402
+from refdiff.contracts.closeness import relative_error  # noqa: E402
 from refdiff.contracts.graphs import graph_contract  # noqa: E402
+from refdiff.contracts.recipe import GraphRecipe  # noqa: E402
+from refdiff.engines import bounded_attention  # noqa: E402
+from refdiff.engines.bounded_attention import bound_attentions, open_bounded  # noqa: E402
 from refdiff.engines.lean import LeanSession  # noqa: E402
-from refdiff.export import bounded_attention  # noqa: E402
-from refdiff.export.bounded_attention import bounded_copy  # noqa: E402
+from refdiff.engines.rounded import rounded_model  # noqa: E402
+from refdiff.engines.typed import load_typed  # noqa: E402
 from refdiff.export.onnx_export import export_graph  # noqa: E402
 from refdiff.export.wrappers import wrap  # noqa: E402
 from tests.parity.calm_stack import calm_stack  # noqa: E402
@@ -26,32 +31,36 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_graph(wrap(calm_stack(), "unet"), graph_contract(calm_stack().spec)["unet"], folder)
 
 
-def operators(path: Path) -> list[str]:
-    return [node.op_type for node in onnx_ir.load(path).graph]
-
-
-def test_a_small_attention_is_left_as_it_is(unet: Path) -> None:
-    with bounded_copy(unet, batch=2) as path:
-        assert path == unet
-
-
-def test_a_large_attention_is_replaced_and_agrees(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def feeds_of_unet() -> dict[str, np.ndarray]:
     rng, spec = np.random.default_rng(0), calm_stack().spec
     diffusion = spec.diffusion
     latent = (2, diffusion.latent_channels, diffusion.latent_size, diffusion.latent_size)
-    feeds = {
+    return {
         "latent": rng.standard_normal(latent, dtype=np.float32),
         "timestep": np.full(2, 51, np.float32),
         "context": rng.standard_normal((2, spec.context_length, diffusion.context_width), dtype=np.float32),
     }
-    expected = LeanSession(unet).run(feeds)
-    attentions = operators(unet).count("Softmax")
+
+
+def operators(path: Path, batch: int) -> list[str]:
+    """Of the graph once its large attentions are bounded."""
+    model = load_typed(path)
+    bound_attentions(model, batch=batch)
+    return [node.op_type for node in model.graph]
+
+
+def test_a_small_attention_is_left_as_it_is(unet: Path) -> None:
+    assert operators(unet, 2) == [node.op_type for node in onnx_ir.load(unet).graph]
+
+
+def test_a_large_attention_is_replaced_and_agrees(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds, expected = feeds_of_unet(), LeanSession(unet).run(feeds_of_unet())
+    attentions = operators(unet, 2).count("Softmax")
     monkeypatch.setattr(bounded_attention, "BYTES", 0)
-    with bounded_copy(unet, batch=2) as path:
-        assert path != unet
-        assert operators(path).count("MultiHeadAttention") == attentions > 0
-        assert "Softmax" not in operators(path)
-        got = LeanSession(path).run(feeds)
+    kinds = operators(unet, 2)
+    assert kinds.count("MultiHeadAttention") == attentions > 0
+    assert "Softmax" not in kinds
+    got = open_bounded(unet, 2).run(feeds)
     assert got.keys() == expected.keys()
     for name, theirs in expected.items():
         assert relative_error(got[name], theirs) < 1e-5
@@ -65,10 +74,29 @@ def test_the_vae_s_attention_whose_q_is_scaled_late_is_replaced_and_agrees(
     image = np.random.default_rng(0).standard_normal(graph.inputs[0].shape, dtype=np.float32)
     expected = LeanSession(path).run({"image": image})["moments"]
     monkeypatch.setattr(bounded_attention, "BYTES", 0)
-    with bounded_copy(path, batch=1) as copy:
-        assert operators(copy).count("MultiHeadAttention") == 1
-        got = LeanSession(copy).run({"image": image})["moments"]
+    assert operators(path, 1).count("MultiHeadAttention") == 1
+    got = open_bounded(path, 1).run({"image": image})["moments"]
     assert relative_error(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+@pytest.mark.parametrize("softmax_in_fp32", [True, False])
+def test_in_half_precision_it_is_as_exact_and_rounded_elsewhere(
+    unet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: str, softmax_in_fp32: bool
+) -> None:
+    islands = default_islands(onnx_ir.load(unet).graph, half)
+    if not softmax_in_fp32:
+        islands = tuple(rule for rule in islands if "softmax" not in rule.because)
+    path = tmp_path / "unet.onnx"
+    convert_graph(unet, path, GraphRecipe(half=half, fp32=islands))
+    feeds, exact = feeds_of_unet(), LeanSession(unet).run(feeds_of_unet())
+    every = LeanSession(rounded_model(path), folder=tmp_path).run(feeds)
+    monkeypatch.setattr(bounded_attention, "BYTES", 0)
+    assert "Softmax" not in operators(path, 2)
+    bounded = LeanSession(rounded_model(path, bounded=2), folder=tmp_path).run(feeds)
+    for name, theirs in exact.items():
+        error = relative_error(bounded[name], theirs)
+        assert 0.2 * relative_error(every[name], theirs) < error < 1.5 * relative_error(every[name], theirs)
 
 
 def test_only_what_is_beyond_the_limit_is_replaced(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,16 +104,13 @@ def test_only_what_is_beyond_the_limit_is_replaced(unet: Path, monkeypatch: pyte
     sizes = sorted({4 * 2 * int(np.prod([int(size) for size in list(shape)[1:]])) for shape in shapes})
     assert len(sizes) > 1
     monkeypatch.setattr(bounded_attention, "BYTES", sizes[-1])
-    with bounded_copy(unet, batch=2) as path:
-        kinds = operators(path)
+    kinds = operators(unet, 2)
     assert 0 < kinds.count("MultiHeadAttention") < len(shapes)
     assert kinds.count("Softmax") == len(shapes) - kinds.count("MultiHeadAttention")
 
 
-def test_the_copy_is_gone_afterwards(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(unet.parent.iterdir())
     monkeypatch.setattr(bounded_attention, "BYTES", 0)
-    with pytest.raises(KeyboardInterrupt), bounded_copy(unet, batch=1) as path:
-        assert path.exists()
-        raise KeyboardInterrupt
+    open_bounded(unet, 1)
     assert sorted(unet.parent.iterdir()) == before

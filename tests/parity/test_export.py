@@ -20,7 +20,7 @@ from refdiff.contracts.bundle import open_bundle  # noqa: E402 - after the check
 from refdiff.contracts.closeness import recorded_part, relative_error  # noqa: E402
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.session import Array, SessionFactory  # noqa: E402
-from refdiff.engines.lean import LeanSession  # noqa: E402
+from refdiff.engines.bounded_attention import open_bounded  # noqa: E402
 from refdiff.engines.ort import OrtSession  # noqa: E402
 from refdiff.errors import GateError, InputError  # noqa: E402
 from refdiff.export import bundle_export, gate, translations  # noqa: E402
@@ -74,7 +74,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
         calm_stack(),
         path,
         rehearse=played(make_examples()),
-        open_graph=LeanSession,
+        open_graph=open_bounded,
         progress=lines.append,
     )
     return path, lines
@@ -230,7 +230,7 @@ def test_a_graph_outside_its_tolerance_leaves_nothing(
             calm_stack(),
             tmp_path / "b",
             rehearse=played(make_examples()),
-            open_graph=LeanSession,
+            open_graph=open_bounded,
             progress=lambda line: None,
         )
     assert list(tmp_path.iterdir()) == []
@@ -241,7 +241,7 @@ def test_a_missing_example_is_named(tmp_path: Path) -> None:
     del examples["clip_text"]
     with pytest.raises(InputError, match="never ran clip_text"):
         export_bundle(
-            calm_stack(), tmp_path / "b", rehearse=played(examples), open_graph=LeanSession, progress=print
+            calm_stack(), tmp_path / "b", rehearse=played(examples), open_graph=open_bounded, progress=print
         )
 
 

@@ -215,8 +215,10 @@ def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parit
     if name not in golden:
         raise BundleError(f"graph {name} has no golden record; export the bundle again")
     rounded = import_torch_room("refdiff.engines.rounded", PURPOSE)
-    session = lean_session()(rounded.rounded_model(folder / f"{name}.onnx"), folder=folder)
     feeds, expected = golden[name]
+    batch = len(next(iter(feeds.values())))
+    model = rounded.rounded_model(folder / f"{name}.onnx", bounded=batch)
+    session = lean_session()(model, folder=folder)
     results = session.run(feeds, tuple(expected))
     return {key: parity(recorded_part(results[key], record), record) for key, record in expected.items()}
 

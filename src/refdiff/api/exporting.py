@@ -137,7 +137,8 @@ def export_stack(
         thorough: rehearse all questions in both profiles; False: one in one, which still runs every graph.
         progress: told one line at each step.
     """
-    open_graph = lean_session()  # what checks the graphs is missing now, or not at all
+    lean_session()  # what checks the graphs is missing now, or not at all
+    open_graph = import_torch_room("refdiff.engines.bounded_attention", PURPOSE).open_bounded
     rehearsal = import_torch_room("refdiff.export.rehearsal", PURPOSE)
     wrappers = import_torch_room("refdiff.export.wrappers", PURPOSE)
     questions = _QUESTIONS if thorough else _QUESTIONS[:1]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from refdiff.engines.bounded_attention import bound_attentions
 from refdiff.engines.typed import load_typed
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -19,9 +20,17 @@ HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _SINGLE = ir.DataType.FLOAT
 
 
-def rounded_model(path: Path) -> bytes:
-    """A graph, serialised, with every half-precision result rounded; its weights stay in their file."""
+def rounded_model(path: Path, *, bounded: int | None = None) -> bytes:
+    """A graph, serialised, with every half-precision result rounded; its weights stay in their file.
+
+    Args:
+        path: the ONNX file.
+        bounded: batch of the runs to come, where large attentions may be computed in one operator that rounds
+            its result alone (`bounded_attention`); None rounds everything.
+    """
     model = load_typed(path)
+    if bounded is not None:
+        bound_attentions(model, batch=bounded)
     round_every_node(model)
     return bytes(ir.serde.serialize_model(model).SerializeToString())
 

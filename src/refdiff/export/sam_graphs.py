@@ -18,6 +18,7 @@ from torch import nn
 
 from refdiff.contracts.graphs import MASKS_PER_POINT, POINTS_PER_BATCH
 from refdiff.errors import InputError
+from refdiff.export.sam_image_encoder import FusibleImageEncoder
 from refdiff.export.sam_transformer import PromptTransformer
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class SamEncoder(nn.Module):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        self.image_encoder = sam.image_encoder
+        self.image_encoder = FusibleImageEncoder(sam.image_encoder)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """The image embedding."""

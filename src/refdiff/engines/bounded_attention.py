@@ -1,19 +1,23 @@
-"""A copy of a graph for the check alone, in which large attentions run in ONNX Runtime's fused kernel.
+"""Large attentions in ONNX Runtime's fused kernel, for the checks of a graph alone.
 
 At a 128x128 latent one head-wise logit tensor of SD 1.5 takes 8.6 GB per picture (METHOD §4). TensorRT fuses
 the exported three nodes by itself; ONNX Runtime on a CPU writes the logits out unless it is given its own
 operator, MultiHeadAttention, which computes the same in blocks. Attentions of `BYTES` and more are replaced.
+
+Of a half-precision graph the operator computes in single precision on rounded inputs, and its result is
+rounded: as a device's fused kernel does, logits are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from refdiff.engines.lean import LeanSession
 
 BYTES = 1 << 30
 """Logits of one attention from which it is replaced: at SD 1.5's 512 px, those of two pictures."""
@@ -21,23 +25,34 @@ BYTES = 1 << 30
 _DOMAIN = "com.microsoft"
 
 
-@contextmanager
-def bounded_copy(path: Path, *, batch: int) -> Iterator[Path]:
-    """The graph's own path, or that of a copy beside it (sharing its weights) while the block runs."""
+def open_bounded(path: Path, batch: int) -> LeanSession:
+    """A graph in ONNX Runtime, its large attentions bounded.
+
+    Args:
+        path: the ONNX file.
+        batch: of the runs to come.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load the graph.
+    """
     model = ir.load(path)
+    bound_attentions(model, batch=batch)
+    content = ir.serde.serialize_model(model).SerializeToString()
+    return LeanSession(bytes(content), folder=path.parent)
+
+
+def bound_attentions(model: ir.Model, *, batch: int) -> None:
+    """Replace the large attentions of a graph, in place.
+
+    Args:
+        model: a graph whose tensors have their types and shapes.
+        batch: size of the axes that the graph leaves open.
+    """
     large = [node for node in model.graph if node.op_type == "Softmax" and _bytes(node, batch) >= BYTES]
     replaced = [node for node in large if _fuse(model.graph, node)]
-    if not replaced:
-        yield path
-        return
-    RemoveUnusedNodesPass()(model)
-    model.opset_imports[_DOMAIN] = 1
-    copy = path.with_name(f".{path.stem}.bounded.onnx")
-    try:
-        ir.save(model, copy)
-        yield copy
-    finally:
-        copy.unlink(missing_ok=True)
+    if replaced:
+        RemoveUnusedNodesPass()(model)
+        model.opset_imports[_DOMAIN] = 1
 
 
 def _bytes(softmax: ir.Node, batch: int) -> int:
@@ -51,9 +66,7 @@ def _bytes(softmax: ir.Node, batch: int) -> int:
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     """Replace product, softmax, product by the fused operator; False where they look otherwise."""
-    product = _producer(softmax, 0)
-    uses = list(softmax.outputs[0].uses())
-    mixed = uses[0].node if len(uses) == 1 else None
+    product, mixed = _producer(softmax, 0), _only_reader(softmax)
     if product is None or mixed is None or (product.op_type, mixed.op_type) != ("MatMul", "MatMul"):
         return False
     query, scale = _unscaled(product)
@@ -69,17 +82,20 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
         return False
     heads, width = _heads(split[0])
     flat = [_node("Reshape", [value, _ints(graph, softmax, "flat", (0, 0, -1))]) for value in split]
+    single = [_cast(node.outputs[0], ir.DataType.FLOAT) for node in flat]
     fused = ir.Node(
         _DOMAIN,
         "MultiHeadAttention",
-        [node.outputs[0] for node in flat],
+        [node.outputs[0] for node in single],
         attributes=[ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", scale)],
     )
     shape = _ints(graph, softmax, "split", (0, 0, heads, width))
     unflat = _node("Reshape", [fused.outputs[0], shape])
     turned = ir.Node("", "Transpose", [unflat.outputs[0]], attributes=[ir.AttrInt64s("perm", [0, 2, 1, 3])])
-    graph.insert_before(mixed, [*flat, fused, unflat, turned])
-    ir.convenience.replace_all_uses_with(mixed.outputs[0], turned.outputs[0])
+    result = _cast(turned.outputs[0], mixed.outputs[0].dtype or ir.DataType.FLOAT)
+    result.outputs[0].shape = mixed.outputs[0].shape
+    graph.insert_before(mixed, [*flat, *single, fused, unflat, turned, result])
+    ir.convenience.replace_all_uses_with(mixed.outputs[0], result.outputs[0])
     return True
 
 
@@ -101,8 +117,19 @@ def _heads(value: ir.Value | None) -> tuple[int, int]:
 
 
 def _producer(node: ir.Node, index: int) -> ir.Node | None:
+    """Who makes an input; casts on the way are looked through."""
     value = node.inputs[index]
-    return None if value is None else value.producer()
+    producer = None if value is None else value.producer()
+    return _producer(producer, 0) if producer is not None and producer.op_type == "Cast" else producer
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """Who reads a result, None where several do; a cast on the way is looked through."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1:
+        return None
+    reader = uses[0].node
+    return _only_reader(reader) if reader.op_type == "Cast" else reader
 
 
 def _before_transpose(source: ir.Node | None, order: Sequence[int]) -> ir.Value | None:
@@ -110,6 +137,12 @@ def _before_transpose(source: ir.Node | None, order: Sequence[int]) -> ir.Value 
     if source is None or source.op_type != "Transpose":
         return None
     return source.inputs[0] if tuple(source.attributes["perm"].as_ints()) == tuple(order) else None
+
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    node = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", int(dtype))])
+    node.outputs[0].type = ir.TensorType(dtype)
+    return node
 
 
 def _node(operator: str, inputs: Sequence[ir.Value | None]) -> ir.Node:
