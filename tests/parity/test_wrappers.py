@@ -1,6 +1,8 @@
 """Each wrapper computes what the original modules compute."""
 
+import copy
 import math
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,9 @@ from segment_anything.modeling import TwoWayTransformer  # noqa: E402 - after th
 from refdiff.contracts.graphs import BLOCKED  # noqa: E402
 from refdiff.contracts.stack import ModelStack  # noqa: E402
 from refdiff.errors import InputError  # noqa: E402
+from refdiff.export.checkpoints.random_weights import drawn  # noqa: E402
+from refdiff.export.checkpoints.sam import SamSizes, build_sam  # noqa: E402
+from refdiff.export.sam_image_encoder import FusibleImageEncoder  # noqa: E402
 from refdiff.export.sam_transformer import PromptTransformer  # noqa: E402
 from refdiff.export.taps import tapped  # noqa: E402
 from refdiff.export.wrappers import clip_positions, wrap  # noqa: E402
@@ -132,6 +137,35 @@ def test_sam_encoder_is_the_image_encoder(stack: ModelStack) -> None:
     side = stack.spec.sam.image_size
     image = draw(1, 3, side, side)
     assert_same(wrap(stack, "sam_encoder")(image), stack.sam.image_encoder(image))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({}, id="windows and whole"),
+        pytest.param({"window_size": 3}, id="windows that the picture does not fill"),
+        pytest.param({"window_size": 0, "global_blocks": (0, 1)}, id="no windows"),
+        pytest.param({"absolute_positions": False}, id="relative positions alone"),
+    ],
+)
+@torch.no_grad()
+def test_a_fusible_image_encoder_is_the_original(sizes: dict[str, Any]) -> None:
+    small = {"width": 24, "depth": 2, "heads": 3, "mlp_dim": 32, "global_blocks": (1,), "window_size": 4}
+    wanted = SamSizes(**{**small, "image_size": 128, "embed_channels": 16, **sizes})
+    original = drawn(lambda: build_sam(wanted), seed=0, name="sam").eval().image_encoder
+    assert all(block.attn.rel_pos_h.abs().sum() > 0 for block in original.blocks)
+    image = draw(1, 3, 128, 128)
+    assert_same(FusibleImageEncoder(original)(image), original(image))
+
+
+@torch.no_grad()
+def test_a_fusible_image_encoder_takes_attentions_without_positions(stack: ModelStack) -> None:
+    original = copy.deepcopy(stack.sam.image_encoder)
+    for block in original.blocks:
+        block.attn.use_rel_pos = False
+    side = stack.spec.sam.image_size
+    image = draw(1, 3, side, side)
+    assert_same(FusibleImageEncoder(original)(image), original(image))
 
 
 @torch.no_grad()
