@@ -43,10 +43,13 @@ def memory_table(record: dict[str, Any]) -> str:
             continue
         sizes = [
             EngineSize(
-                name=graph, weights=each["plan_bytes"], activations=each["activation_bytes"], tensors=0
+                name=graph,
+                weights=each["plan_bytes"],
+                activations=each["activation_bytes"],
+                tensors=each.get("tensor_bytes", 0),
             )
             for graph, each in entry["graphs"].items()
-            if each["built"]
+            if each["built"] and graph != "unet_taps"  # a part of `unet`
         ]
         held = [f"{peak_bytes(sizes, holding) / 1e9:.1f} GB" for holding in HOLDINGS]
         weights = sum(each.weights for each in sizes)

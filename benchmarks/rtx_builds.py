@@ -23,7 +23,7 @@ from records import RESULTS, add_entry
 from watched import run_watched
 
 from refdiff.api.progress import silent
-from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.engines.trt.build_log import make_log
@@ -31,6 +31,7 @@ from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.flavour import load_flavour
 from refdiff.engines.trt.monitor import Watch
 from refdiff.engines.trt.options import BuildOptions
+from refdiff.engines.trt.plans import find_plans
 from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.errors import EngineError
 
@@ -59,6 +60,8 @@ def main() -> None:
     for name in given.graphs or found:
         kept = precision if given.converted else bundle.manifest.graphs[name].precision
         graphs[name] = {"precision": kept, **built(given, name)}
+        if graphs[name]["built"] and not given.converted:
+            graphs[name]["tensor_bytes"] = tensor_bytes(bundle, name)
         print(name, graphs[name], flush=True)  # noqa: T201 - what a benchmark is for
     add_entry(RECORD, entry, {"tensorrt_rtx": load_flavour("tensorrt-rtx").version, "graphs": graphs})
 
@@ -89,6 +92,12 @@ def built(given: argparse.Namespace, graph: str) -> dict[str, Any]:
     kept["fused"] = sum(bool(block["fused"]) for block in result["attention"])
     memory = {key: getattr(watched, key) for key in ("peak_rss_bytes", "peak_private_bytes")}
     return {"built": True, **kept, **memory, "error": None}
+
+
+def tensor_bytes(bundle: Bundle, graph: str) -> int:
+    """Of the inputs and outputs of the plan that was just built, at their largest."""
+    found, _ = find_plans(bundle, load_flavour("tensorrt-rtx"), None)
+    return found[graph].size(graph_contract(bundle.spec)[graph]).tensors
 
 
 def alone(folder: Path, graph: str, converted: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -35,6 +36,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("torch is not installed: pip install 'refdiff[export]'")
     if item.get_closest_marker("needs_gpu") and not has_nvidia_device():
         pytest.skip("no NVIDIA device")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_clock() -> Iterator[None]:
+    """No GPU has a say in eight bits, unless a test brings one: exports come out the same everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refdiff.api.precision.find_clock", lambda tell: (None, "not in tests"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Plans of the miniature on a real GPU: what the fakes promise. Skipped where there is none of either."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from refdiff.accuracy.gates import graph_tolerance
 from refdiff.api.bundles import find_bundle
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.closeness import parity, recorded_part
-from refdiff.engines.trt.choice import open_plans
+from refdiff.contracts.graphs import graph_contract
+from refdiff.engines.trt.choice import look_around, open_plans
 from refdiff.engines.trt.device import find_device
+from refdiff.engines.trt.device_clock import DeviceClock
 from refdiff.engines.trt.flavour import load_flavour
 from refdiff.engines.trt.sessions import TrtSessions
 from refdiff.errors import MissingDependencyError
@@ -89,3 +92,13 @@ def test_plans_held_in_less_memory_give_the_same(
             for name, values in tight.open(graph).run(golden[graph][0]).items():
                 np.testing.assert_allclose(values, expected[name], rtol=1e-3, atol=1e-3)
     tight.close()
+
+
+def test_a_graph_is_as_fast_as_itself(bundle: Bundle, flavour: str, tmp_path: Path) -> None:
+    trt, cuda, device = look_around(flavour)
+    assert device is not None
+    clock = DeviceClock(trt, cuda, device, lambda line: None)
+    forms = {name: bundle.graph_path("unet") for name in ("one", "other")}
+    graph = graph_contract(bundle.spec)["unet"]
+    times = clock.medians_ms(graph, forms, bundle.golden()["unet"][0], scratch=tmp_path)
+    assert 0.5 < times["one"] / times["other"] < 2.0

@@ -20,7 +20,7 @@ from refdiff.contracts.bundle import open_bundle  # noqa: E402 - after the check
 from refdiff.contracts.closeness import recorded_part, relative_error  # noqa: E402
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.session import Array, SessionFactory  # noqa: E402
-from refdiff.engines.bounded_attention import open_bounded  # noqa: E402
+from refdiff.engines.lean import LeanSession  # noqa: E402
 from refdiff.engines.ort import OrtSession  # noqa: E402
 from refdiff.errors import GateError, InputError  # noqa: E402
 from refdiff.export import bundle_export, gate, translations  # noqa: E402
@@ -67,6 +67,10 @@ def played(examples: dict[str, dict[str, Array]]) -> Callable[[str, SessionFacto
     return rehearse
 
 
+def opened(path: Path, batch: int) -> LeanSession:
+    return LeanSession(path)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     path, lines = tmp_path_factory.mktemp("export") / "tiny", []
@@ -74,7 +78,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
         calm_stack(),
         path,
         rehearse=played(make_examples()),
-        open_graph=open_bounded,
+        open_graph=opened,
         progress=lines.append,
     )
     return path, lines
@@ -230,7 +234,7 @@ def test_a_graph_outside_its_tolerance_leaves_nothing(
             calm_stack(),
             tmp_path / "b",
             rehearse=played(make_examples()),
-            open_graph=open_bounded,
+            open_graph=opened,
             progress=lambda line: None,
         )
     assert list(tmp_path.iterdir()) == []
@@ -241,7 +245,7 @@ def test_a_missing_example_is_named(tmp_path: Path) -> None:
     del examples["clip_text"]
     with pytest.raises(InputError, match="never ran clip_text"):
         export_bundle(
-            calm_stack(), tmp_path / "b", rehearse=played(examples), open_graph=open_bounded, progress=print
+            calm_stack(), tmp_path / "b", rehearse=played(examples), open_graph=opened, progress=print
         )
 
 

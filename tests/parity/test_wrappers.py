@@ -16,6 +16,7 @@ from refdiff.contracts.stack import ModelStack  # noqa: E402
 from refdiff.errors import InputError  # noqa: E402
 from refdiff.export.checkpoints.random_weights import drawn  # noqa: E402
 from refdiff.export.checkpoints.sam import SamSizes, build_sam  # noqa: E402
+from refdiff.export.sam_graphs import SamEncoder  # noqa: E402
 from refdiff.export.sam_image_encoder import FusibleImageEncoder  # noqa: E402
 from refdiff.export.sam_transformer import PromptTransformer  # noqa: E402
 from refdiff.export.taps import tapped  # noqa: E402
@@ -166,6 +167,13 @@ def test_a_fusible_image_encoder_takes_attentions_without_positions(stack: Model
     side = stack.spec.sam.image_size
     image = draw(1, 3, side, side)
     assert_same(FusibleImageEncoder(original)(image), original(image))
+
+
+def test_an_image_encoder_of_another_architecture_is_left_as_it_is(stack: ModelStack) -> None:
+    sam = copy.copy(stack.sam)
+    sam._modules = {**stack.sam._modules, "image_encoder": torch.nn.Conv2d(3, 4, 16, stride=16)}
+    image = draw(1, 3, 32, 32)
+    assert torch.equal(SamEncoder(sam)(image), sam.image_encoder(image))
 
 
 @torch.no_grad()

@@ -41,19 +41,26 @@ class Bench:
         self.profiles.append(config.profiles)
         return plan_of(GRAPH, ms=MS[onnx.parent.name])
 
-
-def forms(tmp_path: Path) -> dict[str, Path]:
-    paths = {name: tmp_path / name / f"{GRAPH.name}.onnx" for name in MS}
-    for path in paths.values():
-        path.parent.mkdir()
-        path.write_bytes(b"a graph")
-    return paths
+    def medians(self, folder: Path) -> dict[str, float]:
+        """Of two forms in a folder; the plans go there too."""
+        forms = {name: folder / name / f"{GRAPH.name}.onnx" for name in MS}
+        for path in forms.values():
+            path.parent.mkdir()
+            path.write_bytes(b"a graph")
+        return self.clock.medians_ms(GRAPH, forms, FEEDS, scratch=folder)
 
 
 @pytest.mark.parametrize("rtx", [False, True])
-def test_every_form_is_built_for_the_feeds_and_run_in_turns(tmp_path, rtx):
-    bench = Bench(rtx=rtx)
-    assert bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS) == MS
+def test_every_form_is_built_for_the_feeds_and_run_in_turns(tmp_path, monkeypatch, rtx):
+    bench, real, told = Bench(rtx=rtx), device_clock._repeated, []
+
+    def repeated(session):
+        told.append(real(session))
+        return told[-1]
+
+    monkeypatch.setattr(device_clock, "_repeated", repeated)
+    assert bench.medians(tmp_path) == MS
+    assert told == list(MS.values()) * ROUNDS
     assert bench.machine.trt.runs == len(MS) * (WARM_UPS + ROUNDS)
     for profiles in bench.profiles:
         assert profiles == [{name: [list(feed.shape)] * 3 for name, feed in FEEDS.items()}]
@@ -63,22 +70,29 @@ def test_a_form_that_stalls_once_is_judged_by_its_median(tmp_path, monkeypatch):
     bench, real = Bench(), device_clock._repeated
     stalls = iter([1000.0])
     monkeypatch.setattr(device_clock, "_repeated", lambda session: real(session) + next(stalls, 0.0))
-    assert bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS) == MS
+    assert bench.medians(tmp_path) == MS
+
+
+def test_nothing_is_on_the_device_while_a_form_is_built(tmp_path):
+    bench = Bench()
+    bench.behaviour.on_step = lambda step: held.append(bench.machine.cuda.used)
+    held = []
+    bench.medians(tmp_path)
+    assert set(held) == {0}
 
 
 def test_everything_is_given_back(tmp_path):
     bench = Bench()
-    bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+    bench.medians(tmp_path)
     assert bench.machine.cuda.is_clean
     assert bench.machine.trt.loaded == 0
-    assert {path.name for path in tmp_path.rglob("*.*")} == {"clip_text.onnx"}
 
 
 def test_a_form_that_cannot_be_built_is_an_error(tmp_path):
     bench = Bench()
     bench.behaviour.fails = True
     with pytest.raises(EngineError, match="cannot build clip_text"):
-        bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+        bench.medians(tmp_path)
     assert bench.machine.cuda.is_clean
 
 
@@ -87,21 +101,21 @@ def test_a_form_that_does_not_run_is_an_error(tmp_path, fault):
     bench = Bench()
     bench.machine.trt.fail = fault
     with pytest.raises(EngineError, match="clip_text"):
-        bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+        bench.medians(tmp_path)
     assert bench.machine.cuda.is_clean
 
 
 def test_too_little_memory_is_an_error_and_gives_back_what_there_was(tmp_path):
     bench = Bench(total=4096)
     with pytest.raises(EngineError, match="memory"):
-        bench.clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+        bench.medians(tmp_path)
     assert bench.machine.cuda.is_clean
 
 
 def test_a_device_that_does_not_tell_its_time_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(device_clock.TrtSession, "device_ms", lambda self: None)
     with pytest.raises(EngineError, match="did not tell how long"):
-        Bench().clock.medians_ms(GRAPH, forms(tmp_path), FEEDS)
+        Bench().medians(tmp_path)
 
 
 @pytest.fixture
@@ -147,3 +161,28 @@ def test_without_a_tensorrt_there_is_no_clock(machine):
     has_clock, said = found()
     assert not has_clock
     assert "no TensorRT is installed" in said
+
+
+def test_a_tensorrt_that_cannot_start_is_no_clock(machine):
+    module = Bench().module
+
+    def refuse(log):
+        raise TypeError("factory function returned nullptr")
+
+    module.Runtime = refuse
+    machine(GPU, module)
+    has_clock, said = found()
+    assert not has_clock
+    assert said.startswith("TensorRT's runtime cannot start: tensorrt 10.3.0")
+
+
+def test_a_library_that_is_missing_is_no_clock(machine, monkeypatch):
+    def missing(backend):
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    machine(GPU, Bench().module)
+    monkeypatch.setattr(choice, "_import_cuda", missing)
+    has_clock, said = found()
+    assert not has_clock
+    assert "libcudart.so.13" in said
+    assert "refdiff doctor" in said

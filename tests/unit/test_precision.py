@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 import refdiff  # noqa: E402 - after the check that onnx_ir is here
-from refdiff import api  # noqa: E402
+from refdiff import api, engines  # noqa: E402
 from refdiff.accuracy.gates import GraphTolerance  # noqa: E402
 from refdiff.accuracy.metrics import iou, pairwise_iou  # noqa: E402
 from refdiff.api import block_costs, converting  # noqa: E402
@@ -31,7 +32,7 @@ from refdiff.contracts.bundle import open_bundle  # noqa: E402
 from refdiff.contracts.closeness import correlation  # noqa: E402
 from refdiff.contracts.graphs import GRAPHS, graph_contract  # noqa: E402
 from refdiff.contracts.recipe import Quantised, Rule, read_recipe  # noqa: E402
-from refdiff.errors import EngineError, GateError, InputError  # noqa: E402
+from refdiff.errors import EngineError, GateError, InputError, MissingDependencyError  # noqa: E402
 from refdiff.export.contract_check import check_contract  # noqa: E402
 from refdiff.miniature.scenes import render_scene  # noqa: E402
 from tests.unit.small_graphs import BUNDLE  # noqa: E402
@@ -148,8 +149,9 @@ class Clock:
         self.times = times
         self.asked: list[str] = []
 
-    def medians_ms(self, graph, forms, feeds):
+    def medians_ms(self, graph, forms, feeds, *, scratch):
         self.asked.append(graph.name)
+        assert scratch.is_dir()
         assert set(feeds) == set(graph.input_names)
         for path in forms.values():
             check_contract(path, graph)
@@ -181,6 +183,44 @@ def test_eight_bits_stay_only_where_a_device_is_faster_with_them(feeds, tmp_path
     (unknown,) = [line for line in lines if line.startswith("sam_encoder")]
     assert unknown.endswith("; not timed: no memory left")
     assert not [path for path in output.rglob("*") if path.name.startswith(".half")]
+
+
+def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(feeds, tmp_path, monkeypatch):
+    real = converting.graph_tolerance
+    strict = GraphTolerance(error=1e-9, correlation=0.0)
+
+    def tolerance(precision, name):
+        return strict if (precision, name) == ("fp16", "clip_text") else real(precision, name)
+
+    monkeypatch.setattr(converting, "graph_tolerance", tolerance)
+    clock, lines, output = Clock(dict.fromkeys(GRAPHS, (2, 1))), [], tmp_path / "b"
+    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (clock, "a GPU"))
+    export(str(BUNDLE), precision="int8", feeds=feeds, output=output, progress=lines.append)
+    manifest = open_bundle(output).manifest
+    assert manifest.precision == "int8"
+    assert [name for name, graph in manifest.graphs.items() if graph.precision == "int8"] == ["clip_text"]
+    (kept,) = [line for line in lines if line.startswith("clip_text: int8")]
+    assert "; 2.000 ms, in fp16 1.000 ms (a GPU), but there vector is" in kept
+
+
+def test_a_bundle_without_eight_bits_is_not_called_after_them(feeds, tmp_path, monkeypatch):
+    clock = Clock(dict.fromkeys(GRAPHS, (2, 1)))
+    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (clock, "a GPU"))
+    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "b")
+    assert open_bundle(tmp_path / "b").manifest.precision == "fp16"
+    again = tmp_path / "again"
+    export(str(BUNDLE), precision="fp16", recipe=tmp_path / "b" / "recipe.json", output=again)
+    assert (again / "unet.onnx").read_bytes() == (tmp_path / "b" / "unet.onnx").read_bytes()
+
+
+def test_without_onnxruntime_it_is_said_what_is_missing(tmp_path, monkeypatch):
+    for module in ("lean", "bounded_attention", "rounded", "ort"):
+        monkeypatch.delitem(sys.modules, f"refdiff.engines.{module}", raising=False)
+        monkeypatch.delattr(engines, module, raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"needs onnxruntime.*refdiff\[cpu\]"):
+        convert(BUNDLE, recipe(), precision="fp16", output=tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_half_precision_is_not_timed(tmp_path):

@@ -25,7 +25,7 @@ from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NA
 from refdiff.contracts.recipe import RECIPE_NAME, GraphRecipe, Recipe, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import lean_session
-from refdiff.errors import BundleError, EngineError, GateError, InputError
+from refdiff.errors import BundleError, GateError, InputError, RefdiffError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,7 +42,7 @@ class Clock(Protocol):
     """Device and TensorRT, for a person."""
 
     def medians_ms(
-        self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array]
+        self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array], *, scratch: Path
     ) -> dict[str, float]:
         """Name -> median of the milliseconds a form of the graph takes, all run in turns."""
         ...
@@ -76,7 +76,7 @@ def convert(
     Args:
         bundle: an fp32 bundle.
         recipe: of the same weights.
-        precision: what the bundle is called: that of its UNet.
+        precision: what the bundle is called, as long as any graph is in it.
         output: where the new bundle will be; it appears whole or not at all.
         overwrite: replace a bundle that is there.
         clock: of the device that eight bits have to be faster on; None looks at accuracy alone.
@@ -106,11 +106,12 @@ def convert(
             tell(_line(name, written[name]))
         for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME):
             shutil.copyfile(source.path / name, draft.path / name)
+        kept = {each.recipe.precision for each in written.values()}
         final = dataclasses.replace(recipe, graphs={name: written[name].recipe for name in recipe.graphs})
         (draft.path / RECIPE_NAME).write_text(final.to_text(), encoding="utf-8")
         return draft.describe(
             spec=source.spec,
-            precision=precision,
+            precision=precision if precision in kept else written["unet"].recipe.precision,
             sources=source.manifest.sources,
             versions=source.manifest.versions,
             graphs={
@@ -197,28 +198,31 @@ class _Gated:
     ) -> tuple[str | None, str | None]:
         """Whether the written graph is slower than its half-precision form: a complaint, or what was seen."""
         graph, (feeds, _) = graph_contract(self.source.spec)[name], self.golden[name]
-        with tempfile.TemporaryDirectory(prefix=".half.", dir=self.folder) as scratch:
-            rival = Path(scratch) / f"{name}.onnx"
+        with tempfile.TemporaryDirectory(prefix=".half.", dir=self.folder) as temporary:
+            scratch = Path(temporary)
+            rival = scratch / f"{name}.onnx"
             self.passes.convert_graph(self.source.graph_path(name), rival, half)
             forms = {wanted.precision: self.folder / f"{name}.onnx", half.precision: rival}
             try:
-                times = clock.medians_ms(graph, forms, feeds)
-            except EngineError as error:
+                times = clock.medians_ms(graph, forms, feeds, scratch=scratch)
+            except RefdiffError as error:
                 return None, f"not timed: {error}"
-        ours, theirs = times[wanted.precision], times[half.precision]
-        rest = f"{ours:.3f} ms, in {half.precision} {theirs:.3f} ms ({clock.where})"
-        return (None, rest) if ours < theirs else (f"takes {rest}", None)
+            ours, theirs = times[wanted.precision], times[half.precision]
+            said = f"{ours:.3f} ms, in {half.precision} {theirs:.3f} ms ({clock.where})"
+            if ours < theirs:
+                return None, said
+            fault = _complaint(_measured(scratch, name, self.golden), graph_tolerance(half.precision, name))
+        return (f"takes {said}", None) if fault is None else (None, f"{said}, but there {fault}")
 
 
 def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parity]:
     """How close the written graph comes to torch on the golden feeds, every half-precision result rounded."""
     if name not in golden:
         raise BundleError(f"graph {name} has no golden record; export the bundle again")
-    rounded = import_torch_room("refdiff.engines.rounded", PURPOSE)
+    lean, rounded = lean_session(), import_torch_room("refdiff.engines.rounded", PURPOSE)
     feeds, expected = golden[name]
     batch = len(next(iter(feeds.values())))
-    model = rounded.rounded_model(folder / f"{name}.onnx", bounded=batch)
-    session = lean_session()(model, folder=folder)
+    session = lean(rounded.rounded_model(folder / f"{name}.onnx", batch=batch), folder=folder)
     results = session.run(feeds, tuple(expected))
     return {key: parity(recorded_part(results[key], record), record) for key, record in expected.items()}
 

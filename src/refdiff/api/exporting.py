@@ -137,8 +137,8 @@ def export_stack(
         thorough: rehearse all questions in both profiles; False: one in one, which still runs every graph.
         progress: told one line at each step.
     """
-    lean_session()  # what checks the graphs is missing now, or not at all
-    open_graph = import_torch_room("refdiff.engines.bounded_attention", PURPOSE).open_bounded
+    lean = lean_session()  # what checks the graphs is missing now, or not at all
+    bounded = import_torch_room("refdiff.engines.bounded_attention", PURPOSE)
     rehearsal = import_torch_room("refdiff.export.rehearsal", PURPOSE)
     wrappers = import_torch_room("refdiff.export.wrappers", PURPOSE)
     questions = _QUESTIONS if thorough else _QUESTIONS[:1]
@@ -153,7 +153,7 @@ def export_stack(
         stack,
         output,
         rehearse=play,
-        open_graph=open_graph,
+        open_graph=lambda path, batch: lean(bounded.bounded_model(path, batch=batch), folder=path.parent),
         progress=progress,
         overwrite=overwrite,
     )

@@ -94,11 +94,11 @@ def convert_bundle(
     """
     bundle = open_bundle(source)
     check_source(bundle)
-    recipe = _recipe(bundle, wanted, progress)
     clock = None
     if wanted.timed and wanted.precision in QUANTISED:
         clock, said = find_clock(progress)
         progress(f"eight bits have to be faster on {said}" if clock else f"eight bits are not timed: {said}")
+    recipe = _recipe(bundle, wanted, progress)
     return convert(
         source,
         recipe,

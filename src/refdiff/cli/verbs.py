@@ -62,7 +62,8 @@ def export(
     untimed: Annotated[
         bool,
         typer.Option(
-            "--untimed", help="Keep int8 and fp8 for their size, even where the GPU here is slower with them."
+            "--untimed",
+            help="Keep int8 and fp8 even where the GPU here is slower with them: for size, or another one.",
         ),
     ] = False,
     diffusion: Annotated[

@@ -2,7 +2,8 @@
 
 At a 128x128 latent one head-wise logit tensor of SD 1.5 takes 8.6 GB per picture (METHOD §4). TensorRT fuses
 the exported three nodes by itself; ONNX Runtime on a CPU writes the logits out unless it is given its own
-operator, MultiHeadAttention, which computes the same in blocks. Attentions of `BYTES` and more are replaced.
+operator, MultiHeadAttention, which computes the same in blocks. Attentions of `BYTES` and more whose product
+goes straight into the softmax are replaced; SAM's have a bias between, and stay.
 
 Of a half-precision graph the operator computes in single precision on rounded inputs, and its result is
 rounded: as a device's fused kernel does, logits are not.
@@ -10,6 +11,7 @@ rounded: as a device's fused kernel does, logits are not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,28 +19,22 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from refdiff.engines.lean import LeanSession
-
 BYTES = 1 << 30
 """Logits of one attention from which it is replaced: at SD 1.5's 512 px, those of two pictures."""
 
 _DOMAIN = "com.microsoft"
 
 
-def open_bounded(path: Path, batch: int) -> LeanSession:
-    """A graph in ONNX Runtime, its large attentions bounded.
+def bounded_model(path: Path, *, batch: int) -> bytes:
+    """A graph, serialised, its large attentions bounded; its weights stay in their file.
 
     Args:
         path: the ONNX file.
         batch: of the runs to come.
-
-    Raises:
-        EngineError: ONNX Runtime cannot load the graph.
     """
     model = ir.load(path)
     bound_attentions(model, batch=batch)
-    content = ir.serde.serialize_model(model).SerializeToString()
-    return LeanSession(bytes(content), folder=path.parent)
+    return bytes(ir.serde.serialize_model(model).SerializeToString())
 
 
 def bound_attentions(model: ir.Model, *, batch: int) -> None:
@@ -60,8 +56,7 @@ def _bytes(softmax: ir.Node, batch: int) -> int:
     shape = softmax.inputs[0].shape if softmax.inputs[0] is not None else None
     if shape is None or len(shape) != 4:
         return 0
-    sizes = [batch if index == 0 else size for index, size in enumerate(shape)]
-    return 4 * int(np.prod([size for size in sizes if isinstance(size, int)]))
+    return 4 * math.prod(size if isinstance(size, int) else batch for size in shape)
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:

@@ -20,17 +20,17 @@ HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _SINGLE = ir.DataType.FLOAT
 
 
-def rounded_model(path: Path, *, bounded: int | None = None) -> bytes:
+def rounded_model(path: Path, *, batch: int | None = None) -> bytes:
     """A graph, serialised, with every half-precision result rounded; its weights stay in their file.
 
     Args:
         path: the ONNX file.
-        bounded: batch of the runs to come, where large attentions may be computed in one operator that rounds
+        batch: of the runs to come, where large attentions may be computed in one operator that rounds
             its result alone (`bounded_attention`); None rounds everything.
     """
     model = load_typed(path)
-    if bounded is not None:
-        bound_attentions(model, batch=bounded)
+    if batch is not None:
+        bound_attentions(model, batch=batch)
     round_every_node(model)
     return bytes(ir.serde.serialize_model(model).SerializeToString())
 

@@ -35,7 +35,7 @@ class Runner(Protocol):
 
 
 OpenGraph = Callable[[Path, int], Runner]
-"""Opens a written graph for runs of a batch; see `refdiff.engines.bounded_attention.open_bounded`."""
+"""Opens a written graph for runs of a batch; see `refdiff.engines.lean.LeanSession`."""
 
 
 def check_graph(

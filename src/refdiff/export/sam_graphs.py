@@ -14,6 +14,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
 from refdiff.contracts.graphs import MASKS_PER_POINT, POINTS_PER_BATCH
@@ -31,7 +32,9 @@ class SamEncoder(nn.Module):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        self.image_encoder = FusibleImageEncoder(sam.image_encoder)
+        encoder = sam.image_encoder  # of MobileSAM it is another architecture, exported as it is
+        is_vit = isinstance(encoder, ImageEncoderViT)
+        self.image_encoder = FusibleImageEncoder(encoder) if is_vit else encoder
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """The image embedding."""

@@ -127,7 +127,7 @@ class _Wiring:
 
 _RANK_WITH_HEADS = 4
 _DEPTH = 8
-"""Layers between a product and its softmax, at most: scale, mask, two position biases, reshapes, casts."""
+"""Layers between a product and its softmax, at most: scale, mask, position biases, reshapes, casts."""
 
 _BETWEEN = frozenset({"CAST", "ELEMENTWISE", "IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE"})
 """Kinds of layers that stand between product and softmax, or softmax and product."""

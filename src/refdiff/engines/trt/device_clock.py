@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import statistics
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -58,7 +57,7 @@ class DeviceClock:
         """What the times are of, for a person."""
 
     def medians_ms(
-        self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array]
+        self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array], *, scratch: Path
     ) -> dict[str, float]:
         """Build every form for exactly the shapes of the feeds, and run them in turns.
 
@@ -66,20 +65,22 @@ class DeviceClock:
             graph: the contract of all forms.
             forms: name -> its ONNX file; the names are for the caller and for messages.
             feeds: of every run.
+            scratch: a folder for the plans, which take as much room as the weights; they stay there.
 
         Returns:
             Name -> median of the milliseconds between two CUDA events around a run.
 
         Raises:
             EngineError: a form cannot be built or run here, or the device has too little memory for all.
+            InputError: there is no room for the plans.
         """
+        # All of them first: a build measures kernels, and nothing else may hold the device's memory then.
+        plans = {name: self._built(graph, name, onnx, feeds, scratch) for name, onnx in forms.items()}
         lane = Lane(self._cuda)
         with contextlib.ExitStack() as stack:
             stack.callback(lane.close)
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             sessions = {}
-            for name, onnx in forms.items():
-                plan = self._built(graph, name, onnx, feeds, scratch)
+            for name, plan in plans.items():
                 session = TrtSession(graph, lane, partial(self._load, graph, plan), timed=True)
                 stack.callback(session.close)
                 sessions[name] = session
@@ -107,6 +108,7 @@ class DeviceClock:
     def _load(self, graph: GraphSpec, plan: Path) -> Engine:
         with plan.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # As in a run: with a cache, TensorRT-RTX compiles for the shapes at once (`Engine._specialise`).
         cache = JitCache(plan.with_name(plan.name + SUFFIX), plan.name)
         return Engine(self._library, content, graph, cache=cache)
 
@@ -137,7 +139,9 @@ def find_clock(tell: Tell) -> tuple[DeviceClock | None, str]:
         if not knows(flavour, device.compute_capability):
             return None, f"{flavour.title} does not know {device.name}"
         _, cuda, _ = look_around(flavour.name)
+        clock = DeviceClock(flavour, cuda, device, tell)
     except (EngineError, MissingDependencyError) as error:
         return None, str(error)
-    clock = DeviceClock(flavour, cuda, device, tell)
+    except (ImportError, OSError) as error:  # a library that is not there, which nobody here asked for
+        return None, f"TensorRT or CUDA cannot be loaded: {error}; see: refdiff doctor"
     return clock, clock.where

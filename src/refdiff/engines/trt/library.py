@@ -21,13 +21,19 @@ class Library:
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
         host_code: let plans bring the runtime they were built with (TensorRT's version-compatible plans).
+
+    Raises:
+        EngineError: TensorRT cannot start here.
     """
 
     def __init__(self, module: Any, *, host_code: bool = False) -> None:
         self.module = module
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._log = _error_log(module, self._lines)  # TensorRT keeps no reference of its own
-        self.runtime = module.Runtime(self._log)
+        try:
+            self.runtime = module.Runtime(self._log)
+        except TypeError as error:  # pybind11's word for a library that cannot start, as without a driver
+            raise self.failed("TensorRT's runtime cannot start") from error
         if host_code:
             self.runtime.engine_host_code_allowed = True
 
