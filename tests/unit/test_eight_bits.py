@@ -16,6 +16,7 @@ from refdiff.calibration.histogram import Histogram  # noqa: E402
 from refdiff.calibration.quantisable import (  # noqa: E402
     data_inputs,
     default_left,
+    default_weights_alone,
     eight_bit_nodes,
     output_axis,
     quantisable,
@@ -192,6 +193,22 @@ def test_the_tapped_q_and_k_are_left_alone_and_the_other_q_and_k_are_not():
     queries = {name for name in quantisable(graph) if name.endswith((".to_q/MatMul", ".to_k/MatMul"))}
     assert queries - tapped
     assert not (queries - tapped) & left
+
+
+def test_of_sam_s_encoder_the_first_block_the_neck_and_what_follows_a_gelu_hold_their_weights_alone():
+    graph = miniature_graph("sam_encoder").graph
+    nodes = eight_bit_nodes(graph, islands=(), left=default_left("sam_encoder", graph))
+    alone = named(default_weights_alone("sam_encoder", nodes), nodes, where="sam_encoder")
+    for name in nodes:
+        expected = ".blocks.0." in name or ".neck." in name or name.endswith(".mlp.lin2/MatMul")
+        assert (name in alone) == expected
+    assert 0 < len(alone) < len(nodes)
+
+
+def test_a_rule_that_fits_no_node_of_another_architecture_is_left_out():
+    (rule,) = default_weights_alone("sam_encoder", ["image_encoder.neck.0/Conv", "layers.0/MatMul"])
+    assert rule.nodes == ("*.neck.*",)
+    assert default_weights_alone("clip_text", ["blocks.0.mlp.lin2/MatMul"]) == ()
 
 
 def test_the_axis_of_output_channels_follows_the_operator():

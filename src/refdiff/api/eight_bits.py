@@ -76,7 +76,7 @@ def _quantised(
     tell(f"{name}: how far its tensors reach")
     left = (*half.left, *rules.default_left(name, graph))
     nodes = rules.eight_bit_nodes(graph, islands=half.single, left=left)
-    alone = rules.default_weights_alone(name)
+    alone = rules.default_weights_alone(name, nodes)
     unfed = named(alone, nodes, where=name)
     fed = [node for node in nodes if node not in unfed]
     probe = import_torch_room("refdiff.engines.probe", PURPOSE).probe

@@ -6,6 +6,7 @@ row. Products of two computed tensors (inside attentions) and sums (residuals) n
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
@@ -39,9 +40,10 @@ _LEFT: dict[str, tuple[tuple[str, str], ...]] = {
 
 _WEIGHTS_ALONE: dict[str, tuple[tuple[str, str], ...]] = {
     "sam_encoder": (
+        ("*.blocks.0.*", "first block: it reads the picture, and later blocks add to what it rounded"),
         (
-            "*.blocks.0.mlp.lin2/*",
-            "first MLP: the largest part of the embedding's error comes through its GELU",
+            "*.mlp.lin2/*",
+            "behind a GELU: what is near zero on one side and large on the other loses half of the levels",
         ),
         ("*.neck.*", "neck: it makes the embedding that every mask is drawn from"),
     ),
@@ -65,11 +67,12 @@ def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[
     return tuple(name for name in quantisable(graph) if name not in out)
 
 
-def default_weights_alone(name: str) -> tuple[Rule, ...]:
-    """The rules by which nodes of the graph `name` hold their weights alone in eight bits."""
+def default_weights_alone(name: str, nodes: Collection[str]) -> tuple[Rule, ...]:
+    """The rules by which some of these nodes of the graph `name` hold their weights alone in eight bits."""
     return tuple(
         Rule(nodes=(pattern,), because=because, origin="rule")
         for pattern, because in _WEIGHTS_ALONE.get(name, ())
+        if fnmatch.filter(nodes, pattern)
     )
 
 
