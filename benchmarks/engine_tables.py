@@ -55,3 +55,20 @@ def memory_table(record: dict[str, Any]) -> str:
         weights = sum(each.weights for each in sizes)
         rows.append(f"| {name} | {weights / 1e9:.1f} GB | {' | '.join(held)} |")
     return "\n".join(rows)
+
+
+def encoder_table(record: dict[str, Any]) -> str:
+    """Two rows per SAM: its encoder as segment_anything has it, and as it is exported."""
+    rows = [
+        "| encoder | as written by | fused, fp16 | activations, fp16 | on a CPU, fp32 | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, entry in record.items():
+        for form, plan in entry["plans"].items():
+            seconds = entry["median_seconds"][form]
+            apart = f"{entry['largest_difference_over_range']:.0e}" if form == "refdiff" else ""
+            rows.append(
+                f"| `{model}` | {form} | {plan['fused']} of {plan['attentions']} "
+                f"| {plan['activation_bytes'] / 1e6:.0f} MB | {seconds:.1f} s | {apart} |"
+            )
+    return "\n".join(rows)

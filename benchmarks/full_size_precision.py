@@ -102,12 +102,13 @@ def ours_half(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     import onnx_ir as ir
 
     from refdiff.calibration.convert import convert_graph
-    from refdiff.calibration.islands import default_islands
+    from refdiff.calibration.islands import default_half_weights, default_islands
     from refdiff.contracts.recipe import GraphRecipe
 
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
     islands = default_islands(ir.load(source).graph)
-    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands))
+    recipe = GraphRecipe(half="fp16", fp32=islands, half_weights=default_half_weights(graph))
+    convert_graph(source, target, recipe)
     return {"conversion_seconds": time.perf_counter() - started}
 
 
@@ -129,18 +130,25 @@ def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
 
     from refdiff.calibration.convert import convert_graph
     from refdiff.calibration.islands import default_islands
-    from refdiff.calibration.quantisable import data_inputs, default_left, eight_bit_nodes
+    from refdiff.calibration.quantisable import (
+        data_inputs,
+        default_left,
+        default_weights_alone,
+        eight_bit_nodes,
+    )
     from refdiff.calibration.ranges import collect
-    from refdiff.contracts.recipe import GraphRecipe, Quantised
+    from refdiff.contracts.recipe import GraphRecipe, Quantised, named
     from refdiff.engines.probe import probe
 
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
     model = ir.load(source).graph
     islands, left = default_islands(model), default_left(graph, model)
     nodes = eight_bit_nodes(model, islands=islands, left=left)
-    ranges = collect(probe, source, [feeds_of(bundle, graph)], data_inputs(model, nodes), method="minmax")
+    alone = default_weights_alone(graph, nodes)
+    fed = [node for node in nodes if node not in named(alone, nodes, where=graph)]
+    ranges = collect(probe, source, [feeds_of(bundle, graph)], data_inputs(model, fed), method="minmax")
     measured = time.perf_counter()
-    quantised = Quantised(type="int8", nodes=nodes, ranges=ranges, method="minmax")
+    quantised = Quantised(type="int8", nodes=nodes, ranges=ranges, method="minmax", weights_alone=alone)
     convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands, left=left, quantised=quantised))
     return {
         "ranges_seconds": measured - started,

@@ -21,9 +21,10 @@ from typing import Any
 from records import RESULTS, add_entry
 
 from refdiff.api.progress import silent
-from refdiff.contracts.bundle import Bundle, open_bundle
+from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
+from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.trt.attention_blocks import attention_blocks
 from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_parsed
@@ -87,16 +88,18 @@ def main() -> None:
     for name in given.graphs or bundle.manifest.graphs:
         onnx = given.converted / f"{name}.onnx" if given.converted else bundle.graph_path(name)
         variants = VARIANTS.get(name, {"as exported": as_exported})
-        graphs[name] = {variant: built(bundle, name, onnx, change) for variant, change in variants.items()}
+        graphs[name] = {
+            variant: built(bundle.spec, name, onnx, change) for variant, change in variants.items()
+        }
         print(name, graphs[name], flush=True)  # noqa: T201 - what a benchmark is for
     add_entry(RECORD, entry, {"tensorrt_rtx": load_flavour("tensorrt-rtx").version, "graphs": graphs})
 
 
-def built(bundle: Bundle, graph: str, onnx: Path, change: Change) -> dict[str, Any]:
+def built(spec: ModelSpec, graph: str, onnx: Path, change: Change) -> dict[str, Any]:
     """One graph, changed after it was parsed: its attentions, and what the builder planned."""
     flavour = load_flavour("tensorrt-rtx")
-    profiles = [options_for(bundle.spec, profile="edge")]
-    shapes = shape_profiles(graph_contract(bundle.spec)[graph], bundle.spec, profiles)
+    profiles = [options_for(spec, profile="edge")]
+    shapes = shape_profiles(graph_contract(spec)[graph], spec, profiles)
     task = BuildTask(graph=graph, onnx=onnx, shapes=tuple(shapes), options=BuildOptions())
     log, started = make_log(flavour), time.perf_counter()
     parsed = parse(flavour, onnx, log)

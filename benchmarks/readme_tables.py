@@ -8,7 +8,7 @@ from typing import Any
 
 from bench_tables import bench_table, start_line
 from edge_tables import profiles_table, substitutes_table
-from engine_tables import fusion_table, memory_table
+from engine_tables import encoder_table, fusion_table, memory_table
 from growth_tables import growth_table
 from precision_tables import (
     builds_table,
@@ -45,6 +45,7 @@ def main() -> None:
         ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
         ("docs/engines.md", "gpu", "gpu", gpu_table),
         ("docs/engines.md", "fusion", "fusion", fusion_table),
+        ("docs/engines.md", "sam-encoder", "sam-encoder", encoder_table),
         ("docs/jetson.md", "memory", "rtx-builds", memory_table),
         ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
