@@ -42,6 +42,7 @@ def main() -> None:
         ("docs/models.md", "formats", "checkpoint-formats", formats_table),
         ("docs/precision.md", "islands", "attention-islands", islands_table),
         ("docs/precision.md", "precision", "miniature-precision", precision_table),
+        ("docs/precision.md", "precision-fresh", "miniature-precision-fresh", precision_table),
         ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
         ("docs/engines.md", "gpu", "gpu", gpu_table),
         ("docs/engines.md", "fusion", "fusion", fusion_table),
