@@ -238,7 +238,7 @@ def test_an_option_that_cannot_be_used_names_the_choices(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("sd99",), "unknown model 'sd99'; choose one of: mini"),
+        (("sd99",), "or name an fp32 bundle's folder (there is no sd99/manifest.json)"),
         (("--precision", "int2"), "unknown precision 'int2'"),
     ],
 )

@@ -221,9 +221,10 @@ def test_a_file_that_is_no_json_is_refused(content: bytes, tmp_path: Path) -> No
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.json", tmp_path):
-        with pytest.raises(InputError, match="is not readable JSON"):
-            read_recipe(path)
+    with pytest.raises(InputError, match=r"there is no recipe .*absent\.json"):
+        read_recipe(tmp_path / "absent.json")
+    with pytest.raises(InputError, match="is not readable JSON"):
+        read_recipe(tmp_path)
 
 
 NODES = ("a/MatMul", "a/MatMul_1", "a.b/Softmax", "c[0]/Add", "c0/Add", "star*/Add")

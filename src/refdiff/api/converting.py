@@ -22,7 +22,7 @@ from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, writing_b
 from refdiff.contracts.closeness import Parity, parity, recorded_part
 from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
 from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
-from refdiff.contracts.recipe import RECIPE_NAME, GraphRecipe, Recipe, Rule
+from refdiff.contracts.recipe import QUANTISED, RECIPE_NAME, GraphRecipe, Recipe, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import lean_session
 from refdiff.errors import BundleError, GateError, InputError, RefdiffError
@@ -103,7 +103,7 @@ def convert(
                 written[name] = dataclasses.replace(written["unet"], parity=measured)
             else:
                 written[name] = gated.convert(name, recipe.graphs[name])
-            tell(_line(name, written[name]))
+            tell(_line(name, written[name], asked=precision))
         for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME):
             shutil.copyfile(source.path / name, draft.path / name)
         kept = {each.recipe.precision for each in written.values()}
@@ -212,7 +212,9 @@ class _Gated:
             if ours < theirs:
                 return None, said
             fault = _complaint(_measured(scratch, name, self.golden), graph_tolerance(half.precision, name))
-        return (f"takes {said}", None) if fault is None else (None, f"{said}, but there {fault}")
+        if fault is None:
+            return f"takes {said}", None
+        return None, f"{said}: slower, and kept, for {half.precision} is outside its tolerance: {fault}"
 
 
 def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parity]:
@@ -251,8 +253,11 @@ def _files(folder: Path, name: str) -> tuple[str, ...]:
     return tuple(each for each in (f"{name}.onnx", data) if (folder / each).exists())
 
 
-def _line(name: str, converted: Converted) -> str:
+def _line(name: str, converted: Converted, *, asked: str) -> str:
+    allowed = graph_tolerance(converted.recipe.precision, name).error
     worst = max((each.error for each in converted.parity.values()), default=0.0)
-    text = f"{name}: {converted.recipe.precision}, {worst:.1e} of its range from torch"
+    text = f"{name}: {converted.recipe.precision}, {worst:.1e} of its range from torch, allowed {allowed:.0e}"
+    if asked in QUANTISED and converted.recipe.quantised is None and converted.refused is None:
+        text += " (not in eight bits, by rule)"
     text = text if converted.timed is None else f"{text}; {converted.timed}"
     return text if converted.refused is None else f"{text} (kept out of eight bits: {converted.refused})"

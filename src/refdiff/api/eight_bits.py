@@ -73,7 +73,7 @@ def _quantised(
     ranges = import_torch_room("refdiff.calibration.ranges", PURPOSE)
     path = bundle.graph_path(name)
     graph = onnx_ir.load(path).graph
-    tell(f"{name}: how far its tensors reach")
+    tell(f"{name}: measuring the ranges of its tensors")
     left = (*half.left, *rules.default_left(name, graph))
     nodes = rules.eight_bit_nodes(graph, islands=half.single, left=left)
     alone = rules.default_weights_alone(name, nodes)

@@ -87,7 +87,9 @@ def export(
         timed=timed,
     )
     wanted.check(bundle=Path(choice.name) if is_bundle else None)
-    if not is_bundle:
+    if is_bundle:
+        choice.check_bundle()
+    else:
         choice.check()
     if os.path.lexists(output) and not overwrite:  # said again by the writer, but minutes later
         raise InputError(f"{output} exists; choose another place, or allow overwriting (--overwrite)")

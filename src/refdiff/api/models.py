@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from refdiff.api.extras import import_torch_room, load_miniature
 from refdiff.api.progress import Progress, silent
+from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.errors import InputError
 from refdiff.export.presets import PRESETS
 
@@ -66,21 +67,11 @@ class ModelChoice:
             InputError: no such model, or options that it does not take.
         """
         if self.name not in MODELS:
-            raise InputError(f"unknown model {self.name!r}; choose one of: {', '.join(MODELS)}")
-        given = [
-            option
-            for option, value in (
-                ("--diffusion", self.diffusion),
-                ("--sam", self.sam),
-                ("--clip", self.clip),
-                ("--size", self.size),
-                ("--prediction", self.prediction),
-                ("--clip-activation", self.clip_activation),
-                ("--random-weights", self.random_weights or None),
-                ("--checkpoints", self.checkpoints),
+            raise InputError(
+                f"unknown model {self.name!r}; choose one of: {', '.join(MODELS)}, "
+                f"or name an fp32 bundle's folder (there is no {self.name}/{MANIFEST_NAME})"
             )
-            if value is not None
-        ]
+        given = self._given()
         if self.built_in and given:
             raise InputError(
                 f"the miniature takes no {given[0]}: its weights are built in; "
@@ -94,6 +85,33 @@ class ModelChoice:
             raise InputError(
                 "--random-weights reads no checkpoint: leave out --checkpoints, --prediction and the like"
             )
+
+    def check_bundle(self) -> None:
+        """Refuse options where `name` is a bundle's folder.
+
+        Raises:
+            InputError: an option that is a model's.
+        """
+        given = [*self._given(), *(["--seed"] if self.seed is not None else [])]
+        if given:
+            raise InputError(
+                f"{self.name} is a bundle, which takes no {given[0]}: its graphs are converted as they are; "
+                "leave it out"
+            )
+
+    def _given(self) -> list[str]:
+        """The options that choose or change a part."""
+        options = {
+            "--diffusion": self.diffusion,
+            "--sam": self.sam,
+            "--clip": self.clip,
+            "--size": self.size,
+            "--prediction": self.prediction,
+            "--clip-activation": self.clip_activation,
+            "--random-weights": self.random_weights or None,
+            "--checkpoints": self.checkpoints,
+        }
+        return [option for option, value in options.items() if value is not None]
 
 
 def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> ModelStack:

@@ -12,6 +12,7 @@ from refdiff.api.converting import check_source, convert
 from refdiff.api.eight_bits import SMOOTHING, eight_bit_recipe
 from refdiff.api.extras import import_torch_room
 from refdiff.api.progress import Progress, silent
+from refdiff.calibration.feeds import require_recording
 from refdiff.calibration.histogram import METHODS
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.recipe import HALVES, QUANTISED, Recipe, read_recipe
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from refdiff.contracts.manifest import Manifest
 
 PRECISIONS = ("fp32", *HALVES, *QUANTISED)
+
+RANGES = "percentile"
+"""How ranges are taken where nothing is said."""
 
 PURPOSE = "changing the precision"
 
@@ -34,7 +38,7 @@ class Wanted:
     recipe: Path | None = None
     feeds: Path | None = None
     """What `calibrate` recorded."""
-    ranges: str = "percentile"
+    ranges: str = RANGES
     """How the reach of eight-bit tensors is taken from the feeds."""
     smoothing: float | None = SMOOTHING
     """Strength of SmoothQuant, 0..1; None leaves it out."""
@@ -54,6 +58,10 @@ class Wanted:
         """
         if self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}; choose one of: {', '.join(PRECISIONS)}")
+        if self.recipe is not None and self.precision != "fp32":
+            _read(self.recipe, self.precision)
+        if self.feeds is not None and self.precision in QUANTISED:
+            require_recording(self.feeds)
         if self.precision == "fp32" and (self.recipe or self.feeds):
             raise InputError(
                 f"fp32 takes no {'--recipe' if self.recipe else '--feeds'}: nothing is converted; "
@@ -71,7 +79,8 @@ class Wanted:
         needs_ranges = self.precision in QUANTISED and self.recipe is None
         for option, value in (
             ("--feeds", self.feeds),
-            ("--smooth", None if self.smoothing == SMOOTHING else self.smoothing),
+            ("--ranges", None if self.ranges == RANGES else self.ranges),
+            ("--smooth", None if self.smoothing == SMOOTHING else self.smoothing or 0.0),
             ("--budget", self.budget),
         ):
             if value is not None and not needs_ranges:
@@ -97,7 +106,11 @@ def convert_bundle(
     clock = None
     if wanted.timed and wanted.precision in QUANTISED:
         clock, said = find_clock(progress)
-        progress(f"eight bits have to be faster on {said}" if clock else f"eight bits are not timed: {said}")
+        progress(
+            f"eight bits have to be faster on {said}"
+            if clock
+            else f"eight bits are judged by accuracy alone, there is nothing to time them on: {said}"
+        )
     recipe = _recipe(bundle, wanted, progress)
     return convert(
         source,
@@ -175,9 +188,10 @@ def _recipe(bundle: Bundle, wanted: Wanted, tell: Progress) -> Recipe:
 def _read(path: Path, precision: str) -> Recipe:
     recipe = read_recipe(path)
     found = {graph.precision for graph in recipe.graphs.values()}
+    found = found & set(QUANTISED) or found  # beside eight bits some graphs stay in half precision by rule
     if precision not in found:
+        names = " or ".join(sorted(found)) or "nothing"
         raise InputError(
-            f"{path} is a recipe for {', '.join(sorted(found)) or 'nothing'}, got --precision {precision}; "
-            "name the recipe's"
+            f"{path} is a recipe for {names}, got --precision {precision}; use --precision {names}"
         )
     return recipe

@@ -38,6 +38,18 @@ class Run:
     """Tensor -> integers, or float32 at half-precision values."""
 
 
+def require_recording(folder: Path) -> None:
+    """Whether feeds were recorded into a folder at all, as far as its names tell.
+
+    Raises:
+        InputError: they were not.
+    """
+    if not (folder / INDEX_NAME).is_file():
+        raise InputError(
+            f"{folder} holds no recorded feeds (no {INDEX_NAME}); record some with: refdiff calibrate"
+        )
+
+
 class FeedStore:
     """A folder of recorded feeds; `start` it to record, `open` it to read."""
 
@@ -96,10 +108,7 @@ class FeedStore:
         Raises:
             InputError: there is none, it is damaged, unfinished, or of another model.
         """
-        if not (folder / INDEX_NAME).is_file():
-            raise InputError(
-                f"{folder} holds no recorded feeds (no {INDEX_NAME}); record some with: refdiff calibrate"
-            )
+        require_recording(folder)
         index = FeedIndex.read(folder / INDEX_NAME)
         _check_model(folder, index, model, sources)
         if len(index.questions) < index.planned:

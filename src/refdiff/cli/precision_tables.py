@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def of_audit(report: AuditReport, written: Path | None) -> RenderableType:
     """One row per graph, then every rule that is proposed and everything that no rule mends."""
-    head = ("=graph", ">runs", ">tensors", ">largest magnitude", ">room", ">islands by rule", ">proposed")
+    head = ("=graph", ">runs", ">tensors", ">largest magnitude", ">room", ">covered by rule", ">proposed")
     table = _table(*head, ">error", "=")
     for each in report.graphs:
         table.add_row(*_row(each))

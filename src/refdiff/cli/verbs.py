@@ -50,7 +50,10 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp32",
     recipe: Annotated[Path | None, typer.Option(help="A precision recipe to follow.")] = None,
     feeds: Annotated[
-        Path | None, typer.Option(help="What `refdiff calibrate` recorded, for the ranges of int8 and fp8.")
+        Path | None,
+        typer.Option(
+            help="What `refdiff calibrate` recorded, for int8 and fp8; scenes of the miniature if left out."
+        ),
     ] = None,
     ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
     smooth: Annotated[
@@ -63,7 +66,7 @@ def export(
         bool,
         typer.Option(
             "--untimed",
-            help="Keep int8 and fp8 even where the GPU here is slower with them: for size, or another one.",
+            help="Keep int8 and fp8 even where the GPU here is slower with them: for size, or another GPU.",
         ),
     ] = False,
     diffusion: Annotated[

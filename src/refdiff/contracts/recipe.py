@@ -149,6 +149,8 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"there is no recipe {path}; refdiff audit makes one") from error
     except (OSError, RecursionError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON ({error})") from error
     return Recipe.from_json(document, where=str(path))
