@@ -11,6 +11,10 @@ FULL_SIZE = ("refdiff-vitb 512", "refdiff 512")
 """Starts of the records' entries that are of real sizes."""
 
 
+OWN_CHOICE = "TensorRT's own choice"
+IN_FLOAT32 = "products in float32"
+
+
 def fusion_table(record: dict[str, Any]) -> str:
     """One row per graph, and per way to build the UNet; a column per bundle in half precision."""
     halves = {name: entry["graphs"] for name, entry in record.items() if name.endswith("16")}
@@ -27,7 +31,9 @@ def _fused(built: dict[str, Any] | None) -> str:
     if built is None:
         return "–"
     counted = f"{built['fused']} of {built['attentions']}; {built['activation_bytes'] / 1e6:.0f} MB"
-    reasons = {"; ".join(each) or "TensorRT's own choice" for each in built["unfused"].values()}
+    reasons = {reason for each in built["unfused"].values() for reason in each or [OWN_CHOICE]}
+    if IN_FLOAT32 in reasons:  # whatever else there is, it comes first
+        reasons = {IN_FLOAT32}
     # An output's name is the softmax's own, and as long.
     told = {
         each.split(" are the output ")[0] + " are outputs" if " output " in each else each for each in reasons
