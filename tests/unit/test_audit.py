@@ -147,7 +147,7 @@ def test_the_table_says_how_much_room_there_is_and_where_the_recipe_lies(
         ({"graphs": ("vae_decoder",)}, "choose one of: sd_text"),
         ({"half": "fp64"}, "choose one of: fp16, bf16"),
         ({"feeds": "nowhere"}, "refdiff calibrate"),
-        ({"recipe": "nowhere.json"}, "not readable JSON"),
+        ({"recipe": "nowhere.json"}, "there is no recipe nowhere.json"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(options: dict[str, object], said: str) -> None:
