@@ -27,7 +27,7 @@ RECORD = RESULTS / "attention-islands.json"
 
 def main() -> None:
     """Build the three graphs."""
-    from refdiff.calibration.half import HalfPrecision
+    from refdiff.passes.half_precision import HalfPrecision
 
     for name, islands in ISLANDS.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -32,19 +32,20 @@ from full_size_pipeline import choice_of, thresholds
 from PIL import Image
 from records import RESULTS, add_entry
 
-from refdiff.api.bundles import find_bundle, segmenter_of
-from refdiff.api.models import ModelChoice, load_choice
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import Array, SessionFactory
 from refdiff.contracts.stack import COMPONENTS
+from refdiff.data.synthetic import question
 from refdiff.engines.factory import open_sessions
-from refdiff.miniature.questions import question
+from refdiff.loading import segmenter_of
+from refdiff.models.choice import ModelChoice, load_choice
 from refdiff.profiling.spans import Stopwatch
 from refdiff.profiling.timed_sessions import TimedSessions
 from refdiff.reference.pipeline import Reference
-from refdiff.runtime.picture import read_picture
+from refdiff.runtime.image import read_picture
 
 RECORD = RESULTS / "bench.json"
 HELD_OUT = 1_000_000

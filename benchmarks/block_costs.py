@@ -14,8 +14,8 @@ from pathlib import Path
 
 from records import RESULTS, add_entry
 
-from refdiff import api
-from refdiff.api.cost_chart import draw_costs
+from refdiff.calibration import precision
+from refdiff.calibration.block_costs import draw_costs
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "sensitivity.png"
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--type", default="int8")
     given = parser.parse_args()
-    report = api.sensitivity(
+    report = precision.sensitivity(
         "mini",
         type=given.type,
         feeds=given.feeds,

@@ -35,10 +35,10 @@ import torch
 from full_size_checkpoints import Answers, Modules
 from records import RESULTS, add_entry
 
-from refdiff.export.checkpoints.clip import VIT_B_16, VIT_B_32, VIT_L_14, load_clip
-from refdiff.export.checkpoints.diffusion import SD15, SD21, load_diffusion
-from refdiff.export.checkpoints.parts import Part
-from refdiff.export.checkpoints.sam import VIT_B, VIT_H, load_sam
+from refdiff.models.clip import VIT_B_16, VIT_B_32, VIT_L_14, load_clip
+from refdiff.models.diffusion import SD15, SD21, load_diffusion
+from refdiff.models.fitting import Part
+from refdiff.models.sam import VIT_B, VIT_H, load_sam
 
 RECORD = RESULTS / "checkpoint-formats.json"
 _UNREAD = ("decoder.", "post_quant_conv.")

@@ -20,7 +20,7 @@ from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.session import Array
 from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.ort import OrtSession
-from refdiff.export.multiply_adds import multiply_adds
+from refdiff.profiling.macs import multiply_adds
 
 RECORD = RESULTS / "early-exit.json"
 GRAPHS = ("unet", "unet_taps")

@@ -32,13 +32,14 @@ from provenance import provenance
 from records import RESULTS, add_entry
 
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
-from refdiff.api.bundles import find_bundle, segmenter_of
-from refdiff.contracts.bundle_draft import hash_file
+from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.options import options_for
 from refdiff.contracts.session import Array, Session, SessionFactory
+from refdiff.data.synthetic import Question, questions
 from refdiff.engines.factory import open_sessions
-from refdiff.miniature.questions import Question, questions
+from refdiff.loading import segmenter_of
 from refdiff.runtime.pipeline import Segmenter
 
 RECORD = RESULTS / "edge-substitutes.json"

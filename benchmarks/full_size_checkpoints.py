@@ -1,7 +1,7 @@
 """Full-size models of random weights, the formats they are published in, and one forward pass of each.
 
 For checkpoint_formats.py. The published architectures, drawn as `refdiff export --random-weights` draws them;
-Stable Diffusion's files are written by tests/ldm_layout.py and by diffusers itself.
+Stable Diffusion's files are written by tests/support/ldm_layout.py and by diffusers itself.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from open_clip.model import convert_weights_to_lp
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, SamConfig, SamModel
 
-from refdiff.export.checkpoints.clip import VIT_B_16, ClipSizes, build_clip
-from refdiff.export.checkpoints.diffusion import DiffusionConfigs, build_text_encoder, build_unet
-from refdiff.export.checkpoints.random_weights import drawn
-from refdiff.export.checkpoints.sam import SamSizes, build_sam
-from tests.ldm_layout import original_state
-from tests.parity.test_checkpoint_diffusion import write_folder
+from refdiff.models.clip import VIT_B_16, ClipSizes, build_clip
+from refdiff.models.diffusion import DiffusionConfigs, build_text_encoder, build_unet
+from refdiff.models.random_weights import drawn
+from refdiff.models.sam import SamSizes, build_sam
+from tests.models.test_diffusion import write_folder
+from tests.support.ldm_layout import original_state
 
 SEED = 0
 

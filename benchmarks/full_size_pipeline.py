@@ -25,21 +25,21 @@ from numpy.typing import NDArray
 from records import RESULTS, add_entry
 
 from refdiff.accuracy.metrics import pairwise_iou
-from refdiff.api.bundles import segmenter_of
-from refdiff.api.models import ModelChoice, load_choice
 from refdiff.contracts.bundle import Bundle, open_bundle
-from refdiff.contracts.closeness import correlation
 from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
 from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.parity import correlation
 from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import SessionFactory
 from refdiff.contracts.stack import COMPONENTS
 from refdiff.engines.factory import open_sessions
+from refdiff.loading import segmenter_of
+from refdiff.models.choice import ModelChoice, load_choice
 from refdiff.reference.pipeline import Reference
-from refdiff.runtime.geometry import sam_input
+from refdiff.runtime.image import read_picture
 from refdiff.runtime.masks import stability
-from refdiff.runtime.picture import read_picture
 from refdiff.runtime.proposals import grid_points, picture_points
+from refdiff.runtime.resize import sam_input
 
 RECORD = RESULTS / "full-size-pipeline.json"
 STABLE_SHARE = 0.5

@@ -101,9 +101,9 @@ def ours_half(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     """The pass of this toolkit with its own islands."""
     import onnx_ir as ir
 
-    from refdiff.calibration.convert import convert_graph
-    from refdiff.calibration.islands import default_half_weights, default_islands
     from refdiff.contracts.recipe import GraphRecipe
+    from refdiff.passes.convert import convert_graph
+    from refdiff.passes.keep_fp32 import default_half_weights, default_islands
 
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
     islands = default_islands(ir.load(source).graph)
@@ -128,17 +128,12 @@ def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     """Ranges from the bundle's golden feed, then the passes."""
     import onnx_ir as ir
 
-    from refdiff.calibration.convert import convert_graph
-    from refdiff.calibration.islands import default_islands
-    from refdiff.calibration.quantisable import (
-        data_inputs,
-        default_left,
-        default_weights_alone,
-        eight_bit_nodes,
-    )
     from refdiff.calibration.ranges import collect
     from refdiff.contracts.recipe import GraphRecipe, Quantised, named
-    from refdiff.engines.probe import probe
+    from refdiff.engines.intermediate_tensors import probe
+    from refdiff.passes.convert import convert_graph
+    from refdiff.passes.keep_fp32 import default_islands
+    from refdiff.passes.quantizable import data_inputs, default_left, default_weights_alone, eight_bit_nodes
 
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
     model = ir.load(source).graph

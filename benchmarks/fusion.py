@@ -20,10 +20,10 @@ from typing import Any
 
 from records import RESULTS, add_entry
 
-from refdiff.api.progress import silent
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
+from refdiff.contracts.progress import silent
 from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.trt.attention_blocks import attention_blocks
 from refdiff.engines.trt.build_log import make_log

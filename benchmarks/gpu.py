@@ -24,10 +24,10 @@ from gpu_contenders import CONTENDERS
 from gpu_workers import Worker, WorkerError
 from records import RESULTS, add_entry
 
-from refdiff.accuracy.gates import graph_tolerance
-from refdiff.api.bundles import find_bundle
+from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.closeness import parity, recorded_part
+from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.parity import parity, recorded_part
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.errors import RefdiffError
 

@@ -43,11 +43,11 @@ class Plans:
     """Our sessions on a bundle's plans, which are built first."""
 
     def __init__(self, folder: Path, flavour: str) -> None:
-        from refdiff import api
-        from refdiff.engines.trt.choice import open_plans
+        from refdiff.engines import build
+        from refdiff.engines.trt.open import open_plans
 
         self._flavour, self._folder = flavour, folder
-        self._build, self._open_plans = api.build, open_plans
+        self._build, self._open_plans = build.build, open_plans
         self._sessions: dict[str, Any] = {}
 
     def open(self, graph: str, feeds: Feeds) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class Torch:
     def _module(self, graph: str) -> Any:
         if self._programs is not None:
             return self._torch.export.load(self._programs / f"{graph}.pt2").module()
-        from refdiff.api.models import ModelChoice, load_choice
         from refdiff.export.wrappers import wrap
+        from refdiff.models.choice import ModelChoice, load_choice
 
         spec, seed = self._bundle.spec, self._bundle.manifest.random_seed
         drawn = {"random_weights": True, "seed": seed, "size": spec.diffusion.image_size}

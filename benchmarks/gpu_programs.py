@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from refdiff.api.bundles import find_bundle
+from refdiff.contracts.inspection import find_bundle
 from refdiff.export.wrappers import wrap
 from refdiff.miniature.stack import load_miniature
 

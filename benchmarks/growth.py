@@ -28,10 +28,11 @@ from growth_points import SERIES, VALUES, Point, phrases, picture, points
 from records import RESULTS, add_entry
 from watched import run_watched
 
-from refdiff.api.bundles import find_bundle, segmenter_of
 from refdiff.contracts.bundle import Bundle, open_bundle
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
+from refdiff.loading import segmenter_of
 
 RECORD = RESULTS / "growth.json"
 CLOCKS = ("seconds", "cpu_seconds")

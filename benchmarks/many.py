@@ -31,13 +31,14 @@ from PIL import Image
 from records import RESULTS, add_entry
 from watched import run_watched
 
-from refdiff.api import surveying
-from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.batch import folder as surveying
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import options_for
+from refdiff.data.synthetic import questions
 from refdiff.engines.factory import open_sessions
-from refdiff.miniature.questions import questions
+from refdiff.loading import segmenter_of
+from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.pipeline import Segmenter
-from refdiff.runtime.rows import UNET_ROWS
 
 RECORD = RESULTS / "many.json"
 SEED = 1_000_000

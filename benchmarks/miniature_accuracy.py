@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/miniature_accuracy.py --count 500 --jobs 2
 
-Every scene is asked one question (`refdiff.miniature.questions`). The reference finds its candidates once
+Every scene is asked one question (`refdiff.data.synthetic`). The reference finds its candidates once
 per scene and profile and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are
 those of `python -m refdiff.miniature.evaluate` with the same count, seed, mode, profile and back-end.
 """
@@ -26,7 +26,7 @@ import refdiff
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.options import MODES, options_for
-from refdiff.miniature.questions import HELD_OUT_FROM, question
+from refdiff.data.synthetic import HELD_OUT_FROM, question
 
 PROFILES = ("official", "edge")
 SELECTED = "gen, between-class"

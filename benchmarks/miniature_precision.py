@@ -24,8 +24,8 @@ from records import RESULTS, add_entry
 import refdiff
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
-from refdiff.api import inspect
-from refdiff.miniature.questions import HELD_OUT_FROM, question
+from refdiff.contracts.inspection import inspect
+from refdiff.data.synthetic import HELD_OUT_FROM, question
 
 PROFILES = ("official", "edge")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from records import RESULTS, add_entry
 
-from refdiff import api
+from refdiff.profiling import profile, records
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "profile.json")
     given = parser.parse_args()
     for name in given.profiles:
-        report = api.profile(
+        report = profile.profile(
             given.bundle,
             image=given.image,
             phrase=given.phrase,
@@ -40,7 +40,7 @@ def main() -> None:
         entry = {**document, "path": Path(given.bundle).name, "layers": []}
         add_entry(given.output, f"{Path(given.bundle).name}, {name}", entry)
     if given.html is not None:
-        api.save_profile(report, html=given.html, overwrite=True)
+        records.save_profile(report, html=given.html, overwrite=True)
 
 
 if __name__ == "__main__":

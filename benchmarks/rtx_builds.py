@@ -22,10 +22,10 @@ from typing import Any
 from records import RESULTS, add_entry
 from watched import run_watched
 
-from refdiff.api.progress import silent
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
+from refdiff.contracts.progress import silent
 from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.flavour import load_flavour

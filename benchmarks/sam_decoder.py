@@ -32,11 +32,11 @@ from refdiff.contracts.graphs import (
 )
 from refdiff.contracts.spec import SamSpec
 from refdiff.engines.ort import OrtSession
-from refdiff.export.multiply_adds import multiply_adds
 from refdiff.export.onnx_export import export_graph
 from refdiff.export.sam_graphs import SamDecoder, SamMasks
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.stack import load_miniature
+from refdiff.profiling.macs import multiply_adds
 
 RECORD = RESULTS / "sam-decoder.json"
 DRAWN = 26

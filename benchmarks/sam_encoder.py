@@ -27,17 +27,17 @@ import torch
 from fusion import as_exported, built
 from records import RESULTS, add_entry
 
-from refdiff.calibration.convert import convert_graph
-from refdiff.calibration.islands import default_islands
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.ort import OrtSession
-from refdiff.export.checkpoints.random_weights import drawn
-from refdiff.export.checkpoints.sam import VIT_B, VIT_H, SamSizes, build_sam, sam_spec
 from refdiff.export.onnx_export import export_graph
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.miniature.architecture import MINIATURE
+from refdiff.models.random_weights import drawn
+from refdiff.models.sam import VIT_B, VIT_H, SamSizes, build_sam, sam_spec
+from refdiff.passes.convert import convert_graph
+from refdiff.passes.keep_fp32 import default_islands
 
 RECORD = RESULTS / "sam-encoder.json"
 

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from records import RESULTS, add_entry
 
-from refdiff.api.bundles import find_bundle, segmenter_of
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import ALL_SHORTCUTS, Shortcuts, options_for
 from refdiff.contracts.results import Segmentation
+from refdiff.data.synthetic import HELD_OUT_FROM, questions
 from refdiff.engines.factory import open_sessions
-from refdiff.miniature.questions import HELD_OUT_FROM, questions
+from refdiff.loading import segmenter_of
 from refdiff.profiling.spans import Stopwatch
 from refdiff.profiling.timed_sessions import TimedSessions
 from refdiff.runtime.pipeline import Segmenter

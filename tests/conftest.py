@@ -42,7 +42,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def no_clock() -> Iterator[None]:
     """No GPU has a say in eight bits, unless a test brings one: exports come out the same everywhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refdiff.api.precision.find_clock", lambda tell: (None, "not in tests"))
+        patch.setattr("refdiff.calibration.precision.find_clock", lambda tell: (None, "not in tests"))
         yield
 
 
@@ -57,8 +57,8 @@ def tiny_bundle(request: pytest.FixtureRequest) -> Path:
         pytest.skip("torch is not installed: pip install 'refdiff[export]'")
     folder = request.config.cache.mkdir(f"tiny-bundle-{_digest_of_its_makers()}") / "bundle"
     if not folder.exists():
-        from refdiff.api.exporting import export_stack
-        from tests.parity.calm_stack import calm_stack
+        from refdiff.export.export import export_stack
+        from tests.support.calm_stack import calm_stack
 
         export_stack(calm_stack(), output=folder, progress=lambda line: None)
     return folder
@@ -66,10 +66,14 @@ def tiny_bundle(request: pytest.FixtureRequest) -> Path:
 
 def _digest_of_its_makers() -> str:
     root = Path(__file__).parent.parent
-    rooms = (root / "src/refdiff" / room for room in ("contracts", "export", "runtime"))
+    rooms = (root / "src/refdiff" / room for room in ("contracts", "export", "passes", "runtime"))
     files = [
         root / name
-        for name in ("tests/tiny_stack.py", "tests/parity/calm_stack.py", "src/refdiff/api/exporting.py")
+        for name in (
+            "tests/support/tiny_stack.py",
+            "tests/support/calm_stack.py",
+            "src/refdiff/export/export.py",
+        )
     ]
     files += (path for room in rooms for path in sorted(room.rglob("*.py")))
     digest = hashlib.sha256()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refdiff.api import load
+    from refdiff.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the verbs when first asked for: `import refdiff` alone stays light."""
+    """Import the public names when first asked for: `import refdiff` alone stays light."""
     if name != "load":
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
-    from refdiff import api  # the one late import: api needs numpy and Pillow, the package's name does not
+    from refdiff.loading import load
 
-    return api.load
+    return load

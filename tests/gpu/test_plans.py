@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refdiff import api
-from refdiff.accuracy.gates import graph_tolerance
-from refdiff.api.bundles import find_bundle
+from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.closeness import parity, recorded_part
 from refdiff.contracts.graphs import graph_contract
-from refdiff.engines.trt.choice import look_around, open_plans
+from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.parity import parity, recorded_part
+from refdiff.engines import build
 from refdiff.engines.trt.device import find_device
-from refdiff.engines.trt.device_clock import DeviceClock
 from refdiff.engines.trt.flavour import load_flavour
+from refdiff.engines.trt.latency_race import DeviceClock
+from refdiff.engines.trt.open import look_around, open_plans
 from refdiff.engines.trt.sessions import TrtSessions
 from refdiff.errors import MissingDependencyError
 
@@ -42,7 +42,7 @@ def bundle(flavour: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     """The built-in bundle, its plans in a folder of this test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        api.build("mini", flavour=flavour, graphs=GRAPHS)
+        build.build("mini", flavour=flavour, graphs=GRAPHS)
         yield find_bundle("mini")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import iou, pairwise_iou
-from refdiff.contracts.closeness import correlation, relative_error
+from refdiff.contracts.parity import correlation, relative_error
 from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Array, Float
 

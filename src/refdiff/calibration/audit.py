@@ -1,189 +1,173 @@
-"""The audit of one graph: what fewer bits cannot hold of it, and the recipe that mends that.
-
-In: an fp32 graph, the recipe it shall be converted by, feeds, a function that looks inside. Out: a
-`GraphAudit`. First the tensors are measured in fp32, and whatever is out of reach is proposed for single
-precision; then the graph is run as the recipe and the proposals say, and what still is lost is proposed too.
-"""
+"""`audit`: which nodes of a bundle need more than half precision, measured, and a recipe that says so."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from refdiff.calibration.headroom import REACHES, Headroom, headroom
-from refdiff.calibration.islands import closed
-from refdiff.calibration.probing import Probe
-from refdiff.calibration.proposals import (
-    MARGIN,
-    Broken,
-    Finding,
-    broken,
-    findings,
-    lost_in_trial,
-    proposed,
-)
-from refdiff.calibration.range_audit import BadRange, bad_ranges
-from refdiff.calibration.simulation import Deviation, simulated
-from refdiff.contracts.recipe import GraphRecipe, Rule, named, on_half_weights
-from refdiff.contracts.session import Array
+from refdiff.calibration.calibrate import feeds_of, thinned_records
+from refdiff.calibration.convert import check_recipe, check_source
+from refdiff.contracts.atomic_io import check_targets, write_files
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.recipe import HALVES, Half, Recipe, read_recipe
 from refdiff.errors import InputError
 
-_MOST_TRIALS = 3
-"""Each mends what the one before it lost; what is lost after the last is told."""
+if TYPE_CHECKING:
+    from refdiff.calibration.feeds import FeedStore
+    from refdiff.calibration.graph_audit import GraphAudit
 
-_SHOWN = 8
-"""Tensors nearest to the end of the type that a document lists."""
+PURPOSE = "the audit"
+
+MOST_RECORDS = 8
+"""Records of one graph it is audited on, evenly spread over all there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphAudit:
-    """What was found in one graph."""
+class AuditReport:
+    """What was found, graph by graph, and the recipe that follows."""
 
-    graph: str
-    recipe: GraphRecipe
-    """The one that was audited, and the proposals."""
-    runs: int
-    """Feeds it was run on."""
-    tensors: tuple[Headroom, ...]
-    """Every float tensor, in the graph's order."""
-    broken: tuple[Broken, ...]
-    """Where NaN or infinity begins in fp32; nothing is proposed then."""
-    findings: tuple[Finding, ...]
-    bad_ranges: tuple[BadRange, ...]
-    proposed: tuple[Rule, ...]
-    lost: tuple[str, ...]
-    """Nodes that lose finite values in spite of all proposals."""
-    deviations: tuple[Deviation, ...]
-    """Every tensor in half precision, proposals included, beside fp32; none where the graph is broken."""
+    bundle: Path
+    model: str
+    half: Half
+    graphs: tuple[GraphAudit, ...]
+    recipe: Recipe
+    """The audited one, with the proposals of all graphs."""
+    warnings: tuple[str, ...]
 
     @property
-    def nearest(self) -> Headroom:
-        """The tensor whose largest magnitude is nearest to the end of the type."""
-        return max(self.tensors, key=lambda each: each.largest)
-
-    @property
-    def room(self) -> float:
-        """How many times larger the nearest tensor could be; infinite where all are zero."""
-        largest = self.nearest.largest
-        return REACHES[self.recipe.half].largest / largest if largest else float("inf")
+    def passed(self) -> bool:
+        """The recipe mends everything that was found."""
+        return not self.complaints
 
     @property
     def complaints(self) -> tuple[str, ...]:
-        """What no recipe of ours mends, one line each."""
-        return (
-            *(f"{self.graph}: {each}" for each in self.broken),
-            *(f"{self.graph}: {each}" for each in self.bad_ranges),
-            *(f"{self.graph}: {node} still loses values in {self.recipe.half}" for node in self.lost),
-        )
+        """What it does not mend, one line each."""
+        return tuple(line for each in self.graphs for line in each.complaints)
+
+    @property
+    def failure(self) -> str | None:
+        """One line that names everything no recipe mends; None when there is nothing."""
+        return "; ".join(self.complaints) or None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; of the tensors those nearest to the end of the type."""
-        nearest = sorted(self.tensors, key=lambda each: -each.largest)[:_SHOWN]
+        """A JSON-ready dictionary."""
         return {
-            "graph": self.graph,
-            "half": self.recipe.half,
-            "runs": self.runs,
-            "tensors": len(self.tensors),
-            "nearest": [each.to_json() for each in nearest],
-            "broken": [each.to_json() for each in self.broken],
-            "findings": [each.to_json() for each in self.findings],
-            "bad_ranges": [each.to_json() for each in self.bad_ranges],
-            "proposed": [dataclasses.asdict(rule) for rule in self.proposed],
-            "lost": list(self.lost),
-            "largest_error": max((each.error for each in self.deviations), default=None),
+            "bundle": str(self.bundle),
+            "model": self.model,
+            "half": self.half,
+            "passed": self.passed,
+            "complaints": list(self.complaints),
+            "graphs": [each.to_json() for each in self.graphs],
+            "warnings": list(self.warnings),
         }
 
 
-def audit_graph(
-    probe: Probe,
-    path: Path,
-    recipe: GraphRecipe,
-    feeds: Sequence[Mapping[str, Array]],
+def audit(
+    bundle: Path | str,
     *,
-    margin: float = MARGIN,
-) -> GraphAudit:
-    """Audit one graph.
+    output: Path | str | None = None,
+    recipe: Path | str | None = None,
+    half: str = "fp16",
+    graphs: Sequence[str] = (),
+    feeds: Path | str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Measure how near the tensors of a bundle come to the ends of half precision, and propose a recipe.
+
+    A graph that makes NaN or infinity in fp32, a range that does not fit, and values that are lost in spite
+    of the proposals are told in the report's `complaints`; then no recipe is written.
 
     Args:
-        probe: runs graphs.
-        path: an fp32 graph.
-        recipe: how it shall be converted.
-        feeds: one mapping for each run.
-        margin: from a tensor's largest magnitude to the end of the type.
+        bundle: an fp32 bundle's folder, or "mini" for the built-in one.
+        output: where the recipe will be; None writes none.
+        recipe: the recipe to audit, of half precision or of eight bits with its ranges; None: the built-in
+            rules.
+        half: "fp16" or "bf16", where no recipe is named.
+        graphs: which; all if empty. A recipe is about all graphs: the others enter it as they are.
+        feeds: what `calibrate` recorded; None records some scenes of the miniature now.
+        overwrite: replace a recipe that is there.
+        progress: told one line for each graph.
 
     Raises:
-        InputError: there are no feeds, or the recipe does not fit the graph.
-        EngineError: the graph cannot be run.
+        BundleError: the bundle is missing or damaged.
+        InputError: it is not in fp32, an option, the recipe or the feeds cannot be used, or the output cannot
+            be written.
+        MissingDependencyError: onnx_ir or ONNX Runtime is not installed.
+        EngineError: a graph cannot be run.
     """
-    if not feeds:
-        raise InputError(f"{path.stem} was never run in the recorded feeds; record them in mode full")
-    graph = ir.load(path).graph
-    measured = headroom(probe, path, feeds, recipe.half)
-    sick = broken(graph, measured)
-    result = GraphAudit(
-        graph=path.stem,
-        recipe=recipe,
-        runs=len(feeds),
-        tensors=measured,
-        broken=sick,
-        findings=(),
-        bad_ranges=(),
-        proposed=(),
-        lost=(),
-        deviations=(),
+    opened, tell = find_bundle(bundle), progress or silent
+    check_source(opened)
+    target = None if output is None else Path(output)
+    if target is not None:
+        check_targets([target], overwrite=overwrite)
+    before = base_recipe(opened, recipe, half)
+    names = chosen_graphs(before, graphs)
+    with feeds_of(opened, feeds, tell) as store:
+        audited = tuple(_audit(opened, before, name, store, tell) for name in names)
+        warnings = tuple(_warnings(store))
+    after = {**before.graphs, **{each.graph: each.recipe for each in audited}}
+    report = AuditReport(
+        bundle=opened.path,
+        model=opened.spec.name,
+        half=audited[0].recipe.half,
+        graphs=audited,
+        recipe=dataclasses.replace(before, graphs=after),
+        warnings=warnings,
     )
-    if sick:
-        return result
-    found = findings(
-        graph,
-        measured,
-        recipe.half,
-        islands=_islands(graph, recipe),
-        half_weights=on_half_weights(recipe, _names(graph), where=str(graph.name)),
-        margin=margin,
+    if target is not None and report.passed:
+        write_files({target: report.recipe.to_text().encode()}, overwrite=overwrite)
+    return report
+
+
+def base_recipe(bundle: Bundle, recipe: Path | str | None, half: str) -> Recipe:
+    """The recipe of a file, or the built-in rules' for this bundle.
+
+    Raises:
+        InputError: the file is no recipe, or one of other weights; an unknown type of half precision.
+    """
+    if recipe is not None:
+        read = read_recipe(Path(recipe))
+        check_recipe(bundle, read)
+        return read
+    if half not in HALVES:
+        raise InputError(f"unknown half precision {half!r}; choose one of: {', '.join(HALVES)}")
+    made: Recipe = import_torch_room("refdiff.calibration.precision", PURPOSE).half_recipe(
+        bundle.path, model=bundle.spec.name, sources=bundle.manifest.sources, half=half
     )
-    bad: tuple[BadRange, ...] = ()
-    if recipe.quantised is not None:
-        left = (*recipe.left, *recipe.single, *recipe.quantised.weights_alone)
-        bad = bad_ranges(probe, path, recipe.quantised, feeds, left=left)
-    result = _with(result, graph, found)
-    return _after_trials(probe, path, dataclasses.replace(result, bad_ranges=bad), graph, feeds)
+    return made
 
 
-def _after_trials(
-    probe: Probe, path: Path, audit: GraphAudit, graph: ir.Graph, feeds: Sequence[Mapping[str, Array]]
-) -> GraphAudit:
-    """The audit, completed by what is lost when the graph is run in half precision."""
-    for trial in range(_MOST_TRIALS):
-        half = dataclasses.replace(audit.recipe, quantised=None)
-        tensors = simulated(probe, path, half, feeds)
-        lost = lost_in_trial(graph, tensors, islands=_islands(graph, half))
-        audit = dataclasses.replace(audit, deviations=tensors, lost=tuple(each.node for each in lost))
-        if trial == _MOST_TRIALS - 1 or all(each.covered for each in lost):
-            break
-        audit = _with(audit, graph, lost)
-    return audit
+def chosen_graphs(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The graphs to look at, in the recipe's order.
+
+    Raises:
+        InputError: one that has no entry in recipes.
+    """
+    for name in wanted:
+        if name == "unet_taps":
+            raise InputError("unet_taps has no recipe of its own: it is cut out of unet; name unet")
+        if name not in recipe.graphs:
+            raise InputError(f"unknown graph {name!r}; choose one of: {', '.join(recipe.graphs)}")
+    return tuple(name for name in recipe.graphs if not wanted or name in wanted)
 
 
-def _with(audit: GraphAudit, graph: ir.Graph, found: Sequence[Finding]) -> GraphAudit:
-    """The audit with more findings, and what they propose in its recipe."""
-    rules = proposed(graph, found, audit.recipe.half)
-    return dataclasses.replace(
-        audit,
-        findings=(*audit.findings, *found),
-        proposed=(*audit.proposed, *rules),
-        recipe=dataclasses.replace(audit.recipe, fp32=(*audit.recipe.fp32, *rules)),
-    )
+def _audit(bundle: Bundle, recipe: Recipe, name: str, store: FeedStore, tell: Progress) -> GraphAudit:
+    tell(f"{name}: looking at every tensor")
+    module = import_torch_room("refdiff.calibration.graph_audit", PURPOSE)
+    probe = import_torch_room("refdiff.engines.intermediate_tensors", PURPOSE).probe
+    records = thinned_records(store, name, MOST_RECORDS)
+    audited: GraphAudit = module.audit_graph(probe, bundle.graph_path(name), recipe.graphs[name], records)
+    return audited
 
 
-def _islands(graph: ir.Graph, recipe: GraphRecipe) -> frozenset[str]:
-    return closed(graph, named(recipe.single, _names(graph), where=str(graph.name)))
-
-
-def _names(graph: ir.Graph) -> frozenset[str]:
-    return frozenset(node.name or "" for node in graph)
+def _warnings(store: FeedStore) -> list[str]:
+    if len(store.finished) > 1:
+        return []
+    return ["one question only: tensors may reach further on others; record more (refdiff calibrate)"]

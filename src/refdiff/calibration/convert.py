@@ -1,66 +1,263 @@
-"""One fp32 graph and its recipe in, the graph in fewer bits out: the passes in their order."""
+"""`convert`: an fp32 bundle in, the same bundle in fewer bits out, each graph measured before it counts.
+
+A graph stays in eight bits only inside its committed tolerance and, where a device can be timed, when it is
+faster there; otherwise it is written in half precision, and the recipe in the bundle says why. A
+half-precision graph outside its tolerance stops the command.
+"""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-import onnx_ir as ir
-from onnx_ir.passes.common import DeduplicateInitializersPass
+from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
+from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, writing_bundle
+from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
+from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
+from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.parity import Parity, parity, recorded_part
+from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.recipe import QUANTISED, RECIPE_NAME, GraphRecipe, Recipe, Rule
+from refdiff.contracts.session import Array
+from refdiff.engines.factory import lean_session
+from refdiff.errors import BundleError, GateError, InputError, RefdiffError
 
-from refdiff.calibration.half import HalfPrecision, Weights
-from refdiff.calibration.islands import closed
-from refdiff.calibration.lazy_weights import SMALL_BYTES
-from refdiff.calibration.quantise import Quantise
-from refdiff.calibration.smooth import Smooth
-from refdiff.contracts.recipe import GraphRecipe, matching, named, on_half_weights
+if TYPE_CHECKING:
+    from types import ModuleType
 
-EXTERNAL_FROM_BYTES = 256
-"""Smaller tensors stay inside the ONNX file; the others of `unet` are shared with `unet_taps`."""
+    from refdiff.contracts.bundle import GoldenTensors, Manifest
+
+PURPOSE = "changing the precision"
 
 
-def convert_graph(source: Path, target: Path, recipe: GraphRecipe) -> None:
-    """Write `target` and its weights beside it, `<target>.data`; one weight is in memory at a time.
+class Clock(Protocol):
+    """Times graphs on a device; see `refdiff.engines.trt.latency_race.DeviceClock`."""
+
+    where: str
+    """Device and TensorRT, for a person."""
+
+    def medians_ms(
+        self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array], *, scratch: Path
+    ) -> dict[str, float]:
+        """Name -> median of the milliseconds a form of the graph takes, all run in turns."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """One graph as it was written."""
+
+    recipe: GraphRecipe
+    parity: Mapping[str, Parity]
+    """Output -> how close it comes to torch on the golden feeds."""
+    refused: str | None = None
+    """Why it is not in eight bits though that was asked; None when it is, or was not."""
+    timed: str | None = None
+    """What a device said of its eight bits, or why it said nothing; None where it was not asked."""
+
+
+def convert(
+    bundle: Path | str,
+    recipe: Recipe,
+    *,
+    precision: str,
+    output: Path,
+    overwrite: bool = False,
+    clock: Clock | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the bundle `output`: the graphs of an fp32 bundle, as a recipe says.
+
+    Args:
+        bundle: an fp32 bundle.
+        recipe: of the same weights.
+        precision: what the bundle is called, as long as any graph is in it.
+        output: where the new bundle will be; it appears whole or not at all.
+        overwrite: replace a bundle that is there.
+        clock: of the device that eight bits have to be faster on; None looks at accuracy alone.
+        progress: told one line for each graph.
 
     Raises:
-        InputError: the recipe names nodes the graph does not have, or a weight does not fit into half
-            precision.
+        BundleError: the bundle is missing or damaged.
+        InputError: it is not in fp32, the recipe is of other weights or names unknown nodes, or a weight does
+            not fit into half precision.
+        GateError: a half-precision graph is outside its tolerance.
     """
-    model = converted_model(source, recipe)
-    DeduplicateInitializersPass(size_limit=SMALL_BYTES)(model)  # the exporter repeats masks and tables
-    _forget_what_follows(model)
-    ir.save(model, target, external_data=f"{target.name}.data", size_threshold_bytes=EXTERNAL_FROM_BYTES)
+    tell, source = progress or silent, open_bundle(bundle)
+    check_source(source)
+    check_recipe(source, recipe)
+    passes = import_torch_room("refdiff.passes.convert", PURPOSE)
+    golden, contract = source.golden(), graph_contract(source.spec)
+    with writing_bundle(output, overwrite=overwrite) as draft:
+        written: dict[str, Converted] = {}
+        gated = _Gated(passes, source, draft.path, golden, clock)
+        for name in GRAPHS:
+            if name == "unet_taps":
+                _cut(source, draft.path)
+                measured = _measured(draft.path, name, golden)
+                written[name] = dataclasses.replace(written["unet"], parity=measured)
+            else:
+                written[name] = gated.convert(name, recipe.graphs[name])
+            tell(_line(name, written[name], asked=precision))
+        for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME):
+            shutil.copyfile(source.path / name, draft.path / name)
+        kept = {each.recipe.precision for each in written.values()}
+        final = dataclasses.replace(recipe, graphs={name: written[name].recipe for name in recipe.graphs})
+        (draft.path / RECIPE_NAME).write_text(final.to_text(), encoding="utf-8")
+        return draft.describe(
+            spec=source.spec,
+            precision=precision if precision in kept else written["unet"].recipe.precision,
+            sources=source.manifest.sources,
+            versions=source.manifest.versions,
+            graphs={
+                name: GraphRecord(
+                    files=_files(draft.path, name),
+                    precision=each.recipe.precision,
+                    inputs=contract[name].inputs,
+                    outputs=contract[name].outputs,
+                    recipe=RECIPE_NAME,
+                    parity=dict(each.parity),
+                )
+                for name, each in written.items()
+            },
+            random_seed=source.manifest.random_seed,
+        )
 
 
-def _forget_what_follows(model: ir.Model) -> None:
-    """Inner tensors lose their types and get short names: half of a small graph's file.
+def check_source(bundle: Bundle) -> None:
+    """Only an fp32 bundle can be converted: bits that are gone do not come back.
 
-    Types and shapes follow from the nodes, which keep the names of their modules; tensors and the scales of
-    Q/DQ repeat those. Weights keep their names, and their types in their tensors.
+    Raises:
+        InputError: it is of another precision.
     """
-    graph = model.graph
-    kept = {id(value) for value in (*graph.outputs, *graph.inputs)}
-    taken = {*graph.initializers, *(value.name for value in (*graph.outputs, *graph.inputs))}
-    short = (name for number in itertools.count() if (name := f"t{number}") not in taken)
-    for value in (*graph.initializers.values(), *(value for node in graph for value in node.outputs)):
-        if id(value) not in kept:
-            scalar = value.const_value is not None and not value.const_value.shape
-            value.type, value.shape = None, None
-            if scalar or not value.is_initializer():
-                value.name = next(short)
+    if bundle.manifest.precision != "fp32":
+        raise InputError(
+            f"{bundle.path} is in {bundle.manifest.precision}, expected fp32; "
+            "convert the bundle it was made from"
+        )
 
 
-def converted_model(source: Path, recipe: GraphRecipe, *, weights: Weights = "stored") -> ir.Model:
-    """The converted graph; its weights are computed when they are asked for."""
-    model = ir.load(source)
-    names = frozenset(node.name or "" for node in model.graph)
-    islands = closed(model.graph, named(recipe.single, names, where=source.stem))
-    cast = on_half_weights(recipe, names, where=source.stem)
-    if recipe.quantised is not None:
-        left = named(recipe.left, names, where=source.stem)
-        nodes = matching(recipe.quantised.nodes, names, where=source.stem) - left - islands
-        alone = nodes & named(recipe.quantised.weights_alone, names, where=source.stem)
-        Smooth(recipe.quantised.smoothing, nodes - alone)(model)
-        Quantise(recipe.quantised, nodes, alone)(model)
-    HalfPrecision(recipe.half, islands, half_weights=cast, weights=weights)(model)
-    return model
+def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
+    """A recipe fits the bundle it was made for alone.
+
+    Raises:
+        InputError: it is of another model or other weights, or misses a graph.
+    """
+    if recipe.model != bundle.spec.name or dict(recipe.sources) != dict(bundle.manifest.sources):
+        raise InputError(
+            f"the recipe was made for {recipe.model} with other weights than {bundle.path} holds "
+            f"({bundle.spec.name}); make one for this bundle with: refdiff audit {bundle.path}"
+        )
+    expected = [name for name in GRAPHS if name != "unet_taps"]
+    if sorted(recipe.graphs) != sorted(expected):
+        raise InputError(
+            f"the recipe has graphs {', '.join(sorted(recipe.graphs)) or 'none'}, "
+            f"expected exactly {', '.join(sorted(expected))}"
+        )
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """Writes graphs into a draft; eight bits that are too inexact, or no faster, become half precision."""
+
+    passes: ModuleType
+    source: Bundle
+    folder: Path
+    golden: GoldenTensors
+    clock: Clock | None
+
+    def convert(self, name: str, wanted: GraphRecipe) -> Converted:
+        """Write one graph, measure it, and write it again in half precision if eight bits do not pay."""
+        self.passes.convert_graph(self.source.graph_path(name), self.folder / f"{name}.onnx", wanted)
+        measured = _measured(self.folder, name, self.golden)
+        complaint = _complaint(measured, graph_tolerance(wanted.precision, name))
+        if wanted.quantised is None:
+            if complaint is not None:
+                raise GateError(
+                    f"{name} in {wanted.half}: {complaint}; nothing was written. Find the nodes that need "
+                    f"fp32 with: refdiff bisect {self.source.path} --graph {name}"
+                )
+            return Converted(recipe=wanted, parity=measured)
+        half, timed = dataclasses.replace(wanted, quantised=None), None
+        if complaint is None and self.clock is not None:
+            complaint, timed = self._raced(self.clock, name, wanted, half)
+        if complaint is None:
+            return Converted(recipe=wanted, parity=measured, timed=timed)
+        reason = f"in {wanted.quantised.type} {complaint}"
+        rule = Rule(nodes=tuple(wanted.quantised.nodes), because=reason, origin="gate")
+        again = self.convert(name, dataclasses.replace(half, left=(*wanted.left, rule)))
+        return dataclasses.replace(again, refused=reason)
+
+    def _raced(
+        self, clock: Clock, name: str, wanted: GraphRecipe, half: GraphRecipe
+    ) -> tuple[str | None, str | None]:
+        """Whether the written graph is slower than its half-precision form: a complaint, or what was seen."""
+        graph, (feeds, _) = graph_contract(self.source.spec)[name], self.golden[name]
+        with tempfile.TemporaryDirectory(prefix=".half.", dir=self.folder) as temporary:
+            scratch = Path(temporary)
+            rival = scratch / f"{name}.onnx"
+            self.passes.convert_graph(self.source.graph_path(name), rival, half)
+            forms = {wanted.precision: self.folder / f"{name}.onnx", half.precision: rival}
+            try:
+                times = clock.medians_ms(graph, forms, feeds, scratch=scratch)
+            except RefdiffError as error:
+                return None, f"not timed: {error}"
+            ours, theirs = times[wanted.precision], times[half.precision]
+            said = f"{ours:.3f} ms, in {half.precision} {theirs:.3f} ms ({clock.where})"
+            if ours < theirs:
+                return None, said
+            fault = _complaint(_measured(scratch, name, self.golden), graph_tolerance(half.precision, name))
+        if fault is None:
+            return f"takes {said}", None
+        return None, f"{said}: slower, and kept, for {half.precision} is outside its tolerance: {fault}"
+
+
+def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parity]:
+    """How close the written graph comes to torch on the golden feeds, every half-precision result rounded."""
+    if name not in golden:
+        raise BundleError(f"graph {name} has no golden record; export the bundle again")
+    lean, rounded = lean_session(), import_torch_room("refdiff.passes.round_half", PURPOSE)
+    feeds, expected = golden[name]
+    batch = len(next(iter(feeds.values())))
+    session = lean(rounded.rounded_model(folder / f"{name}.onnx", batch=batch), folder=folder)
+    results = session.run(feeds, tuple(expected))
+    return {key: parity(recorded_part(results[key], record), record) for key, record in expected.items()}
+
+
+def _complaint(measured: Mapping[str, Parity], tolerance: GraphTolerance) -> str | None:
+    """The first output outside the tolerance, in words."""
+    for output, closeness in measured.items():
+        if not closeness.error <= tolerance.error:
+            return f"{output} is {closeness.error:.1e} of its range from torch, allowed {tolerance.error:.0e}"
+        if not closeness.correlation >= tolerance.correlation:
+            return (
+                f"{output} correlates {closeness.correlation:.5f} with torch, "
+                f"expected {tolerance.correlation:g} or more"
+            )
+    return None
+
+
+def _cut(source: Bundle, folder: Path) -> None:
+    module = import_torch_room("refdiff.passes.early_exit", PURPOSE)
+    contract = graph_contract(source.spec)
+    module.cut_taps(folder / "unet.onnx", contract["unet_taps"], cut_after=source.spec.diffusion.cut_after)
+
+
+def _files(folder: Path, name: str) -> tuple[str, ...]:
+    data = f"{'unet' if name == 'unet_taps' else name}.onnx.data"
+    return tuple(each for each in (f"{name}.onnx", data) if (folder / each).exists())
+
+
+def _line(name: str, converted: Converted, *, asked: str) -> str:
+    allowed = graph_tolerance(converted.recipe.precision, name).error
+    worst = max((each.error for each in converted.parity.values()), default=0.0)
+    text = f"{name}: {converted.recipe.precision}, {worst:.1e} of its range from torch, allowed {allowed:.0e}"
+    if asked in QUANTISED and converted.recipe.quantised is None and converted.refused is None:
+        text += " (not in eight bits, by rule)"
+    text = text if converted.timed is None else f"{text}; {converted.timed}"
+    return text if converted.refused is None else f"{text} (kept out of eight bits: {converted.refused})"

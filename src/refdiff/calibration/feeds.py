@@ -15,8 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from refdiff.calibration.array_folder import CURE, ArrayFolder, is_draft, write_whole
-from refdiff.calibration.feed_index import Entry, FeedIndex, first_difference, plain
+from refdiff.calibration.feed_files import (
+    CURE,
+    ArrayFolder,
+    Entry,
+    FeedIndex,
+    first_difference,
+    is_draft,
+    plain,
+    write_whole,
+)
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 

@@ -17,7 +17,7 @@ Reduction: TypeAlias = "Callable[[ir.Value], Sequence[ir.Node]]"
 
 
 class Probe(Protocol):
-    """See `refdiff.engines.probe.probe`, the one there is."""
+    """See `refdiff.engines.intermediate_tensors.probe`, the one there is."""
 
     def __call__(
         self,

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from refdiff.calibration.convert import converted_model
-from refdiff.calibration.headroom import is_single
+from refdiff.calibration.dynamic_range import is_single
 from refdiff.calibration.probing import Probe
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.session import Array
+from refdiff.passes.convert import converted_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,12 +28,12 @@ def audit(
 
     Exit code 1 if something is left that no recipe mends: NaN or infinity in fp32, or ranges that do not fit.
     """
-    from refdiff import api
+    from refdiff.calibration import audit
     from refdiff.cli.precision_tables import of_audit
 
     target = output or Path(f"{Path(bundle).resolve().name}-recipe.json")
     with working() as tell:
-        report = api.audit(
+        report = audit.audit(
             bundle,
             output=target,
             recipe=recipe,

@@ -30,12 +30,12 @@ def bisect(
 
     BUNDLE is the fp32 bundle; --recipe is what breaks it. Exit code 1 if the graph is broken in fp32.
     """
-    from refdiff import api
+    from refdiff.calibration import bisect
     from refdiff.cli.precision_tables import of_bisection
 
     target = output or Path(f"{Path(bundle).resolve().name}-{graph}-recipe.json")
     with working() as tell:
-        report = api.bisect(
+        report = bisect.bisect(
             bundle,
             graph=graph,
             output=target,

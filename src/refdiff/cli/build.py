@@ -1,14 +1,106 @@
-"""The verb `build`; see `verbs` for the pattern."""
+"""What people read of a build and of a lint; see `tables`.
+
+The verb `build`; see `verbs` for the pattern.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refdiff.cli.app import BundleName, Json, app
 from refdiff.cli.output import note, print_answer, working
+from refdiff.cli.tables import _group, _size, _table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from refdiff.engines.build import BuildReport
+    from refdiff.engines.lint import LintReport
+    from refdiff.engines.trt.attention_blocks import AttentionBlock
+
+
+def of_build(report: BuildReport, *, fusion: bool = False) -> RenderableType:
+    """One row per plan, and under it where they are; with `fusion` one row per attention as well."""
+    table = _table("=graph", "precision", ">plan", ">activations", ">fused", ">seconds", "", "=key")
+    for built in report.graphs:
+        side_car = built.side_car
+        activations = side_car.activation_bytes
+        table.add_row(
+            side_car.identity.graph,
+            side_car.identity.precision,
+            _size(side_car.plan_bytes),
+            "–" if activations is None else _size(activations),
+            _fused(side_car.attention),
+            f"{side_car.seconds:.1f}",
+            "kept" if built.reused else "built",
+            side_car.identity.key[:12],
+        )
+    folders = sorted({str(built.plan.parent) for built in report.graphs})
+    return _group(
+        f"{report.bundle}   {report.flavour} {report.version} ({report.reason}), for "
+        f"{', '.join(report.targets)}; GPU here: {report.device or 'none'}",
+        table,
+        *(
+            [_of_attention((g.side_car.identity.graph, g.side_car.attention) for g in report.graphs)]
+            if fusion
+            else []
+        ),
+        *(f"plans, side-cars and build logs: {folder}" for folder in folders),
+    )
+
+
+def of_lint(report: LintReport, *, fusion: bool = False) -> RenderableType:
+    """One row per complaint and risk, and one for a graph without; with `fusion` one row per attention."""
+    table = _table("=graph", "precision", ">layers", "verdict", "where", "why")
+    for graph in report.graphs:
+        head = (graph.graph, graph.precision, str(graph.layers))
+        rows = [
+            *(
+                ("REFUSED", f"{each.node} {each.operator}", f"{each.reason}; {each.cure}")
+                for each in graph.refusals
+            ),
+            *((each.rule, each.layer, each.because) for each in graph.findings),
+        ] or [("ok", "", "")]
+        for number, row in enumerate(rows):
+            table.add_row(*(("", "", "") if number else head), *row)
+    verdict = "the parser takes every graph" if report.passed else "REFUSED"
+    return _group(
+        f"{report.bundle}   {report.flavour} {report.version} ({report.reason})",
+        table,
+        *([_of_attention((graph.graph, graph.attention) for graph in report.graphs)] if fusion else []),
+        verdict,
+    )
+
+
+def _of_attention(graphs: Iterable[tuple[str, tuple[AttentionBlock, ...]]]) -> RenderableType:
+    """One row per attention: whether one kernel computes it."""
+    table = _table("=graph", "=softmax", "fused", "why not")
+    for name, blocks in graphs:
+        for number, block in enumerate(blocks):
+            table.add_row(
+                "" if number else name,
+                block.softmax,
+                _verdict(block),
+                "; ".join(block.obstacles) or ("TensorRT's own choice" if block.fused is False else ""),
+            )
+    return table
+
+
+def _verdict(block: AttentionBlock) -> str:
+    if block.fused is None:
+        return "cannot be" if block.obstacles else "can be"
+    return "yes" if block.fused else "NO"
+
+
+def _fused(blocks: tuple[AttentionBlock, ...]) -> str:
+    """How many attentions of a plan are fused, of how many."""
+    if not blocks or any(block.fused is None for block in blocks):
+        return "?" if blocks else "–"
+    return f"{sum(bool(block.fused) for block in blocks)} of {len(blocks)}"
 
 
 @app.command()
@@ -56,14 +148,14 @@ def build(
     tensorrt builds on the GPU it builds for; tensorrt-rtx needs none. With --lint, exit code 1 if the parser
     refuses a graph.
     """
-    from refdiff import api
-    from refdiff.cli.build_tables import of_build
-    from refdiff.engines.trt.options import parse_size
+    from refdiff.engines.build import BUILT_PROFILES
+    from refdiff.engines.build import build as build_plans
+    from refdiff.engines.trt.options import BuildOptions, parse_size
 
     if lint:
         _lint(bundle, flavour, graph or (), size=size, fusion=fusion, as_json=as_json)
         return
-    options = api.BuildOptions(
+    options = BuildOptions(
         compute_capabilities=_listed(compute_capability),
         workspace_bytes=None if workspace is None else parse_size(workspace),
         timing_cache=timing_cache,
@@ -73,11 +165,11 @@ def build(
         hardware_compatible=hardware_compatible,
     )
     with working() as tell:
-        report = api.build(
+        report = build_plans(
             bundle,
             flavour=flavour,
             graphs=graph or (),
-            profiles=profile or api.BUILT_PROFILES,
+            profiles=profile or BUILT_PROFILES,
             options=options,
             size=size,
             force=force,
@@ -95,11 +187,10 @@ def _lint(
     fusion: bool,
     as_json: bool,
 ) -> None:
-    from refdiff import api
-    from refdiff.cli.build_tables import of_lint
+    from refdiff.engines import lint
 
     with working() as tell:
-        report = api.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=tell)
+        report = lint.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=tell)
     print_answer(report.to_json(), lambda: of_lint(report, fusion=fusion), as_json=as_json)
     if not report.passed:
         note(f"error: {report.flavour} refuses a graph")

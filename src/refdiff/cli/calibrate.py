@@ -1,14 +1,37 @@
-"""The verb `calibrate`; see `verbs` for the pattern."""
+"""What people read of a calibration; see `tables`.
+
+The verb `calibrate`; see `verbs` for the pattern.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, app
 from refdiff.cli.output import note, note_backend, print_answer, working
+from refdiff.cli.tables import _group, _size, _table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from refdiff.calibration.calibrate import CalibrationReport
+
+
+def of_calibration(report: CalibrationReport) -> RenderableType:
+    """One row per graph, and under it what was asked and where the recording is."""
+    table = _table("=graph", ">recorded runs")
+    for name, count in report.graphs.items():
+        table.add_row(name, str(count))
+    earlier = f", {report.resumed} of them recorded earlier" if report.resumed else ""
+    return _group(
+        f"{report.bundle}   {report.model} on {report.backend}, {', '.join(report.profiles)}, {report.mode}",
+        table,
+        f"{report.new + report.resumed} questions on {report.pictures} pictures{earlier}",
+        f"{report.feeds}   {_size(report.size_bytes)}, {report.seconds:.1f} s",
+    )
 
 
 @app.command()
@@ -40,18 +63,17 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on."""
-    from refdiff import api
-    from refdiff.cli.calibration_tables import of_calibration
+    from refdiff.calibration import calibrate
 
     with working() as tell:
-        report = api.calibrate(
+        report = calibrate.calibrate(
             bundle,
             images=images,
             phrases=phrases,
             output=output or Path(f"{Path(bundle).resolve().name}-feeds"),
             count=count,
             seed=seed,
-            profiles=profile or api.CALIBRATED_PROFILES,
+            profiles=profile or calibrate.CALIBRATED_PROFILES,
             mode=mode,
             most_runs=most_runs or None,
             backend=backend,

@@ -12,7 +12,18 @@ from typing import NoReturn, cast
 
 import typer
 
-from refdiff.cli import audit, bisect, build, calibrate, check, doctor, profile, segment, sensitivity, verbs  # noqa: F401 - their verbs join the app
+from refdiff.cli import (  # noqa: F401 - their verbs join the app
+    audit,
+    bisect,
+    build,
+    calibrate,
+    check,
+    doctor,
+    profile,
+    segment,
+    sensitivity,
+    verbs,
+)
 from refdiff.cli.app import app
 from refdiff.cli.output import print_error
 from refdiff.errors import RefdiffError

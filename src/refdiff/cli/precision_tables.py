@@ -10,9 +10,10 @@ from refdiff.cli.tables import _group, _table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from refdiff.api import AuditReport, BisectReport
-    from refdiff.calibration.audit import GraphAudit
-    from refdiff.calibration.output_trials import Outcome
+    from refdiff.calibration.audit import AuditReport
+    from refdiff.calibration.bisect import BisectReport
+    from refdiff.calibration.graph_audit import GraphAudit
+    from refdiff.calibration.output_tolerance import Outcome
 
 
 def of_audit(report: AuditReport, written: Path | None) -> RenderableType:

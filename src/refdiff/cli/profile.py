@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, Json, Memory, Mode, Overwrite, Profile, Threads, app
+from refdiff.cli.app import (
+    Backend,
+    Json,
+    Memory,
+    Mode,
+    Overwrite,
+    Profile,
+    Threads,
+    app,
+)
 from refdiff.cli.output import note, note_backend, print_answer, working
 
 
@@ -53,8 +62,9 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Say where the milliseconds of a bundle go, or whether one such record is slower than another."""
-    from refdiff import api
     from refdiff.cli.profile_tables import of_profile
+    from refdiff.profiling.profile import profile as profile_bundle
+    from refdiff.profiling.records import profile_outputs, save_profile
 
     if compare is not None:
         measuring = {
@@ -70,9 +80,9 @@ def profile(
         return
     if bundle is None:
         raise typer.BadParameter("name a bundle, or two records to --compare")
-    api.profile_outputs(html=html, trace=trace, overwrite=overwrite)
+    profile_outputs(html=html, trace=trace, overwrite=overwrite)
     with working() as tell:
-        report = api.profile(
+        report = profile_bundle(
             bundle,
             image=image,
             phrase=phrase,
@@ -88,7 +98,7 @@ def profile(
             compare_backends=compare_backends,
             progress=tell,
         )
-        files = api.save_profile(report, html=html, trace=trace, overwrite=overwrite)
+        files = save_profile(report, html=html, trace=trace, overwrite=overwrite)
     note_backend(backend, str(report.options["backend"]), report.backend_reason)
     for kind, path in files.items():
         note(f"{kind}: {path}")
@@ -96,13 +106,13 @@ def profile(
 
 
 def _compare(records: tuple[Path, Path], bundle: str | None, *, allow_different: bool, as_json: bool) -> None:
-    from refdiff import api
     from refdiff.cli.profile_tables import of_comparison
     from refdiff.errors import GateError
+    from refdiff.profiling.records import compare_profiles
 
     if bundle is not None:
         raise typer.BadParameter(f"--compare takes two records and no bundle, got {bundle}; leave it out")
-    compared = api.compare_profiles(*records, allow_different=allow_different)
+    compared = compare_profiles(*records, allow_different=allow_different)
     print_answer(compared.to_json(), lambda: of_comparison(compared), as_json=as_json)
     try:
         compared.require()

@@ -11,16 +11,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from refdiff.api import ProfileReport
-    from refdiff.api.profile_report import GraphLayers
     from refdiff.profiling.comparison import Comparison
+    from refdiff.profiling.report import GraphLayers, ProfileReport
 
 _LAYERS_SHOWN = 20
 
 
 def of_profile(report: ProfileReport) -> RenderableType:
     """Stages, graphs, cold start and layers as tables; the rest as lines."""
-    from refdiff.api.profile_words import facts
+    from refdiff.profiling.words import facts
 
     parts: list[RenderableType | str] = [_head(report), _stages(report), _graphs(report), _cold(report)]
     if report.layers:
@@ -69,7 +68,7 @@ def _head(report: ProfileReport) -> str:
 
 
 def _stages(report: ProfileReport) -> Table:
-    from refdiff.api.profile_words import STAGE_HEAD, stage_rows
+    from refdiff.profiling.words import STAGE_HEAD, stage_rows
 
     table = _table(*(f"={name}" for name in STAGE_HEAD[:2]), *(f">{name}" for name in STAGE_HEAD[2:]))
     shown = None
@@ -80,7 +79,7 @@ def _stages(report: ProfileReport) -> Table:
 
 
 def _graphs(report: ProfileReport) -> Table:
-    from refdiff.api.profile_words import graph_head, graph_rows
+    from refdiff.profiling.words import graph_head, graph_rows
 
     first, *others = graph_head(report)
     table = _table(f"={first}", *(f">{name}" for name in others))
@@ -90,7 +89,7 @@ def _graphs(report: ProfileReport) -> Table:
 
 
 def _contests(report: ProfileReport) -> Table:
-    from refdiff.api.profile_words import CONTEST_HEAD, contest_rows
+    from refdiff.profiling.words import CONTEST_HEAD, contest_rows
 
     table = _table(
         *(f"={name}" for name in CONTEST_HEAD[:2]), *(f">{name}" for name in CONTEST_HEAD[2:-1]), ""

@@ -1,14 +1,36 @@
-"""The verb `sensitivity`; see `verbs` for the pattern."""
+"""What people read of a sensitivity measurement; see `tables`.
+
+The verb `sensitivity`; see `verbs` for the pattern.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refdiff.cli.app import BundleName, Json, Overwrite, Profile, app
 from refdiff.cli.output import print_answer, working
+from refdiff.cli.tables import _group, _table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from refdiff.calibration.block_costs import SensitivityReport
+
+
+def of_sensitivity(report: SensitivityReport) -> RenderableType:
+    """One row per block, costliest first."""
+    table = _table("=graph", "=block", ">nodes", ">mIoU", ">cost, points")
+    for cost in report.costs:
+        row = (cost.graph, cost.block, str(len(cost.nodes)), f"{cost.miou:.4f}", f"{cost.cost_points:+.2f}")
+        table.add_row(*row)
+    return _group(
+        f"{report.type}, profile {report.profile}, {report.count} scenes, compared with {report.truth}",
+        table,
+        f"all in half precision: mIoU {report.half_miou:.4f}",
+    )
 
 
 @app.command()
@@ -26,15 +48,14 @@ def sensitivity(
     as_json: Json = False,
 ) -> None:
     """Measure what each block costs in task accuracy when it alone is held in eight bits."""
-    from refdiff import api
-    from refdiff.api.cost_chart import draw_costs
-    from refdiff.api.files import check_targets, write_files
-    from refdiff.cli.sensitivity_tables import of_sensitivity
+    from refdiff.calibration import precision
+    from refdiff.calibration.block_costs import draw_costs
+    from refdiff.contracts.atomic_io import check_targets, write_files
 
     if picture is not None:
         check_targets([picture], overwrite=overwrite)
     with working() as tell:
-        report = api.sensitivity(
+        report = precision.sensitivity(
             bundle, type=kind, feeds=feeds, count=count, profile=profile, method=ranges, progress=tell
         )
         if picture is not None:

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from refdiff.api import DemoReport, FetchReport, Inspection
+    from refdiff.batch.demo import DemoReport
     from refdiff.contracts.graphs import TensorSpec
+    from refdiff.contracts.inspection import Inspection
+    from refdiff.models.fetch import FetchReport
 
 
 def of_demo(report: DemoReport) -> RenderableType:

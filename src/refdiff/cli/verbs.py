@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from refdiff.cli import tables
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Profile, Threads, app
+from refdiff.cli.app import (
+    Backend,
+    BundleName,
+    Json,
+    Mode,
+    Overwrite,
+    Profile,
+    Threads,
+    app,
+)
 from refdiff.cli.output import note, note_backend, print_answer, working
 
 
@@ -28,10 +37,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """See it work, offline: segment sample scenes with the built-in models."""
-    from refdiff import api
+    from refdiff.batch import demo
 
     with working() as tell:
-        report = api.demo(
+        report = demo.demo(
             output, bundle=bundle, backend=backend, profile=profile, mode=mode, threads=threads, progress=tell
         )
     shown = report.scenes[0].answer
@@ -99,9 +108,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn torch models, or an fp32 bundle, into a bundle of checked graphs (needs refdiff[export,cpu])."""
-    from refdiff import api
+    from refdiff.contracts.inspection import Inspection
+    from refdiff.export.export import export as export_model
+    from refdiff.models.choice import ModelChoice
 
-    choice = api.ModelChoice(
+    choice = ModelChoice(
         name=model,
         diffusion=diffusion,
         sam=sam,
@@ -116,7 +127,7 @@ def export(
     )
     folder = output or Path(f"{Path(choice.title).name}-{precision}")
     with working() as tell:
-        manifest = api.export(
+        manifest = export_model(
             choice,
             precision=precision,
             recipe=recipe,
@@ -131,17 +142,17 @@ def export(
         )
     if manifest.random_seed is not None:
         note("note: the weights are random; this bundle is for measuring time and memory only")
-    inspection = api.Inspection(path=folder, manifest=manifest)
+    inspection = Inspection(path=folder, manifest=manifest)
     print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
 
 
 @app.command()
 def inspect(bundle: BundleName, as_json: Json = False) -> None:
     """Say what a bundle is, after verifying every file in it."""
-    from refdiff import api
+    from refdiff.contracts.inspection import inspect as inspect_bundle
 
     with working():
-        inspection = api.inspect(bundle)
+        inspection = inspect_bundle(bundle)
     print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
 
 
@@ -167,16 +178,16 @@ def fetch(
     Exit code 3 if files are missing and could not be fetched: offline, or without an answer of the hub. A
     --dry-run that the hub answered ends with 0, whatever it would download: the plan was shown.
     """
-    from refdiff import api
+    from refdiff.models import fetch
 
     with working() as tell:
-        report = api.plan_fetch(model, to, revision=revision, offline=offline, progress=tell)
+        report = fetch.plan_fetch(model, to, revision=revision, offline=offline, progress=tell)
     if report.downloads and not dry_run:
         with working():  # on stderr: what is about to happen is not the answer
             print_answer({}, lambda: tables.of_fetch(report), as_json=False)
     if not dry_run:
         with working() as tell:
-            report = api.carry_out(report, tell)
+            report = fetch.carry_out(report, tell)
     print_answer(report.to_json(), lambda: tables.of_fetch(report), as_json=as_json)
     if report.problem is not None:
         note(f"error: {report.problem}")

@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from refdiff.contracts.bundle_draft import BundleDraft, hash_file, writing_bundle
+from refdiff.contracts.bundle_writer import BundleDraft, hash_file, writing_bundle
 from refdiff.contracts.manifest import (
     FORMAT_VERSION,
     GOLDEN_NAME,

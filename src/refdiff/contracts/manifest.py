@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any
 
-from refdiff.contracts.closeness import Parity
 from refdiff.contracts.graphs import TensorSpec
+from refdiff.contracts.parity import Parity
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
 

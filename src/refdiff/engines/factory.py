@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.session import Measure, Session
-from refdiff.engines.trt.choice import TENSORRT, open_plans, prefer_plans
+from refdiff.engines.trt.open import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from refdiff.engines.lean import LeanSession
+    from refdiff.engines.ort import LeanSession
 
 Backend = Literal["auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rounded", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -183,7 +183,7 @@ def import_ort(backend: str) -> ModuleType:
         from refdiff.engines import ort
 
         if backend == "ort-rounded":
-            import_module("refdiff.engines.rounded")
+            import_module("refdiff.passes.round_half")
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
@@ -205,6 +205,6 @@ def lean_session() -> type[LeanSession]:
         MissingDependencyError: ONNX Runtime is not installed.
     """
     import_ort("ort-cpu")
-    from refdiff.engines.lean import LeanSession
+    from refdiff.engines.ort import LeanSession
 
     return LeanSession

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.contracts.bundle import GraphRecord, Manifest, writing_bundle
-from refdiff.contracts.closeness import Parity
 from refdiff.contracts.graphs import GraphSpec, graph_contract
+from refdiff.contracts.parity import Parity
 from refdiff.contracts.session import Array, SessionFactory
 from refdiff.errors import InputError
-from refdiff.export.early_exit import cut_taps
-from refdiff.export.gate import OpenGraph, check_graph, tolerance
 from refdiff.export.onnx_export import data_name, export_graph
-from refdiff.export.recording import Record, Recorder
-from refdiff.export.stages import STAGES, Stage
-from refdiff.export.torch_sessions import TorchSessions
-from refdiff.export.wrappers import clip_positions, wrap
+from refdiff.export.rehearsal import STAGES, Stage
+from refdiff.export.verify import OpenGraph, Record, Recorder, check_graph, tolerance
+from refdiff.export.wrappers import TorchSessions, clip_positions, wrap
+from refdiff.passes.early_exit import cut_taps
 
 if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack

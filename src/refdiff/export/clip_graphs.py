@@ -1,4 +1,11 @@
-"""CLIP's graphs: text vectors, and image vectors for crops and masked attention alike (METHOD §3, §5, §6).
+"""Attention under an additive mask, written out so that it exports to plain products and one softmax.
+
+Q is scaled before the product, and a blocked pair carries a finite value: exact in half precision, no NaN
+where a whole row is blocked (FIELD §2, §4).
+
+Axes: b = batch, t = tokens, w = width = heads * head width.
+
+CLIP's graphs: text vectors, and image vectors for crops and masked attention alike (METHOD §3, §5, §6).
 
 Both towers keep their weights and modules; only their attention is written out (see `masked_attention`).
 
@@ -13,11 +20,39 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from refdiff.contracts.graphs import BLOCKED
 from refdiff.errors import InputError
-from refdiff.export.masked_attention import causal_mask, masked_attention
 
 if TYPE_CHECKING:
     import open_clip
+
+
+def causal_mask(length: int) -> torch.Tensor:
+    """[1, t, t]: 0 where the key is the query or before it, `BLOCKED` after it."""
+    return torch.full((1, length, length), BLOCKED).triu(1)
+
+
+def masked_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *, heads: int
+) -> torch.Tensor:
+    """Softmax attention with one mask for all heads.
+
+    Args:
+        query: [b, t, w], not yet scaled.
+        key: [b, t, w].
+        value: [b, t, w].
+        mask: [b or 1, t, t], added to the logits.
+        heads: number of heads w is split into.
+
+    Returns:
+        [b, t, w], before the output projection.
+    """
+    width = query.shape[-1] // heads
+    query, key, value = (
+        states.unflatten(-1, (heads, width)).transpose(1, 2) for states in (query * width**-0.5, key, value)
+    )  # [b, heads, t, w / heads]
+    logits = query @ key.transpose(2, 3) + mask.unsqueeze(1)
+    return (logits.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):

@@ -1,22 +1,107 @@
-"""Stable Diffusion's graphs: text states, posterior moments, and the UNet with its taps (METHOD §4).
+"""Reading the cross-attention logits of a UNet while its attention stays one fused kernel.
+
+    mean over heads of q_h . k_h / sqrt(d)  =  (Q . K) / (heads * sqrt(d))      on the un-split Q and K
+
+(METHOD §4). Q is scaled before the product, in the tap and in the attention alike: the order TensorRT
+recognises, and the one that stays in range in half precision (FIELD §2).
+
+Axes: b = batch, q = queries (the grid, row-major), k = text tokens, w = heads * head width, l = layers.
+
+Stable Diffusion's graphs: text states, posterior moments, and the UNet with its taps (METHOD §4).
 
 Axes: b = batch, l = tapped layers, g = tap grid side, k = text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from refdiff.export.masked_attention import causal_mask, masked_attention
-from refdiff.export.taps import tapped
+from refdiff.errors import InputError
+from refdiff.export.clip_graphs import causal_mask, masked_attention
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
+
+TAPPED_ATTENTION = ".transformer_blocks.0.attn2"
+"""From a tapped layer's name to its cross-attention, in diffusers' names."""
+
+
+class FusedAttention:
+    """A diffusers attention processor: fused, Q scaled first; records its tap when given a place."""
+
+    def __init__(self, taps: dict[str, torch.Tensor] | None = None, layer: str = "") -> None:
+        self._taps = taps
+        self._layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend as diffusers' default processor does for [b, q, w] states without a mask."""
+        if hidden_states.ndim != 3 or attention_mask is not None or temb is not None:
+            raise InputError("FusedAttention takes [batch, tokens, width] states and no attention mask")
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        width = query.shape[-1] // attn.heads
+        query = query * width**-0.5
+        if self._taps is not None:
+            self._taps[self._layer] = (query * (1.0 / attn.heads)) @ key.transpose(1, 2)  # [b, q, k]
+        query, key, value = (
+            states.unflatten(-1, (attn.heads, width)).transpose(1, 2) for states in (query, key, value)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # [b, heads, q, w / heads]
+        out: torch.Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class TapReader:
+    """The logits one forward pass leaves behind."""
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self._layers = tuple(layers)
+        self.by_layer: dict[str, torch.Tensor] = {}
+
+    def stacked(self) -> torch.Tensor:
+        """[b, l, q, k], layers in the order they were asked for."""
+        return torch.stack([self.by_layer[layer] for layer in self._layers], dim=1)
+
+
+@contextmanager
+def tapped(unet: UNet2DConditionModel, layers: Sequence[str]) -> Iterator[TapReader]:
+    """While the block runs, every attention of `unet` is fused and the cross-attentions of `layers` are read.
+
+    Raises:
+        InputError: a layer that the UNet does not have.
+    """
+    modules: dict[str, Any] = dict(cast(nn.Module, unet).named_modules())
+    reader = TapReader(layers)
+    wanted = {layer + TAPPED_ATTENTION: layer for layer in layers}
+    unknown = [name for name in wanted if name not in modules]
+    if unknown:
+        raise InputError(
+            f"this UNet has no {unknown[0]}; name tapped layers as in down_blocks.2.attentions.0"
+        )
+    attentions = {name: m for name, m in modules.items() if name.endswith((".attn1", ".attn2"))}
+    before = {name: module.processor for name, module in attentions.items()}
+    try:
+        for name, module in attentions.items():
+            layer = wanted.get(name)
+            module.processor = FusedAttention() if layer is None else FusedAttention(reader.by_layer, layer)
+        yield reader
+    finally:
+        for name, module in attentions.items():
+            module.processor = before[name]
 
 
 class SdText(nn.Module):

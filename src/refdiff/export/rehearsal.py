@@ -1,4 +1,6 @@
-"""The pipeline's own steps on a few pictures, stage by stage: a graph is measured on what it will be fed.
+"""The export's stages, one per model: each is loaded, rehearsed, written and let go before the next.
+
+The pipeline's own steps on a few pictures, stage by stage: a graph is measured on what it will be fed.
 
 In: pictures with phrases, and options. The stages have to be played in order: CLIP looks at SAM's candidates.
 """
@@ -16,11 +18,40 @@ from refdiff.contracts.options import Options
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
-from refdiff.runtime.discriminative import hard_vectors, soft_vectors, text_vectors
-from refdiff.runtime.generative import attend, latent_state
+from refdiff.runtime.attention_branch import attend, latent_state
+from refdiff.runtime.clip_branch import hard_vectors, soft_vectors, text_vectors
 from refdiff.runtime.phrase import direction, read_phrase
 from refdiff.runtime.proposals import propose
 from refdiff.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model's graphs, by the component that has to be in memory to write them."""
+
+    name: str
+    graphs: tuple[tuple[str, tuple[str, ...]], ...]
+    """Component -> its graphs."""
+
+    @property
+    def graph_names(self) -> tuple[str, ...]:
+        """All graphs of the stage."""
+        return tuple(name for _, names in self.graphs for name in names)
+
+
+STAGES = (
+    Stage("sam", (("sam", ("sam_encoder", "sam_decoder", "sam_masks")),)),
+    Stage(
+        "diffusion",
+        (
+            ("text_encoder", ("sd_text",)),
+            ("vae", ("vae_encoder",)),
+            ("unet", ("unet", "unet_taps")),
+        ),
+    ),
+    Stage("clip", (("clip", ("clip_text", "clip_image")),)),
+)
+"""SAM comes first, because CLIP looks at its candidates."""
 
 
 @dataclass(frozen=True)

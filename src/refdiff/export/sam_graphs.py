@@ -19,8 +19,7 @@ from torch import nn
 
 from refdiff.contracts.graphs import MASKS_PER_POINT, POINTS_PER_BATCH
 from refdiff.errors import InputError
-from refdiff.export.sam_image_encoder import FusibleImageEncoder
-from refdiff.export.sam_transformer import PromptTransformer
+from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from refdiff.api import evaluate
 from refdiff.contracts.options import MODES, PROFILES
+from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.errors import RefdiffError
-from refdiff.miniature.questions import HELD_OUT_FROM
+from refdiff.evaluation.evaluate import evaluate
 
 if TYPE_CHECKING:
-    from refdiff.api import EvaluationReport
+    from refdiff.evaluation.evaluate import EvaluationReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,15 +17,13 @@ import torch
 from torch import nn
 
 from refdiff.miniature import architecture
-from refdiff.miniature.stack import WEIGHTS, save_weights
+from refdiff.miniature.stack import WEIGHTS, miniature_tokenizer_json, save_weights, vocabulary_size
 from refdiff.miniature.training.autoencoder import scale_latents, vae_loss
 from refdiff.miniature.training.contrastive import clip_loss
 from refdiff.miniature.training.grounding import encode_store, grounding_loss
 from refdiff.miniature.training.loop import Loss, Task, averaged_weights, last_log, train
 from refdiff.miniature.training.proposals import sam_loss
-from refdiff.miniature.training.store import SceneStore, render_shard
-from refdiff.miniature.training.wording import Wordings
-from refdiff.miniature.vocabulary import miniature_tokenizer_json, vocabulary_size
+from refdiff.miniature.training.store import SceneStore, Wordings, render_shard
 
 SHARDS, SHARD_SCENES = 20, 1000
 LATENT_SCENES = 12_000

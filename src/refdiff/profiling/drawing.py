@@ -11,10 +11,10 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from refdiff.profiling.parts import BETWEEN, HOST, LOADING, part_of
 from refdiff.profiling.rows import StageRow
+from refdiff.profiling.samples import BETWEEN, HOST, LOADING, part_of
 from refdiff.profiling.spans import Span
-from refdiff.runtime.stages import STAGES
+from refdiff.runtime.observer import STAGES
 
 _LABELLED = 0.07
 """Share from which on a piece of the bar is wide enough for its name."""

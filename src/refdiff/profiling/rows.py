@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refdiff.profiling.memory import Memory
-from refdiff.profiling.parts import Part
-from refdiff.profiling.samples import Percentiles, Sample
+from refdiff.profiling.samples import Part, Percentiles, Sample
+from refdiff.profiling.sensors import Memory
 from refdiff.profiling.spans import GraphCall
 
 Count = Callable[[str, Mapping[str, tuple[int, ...]]], int | None]

@@ -24,8 +24,8 @@ from refdiff.contracts.session import Float
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.contracts.stack import ModelStack
 from refdiff.reference.taps import tapped
-from refdiff.runtime.noise import draw
 from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.schedule import draw
 from refdiff.runtime.tokenizer import Tokenizer
 
 FLAT = 1e-8

@@ -20,9 +20,9 @@ from refdiff.reference.crops import named_side, position_ramp
 from refdiff.reference.diffusion import generative_map
 from refdiff.reference.proposals import propose
 from refdiff.reference.scoring import choose, contrast, fuse, level_sets, score_levels
-from refdiff.runtime.peaks import map_prompts
 from refdiff.runtime.phrase import Phrase, read_phrase
-from refdiff.runtime.places import heat_ramp, place_scores
+from refdiff.runtime.point_prompts import map_prompts
+from refdiff.runtime.spatial import heat_ramp, place_scores
 from refdiff.runtime.tokenizer import Tokenizer
 
 Parts = dict[str, NDArray[np.floating]]

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from refdiff.contracts.options import Reader
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.runtime.reading import (
+from refdiff.runtime.lexicon import Place, Size, Superlative
+from refdiff.runtime.phrase_rules import (
     FoundRelation,
     RelationKind,
     Word,
@@ -24,7 +25,6 @@ from refdiff.runtime.reading import (
     find_size,
     find_superlative,
 )
-from refdiff.runtime.wordlist import Place, Size, Superlative
 
 SPACY_MODEL = "en_core_web_sm"
 

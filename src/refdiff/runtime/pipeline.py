@@ -20,20 +20,20 @@ from refdiff.contracts.results import Candidates, Segmentation
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
-from refdiff.runtime.attention import heat_map
+from refdiff.runtime.attention_branch import LatentState, attend_each, latent_state
+from refdiff.runtime.batching import TEXT_ROWS, UNET_ROWS
 from refdiff.runtime.chaining import on_host
 from refdiff.runtime.clip_branch import ClipBranch
-from refdiff.runtime.generative import LatentState, attend_each, latent_state
-from refdiff.runtime.kept_texts import TextKeeping
-from refdiff.runtime.peaks import map_prompts
+from refdiff.runtime.encoded_image import ByDirection, Scene
+from refdiff.runtime.heatmap import heat_map
+from refdiff.runtime.image import read_picture
+from refdiff.runtime.observer import Nobody, Observer, staged
 from refdiff.runtime.phrase import Phrase, read_phrase
-from refdiff.runtime.picture import read_picture
-from refdiff.runtime.places import heat_ramp
+from refdiff.runtime.point_prompts import map_prompts
 from refdiff.runtime.proposals import embed, propose, propose_at
-from refdiff.runtime.rows import TEXT_ROWS, UNET_ROWS
-from refdiff.runtime.scene import ByDirection, Scene
 from refdiff.runtime.scoring import attention_contrast, conclude, fuse, level_sets, score_level_sets
-from refdiff.runtime.stages import Nobody, Observer, staged
+from refdiff.runtime.spatial import heat_ramp
+from refdiff.runtime.text_cache import TextKeeping
 from refdiff.runtime.tokenizer import Tokenizer
 
 

@@ -20,9 +20,8 @@ from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
 from refdiff.runtime.chaining import on_host, run_fed, run_keeping
-from refdiff.runtime.geometry import sam_input, sam_size
-from refdiff.runtime.regions import without_small_regions
-from refdiff.runtime.resizing import MaskResize
+from refdiff.runtime.resize import MaskResize, sam_input, sam_size
+from refdiff.runtime.small_regions import without_small_regions
 
 MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
 _CHUNK_PX = 1 << 20  # pixels of logits looked at together: 4 MiB, which a processor's cache holds

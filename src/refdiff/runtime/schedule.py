@@ -1,6 +1,8 @@
 """Diffusion's noise levels and the deterministic DDIM step (METHOD §4.3).
 
 A level is a cumulative alpha, 0..1: 1 is a clean latent. Levels are float64, latents float32.
+
+The random numbers of the diffusion branch: the device and the reference draw the same ones.
 """
 
 from __future__ import annotations
@@ -39,3 +41,18 @@ def ddim_step(noisy: Float, eps: Float, alpha_now: float, alpha_next: float) -> 
     """
     clean = (noisy - math.sqrt(1.0 - alpha_now) * eps) / math.sqrt(alpha_now)
     return add_noise(np.asarray(clean, np.float32), eps, alpha_next)
+
+
+def draw(seed: int, shape: tuple[int, ...]) -> tuple[Float, Float]:
+    """The posterior's draw, then the noise: the noise is the same where no posterior is drawn.
+
+    Args:
+        seed: the options' seed.
+        shape: the latent's shape.
+
+    Returns:
+        Two arrays of standard normals.
+    """
+    rng = np.random.default_rng(seed)
+    posterior = rng.standard_normal(shape, dtype=np.float32)
+    return posterior, rng.standard_normal(shape, dtype=np.float32)

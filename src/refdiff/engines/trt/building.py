@@ -16,13 +16,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
-from refdiff.engines.trt.build_log import BuildLog, activation_bytes, last_error
+from refdiff.engines.trt.build_log import (
+    BuildLog,
+    activation_bytes,
+    last_error,
+    layers_in_log,
+    layers_of_engine,
+    with_kernels,
+)
 from refdiff.engines.trt.flavour import Flavour
-from refdiff.engines.trt.library import Library
 from refdiff.engines.trt.monitor import Watch, make_monitor, run_stoppable
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import Parsed, check_parsed, parse
-from refdiff.engines.trt.plan_layers import layers_in_log, layers_of_engine, with_kernels
+from refdiff.engines.trt.runtime import Library
 from refdiff.engines.trt.shapes import Shape, ShapeProfile
 from refdiff.errors import EngineError, InputError
 

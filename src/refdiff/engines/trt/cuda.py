@@ -1,4 +1,8 @@
-"""The few calls of CUDA's runtime that sessions need, with errors that say what failed and what mends it.
+"""cuda-python's runtime API, under the one name that all its releases share here.
+
+Imported late, by `engines.factory`: this is the only module that imports cuda-python.
+
+The few calls of CUDA's runtime that sessions need, with errors that say what failed and what mends it.
 
 In: cuda-python's runtime module (`cudart`), or a stand-in with the same calls. Addresses and streams are
 ints.
@@ -9,9 +13,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from refdiff.errors import EngineError, MissingDependencyError
+
+try:
+    from cuda.bindings import runtime
+except ModuleNotFoundError as error:
+    if error.name not in ("cuda.bindings", "cuda.bindings.runtime"):
+        raise
+    # cuda-python before 12.8
+    runtime = import_module("cuda.cudart")
+
+__all__ = ["runtime"]
+
 
 _NO_DEVICE = {"cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorStubLibrary"}
 """Errors that say: there is no GPU here, or no driver, or one too old."""

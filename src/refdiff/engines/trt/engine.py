@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.engines.trt.jit_cache import JitCache
-from refdiff.engines.trt.layer_log import LayerLog
-from refdiff.engines.trt.library import Library
+from refdiff.engines.trt.runtime import JitCache, Library
+from refdiff.engines.trt.timing import LayerLog
 from refdiff.errors import EngineError
 
 Shape = tuple[int, ...]

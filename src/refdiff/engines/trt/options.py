@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
-from refdiff.engines.trt.plan_key import AMPERE_PLUS, PORTABLE, Flag
+from refdiff.engines.trt.metadata import AMPERE_PLUS, PORTABLE, Flag
 from refdiff.errors import InputError, MissingDependencyError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

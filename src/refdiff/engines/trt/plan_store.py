@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.bundle_draft import hash_file
+from refdiff.contracts.bundle_writer import hash_file
 from refdiff.contracts.manifest import ENGINES_NAME, MANIFEST_NAME
-from refdiff.engines.trt.plan_key import PlanIdentity
-from refdiff.engines.trt.side_car import SideCar, read_side_car, side_car_path
+from refdiff.engines.trt.metadata import PlanIdentity, SideCar, read_side_car, side_car_path
 from refdiff.errors import EngineError, InputError
 
 LOCK_NAME = ".lock"

@@ -18,9 +18,9 @@ from refdiff.engines.memory_plan import EngineSize
 from refdiff.engines.trt.buffers import nbytes
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.metadata import SideCar
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.shapes import ShapeProfile
-from refdiff.engines.trt.side_car import SideCar
 from refdiff.engines.trt.validation import Verify, check_plan
 from refdiff.errors import EngineError
 

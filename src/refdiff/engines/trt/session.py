@@ -15,12 +15,10 @@ import numpy as np
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Feed, LayerTime
-from refdiff.engines.trt.buffers import DeviceBuffer, Lane, PinnedBuffer, nbytes
-from refdiff.engines.trt.capture import Capture
-from refdiff.engines.trt.device_array import OutputSlot, TrtArray
+from refdiff.engines.trt.buffers import DeviceBuffer, Lane, OutputSlot, PinnedBuffer, TrtArray, nbytes
+from refdiff.engines.trt.cuda_graph import Capture
 from refdiff.engines.trt.engine import Engine, Shape
-from refdiff.engines.trt.layer_log import LayerLog
-from refdiff.engines.trt.run_timer import RunTimer
+from refdiff.engines.trt.timing import LayerLog, RunTimer
 from refdiff.errors import EngineError, InputError, RefdiffError
 
 

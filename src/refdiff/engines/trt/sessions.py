@@ -18,11 +18,10 @@ from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.flavour import Flavour
-from refdiff.engines.trt.jit_cache import SUFFIX, JitCache
-from refdiff.engines.trt.layer_log import LayerLog
-from refdiff.engines.trt.library import Library
 from refdiff.engines.trt.plans import FoundPlan
+from refdiff.engines.trt.runtime import SUFFIX, JitCache, Library
 from refdiff.engines.trt.session import TrtSession
+from refdiff.engines.trt.timing import LayerLog
 from refdiff.engines.trt.validation import Verify, check_plan, check_validity
 from refdiff.errors import BundleError, EngineError
 

@@ -16,7 +16,7 @@ from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING, Dimen
 from refdiff.contracts.options import Options
 from refdiff.contracts.spec import ClipSpec, ModelSpec
 from refdiff.errors import InputError
-from refdiff.runtime.buckets import (
+from refdiff.runtime.patches import (
     CLASS_BUCKETS,
     class_bucket,
     patch_bucket,

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.bundle_draft import hash_file
+from refdiff.contracts.bundle_writer import hash_file
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
-from refdiff.engines.trt.plan_key import AMPERE_PLUS, PORTABLE, graph_sha256, recipe_sha256
-from refdiff.engines.trt.side_car import SideCar, read_side_car
+from refdiff.engines.trt.metadata import (
+    AMPERE_PLUS,
+    PORTABLE,
+    SideCar,
+    graph_sha256,
+    read_side_car,
+    recipe_sha256,
+)
 from refdiff.errors import EngineError
 
 Verify = Literal["hash", "size"]

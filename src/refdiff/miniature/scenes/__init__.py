@@ -1,6 +1,6 @@
 """Deterministic table-top scenes with exact masks, and phrases that single their objects out."""
 
 from refdiff.miniature.scenes.phrases import LEXICON, Referral, refer
-from refdiff.miniature.scenes.scene import RenderedScene, SceneObject, render_scene
+from refdiff.miniature.scenes.scene import HELD_OUT_FROM, RenderedScene, SceneObject, render_scene
 
-__all__ = ["LEXICON", "Referral", "RenderedScene", "SceneObject", "refer", "render_scene"]
+__all__ = ["HELD_OUT_FROM", "LEXICON", "Referral", "RenderedScene", "SceneObject", "refer", "render_scene"]

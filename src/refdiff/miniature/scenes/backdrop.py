@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from refdiff.miniature.scenes.easel import Colour, Float
+from refdiff.miniature.scenes.canvas import Colour, Float
 
 _FAR_ENOUGH = 0.36  # RGB distance between the table and any object; below it white on cream is hard to see
 _HUES = (0.07, 0.09, 0.11, 0.33, 0.45, 0.55, 0.62, 0.75, 0.95)

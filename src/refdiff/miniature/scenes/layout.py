@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refdiff.miniature.scenes.easel import Colour
+from refdiff.miniature.scenes.canvas import Colour
 from refdiff.miniature.scenes.shapes import KINDS, extent_of
 
 COLOURS: dict[str, tuple[float, float, float, float, float]] = {

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from refdiff.errors import InputError
-from refdiff.miniature.scenes.easel import Bool
+from refdiff.miniature.scenes.canvas import Bool
 from refdiff.miniature.scenes.phrases import refer
 from refdiff.miniature.scenes.scene import RenderedScene, SceneObject, render_scene
 from refdiff.miniature.scenes.shapes import KINDS

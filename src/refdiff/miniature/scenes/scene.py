@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.miniature.scenes.backdrop import paint_backdrop
-from refdiff.miniature.scenes.easel import Bool, Float, Sprite
+from refdiff.miniature.scenes.canvas import Bool, Float, Sprite
 from refdiff.miniature.scenes.layout import Placed, arrange, draw_cast, jittered
 from refdiff.miniature.scenes.shapes import draw
+
+HELD_OUT_FROM = 1_000_000
+"""Training never sees this seed or a later one."""
 
 PICTURE_SIZES_WH: tuple[tuple[int, int], ...] = (
     (160, 120),

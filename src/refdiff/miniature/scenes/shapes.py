@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from refdiff.miniature.scenes.easel import Colour, Easel, Extent, Points, Sprite
+from refdiff.miniature.scenes.canvas import Colour, Easel, Extent, Points, Sprite
 
 _CREAM: Colour = (0.95, 0.92, 0.82)
 _WICK: Colour = (0.12, 0.1, 0.08)

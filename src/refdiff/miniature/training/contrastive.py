@@ -23,8 +23,7 @@ from torch import Tensor
 from refdiff.contracts.graphs import BLOCKED
 from refdiff.miniature.architecture import CLIP_LOGIT_SCALE, MINIATURE
 from refdiff.miniature.training.loop import Loss
-from refdiff.miniature.training.store import Sample, SceneStore
-from refdiff.miniature.training.wording import Wording, Wordings
+from refdiff.miniature.training.store import Sample, SceneStore, Wording, Wordings
 from refdiff.runtime.crops import letterbox, masked_crop, resize_shorter_side
 from refdiff.runtime.masks import boxes
 from refdiff.runtime.patches import (
@@ -35,7 +34,7 @@ from refdiff.runtime.patches import (
     sample_on_grid,
     to_patches,
 )
-from refdiff.runtime.places import Direction, ramp
+from refdiff.runtime.spatial import Direction, ramp
 
 BATCH = 10
 PHRASES = 4

@@ -23,8 +23,7 @@ from transformers import CLIPTextModel
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.training.autoencoder import square_picture
 from refdiff.miniature.training.loop import Loss
-from refdiff.miniature.training.store import Sample, SceneStore
-from refdiff.miniature.training.wording import Wording, Wordings
+from refdiff.miniature.training.store import Sample, SceneStore, Wording, Wordings
 
 BATCH = 24
 MOST_OBJECTS = 6

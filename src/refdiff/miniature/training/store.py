@@ -1,4 +1,6 @@
-"""Rendered training scenes on disk: written once by a few processes, read as memory maps.
+"""Phrases as both text towers are fed them; every distinct phrase is tokenised once.
+
+Rendered training scenes on disk: written once by a few processes, read as memory maps.
 
 A shard is three files: `N.images` and `N.labels` (flat uint8), `N.json` (sizes, objects, phrases). A label is
 0 for the table and i + 1 for object i.
@@ -16,8 +18,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.miniature.questions import HELD_OUT_FROM
-from refdiff.miniature.scenes import refer, render_scene
+from refdiff.miniature.architecture import MINIATURE
+from refdiff.miniature.scenes import HELD_OUT_FROM, refer, render_scene
+from refdiff.runtime.phrase import direction, read_phrase
+from refdiff.runtime.spatial import Direction
+from refdiff.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One phrase, encoded."""
+
+    diffusion_ids: NDArray[np.int32]
+    """[77] of the phrase + ", " (METHOD §4.3)."""
+    root_index: int
+    last_index: int
+    clip_ids: NDArray[np.int32]
+    """[77]."""
+    clip_end: int
+    root: str
+    direction: Direction
+
+
+class Wordings:
+    """Encodes phrases and remembers them."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self._tokenizer = Tokenizer(tokenizer_json, MINIATURE.context_length)
+        self._known: dict[str, Wording] = {}
+
+    def __getitem__(self, text: str) -> Wording:
+        if text not in self._known:
+            self._known[text] = self._encode(text)
+        return self._known[text]
+
+    def empty_ids(self) -> NDArray[np.int32]:
+        """[77] of the unconditional prompt."""
+        return self._tokenizer.diffusion_ids("")
+
+    def _encode(self, text: str) -> Wording:
+        phrase = read_phrase(text, word_boundaries=True)
+        ids, end = self._tokenizer.clip_ids(text)
+        return Wording(
+            diffusion_ids=self._tokenizer.diffusion_ids(text + ", "),
+            root_index=self._tokenizer.focus_indices(phrase, "root")[0],
+            last_index=self._tokenizer.focus_indices(phrase, "last")[0],
+            clip_ids=ids,
+            clip_end=end,
+            root=phrase.root,
+            direction=direction(text, word_boundaries=True),
+        )
+
 
 PHRASE_DRAWS = 3
 """How often every object of a scene gets a phrase."""

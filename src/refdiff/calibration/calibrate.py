@@ -1,0 +1,258 @@
+"""`calibrate`: the pipeline answers questions, and everything it feeds its graphs is recorded.
+
+What is recorded is what a device will feed: the steps, guidance branches, batches and padding of the profiles
+themselves. Ranges, audits and the parity ladder read it (`open_feeds`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refdiff.calibration.feeds import FeedStore, Run
+from refdiff.calibration.recording import FeedRecorder, spread
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.graphs import GRAPHS
+from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.options import Options, Shortcuts, options_for
+from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.session import Array
+from refdiff.data.samples import SCENES, SCENES_FROM, Asked, Series, picture_series, scene_series
+from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.errors import InputError
+from refdiff.loading import segmenter_of
+from refdiff.runtime.pipeline import Segmenter
+from refdiff.runtime.tokenizer import Tokenizer
+
+CALIBRATED_PROFILES = ("official", "edge")
+
+OCCASIONAL = 8
+"""Scenes that are recorded where a verb needs feeds and is given none."""
+
+MOST_RUNS = 4
+"""Runs of one graph that are kept of a question and profile, evenly spread: every pass of the UNet, but not
+each of SAM's sixteen decoder batches on one picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationReport:
+    """What was recorded, and where."""
+
+    feeds: Path
+    """The store's folder."""
+    bundle: Path
+    model: str
+    backend: str
+    backend_reason: str
+    profiles: tuple[str, ...]
+    mode: str
+    new: int
+    """Questions that were asked now."""
+    resumed: int
+    """Questions that an earlier run of the command had recorded."""
+    pictures: int
+    graphs: Mapping[str, int]
+    """Graph -> its records; those of `unet_taps` count for `unet` too."""
+    size_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            **dataclasses.asdict(self),
+            "feeds": str(self.feeds),
+            "bundle": str(self.bundle),
+            "profiles": list(self.profiles),
+            "graphs": dict(self.graphs),
+            "seconds": round(self.seconds, 2),
+            "warnings": list(self.warnings),
+        }
+
+
+def calibrate(
+    bundle: Path | str,
+    *,
+    output: Path | str,
+    images: Path | str | None = None,
+    phrases: Path | str | None = None,
+    count: int | None = None,
+    seed: int | None = None,
+    profiles: Sequence[str] = CALIBRATED_PROFILES,
+    mode: str = "full",
+    backend: str = "auto",
+    threads: int | None = None,
+    most_runs: int | None = MOST_RUNS,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> CalibrationReport:
+    """Record what the pipeline feeds its graphs.
+
+    A command that was stopped goes on where it was when it is given again.
+
+    Args:
+        bundle: the folder of an fp32 bundle, or "mini" for the built-in one.
+        output: the store's folder.
+        images: a folder of pictures; None takes scenes of the miniature.
+        phrases: a CSV file with the header `image,phrase`; needed with `images`.
+        count: scenes, 32 if left out, or phrases, all if left out.
+        seed: of the first scene; None: one the miniature was neither trained on nor is judged by.
+        profiles: each question is asked under each of them.
+        mode: as in `load`.
+        backend: as in `load`.
+        threads: as in `load`.
+        most_runs: of one graph, kept of one question and profile, evenly spread; None keeps all.
+        overwrite: begin anew, whatever recording is there.
+        progress: told one line per question.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or newer.
+        InputError: the bundle is not in fp32, pictures and phrases cannot be used or do not match, an unknown
+            option, or a recording of another model or other settings is in the way.
+        MissingDependencyError: the back-end's package is not installed.
+        EngineError: a graph failed; what was recorded before stays.
+    """
+    start, tell, opened = time.perf_counter(), progress or silent, find_bundle(bundle)
+    _check(opened, profiles, most_runs)
+    tell("reading the questions")
+    series = _series(images, phrases, count, seed)
+    series.check_phrases(Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
+    every_run = Shortcuts(keep_texts=False)  # what a question feeds its graphs hangs on no other question
+    options = {
+        name: options_for(opened.spec, profile=name, mode=mode, shortcuts=every_run) for name in profiles
+    }
+    with ExitStack() as stack:
+        sessions = open_sessions(opened, backend=backend, threads=threads)
+        recorder = FeedRecorder(sessions, most=most_runs)
+        stack.callback(recorder.close)
+        segmenters = {name: segmenter_of(opened, recorder, each) for name, each in options.items()}
+        store = FeedStore.start(
+            Path(output),
+            model=opened.spec.name,
+            sources=opened.manifest.sources,
+            settings=_settings(series, options, sessions, most_runs),
+            planned=len(series.asked),
+            overwrite=overwrite,
+        )
+        resumed = len(store.finished)
+        _record(store, series, segmenters, recorder, tell)
+    return CalibrationReport(
+        feeds=store.folder,
+        bundle=opened.path,
+        model=opened.spec.name,
+        backend=sessions.backend,
+        backend_reason=sessions.reason,
+        profiles=tuple(options),
+        mode=mode,
+        new=len(series.asked) - resumed,
+        resumed=resumed,
+        pictures=series.pictures,
+        graphs={name: len(store.entries(name)) for name in GRAPHS},
+        size_bytes=store.size_bytes,
+        seconds=time.perf_counter() - start,
+        warnings=tuple(_warnings(opened, series)),
+    )
+
+
+def open_feeds(folder: Path | str, bundle: Bundle) -> FeedStore:
+    """A finished recording, to feed the graphs of this bundle: the recorded one, or another precision of it.
+
+    Raises:
+        InputError: there is none, or it is damaged, unfinished or of another model.
+    """
+    return FeedStore.open(Path(folder), model=bundle.spec.name, sources=bundle.manifest.sources)
+
+
+@contextmanager
+def feeds_of(bundle: Bundle, folder: Path | str | None, progress: Progress) -> Iterator[FeedStore]:
+    """A finished recording for this bundle; where none is given, some scenes are recorded for the occasion.
+
+    Raises:
+        InputError: see `open_feeds`.
+    """
+    if folder is not None:
+        yield open_feeds(folder, bundle)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        progress(f"recording feeds of {OCCASIONAL} scenes")
+        calibrate(bundle.path, output=Path(scratch) / "feeds", count=OCCASIONAL, progress=progress)
+        yield open_feeds(Path(scratch) / "feeds", bundle)
+
+
+def thinned_records(store: FeedStore, graph: str, most: int) -> list[Mapping[str, Array]]:
+    """At most so many records of a graph, evenly spread over all there are."""
+    records = store.records(graph)
+    return [records[index] for index in sorted(spread(len(records), most))]
+
+
+def _check(bundle: Bundle, profiles: Sequence[str], most_runs: int | None) -> None:
+    if bundle.manifest.precision != "fp32":
+        raise InputError(
+            f"{bundle.path} is in {bundle.manifest.precision}, expected fp32, where ranges are taken; "
+            "calibrate the bundle it was made from"
+        )
+    if not profiles:
+        raise InputError(f"got no profile, expected one or more, such as {', '.join(CALIBRATED_PROFILES)}")
+    if most_runs is not None and most_runs < 1:
+        raise InputError(f"got at most {most_runs} runs of a graph, expected 1 or more")
+
+
+def _series(
+    images: Path | str | None, phrases: Path | str | None, count: int | None, seed: int | None
+) -> Series:
+    if images is None and phrases is None:
+        return scene_series(SCENES if count is None else count, SCENES_FROM if seed is None else seed)
+    if images is None or phrases is None:
+        given, lacking = ("--images", "--phrases") if phrases is None else ("--phrases", "--images")
+        raise InputError(f"got {given} without {lacking}, expected both, or none for the miniature's scenes")
+    if seed is not None:
+        raise InputError(f"got --seed {seed} with --images: it is of the miniature's scenes; leave it out")
+    return picture_series(Path(images), Path(phrases), count)
+
+
+def _settings(
+    series: Series, options: Mapping[str, Options], sessions: BackendSessions, most_runs: int | None
+) -> dict[str, Any]:
+    """Everything that decides what is recorded."""
+    return {
+        "questions": series.settings,
+        "profiles": {name: dataclasses.asdict(each) for name, each in options.items()},
+        "backend": sessions.backend,
+        "most_runs": most_runs,
+    }
+
+
+def _record(
+    store: FeedStore,
+    series: Series,
+    segmenters: Mapping[str, Segmenter],
+    recorder: FeedRecorder,
+    tell: Progress,
+) -> None:
+    finished = frozenset(store.finished)
+    for number, asked in enumerate(series.asked, start=1):
+        if asked.id not in finished:
+            tell(f"question {number}/{len(series.asked)}: {asked.phrase}")
+            store.add(asked.id, {name: _runs(each, asked, recorder) for name, each in segmenters.items()})
+
+
+def _runs(segmenter: Segmenter, asked: Asked, recorder: FeedRecorder) -> tuple[Run, ...]:
+    segmenter.segment(segmenter.encode(asked.read()), asked.phrase)
+    return recorder.take()
+
+
+def _warnings(bundle: Bundle, series: Series) -> list[str]:
+    warnings = []
+    if bundle.manifest.random_seed is not None:
+        warnings.append(
+            "the weights are random: ranges of these feeds measure nothing, they are for trying out the tools"
+        )
+    if series.pictures == 1:
+        warnings.append("one picture only: ranges taken from it may not hold for others; give more")
+    return warnings

@@ -1,0 +1,259 @@
+"""Arrays on disk, each once: a file is named after the hash of its content, and checked against it when read.
+
+    <sha256 of the .npy file>.npy.gz
+
+In: float32 arrays at half-precision values (kept in half the bytes, exactly), and integers. Out: the same.
+Compressed, an attention mask takes a hundredth of its bytes, and a recording of the pipeline a quarter.
+
+The index of recorded feeds: a value that is read from and written to `feeds.json` (see `feeds`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import uuid
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refdiff.contracts.session import Array
+from refdiff.errors import InputError
+
+ARRAY_NAME = re.compile("[0-9a-f]{64}")
+
+_SUFFIX = ".npy.gz"
+
+_FAST = 1
+"""gzip's level: higher ones take several times as long for a tenth less."""
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
+"""What a writer that was killed leaves behind."""
+
+CURE = "record again with: refdiff calibrate … --overwrite"
+
+
+class ArrayFolder:
+    """Arrays by their hash.
+
+    Args:
+        path: the folder; made with the first array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def put(self, array: Array) -> str:
+        """Store an array, unless it is there.
+
+        Args:
+            array: float32 at half-precision values (others are rounded), or integers.
+
+        Returns:
+            Its name, 64 hexadecimal digits.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        kept = np.array(array, dtype=np.float16 if array.dtype == np.float32 else array.dtype, order="C")
+        buffer = io.BytesIO()
+        np.save(buffer, kept, allow_pickle=False)
+        data = buffer.getbuffer()
+        name = hashlib.sha256(data).hexdigest()
+        if not self._file(name).exists():
+            write_whole(self._file(name), gzip.compress(data, _FAST, mtime=0))
+        return name
+
+    def get(self, name: str) -> Array:
+        """Read an array back; half precision comes as float32.
+
+        Raises:
+            InputError: the file is missing, unreadable or was changed.
+        """
+        path = self._file(name)
+        try:
+            data = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path} is missing or damaged ({error}); {CURE}") from error
+        got = hashlib.sha256(data).hexdigest()
+        if got != name:
+            raise InputError(f"{path} was changed: got sha256 {got[:12]}…, expected {name[:12]}…; {CURE}")
+        array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+        return array.astype(np.float32) if array.dtype == np.float16 else array
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Delete arrays that are not named, and drafts; files that are neither stay."""
+        for path in self._path.glob("*") if self._path.is_dir() else ():
+            name = path.name.removesuffix(_SUFFIX)
+            is_array = path.name.endswith(_SUFFIX) and ARRAY_NAME.fullmatch(name)
+            if (is_array and name not in names) or is_draft(path.name):
+                path.unlink(missing_ok=True)
+
+    def size_bytes(self, names: Collection[str]) -> int:
+        """What named arrays take on disk; a missing one takes nothing."""
+        return sum(path.stat().st_size for name in names if (path := self._file(name)).exists())
+
+    def _file(self, name: str) -> Path:
+        return self._path / f"{name}{_SUFFIX}"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside the place, force it to the disk, rename it there: a reader sees all of it or nothing.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another place "
+            "(what is recorded stays)"
+        ) from error
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of this name was being written by `write_whole`."""
+    return _DRAFT.fullmatch(name) is not None
+
+
+FEEDS_FORMAT = 1
+"""Raised when one refdiff could no longer use what another recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run of one graph, as it is stored."""
+
+    question: str
+    profile: str
+    graph: str
+    """The one that was run."""
+    position: int
+    """Which run of this graph it was, among those of its question and profile."""
+    arrays: Mapping[str, str]
+    """Tensor -> name of its array."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, without the question it stands under."""
+        return {
+            "profile": self.profile,
+            "graph": self.graph,
+            "position": self.position,
+            "feeds": dict(self.arrays),
+        }
+
+
+@dataclass(kw_only=True)
+class FeedIndex:
+    """Everything but the arrays."""
+
+    model: str
+    sources: Mapping[str, str]
+    """Component -> sha256 of the weights the pipeline ran with."""
+    settings: Mapping[str, Any]
+    planned: int
+    """Questions of the finished recording."""
+    questions: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
+    """Id of a finished question -> its runs."""
+
+    def array_names(self) -> frozenset[str]:
+        """Of all arrays that are referred to."""
+        return frozenset(
+            name for runs in self.questions.values() for entry in runs for name in entry.arrays.values()
+        )
+
+    def to_text(self) -> str:
+        """The file's content; the same recording is the same bytes."""
+        document = {
+            "format": FEEDS_FORMAT,
+            "model": self.model,
+            "sources": dict(self.sources),
+            "settings": self.settings,
+            "planned": self.planned,
+            "questions": [
+                {"id": question, "runs": [entry.to_json() for entry in runs]}
+                for question, runs in self.questions.items()
+            ],
+        }
+        return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> FeedIndex:
+        """Read what `to_text` wrote.
+
+        Raises:
+            InputError: unreadable, of another format, or not such a file.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, RecursionError, ValueError) as error:
+            raise InputError(f"{path} is not readable JSON ({error}); {CURE}") from error
+        if not isinstance(document, dict) or document.get("format") != FEEDS_FORMAT:
+            got = document.get("format") if isinstance(document, dict) else type(document).__name__
+            raise InputError(f"{path}: got format {got!r}, expected {FEEDS_FORMAT}; {CURE}")
+        try:
+            return cls(
+                model=str(document["model"]),
+                sources={str(part): str(sha256) for part, sha256 in document["sources"].items()},
+                settings=dict(document["settings"]),
+                planned=int(document["planned"]),
+                questions={
+                    str(asked["id"]): tuple(_entry(str(asked["id"]), run) for run in asked["runs"])
+                    for asked in document["questions"]
+                },
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not an index of feeds ({error}); {CURE}") from error
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a file: tuples are lists."""
+    document: dict[str, Any] = json.loads(json.dumps(settings))
+    return document
+
+
+def first_difference(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first key that differs, dots between levels, with both values; None where nothing does."""
+    for key in sorted({*theirs, *ours}):
+        one, other = theirs.get(key), ours.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found = first_difference(one, other, f"{prefix}{key}.")
+            if found is not None:
+                return found
+        elif one != other:
+            return f"{prefix}{key}", one, other
+    return None
+
+
+def _entry(question: str, run: Mapping[str, Any]) -> Entry:
+    arrays = {str(tensor): str(name) for tensor, name in run["feeds"].items()}
+    for name in arrays.values():
+        if not ARRAY_NAME.fullmatch(name):  # also keeps paths inside the folder
+            raise ValueError(f"an array is called {name!r}")
+    return Entry(
+        question=question,
+        profile=str(run["profile"]),
+        graph=str(run["graph"]),
+        position=int(run["position"]),
+        arrays=arrays,
+    )

@@ -1,0 +1,1 @@
+"""Samples and data sets: what the pipeline is asked, and where the pictures and phrases come from."""

@@ -1,0 +1,137 @@
+"""What this machine is, what can run here, and what mends the rest: the verb `doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refdiff.contracts.bundle import Bundle, Manifest, open_bundle, read_manifest
+from refdiff.contracts.inspection import bundle_path
+from refdiff.contracts.progress import Progress, silent
+from refdiff.diagnostics.backends import Tried, try_backends
+from refdiff.diagnostics.checks import check_machine, check_packages
+from refdiff.diagnostics.facts import Finding, Machine, State, readable
+from refdiff.diagnostics.gather import gather
+from refdiff.diagnostics.known_bad import check_known_bad
+from refdiff.diagnostics.sources import Sources, this_machine
+from refdiff.engines.trt.plan_store import plans_folder
+from refdiff.errors import BundleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorReport:
+    """The diagnosis."""
+
+    bundle: Path | None
+    """The bundle that was asked about; None where it was the machine alone."""
+    findings: tuple[Finding, ...]
+    runs_with: tuple[str, ...]
+    """Back-ends that ran a graph: of the bundle, or of the built-in one."""
+    machine: Machine
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle, or where none was asked about anything, runs here."""
+        return all(finding.state != "fail" for finding in self.findings)
+
+    @property
+    def verdict(self) -> Finding:
+        """The last line, which sums up the others."""
+        return self.findings[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "passed": self.passed,
+            "runs_with": list(self.runs_with),
+            "findings": [finding.to_json() for finding in self.findings],
+            "machine": self.machine.to_json(),
+        }
+
+
+def doctor(
+    bundle: Path | str | None = None, *, sources: Sources | None = None, progress: Progress = silent
+) -> DoctorReport:
+    """Examine this machine and, if one is named, whether a bundle runs on it.
+
+    Args:
+        bundle: a bundle's folder, or "mini"; None: the machine alone, on which the built-in bundle is tried.
+        sources: where facts come from; None: this machine.
+        progress: called with a line of progress.
+
+    Raises:
+        BundleError: there is no bundle at the path, its manifest cannot be read, or it is of another format.
+    """
+    path = bundle_path("mini" if bundle is None else bundle)
+    manifest = read_manifest(path)
+    where = this_machine() if sources is None else sources
+    progress("looking at this machine")
+    # Plans are all that refdiff writes: beside the bundle's graphs or, of the built-in one, in a cache.
+    machine = gather(where, {"plans": plans_folder(Bundle(path=path, manifest=manifest))})
+    progress("verifying the bundle's files")
+    opened, integrity = _open(path, manifest)
+    if opened is None:
+        tried = Tried(findings=(), runs_with=(), can_build=())
+        verdict = _line("verdict", "fail", f"{path} cannot run here: it is damaged", "see its files above")
+    else:
+        tried = try_backends(opened, machine, where.run, progress)
+        verdict = _verdict(tried, path) if bundle is not None else _verdict_without_bundle(tried)
+    about_bundle = integrity if bundle is not None or opened is None else []
+    return DoctorReport(
+        bundle=None if bundle is None else path,
+        findings=(
+            *check_machine(machine),
+            *check_packages(machine),
+            *check_known_bad(machine),
+            *about_bundle,
+            *tried.findings,
+            verdict,
+        ),
+        runs_with=tried.runs_with,
+        machine=machine,
+    )
+
+
+def _open(path: Path, manifest: Manifest) -> tuple[Bundle | None, list[Finding]]:
+    """The bundle, if its files are what the manifest says; and lines about it."""
+    try:
+        bundle = open_bundle(path)
+    except BundleError as error:
+        found, _, cure = str(error).partition("; ")
+        return None, [_line("files", "fail", found, cure)]
+    size = sum(record.size_bytes for record in manifest.files.values())
+    about = (
+        f"{path}: {manifest.spec.name}, {manifest.precision}, {len(manifest.graphs)} graphs, {readable(size)}"
+    )
+    lines = [_line("files", "ok", f"{about}; every file is what the manifest says")]
+    if manifest.random_seed is not None:
+        found = f"random, seed {manifest.random_seed}: its masks mean nothing"
+        cure = "export trained weights, or measure with --allow-random-weights"
+        lines.append(_line("weights", "warn", found, cure))
+    return bundle, lines
+
+
+def _verdict(tried: Tried, path: Path) -> Finding:
+    if tried.runs_with:
+        return _line("verdict", "ok", f"runs here with {', '.join(tried.runs_with)}")
+    if tried.can_build:
+        cure = f"refdiff build {path} --flavour {tried.can_build[0]}"
+        return _line("verdict", "fail", f"{path} cannot run here: it has no plans that fit", cure)
+    return _line("verdict", "fail", f"{path} cannot run here", "see the lines above, back-ends first")
+
+
+def _verdict_without_bundle(tried: Tried) -> Finding:
+    if tried.runs_with:
+        return _line("verdict", "ok", f"bundles run here with {', '.join(tried.runs_with)}")
+    if tried.can_build:
+        found = f"plans can be built and run here with {', '.join(tried.can_build)}"
+        return _line("verdict", "ok", found, "refdiff build BUNDLE")
+    cure = "install a back-end: pip install 'refdiff[cpu]', or see the lines above"
+    return _line("verdict", "fail", "no back-end can run anything here", cure)
+
+
+def _line(name: str, state: State, found: str, cure: str = "") -> Finding:
+    section = "verdict" if name == "verdict" else "bundle"
+    return Finding(section=section, name=name, state=state, found=found, cure=cure)

@@ -1,0 +1,171 @@
+"""GPUs, driver and CUDA's libraries; nothing of NVIDIA's has to be installed to ask.
+
+In: sources. Out: `Gpus`, `CudaLibraries`.
+
+System, processor and memory, from the files in which Linux tells them.
+
+In: sources. Out: `Host`, `Disk`.
+
+From sources to facts: everything that is to be known of a machine, once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refdiff.contracts.manifest import refdiff_version
+from refdiff.diagnostics.facts import CudaLibraries, Disk, Gpus, Host, Machine
+from refdiff.diagnostics.jetson import read_jetson
+from refdiff.diagnostics.packages import read_extras, read_onnxruntime, read_packages
+from refdiff.diagnostics.sources import Sources
+from refdiff.engines.trt.device import Device
+
+DRIVER_REPORT = (sys.executable, "-m", "refdiff.diagnostics.driver_report")
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+
+_DRIVER_SECONDS = 20.0
+"""A driver that nobody uses wakes every GPU of the machine before it answers."""
+
+_LIBRARIES = ("cudart", "cublasLt", "cudnn", "nvinfer")
+
+
+def read_gpus(sources: Sources) -> Gpus:
+    """Ask the driver, and nvidia-smi where there is one."""
+    report = _driver_report(sources)
+    rows = _smi_rows(sources)
+    return Gpus(
+        devices=tuple(Device(**device) for device in report["devices"]),
+        why_none=report["why_none"],
+        listed=tuple(name for name, _ in rows),
+        driver=_kernel_driver(sources) or next((driver for _, driver in rows), None),
+        memory_free=report["memory_free"],
+    )
+
+
+def read_cuda(sources: Sources) -> CudaLibraries:
+    """What the loader finds, and the toolkit that /usr/local/cuda points to."""
+    ran = sources.tool("ldconfig", "-p")
+    if ran.fault is not None:
+        ran = sources.tool("/sbin/ldconfig", "-p")  # not on every user's PATH
+    found = {name: _majors(name, ran.output) for name in _LIBRARIES}
+    return CudaLibraries(
+        toolkit=_toolkit(sources.text("usr/local/cuda/version.json")),
+        found={name: majors for name, majors in found.items() if majors},
+    )
+
+
+def _driver_report(sources: Sources) -> dict[str, Any]:
+    ran = sources.run(DRIVER_REPORT, _DRIVER_SECONDS)
+    if ran.fault is None:
+        document: dict[str, Any] = json.loads(ran.output)
+        return document
+    return {"devices": [], "why_none": f"the driver could not be asked: {ran.fault}", "memory_free": None}
+
+
+def _smi_rows(sources: Sources) -> list[tuple[str, str]]:
+    ran = sources.tool(*NVIDIA_SMI)
+    if ran.fault is not None:
+        return []
+    rows = [line.rpartition(",") for line in ran.output.splitlines()]
+    return [(name.strip(), driver.strip()) for name, comma, driver in rows if comma]
+
+
+def _kernel_driver(sources: Sources) -> str | None:
+    """The version of the kernel's module, which nvidia-smi need not be there for."""
+    text = sources.text("proc/driver/nvidia/version") or ""
+    found = re.search(r"Kernel Module\D.*?(\d+\.\d+(?:\.\d+)?)", text)
+    return None if found is None else found[1]
+
+
+def _majors(library: str, listing: str) -> tuple[str, ...]:
+    found = set(re.findall(rf"\blib{library}\.so\.(\d+)", listing))
+    return tuple(sorted(found, key=int))
+
+
+def _toolkit(text: str | None) -> str | None:
+    try:
+        version = json.loads(text or "{}")["cuda"]["version"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return str(version)
+
+
+_CGROUPS = (
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of versions 2 and 1: where a container's limit is, what is used, and what of that the kernel gives back."""
+
+
+def read_host(sources: Sources) -> Host:
+    """Describe the machine without its GPU."""
+    memory = _memory_table(sources.text("proc/meminfo") or "")
+    processor = sources.text("proc/cpuinfo") or ""
+    return Host(
+        system=_match(r'^PRETTY_NAME="?([^"\n]+)', sources.text("etc/os-release")) or "unknown system",
+        kernel=sources.text("proc/sys/kernel/osrelease") or "unknown",
+        arch=sources.arch,
+        python=sources.python,
+        processor=_match(r"^model name\s*:\s*(.+)$", processor) or sources.arch,
+        cores=len(re.findall(r"^processor\s*:", processor, flags=re.MULTILINE)),
+        memory_total=memory.get("MemTotal"),
+        memory_free=_least(memory.get("MemAvailable"), _container_free(sources)),
+        swap_free=memory.get("SwapFree", 0),
+    )
+
+
+def read_disk(sources: Sources, purpose: str, folder: Path) -> Disk:
+    """What is free where a folder is, or will be."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    return Disk(
+        purpose=purpose, folder=there, free=sources.disk_free(there), writable=os.access(there, os.W_OK)
+    )
+
+
+def _memory_table(text: str) -> dict[str, int]:
+    return {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+
+
+def _container_free(sources: Sources) -> int | None:
+    for folder, limit_name, used_name, cached_name in _CGROUPS:
+        limit, used = sources.text(f"{folder}/{limit_name}"), sources.text(f"{folder}/{used_name}")
+        if limit is None or used is None or not limit.isdigit():  # "max": no limit
+            continue
+        cached = _match(rf"^{cached_name} (\d+)$", sources.text(f"{folder}/memory.stat")) or "0"
+        return max(int(limit) - int(used) + int(cached), 0)
+    return None
+
+
+def _least(*sizes: int | None) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _match(pattern: str, text: str | None) -> str | None:
+    found = re.search(pattern, text or "", flags=re.MULTILINE)
+    return None if found is None else found[1].strip()
+
+
+def gather(sources: Sources, folders: Mapping[str, Path]) -> Machine:
+    """Describe a machine; what cannot be asked is told as such, never raised.
+
+    Args:
+        sources: where to look.
+        folders: purpose -> folder, whose disks are to be looked at.
+    """
+    return Machine(
+        refdiff=refdiff_version(),
+        host=read_host(sources),
+        gpus=read_gpus(sources),
+        cuda=read_cuda(sources),
+        jetson=read_jetson(sources),
+        packages=read_packages(sources),
+        onnxruntime=read_onnxruntime(sources),
+        extras=read_extras(sources),
+        disks=tuple(read_disk(sources, purpose, folder) for purpose, folder in folders.items()),
+    )

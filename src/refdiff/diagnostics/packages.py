@@ -1,0 +1,122 @@
+"""Which Python packages are here, none of them imported; a process of its own asks ONNX Runtime.
+
+In: sources. Out: versions, `OnnxRuntime`, `Extra`s.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+
+from refdiff.diagnostics.facts import Extra, Machine, OnnxRuntime, version_numbers
+from refdiff.diagnostics.sources import Sources
+
+ONNX_RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-training",
+)
+"""All of them provide the module `onnxruntime`."""
+
+TENSORRTS: Mapping[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+}
+"""Flavour -> the packages that bring its module, and carry its version."""
+
+
+def tensorrt_version(machine: Machine, flavour: str) -> str | None:
+    """Of what brings the flavour's module; None where nothing does."""
+    return next((machine.packages[name] for name in TENSORRTS[flavour] if name in machine.packages), None)
+
+
+_OTHERS = (
+    "cuda-bindings",
+    "cuda-python",
+    "numpy",
+    "nvidia-cublas",
+    "nvidia-cublas-cu12",
+    "nvidia-cuda-runtime",
+    "nvidia-cuda-runtime-cu12",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "nvidia-modelopt",
+    "onnx",
+    "onnx-ir",
+    "polygraphy",
+    "tensorrt-cu12",
+    "tensorrt-cu12-libs",
+    "tensorrt-cu13",
+    "tensorrt-cu13-libs",
+    "tensorrt-rtx-cu12-libs",
+    "tensorrt-rtx-cu13-libs",
+    "torch",
+    "torchvision",
+)
+
+_ASK_ONNX_RUNTIME = "import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))"
+ORT_REPORT = (sys.executable, "-c", _ASK_ONNX_RUNTIME)
+_ORT_SECONDS = 60.0
+"""A cold import from a slow card takes a while."""
+
+_INSTEAD = {
+    "cuda-python": ("cuda-bindings",),
+    "onnxruntime": ("onnxruntime-gpu",),
+    "tensorrt": TENSORRTS["tensorrt"][1:],
+    "tensorrt-rtx": TENSORRTS["tensorrt-rtx"][1:],
+}
+"""A required package -> others that bring the same module."""
+
+_REQUIREMENT = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]+)\s*(>=\s*(?P<least>[\d.]+))?\s*(;\s*(?P<marker>.*))?", flags=re.DOTALL
+)
+
+
+def read_packages(sources: Sources) -> dict[str, str]:
+    """Version of each package that matters here and is installed."""
+    names = (*ONNX_RUNTIMES, *(name for several in TENSORRTS.values() for name in several), *_OTHERS)
+    versions = {name: sources.version(name) for name in names}
+    return {name: version for name, version in versions.items() if version is not None}
+
+
+def read_onnxruntime(sources: Sources) -> OnnxRuntime | None:
+    """Its providers; None where no package brings it."""
+    if not any(sources.version(name) for name in ONNX_RUNTIMES):
+        return None
+    ran = sources.run(ORT_REPORT, _ORT_SECONDS)
+    if ran.fault is not None:
+        return OnnxRuntime(providers=(), fault=ran.fault)
+    return OnnxRuntime(providers=tuple(json.loads(ran.output.splitlines()[-1])), fault=None)
+
+
+def read_extras(sources: Sources) -> tuple[Extra, ...]:
+    """What each of refdiff's extras lacks here."""
+    lacking: dict[str, tuple[list[str], list[str]]] = {}
+    for requirement in sources.requirements:
+        parts = _REQUIREMENT.fullmatch(requirement)
+        marker = "" if parts is None else parts["marker"] or ""
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
+        if parts is None or extra is None:
+            continue
+        missing, outdated = lacking.setdefault(extra[1], ([], []))
+        arch = re.search(r"platform_machine == ['\"](\w+)['\"]", marker)
+        if arch is None or arch[1] == sources.arch:
+            _look_for(sources, parts["name"], parts["least"], missing, outdated)
+    return tuple(
+        Extra(name=name, missing=tuple(missing), outdated=tuple(outdated))
+        for name, (missing, outdated) in sorted(lacking.items())
+    )
+
+
+def _look_for(
+    sources: Sources, name: str, least: str | None, missing: list[str], outdated: list[str]
+) -> None:
+    version = next(filter(None, map(sources.version, (name, *_INSTEAD.get(name, ())))), None)
+    if version is None:
+        missing.append(name)
+    elif least is not None and version_numbers(version) < version_numbers(least):
+        outdated.append(f"{name} {version}, needs {least}")

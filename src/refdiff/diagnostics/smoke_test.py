@@ -1,0 +1,117 @@
+"""Tries one back-end on one bundle: `python -m refdiff.diagnostics.smoke_test BUNDLE BACKEND`, JSON out.
+
+The smallest graph is opened as `refdiff segment` would, run on what the bundle recorded of it, and compared
+with the record. A process of its own, because a driver or a library that does not fit can take its process
+down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from refdiff.contracts.bundle import Bundle, open_bundle
+from refdiff.contracts.parity import recorded_part, relative_error
+from refdiff.contracts.session import SessionFactory
+from refdiff.engines.factory import open_sessions
+from refdiff.engines.trt.device import Device, find_device
+from refdiff.engines.trt.flavour import Flavour, load_flavour
+from refdiff.engines.trt.open import TENSORRT, look_around, open_plans
+from refdiff.engines.trt.plans import find_plans
+from refdiff.engines.trt.validation import knows
+from refdiff.errors import EngineError, RefdiffError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What came of it."""
+
+    runs: bool
+    said: str
+    """What ran, or why nothing did, with the cure after a semicolon."""
+    can_build: bool = False
+    """Nothing but plans is missing."""
+    fitting: tuple[str, ...] = ()
+    """Graphs with a plan that is intact and fits TensorRT and GPU."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Graph -> why it has none."""
+
+
+def attempt(bundle: Bundle, backend: str) -> Trial:
+    """Run a graph with a back-end.
+
+    Args:
+        bundle: an opened one.
+        backend: by name; not "auto".
+    """
+    try:
+        if backend in TENSORRT:
+            return _attempt_plans(bundle, backend)
+        with contextlib.closing(open_sessions(bundle, backend=backend)) as sessions:
+            return Trial(runs=True, said=_run(bundle, sessions, bundle.manifest.graphs))
+    except RefdiffError as error:
+        return Trial(runs=False, said=str(error))
+
+
+def graph_bytes(bundle: Bundle, graph: str) -> int:
+    """Of a graph's files: about what its weights take."""
+    return sum(bundle.manifest.files[name].size_bytes for name in bundle.manifest.graphs[graph].files)
+
+
+def _attempt_plans(bundle: Bundle, backend: str) -> Trial:
+    flavour, device = load_flavour(backend), find_device()
+    found, refused = find_plans(bundle, flavour, device, verify="hash")
+    trial = Trial(runs=False, said="", fitting=tuple(found), refused=refused)
+    try:
+        look_around(backend)
+        _check_known(flavour, device)
+    except RefdiffError as error:
+        return dataclasses.replace(trial, said=str(error))
+    trial = dataclasses.replace(trial, can_build=True)
+    if refused:
+        return dataclasses.replace(trial, said=next(iter(refused.values())))
+    try:
+        with contextlib.closing(open_plans(bundle, backend, reason="a trial", capture=False)) as sessions:
+            said = _run(bundle, sessions, found)
+            memory = "" if sessions.memory is None else f", memory: {sessions.memory.reason}"
+    except RefdiffError as error:
+        return dataclasses.replace(trial, said=str(error))
+    return dataclasses.replace(trial, runs=True, said=said + memory)
+
+
+def _check_known(flavour: Flavour, device: Device | None) -> None:
+    """A plan would be built, and then not load."""
+    if device is not None and not knows(flavour, device.compute_capability):
+        raise EngineError(
+            f"{flavour.title} does not know compute capability {device.compute_capability} ({device.name}); "
+            "use --backend ort-cuda, or TensorRT: pip install 'refdiff[trt]'"
+        )
+
+
+def _run(bundle: Bundle, sessions: SessionFactory, graphs: Iterable[str]) -> str:
+    """Run the smallest of some graphs; what was run, for a person."""
+    golden = bundle.golden()
+    recorded = [name for name in graphs if name in golden]
+    if not recorded:
+        raise EngineError(f"{bundle.path} holds no recorded run of a graph to repeat; export it again")
+    graph = min(recorded, key=lambda name: graph_bytes(bundle, name))
+    feeds, expected = golden[graph]
+    outputs = sessions.open(graph).run(feeds, list(expected))
+    error = max(
+        relative_error(recorded_part(outputs[name], record), record) for name, record in expected.items()
+    )
+    if math.isinf(error):
+        raise EngineError(
+            f"{graph} ran and gave values that are no numbers; see: refdiff check {bundle.path}"
+        )
+    return f"ran {graph}, {error:.0e} off its record"
+
+
+if __name__ == "__main__":
+    _, _path, _backend = sys.argv
+    print(json.dumps(dataclasses.asdict(attempt(open_bundle(_path, verify="size"), _backend))))  # noqa: T201 - the answer

@@ -1,0 +1,241 @@
+"""`build`: a bundle in, TensorRT plans of its graphs beside it out; and `lint`, which only parses.
+
+A plan that was built from exactly the same graph, sizes, TensorRT, GPU and flags is kept; anything else is
+built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.manifest import refdiff_version
+from refdiff.contracts.options import options_for
+from refdiff.contracts.progress import Progress, silent
+from refdiff.engines.trt import plan_store
+from refdiff.engines.trt.build_log import make_log
+from refdiff.engines.trt.building import BuildTask, build_plan
+from refdiff.engines.trt.device import Device, find_device
+from refdiff.engines.trt.flavour import Flavour, choose_flavour, load_flavour
+from refdiff.engines.trt.metadata import PlanIdentity, SideCar, graph_sha256, recipe_sha256
+from refdiff.engines.trt.monitor import Watch
+from refdiff.engines.trt.options import BuildOptions, check_options
+from refdiff.engines.trt.plan_store import PlanFiles
+from refdiff.engines.trt.shapes import shape_profiles
+from refdiff.errors import BundleError, EngineError, InputError
+from refdiff.models.choice import MINIATURE
+
+BUILT_PROFILES = ("edge",)
+"""Profiles whose sizes a plan is built for where none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltGraph:
+    """One plan."""
+
+    plan: Path
+    side_car: SideCar
+    reused: bool
+    """It was there, built from exactly the same."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {"plan": str(self.plan), "reused": self.reused, **self.side_car.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What `build` did."""
+
+    bundle: Path
+    flavour: str
+    version: str
+    reason: str
+    """Why this flavour."""
+    targets: tuple[str, ...]
+    """Compute capabilities, or "portable" or "ampere-plus" alone."""
+    device: str | None
+    """The GPU of this machine, None where there is none."""
+    graphs: tuple[BuiltGraph, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **document,
+            "bundle": str(self.bundle),
+            "targets": list(self.targets),
+            "graphs": [graph.to_json() for graph in self.graphs],
+        }
+
+
+def build(
+    bundle: Path | str,
+    *,
+    flavour: str = "auto",
+    graphs: Sequence[str] = (),
+    profiles: Sequence[str] = BUILT_PROFILES,
+    options: BuildOptions | None = None,
+    size: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build plans, or keep those that are there.
+
+    Args:
+        bundle: its folder, or "mini", whose plans lie in the user's cache.
+        flavour: "tensorrt", "tensorrt-rtx", or "auto".
+        graphs: which; none means all.
+        profiles: of the pipeline, whose sizes the plans serve.
+        options: of the builder.
+        size: side in px of the picture the diffusion model sees, for a caller who wants to be sure: a bundle
+            has one.
+        force: build even what is there.
+        progress: told TensorRT's own progress.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        InputError: an unknown name, another size than the bundle's, an option this flavour does not have, a
+            place that cannot be written to.
+        MissingDependencyError: no TensorRT, or none that can build without a GPU where there is none.
+        EngineError: TensorRT refused a graph; the message names the build log. Plans built before it stay.
+        KeyboardInterrupt: Ctrl-C; the plan that was being built is not there.
+    """
+    tell, wanted = progress or silent, options or BuildOptions()
+    opened, device = find_bundle(bundle), find_device()
+    names = chosen_graphs(opened, graphs)
+    check_size(opened, size)
+    trt, reason = choose(flavour, device)
+    check_options(wanted, trt, device)
+    maker = _Maker(opened, trt, device, wanted, tuple(profiles))
+    return BuildReport(
+        bundle=opened.path,
+        flavour=trt.name,
+        version=trt.version,
+        reason=reason,
+        targets=wanted.targets(trt, device),
+        device=None if device is None else device.name,
+        graphs=tuple(maker.make(name, tell, force=force) for name in names),
+    )
+
+
+def choose(flavour: str, device: Device | None) -> tuple[Flavour, str]:
+    """The TensorRT of that name, and why it was chosen.
+
+    Raises:
+        InputError: no such flavour.
+        MissingDependencyError: its package is not installed.
+    """
+    if flavour == "auto":
+        return choose_flavour(has_device=device is not None)
+    return load_flavour(flavour), "asked for"
+
+
+def chosen_graphs(bundle: Bundle, graphs: Sequence[str]) -> tuple[str, ...]:
+    """The graphs of a bundle by name, in its order; none means all.
+
+    Raises:
+        InputError: it has no such graph.
+    """
+    have = bundle.manifest.graphs
+    for name in graphs:
+        if name not in have:
+            raise InputError(f"{bundle.path} has no graph {name!r}, it has: {', '.join(have)}")
+    return tuple(name for name in have if name in graphs or not graphs)
+
+
+def check_size(bundle: Bundle, size: int | None) -> None:
+    """Refuse a size that a bundle's graphs do not have.
+
+    Raises:
+        InputError: it is another one.
+    """
+    have = bundle.spec.diffusion.image_size
+    if size in (None, have):
+        return
+    cure = "leave it out: the miniature has no other"
+    if bundle.spec.name != MINIATURE:
+        cure = f"leave it out, or export another bundle with: refdiff export MODEL --size {size}"
+    raise InputError(f"got --size {size}, but the graphs of {bundle.path} are for {have} px; {cure}")
+
+
+class _Maker:
+    """Makes the plans of one bundle, one after the other."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        flavour: Flavour,
+        device: Device | None,
+        options: BuildOptions,
+        profiles: tuple[str, ...],
+    ) -> None:
+        self._bundle = bundle
+        self._flavour = flavour
+        self._device = device
+        self._options = options
+        self._profiles = [options_for(bundle.spec, profile=name) for name in profiles]
+        self._contract = graph_contract(bundle.spec)
+        self._plans = plan_store.plans_folder(bundle)
+
+    def make(self, graph: str, tell: Progress, *, force: bool) -> BuiltGraph:
+        """Build a plan, unless one is there that was built from exactly the same."""
+        identity = self._identity(graph)
+        files = plan_store.plan_files(self._plans, identity)
+        with plan_store.locked(files, lambda: tell(f"{graph}: waiting for another build in {files.folder}")):
+            there = None if force else plan_store.reusable(files, identity)
+            if there is not None:
+                tell(f"{graph}: {files.plan} is there")
+                return BuiltGraph(plan=files.plan, side_car=there, reused=True)
+            return BuiltGraph(plan=files.plan, side_car=self._build(files, identity, tell), reused=False)
+
+    def _identity(self, graph: str) -> PlanIdentity:
+        manifest = self._bundle.manifest
+        if graph not in self._contract:
+            raise BundleError(f"graph {graph} is none that this refdiff knows; upgrade refdiff")
+        return PlanIdentity(
+            graph=graph,
+            onnx_sha256=graph_sha256(manifest, graph),
+            precision=manifest.graphs[graph].precision,
+            recipe_sha256=recipe_sha256(manifest, graph),
+            shapes=shape_profiles(self._contract[graph], self._bundle.spec, self._profiles),
+            flavour=self._flavour.name,
+            version=self._flavour.version,
+            targets=self._options.targets(self._flavour, self._device),
+            flags=self._options.flags(),
+        )
+
+    def _build(self, files: PlanFiles, identity: PlanIdentity, tell: Progress) -> SideCar:
+        log, started = make_log(self._flavour), time.perf_counter()
+        task = BuildTask(
+            graph=identity.graph,
+            onnx=self._bundle.graph_path(identity.graph),
+            shapes=identity.shapes,
+            options=self._options,
+        )
+        with plan_store.drafted(files) as draft:
+            try:
+                built = build_plan(self._flavour, task, draft, log, Watch(identity.graph, tell))
+            except EngineError as error:
+                kept = plan_store.keep_failed_log(files, "\n".join(log.lines) + "\n")
+                raise EngineError(f"{error} (build log: {kept})") from error
+            sha256, size = plan_store.hashed(draft)
+            side_car = SideCar(
+                identity=identity,
+                plan_sha256=sha256,
+                plan_bytes=size,
+                activation_bytes=built.activation_bytes,
+                attention=built.attention,
+                seconds=round(time.perf_counter() - started, 2),
+                built_on=None if self._device is None else self._device.name,
+                refdiff_version=refdiff_version(),
+            )
+            plan_store.place(files, draft, side_car, "\n".join(log.lines) + "\n")
+        return side_car

@@ -1,0 +1,281 @@
+"""What a plan is made from, and the one hash of all of it.
+
+In: a bundle's manifest, the shapes, the TensorRT and the GPU. Out: a `PlanIdentity`. Two builds with the
+same key may share a plan; anything else is another plan.
+
+The JSON beside a plan: what it was made from, for which GPU, and its own hash (DESIGN §4).
+
+In: a path. Out: a `SideCar`, every field of which has been checked. The plan itself is left as TensorRT
+wrote it, so that trtexec and Triton load it.
+
+    engines/tensorrt-sm87/unet.plan    TensorRT's own bytes
+    engines/tensorrt-sm87/unet.json    this
+    engines/tensorrt-sm87/unet.log     what TensorRT said while it built
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refdiff.contracts.manifest import Manifest
+from refdiff.engines.trt.attention_blocks import AttentionBlock
+from refdiff.engines.trt.shapes import Shape, ShapeProfile, ShapeRange
+from refdiff.errors import EngineError
+
+PORTABLE = "portable"
+"""Target of a TensorRT-RTX plan without named GPUs: Ampere and later."""
+
+AMPERE_PLUS = "ampere-plus"
+"""Target of a TensorRT plan in hardware-compatibility mode."""
+
+Flag = bool | int | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanIdentity:
+    """Everything that decides what is in a plan."""
+
+    graph: str
+    onnx_sha256: str
+    """Of the graph's files, external data included: one hash over their names and hashes in the manifest."""
+    precision: str
+    recipe_sha256: str | None
+    """Of the bundle's recipe, None for an untouched export."""
+    shapes: tuple[ShapeProfile, ...]
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
+    """Compute capabilities such as "8.7", or `PORTABLE` or `AMPERE_PLUS` alone."""
+    flags: Mapping[str, Flag]
+    """What else the builder was told, by option."""
+
+    @property
+    def key(self) -> str:
+        """Hexadecimal sha256 of all of the above."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def device_key(self) -> str:
+        """Name of the folder of all plans for these targets, such as tensorrt-sm87."""
+        return device_key(self.flavour, self.targets)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "graph": self.graph,
+            "onnx_sha256": self.onnx_sha256,
+            "precision": self.precision,
+            "recipe_sha256": self.recipe_sha256,
+            "shapes": [
+                {
+                    name: {"min": list(each.least), "opt": list(each.usual), "max": list(each.most)}
+                    for name, each in profile.items()
+                }
+                for profile in self.shapes
+            ],
+            "flavour": self.flavour,
+            "version": self.version,
+            "targets": list(self.targets),
+            "flags": dict(self.flags),
+        }
+
+
+def device_key(flavour: str, targets: tuple[str, ...]) -> str:
+    """The folder of a bundle's plans for these targets.
+
+    The version is not part of it: a plan of another version is found there, refused by name and replaced.
+
+    Args:
+        flavour: such as "tensorrt".
+        targets: compute capabilities, or `PORTABLE` or `AMPERE_PLUS` alone.
+    """
+    names = (f"sm{target.replace('.', '')}" if target[:1].isdigit() else target for target in targets)
+    return "-".join((flavour, *names))
+
+
+def graph_sha256(manifest: Manifest, graph: str) -> str:
+    """One hash of a graph's ONNX file and its external data, from the hashes the manifest holds.
+
+    Args:
+        manifest: of a bundle that was opened and so verified.
+        graph: one of its graphs.
+    """
+    digest = hashlib.sha256()
+    for name in manifest.graphs[graph].files:
+        digest.update(f"{name}\0{manifest.files[name].sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def recipe_sha256(manifest: Manifest, graph: str) -> str | None:
+    """The hash of the recipe a graph was made by, None where there is none."""
+    recipe = manifest.graphs[graph].recipe
+    return None if recipe is None or recipe not in manifest.files else manifest.files[recipe].sha256
+
+
+SIDE_CAR_FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideCar:
+    """What is known of a plan without loading it."""
+
+    identity: PlanIdentity
+    plan_sha256: str
+    plan_bytes: int
+    activation_bytes: int | None
+    """Device memory of one context, as the builder planned it; None where it did not say."""
+    attention: tuple[AttentionBlock, ...]
+    """Of the graph, and whether the plan fused each."""
+    seconds: float
+    """What the build took, parsing included."""
+    built_on: str | None
+    """Name of the GPU of the machine that built it; None where there was none."""
+    refdiff_version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del document["identity"]
+        document["attention"] = [dataclasses.asdict(block) for block in self.attention]
+        return {
+            "format": SIDE_CAR_FORMAT,
+            "key": self.identity.key,
+            **self.identity.to_json(),
+            **document,
+        }
+
+    def to_text(self) -> str:
+        """The file's content."""
+        return json.dumps(self.to_json(), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, document: object, *, where: str) -> SideCar:
+        """Read what `to_json` wrote.
+
+        Raises:
+            EngineError: not a side-car, of another format, a value that is none, or changed by hand.
+        """
+        if not isinstance(document, dict):
+            raise EngineError(f"{where}: expected a JSON object, got {type(document).__name__}; {_CURE}")
+        fields = dict(document)
+        if (found := fields.pop("format", None)) != SIDE_CAR_FORMAT or isinstance(found, bool):
+            raise EngineError(f"{where}: got format {found!r}, expected {SIDE_CAR_FORMAT}; {_CURE}")
+        try:
+            key = _text(fields.pop("key"), "key")
+            identity = _identity(
+                {field.name: fields.pop(field.name) for field in dataclasses.fields(PlanIdentity)}
+            )
+            attention = tuple(_block(each) for each in _list(fields.pop("attention"), "attention"))
+            side_car = cls(identity=identity, attention=attention, **fields)
+            _check_own(side_car)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise EngineError(f"{where} is not a plan's side-car ({what}); {_CURE}") from error
+        if key != identity.key:
+            raise EngineError(
+                f"{where} was changed: its key is {key[:12]}…, expected {identity.key[:12]}…; {_CURE}"
+            )
+        return side_car
+
+
+_CURE = "build the plan again with: refdiff build BUNDLE --force"
+
+
+def side_car_path(plan: Path) -> Path:
+    """Where the side-car of a plan lies."""
+    return plan.with_suffix(".json")
+
+
+def read_side_car(plan: Path) -> SideCar:
+    """The side-car of a plan; the plan itself is not looked at (`validation` does that).
+
+    Raises:
+        EngineError: it is missing, unreadable, or not a side-car.
+    """
+    path = side_car_path(plan)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EngineError(
+            f"{plan} has no side-car {path.name}, so nobody knows what it was built from; {_CURE}"
+        ) from error
+    except (OSError, RecursionError, ValueError) as error:
+        raise EngineError(f"{path} is not readable JSON ({error}); {_CURE}") from error
+    return SideCar.from_json(document, where=str(path))
+
+
+def _identity(fields: dict[str, Any]) -> PlanIdentity:
+    for name in ("graph", "onnx_sha256", "precision", "flavour", "version"):
+        _text(fields[name], name)
+    if fields["recipe_sha256"] is not None:
+        _text(fields["recipe_sha256"], "recipe_sha256")
+    targets = tuple(_text(target, "targets") for target in _list(fields["targets"], "targets"))
+    if not targets:
+        raise ValueError("targets is empty")
+    if not isinstance(fields["flags"], dict):
+        raise TypeError(f"flags is {fields['flags']!r}, expected an object with names")
+    shapes = tuple(_profile(profile) for profile in _list(fields["shapes"], "shapes"))
+    return PlanIdentity(**{**fields, "targets": targets, "shapes": shapes})
+
+
+def _block(document: Any) -> AttentionBlock:
+    obstacles = tuple(_text(each, "obstacles") for each in _list(document["obstacles"], "obstacles"))
+    block = AttentionBlock(**{**document, "obstacles": obstacles})
+    for name in ("product", "softmax", "mixing", "precision"):
+        _text(getattr(block, name), name)
+    _whole(block.head_size, "head_size")
+    if not isinstance(block.fused, bool) and block.fused is not None:
+        raise TypeError(f"fused is {block.fused!r}, expected true, false or null")
+    return block
+
+
+def _profile(document: Any) -> ShapeProfile:
+    return {
+        str(name): ShapeRange(
+            least=_shape(entry["min"], name),
+            usual=_shape(entry["opt"], name),
+            most=_shape(entry["max"], name),
+        )
+        for name, entry in document.items()
+    }
+
+
+def _shape(value: object, name: str) -> Shape:
+    return tuple(_whole(size, f"shape of {name}") for size in _list(value, f"shape of {name}"))
+
+
+def _check_own(side_car: SideCar) -> None:
+    _text(side_car.plan_sha256, "plan_sha256")
+    _text(side_car.refdiff_version, "refdiff_version")
+    _whole(side_car.plan_bytes, "plan_bytes")
+    if side_car.activation_bytes is not None:
+        _whole(side_car.activation_bytes, "activation_bytes")
+    if side_car.built_on is not None:
+        _text(side_car.built_on, "built_on")
+    if isinstance(side_car.seconds, bool) or not isinstance(side_car.seconds, (int, float)):
+        raise TypeError(f"seconds is {side_car.seconds!r}, expected a number")
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, expected text")
+    return value
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"{name} is {value!r}, expected a whole number")
+    return value
+
+
+def _list(value: object, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{name} is {value!r}, expected a list")
+    return value

@@ -1,0 +1,162 @@
+"""TensorRT's own runtime, which turns a plan into an engine, and what it says when it does not.
+
+In: the module of a flavour (`tensorrt` or `tensorrt_rtx`, or a stand-in). Out: engines, and errors that carry
+what TensorRT logged.
+
+Kernels that TensorRT-RTX compiled on this machine, kept beside the plan so that the next start is fast.
+
+The file is `<plan>.jit`: a magic line, the sha256 of everything after it, the plan's key, and TensorRT-RTX's
+own blob. A file that is damaged, or of another plan, is not looked at; one that TensorRT-RTX finds to be of
+another driver, device or version is not used. Either is replaced when the session closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from refdiff.errors import EngineError
+
+_LINES_KEPT = 3
+
+
+class Library:
+    """One flavour of TensorRT, ready to load plans; what it logs as an error goes into our errors.
+
+    Args:
+        module: `tensorrt` or `tensorrt_rtx`.
+        host_code: let plans bring the runtime they were built with (TensorRT's version-compatible plans).
+
+    Raises:
+        EngineError: TensorRT cannot start here.
+    """
+
+    def __init__(self, module: Any, *, host_code: bool = False) -> None:
+        self.module = module
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._log = _error_log(module, self._lines)  # TensorRT keeps no reference of its own
+        try:
+            self.runtime = module.Runtime(self._log)
+        except TypeError as error:  # pybind11's word for a library that cannot start, as without a driver
+            raise self.failed("TensorRT's runtime cannot start") from error
+        if host_code:
+            self.runtime.engine_host_code_allowed = True
+
+    def load(self, plan: Any, name: str, weights: Path | None = None) -> Any:
+        """The engine of a plan.
+
+        Args:
+            plan: its bytes.
+            name: of the graph, for messages.
+            weights: the ONNX file that a plan without weights gets them from.
+
+        Raises:
+            EngineError: TensorRT refuses it; says why.
+        """
+        self._lines.clear()
+        engine = self.runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self.failed(f"the plan of {name} cannot be loaded")
+        if weights is not None:
+            refitter = self.module.Refitter(engine, self._log)
+            parser = self.module.OnnxParserRefitter(refitter, self._log)
+            if not (parser.refit_from_file(str(weights)) and refitter.refit_cuda_engine()):
+                raise self.failed(f"the plan of {name} does not take the weights of {weights}")
+        return engine
+
+    def failed(self, what: str) -> EngineError:
+        """An error with what TensorRT logged since the last one."""
+        lines = " | ".join(" ".join(line.split()) for line in self._lines) or "it says nothing more"
+        self._lines.clear()
+        return EngineError(f"{what}: {self.module.__name__} {self.module.__version__}: {lines}")
+
+
+def _error_log(module: Any, lines: deque[str]) -> Any:
+    """A logger of this flavour; its base class belongs to the module."""
+
+    class Errors(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= module.ILogger.ERROR:
+                lines.append(message)
+
+    return Errors()
+
+
+SUFFIX = ".jit"
+
+_MAGIC = b"refdiff jit cache 1\n"
+_HASH_BYTES = 32
+
+
+class JitCache:
+    """The compiled kernels of one plan.
+
+    Args:
+        path: of the file.
+        key: what tells the plan from others: its hash.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self._key = key.encode() + b"\n"
+        self._cache: Any = None
+        self._stored: bytes | None = None
+
+    @staticmethod
+    def fits(engine: Any) -> bool:
+        """Whether this flavour compiles kernels when it runs, and lets them be kept."""
+        make = getattr(engine, "create_runtime_config", None)
+        return make is not None and hasattr(make(), "create_runtime_cache")
+
+    def attach(self, engine: Any, strategy: Any) -> Any:
+        """A configuration for the engine's context that reads and fills the cache."""
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        self._cache = config.create_runtime_cache()
+        self._stored = self._read()
+        if self._stored is not None and not self._cache.deserialize(self._stored):
+            self._stored = None
+        config.set_runtime_cache(self._cache)
+        return config
+
+    def save(self) -> None:
+        """Write what was compiled since, if anything was; a folder that cannot be written is left alone.
+
+        Nothing depends on the file: without it the kernels are compiled again at the next start.
+        """
+        if self._cache is None:
+            return
+        blob = bytes(memoryview(self._cache.serialize()))
+        if blob != self._stored:
+            self._stored = blob
+            with contextlib.suppress(OSError):
+                self._write(blob)
+
+    def _read(self) -> bytes | None:
+        try:
+            content = self._path.read_bytes()
+        except OSError:
+            return None
+        head, body = content[: len(_MAGIC)], content[len(_MAGIC) :]
+        digest, rest = body[:_HASH_BYTES], body[_HASH_BYTES:]
+        if head != _MAGIC or hashlib.sha256(rest).digest() != digest or not rest.startswith(self._key):
+            return None
+        return rest[len(self._key) :]
+
+    def _write(self, blob: bytes) -> None:
+        """Whole or not at all: another process may be reading it."""
+        rest = self._key + blob
+        draft = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            draft.write_bytes(_MAGIC + hashlib.sha256(rest).digest() + rest)
+            os.replace(draft, self._path)  # noqa: PTH105 - one call, one step
+        finally:
+            draft.unlink(missing_ok=True)

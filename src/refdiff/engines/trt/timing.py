@@ -1,0 +1,92 @@
+"""What the device itself needs for a run: two CUDA events around what is enqueued.
+
+The time of each layer, as TensorRT's profiler reports it; works with `tensorrt` and `tensorrt_rtx`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from refdiff.contracts.session import LayerTime
+from refdiff.engines.trt.buffers import Lane
+
+
+class RunTimer:
+    """Used in a `with` block around the enqueuing of a run; copies outside of it are not counted.
+
+    Args:
+        lane: the session's.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._begun = lane.cuda.new_event(timing=True)
+        self._ended = lane.cuda.new_event(timing=True)
+        self._has_run = False
+
+    def __enter__(self) -> None:
+        self._lane.cuda.record(self._begun, self._lane.stream)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._lane.cuda.record(self._ended, self._lane.stream)
+            self._has_run = True
+
+    def elapsed_ms(self) -> float | None:
+        """Of the last run, once it is done; None before the first.
+
+        Raises:
+            EngineError: the run failed on the device.
+        """
+        if not self._has_run:
+            return None
+        self._lane.cuda.wait_for(self._ended)
+        return self._lane.cuda.elapsed_ms(self._begun, self._ended)
+
+    def close(self) -> None:
+        """Give the events back."""
+        self._lane.cuda.end_event(self._begun)
+        self._lane.cuda.end_event(self._ended)
+
+
+class LayerLog:
+    """Adds up what an execution context reports.
+
+    Args:
+        module: the TensorRT whose context it is for.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._calls: dict[str, int] = {}
+        self._ms: dict[str, float] = {}
+        self.profiler = _make_profiler(module, self)
+        """For a context's attribute of this name; kept here, because a context does not own it."""
+
+    def add(self, name: str, ms: float) -> None:
+        """A layer ran."""
+        self._calls[name] = self._calls.get(name, 0) + 1
+        self._ms[name] = self._ms.get(name, 0.0) + ms
+
+    def times(self) -> Sequence[LayerTime]:
+        """Of all runs so far; TensorRT does not name a layer's operator."""
+        return tuple(
+            LayerTime(name=name, operator="", calls=calls, ms=self._ms[name])
+            for name, calls in self._calls.items()
+        )
+
+
+def _make_profiler(module: Any, log: LayerLog) -> Any:
+    base: Any = module.IProfiler
+
+    class Profiler(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            log.add(layer_name, ms)
+
+    return Profiler()

@@ -1,0 +1,1 @@
+"""Metrics of a bundle, or of the torch reference, on a data set."""

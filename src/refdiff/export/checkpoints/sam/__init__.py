@@ -1,6 +1,0 @@
-"""Segment Anything's checkpoints: the original layout, transformers', and MobileSAM's."""
-
-from refdiff.export.checkpoints.sam.loading import load_sam
-from refdiff.export.checkpoints.sam.sizes import VIT_B, VIT_H, VIT_L, SamSizes, build_sam, sam_sizes, sam_spec
-
-__all__ = ["VIT_B", "VIT_H", "VIT_L", "SamSizes", "build_sam", "load_sam", "sam_sizes", "sam_spec"]

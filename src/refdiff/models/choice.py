@@ -1,0 +1,173 @@
+"""From the name of a model, or of its three parts, to a torch stack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refdiff.contracts.manifest import MANIFEST_NAME
+from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.progress import Progress, silent
+from refdiff.errors import InputError
+from refdiff.models.presets import PRESETS
+
+if TYPE_CHECKING:
+    from refdiff.contracts.stack import ModelStack
+
+MINIATURE = "mini"
+MODELS = (MINIATURE, *PRESETS)
+"""Stacks that have a name."""
+
+DEFAULT_SIZE = 512
+"""Side in px of the picture Stable Diffusion looks at: SD 1.5's training size. The release's 1024 takes six
+times the arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which models, and where they come from.
+
+    Each part is a hub id, a folder or a file; left out, it is the named model's own. With `random_weights` a
+    part is the name of an architecture instead, "vit_l" for instance.
+    """
+
+    name: str = MINIATURE
+    diffusion: str | None = None
+    sam: str | None = None
+    clip: str | None = None
+    size: int | None = None
+    """Side in px of the picture Stable Diffusion looks at; None: `DEFAULT_SIZE`, or the miniature's own."""
+    prediction: str | None = None
+    """What the UNet predicts, where its checkpoint does not say: "epsilon" or "v_prediction"."""
+    clip_activation: str | None = None
+    """Where CLIP's checkpoint does not say: "gelu" or "quick_gelu"."""
+    random_weights: bool = False
+    seed: int | None = None
+    """Of random weights; None: 0."""
+    checkpoints: Path | None = None
+    """The folder `refdiff fetch` filled."""
+    offline: bool = False
+    """Never touch the network."""
+
+    @property
+    def built_in(self) -> bool:
+        """The miniature: small enough for anything."""
+        return self.name == MINIATURE
+
+    @property
+    def title(self) -> str:
+        """The stack's name in the manifest: the model's, marked where a part was exchanged."""
+        return f"{self.name}-custom" if any((self.diffusion, self.sam, self.clip)) else self.name
+
+    def check(self) -> None:
+        """Refuse what cannot be loaded, before anything is read.
+
+        Raises:
+            InputError: no such model, or options that it does not take.
+        """
+        if self.name not in MODELS:
+            raise InputError(
+                f"unknown model {self.name!r}; choose one of: {', '.join(MODELS)}, "
+                f"or name an fp32 bundle's folder (there is no {self.name}/{MANIFEST_NAME})"
+            )
+        given = self._given()
+        if self.built_in and given:
+            raise InputError(
+                f"the miniature takes no {given[0]}: its weights are built in; "
+                f"name a model: {', '.join(PRESETS)}"
+            )
+        if self.seed is not None and not self.random_weights:
+            raise InputError(
+                f"got --seed {self.seed} without --random-weights, whose seed it is; leave it out"
+            )
+        if self.random_weights and (self.prediction or self.clip_activation or self.checkpoints):
+            raise InputError(
+                "--random-weights reads no checkpoint: leave out --checkpoints, --prediction and the like"
+            )
+
+    def check_bundle(self) -> None:
+        """Refuse options where `name` is a bundle's folder.
+
+        Raises:
+            InputError: an option that is a model's.
+        """
+        given = [*self._given(), *(["--seed"] if self.seed is not None else [])]
+        if given:
+            raise InputError(
+                f"{self.name} is a bundle, which takes no {given[0]}: its graphs are converted as they are; "
+                "leave it out"
+            )
+
+    def _given(self) -> list[str]:
+        """The options that choose or change a part."""
+        options = {
+            "--diffusion": self.diffusion,
+            "--sam": self.sam,
+            "--clip": self.clip,
+            "--size": self.size,
+            "--prediction": self.prediction,
+            "--clip-activation": self.clip_activation,
+            "--random-weights": self.random_weights or None,
+            "--checkpoints": self.checkpoints,
+        }
+        return [option for option, value in options.items() if value is not None]
+
+
+def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> ModelStack:
+    """The torch stack of a choice.
+
+    Args:
+        choice: the models.
+        purpose: what the caller wants them for, in messages.
+        tell: told one line at each step.
+
+    Raises:
+        InputError: an unknown model, or a checkpoint that cannot be used.
+        MissingDependencyError: torch or a library around it is not installed, or a checkpoint is not here and
+            cannot be downloaded.
+    """
+    choice.check()
+    if choice.built_in:
+        return load_miniature(purpose)
+    preset, size = PRESETS[choice.name], DEFAULT_SIZE if choice.size is None else choice.size
+    stacks = import_torch_room("refdiff.models.stacks", purpose)
+    if choice.random_weights:
+        stack: ModelStack = stacks.random_stack(
+            choice.title,
+            diffusion=choice.diffusion or preset.diffusion.architecture,
+            sam=choice.sam or preset.sam.architecture,
+            clip=choice.clip or preset.clip.architecture,
+            image_size=size,
+            seed=choice.seed or 0,
+        )
+        return stack
+    hub = import_torch_room("refdiff.models.hub.download", purpose)
+    paths = {
+        part: hub.resolve(
+            given or own.repo, checkpoints=choice.checkpoints, offline=choice.offline, progress=tell
+        )
+        for part, given, own in (
+            ("diffusion", choice.diffusion, preset.diffusion),
+            ("sam", choice.sam, preset.sam),
+            ("clip", choice.clip, preset.clip),
+        )
+    }
+    trained: ModelStack = stacks.checkpoint_stack(
+        choice.title,
+        image_size=size,
+        prediction=choice.prediction,
+        activation=choice.clip_activation or (None if choice.clip else preset.clip.activation),
+        **paths,
+    )
+    return trained
+
+
+def load_miniature(purpose: str) -> ModelStack:
+    """The miniature's torch modules.
+
+    Raises:
+        MissingDependencyError: torch or a library around it is not installed.
+    """
+    stack: ModelStack = import_torch_room("refdiff.miniature.stack", purpose).load_miniature()
+    return stack

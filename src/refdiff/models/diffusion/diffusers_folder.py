@@ -1,0 +1,207 @@
+"""Stable Diffusion as a diffusers folder: model_index.json, and a folder for each part.
+
+In: the folder. Out: sizes, and where each module's weights are. The configs are read as diffusers reads them
+(what a file leaves out has its class's default); the weights are read by this package's own reader, so that a
+missing or surplus tensor is named and nothing is held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from refdiff.contracts.spec import Padding, Prediction
+from refdiff.errors import InputError
+from refdiff.models.configs import positive, read_json
+from refdiff.models.diffusion.diffusers_configs import Schedule, module_config, read_schedule, text_config
+from refdiff.models.diffusion.sizes import (
+    SCALING_FACTOR,
+    UNET_FIELDS,
+    VAE_FIELDS,
+    DiffusionConfigs,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+)
+from refdiff.models.diffusion.weights import FoundModel, Weights, told_prediction
+
+INDEX = "model_index.json"
+
+_CLASSES = {"text_encoder": "CLIPTextModel", "vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}
+_FOREIGN_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
+"""Of SDXL, SD 3, Flux and others; pipelines without one may list it as nulls."""
+
+_STEMS = {
+    "text_encoder": ("model", "pytorch_model"),
+    "vae": ("diffusion_pytorch_model",) * 2,
+    "unet": ("diffusion_pytorch_model",) * 2,
+}
+"""Names of weight files: safetensors, pickles. Source: diffusers and transformers, `WEIGHTS_NAME`."""
+
+_PAD_TOKENS: Mapping[str, Padding] = {"<|endoftext|>": "end", "!": "zero"}
+"""Token 0 of CLIP's vocabulary is "!"."""
+
+_TOWER = "text_model."
+"""Before a text encoder's names, as transformers 4 wrote and has them; transformers 5 does neither."""
+
+_OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+"""The VAE's attention, as diffusers before 0.17 wrote it."""
+
+
+def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
+    """Describe a diffusers folder.
+
+    Args:
+        folder: with a model_index.json.
+        prediction: what the caller says the UNet predicts; None to believe the folder.
+
+    Raises:
+        InputError: a part is missing, damaged or of another model, or the folder says otherwise.
+    """
+    _check_index(folder)
+    files = {part: folder / part / "config.json" for part in _CLASSES}
+    documents = {part: _document(file, part) for part, file in files.items()}
+    unet = module_config(UNet2DConditionModel, documents["unet"], UNET_FIELDS, files["unet"])
+    scaling = documents["vae"].get("scaling_factor", SCALING_FACTOR)
+    schedule_file = folder / "scheduler" / "scheduler_config.json"
+    schedule = read_schedule(schedule_file)
+    configs = DiffusionConfigs(
+        text=text_config(documents["text_encoder"], files["text_encoder"]),
+        vae=module_config(AutoencoderKL, documents["vae"], VAE_FIELDS, files["vae"]),
+        unet=unet,
+        prediction=_agreed(
+            schedule, prediction, schedule_file, second_generation=unet["use_linear_projection"]
+        ),
+        padding=_padding(folder / "tokenizer"),
+        scaling_factor=positive(scaling, "scaling_factor", files["vae"]),
+        train_timesteps=schedule.train_timesteps,
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+    )
+    builders = {"text_encoder": build_text_encoder, "vae": build_vae, "unet": build_unet}
+    special: Mapping[str, dict[str, Any]] = {
+        "text_encoder": {"keys": _text_keys, "belongs": _not_in(("embeddings.position_ids",))},
+        "vae": {"keys": _vae_keys, "belongs": _not_in(("decoder.", "post_quant_conv."))},
+        "unet": {},
+    }
+    weights = {
+        name: Weights(
+            file=_weight_file(folder, name),
+            build=partial(build, configs),
+            sized_by=files[name],
+            **special[name],
+        )
+        for name, build in builders.items()
+    }
+    return FoundModel(configs=configs, weights=weights)
+
+
+def _check_index(folder: Path) -> None:
+    path = folder / INDEX
+    if not path.is_file():
+        raise InputError(f"{folder} has no {INDEX}, expected a diffusers folder; name one, or a single file")
+    index = read_json(path)
+    for part in _FOREIGN_PARTS:
+        value = index.get(part)
+        if isinstance(value, list) and any(value):
+            raise InputError(
+                f"{path} names a part {part!r} (of SDXL, SD 3 or another family), expected a text-to-image "
+                "model of Stable Diffusion 1.x or 2.x; use one of those"
+            )
+
+
+def _document(path: Path, part: str) -> Mapping[str, Any]:
+    """A part's config.json, of the class it has to be."""
+    if not path.is_file():
+        raise InputError(f"{path.parent.parent} lacks {part}/config.json; fetch the whole model")
+    document = read_json(path)
+    stated = document.get("architectures") or []
+    kinds = {"_class_name": [document.get("_class_name")]}
+    kinds["architectures"] = stated if isinstance(stated, list) else [stated]
+    for field, found in kinds.items():
+        wrong = next((kind for kind in found if kind not in (None, _CLASSES[part])), None)
+        if wrong is not None:
+            raise InputError(
+                f"{path}: {field} names {wrong!r}, expected {_CLASSES[part]!r}; "
+                "use Stable Diffusion 1.x or 2.x"
+            )
+    return document
+
+
+def _agreed(
+    schedule: Schedule, asked: Prediction | None, file: Path, *, second_generation: bool
+) -> Prediction:
+    """What the UNet predicts, by the folder and the caller."""
+    if schedule.prediction is not None and asked not in (None, schedule.prediction):
+        raise InputError(
+            f"got prediction {asked}, but {file} says {schedule.prediction}; leave the option out"
+        )
+    return told_prediction(schedule.prediction or asked, file, second_generation=second_generation)
+
+
+def _padding(tokenizer: Path) -> Padding:
+    """What the tokenizer fills prompts up with."""
+    files = [tokenizer / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    found = [path for path in files if path.is_file()]
+    if not found:
+        raise InputError(
+            f"{tokenizer} has neither {files[0].name} nor {files[1].name}, expected one that names the "
+            "padding token; fetch the whole model"
+        )
+    for path in found:
+        token = read_json(path).get("pad_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if content is None:
+            continue
+        if not isinstance(content, str) or content not in _PAD_TOKENS:
+            raise InputError(
+                f"{path}: pad_token is {content!r}, expected one of {list(_PAD_TOKENS)}; "
+                "use Stable Diffusion 1.x or 2.x"
+            )
+        return _PAD_TOKENS[content]
+    return "end"  # transformers' CLIPTokenizer pads so unless told otherwise
+
+
+def _weight_file(folder: Path, part: str) -> Path:
+    """The part's weights: full precision before half, safetensors before a pickle."""
+    safe, pickled = _STEMS[part]
+    names = [
+        name
+        for variant in ("", ".fp16")
+        for name in (
+            f"{safe}{variant}.safetensors",
+            f"{safe}.safetensors.index{variant}.json",
+            f"{pickled}{variant}.bin",
+            f"{pickled}.bin.index{variant}.json",
+        )
+    ]
+    found = next((path for name in names if (path := folder / part / name).is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{folder / part} has no weights, expected one of {', '.join(names)}; fetch the whole model"
+        )
+    return found
+
+
+def _not_in(parts: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda key: not key.removeprefix(_TOWER).startswith(parts)
+
+
+def _text_keys(names: Sequence[str], present: Collection[str]) -> Mapping[str, str]:
+    prefix = _TOWER if any(key.startswith(_TOWER) for key in present) else ""
+    return {name: f"{prefix}{name.removeprefix(_TOWER)}" for name in names}
+
+
+def _vae_keys(names: Sequence[str], present: Collection[str]) -> Mapping[str, str]:
+    old = {name: _old_attention(name) for name in names}
+    return {name: key if key in present else name for name, key in old.items()}
+
+
+def _old_attention(name: str) -> str:
+    for new, old in _OLD_ATTENTION.items():
+        name = name.replace(new, old)
+    return name

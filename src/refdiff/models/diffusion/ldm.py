@@ -1,0 +1,278 @@
+"""What the original Stable Diffusion code calls the tensors of diffusers' and transformers' modules.
+
+In: names as a module has them. Out: name -> key behind the component's prefix, in the layout of CompVis/
+latent-diffusion (UNet, VAE) and open_clip (the text tower of SD 2.x). Pure functions on names.
+
+Single files in Stable Diffusion's original layout (.ckpt, .safetensors): all three modules in one file.
+
+In: the file. Out: sizes, and which of its tensors make up each module. What lies outside the three modules
+(averaged weights, the noise schedule, losses) and the VAE's decoder are passed over; anything else has to
+find its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from refdiff.contracts.spec import Prediction
+from refdiff.errors import InputError
+from refdiff.models.diffusion import ldm as ldm_keys
+from refdiff.models.diffusion import ldm_sizes
+from refdiff.models.diffusion.ldm_sizes import OPEN_CLIP, TEXT, UNET, VAE, Shapes
+from refdiff.models.diffusion.sizes import DiffusionConfigs, build_text_encoder, build_unet, build_vae
+from refdiff.models.diffusion.weights import FoundModel, Weights, told_prediction
+from refdiff.models.files import read_checkpoint
+
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(\w+)\.(\d+)\.(.+)")
+_UNET_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+
+_VAE_ENDS = {"encoder.conv_norm_out": "encoder.norm_out"}
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+_VAE_BLOCK = re.compile(r"encoder\.down_blocks\.(\d+)\.(resnets|downsamplers)\.(\d+)\.(.+)")
+_VAE_MIDDLE = re.compile(r"encoder\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+}
+_OPEN_CLIP_LAYER = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_OPEN_CLIP_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
+_PROJECTION = re.compile(r"self_attn\.[qkv]_proj\.(weight|bias)")
+
+
+def unet_keys(names: Sequence[str], layers_per_block: int) -> Mapping[str, str]:
+    """Keys of a UNet2DConditionModel's tensors.
+
+    The original numbers its blocks through. A level is `layers_per_block` residual blocks and a downsampling
+    on the way down, and one residual block more on the way up, where the last block ends with the upsampling.
+    """
+    attended = {name.partition(".attentions.")[0] for name in names if ".attentions." in name}
+    return {name: _unet_key(name, layers_per_block + 1, attended) for name in names}
+
+
+def _unet_key(name: str, stride: int, attended: set[str]) -> str:
+    middle = _UNET_MIDDLE.fullmatch(name)
+    if middle:
+        kind, index, rest = middle.groups()
+        position = 2 * int(index) + (kind == "attentions")
+        return f"middle_block.{position}.{_unet_part(kind, rest)}"
+    block = _UNET_BLOCK.fullmatch(name)
+    if not block:
+        return _replaced(name, _UNET_ENDS)
+    way, level, kind, index, rest = block.groups()
+    first = int(level) * stride
+    if kind == "downsamplers":
+        return f"input_blocks.{first + stride}.0.{rest.replace('conv.', 'op.', 1)}"
+    if kind == "upsamplers":
+        part = 2 if f"{way}.{level}" in attended else 1
+        return f"output_blocks.{first + stride - 1}.{part}.{rest}"
+    # Input block 0 is the first convolution.
+    place = f"input_blocks.{first + int(index) + 1}" if way == "down_blocks" else _output(first, index)
+    return f"{place}.{int(kind == 'attentions')}.{_unet_part(kind, rest)}"
+
+
+def _output(first: int, index: str) -> str:
+    return f"output_blocks.{first + int(index)}"
+
+
+def _unet_part(kind: str, rest: str) -> str:
+    return _replaced(rest, _UNET_RESNET) if kind == "resnets" else rest
+
+
+def vae_keys(names: Sequence[str]) -> Mapping[str, str]:
+    """Keys of an AutoencoderKL's encoder and quant_conv."""
+    return {name: _vae_key(name) for name in names}
+
+
+def _vae_key(name: str) -> str:
+    middle = _VAE_MIDDLE.fullmatch(name)
+    if middle:
+        kind, index, rest = middle.groups()
+        if kind == "attentions":
+            return f"encoder.mid.attn_{int(index) + 1}.{_replaced(rest, _VAE_ATTENTION)}"
+        return f"encoder.mid.block_{int(index) + 1}.{_vae_resnet(rest)}"
+    block = _VAE_BLOCK.fullmatch(name)
+    if not block:
+        return _replaced(name, _VAE_ENDS)
+    level, kind, index, rest = block.groups()
+    if kind == "downsamplers":
+        return f"encoder.down.{level}.downsample.{rest}"
+    return f"encoder.down.{level}.block.{index}.{_vae_resnet(rest)}"
+
+
+def _vae_resnet(rest: str) -> str:
+    return rest.replace("conv_shortcut.", "nin_shortcut.")
+
+
+def open_clip_keys(names: Sequence[str]) -> Mapping[str, str]:
+    """Keys of a CLIPTextModel's tensors in open_clip's text tower; three names may share one key."""
+    return {name: _open_clip_key(name.removeprefix("text_model.")) for name in names}
+
+
+def _open_clip_key(name: str) -> str:
+    block = _OPEN_CLIP_BLOCK.fullmatch(name)
+    if not block:
+        return _OPEN_CLIP_ENDS.get(name, name.replace("final_layer_norm.", "ln_final."))
+    index, rest = block.groups()
+    projection = _PROJECTION.fullmatch(rest)
+    part = f"attn.in_proj_{projection[1]}" if projection else _replaced(rest, _OPEN_CLIP_LAYER)
+    return f"transformer.resblocks.{index}.{part}"
+
+
+def _replaced(name: str, parts: Mapping[str, str]) -> str:
+    """The name with the module part in front of `.weight` or `.bias` renamed, if it has another name."""
+    module, _, last = name.rpartition(".")
+    return f"{parts.get(module, module)}.{last}"
+
+
+_OTHER_MODELS = {
+    "conditioner.embedders.": "SDXL, which has two text encoders",
+    f"{UNET}label_emb.": "SDXL or a class-conditional model, whose UNet wants more than a text",
+    f"{UNET}joint_blocks.": "SD 3, which has no UNet",
+    f"{UNET}double_blocks.": "Flux, which has no UNet",
+    "joint_blocks.": "SD 3, which has no UNet",
+    "double_blocks.": "Flux, which has no UNet",
+}
+"""Start of a key -> whose it is."""
+
+_NEVER_READ = {
+    VAE: ("decoder.", "post_quant_conv.", "loss.", "model_ema."),
+    OPEN_CLIP: ("text_projection", "logit_scale", "attn_mask"),
+}
+"""Prefix -> what follows it in tensors the method has no use for."""
+
+_BUFFER = "embeddings.position_ids"
+"""0, 1, 2, ...: a constant that old versions of transformers saved."""
+
+
+def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
+    """Describe a single-file checkpoint.
+
+    Args:
+        file: .safetensors, .ckpt, ...
+        prediction: of the UNet; None where it is the one all models of that make have.
+
+    Raises:
+        InputError: the file cannot be read, is another model's, lacks a part or a tensor, or leaves open what
+            its UNet predicts.
+    """
+    tensors = read_checkpoint(file).tensors
+    shapes = Shapes(file, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    _refuse_other_models(shapes)
+    _check_parts(shapes)
+    configs = infer_configs(shapes, prediction)
+    weights = {
+        "text_encoder": _text_weights(shapes, configs),
+        "vae": Weights(
+            file=file,
+            build=partial(build_vae, configs),
+            keys=_behind(VAE, ldm_keys.vae_keys),
+            belongs=_wanted(VAE),
+        ),
+        "unet": Weights(
+            file=file,
+            build=partial(build_unet, configs),
+            keys=_behind(
+                UNET, partial(ldm_keys.unet_keys, layers_per_block=configs.unet["layers_per_block"])
+            ),
+            belongs=_wanted(UNET),
+        ),
+    }
+    return FoundModel(configs=configs, weights=weights)
+
+
+def infer_configs(shapes: Shapes, prediction: Prediction | None) -> DiffusionConfigs:
+    """The sizes of the model in a file.
+
+    Raises:
+        InputError: a tensor is missing, or it cannot be told what the UNet predicts.
+    """
+    second_generation = ldm_sizes.is_open_clip(shapes)
+    configs = DiffusionConfigs(
+        text=ldm_sizes.text_config(shapes),
+        vae=ldm_sizes.vae_config(shapes),
+        unet=ldm_sizes.unet_config(shapes),
+        prediction=told_prediction(prediction, shapes.file, second_generation=second_generation),
+        padding="end",
+    )
+    return replace(configs, padding="zero") if second_generation else configs
+
+
+def _text_weights(shapes: Shapes, configs: DiffusionConfigs) -> Weights:
+    build = partial(build_text_encoder, configs)
+    if not ldm_sizes.is_open_clip(shapes):
+        keys = _behind(ldm_sizes.text_prefix(shapes), _without_tower)
+        return Weights(file=shapes.file, build=build, keys=keys, belongs=_wanted(TEXT))
+    unused = f"{OPEN_CLIP}transformer.resblocks.{configs.text['num_hidden_layers']}."
+    wanted = _wanted(OPEN_CLIP)
+    return Weights(
+        file=shapes.file,
+        build=build,
+        keys=_behind(OPEN_CLIP, ldm_keys.open_clip_keys),
+        belongs=lambda key: wanted(key) and not key.startswith(unused),
+    )
+
+
+def _wanted(prefix: str) -> Callable[[str], bool]:
+    never = tuple(f"{prefix}{rest}" for rest in _NEVER_READ.get(prefix, ()))
+    return lambda key: key.startswith(prefix) and not key.startswith(never) and not key.endswith(_BUFFER)
+
+
+def _behind(
+    prefix: str, keys: Callable[[Sequence[str]], Mapping[str, str]]
+) -> Callable[[Sequence[str], Collection[str]], Mapping[str, str]]:
+    return lambda names, _: {name: f"{prefix}{key}" for name, key in keys(names).items()}
+
+
+def _without_tower(names: Sequence[str]) -> Mapping[str, str]:
+    return {name: name.removeprefix(ldm_sizes.TEXT_TOWER) for name in names}
+
+
+def _refuse_other_models(shapes: Shapes) -> None:
+    for start, whose in _OTHER_MODELS.items():
+        key = next((key for key in shapes.by_key if key.startswith(start)), None)
+        if key is not None:
+            raise InputError(
+                f"{shapes.file}: {key} belongs to {whose}; use a checkpoint of Stable Diffusion 1.x or 2.x"
+            )
+
+
+def _check_parts(shapes: Shapes) -> None:
+    parts = (("UNet", (UNET,)), ("VAE", (VAE,)), ("text encoder", (TEXT, OPEN_CLIP)))
+    for part, prefixes in parts:
+        if not any(key.startswith(prefixes) for key in shapes.by_key):
+            raise InputError(
+                f"{shapes.file} holds no {part}: no key starts with {' or '.join(prefixes)}; use a file with "
+                "all parts in Stable Diffusion's original layout, or a diffusers folder"
+            )

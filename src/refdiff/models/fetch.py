@@ -1,0 +1,171 @@
+"""`fetch`: a model's checkpoints into a folder, verified; or, without a network, which files are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.progress import Progress, silent
+from refdiff.errors import InputError, MissingDependencyError
+from refdiff.models.choice import MINIATURE
+from refdiff.models.hub.folder import RepoState, UnreachableError, default_root, look, repo_folder
+from refdiff.models.hub.names import HubName, parse_hub_name
+from refdiff.models.presets import PRESETS
+
+if TYPE_CHECKING:
+    from refdiff.models.hub.folder import FileRow
+
+_PURPOSE = "fetching from the hub"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchReport:
+    """The files of a model, in the folder they are fetched to."""
+
+    model: str
+    folder: Path
+    repos: tuple[RepoState, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model can be exported from here."""
+        return all(repo.complete for repo in self.repos)
+
+    @property
+    def downloads(self) -> bool:
+        """Whether there is something to download that can be."""
+        return any(repo.listing is not None and repo.lacking for repo in self.repos)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not complete, and what to do, in one line; None where nothing stands in the way."""
+        blocked = [repo for repo in self.repos if repo.problem and not repo.complete]
+        lines = dict.fromkeys(str(repo.problem) for repo in blocked)
+        return "; ".join((*lines, *(repo.advice for repo in blocked))) or None
+
+    @property
+    def to_download_bytes(self) -> int:
+        """What is lacking, as far as its size is known."""
+        return sum(row.size_bytes or 0 for repo in self.repos for row in repo.lacking)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "model": self.model,
+            "folder": str(self.folder),
+            "complete": self.complete,
+            "to_download_bytes": self.to_download_bytes,
+            "problem": self.problem,
+            "repos": [_repo_json(repo) for repo in self.repos],
+        }
+
+
+def fetch(
+    model: str,
+    to: Path | str | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> FetchReport:
+    """Fetch a model's checkpoints; files that are there and verified are not downloaded again.
+
+    Args:
+        model: a preset, "refdiff" for instance, or owner/name or owner/name/file on the hub.
+        to: the folder to fill; None for the one that `export` looks into.
+        revision: a branch, tag or commit of owner/name; None for what is there already, or the newest.
+        offline: touch no network, and only say what is there and what is missing.
+        dry_run: download nothing.
+        progress: told one line at each step.
+
+    Returns:
+        What is there now. With `offline`, or where the hub cannot be reached, it may be incomplete, and its
+        `problem` says which files belong where.
+
+    Raises:
+        InputError: no such model, revision or file, or the disk does not take it.
+        MissingDependencyError: the connection broke while downloading; the next fetch continues there.
+    """
+    plan = plan_fetch(model, to, revision=revision, offline=offline, progress=progress)
+    return plan if dry_run else carry_out(plan, progress)
+
+
+def plan_fetch(
+    model: str,
+    to: Path | str | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> FetchReport:
+    """What `fetch` would do. See there for the arguments and errors."""
+    root = Path(to) if to is not None else default_root()
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is no folder; choose another place")
+    problem = "offline, so the hub was not asked" if offline else None
+    repos = []
+    for wanted in _wanted(model, revision):
+        here = look(repo_folder(root, wanted.repo), wanted, progress or silent)
+        if problem is not None or here.settled:
+            repos.append(replace(here, problem=problem))
+            continue
+        try:
+            hub = import_torch_room("refdiff.models.hub.download", _PURPOSE)
+            repos.append(hub.plan_repo(wanted, root, progress or silent))
+        except MissingDependencyError as error:
+            repos.append(replace(here, problem=str(error)))
+            if isinstance(error, UnreachableError):  # the next repository would only wait as long again
+                problem = str(error)
+    return FetchReport(model=model, folder=root, repos=tuple(repos))
+
+
+def carry_out(plan: FetchReport, progress: Progress | None = None) -> FetchReport:
+    """Download what a plan lacks. See `fetch` for the errors."""
+    if all(repo.listing is None for repo in plan.repos):
+        return plan
+    hub = import_torch_room("refdiff.models.hub.download", _PURPOSE)
+    return replace(plan, repos=tuple(hub.fetch_repo(repo, progress or silent) for repo in plan.repos))
+
+
+def _wanted(model: str, revision: str | None) -> tuple[HubName, ...]:
+    preset = PRESETS.get(model)
+    if preset is not None:
+        if revision is not None:
+            raise InputError(f"{model} is several repositories: fetch them one by one to choose a --revision")
+        return tuple(HubName(repo=source.repo) for source in preset.sources)
+    if "/" not in model:
+        raise InputError(
+            f"unknown model {model!r}; choose one of: {', '.join(PRESETS)}, or name owner/name on the hub"
+            + ("; the miniature is built in, there is nothing to fetch" if model == MINIATURE else "")
+        )
+    wanted = parse_hub_name(model)
+    if revision is not None and wanted.revision not in (None, revision):
+        raise InputError(f"got revision {wanted.revision} and --revision {revision}; give one of them")
+    return (replace(wanted, revision=revision or wanted.revision),)
+
+
+def _repo_json(repo: RepoState) -> dict[str, Any]:
+    return {
+        "repo": repo.wanted.repo,
+        "folder": str(repo.folder),
+        "url": repo.url(),
+        "commit": repo.commit,
+        "licence": repo.licence,
+        "complete": repo.complete,
+        "problem": repo.problem,
+        "files": [_file_json(repo, row) for row in repo.files],
+    }
+
+
+def _file_json(repo: RepoState, row: FileRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "state": row.state,
+        "size_bytes": row.size_bytes,
+        "sha256": row.sha256,
+        "path": str(repo.folder / row.name),
+        "url": repo.url(row.name),
+    }

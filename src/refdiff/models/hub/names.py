@@ -1,0 +1,205 @@
+"""Names on the hub: reading `owner/name/file@revision`, and choosing the needed files of a repository.
+
+In: what a person typed, and the names of the files a repository or folder has. Out: `HubName`, and the files
+that this package's loaders read, safetensors before pickles. Nothing here touches the network or a disk.
+
+Which files a model needs in a folder, as far as the folder itself tells.
+
+In: a folder that may be incomplete (a stopped fetch, a part of the hub library's cache). Out: names, also of
+files that are not there. The shards of an index that is there are read out of it. Nothing here touches the
+network or needs more than Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from refdiff.errors import InputError
+
+_PATTERN = re.compile(
+    r"(?P<repo>[a-z0-9][\w.-]*/[a-z0-9][\w.-]*)(/(?P<file>[^@]+))?(@(?P<revision>[^@]+))?",
+    re.ASCII | re.IGNORECASE,
+)
+
+_DIFFUSERS_INDEX = "model_index.json"
+_SCHEDULER = "scheduler/scheduler_config.json"
+_TOKENIZER = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
+"""Either names the padding token. The first is what every release of transformers writes."""
+
+_DIFFUSERS_PARTS = {
+    "text_encoder": ("model", "pytorch_model"),
+    "vae": ("diffusion_pytorch_model",) * 2,
+    "unet": ("diffusion_pytorch_model",) * 2,
+}
+"""Part -> how its safetensors and its pickles are called."""
+
+_VARIANTS = ("", ".fp16")
+_FOLDER_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Weights of a CLIP or SAM that lie beside their configuration, best first."""
+
+_FOLDER_SETTINGS = (
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_SAFE, _PICKLES = (".safetensors",), (".ckpt", ".pth", ".pt", ".bin")
+_INDEX = re.compile(r"(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index(?P<variant>(\.\w+)?)\.json")
+_SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubName:
+    """A model repository, at a revision, or one file of it."""
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+    @property
+    def text(self) -> str:
+        """As a person writes it."""
+        file = f"/{self.file}" if self.file else ""
+        return f"{self.repo}{file}" + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_hub_name(text: str) -> HubName:
+    """Read `owner/name`, with `/file` and `@revision` after it or not.
+
+    Raises:
+        InputError: it is written otherwise.
+    """
+    match = _PATTERN.fullmatch(text)
+    if match is None or ".." in match["repo"]:
+        raise InputError(
+            f"{text!r} is neither a file nor a folder that exists nor a name on the hub; expected a path, "
+            "owner/name, owner/name@revision or owner/name/file"
+        )
+    for part in (match["file"], match["revision"]):
+        if part is not None:
+            check_inside(part, match["repo"])
+    return HubName(repo=match["repo"], revision=match["revision"], file=match["file"])
+
+
+def check_inside(name: str, repo: str) -> None:
+    """Refuse the name of a file that could be written outside the repository's folder.
+
+    Raises:
+        InputError: an absolute name, or one with "..", an empty part, a backslash or a control character.
+    """
+    parts = name.split("/")
+    if "" in parts or ".." in parts or "\\" in name or not name.isprintable():
+        raise InputError(f"{repo}: {name!r} leads outside of it, expected a plain name inside; do not use it")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is the hub's or this package's own bookkeeping."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def is_index(name: str) -> bool:
+    """Whether a file says which shards its model's weights are in."""
+    return _INDEX.fullmatch(name) is not None
+
+
+def with_shards(weights: str, names: Collection[str]) -> tuple[str, ...]:
+    """A file of weights, and after an index those of `names` that are called as its shards."""
+    index = _INDEX.fullmatch(weights)
+    if index is None:
+        return (weights,)
+    start = re.escape(index["stem"] + index["variant"])
+    shard = re.compile(rf"{start}-\d+-of-\d+\.{index['kind']}")
+    return weights, *sorted(name for name in names if shard.fullmatch(name))
+
+
+def choose_files(names: Collection[str], repo: str) -> tuple[str, ...]:
+    """The files that the loaders need, of those a repository has.
+
+    Args:
+        names: relative to the repository, with forward slashes.
+        repo: for messages.
+
+    Raises:
+        InputError: it holds no model of a known layout, an incomplete one, or several single files.
+    """
+    files = expected_files(names, repo)
+    lacks = next((name for name in files if name not in names), None)
+    if lacks is not None:
+        raise InputError(f"{repo} lacks {_alternatives(lacks)}; expected a whole Stable Diffusion 1.x or 2.x")
+    return files
+
+
+def expected_files(names: Collection[str], repo: str) -> tuple[str, ...]:
+    """As `choose_files`, for a repository of which some files may be lacking: those are named too.
+
+    Where any of several files would do and none is there, the best one is named. What a layout cannot do
+    without is known of a diffusers folder only.
+
+    Raises:
+        InputError: there is no model of a known layout, or there are several single files.
+    """
+    if _DIFFUSERS_INDEX in names:
+        return tuple(_diffusers_files(names))
+    weights = next((name for name in _FOLDER_WEIGHTS if name in names), None)
+    if weights is not None:
+        return (*(name for name in _FOLDER_SETTINGS if name in names), *with_shards(weights, names))
+    top = sorted(name for name in names if "/" not in name and not _SHARD.fullmatch(name))
+    single = [name for name in top if name.endswith(_SAFE)] or [n for n in top if n.endswith(_PICKLES)]
+    if len(single) == 1:
+        return (single[0],)
+    if single:
+        raise InputError(
+            f"{repo} holds several checkpoints: {', '.join(single)}; name one, as in {repo}/{single[0]}"
+        )
+    raise InputError(
+        f"{repo} holds no checkpoint, expected a diffusers folder, a CLIP or SAM with its weights, or a "
+        f"single {', '.join((*_SAFE, *_PICKLES))}"
+    )
+
+
+def entry_of(folder: Path, files: Collection[str], file: str | None = None) -> Path:
+    """What a loader is given: the file that was asked for, a lone checkpoint, or else the folder."""
+    if file is not None:
+        return folder / file
+    lone = next(iter(files)) if len(files) == 1 else None
+    return folder if lone is None or lone in _FOLDER_WEIGHTS else folder / lone
+
+
+def _diffusers_files(names: Collection[str]) -> Iterator[str]:
+    yield _DIFFUSERS_INDEX
+    yield _SCHEDULER
+    yield from [name for name in _TOKENIZER if name in names] or _TOKENIZER[:1]
+    for part in _DIFFUSERS_PARTS:
+        candidates = _part_weights(part)
+        yield f"{part}/config.json"
+        yield from with_shards(next((name for name in candidates if name in names), candidates[0]), names)
+
+
+def _part_weights(part: str) -> list[str]:
+    """Full precision before half, safetensors before a pickle, one file before shards."""
+    safe, pickled = _DIFFUSERS_PARTS[part]
+    return [
+        f"{part}/{name}"
+        for variant in _VARIANTS
+        for stem, kind in ((safe, "safetensors"), (pickled, "bin"))
+        for name in (f"{stem}{variant}.{kind}", f"{stem}.{kind}.index{variant}.json")
+    ]
+
+
+def _alternatives(name: str) -> str:
+    """A file of a diffusers folder, and what would do in its place."""
+    if name in _TOKENIZER:
+        return " or ".join(_TOKENIZER)
+    part = name.split("/", 1)[0]
+    candidates = _part_weights(part) if part in _DIFFUSERS_PARTS else []
+    return f"weights, one of {', '.join(candidates)}" if name in candidates else name

@@ -1,0 +1,163 @@
+"""SAM as transformers' `SamModel` saves it (facebook/sam-vit-huge on the hub): another name for every tensor.
+
+The pairs below were read off transformers' modeling_sam.py and agree with its convert_sam_to_hf.py. The two
+differ in one number: transformers' decoder adds 1e-6, not segment_anything's 1e-5, to the variance inside its
+layer norms. The original's is used, for which the published weights were trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from refdiff.errors import InputError
+from refdiff.models.configs import is_whole, read_json
+from refdiff.models.sam.sizes import DECODER_HEADS
+
+MARKER = "vision_encoder.patch_embed.projection.weight"
+"""A tensor that every file of this layout holds."""
+
+CONFIG = "config.json"
+
+_FREQUENCIES = "shared_image_embedding.positional_embedding"
+_FREQUENCIES_AGAIN = "prompt_encoder.shared_embedding.positional_embedding"
+"""The same tensor; older files hold it twice."""
+
+_PREFIXES = (
+    ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
+    ("image_encoder.blocks.", "vision_encoder.layers."),
+    ("image_encoder.neck.0.", "vision_encoder.neck.conv1."),
+    ("image_encoder.neck.1.", "vision_encoder.neck.layer_norm1."),
+    ("image_encoder.neck.2.", "vision_encoder.neck.conv2."),
+    ("image_encoder.neck.3.", "vision_encoder.neck.layer_norm2."),
+    ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
+    ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", _FREQUENCIES),
+    ("prompt_encoder.point_embeddings.", "prompt_encoder.point_embed."),
+    ("prompt_encoder.mask_downscaling.0.", "prompt_encoder.mask_embed.conv1."),
+    ("prompt_encoder.mask_downscaling.1.", "prompt_encoder.mask_embed.layer_norm1."),
+    ("prompt_encoder.mask_downscaling.3.", "prompt_encoder.mask_embed.conv2."),
+    ("prompt_encoder.mask_downscaling.4.", "prompt_encoder.mask_embed.layer_norm2."),
+    ("prompt_encoder.mask_downscaling.6.", "prompt_encoder.mask_embed.conv3."),
+    ("mask_decoder.output_upscaling.0.", "mask_decoder.upscale_conv1."),
+    ("mask_decoder.output_upscaling.1.", "mask_decoder.upscale_layer_norm."),
+    ("mask_decoder.output_upscaling.3.", "mask_decoder.upscale_conv2."),
+)
+"""segment_anything's start of a name, transformers' start of it."""
+
+_NORM = re.compile(r"\.norm(\d|_final_attn)\.")
+_LAYER_NORM = re.compile(r"\.layer_norm(\d|_final_attn)\.")
+_HEAD = r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)"
+_OUR_LAYER = re.compile(_HEAD + r"layers\.(\d+)\.")
+_THEIR_LAYER = re.compile(_HEAD + r"(proj_in|proj_out|layers\.(\d+))\.")
+
+_USUAL_LAYERS = 3
+"""Of each MLP of the decoder."""
+
+_ACTIVATIONS = {"vision_config": "gelu", "prompt_encoder_config": "gelu", "mask_decoder_config": "relu"}
+"""Part of the configuration -> segment_anything's activation in it."""
+
+_EPSILON = 1e-6
+"""`layer_norm_eps` of every part of the published SAMs. Source: transformers, configuration_sam.py."""
+
+
+def read_decoder_heads(folder: Path) -> int:
+    """The decoder's heads from the folder's config.json; the published number where there is none.
+
+    Raises:
+        InputError: it is no configuration of a SAM, or one that segment_anything cannot compute.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        return DECODER_HEADS
+    document = read_json(file)
+    heads: int = DECODER_HEADS
+    for name, activation in _ACTIVATIONS.items():
+        part = document.get(name) or {}
+        if not isinstance(part, dict):
+            raise InputError(f"{file}: {name} is {part!r}, expected an object; fetch it again")
+        for field, usual in (("hidden_act", activation), ("layer_norm_eps", _EPSILON)):
+            found = part.get(field, usual)
+            if found != usual:
+                raise InputError(f"{file}: {name}.{field} is {found!r}, expected SAM's {usual!r}")
+        if name == "mask_decoder_config":
+            heads = part.get("num_attention_heads", DECODER_HEADS)
+    if not is_whole(heads):
+        raise InputError(f"{file}: num_attention_heads is {heads!r}, expected a whole number above 0")
+    return heads
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """segment_anything's names for a file's keys."""
+
+    keys: Mapping[str, str]
+    """segment_anything's name of a tensor -> the file's key; one of no known place keeps its own."""
+    layers: Mapping[str, int]
+    """MLP of the decoder -> how many layers it has."""
+
+    def written_as(self, name: str) -> str:
+        """The key under which transformers saves segment_anything's `name`, in this file or not."""
+        if name in self.keys:
+            return self.keys[name]
+        for ours, theirs in _PREFIXES:
+            if name.startswith(ours):
+                name = theirs + name[len(ours) :]
+                break
+        match = _OUR_LAYER.match(name)
+        if match:
+            layer, last = int(match[2]), self.layers.get(match[1], _USUAL_LAYERS) - 1
+            place = {0: "proj_in", last: "proj_out"}.get(layer, f"layers.{layer - 1}")
+            return f"{match[1]}{place}.{name[match.end() :]}"
+        return _NORM.sub(r".layer_norm\1.", name)
+
+
+def rename(tensors: Mapping[str, torch.Tensor], file: Path) -> Renaming:
+    """Find segment_anything's name of every tensor in a file of transformers' layout.
+
+    Raises:
+        InputError: two keys stand for one tensor.
+    """
+    layers = _count_layers(tensors)
+    keys: dict[str, str] = {}
+    for key in _without_twin(tensors, file):
+        name = _original_name(key, layers)
+        if name in keys:
+            raise InputError(f"{file}: tensors {keys[name]} and {key} are one; use a file of one layout")
+        keys[name] = key
+    return Renaming(keys, layers)
+
+
+def _without_twin(tensors: Mapping[str, torch.Tensor], file: Path) -> list[str]:
+    """The keys, with the frequencies of the positions named once."""
+    if _FREQUENCIES not in tensors or _FREQUENCIES_AGAIN not in tensors:
+        return list(tensors)
+    if not torch.equal(tensors[_FREQUENCIES], tensors[_FREQUENCIES_AGAIN]):
+        raise InputError(
+            f"{file}: tensor {_FREQUENCIES_AGAIN} is not equal to {_FREQUENCIES}; fetch it again"
+        )
+    return [key for key in tensors if key != _FREQUENCIES_AGAIN]
+
+
+def _count_layers(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    places: dict[str, set[str]] = {}
+    for match in filter(None, map(_THEIR_LAYER.match, tensors)):
+        places.setdefault(match[1], set()).add(match[2])
+    return {head: len(found) for head, found in places.items()}
+
+
+def _original_name(key: str, layers: Mapping[str, int]) -> str:
+    if key == _FREQUENCIES_AGAIN:
+        key = _FREQUENCIES
+    for ours, theirs in _PREFIXES:
+        if key.startswith(theirs):
+            key = ours + key[len(theirs) :]
+            break
+    match = _THEIR_LAYER.match(key)
+    if match:
+        layer = {"proj_in": 0, "proj_out": layers[match[1]] - 1}.get(match[2], int(match[3] or 0) + 1)
+        return f"{match[1]}layers.{layer}.{key[match.end() :]}"
+    return _LAYER_NORM.sub(r".norm\1.", key)

@@ -1,0 +1,223 @@
+"""`profile`: where the milliseconds go, from the picture's bytes to the mask.
+
+One process, in this order: a cold start, rounds to warm up, measured rounds, a round in which memory is
+sampled, and, where asked for, every graph in other back-ends and a pass in which every layer is written
+down. Percentiles are of the measured rounds alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
+from refdiff.contracts.options import Options, Shortcuts, options_for
+from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.session import LayeredSession
+from refdiff.data.profile_questions import ProfiledQuestion, profiled_questions
+from refdiff.diagnostics.gather import read_host
+from refdiff.diagnostics.jetson import read_jetson
+from refdiff.diagnostics.sources import installed_version, this_machine
+from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.trt.device import find_device
+from refdiff.engines.trt.open import TENSORRT
+from refdiff.errors import InputError
+from refdiff.loading import segmenter_of
+from refdiff.profiling.compare_backends import contest
+from refdiff.profiling.macs import Arithmetic
+from refdiff.profiling.measuring import open_yardstick, require_polygraphy
+from refdiff.profiling.profiled_run import ProfiledRun
+from refdiff.profiling.report import GraphLayers, Peak, ProfileReport
+from refdiff.profiling.rows import graph_rows, stage_rows
+from refdiff.profiling.sensors import Sensors, read_memory
+from refdiff.profiling.spans import CLOCK, Stopwatch
+from refdiff.profiling.timed_sessions import TimedSessions
+
+RUNS, WARMUP = 10, 1
+_LAYER_ROUNDS = 2
+_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-python")
+
+
+def profile(
+    bundle: Path | str,
+    *,
+    image: Path | str | None = None,
+    phrase: str | None = None,
+    scenes: int | None = None,
+    runs: int = RUNS,
+    warmup: int = WARMUP,
+    profile: str = "edge",
+    mode: str = "full",
+    backend: str = "auto",
+    threads: int | None = None,
+    memory: str | None = None,
+    layers: bool = False,
+    compare_backends: bool = False,
+    root: Path = Path("/"),
+    progress: Progress | None = None,
+) -> ProfileReport:
+    """Take a bundle's pipeline apart by time. Random weights are welcome: time does not depend on them.
+
+    Args:
+        bundle: its folder, or "mini" for the built-in one.
+        image: a picture of one's own; None: the miniature's sample scenes.
+        phrase: what is asked of it.
+        scenes: how many scenes, three if None.
+        runs: measured rounds; each asks every question once.
+        warmup: rounds before them, after the cold start.
+        profile: as in `load`.
+        mode: as in `load`.
+        backend: as in `load`.
+        threads: as in `load`.
+        memory: as in `load`.
+        layers: write down every layer's time too.
+        compare_backends: run every graph in every back-end that is here, too, on the golden feeds.
+        root: where the machine's own files begin.
+        progress: told one line at each step.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or newer.
+        InputError: an unknown option, no runs, or a picture that cannot be used.
+        MissingDependencyError: the back-end's package, a GPU or its driver is missing, or Polygraphy where
+            back-ends are compared.
+        EngineError: a graph failed.
+    """
+    if runs < 1 or warmup < 0:
+        raise InputError(f"got {runs} runs and {warmup} to warm up, expected 1 and 0 or more")
+    if compare_backends:
+        require_polygraphy()
+    tell, watch, before = progress or silent, Stopwatch(), read_memory()
+    tell("opening the bundle")
+    with watch.span("step", "open and verify the bundle"):
+        opened = find_bundle(bundle)
+    asked = profiled_questions(opened, image=image, phrase=phrase, scenes=scenes)
+    # Questions come again and again here, and each is to cost what a phrase costs that nobody asked before.
+    options = options_for(opened.spec, profile=profile, mode=mode, shortcuts=Shortcuts(keep_texts=False))
+
+    def start(measure: Any) -> BackendSessions:
+        return open_sessions(opened, backend=backend, threads=threads, memory=memory, measure=measure)
+
+    with watch.span("step", "start the back-end"):
+        sessions = start("runs")
+    with segmenter_of(opened, TimedSessions(sessions, watch), options, watch) as segmenter:
+        measured = ProfiledRun(
+            segmenter=segmenter, watch=watch, asked=asked, sensors=Sensors(root), tell=tell
+        )
+        measured.start_cold()
+        measured.yardstick, how = open_yardstick(sessions.backend, threads)
+        measured.run(runs, warmup)
+        use = measured.sample_memory(before)
+        contests = (
+            contest(opened, sessions, threads=threads, runs=runs, warmup=max(warmup, 1), tell=tell)
+            if compare_backends
+            else ()
+        )
+    arithmetic, peak, samples = Arithmetic(opened), Peak.of(measured.peaks, how), measured.samples
+    graphs = graph_rows(samples, count=arithmetic, peak_gflops=peak.gflops, memory=measured.graph_memory)
+    return ProfileReport(
+        path=opened.path,
+        bundle=_bundle(opened),
+        options=_options(options, sessions, threads, memory, asked),
+        machine=_machine(root),
+        versions=_versions(),
+        backend_reason=sessions.reason,
+        clocks=_clocks(sessions.backend),
+        cold=measured.cold,
+        samples=tuple(samples),
+        stages=stage_rows(samples),
+        graphs=graphs,
+        peak=peak,
+        arithmetic_unknown=arithmetic.why_not,
+        memory=use,
+        start=measured.start,
+        end=measured.end,
+        layers=(
+            _layers(opened, start("layers"), options, asked, [row.graph for row in graphs], tell)
+            if layers
+            else ()
+        ),
+        contests=contests,
+        questions=tuple(measured.spans),
+    )
+
+
+def _layers(
+    bundle: Bundle,
+    sessions: BackendSessions,
+    options: Options,
+    asked: Sequence[ProfiledQuestion],
+    graphs: Sequence[str],
+    tell: Progress,
+) -> tuple[GraphLayers, ...]:
+    """A pass of its own, because being written down makes a layer slower."""
+    tell("layers")
+    with segmenter_of(bundle, sessions, options) as segmenter:
+        for _ in range(_LAYER_ROUNDS):
+            for question in asked:
+                segmenter.segment(segmenter.encode(question.picture), question.phrase)
+        found = []
+        for name in graphs:
+            session = sessions.open(name)
+            if isinstance(session, LayeredSession) and (times := session.layers()):
+                found.append(GraphLayers(graph=name, layers=tuple(times)))
+    return tuple(found)
+
+
+def _bundle(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "model": bundle.spec.name,
+        "precision": bundle.manifest.precision,
+        "image_size": bundle.spec.diffusion.image_size,
+        "manifest_sha256": hash_file(bundle.path / MANIFEST_NAME),
+    }
+
+
+def _options(
+    options: Options,
+    sessions: BackendSessions,
+    threads: int | None,
+    memory: str | None,
+    asked: Sequence[ProfiledQuestion],
+) -> dict[str, Any]:
+    return {
+        "profile": options.profile,
+        "mode": options.mode,
+        "backend": sessions.backend,
+        "threads": threads,
+        "memory": memory,
+        "questions": [question.to_json() for question in asked],
+    }
+
+
+def _clocks(backend: str) -> Mapping[str, str | None]:
+    return {
+        "stages and graphs": f"{CLOCK}, around the host's call",
+        "device": "CUDA events around the enqueued run" if backend in TENSORRT else None,
+        "throttling": "read before and after every question",
+    }
+
+
+def _machine(root: Path) -> dict[str, Any]:
+    """What tells machines apart, and the mode this one is in."""
+    sources = dataclasses.replace(this_machine(), root=root)
+    host, jetson, device = read_host(sources), read_jetson(sources), find_device()
+    return {
+        "model": None if jetson is None else jetson.model,
+        "processor": host.processor,
+        "cores": host.cores,
+        "architecture": host.arch,
+        "memory_bytes": host.memory_total,
+        "power_mode": None if jetson is None else jetson.power_mode,
+        "gpu": None if device is None else device.name,
+    }
+
+
+def _versions() -> dict[str, str]:
+    own = {"refdiff": refdiff_version(), "python": platform.python_version()}
+    return own | {name: version for name in _PACKAGES if (version := installed_version(name)) is not None}

@@ -1,0 +1,417 @@
+"""Many questions into a folder: what is written, what is asked again, and what stops a run."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refdiff.batch import folder as surveying
+from refdiff.batch import result_store as answer_folder
+from refdiff.batch.prediction import Answer
+from refdiff.cli import main
+from refdiff.contracts.options import PROFILES
+from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.errors import EngineError, InputError
+from refdiff.miniature.scenes import render_scene
+
+PHRASES = ["the red mug", "the book"]
+
+
+class FakeSegmenter:
+    """Answers each phrase with a box as wide as the phrase is long, and notes what it was asked."""
+
+    def __init__(self):
+        self.options, self.encoded, self.asked, self.stop_at = PROFILES["edge"], 0, [], None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def check_phrases(self, phrases):
+        for phrase in phrases:
+            if "#" in phrase:
+                raise InputError(f"phrase {phrase!r}: too strange")
+
+    def encode(self, image):
+        self.encoded += 1
+        return SimpleNamespace(image=image)
+
+    def segment_each(self, scene, phrases, *, rows):
+        for phrase in phrases:
+            if self.stop_at is not None and len(self.asked) == self.stop_at[0]:
+                raise self.stop_at[1]
+            self.asked.append(phrase)
+            yield _result(scene.image.shape[:2], phrase)
+
+
+def _result(size, phrase):
+    masks = np.zeros((2, *size), np.bool_)
+    masks[1, :, : len(phrase)] = True
+    values = np.array([0.25, 0.5], np.float32)
+    boxes = np.array([[0, 0, 0, 0], [0, 0, len(phrase) - 1, size[0] - 1]])
+    areas = masks.sum(axis=(1, 2))
+    return Segmentation(
+        phrase=phrase,
+        root=phrase.split()[-1],
+        mask=masks[1],
+        index=1,
+        score=0.5,
+        scores=Scores(hard=values, soft=values, generative=values, place=values, total=values),
+        heat=np.zeros(size, np.float32),
+        candidates=Candidates(
+            masks=masks, predicted_iou=values, areas_px=areas, boxes_xyxy_px=boxes, kept=values > 0
+        ),
+    )
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    segmenter = FakeSegmenter()
+    monkeypatch.setattr(surveying, "segmenter_of", lambda *_: segmenter)
+    return segmenter
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, name in enumerate(["a b.png", "a.jpg", "a.png", "é.png"]):
+        pixels = np.full((20, 30 + number, 3), 60 * number, np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def _ask(pictures, phrases=PHRASES, **options):
+    options.setdefault("output", pictures.parent / "out")
+    return surveying.segment_many("mini", pictures, phrases, backend="ort-cpu", **options)
+
+
+def _results(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text("utf-8").splitlines()]
+
+
+def _pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def _assert_whole(folder):
+    """Every file is a finished one: records with both of their pictures, and no drafts."""
+    for path in folder.rglob("*"):
+        assert not path.name.endswith((".partial", ".replaced")), path
+        if path.is_dir():
+            continue
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                picture.load()
+        if path.suffix == ".json" and path.name != "run.json":
+            json.loads(path.read_text("utf-8"))
+            assert path.with_suffix(".png").is_file()
+            assert path.with_suffix(".overlay.png").is_file()
+
+
+def test_every_picture_and_phrase_has_a_mask_an_overlay_a_record_and_a_line(fake, pictures):
+    survey = _ask(pictures)
+    out = survey.output
+    assert (survey.new, survey.resumed, survey.matched, survey.pictures, survey.failures) == (8, 0, 8, 4, {})
+    lines = _results(out)
+    assert [(each["picture"], each["phrase"]) for each in lines] == [
+        (name, phrase) for name in ("a b.png", "a.jpg", "a.png", "é.png") for phrase in PHRASES
+    ]
+    for line in lines:
+        mask = _pixels(out / line["files"]["mask"])
+        assert mask[:, : len(line["phrase"])].all()
+        assert not mask[:, len(line["phrase"]) :].any()
+        assert _pixels(out / line["files"]["overlay"]).ndim == 3
+        assert json.loads((out / line["files"]["json"]).read_text())["score"] == line["score"] == 0.5
+    assert len({line["files"]["mask"] for line in lines}) == 8
+    assert fake.encoded == 4
+    _assert_whole(out)
+
+
+def test_phrases_that_look_alike_as_file_names_keep_apart(fake, pictures):
+    alike = ["the mug", "the mug!", "The Mug", "the mug " + "x" * 60, "the mug " + "x" * 61]
+    assert _ask(pictures, alike).new == 4 * 5
+    lines = _results(pictures.parent / "out")
+    assert len({line["files"]["mask"] for line in lines}) == 20
+
+
+def test_equal_phrases_are_asked_once(fake, pictures):
+    assert _ask(pictures, ["the mug", " the  mug", "the mug"]).new == 4
+
+
+def test_a_run_given_again_computes_nothing_and_says_the_same(fake, pictures):
+    _ask(pictures)
+    out = pictures.parent / "out"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = _ask(pictures)
+    assert (again.new, again.resumed, again.matched) == (0, 8, 8)
+    assert fake.encoded == 4
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_phrase_more_costs_that_phrase_alone(fake, pictures):
+    _ask(pictures)
+    fake.asked.clear()
+    survey = _ask(pictures, [*PHRASES, "the ball"])
+    assert fake.asked == ["the ball"] * 4
+    assert (survey.new, survey.resumed) == (4, 8)
+    assert len(_results(survey.output)) == 12
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), EngineError("unet failed")])
+def test_a_run_that_was_stopped_keeps_what_it_answered_and_goes_on_there(fake, pictures, error):
+    fake.stop_at = (5, error)
+    with pytest.raises(type(error)):
+        _ask(pictures)
+    out = pictures.parent / "out"
+    _assert_whole(out)
+    assert len([path for path in out.rglob("*.json") if path.name != "run.json"]) == 5
+    assert not (out / "results.jsonl").exists(), "it is of a whole run"
+    assert not [t for t in threading.enumerate() if t.name.startswith(("read", "write"))]
+    fake.stop_at = None
+    survey = _ask(pictures)
+    assert (survey.new, survey.resumed) == (3, 5)
+    assert len(_results(out)) == 8
+
+
+def test_an_engine_s_failure_names_the_picture_and_where_the_answers_are(fake, pictures):
+    fake.stop_at = (2, EngineError("graph unet failed"))
+    with pytest.raises(EngineError, match=r"a\.jpg: graph unet failed .*the same command goes on"):
+        _ask(pictures)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_whole_files(fake, pictures, monkeypatch):
+    real, calls = answer_folder.save, []
+
+    def save(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise InputError("cannot write: No space left on device; free space or choose another place")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(answer_folder, "save", save)
+    with pytest.raises(InputError, match="No space left"):
+        _ask(pictures, ["a", "b", "c", "d", "e"])
+    assert len(fake.asked) < 20
+    _assert_whole(pictures.parent / "out")
+
+
+def test_a_picture_that_cannot_be_used_stops_no_other_and_is_reported(fake, pictures, capsys):
+    (pictures / "b.jpg").write_text("no picture")
+    survey = _ask(pictures)
+    assert (survey.new, survey.matched, survey.pictures) == (8, 8, 5)
+    assert list(survey.failures) == ["b.jpg"]
+    (line,) = (each for each in _results(survey.output) if each["picture"] == "b.jpg")
+    assert "b.jpg is no picture that can be read" in line["error"]
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "b.jpg")
+    mended = _ask(pictures)
+    assert (mended.new, mended.resumed, mended.failures) == (2, 8, {})
+
+
+def test_a_picture_that_was_changed_is_asked_again(fake, pictures):
+    _ask(pictures)
+    Image.fromarray(np.full((9, 40, 3), 7, np.uint8)).save(pictures / "a.png")
+    survey = _ask(pictures)
+    assert (survey.new, survey.resumed) == (2, 6)
+    sizes = {line["picture"]: line["size"] for line in _results(survey.output)}
+    assert sizes["a.png"] == {"width": 40, "height": 9}
+    _assert_whole(survey.output)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".png", ".overlay.png"])
+def test_an_answer_that_lost_a_file_or_whose_record_was_cut_off_is_asked_again(fake, pictures, suffix):
+    survey = _ask(pictures)
+    record = survey.output / _results(survey.output)[3]["files"]["json"]
+    if suffix == ".json":
+        record.write_text(record.read_text()[:100])
+    else:
+        record.with_suffix(suffix).unlink()
+    assert _ask(pictures).new == 1
+    assert _ask(pictures).new == 0
+
+
+def test_drafts_of_a_run_that_was_killed_are_removed(fake, pictures):
+    out = _ask(pictures).output
+    left = [out / ".results.jsonl.partial", out / "a.png" / ".the-book.png.0123456789ab.partial"]
+    for path in left:
+        path.write_text("half")
+    _ask(pictures)
+    assert not any(path.exists() for path in left)
+
+
+def test_answers_of_other_settings_are_not_mixed_in(fake, pictures):
+    _ask(pictures)
+    fake.options = PROFILES["official"]
+    with pytest.raises(InputError, match=r"was answered with profile 'edge', asked for is 'official'"):
+        _ask(pictures)
+    replaced = _ask(pictures, overwrite=True)
+    assert (replaced.new, replaced.resumed) == (8, 0)
+    assert {line["profile"] for line in _results(replaced.output)} == {"official"}
+
+
+def test_a_folder_of_something_else_is_left_alone(fake, pictures):
+    with pytest.raises(InputError, match=r"is no folder of answers: it holds 'a b\.png'"):
+        _ask(pictures, output=pictures)
+    assert sorted(path.name for path in pictures.iterdir()) == ["a b.png", "a.jpg", "a.png", "é.png"]
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        _ask(pictures, output=pictures / "a.jpg")
+
+
+def test_a_second_run_into_a_folder_is_refused_while_the_first_writes(fake, pictures):
+    out = _ask(pictures).output
+    with (out / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run is writing into"):
+            _ask(pictures)
+    assert _ask(pictures).resumed == 8
+
+
+def test_a_phrase_that_cannot_be_used_is_refused_before_any_work(fake, pictures):
+    for phrases in (["the mug", "#"], ["the mug", "the #"], []):
+        with pytest.raises(InputError, match="phrase"):
+            _ask(pictures, phrases)
+    assert fake.encoded == 0
+    assert not (pictures.parent / "out").exists()
+
+
+def test_a_file_of_phrases_says_what_each_picture_is_asked(fake, pictures):
+    table = pictures.parent / "phrases.csv"
+    table.write_text("image,phrase\na.png,the mug\na b.png,the book\na.png,the ball\n", encoding="utf-8")
+    survey = _ask(pictures, table)
+    asked = [(line["picture"], line["phrase"]) for line in _results(survey.output)]
+    assert asked == [("a.png", "the mug"), ("a.png", "the ball"), ("a b.png", "the book")]
+    table.write_text("image,phrase\nabsent.png,the mug\n")
+    with pytest.raises(InputError, match=r"names absent\.png"):
+        _ask(pictures, table)
+    table.write_text("image,phrase\na.png,42\n")
+    with pytest.raises(InputError, match=r"phrases\.csv, line 2: got phrase '42'"):
+        _ask(pictures, table)
+
+
+def test_phrases_on_one_picture_are_handed_back_where_no_folder_is_named(fake, pictures):
+    survey = _ask(pictures / "a.jpg", output=None)
+    assert [answer.result.phrase for answer in survey.answers] == PHRASES
+    document = survey.to_json()
+    assert [each["phrase"] for each in document["answers"]] == PHRASES
+    assert document["output"] is None
+    json.dumps(document, allow_nan=False)
+
+
+def test_a_folder_needs_an_output_folder(fake, pictures):
+    with pytest.raises(InputError, match="no output folder"):
+        _ask(pictures, output=None)
+    with pytest.raises(InputError, match="expected a folder for many answers"):
+        _ask(pictures, output=pictures.parent / "out.png")
+
+
+def test_one_text_is_not_taken_for_many_letters(fake, pictures):
+    with pytest.raises(InputError, match="put it into a list"):
+        _ask(pictures, "the mug")
+
+
+def test_what_waits_for_the_disk_holds_no_other_candidate_s_mask_and_no_map():
+    result = _result((20, 30), "the mug")
+    answer = Answer(
+        image=np.zeros((20, 30, 3), np.uint8),
+        result=result,
+        options=PROFILES["edge"],
+        model="mini",
+        backend="a test",
+        backend_reason="",
+        encode_ms=1.0,
+        segment_ms=1.0,
+    )
+    light = surveying._as_written(answer)
+    assert light.to_json() == answer.to_json()
+    assert light.result.heat is None
+    assert light.result.candidates.masks.nbytes == 0
+    assert light.result.mask.base is None
+
+
+def test_the_command_ends_with_2_where_a_picture_cannot_be_used_and_says_which(fake, pictures, capsys):
+    out = pictures.parent / "out"
+    command = ["segment", "mini", str(pictures), *PHRASES, "-o", str(out)]
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["new"], document["output"]) == (8, str(out))
+    (pictures / "b.jpg").write_text("no picture")
+    assert main(command) == 2
+    streams = capsys.readouterr()
+    assert "8 answers on 5 pictures, 8 of them answered earlier" in " ".join(streams.out.split())
+    assert streams.err.splitlines()[-1].startswith("error: b.jpg is no picture")
+
+
+def test_many_phrases_of_one_picture_are_a_table_with_a_row_each(fake, pictures, capsys):
+    assert main(["segment", "mini", str(pictures / "a.jpg"), *PHRASES]) == 0
+    shown = capsys.readouterr().out
+    assert all(phrase in shown for phrase in PHRASES)
+    assert "2 answers on 1 pictures" in shown
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        (["--focus", "mug"], "--focus is for one picture and one phrase"),
+        (["--overlay", "x.png"], "--overlay is for one picture and one phrase"),
+        (["--phrases", "phrases.csv"], "got phrases and --phrases"),
+    ],
+)
+def test_options_of_one_answer_are_refused_for_many(fake, pictures, extra, complaint, capsys):
+    assert main(["segment", "mini", str(pictures), *PHRASES, *extra]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as POSIX has them")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_leaves_whole_answers_and_goes_on(tmp_path: Path, sent: signal.Signals):
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    for number in range(8):
+        Image.fromarray(render_scene(1_000_007 + number).image).save(pictures / f"{number}.png")
+    command = ["segment", "mini", str(pictures), *PHRASES, "--mode", "gen", "-o", str(out)]
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from refdiff.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not list(out.glob("*/*.json")):
+            assert process.stderr.readline(), "it ended before it answered"
+        process.send_signal(sent)
+        process.communicate(timeout=120)
+    expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}
+    assert process.returncode == expected[sent]
+    if sent != signal.SIGKILL:
+        _assert_whole(out)
+    recorded = len(list(out.glob("*/*.json")))
+    survey = surveying.segment_many("mini", pictures, PHRASES, mode="gen", output=out, backend="auto")
+    assert survey.resumed == recorded > 0
+    assert survey.new + survey.resumed == len(_results(out)) == 16
+    _assert_whole(out)
+
+
+def test_rows_are_refused_where_there_is_one_phrase(pictures, capsys):
+    command = ["segment", "mini", str(pictures / "a.jpg"), PHRASES[0], "--rows", "4"]
+    assert main(command) == 2
+    assert "--rows is for several phrases; leave it out" in capsys.readouterr().err
+
+
+def test_answers_of_another_refdiff_are_not_mixed_in(fake, pictures, monkeypatch):
+    _ask(pictures)
+    monkeypatch.setattr(surveying, "refdiff_version", lambda: "99.0")
+    with pytest.raises(InputError, match="--overwrite"):
+        _ask(pictures)

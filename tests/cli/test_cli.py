@@ -1,0 +1,280 @@
+"""The command line as a person and a script see it: one document, one line, one exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refdiff import __version__
+from refdiff.cli import main
+from refdiff.contracts.bundle_writer import hash_file
+from refdiff.miniature.scenes import render_scene
+
+VERBS = (
+    "demo",
+    "fetch",
+    "export",
+    "calibrate",
+    "audit",
+    "bisect",
+    "sensitivity",
+    "build",
+    "segment",
+    "check",
+    "profile",
+    "inspect",
+    "doctor",
+)
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture that is not square."""
+    path = tmp_path_factory.mktemp("photo") / "table.png"
+    Image.fromarray(render_scene(1_000_007).image).save(path)
+    return path
+
+
+def loaded_by(arguments: list[str]) -> set[str]:
+    """The modules a fresh process holds after it ran the command line."""
+    report = "import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
+    code = f"from refdiff.cli import main; main({arguments!r})\n{report}"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(process.stdout.splitlines()[-1]))
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(verb in said for verb in VERBS)
+
+
+def test_help_needs_neither_numpy_nor_rich_nor_any_room_but_its_own() -> None:
+    loaded = loaded_by(["--help"])
+    assert loaded.isdisjoint(
+        {"numpy", "PIL", "rich", "tokenizers", "torch", "onnxruntime", "refdiff.loading"}
+    )
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"refdiff {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["segment", "mini"], ["no-such-verb"], ["inspect", "mini", "--bogus"]])
+def test_misuse_is_one_line_and_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("error: ")
+    assert streams.err.count("\n") == 1
+
+
+def test_misuse_with_json_is_a_document_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", "mini", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+
+
+def test_a_refdiff_error_is_a_line_and_with_json_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "no/such/bundle", "--json"]) == 2
+    streams = capsys.readouterr()
+    error = json.loads(streams.out)["error"]
+    assert error["kind"] == "BundleError"
+    assert "no/such/bundle" in error["message"]
+    assert streams.err == f"error: {error['message']}\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("refdiff.contracts.inspection.inspect", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "mini"])
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refdiff.contracts.inspection.inspect", interrupted)
+    assert main(["inspect", "mini"]) == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing is left half-written\n"
+
+
+def test_inspect_prints_one_document_with_files_hashes_and_versions(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tiny_bundle), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"] == "tiny"
+    assert document["files"]["unet.onnx"]["sha256"] == hash_file(tiny_bundle / "unet.onnx")
+    assert "torch" in document["versions"]
+    assert document["size_bytes"] == sum(file["size_bytes"] for file in document["files"].values())
+
+
+def test_inspect_s_table_names_every_graph(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tiny_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("sd_text", "unet_taps", "clip_image", "embedding 1×32×8×8"))
+
+
+def test_segment_writes_mask_overlay_and_json_and_says_the_same(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.png"
+    command = ["segment", tiny_bundle, photo, "the left mug", "-o", output, "--profile", "official", "--json"]
+    assert main(list(map(str, command))) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.overlay.png", "out.png"]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert {**written, "files": said["files"]} == said
+    assert said["matched"] is True
+    assert set(said["scores"]) == {"hard", "soft", "generative", "place"}
+    with Image.open(output) as opened:
+        mask = np.asarray(opened)
+    assert mask.shape == (176, 128)
+    assert set(np.unique(mask)) <= {0, 255}
+    assert np.count_nonzero(mask) == said["area_px"]
+
+
+def test_segment_s_table_says_what_was_found_and_where_it_lies(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "o.png"
+    assert main(["segment", str(tiny_bundle), str(photo), "mug", "--overlay", str(overlay)]) == 0
+    streams = capsys.readouterr()
+    said = streams.out
+    assert "128x176 px" in said
+    assert str(overlay) in said
+    assert re.search(r"^back-end ort-\w+: .*onnxruntime", streams.err, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["o.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--memory", "8GB", "--backend", "ort-cpu"], 2, "memory '8GB' is for plans"),
+        (["--backend", "abacus"], 2, "choose one of: auto, ort-cpu, ort-cuda, ort-tensorrt"),
+    ],
+)
+def test_back_end_and_memory_that_do_not_go_together_are_misuse(
+    tiny_bundle: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert main(["segment", str(tiny_bundle), str(photo), "mug", *options]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_an_existing_output_is_kept_unless_overwrite_is_said(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out.json").write_text("mine")
+    command = ["segment", str(tiny_bundle), str(photo), "mug", "-o", str(tmp_path / "out.png")]
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out.json").read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["phrase"] == "mug"
+
+
+def test_the_picture_itself_is_never_an_output(
+    tiny_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = photo.read_bytes()
+    assert main(["segment", str(tiny_bundle), str(photo), "mug", "-o", str(photo), "--overwrite"]) == 2
+    assert "the picture itself" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+
+
+def test_check_passes_a_fresh_bundle_and_says_what_it_did_not_run(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(tiny_bundle), "--golden-only", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is True
+    assert [each["name"] for each in report["golden"]][:2] == ["sd_text", "vae_encoder"]
+    assert report["reference"] == {}
+    assert report["reference_not_run"] == "left out on request"
+
+
+def test_check_without_reference_weights_says_so_in_its_table(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(tiny_bundle)]) == 0
+    assert "NOT RUN" in capsys.readouterr().out
+
+
+def test_a_failed_gate_is_exit_code_1_with_the_report_and_one_line(
+    drifted_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(drifted_bundle), "--golden-only", "--json"]) == 1
+    streams = capsys.readouterr()
+    report = json.loads(streams.out)
+    assert report["passed"] is False
+    assert [each["name"] for each in report["golden"] if not each["passed"]] == ["clip_text"]
+    assert "1 of 18 gates failed: clip_text" in streams.err.splitlines()[-1]
+
+
+def test_the_demo_writes_its_pictures_and_can_be_run_again(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["demo", "--bundle", str(tiny_bundle), "-o", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [*(f"scene-{number}.png" for number in range(1, 7)), "sheet.png"]
+    assert len(report["scenes"]) == 6
+    assert all({"phrase", "iou", "scores", "score"} <= set(scene) for scene in report["scenes"])
+    assert main([*command, "--mode", "gen"]) == 0
+    assert "mean IoU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as POSIX has them")
+def test_a_terminated_demo_ends_with_the_signal_s_code_and_leaves_nothing(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "refdiff",
+        "demo",
+        "--bundle",
+        str(tiny_bundle),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # it is at work
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def drifted_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle whose record of one graph is not what the graph computes, with hashes that fit."""
+    from tests.support.damage import copy_of, rehash
+
+    bundle = copy_of(tiny_bundle, tmp_path / "drifted")
+    with np.load(bundle / "golden.npz") as archive:
+        arrays = dict(archive)
+    arrays["clip_text/out/vector"] = arrays["clip_text/out/vector"] * 1.01
+    np.savez_compressed(bundle / "golden.npz", **arrays)
+    rehash(bundle, "golden.npz")
+    return bundle

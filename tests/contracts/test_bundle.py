@@ -1,0 +1,435 @@
+"""Bundles: what opens, what is refused, and what a failed writer leaves behind."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.contracts import bundle_writer as bundle_draft
+from refdiff.contracts.bundle import FORMAT_VERSION, GraphRecord, Manifest, open_bundle, writing_bundle
+from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
+from refdiff.errors import BundleError, InputError
+
+SPEC = ModelSpec(
+    name="paper doll",
+    diffusion=DiffusionSpec(
+        image_size=8,
+        vae_factor=2,
+        latent_channels=1,
+        scaling_factor=1.0,
+        context_width=2,
+        tapped_layers=("mid_block",),
+        tap_size=2,
+        cut_after="mid_block",
+    ),
+    sam=SamSpec(image_size=8, embed_channels=2, embed_size=2),
+    clip=ClipSpec(image_size=4, patch_size=2, width=3, embed_dim=2),
+)
+
+POSITIONS = np.arange(12, dtype=np.float32).reshape(4, 3)
+GOLDEN = {"sd_text": ({"ids": np.arange(3, dtype=np.int32)}, {"context": np.ones((1, 2), np.float32)})}
+
+
+def fill(draft: bundle_draft.BundleDraft, *, weights: bytes = b"weights") -> Manifest:
+    graph = graph_contract(SPEC)["sd_text"]
+    (draft.path / "sd_text.onnx").write_bytes(b"graph")
+    (draft.path / "sd_text.onnx.data").write_bytes(weights)
+    draft.write_tokenizer('{"model": "é"}')
+    draft.write_clip_positions(POSITIONS)
+    draft.write_golden(GOLDEN)
+    record = GraphRecord(
+        files=("sd_text.onnx", "sd_text.onnx.data"),
+        precision="fp32",
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+    )
+    return draft.describe(
+        spec=SPEC,
+        precision="fp32",
+        sources={"unet": "ab"},
+        versions={"torch": "2.9"},
+        graphs={"sd_text": record},
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    with writing_bundle(tmp_path / "bundle") as draft:
+        fill(draft)
+    return tmp_path / "bundle"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_a_bundle_gives_back_what_was_written(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    assert opened.spec == SPEC
+    assert opened.manifest.precision == "fp32"
+    assert opened.manifest.sources == {"unet": "ab"}
+    assert opened.manifest.versions == {"torch": "2.9"}
+    assert opened.manifest.graphs["sd_text"].inputs == graph_contract(SPEC)["sd_text"].inputs
+    assert opened.graph_path("sd_text") == bundle / "sd_text.onnx"
+    assert opened.tokenizer_json() == '{"model": "é"}'
+    np.testing.assert_array_equal(opened.clip_positions(), POSITIONS)
+    inputs, outputs = opened.golden()["sd_text"]
+    np.testing.assert_array_equal(inputs["ids"], GOLDEN["sd_text"][0]["ids"])
+    np.testing.assert_array_equal(outputs["context"], GOLDEN["sd_text"][1]["context"])
+
+
+def test_the_golden_record_stores_a_shared_array_once_and_halves_what_is_half(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    half = rng.standard_normal((40, 50)).astype(np.float16).astype(np.float32)
+    full = rng.standard_normal((40, 50)).astype(np.float32)
+    results = {"taps": full}
+    with writing_bundle(tmp_path / "b") as draft:
+        draft.write_golden({"unet": ({"a": half, "b": full}, results), "unet_taps": ({"a": half}, results)})
+        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs={})
+    golden = open_bundle(tmp_path / "b").golden()
+    for graph in ("unet", "unet_taps"):
+        feeds, outputs = golden[graph]
+        np.testing.assert_array_equal(feeds["a"], half)
+        np.testing.assert_array_equal(outputs["taps"], full)
+        assert feeds["a"].dtype == outputs["taps"].dtype == np.float32
+    np.testing.assert_array_equal(golden["unet"][0]["b"], full)
+    assert (tmp_path / "b" / "golden.npz").stat().st_size < half.nbytes // 2 + full.nbytes + 2000
+
+
+def test_the_manifest_survives_json(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    again = Manifest.from_json(json.loads(json.dumps(manifest.to_json())), where="here")
+    assert again == manifest
+
+
+def test_the_same_content_makes_the_same_bundle(bundle: Path, tmp_path: Path) -> None:
+    with writing_bundle(tmp_path / "again") as draft:
+        fill(draft)
+    assert open_bundle(tmp_path / "again").manifest == open_bundle(bundle).manifest
+
+
+def test_a_graph_the_bundle_lacks_is_named(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="no graph 'unet', it has: sd_text"):
+        open_bundle(bundle).graph_path("unet")
+
+
+def test_a_device_s_own_plans_are_no_part_of_the_manifest(bundle: Path) -> None:
+    (bundle / "engines").mkdir()
+    (bundle / "engines" / "unet.plan").write_bytes(b"plan")
+    assert "engines/unet.plan" not in open_bundle(bundle).manifest.files
+
+
+def test_nothing_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"none does not exist; make one with: refdiff export"):
+        open_bundle(tmp_path / "none")
+
+
+def test_a_file_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="is not a folder"):
+        open_bundle(tmp_path / "file")
+
+
+def test_a_folder_without_a_manifest_is_half_written(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    with pytest.raises(BundleError, match=r"no manifest\.json: not a bundle, or a half-written one"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"text"', "[" * 100_000, "\ufffe"])
+def test_a_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match="export again"):
+        open_bundle(bundle)
+
+
+def test_bytes_that_are_no_text_are_refused(bundle: Path) -> None:
+    (bundle / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BundleError, match="not readable JSON"):
+        open_bundle(bundle)
+
+
+def test_a_newer_format_names_the_version_to_upgrade_to(bundle: Path) -> None:
+    newer = {"format_version": FORMAT_VERSION + 1, "refdiff_version": "9.1"}
+    edit(bundle, lambda d: (d.clear(), d.update(newer)))  # whatever else a newer format has
+    with pytest.raises(
+        BundleError, match=r"format 5, written by refdiff 9\.1; .* reads format 4; .* 'refdiff>=9\.1'"
+    ):
+        open_bundle(bundle)
+
+
+def test_an_older_format_is_to_be_exported_again(bundle: Path) -> None:
+    edit(bundle, lambda d: d.update(format_version=3, refdiff_version="0.1"))
+    said = r"manifest\.json has bundle format 3, written by refdiff 0\.1; .* reads format 4; export again"
+    with pytest.raises(BundleError, match=said):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("version", [None, "1", 0, True, 1.0])
+def test_a_format_version_that_is_no_number_is_refused(bundle: Path, version: object) -> None:
+    edit(bundle, lambda d: d.update(format_version=version))
+    with pytest.raises(BundleError, match="format_version"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("spec"),
+        lambda d: d["spec"].pop("sam"),
+        lambda d: d.update(surplus=1),
+        lambda d: d.update(files=[]),
+        lambda d: d.update(graphs=None),
+        lambda d: d["files"].update({"sd_text.onnx": "hash"}),
+        lambda d: d["files"]["sd_text.onnx"].update(size_bytes="5"),
+        lambda d: d["graphs"]["sd_text"].pop("inputs"),
+        lambda d: d["graphs"]["sd_text"].update(files=[]),
+        lambda d: d["graphs"]["sd_text"].update(files=["unlisted.onnx"]),
+    ],
+)
+def test_a_manifest_of_another_make_is_refused(bundle: Path, change: Callable[[Any], object]) -> None:
+    edit(bundle, change)
+    with pytest.raises(BundleError, match="export again"):
+        open_bundle(bundle)
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / "sd_text.onnx.data").unlink()
+    with pytest.raises(BundleError, match=r"sd_text\.onnx\.data is missing"):
+        open_bundle(bundle)
+
+
+def test_a_cut_short_file_is_named(bundle: Path) -> None:
+    (bundle / "sd_text.onnx.data").write_bytes(b"wei")
+    for verify in ("hash", "size"):
+        with pytest.raises(BundleError, match=r"sd_text\.onnx\.data: got 3 bytes, expected 7"):
+            open_bundle(bundle, verify=verify)  # type: ignore[arg-type]
+
+
+def test_a_changed_file_is_named_and_only_the_hash_sees_it(bundle: Path) -> None:
+    (bundle / "sd_text.onnx.data").write_bytes(b"Weights")
+    with pytest.raises(BundleError, match=r"sd_text\.onnx\.data was changed"):
+        open_bundle(bundle)
+    assert open_bundle(bundle, verify="size").spec == SPEC
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/../../secret", "..", "C:\\x", "a\\..\\b", ""]
+)
+def test_a_path_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> None:
+    (bundle.parent / "secret").write_text("x")
+    edit(bundle, lambda d: d["files"].update({name: {"sha256": "0", "size_bytes": 1}}))
+    with pytest.raises(BundleError, match="outside the bundle"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["sd_text.onnx.data", "manifest.json"])
+def test_a_link_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> None:
+    outside = bundle.parent / "outside"
+    (bundle / name).rename(outside)
+    (bundle / name).symlink_to(outside)
+    with pytest.raises(BundleError, match=r"is a link to .* outside the bundle"):
+        open_bundle(bundle)
+
+
+def test_a_linked_folder_inside_that_leaves_is_refused(bundle: Path) -> None:
+    (bundle.parent / "elsewhere").mkdir()
+    (bundle.parent / "elsewhere" / "file").write_bytes(b"x")
+    (bundle / "sub").symlink_to(bundle.parent / "elsewhere")
+    edit(bundle, lambda d: d["files"].update({"sub/file": {"sha256": "0", "size_bytes": 1}}))
+    with pytest.raises(BundleError, match="outside the bundle"):
+        open_bundle(bundle)
+
+
+def test_a_bundle_reached_by_a_link_opens(bundle: Path) -> None:
+    (bundle.parent / "link").symlink_to(bundle)
+    assert open_bundle(bundle.parent / "link").spec == SPEC
+
+
+def test_pickled_golden_tensors_are_never_loaded(tmp_path: Path) -> None:
+    with writing_bundle(tmp_path / "b") as draft:
+        fill(draft)
+        np.savez(draft.path / "golden.npz", **{"g/in/x": np.array([print], dtype=object)})
+        fresh = draft.manifest
+        assert fresh is not None
+        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=dict(fresh.graphs))
+    with pytest.raises(BundleError, match="not a golden record"):
+        open_bundle(tmp_path / "b").golden()
+
+
+def test_positions_of_another_size_are_refused(tmp_path: Path) -> None:
+    with writing_bundle(tmp_path / "b") as draft:
+        graphs = fill(draft).graphs
+        draft.write_clip_positions(POSITIONS[:2])
+        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=graphs)
+    with pytest.raises(BundleError, match=re.escape("got float32 (2, 3), expected float32 (4, 3)")):
+        open_bundle(tmp_path / "b").clip_positions()
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), writing_bundle(tmp_path / "b") as draft:
+        fill(draft)
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_draft_without_a_description_becomes_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="without `describe`"), writing_bundle(tmp_path / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_nothing_that_loads(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_bundle import fill
+        from refdiff.contracts.bundle import writing_bundle
+        with writing_bundle({str(tmp_path / "b")!r}) as draft:
+            fill(draft)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    process = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b").exists()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".b.")
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        open_bundle(left)
+
+
+def test_an_existing_target_needs_overwrite(bundle: Path) -> None:
+    message = "exists; choose another place, or allow overwriting"
+    with pytest.raises(InputError, match=message), writing_bundle(bundle):
+        pytest.fail("the block must not run")
+
+
+def test_overwrite_replaces_a_bundle_and_its_plans(bundle: Path) -> None:
+    (bundle / "engines").mkdir()
+    with writing_bundle(bundle, overwrite=True) as draft:
+        fill(draft, weights=b"other weights")
+        assert open_bundle(bundle).manifest.files["sd_text.onnx.data"].size_bytes == 7
+    assert open_bundle(bundle).manifest.files["sd_text.onnx.data"].size_bytes == 13
+    assert not (bundle / "engines").exists()
+    assert list(bundle.parent.iterdir()) == [bundle]
+
+
+def test_a_failed_overwrite_keeps_the_old_bundle(bundle: Path) -> None:
+    with pytest.raises(ZeroDivisionError), writing_bundle(bundle, overwrite=True):
+        raise ZeroDivisionError
+    assert open_bundle(bundle).spec == SPEC
+    assert list(bundle.parent.iterdir()) == [bundle]
+
+
+def test_a_failed_last_rename_brings_the_old_bundle_back(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(errno.EIO, "I/O error", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with (
+        pytest.raises(InputError, match="cannot write bundle"),
+        writing_bundle(bundle, overwrite=True) as draft,
+    ):
+        fill(draft)
+    assert open_bundle(bundle).spec == SPEC
+    assert list(bundle.parent.iterdir()) == [bundle]
+
+
+@pytest.mark.parametrize(
+    "kind", ["photos", "file", "link", "bundle with photos", "foreign manifest", "empty"]
+)
+def test_overwrite_never_deletes_what_is_not_a_bundle(bundle: Path, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    if kind == "file":
+        target.write_text("text")
+    elif kind == "link":
+        target.symlink_to(bundle)
+    elif kind == "bundle with photos":
+        target = bundle
+        (target / "photo.jpg").write_bytes(b"x")
+    else:
+        target.mkdir()
+        if kind != "empty":
+            (target / "photo.jpg").write_bytes(b"x")
+        if kind == "foreign manifest":
+            (target / "manifest.json").write_text('{"name": "a web app"}')
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="left alone"), writing_bundle(target, overwrite=True):
+        pytest.fail("the block must not run")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exists"), writing_bundle(tmp_path / "b") as draft:
+        fill(draft)
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "photo.jpg").write_bytes(b"x")
+    assert [p.name for p in tmp_path.rglob("*")] == ["b", "photo.jpg"]
+
+
+def test_parents_are_made(tmp_path: Path) -> None:
+    with writing_bundle(tmp_path / "a" / "b" / "c") as draft:
+        fill(draft)
+    assert open_bundle(tmp_path / "a" / "b" / "c").spec == SPEC
+
+
+def test_a_file_as_parent_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(InputError, match=r"cannot write bundle .*file/b: "),
+        writing_bundle(tmp_path / "file" / "b"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_a_read_only_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *args: object, **kwargs: object) -> None:  # permissions do not stop root
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(InputError, match=r"cannot write bundle .*/b: Permission denied"),
+        writing_bundle(tmp_path / "b"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = r"cannot write bundle .*/b: No space left on device"
+    with pytest.raises(InputError, match=message), writing_bundle(tmp_path / "b") as draft:
+        fill(draft)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_files_error_in_the_block_stays_what_it_is(tmp_path: Path) -> None:
+    elsewhere = str(tmp_path.parent / "weights.safetensors")
+    with pytest.raises(FileNotFoundError), writing_bundle(tmp_path / "b"):
+        raise FileNotFoundError(errno.ENOENT, "No such file", elsewhere)
+    with pytest.raises(PermissionError), writing_bundle(tmp_path / "b"):
+        raise PermissionError(errno.EACCES, "Permission denied", elsewhere)

@@ -1,0 +1,265 @@
+"""ONNX Runtime sessions: what they check, refuse and report."""
+
+import builtins
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from refdiff.contracts.bundle import GraphRecord, open_bundle, writing_bundle
+from refdiff.contracts.graphs import GraphSpec, TensorSpec, graph_contract
+from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
+from refdiff.engines import factory
+from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from refdiff.engines import ort as ort_module
+from refdiff.engines.ort import OrtSession
+
+SUMS = GraphSpec(
+    "sums",
+    (TensorSpec("left", "float32", ("b", 3)), TensorSpec("right", "float32", ("b", 3))),
+    (TensorSpec("sum", "float32", ("b", 3)), TensorSpec("difference", "float32", ("b", 3))),
+)
+
+SPEC = ModelSpec(
+    name="paper doll",
+    diffusion=DiffusionSpec(
+        image_size=8,
+        vae_factor=2,
+        latent_channels=1,
+        scaling_factor=1.0,
+        context_width=2,
+        tapped_layers=("mid_block",),
+        tap_size=2,
+        cut_after="mid_block",
+    ),
+    sam=SamSpec(image_size=8, embed_channels=2, embed_size=2),
+    clip=ClipSpec(image_size=4, patch_size=2, width=2, embed_dim=2),
+    context_length=4,
+)
+
+
+def write_model(path: Path, graph: GraphSpec, nodes: list[tuple[str, list[str], list[str]]]) -> Path:
+    def info(tensor: TensorSpec) -> object:
+        kind = {"float32": onnx.TensorProto.FLOAT, "int32": onnx.TensorProto.INT32}[tensor.dtype]
+        return onnx.helper.make_tensor_value_info(tensor.name, kind, tensor.shape)
+
+    proto = onnx.helper.make_graph(
+        [onnx.helper.make_node(kind, inputs, outputs) for kind, inputs, outputs in nodes],
+        graph.name,
+        [info(t) for t in graph.inputs],
+        [info(t) for t in graph.outputs],
+    )
+    model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    nodes = [("Add", ["left", "right"], ["sum"]), ("Sub", ["left", "right"], ["difference"])]
+    return write_model(tmp_path / "sums.onnx", SUMS, nodes)
+
+
+def feeds(batch: int = 2) -> dict[str, np.ndarray]:
+    return {"left": np.full((batch, 3), 2.0, np.float32), "right": np.ones((batch, 3), np.float32)}
+
+
+def test_a_session_computes_all_outputs_or_the_ones_asked_for(sums: Path) -> None:
+    session = OrtSession(sums, SUMS, threads=1)
+    assert session.graph is SUMS
+    assert {name: float(array[0, 0]) for name, array in session.run(feeds()).items()} == {
+        "sum": 3.0,
+        "difference": 1.0,
+    }
+    assert list(session.run(feeds(), ["difference"])) == ["difference"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"right": None}, "sums: got inputs left, expected exactly left, right"),
+        ({"extra": np.zeros(1, np.float32)}, "expected exactly left, right"),
+        ({"left": np.zeros((2, 3), np.float64)}, "left is float64, expected float32"),
+        ({"left": np.zeros((2, 4), np.float32)}, r"left is \[2, 4\], expected \['b', 3\]"),
+        ({"left": np.zeros((2, 3, 1), np.float32)}, r"left is \[2, 3, 1\]"),
+        ({"right": np.zeros((5, 3), np.float32)}, r"right is \[5, 3\], expected \['b', 3\] with b=2"),
+    ],
+)
+def test_a_wrong_feed_is_named(sums: Path, change: dict[str, np.ndarray | None], message: str) -> None:
+    merged = {name: array for name, array in {**feeds(), **change}.items() if array is not None}
+    with pytest.raises(InputError, match=message):
+        OrtSession(sums, SUMS).run(merged)
+
+
+def test_an_unknown_output_is_named(sums: Path) -> None:
+    with pytest.raises(InputError, match="no output 'product', it has: sum, difference"):
+        OrtSession(sums, SUMS).run(feeds(), ["product"])
+
+
+def test_a_closed_session_says_so_and_closes_twice(sums: Path) -> None:
+    session = OrtSession(sums, SUMS)
+    session.close()
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.run(feeds())
+
+
+def test_zero_threads_are_refused(sums: Path) -> None:
+    with pytest.raises(InputError, match="got 0 threads"):
+        OrtSession(sums, SUMS, threads=0)
+
+
+def test_a_file_that_is_another_graph_is_refused(sums: Path) -> None:
+    other = GraphSpec("sums", SUMS.inputs, SUMS.outputs[:1])
+    with pytest.raises(EngineError, match=r"sums\.onnx has inputs and outputs"):
+        OrtSession(sums, other)
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(EngineError, match=r"cannot load .*bad\.onnx") as caught:
+        OrtSession(path, SUMS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_inside_the_engine_is_an_engine_error(tmp_path: Path) -> None:
+    graph = GraphSpec(
+        "g",
+        (TensorSpec("x", "float32", ("b", 2)), TensorSpec("y", "float32", ("c", 2))),
+        (TensorSpec("z", "float32", ("b", 2)),),
+    )
+    path = write_model(tmp_path / "g.onnx", graph, [("Add", ["x", "y"], ["z"])])
+    with pytest.raises(EngineError, match="g failed in ONNX Runtime"):
+        OrtSession(path, graph).run({"x": np.zeros((2, 2), np.float32), "y": np.zeros((3, 2), np.float32)})
+
+
+def test_cuda_without_its_provider_is_refused(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match="ort-cuda needs CUDAExecutionProvider"):
+        OrtSession(sums, SUMS, backend="ort-cuda")
+
+
+def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineError, match=r"ort-tensorrt needs TensorrtExecutionProvider.* and TensorRT, or"):
+        OrtSession(sums, SUMS, backend="ort-tensorrt")
+    told: dict[str, str] = {}
+    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+
+    def create(
+        model: object, *, sess_options: ort_module.ort.SessionOptions, providers: list, **_: object
+    ) -> object:
+        told["fallback"] = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        told["provider"] = providers[0][0]
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort_module.ort, "InferenceSession", create)
+    with pytest.raises(EngineError, match="asked for TensorrtExecutionProvider, ONNX Runtime started CPU"):
+        OrtSession(sums, SUMS, backend="ort-tensorrt")
+    assert told == {"fallback": "1", "provider": "TensorrtExecutionProvider"}
+
+
+def test_a_silent_fall_back_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: both)
+    fallen = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ort_module.ort, "InferenceSession", lambda *a, **k: fallen)
+    with pytest.raises(EngineError, match="asked for CUDAExecutionProvider, ONNX Runtime started CPU"):
+        OrtSession(sums, SUMS, backend="ort-cuda")
+
+
+@pytest.fixture
+def bundle_path(tmp_path: Path) -> Path:
+    """A bundle whose one graph has the right names and does something."""
+    graph = graph_contract(SPEC)["clip_text"]
+    with writing_bundle(tmp_path / "bundle") as draft:
+        nodes = [
+            ("Cast", ["end"], ["cast"]),
+            ("Identity", ["cast"], ["vector"]),
+        ]
+        model = draft.path / "clip_text.onnx"
+        write_model(model, graph, nodes)
+        proto = onnx.load(model)
+        proto.graph.node[0].attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+        onnx.save(proto, model)
+        record = GraphRecord(
+            files=("clip_text.onnx",), precision="fp32", inputs=graph.inputs, outputs=graph.outputs
+        )
+        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs={"clip_text": record})
+    return tmp_path / "bundle"
+
+
+def test_the_factory_opens_late_once_and_reports_its_choice(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(factory, "_DRIVER_SIGNS", ())
+    sessions = factory.open_sessions(open_bundle(bundle_path), threads=1)
+    assert (sessions.backend, sessions.reason) == ("ort-cpu", "this onnxruntime has no CUDA provider")
+    session = sessions.open("clip_text")
+    assert sessions.open("clip_text") is session
+    with pytest.raises(BundleError, match="no graph 'unet'"):
+        sessions.open("unet")
+    sessions.close()
+    sessions.close()
+
+
+@pytest.mark.parametrize(("driver", "backend"), [(True, "ort-cuda"), (False, "ort-cpu")])
+def test_auto_takes_cuda_only_where_a_driver_is(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, backend: str
+) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: both)
+    monkeypatch.setattr(factory, "_DRIVER_SIGNS", (tmp_path if driver else tmp_path / "none",))
+    sessions = factory.open_sessions(open_bundle(bundle_path))
+    assert sessions.backend == backend
+    assert "driver" in sessions.reason
+
+
+def test_an_unknown_back_end_is_refused(bundle_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown back-end 'coreml'; choose one of: auto, ort-cpu, ort-cuda"):
+        factory.open_sessions(open_bundle(bundle_path), backend="coreml")
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [("onnxruntime", MissingDependencyError), ("onnxruntime.capi", ModuleNotFoundError)],
+)
+def test_only_the_named_packages_absence_is_called_missing(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, expected: type[Exception]
+) -> None:
+    real_import = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name == "onnxruntime":
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "refdiff.engines.ort")
+    monkeypatch.delattr("refdiff.engines.ort")
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(expected, match=r"refdiff\[cpu\]|onnxruntime\.capi"):
+        factory.open_sessions(open_bundle(bundle_path))
+
+
+def test_threads_that_do_not_spin_give_the_same(sums: Path) -> None:
+    feeds = {name: np.ones((2, 3), np.float32) for name in SUMS.input_names}
+    spinning, still = OrtSession(sums, SUMS, spinning=True), OrtSession(sums, SUMS)
+    assert (spinning.run(feeds)["sum"] == still.run(feeds)["sum"]).all()
+    said = still._session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
+    assert said == "0"
+
+
+@pytest.mark.parametrize(("backend", "rows"), [("ort-cpu", None), ("ort-tensorrt", 2)])
+def test_only_tensorrt_s_provider_bounds_the_rows(sums: Path, backend: str, rows: int | None) -> None:
+    session = OrtSession(sums, SUMS)
+    session._backend = backend
+    assert session.most_rows == rows

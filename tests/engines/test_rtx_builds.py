@@ -1,0 +1,211 @@
+"""NVIDIA's own parser and builder on every graph, in every run, without a GPU: TensorRT-RTX itself."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+onnx = pytest.importorskip("onnx")
+
+import numpy as np
+
+from refdiff.calibration import calibrate
+from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.graphs import GRAPHS
+from refdiff.engines import build, lint
+from refdiff.engines.trt.build_log import make_log
+from refdiff.engines.trt.flavour import load_flavour
+from refdiff.engines.trt.lint import findings
+from refdiff.engines.trt.options import BuildOptions
+from refdiff.engines.trt.parsing import parse
+from refdiff.engines.trt.plan_store import plans_folder
+from refdiff.engines.trt.shapes import fitting_profile
+from refdiff.engines.trt.validation import check_plan
+from refdiff.export import export
+from tests.support.plans import BUNDLE, MINIATURE
+
+RTX = load_flavour("tensorrt-rtx")
+
+
+@pytest.fixture(scope="module")
+def feeds(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rtx") / "feeds"
+    calibrate.calibrate(BUNDLE, output=folder, count=1)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
+def bundle(request, tmp_path_factory) -> Path:
+    """A copy of the miniature in each precision, so that plans lie beside its graphs."""
+    folder = tmp_path_factory.mktemp("rtx") / request.param
+    if request.param == "fp32":
+        shutil.copytree(BUNDLE, folder)  # no hard links: onnx_ir refuses weights that have two names
+    else:
+        recorded = request.getfixturevalue("feeds") if request.param == "int8" else None
+        export.export(str(BUNDLE), precision=request.param, feeds=recorded, output=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_graph_becomes_a_plan_that_its_side_car_describes(bundle):
+    report = build.build(bundle, flavour="tensorrt-rtx")
+    opened = open_bundle(bundle)
+    assert [each.side_car.identity.graph for each in report.graphs] == list(GRAPHS)
+    golden = opened.golden()
+    for built in report.graphs:
+        name = built.side_car.identity.graph
+        side_car = check_plan(built.plan, opened, name, RTX, None)
+        assert side_car == built.side_car
+        assert side_car.identity.precision == opened.manifest.graphs[name].precision
+        assert side_car.identity.version == RTX.version
+        assert side_car.activation_bytes
+        assert built.plan.read_bytes()[:4] == b"vtrt"  # TensorRT-RTX's own first bytes
+        shapes = {key: array.shape for key, array in golden[name][0].items()}
+        assert fitting_profile(side_car.identity.shapes, shapes) is not None
+        assert_fused_where_expected(name, side_car.identity.precision, side_car.attention)
+        assert "Total Activation Memory" in built.plan.with_suffix(".log").read_text()
+    again = build.build(bundle, flavour="tensorrt-rtx")
+    assert all(each.reused for each in again.graphs)
+    assert [each.side_car for each in again.graphs] == [each.side_car for each in report.graphs]
+
+
+SOFTMAXES = {
+    "sd_text": 2,
+    "vae_encoder": 1,
+    "unet": 8,
+    "unet_taps": 7,
+    "sam_encoder": 5,
+    "sam_decoder": 7,
+    "sam_masks": 0,
+    "clip_text": 2,
+    "clip_image": 4,
+}
+
+
+def assert_fused_where_expected(name, precision, blocks):
+    """In half precision all attentions are fused but the VAE's and those of the decoder, which is in fp32."""
+    assert len(blocks) == SOFTMAXES[name]
+    assert not any("output" in each or "read by" in each for block in blocks for each in block.obstacles)
+    assert all(block.fused is not None for block in blocks)
+    assert not any(block.fused and block.obstacles for block in blocks)
+    if precision == "fp16" and name not in ("vae_encoder", "sam_decoder"):
+        assert all(block.fused for block in blocks)
+
+
+@pytest.mark.slow
+def test_the_parser_takes_every_graph_and_no_risk_is_in_any(bundle):
+    report = lint.lint(bundle, flavour="tensorrt-rtx")
+    assert report.passed
+    assert {each.graph: each.findings for each in report.graphs} == dict.fromkeys(GRAPHS, ())
+    assert all(each.layers > 100 for each in report.graphs)
+
+
+def test_a_plan_for_named_gpus_and_a_portable_one_lie_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    portable = build.build("mini", flavour="tensorrt-rtx", graphs=["sd_text"]).graphs[0]
+    options = BuildOptions(compute_capabilities=("8.6", "8.9"), workspace_bytes=1 << 30)
+    named = build.build("mini", flavour="tensorrt-rtx", graphs=["sd_text"], options=options).graphs[0]
+    assert portable.plan.parent.name == "tensorrt-rtx-portable"
+    assert named.plan.parent.name == "tensorrt-rtx-sm86-sm89"
+    assert portable.side_car.identity.key != named.side_car.identity.key
+
+
+def graph(folder, text, weights=(), opset=18):
+    """An ONNX file from ONNX's text form; a node is named after its first output."""
+    header = f'<ir_version: 10, opset_import: ["" : {opset}]>'
+    model = onnx.parser.parse_model(f"{header} g {text}")
+    for node in model.graph.node:
+        node.name = f"/{node.output[0]}"
+    for name, array in weights:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, folder / "graph.onnx")
+    return folder / "graph.onnx"
+
+
+def parsed(path):
+    return parse(RTX, path, make_log(RTX))
+
+
+@pytest.mark.parametrize(
+    ("text", "node", "operator", "cure"),
+    [
+        (
+            "(float[1,4] x) => (int64[2,n] y) { y = NonZero(x) }",
+            "/y",
+            "NonZero",
+            "its output's size depends on values",
+        ),
+        ("(float[1,4] x) => (float[1,4] y) { y = Foo(x) }", "/y", "Foo", "replace the operator"),
+        (
+            "(float[1,4] x, float16[1,4] z) => (float[1,4] y) { y = Add(x, z) }",
+            "/y",
+            "Add",
+            "the graph mixes types",
+        ),
+    ],
+)
+def test_what_the_parser_refuses_is_told_by_node_and_operator(tmp_path, text, node, operator, cure):
+    (refusal,) = parsed(graph(tmp_path, text)).refusals
+    assert (refusal.node, refusal.operator) == (node, operator)
+    assert cure in refusal.cure
+    assert "\n" not in str(refusal)
+    assert "driver" not in str(refusal)
+
+
+def test_a_file_that_is_no_graph_and_one_without_its_weights_are_told_as_such(tmp_path):
+    (tmp_path / "junk.onnx").write_bytes(b"not a graph")
+    assert "no ONNX file" in parsed(tmp_path / "junk.onnx").refusals[0].cure
+    (tmp_path / "sd_text.onnx").write_bytes((BUNDLE / "sd_text.onnx").read_bytes())
+    assert "weights file is missing" in parsed(tmp_path / "sd_text.onnx").refusals[0].cure
+    assert "file is missing" in parsed(tmp_path / "nowhere.onnx").refusals[0].cure
+
+
+def test_risks_are_found_in_real_networks(tmp_path):
+    text = """(float16[1,4,8,8] x) => (float16[1,4,8,8] p, float16[1,4,16,16] r) {
+        n = InstanceNormalization(x, s, s)
+        p = Softmax(n)
+        r = Resize<mode = "cubic">(x, , scales)
+    }"""
+    ones = np.ones(4, np.float16)
+    path = graph(tmp_path, text, [("s", ones), ("scales", np.array([1, 1, 2, 2], np.float32))])
+    found = parsed(path)
+    assert found.refusals == ()
+    assert sorted((each.rule, each.layer) for each in findings(RTX, found.network)) == [
+        ("attention is an output", "p"),
+        ("cubic resize", "/r"),
+        ("half-precision norm", "/n"),
+        ("half-precision softmax", "/p"),
+    ]
+
+
+LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
+from refdiff.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_ends_soon_and_leaves_nothing(tmp_path, monkeypatch, sent):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["build", "mini", "--flavour", "tensorrt-rtx", "--graph", "unet", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENING, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr.readline() == "unet: Building engine\n"
+        process.send_signal(sent)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == (130 if sent == signal.SIGINT else 128 + sent)
+    if sent == signal.SIGINT:
+        assert json.loads(out)["error"]["kind"] == "Interrupted"
+    left = [path.name for path in plans_folder(MINIATURE).rglob("*") if path.is_file()]
+    assert left == [".lock"]

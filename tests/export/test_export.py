@@ -1,0 +1,283 @@
+"""A stack becomes a bundle whose graphs ONNX Runtime runs as torch does, or no bundle at all."""
+
+import copy
+import gc
+import hashlib
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.needs_torch, pytest.mark.slow]
+torch = pytest.importorskip("torch")
+onnx_ir = pytest.importorskip("onnx_ir")
+pytest.importorskip("onnxruntime")
+
+from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.graphs import GRAPHS, graph_contract
+from refdiff.contracts.parity import recorded_part, relative_error
+from refdiff.contracts.session import Array, SessionFactory
+from refdiff.engines.ort import LeanSession, OrtSession
+from refdiff.errors import GateError, InputError
+from refdiff.export import bundle_export
+from refdiff.export import onnx_export as translations
+from refdiff.export import verify as gate
+from refdiff.export.bundle_export import export_bundle
+from refdiff.export.onnx_export import export_graph
+from refdiff.export.rehearsal import STAGES
+from refdiff.export.sam_graphs import SamEncoder
+from refdiff.export.verify import Recorder, coarse
+from refdiff.export.wrappers import TorchSessions, wrap
+from refdiff.models.random_weights import drawn
+from refdiff.models.sam import SamSizes, build_sam, sam_spec
+from refdiff.passes.early_exit import cut_taps
+from refdiff.passes.graph_files import check_contract
+from tests.support.calm_stack import calm_stack
+
+
+def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
+    """Feeds of every graph, with named dimensions unlike those the export traced with."""
+    rng = np.random.default_rng(seed)
+    sizes = {"b": 1, "p": 12, "c": 4, "t": 16, "n": 6, "k": 2}
+    examples: dict[str, dict[str, Array]] = {}
+    for name, graph in graph_contract(calm_stack().spec).items():
+        examples[name] = {}
+        for tensor in graph.inputs:
+            shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+            below = sizes["n"] if tensor.name == "chosen" else 50
+            drawn = rng.integers(0, below, shape) if tensor.dtype == "int32" else rng.standard_normal(shape)
+            examples[name][tensor.name] = drawn.astype(tensor.dtype)
+        if "slots" in examples[name]:
+            examples[name]["slots"][:] = 0.0
+    return examples
+
+
+def played(examples: dict[str, dict[str, Array]]) -> Callable[[str, SessionFactory], None]:
+    """A rehearsal that runs every graph once."""
+
+    def rehearse(name: str, sessions: SessionFactory) -> None:
+        stage = next(stage for stage in STAGES if stage.name == name)
+        for graph in stage.graph_names:
+            if graph in examples:
+                sessions.open(graph).run(examples[graph])
+
+    return rehearse
+
+
+def opened(path: Path, batch: int) -> LeanSession:
+    return LeanSession(path)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    path, lines = tmp_path_factory.mktemp("export") / "tiny", []
+    export_bundle(
+        calm_stack(),
+        path,
+        rehearse=played(make_examples()),
+        open_graph=opened,
+        progress=lines.append,
+    )
+    return path, lines
+
+
+def test_a_bundle_holds_every_graph_and_opens(exported: tuple[Path, list[str]]) -> None:
+    path, lines = exported
+    bundle = open_bundle(path)
+    assert tuple(bundle.manifest.graphs) == GRAPHS
+    assert bundle.spec == calm_stack().spec
+    assert bundle.tokenizer_json() == calm_stack().tokenizer_json
+    assert bundle.manifest.sources == calm_stack().sources
+    assert bundle.manifest.versions["torch"] == torch.__version__.split("+")[0]
+    assert [line for line in lines if "sam_decoder" in line]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_repeats_its_golden_record(exported: tuple[Path, list[str]], name: str) -> None:
+    bundle = open_bundle(exported[0])
+    inputs, outputs = bundle.golden()[name]
+    session = OrtSession(bundle.graph_path(name), graph_contract(bundle.spec)[name], threads=1)
+    results = session.run(inputs)
+    for output, expected in outputs.items():
+        kept = recorded_part(results[output], expected)
+        assert relative_error(kept, expected) < gate.tolerance("fp32", name)
+
+
+def test_named_dimensions_take_other_sizes_than_the_traced_ones(exported: tuple[Path, list[str]]) -> None:
+    bundle, rng = open_bundle(exported[0]), np.random.default_rng(3)
+    graph = graph_contract(bundle.spec)["clip_image"]
+    batch, slots, patches = 3, 1, 20
+    feeds = {
+        "patches": rng.standard_normal(
+            (batch, patches, 3 * bundle.spec.clip.patch_size**2), dtype=np.float32
+        ),
+        "positions": rng.standard_normal((batch, patches, bundle.spec.clip.width), dtype=np.float32),
+        "slots": np.zeros((batch, slots, 1), np.float32),
+        "mask": np.zeros((batch, slots + patches, slots + patches), np.float32),
+    }
+    got = OrtSession(bundle.graph_path("clip_image"), graph, threads=1).run(feeds)
+    expected = TorchSessions(calm_stack()).open("clip_image").run(feeds)
+    assert relative_error(got["vectors"], expected["vectors"]) < 1e-5
+
+
+def test_the_early_exit_shares_the_unets_weights_and_holds_fewer(exported: tuple[Path, list[str]]) -> None:
+    bundle = open_bundle(exported[0])
+    full, cut = bundle.manifest.graphs["unet"], bundle.manifest.graphs["unet_taps"]
+    assert cut.files == ("unet_taps.onnx", "unet.onnx.data")
+    assert full.files[1] == cut.files[1]
+    assert not (bundle.path / "unet_taps.onnx.data").exists()
+    weights = [
+        sum(
+            value.const_value.size
+            for value in onnx_ir.load(bundle.path / record.files[0]).graph.initializers.values()
+        )
+        for record in (full, cut)
+    ]
+    assert weights[1] < 0.9 * weights[0]
+
+
+def test_the_early_exit_agrees_with_the_full_pass(exported: tuple[Path, list[str]]) -> None:
+    bundle = open_bundle(exported[0])
+    contract, feeds = graph_contract(bundle.spec), make_examples()["unet"]
+    full, cut = (OrtSession(bundle.graph_path(n), contract[n], threads=1) for n in ("unet", "unet_taps"))
+    # The same nodes; ONNX Runtime fuses them differently where fewer outputs are asked for.
+    assert relative_error(cut.run(feeds)["taps"], full.run(feeds, ["taps"])["taps"]) < 1e-6
+
+
+def test_a_cut_that_would_keep_later_blocks_is_refused(
+    exported: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    for name in ("unet.onnx", "unet.onnx.data"):
+        (tmp_path / name).symlink_to(exported[0] / name)
+    graph = graph_contract(calm_stack().spec)["unet_taps"]
+    with pytest.raises(InputError, match=r"runs after up_blocks\.0"):
+        cut_taps(tmp_path / "unet.onnx", graph, cut_after="up_blocks.0")
+
+
+def test_nodes_carry_the_names_of_their_modules_and_no_path_of_this_machine(
+    exported: tuple[Path, list[str]],
+) -> None:
+    graph = onnx_ir.load(exported[0] / "unet.onnx").graph
+    names = {node.name for node in graph}
+    layer = calm_stack().spec.diffusion.tapped_layers[0]
+    assert f"unet.{layer}.transformer_blocks.0.attn2.to_q/MatMul" in names
+    assert b"site-packages" not in (exported[0] / "unet.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("forbidden", ["Shape", "NonZero", "OneHot", "Tile", "If", "Loop"])
+def test_the_decoder_and_the_unet_compute_no_shapes(exported: tuple[Path, list[str]], forbidden: str) -> None:
+    for name in ("unet", "sam_decoder", "sam_encoder", "vae_encoder"):
+        operators = {node.op_type for node in onnx_ir.load(exported[0] / f"{name}.onnx").graph}
+        assert forbidden not in operators, name
+
+
+def test_the_same_module_exports_to_the_same_bytes(tmp_path: Path) -> None:
+    graph = graph_contract(calm_stack().spec)["clip_text"]
+    digests = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        export_graph(wrap(calm_stack(), "clip_text"), graph, folder)
+        digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())})
+    assert digests[0] == digests[1]
+    assert set(digests[0]) == {"clip_text.onnx", "clip_text.onnx.data"}
+
+
+def test_norms_over_large_groups_are_summed_in_rows_and_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translations, "LARGE_GROUP", 0)
+    graph = graph_contract(calm_stack().spec)["vae_encoder"]
+    path = export_graph(wrap(calm_stack(), "vae_encoder"), graph, tmp_path)
+    kinds = {node.op_type for node in onnx_ir.load(path).graph}
+    assert "ReduceMean" in kinds
+    assert "InstanceNormalization" not in kinds
+    feeds = make_examples()["vae_encoder"]
+    expected = TorchSessions(calm_stack()).open("vae_encoder").run(feeds)["moments"]
+    got = OrtSession(path, graph, threads=1).run(feeds)["moments"]
+    assert relative_error(got, expected) < 1e-5
+
+
+def test_a_sam_of_vit_h_s_head_width_looks_no_position_up_at_run_time(tmp_path: Path) -> None:
+    sizes = SamSizes(width=80, depth=2, heads=1, mlp_dim=80, global_blocks=(1,))
+    encoder = SamEncoder(drawn(lambda: build_sam(sizes), seed=0, name="sam")).eval()
+    graph = graph_contract(replace(calm_stack().spec, sam=sam_spec(sizes)))["sam_encoder"]
+    kinds = {node.op_type for node in onnx_ir.load(export_graph(encoder, graph, tmp_path)).graph}
+    assert "Einsum" in kinds
+    assert kinds.isdisjoint({"GatherND", "Gather", "Shape"})
+
+
+def test_nothing_keeps_the_weights_of_a_written_graph(tmp_path: Path) -> None:
+    module = copy.deepcopy(wrap(calm_stack(), "sam_encoder"))
+    weights = [weakref.ref(parameter) for parameter in module.parameters()]
+    export_graph(module, graph_contract(calm_stack().spec)["sam_encoder"], tmp_path)
+    del module
+    gc.collect()
+    assert [weight for weight in weights if weight() is not None] == []
+
+
+def test_a_written_graph_that_breaks_its_contract_is_named(exported: tuple[Path, list[str]]) -> None:
+    graph = graph_contract(calm_stack().spec)["sam_encoder"]
+    wrong = replace(graph, outputs=(replace(graph.outputs[0], shape=(1, 2, 3, 4)),))
+    with pytest.raises(InputError, match=r"sam_encoder\.onnx: got output embedding float32 .* expected"):
+        check_contract(exported[0] / "sam_encoder.onnx", wrong)
+
+
+def test_a_graph_outside_its_tolerance_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_export, "tolerance", lambda precision, name: -1.0)
+    with pytest.raises(GateError, match="sam_encoder: output embedding"):
+        export_bundle(
+            calm_stack(),
+            tmp_path / "b",
+            rehearse=played(make_examples()),
+            open_graph=opened,
+            progress=lambda line: None,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_example_is_named(tmp_path: Path) -> None:
+    examples = make_examples()
+    del examples["clip_text"]
+    with pytest.raises(InputError, match="never ran clip_text"):
+        export_bundle(
+            calm_stack(), tmp_path / "b", rehearse=played(examples), open_graph=opened, progress=print
+        )
+
+
+def test_a_recorder_keeps_the_last_run_of_each_shape_at_few_values() -> None:
+    recorder = Recorder(TorchSessions(calm_stack()), graph_contract(calm_stack().spec))
+    first, second = (make_examples(seed=seed)["sam_encoder"] for seed in (1, 2))
+    session = recorder.open("sam_encoder")
+    session.run(first)
+    kept = coarse(second["image"])
+    results = session.run(second)
+    second["image"][:] = 0.0
+    (record,) = recorder.records("sam_encoder")
+    np.testing.assert_array_equal(record.feeds["image"], kept)
+    np.testing.assert_array_equal(record.results["embedding"], results["embedding"])
+    assert recorder.records("vae_encoder") == ()
+    recorder.close()
+
+
+def test_a_run_of_the_taps_is_a_record_of_the_full_pass_too() -> None:
+    contract = graph_contract(calm_stack().spec)
+    recorder = Recorder(TorchSessions(calm_stack()), contract)
+    feeds = make_examples()["unet_taps"]
+    got = recorder.open("unet_taps").run(feeds)
+    assert set(got) == {"taps"}
+    (full,), (cut,) = recorder.records("unet"), recorder.records("unet_taps")
+    assert full is cut
+    assert set(full.results) == set(contract["unet"].output_names)
+    recorder.close()
+
+
+def test_a_number_that_is_none_is_outside_every_tolerance() -> None:
+    expected = np.arange(4, dtype=np.float32)
+    assert relative_error(np.full(4, np.nan, np.float32), expected) == float("inf")
+    assert relative_error(expected[:2], expected) == float("inf")
+    assert relative_error(expected, expected) == 0.0

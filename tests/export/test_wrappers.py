@@ -1,0 +1,273 @@
+"""Each wrapper computes what the original modules compute."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.needs_torch
+torch = pytest.importorskip("torch")
+
+from segment_anything.modeling import TwoWayTransformer
+
+from refdiff.contracts.graphs import BLOCKED
+from refdiff.contracts.stack import ModelStack
+from refdiff.errors import InputError
+from refdiff.export.diffusion_graphs import tapped
+from refdiff.export.sam_graphs import SamEncoder
+from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
+from refdiff.export.wrappers import clip_positions, wrap
+from refdiff.models.random_weights import drawn
+from refdiff.models.sam import SamSizes, build_sam
+from tests.support.calm_stack import calm_stack
+
+
+@pytest.fixture(scope="module")
+def stack() -> ModelStack:
+    return calm_stack()
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def draw_ids(stack: ModelStack, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids with one end token each, the highest id of the vocabulary, and its index."""
+    end_id = stack.clip.vocab_size - 1
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(
+        1, end_id - 1, (batch, stack.spec.context_length), generator=generator, dtype=torch.int32
+    )
+    end = torch.tensor([3 + 5 * i for i in range(batch)], dtype=torch.int32)
+    for row, index in enumerate(end):
+        ids[row, int(index)] = end_id
+        ids[row, int(index) + 1 :] = 0
+    return ids, end
+
+
+def assert_same(got: torch.Tensor, expected: torch.Tensor, *, relative: float = 2e-5) -> None:
+    assert got.shape == expected.shape
+    error = (got - expected).abs().max() / (expected.max() - expected.min())
+    assert error < relative
+
+
+@torch.no_grad()
+def test_sd_text_is_the_encoders_last_hidden_state(stack: ModelStack) -> None:
+    ids, _ = draw_ids(stack)
+    assert_same(wrap(stack, "sd_text")(ids), stack.text_encoder(input_ids=ids.long()).last_hidden_state)
+
+
+@torch.no_grad()
+def test_vae_encoder_gives_the_posteriors_moments(stack: ModelStack) -> None:
+    side = stack.spec.diffusion.image_size
+    image = draw(1, 3, side, side)
+    expected = stack.vae.encode(image).latent_dist.parameters
+    assert_same(wrap(stack, "vae_encoder")(image), expected)
+
+
+def unet_inputs(stack: ModelStack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    diffusion = stack.spec.diffusion
+    latent = draw(2, diffusion.latent_channels, diffusion.latent_size, diffusion.latent_size)
+    return (
+        latent,
+        torch.tensor([51.0, 51.0]),
+        draw(2, stack.spec.context_length, diffusion.context_width, seed=1),
+    )
+
+
+@torch.no_grad()
+def test_unet_predicts_the_noise_the_original_predicts(stack: ModelStack) -> None:
+    latent, timestep, context = unet_inputs(stack)
+    expected = stack.unet(latent, timestep, encoder_hidden_states=context).sample
+    eps, _ = wrap(stack, "unet")(latent, timestep, context)
+    assert_same(eps, expected)
+
+
+@torch.no_grad()
+def test_taps_are_the_mean_over_heads_of_the_scaled_logits(stack: ModelStack) -> None:
+    latent, timestep, context = unet_inputs(stack)
+    spec = stack.spec.diffusion
+    seen: dict[str, torch.Tensor] = {}
+    handles = []
+    for layer in spec.tapped_layers:
+        attn = stack.unet.get_submodule(f"{layer}.transformer_blocks.0.attn2")
+
+        def keep(module, args, kwargs, layer=layer):  # type: ignore[no-untyped-def]
+            query, key = module.to_q(args[0]), module.to_k(kwargs["encoder_hidden_states"])
+            query, key = (s.unflatten(-1, (module.heads, -1)).transpose(1, 2) for s in (query, key))
+            seen[layer] = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).mean(dim=1)
+
+        handles.append(attn.register_forward_pre_hook(keep, with_kwargs=True))
+    stack.unet(latent, timestep, encoder_hidden_states=context)
+    for handle in handles:
+        handle.remove()
+
+    _, taps = wrap(stack, "unet")(latent, timestep, context)
+
+    expected = torch.stack([seen[layer] for layer in spec.tapped_layers], dim=1)
+    assert taps.shape == (2, len(spec.tapped_layers), spec.tap_size**2, stack.spec.context_length)
+    assert_same(taps, expected)
+
+
+@torch.no_grad()
+def test_unet_taps_are_the_taps_of_the_full_pass(stack: ModelStack) -> None:
+    inputs = unet_inputs(stack)
+    assert torch.equal(wrap(stack, "unet_taps")(*inputs), wrap(stack, "unet")(*inputs)[1])
+
+
+def test_the_unets_own_processors_come_back_after_an_error(stack: ModelStack) -> None:
+    layers = stack.spec.diffusion.tapped_layers
+    before = dict(stack.unet.attn_processors)
+    with pytest.raises(RuntimeError, match="inside"), tapped(stack.unet, layers):
+        raise RuntimeError("inside")
+    assert dict(stack.unet.attn_processors) == before
+
+
+def test_a_tapped_layer_the_unet_lacks_is_named(stack: ModelStack) -> None:
+    with (
+        pytest.raises(InputError, match=r"down_blocks\.9"),
+        tapped(stack.unet, ["down_blocks.9.attentions.0"]),
+    ):
+        pass
+
+
+@torch.no_grad()
+def test_sam_encoder_is_the_image_encoder(stack: ModelStack) -> None:
+    side = stack.spec.sam.image_size
+    image = draw(1, 3, side, side)
+    assert_same(wrap(stack, "sam_encoder")(image), stack.sam.image_encoder(image))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({}, id="windows and whole"),
+        pytest.param({"window_size": 3}, id="windows that the picture does not fill"),
+        pytest.param({"window_size": 0, "global_blocks": (0, 1)}, id="no windows"),
+        pytest.param({"absolute_positions": False}, id="relative positions alone"),
+    ],
+)
+@torch.no_grad()
+def test_a_fusible_image_encoder_is_the_original(sizes: dict[str, Any]) -> None:
+    small = {"width": 24, "depth": 2, "heads": 3, "mlp_dim": 32, "global_blocks": (1,), "window_size": 4}
+    wanted = SamSizes(**{**small, "image_size": 128, "embed_channels": 16, **sizes})
+    original = drawn(lambda: build_sam(wanted), seed=0, name="sam").eval().image_encoder
+    assert all(block.attn.rel_pos_h.abs().sum() > 0 for block in original.blocks)
+    image = draw(1, 3, 128, 128)
+    assert_same(FusibleImageEncoder(original)(image), original(image))
+
+
+@torch.no_grad()
+def test_a_fusible_image_encoder_takes_attentions_without_positions(stack: ModelStack) -> None:
+    original = copy.deepcopy(stack.sam.image_encoder)
+    for block in original.blocks:
+        block.attn.use_rel_pos = False
+    side = stack.spec.sam.image_size
+    image = draw(1, 3, side, side)
+    assert_same(FusibleImageEncoder(original)(image), original(image))
+
+
+def test_an_image_encoder_of_another_architecture_is_left_as_it_is(stack: ModelStack) -> None:
+    sam = copy.copy(stack.sam)
+    sam._modules = {**stack.sam._modules, "image_encoder": torch.nn.Conv2d(3, 4, 16, stride=16)}
+    image = draw(1, 3, 32, 32)
+    assert torch.equal(SamEncoder(sam)(image), sam.image_encoder(image))
+
+
+@torch.no_grad()
+def test_sam_decoder_and_masks_equal_prompt_encoder_and_mask_decoder(stack: ModelStack) -> None:
+    spec = stack.spec.sam
+    embedding = draw(1, spec.embed_channels, spec.embed_size, spec.embed_size)
+    points = torch.rand((64, 2), generator=torch.Generator().manual_seed(2)) * spec.image_size
+    sparse, dense = stack.sam.prompt_encoder(
+        points=(points[:, None], torch.ones(64, 1, dtype=torch.int)), boxes=None, masks=None
+    )
+    masks, iou = stack.sam.mask_decoder(
+        image_embeddings=embedding,
+        image_pe=stack.sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+    )
+    got_iou, tokens, features = wrap(stack, "sam_decoder")(embedding, points)
+    assert_same(got_iou, iou)
+    drawn = wrap(stack, "sam_masks")
+    assert_same(drawn(features, tokens, torch.arange(64, dtype=torch.int32)), masks)
+    chosen = torch.tensor([7, 3, 63, 3], dtype=torch.int32)
+    assert_same(drawn(features, tokens, chosen), masks[chosen.long()])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_rearranged_transformer_equals_the_original_at_any_depth(depth: int) -> None:
+    torch.manual_seed(4)
+    original = TwoWayTransformer(depth=depth, embedding_dim=24, num_heads=3, mlp_dim=16).eval()
+    for weights in original.parameters():  # biases are drawn too, else one left out would not be seen
+        weights.normal_(std=0.4)
+    image, positions, prompts = draw(1, 24, 5, 4), draw(1, 24, 5, 4, seed=1), draw(6, 3, 24, seed=2)
+    expected = original(*(each.expand(6, -1, -1, -1) for each in (image, positions)), prompts)
+    got = PromptTransformer(original)(
+        *(each.flatten(2).transpose(1, 2) for each in (image, positions)), prompts
+    )
+    for ours, theirs in zip(got, expected, strict=True):
+        assert_same(ours, theirs)
+
+
+@torch.no_grad()
+def test_clip_text_equals_encode_text_with_the_end_index_as_input(stack: ModelStack) -> None:
+    ids, end = draw_ids(stack, batch=3)
+    assert_same(wrap(stack, "clip_text")(ids, end), stack.clip.encode_text(ids.long()))
+
+
+def patches_of(stack: ModelStack, image: torch.Tensor) -> torch.Tensor:
+    size = stack.spec.clip.patch_size
+    return torch.nn.functional.unfold(image, size, stride=size).transpose(1, 2)  # channel, row, column
+
+
+@torch.no_grad()
+def test_clip_image_with_one_slot_and_no_mask_equals_encode_image(stack: ModelStack) -> None:
+    clip = stack.spec.clip
+    image = draw(2, 3, clip.image_size, clip.image_size)
+    tokens = clip.grid**2 + 1
+    positions = torch.from_numpy(clip_positions(stack)).expand(2, -1, -1)
+    got = wrap(stack, "clip_image")(
+        patches_of(stack, image), positions, torch.zeros(2, 1, 1), torch.zeros(2, tokens, tokens)
+    )
+    assert_same(got[:, 0], stack.clip.encode_image(image))
+
+
+@torch.no_grad()
+def test_a_masked_class_token_sees_its_own_patches_only(stack: ModelStack) -> None:
+    clip = stack.spec.clip
+    image = draw(1, 3, clip.image_size, clip.image_size)
+    patches, count = patches_of(stack, image), clip.grid**2
+    tokens = 2 + count
+    mask = torch.full((1, tokens, tokens), BLOCKED)
+    mask[:, 2:, 2:] = 0.0  # patches see patches
+    mask[:, 0, 0] = mask[:, 1, 1] = 0.0
+    mask[:, 0, 2:] = 0.0  # the first class token sees every patch, the second none
+    wrapper, positions = wrap(stack, "clip_image"), torch.from_numpy(clip_positions(stack))[None]
+    both = wrapper(patches, positions, torch.zeros(1, 2, 1), mask)
+
+    # Alone, with patches that do not see the class token either: the others cannot have mattered.
+    alone = wrapper(
+        patches, positions, torch.zeros(1, 1, 1), mask[:, [0, *range(2, tokens)]][..., [0, *range(2, tokens)]]
+    )
+    other = wrapper(draw(1, count, patches.shape[2], seed=9), positions, torch.zeros(1, 2, 1), mask)
+    assert_same(both[:, 0], alone[:, 0])
+    assert_same(both[:, 1], other[:, 1])
+    assert (both[:, 0] - other[:, 0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_each_picture_of_a_batch_has_its_own_positions(stack: ModelStack) -> None:
+    clip, wrapper = stack.spec.clip, wrap(stack, "clip_image")
+    patches = patches_of(stack, draw(2, 3, clip.image_size, clip.image_size))
+    positions, slots = draw(2, clip.grid**2, clip.width, seed=4), torch.zeros(2, 1, 1)
+    mask = torch.zeros(2, clip.grid**2 + 1, clip.grid**2 + 1)
+    both = wrapper(patches, positions, slots, mask)
+    for i in range(2):
+        one = slice(i, i + 1)
+        assert_same(both[one], wrapper(patches[one], positions[one], slots[one], mask[one]))
+    assert (both - wrapper(patches, positions.flip(0), slots, mask)).abs().max() > 1e-3

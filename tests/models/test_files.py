@@ -1,0 +1,489 @@
+"""Checkpoint files: every format is read without copies or code, every bad one is refused in one line."""
+
+import collections
+import errno
+import hashlib
+import json
+import os
+import re
+import struct
+import sys
+import types
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.needs_torch
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from safetensors.torch import save_file
+from torch import nn
+
+from refdiff.errors import InputError
+from refdiff.models.files import Checkpoint, read_checkpoint
+from refdiff.models.fitting import fitted, stand_ins
+
+
+class Toy(nn.Module):
+    """A module with each kind of thing a state dict holds, and one it does not."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, width)
+        self.norm = nn.BatchNorm1d(width)  # brings an integer
+        self.register_buffer("drawn", torch.randn(5))
+        self.register_buffer("kept", torch.full((2,), 7.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(x)) + self.drawn.sum() + self.kept.sum()
+
+
+def toy_tensors() -> dict[str, Any]:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(4)
+        return dict(Toy().state_dict())
+
+
+def save_old(document: Any, file: Path) -> None:
+    torch.save(document, file, _use_new_zipfile_serialization=False)
+
+
+def save_script(tensors: dict[str, Any], file: Path, module: Any = None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wants nobody to write these any more
+        module = module or Toy()
+        module.load_state_dict(tensors, strict=False)
+        torch.jit.script(module).save(str(file))
+
+
+SAVERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "zip.pth": torch.save,
+    "old.ckpt": save_old,
+    "plain.safetensors": save_file,
+    "script.pt": save_script,
+    "wrong_suffix.txt": save_file,
+    "state_dict.ckpt": lambda tensors, file: torch.save({"state_dict": tensors, "epoch": 1}, file),
+    "model.pt": lambda tensors, file: torch.save({"model": tensors}, file),
+    "module.pt": lambda tensors, file: save_old({"state_dict": {"module": tensors}}, file),
+}
+
+
+def assert_same_tensors(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
+    assert set(checkpoint.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        assert checkpoint.tensors[name].dtype == tensor.dtype, name
+        assert torch.equal(checkpoint.tensors[name], tensor), name
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize("name", list(SAVERS))
+def test_a_format_is_told_by_its_content_and_read_to_the_last_bit(tmp_path: Path, name: str) -> None:
+    file, tensors = tmp_path / name, toy_tensors()
+    SAVERS[name](tensors, file)
+    checkpoint = read_checkpoint(file)
+    if name == "script.pt":  # TorchScript forgets which buffers were not to be saved
+        tensors["kept"] = Toy().kept
+    assert_same_tensors(checkpoint, tensors)
+    assert checkpoint.files == (file,)
+    assert checkpoint.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_half_precision_stays_half_until_it_is_fitted(tmp_path: Path) -> None:
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in toy_tensors().items()}
+    save_file(tensors, tmp_path / "half.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "half.safetensors")
+    assert_same_tensors(checkpoint, tensors)
+    module = fitted(Toy, checkpoint.tensors, file=checkpoint.path)
+    assert module.linear.weight.dtype == torch.float32
+    assert torch.equal(module.linear.weight, tensors["linear.weight"].float())
+
+
+@pytest.mark.parametrize("save", [torch.save, save_old])
+def test_a_trainers_class_beside_the_weights_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Any, Path], None]
+) -> None:
+    # Written as Stable Diffusion's first files were: the callback's class is a key of a dictionary.
+    path = "pytorch_lightning.callbacks.model_checkpoint"
+    module = types.ModuleType(path)
+    callback = type("ModelCheckpoint", (), {"__module__": path})
+    module.ModelCheckpoint = callback  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, path, module)
+        document = {"callbacks": {callback: {"best_model_path": "x"}}, "state_dict": toy_tensors()}
+        save(document, tmp_path / "sd.ckpt")
+    assert_same_tensors(read_checkpoint(tmp_path / "sd.ckpt"), toy_tensors())
+
+
+def test_what_is_no_tensor_is_left_out(tmp_path: Path) -> None:
+    torch.save(toy_tensors() | {"epoch": 3, 5: torch.ones(1), "note": "x"}, tmp_path / "more.pth")
+    assert_same_tensors(read_checkpoint(tmp_path / "more.pth"), toy_tensors())
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file], ids=["zip", "safetensors"])
+def test_weights_stay_in_the_file_until_they_are_touched(
+    tmp_path: Path, save: Callable[[dict[str, Any], Path], None]
+) -> None:
+    file = tmp_path / "weights"
+    save({"linear.weight": torch.randn(4, 3)}, file)
+    tensor = read_checkpoint(file).tensors["linear.weight"]
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux's list of mappings")
+    mapped = [
+        line.split()[0].split("-") for line in maps.read_text().splitlines() if line.endswith(str(file))
+    ]
+    assert any(int(low, 16) <= tensor.data_ptr() < int(high, 16) for low, high in mapped)
+
+
+# --- shards
+
+
+def write_shards(folder: Path) -> Path:
+    """Two shards and their index."""
+    tensors = toy_tensors()
+    half = len(tensors) // 2
+    shards = {
+        "a.safetensors": dict(list(tensors.items())[:half]),
+        "b.safetensors": dict(list(tensors.items())[half:]),
+    }
+    for name, part in shards.items():
+        save_file(part, folder / name)
+    names = {key: name for name, part in shards.items() for key in part}
+    return write_index(folder, names)
+
+
+def write_index(folder: Path, names: Any) -> Path:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8")
+    return index
+
+
+def test_shards_are_read_as_one_checkpoint(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(write_shards(tmp_path))
+    assert_same_tensors(checkpoint, toy_tensors())
+    assert checkpoint.files == (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in checkpoint.files]
+    assert checkpoint.sha256 == hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def test_shards_may_be_links_as_in_the_hubs_cache(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    write_shards(tmp_path / "blobs")
+    for file in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    index = tmp_path / "snapshot" / "model.safetensors.index.json"
+    assert_same_tensors(read_checkpoint(index), toy_tensors())
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    index = write_shards(tmp_path)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"index\.json names the shard b\.safetensors, which is not there"):
+        read_checkpoint(index)
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
+    index = write_shards(tmp_path)
+    names = json.loads(index.read_text())["weight_map"]
+    write_index(tmp_path, names | {"lost.weight": "a.safetensors"})
+    with pytest.raises(InputError, match=r"names lost\.weight, which a\.safetensors does not hold"):
+        read_checkpoint(index)
+
+
+def test_a_tensor_that_the_index_does_not_name_is_named(tmp_path: Path) -> None:
+    index = write_shards(tmp_path)
+    names = json.loads(index.read_text())["weight_map"]
+    del names["drawn"]
+    write_index(tmp_path, names)
+    with pytest.raises(InputError, match=r"does not name drawn, which one of its shards holds"):
+        read_checkpoint(index)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "sub/a.safetensors", "/etc/passwd", "..", "", "..\\x", 3, ["a"]]
+)
+def test_a_shard_outside_the_folder_is_refused_unread(tmp_path: Path, name: object) -> None:
+    (tmp_path / "in").mkdir()
+    save_file(toy_tensors(), tmp_path / "outside.safetensors")
+    with pytest.raises(InputError, match=r"puts drawn into .*, expected the name of a file beside it"):
+        read_checkpoint(write_index(tmp_path / "in", {"drawn": name}))
+
+
+def test_an_index_that_names_an_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"index\.json is no checkpoint"):
+        read_checkpoint(write_index(tmp_path, {"drawn": "model.safetensors.index.json"}))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": [1, 2]}', "\x00", "[" * 100_000]
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(str(index)) + ".*(expected|JSON|nested)") as caught:
+        read_checkpoint(index)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="names no tensors"):
+        read_checkpoint(write_index(tmp_path, {}))
+
+
+# --- what is refused
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(file)
+    text = str(caught.value)
+    assert str(file) in text
+    assert "\n" not in text
+    return text
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "does not exist; name a file" in refusal(tmp_path / "none.pth")
+
+
+def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    assert "is a folder, expected a file" in refusal(tmp_path)
+
+
+def test_a_path_that_no_disk_can_hold_is_refused(tmp_path: Path) -> None:
+    assert "File name too long" in refusal(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(toy_tensors(), file)
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason), str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # permissions would not stop a test that runs as root
+    text = refusal(file)
+    assert os.strerror(reason) in text
+    assert "damaged" not in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"\x80", b"a text\n", b"<!doctype html>", b"version https://git-lfs.github.com/spec/v1"],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.pth").write_bytes(content)
+    assert re.search("is no checkpoint|damaged", refusal(tmp_path / "file.pth"))
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "old.ckpt", "plain.safetensors", "script.pt"])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.98])
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str, part: float) -> None:
+    SAVERS[name](toy_tensors(), tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(part * len(content))])
+    assert re.search("truncated|damaged", refusal(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "old.ckpt", "plain.safetensors", "script.pt"])
+def test_flipped_bytes_are_refused_or_read_but_never_crash(tmp_path: Path, name: str) -> None:
+    SAVERS[name](toy_tensors(), tmp_path / "sound")
+    content = (tmp_path / "sound").read_bytes()
+    generator = torch.Generator().manual_seed(8)
+    refused = 0
+    for places in torch.randint(len(content), (60, 8), generator=generator).tolist():
+        damaged = bytearray(content)
+        for place in places:
+            damaged[place] ^= 0xA5
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            read_checkpoint(tmp_path / name)
+        except InputError as error:
+            refused += 1
+            assert str(tmp_path / name) in str(error)
+    assert refused > 20
+
+
+def test_a_header_longer_than_its_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "long.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b'{"a": 1}')
+    assert "is truncated" in refusal(tmp_path / "long.safetensors")
+
+
+def test_a_zip_of_something_else_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.pth", "w") as archive:
+        archive.writestr("photo.txt", "x")
+    assert "damaged" in refusal(tmp_path / "photos.pth")
+
+
+@pytest.mark.parametrize("document", [{}, {"epoch": 3}, [torch.ones(1)], torch.ones(1), {"state_dict": {}}])
+def test_a_pickle_without_weights_is_refused(tmp_path: Path, document: Any) -> None:
+    torch.save(document, tmp_path / "empty.pth")
+    assert "holds no weights" in refusal(tmp_path / "empty.pth")
+
+
+def test_a_safetensors_file_without_weights_is_refused(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "empty.safetensors")
+    assert "holds no weights" in refusal(tmp_path / "empty.safetensors")
+
+
+class RunsCommand:
+    """Unpickled in full, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_old])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, save: Callable[[Any, Path], None]) -> None:
+    save(toy_tensors() | {"x": RunsCommand(tmp_path / "ran")}, tmp_path / "evil.pth")
+    text = refusal(tmp_path / "evil.pth")
+    assert "could run code" in text
+    assert re.search(r"(posix|nt)\.mkdir", text)
+    assert not (tmp_path / "ran").exists()
+    # The same file does run it where nobody looks: the test would notice.
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+class WritesWhenLoaded(nn.Module):
+    """A scripted module may bring code that runs while torch loads the archive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.weight = state[0]
+        self.training = state[1]
+
+
+def test_an_archive_that_runs_code_while_it_is_loaded_is_refused(tmp_path: Path) -> None:
+    save_script({}, tmp_path / "script.pt", WritesWhenLoaded())
+    text = refusal(tmp_path / "script.pt")
+    assert "would run code" in text
+    assert "__setstate__" in text
+
+
+# --- fitting
+
+
+def fit(tensors: dict[str, Any], **options: Any) -> Any:
+    return fitted(Toy, tensors, file=Path("toy.pth"), **options)
+
+
+def test_a_fitted_module_computes_what_its_source_does() -> None:
+    source = Toy()
+    source.load_state_dict(toy_tensors())
+    source.eval()
+    before = torch.get_rng_state()
+    module = fit(toy_tensors())
+    assert torch.equal(torch.get_rng_state(), before)
+    x = torch.randn(6, 3)
+    assert torch.equal(module(x), source(x))
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert module.norm.num_batches_tracked.dtype == torch.int64
+
+
+def test_a_fitted_module_shares_the_memory_of_full_precision_weights() -> None:
+    tensors = toy_tensors()
+    assert fit(tensors).linear.weight.data_ptr() == tensors["linear.weight"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("linear.bias"), "tensor linear.bias is missing"),
+        (lambda t: (t.pop("linear.bias"), t.pop("drawn")), "tensor drawn (and 1 more) is missing"),
+        (lambda t: t.update(x=torch.ones(1)), "tensor x is not part of a known architecture"),
+        (lambda t: t.update(kept=torch.ones(2)), "tensor kept is not part of a known architecture"),
+        (
+            lambda t: t.update({"linear.weight": torch.ones(4, 2)}),
+            "tensor linear.weight has shape [4, 2], expected [4, 3]",
+        ),
+        (
+            lambda t: t.update(drawn=torch.ones(5, dtype=torch.int8)),
+            "tensor drawn is torch.int8, expected torch.float32",
+        ),
+        (
+            lambda t: t.update({"norm.num_batches_tracked": torch.tensor(1.0)}),
+            "tensor norm.num_batches_tracked is torch.float32, expected torch.int64",
+        ),
+        (lambda t: t.update(drawn=torch.ones(5).to_sparse()), "tensor drawn is stored as torch.sparse_coo"),
+        *(
+            (
+                lambda t, kind=kind: t.update(drawn=torch.ones(5).to(kind)),
+                f"tensor drawn is {kind}, expected torch.float32",
+            )
+            for kind in (torch.float8_e4m3fn, torch.float8_e5m2)
+        ),
+        (lambda t: t["drawn"].__setitem__(2, float("nan")), "tensor drawn holds NaN or infinity"),
+        (lambda t: t["linear.weight"].__setitem__((1, 1), float("-inf")), "tensor linear.weight holds NaN"),
+        (lambda t: t.update(drawn=torch.full((5,), 1e300, dtype=torch.float64)), "tensor drawn holds NaN"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named_with_its_file(
+    change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    tensors = {name: tensor.clone() for name, tensor in toy_tensors().items()}
+    change(tensors)
+    with pytest.raises(InputError, match=re.escape("toy.pth: " + message)):
+        fit(tensors)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_usual_precision_becomes_float32(kind: torch.dtype) -> None:
+    assert torch.equal(fit(toy_tensors() | {"drawn": torch.arange(5).to(kind)}).drawn, torch.arange(5.0))
+
+
+def test_stand_ins_cost_no_memory_and_are_refused_as_what_they_stand_for_would_be() -> None:
+    tensors = stand_ins(toy_tensors())
+    assert {name: (t.shape, t.dtype) for name, t in tensors.items()} == {
+        name: (t.shape, t.dtype) for name, t in toy_tensors().items()
+    }
+    assert tensors["linear.weight"].untyped_storage().nbytes() == 4
+    fit(tensors)
+    for odd in (torch.ones(5).to_sparse(), torch.ones(5).to(torch.float8_e5m2), torch.ones(5).int()):
+        with pytest.raises(InputError, match=r"tensor drawn is"):
+            fit(stand_ins(toy_tensors() | {"drawn": odd}))
+
+
+def test_messages_use_the_files_own_names() -> None:
+    tensors = toy_tensors()
+    del tensors["linear.bias"]
+    with pytest.raises(InputError, match=r"tensor original\.linear\.bias is missing"):
+        fit(tensors, written_as=lambda name: f"original.{name}")
+
+
+def test_numbers_whose_sum_overflows_are_still_numbers() -> None:
+    large = torch.full((5,), 3e38)
+    assert torch.equal(fit(toy_tensors() | {"drawn": large}).drawn, large)
+
+
+def test_an_ordered_dictionary_is_a_state_dict_too(tmp_path: Path) -> None:
+    torch.save(collections.OrderedDict(toy_tensors()), tmp_path / "ordered.pth")
+    assert_same_tensors(read_checkpoint(tmp_path / "ordered.pth"), toy_tensors())

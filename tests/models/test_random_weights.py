@@ -1,0 +1,63 @@
+"""Drawn weights are the same each time, and a module of them computes."""
+
+import pytest
+
+pytestmark = [pytest.mark.needs_torch]
+torch = pytest.importorskip("torch")
+
+from refdiff.models.random_weights import drawn
+
+
+class Small(torch.nn.Module):
+    """A layer, a norm, a table, and a buffer that is random by design."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 32)
+        self.norm = torch.nn.LayerNorm(32)
+        self.pos_embed = torch.nn.Parameter(torch.zeros(1, 32))
+        self.logit_scale = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("frequencies", torch.randn(4))
+
+
+def states(seed: int, name: str = "small") -> dict[str, torch.Tensor]:
+    return drawn(Small, seed=seed, name=name).state_dict()
+
+
+def test_the_same_seed_draws_the_same_whatever_was_drawn_before() -> None:
+    first = states(3)
+    torch.randn(5)
+    second = states(3)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("seed", "name"), [(4, "small"), (3, "other")])
+def test_another_seed_or_component_draws_others(seed: int, name: str) -> None:
+    first, second = states(3), states(seed, name)
+    assert not torch.equal(first["layer.weight"], second["layer.weight"])
+    assert not torch.equal(first["frequencies"], second["frequencies"])
+
+
+def test_the_callers_generator_is_left_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.randn(3)
+    torch.manual_seed(1)
+    states(3)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_what_passes_through_keeps_its_size() -> None:
+    module = drawn(Small, seed=0, name="small")
+    state = module.state_dict()
+    assert torch.equal(state["norm.weight"], torch.ones(32))
+    assert state["layer.weight"].std().item() == pytest.approx(64**-0.5, rel=0.1)
+    assert state["pos_embed"].std().item() == pytest.approx(0.02, rel=0.5)
+    assert state["logit_scale"].exp().item() == pytest.approx(100.0)
+    passed = module.layer(torch.randn(1000, 64, generator=torch.Generator().manual_seed(0)))
+    assert passed.std().item() == pytest.approx(1.0, rel=0.2)
+
+
+def test_the_module_is_ready_to_run_and_has_no_gradients() -> None:
+    module = drawn(Small, seed=0, name="small")
+    assert not module.training
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in module.parameters())

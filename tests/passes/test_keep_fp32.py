@@ -1,0 +1,329 @@
+"""Islands of single precision: which nodes the rules find, and how a set of nodes is closed."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("onnx")
+ir = pytest.importorskip("onnx_ir")
+
+from refdiff.contracts.recipe import Half, named
+from refdiff.passes.half_precision import HalfPrecision
+from refdiff.passes.keep_fp32 import MOVES, closed, default_half_weights, default_islands
+from tests.support.small_graphs import (
+    FLOATS,
+    MINIATURE,
+    casts,
+    islands_of,
+    miniature_graph,
+    small_graph,
+)
+
+
+def rules_of(model: ir.Model, half: Half = "fp16") -> dict[str, frozenset[str]]:
+    """The first word of each rule's reason -> the nodes it names."""
+    known = [node.name for node in model.graph]
+    rules = default_islands(model.graph, half)
+    return {rule.because.split(":")[0]: named([rule], known, where="graph") for rule in rules}
+
+
+def norm_modules(name: str) -> frozenset[str]:
+    """Modules that hold a norm written out, by the names their authors gave them."""
+    written_out = {
+        "unet": (".norm", ".norm1", ".norm2", ".conv_norm_out"),
+        "unet_taps": (".norm", ".norm1", ".norm2"),
+        "vae_encoder": (".group_norm", ".norm1", ".norm2", ".conv_norm_out"),
+        "sam_encoder": ("neck.1", "neck.3"),
+    }.get(name, ())
+    nodes = list(miniature_graph(name).graph)
+    layers = {node.name.rpartition("/")[0] for node in nodes if node.op_type == "LayerNormalization"}
+    modules = {node.name.rpartition("/")[0] for node in nodes}
+    return frozenset(module for module in modules - layers if module.endswith(written_out))
+
+
+@pytest.mark.parametrize("name", MINIATURE)
+def test_norms_are_all_nodes_of_the_modules_called_so(name: str) -> None:
+    graph = miniature_graph(name).graph
+    modules = norm_modules(name)
+    expected = {node.name for node in graph if node.name.rpartition("/")[0] in modules}
+    assert rules_of(miniature_graph(name)).get("norms", frozenset()) == expected
+    holders = {
+        node.name for node in graph if node.op_type in ("InstanceNormalization", "ReduceMean", "Pow", "Sqrt")
+    }
+    assert holders <= expected
+
+
+@pytest.mark.parametrize("name", MINIATURE)
+def test_softmaxes_are_named_one_by_one(name: str) -> None:
+    graph = miniature_graph(name).graph
+    softmaxes = {node.name for node in graph if node.op_type == "Softmax"}
+    assert rules_of(miniature_graph(name)).get("softmax", set()) == softmaxes
+    assert bool(softmaxes) == (name != "sam_masks")
+    if not softmaxes:
+        return
+    (rule,) = (rule for rule in default_islands(graph) if rule.because.startswith("softmax"))
+    assert not any("*" in pattern for pattern in rule.nodes)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("unet", {f"unet.time_proj/{kind}" for kind in ("Mul", "Sin", "Cos", "Unsqueeze")}),
+        ("unet_taps", {f"unet.time_proj/{kind}" for kind in ("Mul", "Sin", "Cos", "Unsqueeze")}),
+        ("clip_text", set()),
+        ("vae_encoder", set()),
+    ],
+)
+def test_angles_reach_back_to_the_graphs_inputs(name: str, expected: set[str]) -> None:
+    found = rules_of(miniature_graph(name)).get("angles", frozenset())
+    assert {node.rpartition("_")[0] if node[-1].isdigit() else node for node in found} == expected
+
+
+def test_angles_of_coordinates_keep_all_their_arithmetic() -> None:
+    graph = miniature_graph("sam_decoder").graph
+    by_name = {node.name: node for node in graph}
+    found = rules_of(miniature_graph("sam_decoder"))["angles"]
+    assert {"graph/Sin", "graph/Cos", "graph/MatMul"} <= found
+    assert all(by_name[name].op_type in ("Sin", "Cos", "MatMul", "Mul", "Sub", "Add") for name in found)
+    sources = {value.name for name in found for value in by_name[name].inputs if value.producer() is None}
+    assert "points" in sources
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_taps"])
+def test_taps_are_one_product_and_its_scale_per_layer(name: str) -> None:
+    model = miniature_graph(name)
+    (taps,) = (value for value in model.graph.outputs if value.name == "taps")
+    found = rules_of(model)["taps"]
+    kinds = Counter(node.op_type for node in model.graph if node.name in found)
+    assert kinds["MatMul"] == taps.shape[1] == 3
+    assert set(kinds) - MOVES == {"MatMul", "Mul"}
+    assert all(value.producer().op_type != "Softmax" for value in taps.producer().inputs)
+
+
+def test_graphs_without_taps_have_no_such_rule() -> None:
+    assert "taps" not in rules_of(miniature_graph("sam_encoder"))
+
+
+def test_bfloat16_leaves_what_onnx_has_none_of() -> None:
+    model = miniature_graph("sam_encoder")
+    einsums = {node.name for node in model.graph if node.op_type == "Einsum"}
+    assert rules_of(model, "bf16")["Einsum"] == einsums != set()
+    assert "Einsum" not in rules_of(model, "fp16")
+
+
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", MINIATURE)
+def test_only_operators_of_their_own_are_islands_of_one_node(name: str, half: Half) -> None:
+    # Widening a softmax by the product before it keeps TensorRT from fusing the attention; it was measured
+    # (benchmarks/results/attention-islands.json). bfloat16 has operators that stay single wherever they are.
+    model = miniature_graph(name)
+    alone = {"Softmax"} if half == "fp16" else {"Softmax", "Einsum"}
+    kinds = {node.name: node.op_type for node in model.graph}
+    lonely = [names for names in connected(model.graph, islands_of(model, half)) if len(names) == 1]
+    assert {kinds[name] for names in lonely for name in names} <= alone
+
+
+def connected(graph: ir.Graph, islands: frozenset[str]) -> list[set[str]]:
+    """Islands as sets of nodes that hand float tensors to each other."""
+    neighbours = defaultdict[str, set[str]](set)
+    for node in graph:
+        for value in node.inputs:
+            maker = value.producer() if value is not None and value.dtype in FLOATS else None
+            if maker is not None and {maker.name, node.name} <= islands:
+                neighbours[node.name].add(maker.name)
+                neighbours[maker.name].add(node.name)
+    left, found = set(islands), []
+    while left:
+        front, island = [left.pop()], set[str]()
+        while front:
+            island.add(name := front.pop())
+            front += neighbours[name] - island
+        left -= island
+        found.append(island)
+    return found
+
+
+@pytest.mark.parametrize("name", MINIATURE)
+def test_patterns_name_no_node_that_the_rule_did_not_find(name: str) -> None:
+    model = miniature_graph(name)
+    computing = {node.name for node in model.graph if any(v.dtype in FLOATS for v in node.outputs)}
+    for nodes in rules_of(model).values():
+        assert nodes <= computing
+
+
+@pytest.mark.parametrize("name", MINIATURE)
+def test_sams_decoder_alone_computes_in_single_precision(name: str) -> None:
+    known = {node.name for node in miniature_graph(name).graph}
+    found = named(default_half_weights(name), known, where="graph")
+    assert found == (known if name == "sam_decoder" else set())
+
+
+def test_a_module_with_other_modules_inside_is_no_pattern() -> None:
+    model = small_graph(
+        "float[2, 4] x => float[2, 4] y",
+        "norm__mean = ReduceMean (x) norm__sub = Sub(x, norm__mean) "
+        "norm__linear__mul = Mul(norm__sub, norm__sub) y = Neg(norm__linear__mul)",
+    )
+    assert rules_of(model)["norms"] == {"norm/mean", "norm/sub"}
+
+
+def test_a_norm_outside_any_module_is_an_island_of_its_own() -> None:
+    model = small_graph("float[2, 4] x => float[1, 1] y", "a = Relu(x) b = ReduceMean(a) y = Neg(b)")
+    assert rules_of(model)["norms"] == {"b"}
+
+
+def test_a_node_between_islands_joins_them() -> None:
+    graph = small_graph(
+        "float[2] x => float[2] y", "a = Relu(x) b = Exp(a) c = Neg(b) d = Exp(c) e = Neg(d) y = Relu(e)"
+    ).graph
+    assert closed(graph, {"b", "d"}) == {"b", "c", "d"}
+
+
+def test_a_node_that_something_else_reads_does_not_join() -> None:
+    graph = small_graph(
+        "float[2] x => float[2] y, float[2] z", "a = Exp(x) b = Neg(a) y = Exp(b) c = Relu(b) z = Neg(c)"
+    ).graph
+    assert closed(graph, {"a", "y"}) == {"a", "y"}
+
+
+def test_reading_a_shape_asks_for_no_precision() -> None:
+    graph = small_graph(
+        "float[2] x => float[2] y, int64[1] z", "a = Exp(x) b = Neg(a) y = Exp(b) z = Shape(b)"
+    ).graph
+    assert closed(graph, {"a", "y"}) == {"a", "b", "y"}
+
+
+def test_a_node_between_an_island_and_an_output_joins() -> None:
+    graph = small_graph("float[2] x => float[2] y", "a = Relu(x) b = Exp(a) y = Neg(b)").graph
+    assert closed(graph, {"b"}) == {"b", "y"}
+
+
+def test_a_chain_of_moves_between_islands_joins_them() -> None:
+    graph = small_graph(
+        "float[2, 3] x => float[3, 2] y",
+        "a = Exp(x) b = Transpose(a) c = Unsqueeze(b, axes) d = Squeeze(c, axes) e = Exp(d) y = Relu(e)",
+        {"axes": np.array([0])},
+    ).graph
+    assert closed(graph, {"a", "e", "y"}) == {"a", "b", "c", "d", "e", "y"}
+    assert closed(graph, {"a"}) == {"a"}
+
+
+def test_a_move_from_an_input_to_an_island_joins() -> None:
+    graph = small_graph(
+        "float[2, 3] x => float[3, 2] y", "a = Transpose(x) b = Exp(a) c = Relu(b) y = Neg(c)"
+    ).graph
+    assert closed(graph, {"b"}) == {"a", "b"}
+
+
+def test_moves_on_a_shore_leave() -> None:
+    graph = small_graph(
+        "float[2, 3] x => float[2, 3] y",
+        "a = Relu(x) b = Transpose(a) c = Exp(b) d = Transpose(c) e = Relu(d) y = Neg(e)",
+    ).graph
+    assert closed(graph, {"b", "c", "d"}) == {"c"}
+
+
+def test_a_move_inside_an_island_stays() -> None:
+    graph = small_graph(
+        "float[2, 3] x => float[3, 2] y",
+        "a = Relu(x) b = Exp(a) c = Transpose(b) d = Exp(c) e = Relu(d) y = Neg(e)",
+    ).graph
+    assert closed(graph, {"b", "c", "d"}) == {"b", "c", "d"}
+
+
+def test_a_move_that_is_an_output_stays_although_others_read_it() -> None:
+    graph = small_graph(
+        "float[2, 3] x => float[3, 2] y, float[3, 2] z", "a = Exp(x) y = Transpose(a) b = Relu(y) z = Neg(b)"
+    ).graph
+    assert closed(graph, {"a", "y"}) == {"a", "y"}
+
+
+Step = tuple[str, tuple[int, ...]]
+"""An operator, and the tensors it reads; 0 is the input."""
+
+
+@st.composite
+def small_dags(draw: st.DrawFn) -> tuple[tuple[Step, ...], frozenset[str], frozenset[int]]:
+    """Nodes that compute or move; some of them islands; some of them outputs."""
+    count = draw(st.integers(1, 12))
+    steps = list[Step]()
+    for index in range(count):
+        kind = draw(st.sampled_from(["Exp", "Add", "Reshape", "Reshape", "Concat"]))
+        reads = tuple(
+            draw(st.integers(max(0, index - 3), index)) for _ in range(1 + (kind in ("Add", "Concat")))
+        )
+        steps.append((kind, reads))
+    islands = draw(st.frozensets(st.integers(1, count)))
+    outs = draw(st.frozensets(st.integers(1, count)))
+    return tuple(steps), frozenset(f"t{index}" for index in islands), outs
+
+
+def built(steps: tuple[Step, ...], outs: frozenset[int]) -> ir.Model:
+    """Node i is named t<i>, and so is its one tensor; what nobody reads is an output."""
+    tensors = [ir.Value(name="t0", type=ir.TensorType(ir.DataType.FLOAT))]
+    shape = ir.Value(name="shape", type=ir.TensorType(ir.DataType.INT64))
+    nodes = list[ir.Node]()
+    for index, (kind, reads) in enumerate(steps, 1):
+        inputs = [tensors[each] for each in reads] + ([shape] if kind == "Reshape" else [])
+        node = ir.Node("", kind, inputs, name=f"t{index}")
+        node.outputs[0].name, node.outputs[0].type = f"t{index}", ir.TensorType(ir.DataType.FLOAT)
+        nodes.append(node)
+        tensors.append(node.outputs[0])
+    made = [value for index, value in enumerate(tensors[1:], 1) if index in outs or not value.uses()]
+    graph = ir.Graph([tensors[0], shape], made, nodes=nodes, opset_imports={"": 18}, name="dag")
+    return ir.Model(graph, ir_version=10)
+
+
+@settings(max_examples=300)
+@given(small_dags())
+def test_closing_any_graph_keeps_what_computes_and_leaves_no_hole(
+    drawn: tuple[tuple[Step, ...], frozenset[str], frozenset[int]],
+) -> None:
+    steps, islands, outs = drawn
+    model = built(steps, outs)
+    single = closed(model.graph, islands)
+    moves = {node.name for node in model.graph if node.op_type in MOVES}
+    assert islands - moves <= single
+    assert closed(model.graph, single) == single
+    for name, makers, users, leaves in surroundings(model.graph):
+        inside = makers <= single and users <= single
+        if (makers or name in moves) and (users or leaves) and inside:
+            assert name in single, "a hole"
+        elif name in moves & single:
+            assert not makers or makers & single, "a move that enters from half precision alone"
+            assert leaves or not users or users & single, "a move that goes out to half precision alone"
+
+
+def surroundings(graph: ir.Graph) -> Iterator[tuple[str, set[str], set[str], bool]]:
+    """Each node, who makes what it reads, who reads what it makes, and whether that leaves the graph."""
+    for node in graph:
+        makers = {v.producer().name for v in node.inputs if v.producer() is not None}
+        users = {use.node.name for v in node.outputs for use in v.uses()}
+        yield node.name, makers, users, node.outputs[0].is_graph_output()
+
+
+@settings(max_examples=300)
+@given(small_dags())
+def test_no_casts_cancel_in_any_closed_graph(
+    drawn: tuple[tuple[Step, ...], frozenset[str], frozenset[int]],
+) -> None:
+    steps, islands, outs = drawn
+    model = built(steps, outs)
+    HalfPrecision("fp16", closed(model.graph, islands))(model)
+    for cast in casts(model):
+        assert behind(cast) is None
+
+
+def behind(cast: ir.Node) -> ir.Node | None:
+    """The cast before this one, where there is nothing between but moves that nobody else reads."""
+    node = cast.inputs[0].producer()
+    while node is not None and node.op_type == "Reshape":
+        value = node.outputs[0]
+        if len(value.uses()) > 1 or value.is_graph_output():
+            return None
+        node = node.inputs[0].producer()
+    return node if node is not None and node.op_type == "Cast" else None

@@ -1,0 +1,139 @@
+"""A report as one HTML page: everything inside it, every text escaped."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.reports import Cell, Figure, Page, Picture, Section, Table, render
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+)
+
+VOID = frozenset({"meta", "img"})
+
+
+class Reading(HTMLParser):
+    """What a browser makes of a page: tags, attributes and text; every tag closed in its order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self._open == [], "a tag is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.texts.append(data)
+
+
+def page(text: str = "text", *, passed: bool = True) -> Page:
+    """A page with this text wherever a text can be."""
+    return Page(
+        title=text,
+        passed=passed,
+        verdict=text,
+        sections=(
+            Section(
+                heading=text,
+                lines=(text, text),
+                tables=(
+                    Table(
+                        title=text,
+                        head=(text, "number"),
+                        rows=((Cell(text=text, tone="bad"), Cell(text="1.5", numeric=True)), ()),
+                    ),
+                    Table(head=("what", "value"), rows=((Cell(text=text),),), wraps=True),
+                ),
+                figures=(Figure(title=text, line=text, pictures=(Picture(png=PNG, caption=text),)),),
+            ),
+            Section(heading="an empty one"),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "</style></main><b>",
+        '" onload="alert(1)',
+        "' onerror='alert(1)",
+        "&lt;already&gt; & more",
+        "-->]]><!--",
+    ],
+)
+def test_a_text_stays_a_text(text):
+    plain, read = Reading(render(page())), Reading(render(page(text)))
+    assert read.tags == plain.tags
+    assert [each[:2] for each in read.attributes] == [each[:2] for each in plain.attributes]
+    assert {value for tag, name, value in read.attributes if name == "alt"} == {text}
+    assert [each.replace(text, "text") for each in read.texts] == plain.texts
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1))
+def test_any_text_comes_back_as_it_was(text):
+    read = Reading(render(page(text)))
+    assert ("img", "alt", text) in read.attributes
+    assert text in read.texts
+
+
+def test_the_page_needs_nothing_beside_it():
+    said = render(page("http://example.com/a.png"))
+    read = Reading(said)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "a"} & set(read.tags)
+    for _, name, value in read.attributes:
+        assert not name.startswith("on")
+        assert name not in ("href", "style", "srcset", "action")
+        if name == "src":
+            assert value.startswith("data:image/png;base64,")
+    style = re.search("<style>(.*?)</style>", said, re.DOTALL)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_a_picture_is_in_the_page_byte_for_byte():
+    (source,) = (value for _, name, value in Reading(render(page())).attributes if name == "src")
+    assert base64.b64decode(source.partition(",")[2]) == PNG
+
+
+def test_the_verdict_is_a_word_and_not_a_colour_alone():
+    good, bad = Reading(render(page())), Reading(render(page(passed=False)))
+    assert "passed" in good.texts
+    assert "FAILED" in bad.texts
+    assert ("p", "class", "verdict good") in good.attributes
+    assert ("p", "class", "verdict bad") in bad.attributes
+
+
+def test_a_column_of_numbers_is_flush_right_with_its_head():
+    read = Reading(render(page()))
+    assert ("th", "class", "number") in read.attributes
+    assert ("td", "class", "number") in read.attributes
+    assert ("td", "class", "bad") in read.attributes
+
+
+def test_the_page_says_its_language_and_fits_a_phone():
+    read = Reading(render(page()))
+    assert ("html", "lang", "en") in read.attributes
+    assert ("meta", "charset", "utf-8") in read.attributes
+    assert ("meta", "content", "width=device-width, initial-scale=1") in read.attributes
+    assert render(page()).startswith("<!doctype html>\n")
+    assert "prefers-color-scheme: dark" in render(page())

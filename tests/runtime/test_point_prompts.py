@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.contracts.graphs import POINTS_PER_BATCH
+from refdiff.runtime.point_prompts import map_prompts, peak_points
+
+SIZE = (48, 90)
+
+
+def _hills(*hills, size_yx=SIZE):
+    """A map with a round hill (y, x, height) at each place, px."""
+    y, x = np.mgrid[: size_yx[0], : size_yx[1]]
+    heights = [top * np.exp(-((y - at_y) ** 2 + (x - at_x) ** 2) / 50) for at_y, at_x, top in hills]
+    return np.max(heights, axis=0).astype(np.float32)
+
+
+def _px(points, size_yx=SIZE):
+    return points * np.array(size_yx[::-1])
+
+
+def test_peaks_lie_on_the_hills_highest_first():
+    found = _px(peak_points(_hills((10, 20, 0.6), (30, 70, 1.0), (40, 10, 0.3)), 3))
+    assert np.abs(found - np.array([[70, 30], [20, 10], [10, 40]])).max() < 2
+
+
+def test_no_more_peaks_than_were_asked_for():
+    heat = _hills((10, 20, 0.6), (30, 70, 1.0), (40, 10, 0.3))
+    np.testing.assert_array_equal(peak_points(heat, 2), peak_points(heat, 3)[:2])
+
+
+def test_a_hill_cut_off_by_the_edge_of_the_picture_has_a_peak():
+    (x, y), *_ = _px(peak_points(_hills((0, 89, 1.0)), 1))
+    assert y < 2
+    assert x > 87
+
+
+def test_a_plateau_is_a_few_peaks_apart_from_each_other():
+    found = _px(peak_points(np.ones(SIZE, np.float32), 16))
+    distances = np.hypot(*(found[:, None] - found[None]).transpose(2, 0, 1))
+    assert len(found) == 16
+    assert distances[~np.eye(16, dtype=bool)].min() > 90 / 64
+
+
+def test_the_grids_points_where_the_map_is_above_its_mean_follow_hottest_first():
+    heat = np.tile(np.linspace(0, 1, 90, dtype=np.float32), (48, 1))
+    prompts = map_prompts(heat, peaks=1, points_per_side=4)
+    assert prompts[0, 0] > 0.98
+    assert (prompts[1:, 0] > 0.5).all()
+    assert prompts[1:, 0].tolist() == [0.875] * 4 + [0.625] * 4
+
+
+def test_a_flat_map_has_peaks_and_no_warm_grid():
+    assert len(map_prompts(np.zeros(SIZE, np.float32), peaks=4, points_per_side=8)) == 4
+
+
+def test_prompts_fit_one_decoder_call_and_the_peaks_stay():
+    heat = np.random.default_rng(0).random(SIZE, dtype=np.float32)
+    prompts = map_prompts(heat, peaks=16, points_per_side=32)
+    assert len(prompts) == POINTS_PER_BATCH
+    np.testing.assert_array_equal(prompts[:16], peak_points(heat, 16))
+
+
+@pytest.mark.parametrize("size_yx", [(1, 1), (1, 200), (300, 7), (720, 1280)])
+@given(st.integers(0, 2**32 - 1), st.integers(1, 16))
+def test_prompts_lie_in_a_picture_of_any_size(size_yx, seed, peaks):
+    heat = np.random.default_rng(seed).random(size_yx, dtype=np.float32)
+    prompts = map_prompts(heat, peaks=peaks, points_per_side=8)
+    assert 1 <= len(prompts) <= POINTS_PER_BATCH
+    assert (prompts > 0).all()
+    assert (prompts < 1).all()

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from refdiff.runtime.small_regions import region_sizes, without_small_regions
+
+MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
+
+
+def _mask(*rows):
+    return np.array([[letter == "#" for letter in row] for row in rows])
+
+
+def _regions(mask):
+    """Flood fill, one pixel at a time: the sets of pixels that hang together, corners included."""
+    left, found = {tuple(pixel) for pixel in np.argwhere(mask)}, []
+    while left:
+        region, edge = set(), {min(left)}
+        while edge:
+            region |= edge
+            left -= edge
+            edge = {(y + dy, x + dx) for y, x in edge for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+        found.append(region)
+    return found
+
+
+def _slowly(mask, least_px):
+    """What segment_anything's `remove_small_regions` does for holes, then for islands."""
+    filled = mask.copy()
+    for hole in _regions(~mask):
+        if len(hole) < least_px:
+            filled[tuple(zip(*hole, strict=True))] = True
+    islands = _regions(filled)
+    kept = [island for island in islands if len(island) >= least_px]
+    if islands and not kept:
+        kept = [max(islands, key=len)]  # the first of the largest, as argmax takes it
+    left = np.zeros_like(mask)
+    for island in kept:
+        left[tuple(zip(*island, strict=True))] = True
+    return left
+
+
+@given(MASKS, st.integers(0, 30))
+def test_holes_and_islands_go_as_a_flood_fill_finds_them(mask, least_px):
+    np.testing.assert_array_equal(without_small_regions(mask, least_px), _slowly(mask, least_px))
+
+
+@given(MASKS)
+def test_regions_are_those_of_a_flood_fill_in_reading_order(mask):
+    assert region_sizes(mask).tolist() == [len(region) for region in _regions(mask)]
+
+
+def test_a_hole_is_filled_and_an_island_dropped():
+    mask = _mask(
+        "####...",
+        "#.##...",
+        "####..#",
+    )
+    tidy = _mask(
+        "####...",
+        "####...",
+        "####...",
+    )
+    np.testing.assert_array_equal(without_small_regions(mask, 2), tidy)
+
+
+def test_pixels_that_touch_at_a_corner_are_one_region():
+    assert region_sizes(_mask("#.#", ".#.", "#.#")).tolist() == [5]
+    assert region_sizes(_mask("##..##", "......", "..##..")).tolist() == [2, 2, 2]
+
+
+def test_a_spiral_is_one_region():
+    spiral = _mask("#####", "#...#", "#.#.#", "#.###", "#....", "#####")
+    assert region_sizes(spiral).tolist() == [int(spiral.sum())]
+
+
+def test_the_largest_island_stays_where_all_are_too_small():
+    np.testing.assert_array_equal(
+        without_small_regions(_mask("#..##...", "...##..#") & True, 5), _mask("...##...", "...##...")
+    )
+
+
+def test_a_mask_with_nothing_too_small_is_handed_back():
+    mask = np.zeros((40, 50), dtype=np.bool_)
+    mask[10:30, 10:30] = True
+    np.testing.assert_array_equal(without_small_regions(mask, 400), mask)
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_an_empty_and_a_full_mask_stay_as_they_are(value):
+    mask = np.full((6, 7), value)
+    np.testing.assert_array_equal(without_small_regions(mask, 10), mask)

@@ -1,0 +1,48 @@
+"""Graphs as files, as the audit and the bisection read them; what they run on, and what is inside."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from refdiff.accuracy.tolerances import graph_tolerance
+from refdiff.calibration.output_tolerance import Tolerance
+from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.parity import parity
+from refdiff.contracts.recipe import GraphRecipe
+from refdiff.contracts.session import Array
+from refdiff.engines.intermediate_tensors import probe
+from refdiff.passes.convert import converted_model
+from tests.support.planted import Plant
+from tests.support.small_graphs import BUNDLE, miniature_graph, outputs
+
+
+def saved(model: ir.Model, folder: Path, name: str = "graph") -> Path:
+    path = folder / f"{name}.onnx"
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    return path
+
+
+def planted_miniature(name: str, plant: Plant, folder: Path) -> Path:
+    """A graph of the miniature with a fault."""
+    model = miniature_graph(name)
+    plant(model)
+    return saved(model, folder, name)
+
+
+def golden_feeds(name: str) -> dict[str, Array]:
+    """What a graph of the miniature was recorded on."""
+    feeds, _ = open_bundle(BUNDLE, verify="size").golden()[name]
+    return dict(feeds)
+
+
+def tolerance_of(name: str, precision: str) -> Tolerance:
+    """What a graph of this name may be off."""
+    limit = graph_tolerance(precision, name)
+    return Tolerance(error=limit.error, correlation=limit.correlation)
+
+
+def is_inside(path: Path, recipe: GraphRecipe, feeds: dict[str, Array], tolerance: Tolerance) -> bool:
+    """Convert a graph, and compare each of its outputs with the fp32 graph's."""
+    got = outputs(converted_model(path, recipe), feeds, folder=path.parent)
+    close = [parity(got[name], exact) for _, name, exact in probe(path, [feeds], tuple(got))]
+    return all(each.error <= tolerance.error and each.correlation >= tolerance.correlation for each in close)

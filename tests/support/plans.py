@@ -1,0 +1,51 @@
+"""Plans for tests: an identity, and a plan put on disk with its side-car; light, for processes import it."""
+
+from pathlib import Path
+from typing import Any
+
+import refdiff.miniature
+from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.options import options_for
+from refdiff.engines.trt.metadata import PlanIdentity, SideCar, graph_sha256
+from refdiff.engines.trt.plan_store import PlanFiles, drafted, hashed, place
+from refdiff.engines.trt.shapes import shape_profiles
+
+BUNDLE = Path(refdiff.miniature.__file__).parent / "bundle"
+MINIATURE = open_bundle(BUNDLE, verify="size")
+CONTRACT = graph_contract(MINIATURE.spec)
+
+
+def identity(graph: str = "unet", **changes: Any) -> PlanIdentity:
+    """Of a graph of the miniature, built for an Orin with TensorRT 10.3; `changes` are other fields."""
+    fields: dict[str, Any] = {
+        "graph": graph,
+        "onnx_sha256": graph_sha256(MINIATURE.manifest, graph),
+        "precision": "fp32",
+        "recipe_sha256": None,
+        "shapes": shape_profiles(CONTRACT[graph], MINIATURE.spec, [options_for(MINIATURE.spec)]),
+        "flavour": "tensorrt",
+        "version": "10.3.0",
+        "targets": ("8.7",),
+        "flags": {"refit": False, "workspace_bytes": None},
+    }
+    return PlanIdentity(**{**fields, **changes})
+
+
+def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> SideCar:
+    """What a build does once it has the lock."""
+    with drafted(files) as draft:
+        draft.write_bytes(content)
+        sha256, size = hashed(draft)
+        side_car = SideCar(
+            identity=who or identity(),
+            plan_sha256=sha256,
+            plan_bytes=size,
+            activation_bytes=4096,
+            attention=(),
+            seconds=1.5,
+            built_on="Orin",
+            refdiff_version="0.1.0",
+        )
+        place(files, draft, side_car, "said\n")
+    return side_car

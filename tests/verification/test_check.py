@@ -1,0 +1,511 @@
+"""`check`: planted faults are found and named wherever a person or a script looks; what it refuses."""
+
+import dataclasses
+import functools
+import html
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnx_ir")
+pytest.importorskip("onnxruntime")
+
+from refdiff.calibration.convert import convert
+from refdiff.calibration.feed_files import FeedIndex
+from refdiff.calibration.feeds import FeedStore, Run
+from refdiff.calibration.precision import half_recipe
+from refdiff.cli import main
+from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.feeds import half_rounded
+from refdiff.contracts.graphs import GRAPHS
+from refdiff.contracts.session import Array
+from refdiff.errors import BundleError, GateError, InputError, MissingDependencyError
+from refdiff.passes.convert import convert_graph
+from refdiff.verification import check, task_agreement
+from refdiff.verification import parity as climbing
+from refdiff.verification.ladder import Ladder
+from refdiff.verification.report_page import page_of
+from refdiff.verification.task_agreement import compare_with_reference
+from tests.support.damage import copy_of, edit_manifest, rehash
+from tests.support.planted import nan_in_weight, overflow, planted, scale_times
+from tests.support.recipes import eight_bit_recipe_of
+from tests.support.small_graphs import BUNDLE
+
+
+@pytest.fixture(scope="module")
+def fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature in half precision; read it, do not change it."""
+    bundle, folder = open_bundle(BUNDLE, verify="size"), tmp_path_factory.mktemp("half") / "fp16"
+    recipe = half_recipe(BUNDLE, model=bundle.spec.name, sources=bundle.manifest.sources)
+    convert(BUNDLE, recipe, precision="fp16", output=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8(fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one graph in eight bits: an int8 bundle whose other graphs fell back."""
+    folder = copy_of(fp16, tmp_path_factory.mktemp("eight") / "int8")
+    path = folder / "sd_text.onnx"
+    convert_graph(BUNDLE / path.name, path, eight_bit_recipe_of("sd_text").graphs["sd_text"])
+
+    def relabel(document: Any) -> None:
+        document["precision"] = document["graphs"]["sd_text"]["precision"] = "int8"
+
+    edit_manifest(folder, relabel)
+    for name in (path.name, f"{path.name}.data"):
+        rehash(folder, name)
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """A check of a bundle with a planted fault."""
+
+    report: check.CheckReport
+    page: str
+    graph: str
+    node: str
+
+
+PLANTED = {
+    "overflow": ("fp16", "clip_text", overflow("blocks.0/Add_2")),
+    "nan": ("fp16", "unet", nan_in_weight("unet.mid_block.resnets.0.conv1/Conv")),
+    "range": ("int8", "sd_text", scale_times("layers.0.layer_norm1/LayerNormalization/DQ", 1 / 50)),
+}
+
+
+@pytest.fixture(scope="module")
+def failures(fp16: Path, int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Failed]:
+    """Each fault is checked once, whatever order its tests come in."""
+    sources = {"fp16": fp16, "int8": int8}
+
+    @functools.cache
+    def check(fault: str) -> Failed:
+        source, graph, plant = PLANTED[fault]
+        folder = tmp_path_factory.mktemp(fault)
+        bundle, node = planted(sources[source], folder / "bundle", graph, plant)
+        page = folder / "page.html"
+        report = check.check(bundle, golden_only=True, report=page)
+        return Failed(report, page.read_text(encoding="utf-8"), graph, node)
+
+    return check
+
+
+@pytest.fixture(params=PLANTED)
+def failed(request: pytest.FixtureRequest, failures: Callable[[str], Failed]) -> Failed:
+    return failures(request.param)
+
+
+@pytest.fixture(scope="module")
+def feeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of one run of two graphs: what they were recorded on when they were exported."""
+    golden = open_bundle(BUNDLE, verify="size").golden()
+    folder = tmp_path_factory.mktemp("recorded") / "feeds"
+    return recorded(folder, {name: golden[name][0] for name in ("sd_text", "clip_image")})
+
+
+@pytest.fixture(scope="module")
+def three_rungs(fp16: Path, int8: Path, feeds: Path) -> check.CheckReport:
+    return check.check(int8, against=[fp16], feeds=feeds, golden_only=True)
+
+
+def recorded(folder: Path, runs: dict[str, dict[str, Array]]) -> Path:
+    manifest = open_bundle(BUNDLE, verify="size").manifest
+    store = FeedStore.start(
+        folder, model=manifest.spec.name, sources=manifest.sources, settings={}, planned=1
+    )
+    store.add(
+        "one",
+        {
+            "edge": [
+                Run(
+                    graph=graph,
+                    position=0,
+                    feeds={
+                        name: half_rounded(array) if array.dtype == np.float32 else array
+                        for name, array in feeds.items()
+                    },
+                )
+                for graph, feeds in runs.items()
+            ]
+        },
+    )
+    return folder
+
+
+def with_golden(source: Path, target: Path, change: Callable[[dict[str, Array]], None]) -> Path:
+    """A bundle with another golden record, its hashes in order."""
+    bundle = copy_of(source, target)
+    with np.load(bundle / "golden.npz") as archive:
+        arrays = dict(archive)
+    change(arrays)
+    np.savez_compressed(bundle / "golden.npz", **arrays)
+    rehash(bundle, "golden.npz")
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound fp32 bundle whose record of one graph is not what the graph computes."""
+
+    def drift(arrays: dict[str, Array]) -> None:
+        arrays["clip_text/out/vector"] = arrays["clip_text/out/vector"] * np.float32(1.01)
+
+    return with_golden(BUNDLE, tmp_path_factory.mktemp("drifted") / "bundle", drift)
+
+
+def said_by(
+    report: check.CheckReport,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *arguments: str,
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command whose check measured this."""
+    monkeypatch.setattr("refdiff.verification.check.check", lambda *rest, **options: report)
+    monkeypatch.setenv("COLUMNS", "400")
+    code = main(["check", "somewhere", *arguments])
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_planted_fault_fails_its_graph_and_no_other(failed: Failed) -> None:
+    assert not failed.report.passed
+    missed = {verdict.name.split()[0] for verdict in failed.report.verdicts if not verdict.passed}
+    assert missed == {failed.graph}
+    found = failed.report.ladder.first_failed
+    assert found is not None
+    assert (found[0], found[1].graph) == (failed.report.ladder.judged, failed.graph)
+
+
+def test_the_document_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> None:
+    code, out, _ = said_by(failed.report, monkeypatch, capsys, "--json")
+    document = json.loads(out)
+    fault = document["ladder"]["first_fault"]
+    assert code == 1
+    assert document["passed"] is False
+    assert document["ladder"]["first_failed"]["graph"] == failed.graph
+    assert (fault["graph"], fault["node"]) == (failed.graph, failed.node)
+    assert fault["precision"] == document["precision"]
+    assert fault["compared_with"] == "fp32"
+
+
+def test_the_table_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> None:
+    code, out, _ = said_by(failed.report, monkeypatch, capsys)
+    said = squeezed(out)
+    assert code == 1
+    assert f"first graph outside its tolerance: {failed.graph} (" in said
+    assert f"first fault: {failed.report.precision} {failed.graph}: node {failed.node} (" in said
+    assert said.endswith("FAILED")
+
+
+def test_the_error_is_one_line_and_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> None:
+    code, _, err = said_by(failed.report, monkeypatch, capsys)
+    assert code == 1
+    (err,) = [line for line in err.splitlines() if not line.startswith("back-end ")]
+    assert err.startswith("error: ")
+    assert f"gates failed: {failed.graph} " in err
+    assert f"First fault: {failed.report.precision} {failed.graph}: node {failed.node} (" in err
+    with pytest.raises(GateError, match="First fault: "):
+        failed.report.require()
+
+
+def test_the_page_names_graph_and_node(failed: Failed) -> None:
+    assert "<strong>FAILED</strong>" in failed.page
+    assert "<h2>Where it breaks</h2>" in failed.page
+    assert f"<td>{failed.graph}</td>" in failed.page
+    assert f"<td>{html.escape(failed.node)} (" in failed.page
+    assert "<script" not in failed.page
+
+
+def test_a_failing_check_ends_with_one_and_replaces_its_report_where_it_may(
+    drifted: Path, tmp_path: Path, capsys
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    command = ["check", str(drifted), "--golden-only", "--json", "--report", str(page), "--overwrite"]
+    assert main(command) == 1
+    streams = capsys.readouterr()
+    document = json.loads(streams.out)
+    assert document["ladder"]["first_failed"] == {
+        "precision": "fp32",
+        "graph": "clip_text",
+        "output": "vector",
+    }
+    assert f"report: {page}\nerror: 1 of 18 gates failed: clip_text " in streams.err
+    assert "<strong>FAILED</strong>" in page.read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_record_that_is_wrong_is_told_from_a_graph_that_is(drifted: Path, monkeypatch, capsys) -> None:
+    report = check.check(drifted, golden_only=True)
+    document = report.to_json()["ladder"]
+    assert document["first_fault"] is None
+    assert document["first_fault_not_run"].startswith(
+        "all its tensors are finite, and there is no more exact"
+    )
+    _, out, err = said_by(report, monkeypatch, capsys)
+    assert "NOT RUN: naming the node: all its tensors are finite" in squeezed(out)
+    assert "First fault" not in err
+    assert "The node was not found: all its tensors are finite" in page_of(report)
+
+
+def test_without_the_package_that_looks_inside_the_graph_is_still_named(
+    drifted: Path, monkeypatch, capsys
+) -> None:
+    def without(*rest: object) -> None:
+        raise MissingDependencyError("the search for the node that breaks needs onnx_ir")
+
+    monkeypatch.setattr(climbing, "find_fault", without)
+    report = check.check(drifted, golden_only=True)
+    assert report.ladder.fault_not_run == "the search for the node that breaks needs onnx_ir"
+    _, out, _ = said_by(report, monkeypatch, capsys)
+    assert "first graph outside its tolerance: clip_text (vector)" in squeezed(out)
+
+
+def test_the_ladder_goes_from_fp32_over_fp16_to_int8(three_rungs: check.CheckReport) -> None:
+    assert three_rungs.passed, three_rungs.failure
+    rungs = three_rungs.ladder.rungs
+    assert [each.precision for each in rungs] == ["fp32", "fp16", "int8"]
+    assert [each.backend for each in rungs] == ["ort-cpu", "ort-rounded", "ort-rounded"]
+    assert three_rungs.backend == "ort-rounded"
+    for each in rungs:
+        graphs = list(dict.fromkeys(step.graph for step in each.steps))
+        assert graphs == list(GRAPHS)
+    first, half, eight = ({(step.graph, step.output): step for step in each.steps} for each in rungs)
+    assert all(step.before is None for step in first.values())
+    key = ("sd_text", "context")
+    assert first[key].torch.error < half[key].torch.error < eight[key].torch.error
+    assert half[key].before is not None
+    assert half[key].before.error == pytest.approx(half[key].torch.error, rel=0.05)
+
+
+def test_a_graph_that_stayed_in_fp16_is_judged_by_the_tolerance_of_fp16(
+    three_rungs: check.CheckReport, monkeypatch, capsys
+) -> None:
+    limits = {verdict.name: verdict.limit for verdict in three_rungs.golden}
+    assert (limits["sd_text"], limits["clip_text"]) == (0.1, 0.005)
+    precisions = {step.graph: step.precision for step in three_rungs.ladder.judged.steps}
+    assert precisions == {**dict.fromkeys(GRAPHS, "fp16"), "sd_text": "int8"}
+    _, out, _ = said_by(three_rungs, monkeypatch, capsys)
+    assert "clip_text vector (fp16)" in out
+    assert "sd_text context (" not in out
+    assert "<td>clip_text (fp16)</td>" in page_of(three_rungs)
+
+
+def test_recorded_feeds_are_compared_with_the_first_rung(
+    three_rungs: check.CheckReport, monkeypatch, capsys
+) -> None:
+    for each in three_rungs.ladder.rungs:
+        measured = {step.graph for step in each.steps if step.feeds is not None}
+        assert measured == (set() if each.precision == "fp32" else {"sd_text", "clip_image"})
+    assert [verdict.name for verdict in three_rungs.feeds] == [
+        "sd_text on recorded feeds",
+        "sd_text correlation on recorded feeds",
+        "clip_image on recorded feeds",
+        "clip_image correlation on recorded feeds",
+    ]
+    code, out, _ = said_by(three_rungs, monkeypatch, capsys, "--json")
+    assert code == 0
+    assert [each["name"] for each in json.loads(out)["feeds"]] == [each.name for each in three_rungs.feeds]
+    _, out, _ = said_by(three_rungs, monkeypatch, capsys)
+    assert "on feeds" in out
+    assert "on recorded feeds" in page_of(three_rungs)
+
+
+def test_a_fault_that_only_recorded_feeds_show_is_found_on_them(fp16: Path, tmp_path: Path) -> None:
+    feeds = open_bundle(BUNDLE, verify="size").golden()["vae_encoder"][0]
+    bright = {"image": feeds["image"] * np.float32(2**14)}
+    folder = recorded(tmp_path / "feeds", {"vae_encoder": bright})
+    report = check.check(fp16, feeds=folder, golden_only=True)
+    assert all(verdict.passed for verdict in (*report.golden, *report.golden_correlation))
+    assert [verdict.name for verdict in report.feeds if not verdict.passed] == [
+        "vae_encoder on recorded feeds",
+        "vae_encoder correlation on recorded feeds",
+    ]
+    fault = report.ladder.fault
+    assert fault is not None
+    assert (fault.graph, fault.cause) == ("vae_encoder", "not finite")
+    assert fault.result.difference.largest_expected is not None
+    assert fault.result.difference.largest_expected > 65504
+
+
+def test_a_more_exact_bundle_that_fails_is_said_and_is_no_failure_of_the_bundle(
+    three_rungs: check.CheckReport, failed: Failed, monkeypatch, capsys
+) -> None:
+    first, _, judged = three_rungs.ladder.rungs
+    ladder = Ladder(rungs=(first, failed.report.ladder.judged, judged), fault=failed.report.ladder.fault)
+    report = dataclasses.replace(three_rungs, ladder=ladder)
+    assert report.passed
+    assert report.failure is None
+    code, out, _ = said_by(report, monkeypatch, capsys)
+    assert code == 0
+    assert f"first fault: {failed.report.precision} {failed.graph}: node {failed.node}" in squeezed(out)
+    assert squeezed(out).endswith("passed; a more exact bundle it was compared with did not")
+    assert "A more exact bundle it was compared with did not: see below." in page_of(report)
+
+
+@pytest.mark.needs_torch
+def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    from tests.support.calm_stack import calm_stack
+
+    page = tmp_path / "page.html"
+    report = check.check(tiny_bundle, count=1, profiles=["edge"], stack=calm_stack(), report=page)
+    assert report.passed, report.failure
+    assert report.count == 1
+    floor = report.noise_floor["edge"]
+    assert list(floor) == [verdict.name for verdict in report.reference["edge"]]
+    assert 0 < floor["heat_correlation"] < 0.99, "another seed is another draw"
+    assert "edge heat_correlation" in {verdict.name for verdict in report.verdicts}
+    _, out, _ = said_by(report, monkeypatch, capsys, "--json")
+    assert json.loads(out)["noise_floor"] == {"edge": floor}
+    _, out, _ = said_by(report, monkeypatch, capsys)
+    assert f"{floor['heat_correlation']:.4g}" in out
+    assert "noise floor: the reference's agreement with itself under another seed; no gate" in out
+    written = page.read_text(encoding="utf-8")
+    assert f'<td class="number">{floor["heat_correlation"]:.4f}</td>' in written
+    assert "<h2>Worst cases</h2>" in written
+    assert written.count("<img ") == 5
+
+
+@pytest.mark.needs_torch
+def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    from tests.support.calm_stack import calm_stack
+
+    nan = nan_in_weight("layers.0.self_attn.q_proj/MatMul")
+    bundle, node = planted(tiny_bundle, tmp_path / "bundle", "sd_text", nan)
+    page = tmp_path / "page.html"
+    report = check.check(bundle, count=1, profiles=["edge"], stack=calm_stack(), report=page)
+    assert report.unanswered is not None
+    assert "in profile edge: graph sd_text returned context with values that are not fin" in report.unanswered
+    assert "refdiff check" not in report.unanswered
+    assert (report.reference, report.noise_floor, report.worst) == ({}, {}, ())
+    code, out, err = said_by(report, monkeypatch, capsys)
+    assert code == 1
+    assert f"NO ANSWER: the bundle does not answer {report.unanswered}" in squeezed(out)
+    assert f"node {node} (MatMul) is the first whose result is not finite" in err
+    assert "does not answer" in page.read_text(encoding="utf-8")
+
+
+def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
+    three_rungs: check.CheckReport, monkeypatch, capsys
+) -> None:
+    report = dataclasses.replace(three_rungs, unanswered="“a mug” on scene 3 in profile edge: NaN")
+    assert not report.passed
+    code, out, err = said_by(report, monkeypatch, capsys, "--json")
+    assert code == 1
+    assert json.loads(out)["reference_unanswered"] == report.unanswered
+    assert err.endswith(f"\nerror: the bundle does not answer {report.unanswered}\n")
+
+
+@pytest.mark.needs_torch
+def test_scenes_without_a_question_are_refused(monkeypatch) -> None:
+    def none(seeds: Iterable[int]) -> Iterable[object]:
+        return ()
+
+    monkeypatch.setattr(task_agreement, "questions", none)
+    with pytest.raises(InputError, match="no object of the 2 scenes from 7 on can be told from the others"):
+        compare_with_reference(open_bundle(BUNDLE), None, None, {}, range(7, 9), lambda line: None)
+
+
+@pytest.mark.parametrize("lacking", ["clip_text/out/vector", "unet/out/eps", "sam_decoder/in/points"])
+def test_a_golden_record_that_is_missing_is_said_before_anything_is_run(lacking: str, tmp_path: Path) -> None:
+    bundle = with_golden(BUNDLE, tmp_path / "bundle", lambda arrays: arrays.pop(lacking))
+    graph, lines = lacking.partition("/")[0], list[str]()
+    with pytest.raises(BundleError, match=f"the golden record of graph {graph} is missing; export again"):
+        check.check(bundle, golden_only=True, progress=lines.append)
+    assert lines == []
+
+
+def test_a_sibling_without_a_graph_is_named(fp16: Path, tmp_path: Path) -> None:
+    exact = copy_of(BUNDLE, tmp_path / "exact")
+    edit_manifest(exact, lambda document: document["graphs"].pop("clip_text"))
+    with pytest.raises(BundleError, match="exact has no graph 'clip_text'"):
+        check.check(fp16, against=[exact], golden_only=True)
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        ("taken.html", "taken.html exists; choose another place, or allow overwriting"),
+        ("folder", "it exists and is no plain file"),
+        ("nowhere/page.html", "nowhere is not a folder; make it first"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(
+    report: str, said: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "taken.html").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    assert main(["check", "no/such/bundle", "--report", str(tmp_path / report)]) == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "taken.html").read_text() == "mine"
+
+
+def test_a_check_that_could_not_run_writes_no_report(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        check.check(tmp_path / "nowhere", report=tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("checked", "against", "said"),
+    [
+        (
+            "fp16",
+            ["stranger"],
+            "with other weights or sizes; --against takes bundles that were exported from",
+        ),
+        ("fp16", ["int8"], "--against takes more exact bundles than the one that is checked"),
+        ("fp16", ["fp16"], "--against takes more exact bundles than the one that is checked"),
+        ("int8", ["fp16", "twin"], "are both in fp16, expected one bundle for each precision"),
+    ],
+)
+def test_bundles_that_make_no_ladder_end_with_two(
+    checked: str, against: list[str], said: str, fp16: Path, int8: Path, tmp_path: Path, capsys
+) -> None:
+    bundles = {"fp16": fp16, "int8": int8}
+    for name, source in (("twin", fp16), ("stranger", BUNDLE)):
+        if name in against:
+            bundles[name] = copy_of(source, tmp_path / name)
+    if "stranger" in against:
+        edit_manifest(bundles["stranger"], lambda document: document["sources"].update(unet="0" * 64))
+    options = [word for name in against for word in ("--against", str(bundles[name]))]
+    assert main(["check", str(bundles[checked]), *options, "--golden-only"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_feeds_need_a_more_exact_bundle(feeds: Path, fp16: Path, tmp_path: Path, capsys) -> None:
+    assert main(["check", "mini", "--feeds", str(feeds)]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("; leave out --feeds")
+    alone = copy_of(fp16, tmp_path / "alone")
+    edit_manifest(alone, lambda document: document["sources"].update(unet="0" * 64))
+    assert main(["check", str(alone), "--feeds", str(feeds)]) == 2
+    said = capsys.readouterr().err
+    assert "nothing to compare" in said
+    assert "name a more exact bundle (--against), or leave out --feeds" in said
+
+
+def test_feeds_of_another_model_are_refused(fp16: Path, tmp_path: Path, capsys) -> None:
+    sources = dict(open_bundle(BUNDLE, verify="size").manifest.sources)
+    folder = tmp_path / "feeds"
+    folder.mkdir()
+    for model, weights in (("refdiff", sources), ("mini", {**sources, "unet": "0" * 64})):
+        index = FeedIndex(model=model, sources=weights, settings={}, planned=0)
+        (folder / "feeds.json").write_text(index.to_text())
+        assert main(["check", str(fp16), "--feeds", str(folder), "--golden-only"]) == 2
+        assert f"holds feeds of {model}" in capsys.readouterr().err
+    assert main(["check", str(fp16), "--feeds", str(tmp_path / "none"), "--golden-only"]) == 2
+    assert "holds no recorded feeds" in capsys.readouterr().err
