@@ -1,7 +1,9 @@
-"""The one place where rooms that need an extra are imported: late, and naming the extra that is missing."""
+"""Late imports of modules that need the extra `export`, with an error that names the extra."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -23,24 +25,35 @@ _PACKAGES = frozenset(
         "transformers",
     }
 )
-"""Modules of the extra `export`; the absence of any other is a broken installation, traceback and all."""
+"""Modules of the extra `export`. Another missing module is a broken installation: its traceback stays."""
 
 
-def import_torch_room(module: str, purpose: str) -> ModuleType:
-    """Import a module that needs the extra `export`.
+@contextmanager
+def require_export(purpose: str) -> Iterator[None]:
+    """Turn a missing package of the extra `export` into an error that says what to install.
+
+    Wrap the late import of a module that needs the extra::
+
+        with require_export("an audit"):
+            from refdiff.calibration.graph_audit import audit_graph
 
     Args:
-        module: its full name.
-        purpose: what the caller wants it for, the subject of the message.
+        purpose: what the import is for, the subject of the message.
 
     Raises:
         MissingDependencyError: one of the extra's packages is not installed.
     """
     try:
-        return import_module(module)
+        yield
     except ModuleNotFoundError as error:
         if error.name not in _PACKAGES:
             raise
         raise MissingDependencyError(
             f"{purpose} needs {error.name}, which is not installed; pip install 'refdiff[export]'"
         ) from error
+
+
+def import_torch_room(module: str, purpose: str) -> ModuleType:
+    """Import a module by name under `require_export`."""
+    with require_export(purpose):
+        return import_module(module)
