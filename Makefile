@@ -10,9 +10,12 @@ FULL := .venv/.refdiff-stamp
 LEAN := .venv-demo/.refdiff-stamp
 PINS := pyproject.toml constraints.txt
 
+# The variable hides a notice about MkDocs 2.0, which the pins exclude.
+MKDOCS := NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format-check lint types imports format gpu bench miniature clean
+.PHONY: help demo test check format-check lint types imports docs docs-check format gpu bench miniature clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,11 +26,12 @@ demo: $(LEAN) ## see it work, offline, in the lean environment (no torch)
 test: $(FULL) ## run the tests
 	.venv/bin/python -m pytest
 
-check: $(FULL) ## what CI runs: format, lint, types, import contracts, tests
+check: $(FULL) ## what CI runs: format, lint, types, import contracts, documentation, tests
 	@$(MAKE) --no-print-directory format-check
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 	@$(MAKE) --no-print-directory imports
+	@$(MAKE) --no-print-directory docs-check
 	@$(MAKE) --no-print-directory test
 
 format-check: $(FULL)
@@ -41,6 +45,12 @@ types: $(FULL)
 
 imports: $(FULL)
 	.venv/bin/lint-imports
+
+docs: docs-check ## build the documentation and serve it on localhost, rebuilding on changes
+	$(MKDOCS) serve
+
+docs-check: $(FULL) ## build the documentation into site/; warnings are errors
+	$(MKDOCS) build --strict
 
 format: $(FULL) ## rewrite the sources in the house format
 	.venv/bin/ruff check --select I --fix .
@@ -60,7 +70,7 @@ miniature: $(FULL) ## retrain the built-in models and export their bundle (hours
 
 clean: ## remove environments, caches and outputs
 	rm -rf .venv .venv-demo .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf build dist demo-out
+	rm -rf build dist demo-out site
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Environments are brought up to date when the project file or the pins change. One that is already there
@@ -68,7 +78,7 @@ clean: ## remove environments, caches and outputs
 
 $(FULL): $(PINS) | $(UV_BOOTSTRAP)
 	test -x .venv/bin/python || $(UV) venv --no-python-downloads --python "$$(command -v $(PYTHON))" .venv
-	$(UV) pip install --python .venv/bin/python -e ".[cpu,export,dev]" -c constraints.txt
+	$(UV) pip install --python .venv/bin/python -e ".[cpu,export,dev,docs]" -c constraints.txt
 	@touch $@
 
 $(LEAN): $(PINS) | $(UV_BOOTSTRAP)
