@@ -32,7 +32,7 @@ from provenance import provenance
 from records import RESULTS, add_entry
 
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.options import options_for

@@ -244,7 +244,7 @@ def test_an_answer_that_lost_a_file_or_whose_record_was_cut_off_is_asked_again(f
 
 def test_drafts_of_a_run_that_was_killed_are_removed(fake, pictures):
     out = _ask(pictures).output
-    left = [out / ".results.jsonl.partial", out / "a.png" / ".the-book.png.0123456789ab.partial"]
+    left = [out / ".results.jsonl.0123456789ab.partial", out / "a.png" / ".the-book.png.0123456789ab.partial"]
     for path in left:
         path.write_text("half")
     _ask(pictures)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from refdiff import __version__
 from refdiff.cli import main
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.miniature.scenes import render_scene
 
 VERBS = (

@@ -1,8 +1,17 @@
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from refdiff.contracts.atomic_io import write_files
+from refdiff.contracts.atomic_io import (
+    draft_path,
+    is_draft,
+    lock_file,
+    open_draft,
+    report_write_errors,
+    write_file,
+    write_files,
+)
 from refdiff.errors import InputError
 
 
@@ -67,3 +76,44 @@ def test_a_missing_folder_and_a_folder_in_the_way_are_named(tmp_path: Path):
         write_files({tmp_path / "nowhere" / "a.png": b"a"})
     with pytest.raises(InputError, match="is no plain file"):
         write_files({tmp_path: b"a"}, overwrite=True)
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path):
+    target = tmp_path / "a.json"
+    write_file(target, "old é")
+    with pytest.raises(ZeroDivisionError), open_draft(target) as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+    assert target.read_text(encoding="utf-8") == "old é"
+    assert names(tmp_path) == ["a.json"]
+    write_file(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_only_names_made_here_are_drafts(tmp_path: Path):
+    draft = draft_path(tmp_path / "a.png")
+    assert is_draft(draft.name)
+    assert is_draft(draft.with_suffix(".replaced").name)
+    assert not any(map(is_draft, ["a.png", ".a.partial", ".a.png.0123456789ab", "a.0123456789ab.partial"]))
+
+
+def test_a_lock_keeps_a_second_holder_out_until_it_gives_up_or_waits(tmp_path: Path):
+    def give_up():
+        raise InputError("busy")
+
+    path = tmp_path / ".lock"
+    with lock_file(path, on_busy=lambda: pytest.fail("it is free")), pytest.raises(InputError, match="busy"):
+        lock_file(path, on_busy=give_up).__enter__()
+    first = ExitStack()
+    first.enter_context(lock_file(path, on_busy=give_up))
+    with lock_file(path, on_busy=first.close):  # the first holder ends, and the wait with it
+        pass
+
+
+def test_a_disk_that_refuses_is_one_line_with_the_target(tmp_path: Path):
+    with (
+        pytest.raises(InputError, match=r"^cannot write the cache: No such file or directory; go elsewhere$"),
+        report_write_errors("the cache", "go elsewhere"),
+    ):
+        write_file(tmp_path / "nowhere" / "a", b"")

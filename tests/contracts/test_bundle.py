@@ -15,8 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.contracts import bundle_writer as bundle_draft
-from refdiff.contracts.bundle import FORMAT_VERSION, GraphRecord, Manifest, open_bundle, writing_bundle
+from refdiff.contracts.bundle import (
+    FORMAT_VERSION,
+    BundleWriter,
+    GraphRecord,
+    Manifest,
+    open_bundle,
+    write_bundle,
+)
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import BundleError, InputError
@@ -41,20 +47,20 @@ POSITIONS = np.arange(12, dtype=np.float32).reshape(4, 3)
 GOLDEN = {"sd_text": ({"ids": np.arange(3, dtype=np.int32)}, {"context": np.ones((1, 2), np.float32)})}
 
 
-def fill(draft: bundle_draft.BundleDraft, *, weights: bytes = b"weights") -> Manifest:
+def fill(writer: BundleWriter, *, weights: bytes = b"weights") -> Manifest:
     graph = graph_contract(SPEC)["sd_text"]
-    (draft.path / "sd_text.onnx").write_bytes(b"graph")
-    (draft.path / "sd_text.onnx.data").write_bytes(weights)
-    draft.write_tokenizer('{"model": "é"}')
-    draft.write_clip_positions(POSITIONS)
-    draft.write_golden(GOLDEN)
+    (writer.path / "sd_text.onnx").write_bytes(b"graph")
+    (writer.path / "sd_text.onnx.data").write_bytes(weights)
+    writer.write_tokenizer('{"model": "é"}')
+    writer.write_clip_positions(POSITIONS)
+    writer.write_golden(GOLDEN)
     record = GraphRecord(
         files=("sd_text.onnx", "sd_text.onnx.data"),
         precision="fp32",
         inputs=graph.inputs,
         outputs=graph.outputs,
     )
-    return draft.describe(
+    return writer.describe(
         spec=SPEC,
         precision="fp32",
         sources={"unet": "ab"},
@@ -65,8 +71,8 @@ def fill(draft: bundle_draft.BundleDraft, *, weights: bytes = b"weights") -> Man
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    with writing_bundle(tmp_path / "bundle") as draft:
-        fill(draft)
+    with write_bundle(tmp_path / "bundle") as writer:
+        fill(writer)
     return tmp_path / "bundle"
 
 
@@ -97,9 +103,9 @@ def test_the_golden_record_stores_a_shared_array_once_and_halves_what_is_half(tm
     half = rng.standard_normal((40, 50)).astype(np.float16).astype(np.float32)
     full = rng.standard_normal((40, 50)).astype(np.float32)
     results = {"taps": full}
-    with writing_bundle(tmp_path / "b") as draft:
-        draft.write_golden({"unet": ({"a": half, "b": full}, results), "unet_taps": ({"a": half}, results)})
-        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs={})
+    with write_bundle(tmp_path / "b") as writer:
+        writer.write_golden({"unet": ({"a": half, "b": full}, results), "unet_taps": ({"a": half}, results)})
+        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs={})
     golden = open_bundle(tmp_path / "b").golden()
     for graph in ("unet", "unet_taps"):
         feeds, outputs = golden[graph]
@@ -117,8 +123,8 @@ def test_the_manifest_survives_json(bundle: Path) -> None:
 
 
 def test_the_same_content_makes_the_same_bundle(bundle: Path, tmp_path: Path) -> None:
-    with writing_bundle(tmp_path / "again") as draft:
-        fill(draft)
+    with write_bundle(tmp_path / "again") as writer:
+        fill(writer)
     assert open_bundle(tmp_path / "again").manifest == open_bundle(bundle).manifest
 
 
@@ -261,34 +267,34 @@ def test_a_bundle_reached_by_a_link_opens(bundle: Path) -> None:
 
 
 def test_pickled_golden_tensors_are_never_loaded(tmp_path: Path) -> None:
-    with writing_bundle(tmp_path / "b") as draft:
-        fill(draft)
-        np.savez(draft.path / "golden.npz", **{"g/in/x": np.array([print], dtype=object)})
-        fresh = draft.manifest
+    with write_bundle(tmp_path / "b") as writer:
+        fill(writer)
+        np.savez(writer.path / "golden.npz", **{"g/in/x": np.array([print], dtype=object)})
+        fresh = writer.manifest
         assert fresh is not None
-        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=dict(fresh.graphs))
+        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=dict(fresh.graphs))
     with pytest.raises(BundleError, match="not a golden record"):
         open_bundle(tmp_path / "b").golden()
 
 
 def test_positions_of_another_size_are_refused(tmp_path: Path) -> None:
-    with writing_bundle(tmp_path / "b") as draft:
-        graphs = fill(draft).graphs
-        draft.write_clip_positions(POSITIONS[:2])
-        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=graphs)
+    with write_bundle(tmp_path / "b") as writer:
+        graphs = fill(writer).graphs
+        writer.write_clip_positions(POSITIONS[:2])
+        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=graphs)
     with pytest.raises(BundleError, match=re.escape("got float32 (2, 3), expected float32 (4, 3)")):
         open_bundle(tmp_path / "b").clip_positions()
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), writing_bundle(tmp_path / "b") as draft:
-        fill(draft)
+    with pytest.raises(ZeroDivisionError), write_bundle(tmp_path / "b") as writer:
+        fill(writer)
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_draft_without_a_description_becomes_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="without `describe`"), writing_bundle(tmp_path / "b"):
+    with pytest.raises(BundleError, match="without `describe`"), write_bundle(tmp_path / "b"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -299,9 +305,9 @@ def test_a_killed_writer_leaves_nothing_that_loads(tmp_path: Path) -> None:
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_bundle import fill
-        from refdiff.contracts.bundle import writing_bundle
-        with writing_bundle({str(tmp_path / "b")!r}) as draft:
-            fill(draft)
+        from refdiff.contracts.bundle import write_bundle
+        with write_bundle({str(tmp_path / "b")!r}) as writer:
+            fill(writer)
             os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -316,14 +322,14 @@ def test_a_killed_writer_leaves_nothing_that_loads(tmp_path: Path) -> None:
 
 def test_an_existing_target_needs_overwrite(bundle: Path) -> None:
     message = "exists; choose another place, or allow overwriting"
-    with pytest.raises(InputError, match=message), writing_bundle(bundle):
+    with pytest.raises(InputError, match=message), write_bundle(bundle):
         pytest.fail("the block must not run")
 
 
 def test_overwrite_replaces_a_bundle_and_its_plans(bundle: Path) -> None:
     (bundle / "engines").mkdir()
-    with writing_bundle(bundle, overwrite=True) as draft:
-        fill(draft, weights=b"other weights")
+    with write_bundle(bundle, overwrite=True) as writer:
+        fill(writer, weights=b"other weights")
         assert open_bundle(bundle).manifest.files["sd_text.onnx.data"].size_bytes == 7
     assert open_bundle(bundle).manifest.files["sd_text.onnx.data"].size_bytes == 13
     assert not (bundle / "engines").exists()
@@ -331,7 +337,7 @@ def test_overwrite_replaces_a_bundle_and_its_plans(bundle: Path) -> None:
 
 
 def test_a_failed_overwrite_keeps_the_old_bundle(bundle: Path) -> None:
-    with pytest.raises(ZeroDivisionError), writing_bundle(bundle, overwrite=True):
+    with pytest.raises(ZeroDivisionError), write_bundle(bundle, overwrite=True):
         raise ZeroDivisionError
     assert open_bundle(bundle).spec == SPEC
     assert list(bundle.parent.iterdir()) == [bundle]
@@ -350,9 +356,9 @@ def test_a_failed_last_rename_brings_the_old_bundle_back(
     monkeypatch.setattr(Path, "rename", failing)
     with (
         pytest.raises(InputError, match="cannot write bundle"),
-        writing_bundle(bundle, overwrite=True) as draft,
+        write_bundle(bundle, overwrite=True) as writer,
     ):
-        fill(draft)
+        fill(writer)
     assert open_bundle(bundle).spec == SPEC
     assert list(bundle.parent.iterdir()) == [bundle]
 
@@ -376,22 +382,22 @@ def test_overwrite_never_deletes_what_is_not_a_bundle(bundle: Path, tmp_path: Pa
         if kind == "foreign manifest":
             (target / "manifest.json").write_text('{"name": "a web app"}')
     before = sorted(p.name for p in tmp_path.rglob("*"))
-    with pytest.raises(InputError, match="left alone"), writing_bundle(target, overwrite=True):
+    with pytest.raises(InputError, match="not modified"), write_bundle(target, overwrite=True):
         pytest.fail("the block must not run")
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
 
 
 def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="exists"), writing_bundle(tmp_path / "b") as draft:
-        fill(draft)
+    with pytest.raises(InputError, match="exists"), write_bundle(tmp_path / "b") as writer:
+        fill(writer)
         (tmp_path / "b").mkdir()
         (tmp_path / "b" / "photo.jpg").write_bytes(b"x")
     assert [p.name for p in tmp_path.rglob("*")] == ["b", "photo.jpg"]
 
 
 def test_parents_are_made(tmp_path: Path) -> None:
-    with writing_bundle(tmp_path / "a" / "b" / "c") as draft:
-        fill(draft)
+    with write_bundle(tmp_path / "a" / "b" / "c") as writer:
+        fill(writer)
     assert open_bundle(tmp_path / "a" / "b" / "c").spec == SPEC
 
 
@@ -399,7 +405,7 @@ def test_a_file_as_parent_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(InputError, match=r"cannot write bundle .*file/b: "),
-        writing_bundle(tmp_path / "file" / "b"),
+        write_bundle(tmp_path / "file" / "b"),
     ):
         pytest.fail("the block must not run")
 
@@ -411,7 +417,7 @@ def test_a_read_only_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "mkdir", refuse)
     with (
         pytest.raises(InputError, match=r"cannot write bundle .*/b: Permission denied"),
-        writing_bundle(tmp_path / "b"),
+        write_bundle(tmp_path / "b"),
     ):
         pytest.fail("the block must not run")
 
@@ -422,14 +428,14 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", full)
     message = r"cannot write bundle .*/b: No space left on device"
-    with pytest.raises(InputError, match=message), writing_bundle(tmp_path / "b") as draft:
-        fill(draft)
+    with pytest.raises(InputError, match=message), write_bundle(tmp_path / "b") as writer:
+        fill(writer)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_files_error_in_the_block_stays_what_it_is(tmp_path: Path) -> None:
     elsewhere = str(tmp_path.parent / "weights.safetensors")
-    with pytest.raises(FileNotFoundError), writing_bundle(tmp_path / "b"):
+    with pytest.raises(FileNotFoundError), write_bundle(tmp_path / "b"):
         raise FileNotFoundError(errno.ENOENT, "No such file", elsewhere)
-    with pytest.raises(PermissionError), writing_bundle(tmp_path / "b"):
+    with pytest.raises(PermissionError), write_bundle(tmp_path / "b"):
         raise PermissionError(errno.EACCES, "Permission denied", elsewhere)

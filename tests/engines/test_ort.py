@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refdiff.contracts.bundle import GraphRecord, open_bundle, writing_bundle
+from refdiff.contracts.bundle import GraphRecord, open_bundle, write_bundle
 from refdiff.contracts.graphs import GraphSpec, TensorSpec, graph_contract
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.engines import factory
@@ -180,12 +180,12 @@ def test_a_silent_fall_back_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPa
 def bundle_path(tmp_path: Path) -> Path:
     """A bundle whose one graph has the right names and does something."""
     graph = graph_contract(SPEC)["clip_text"]
-    with writing_bundle(tmp_path / "bundle") as draft:
+    with write_bundle(tmp_path / "bundle") as writer:
         nodes = [
             ("Cast", ["end"], ["cast"]),
             ("Identity", ["cast"], ["vector"]),
         ]
-        model = draft.path / "clip_text.onnx"
+        model = writer.path / "clip_text.onnx"
         write_model(model, graph, nodes)
         proto = onnx.load(model)
         proto.graph.node[0].attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
@@ -193,7 +193,7 @@ def bundle_path(tmp_path: Path) -> Path:
         record = GraphRecord(
             files=("clip_text.onnx",), precision="fp32", inputs=graph.inputs, outputs=graph.outputs
         )
-        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs={"clip_text": record})
+        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs={"clip_text": record})
     return tmp_path / "bundle"
 
 

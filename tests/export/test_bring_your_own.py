@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from refdiff.cli import main
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.bundle_writer import hash_file
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.options import options_for
 from refdiff.contracts.stack import COMPONENTS

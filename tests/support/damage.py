@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 
 
 def copy_of(bundle: Path, target: Path) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refdiff.contracts.bundle import Bundle, GoldenTensors, GraphRecord, open_bundle, writing_bundle
+from refdiff.contracts import bundle_writer
+from refdiff.contracts.bundle import Bundle, GoldenTensors, GraphRecord, open_bundle
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
@@ -46,17 +47,17 @@ GPU = Device(name="Fake 8.6", compute_capability="8.6", memory_bytes=1 << 30, dr
 
 
 def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS, golden: GoldenTensors | None = None) -> Bundle:
-    with writing_bundle(path) as draft:
+    with bundle_writer.write_bundle(path) as writer:
         records = {}
         for name in graphs:
-            (draft.path / f"{name}.onnx").write_bytes(name.encode())
+            (writer.path / f"{name}.onnx").write_bytes(name.encode())
             graph = CONTRACT[name]
             records[name] = GraphRecord(
                 files=(f"{name}.onnx",), precision="fp32", inputs=graph.inputs, outputs=graph.outputs
             )
         if golden is not None:
-            draft.write_golden(golden)
-        draft.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=records)
+            writer.write_golden(golden)
+        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=records)
     return open_bundle(path)
 
 

@@ -10,19 +10,24 @@ A record says which run, picture (by hash) and phrase it is of, and is put in pl
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refdiff.batch.prediction import Answer, save
-from refdiff.contracts.atomic_io import write_files
+from refdiff.contracts.atomic_io import (
+    is_draft,
+    lock_file,
+    open_draft,
+    report_write_errors,
+    write_files,
+)
 from refdiff.errors import InputError
 
 RUN_NAME, RESULTS_NAME, LOCK_NAME = "run.json", "results.jsonl", ".lock"
@@ -64,7 +69,7 @@ class AnswerFolder:
             InputError: the folder cannot be written to.
         """
         mask = self._mask(picture, phrase)
-        with _writing(mask.parent):
+        with report_write_errors(mask.parent):
             mask.parent.mkdir(exist_ok=True)
         save(answer, output=mask, overwrite=True, about=self._about(picture, picture_sha256, phrase))
 
@@ -78,16 +83,8 @@ class AnswerFolder:
             InputError: the folder cannot be written to.
         """
         target = self.path / RESULTS_NAME
-        draft = self.path / f".{RESULTS_NAME}.partial"
-        with _writing(target):
-            try:
-                with draft.open("w", encoding="utf-8") as stream:
-                    stream.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                draft.replace(target)
-            finally:
-                draft.unlink(missing_ok=True)
+        with report_write_errors(target), open_draft(target) as stream:
+            stream.writelines(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines)
         return target
 
     def files(self, picture: str, phrase: str) -> dict[str, str]:
@@ -121,11 +118,10 @@ def open_answer_folder(
     """
     check_answer_folder(path)
     wanted = json.loads(json.dumps(settings))
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _lock(handle, path)
+    with ExitStack() as stack:
+        with report_write_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(path / LOCK_NAME, on_busy=lambda: _refuse_second_run(path)))
         found = _settings(path)
         if found is not None and found != wanted and not overwrite:
             raise InputError(
@@ -137,8 +133,6 @@ def open_answer_folder(
             write_files({path / RUN_NAME: (json.dumps(wanted, indent=1) + "\n").encode()}, overwrite=True)
         run = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
         yield AnswerFolder(path=path, run=run)
-    finally:
-        os.close(handle)
 
 
 def check_answer_folder(path: Path) -> None:
@@ -151,22 +145,17 @@ def check_answer_folder(path: Path) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path} is a file, expected a folder for many answers; choose another place")
-    with _writing(path):
+    with report_write_errors(path):
         names = {each.name for each in path.iterdir()} - {LOCK_NAME}
-    if RUN_NAME not in names and (strangers := sorted(name for name in names if not _is_draft(name))):
+    if RUN_NAME not in names and (strangers := sorted(name for name in names if not is_draft(name))):
         raise InputError(
             f"{path} is no folder of answers: it holds {strangers[0]!r} and no {RUN_NAME}; "
             "it is left alone, choose another place"
         )
 
 
-def _lock(handle: int, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"another run is writing into {path}; wait until it has ended, or choose another folder"
-        ) from error
+def _refuse_second_run(path: Path) -> None:
+    raise InputError(f"another run is writing into {path}; wait until it has ended, or choose another folder")
 
 
 def _settings(path: Path) -> Any:
@@ -197,19 +186,5 @@ def _difference(found: Any, wanted: Mapping[str, Any]) -> str:
 def _clean(path: Path) -> None:
     """Remove what writers that were killed left behind; nobody else writes here now."""
     for left in (*path.glob(".*"), *path.glob("*/.*")):
-        if _is_draft(left.name):
+        if is_draft(left.name):
             left.unlink(missing_ok=True)
-
-
-def _is_draft(name: str) -> bool:
-    return name.startswith(".") and name.endswith((".partial", ".replaced"))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another place"
-        ) from error

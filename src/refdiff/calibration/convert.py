@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
-from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, writing_bundle
+from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, write_bundle
 from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
 from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
 from refdiff.contracts.optional import import_torch_room
@@ -93,30 +93,30 @@ def convert(
     check_recipe(source, recipe)
     passes = import_torch_room("refdiff.passes.convert", PURPOSE)
     golden, contract = source.golden(), graph_contract(source.spec)
-    with writing_bundle(output, overwrite=overwrite) as draft:
+    with write_bundle(output, overwrite=overwrite) as writer:
         written: dict[str, Converted] = {}
-        gated = _Gated(passes, source, draft.path, golden, clock)
+        gated = _Gated(passes, source, writer.path, golden, clock)
         for name in GRAPHS:
             if name == "unet_taps":
-                _cut(source, draft.path)
-                measured = _measured(draft.path, name, golden)
+                _cut(source, writer.path)
+                measured = _measured(writer.path, name, golden)
                 written[name] = dataclasses.replace(written["unet"], parity=measured)
             else:
                 written[name] = gated.convert(name, recipe.graphs[name])
             tell(_line(name, written[name], asked=precision))
         for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME):
-            shutil.copyfile(source.path / name, draft.path / name)
+            shutil.copyfile(source.path / name, writer.path / name)
         kept = {each.recipe.precision for each in written.values()}
         final = dataclasses.replace(recipe, graphs={name: written[name].recipe for name in recipe.graphs})
-        (draft.path / RECIPE_NAME).write_text(final.to_text(), encoding="utf-8")
-        return draft.describe(
+        (writer.path / RECIPE_NAME).write_text(final.to_text(), encoding="utf-8")
+        return writer.describe(
             spec=source.spec,
             precision=precision if precision in kept else written["unet"].recipe.precision,
             sources=source.manifest.sources,
             versions=source.manifest.versions,
             graphs={
                 name: GraphRecord(
-                    files=_files(draft.path, name),
+                    files=_files(writer.path, name),
                     precision=each.recipe.precision,
                     inputs=contract[name].inputs,
                     outputs=contract[name].outputs,

@@ -14,9 +14,7 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
-import uuid
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.contracts.atomic_io import is_draft, report_write_errors, write_file
+from refdiff.contracts.json_fields import read_json
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
@@ -34,9 +34,6 @@ _SUFFIX = ".npy.gz"
 
 _FAST = 1
 """gzip's level: higher ones take several times as long for a tenth less."""
-
-_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
-"""What a writer that was killed leaves behind."""
 
 CURE = "record again with: refdiff calibrate … --overwrite"
 
@@ -106,32 +103,14 @@ class ArrayFolder:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the place, force it to the disk, rename it there: a reader sees all of it or nothing.
+    """Write a file, and its folder if that is missing: a reader sees all of it or nothing.
 
     Raises:
         InputError: the folder cannot be written to.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
+    with report_write_errors(path, "free space or choose another place (what is recorded stays)"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another place "
-            "(what is recorded stays)"
-        ) from error
-
-
-def is_draft(name: str) -> bool:
-    """Whether a file of this name was being written by `write_whole`."""
-    return _DRAFT.fullmatch(name) is not None
+        write_file(path, data)
 
 
 FEEDS_FORMAT = 1
@@ -202,10 +181,7 @@ class FeedIndex:
         Raises:
             InputError: unreadable, of another format, or not such a file.
         """
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, RecursionError, ValueError) as error:
-            raise InputError(f"{path} is not readable JSON ({error}); {CURE}") from error
+        document = read_json(path, InputError, CURE)
         if not isinstance(document, dict) or document.get("format") != FEEDS_FORMAT:
             got = document.get("format") if isinstance(document, dict) else type(document).__name__
             raise InputError(f"{path}: got format {got!r}, expected {FEEDS_FORMAT}; {CURE}")

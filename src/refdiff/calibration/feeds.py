@@ -21,10 +21,10 @@ from refdiff.calibration.feed_files import (
     Entry,
     FeedIndex,
     first_difference,
-    is_draft,
     plain,
     write_whole,
 )
+from refdiff.contracts.atomic_io import is_draft
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 

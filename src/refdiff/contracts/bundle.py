@@ -13,7 +13,6 @@ In: a path. Out: a `Bundle` whose every listed file is inside the folder and is 
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from typing import Literal
 
 import numpy as np
 
-from refdiff.contracts.bundle_writer import BundleDraft, hash_file, writing_bundle
+from refdiff.contracts.atomic_io import hash_file
+from refdiff.contracts.bundle_writer import BundleWriter, write_bundle
+from refdiff.contracts.json_fields import read_json
 from refdiff.contracts.manifest import (
     FORMAT_VERSION,
     GOLDEN_NAME,
@@ -40,7 +41,7 @@ from refdiff.errors import BundleError
 __all__ = [
     "FORMAT_VERSION",
     "Bundle",
-    "BundleDraft",
+    "BundleWriter",
     "FileRecord",
     "GoldenTensors",
     "GraphRecord",
@@ -48,7 +49,7 @@ __all__ = [
     "Verify",
     "open_bundle",
     "read_manifest",
-    "writing_bundle",
+    "write_bundle",
 ]
 
 Verify = Literal["hash", "size"]
@@ -158,11 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST_NAME}: not a bundle, or a half-written one; export again"
         )
     _check_inside(folder.resolve(), MANIFEST_NAME)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        raise BundleError(f"{path} is not readable JSON ({error}); export again") from error
-    return Manifest.from_json(document, where=str(path))
+    return Manifest.from_json(read_json(path, BundleError, "export again"), where=str(path))
 
 
 def _check_inside(root: Path, name: str) -> Path:

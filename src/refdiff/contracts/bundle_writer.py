@@ -1,4 +1,4 @@
-"""Writing a bundle so that it exists whole or not at all.
+"""Write a bundle so that it exists whole or not at all.
 
 Everything is written into a hidden sibling of the target; the manifest comes last, is forced to the disk,
 and one rename makes the bundle visible. What a killed writer leaves behind has no manifest and never loads.
@@ -11,13 +11,20 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from refdiff.contracts.atomic_io import (
+    draft_path,
+    hash_file,
+    place_folder,
+    report_write_errors,
+    sync,
+    write_file,
+)
 from refdiff.contracts.manifest import (
     ENGINES_NAME,
     GOLDEN_NAME,
@@ -34,10 +41,8 @@ from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
 
-_CHUNK_BYTES = 1 << 20
-
 GOLDEN_OUTPUT_BYTES = 1 << 14
-"""Most of one output that the golden record keeps; SAM's masks would be fifty megabytes at full size."""
+"""Most bytes of one output that the golden record keeps; SAM's masks would be 50 MB at full size."""
 
 _DISK_FAULTS = frozenset(
     {
@@ -51,10 +56,10 @@ _DISK_FAULTS = frozenset(
         errno.ENOTDIR,
     }
 )
-"""What the target's disk can do to a writer; any other OSError in the block is the caller's own."""
+"""Errors of the target's disk; any other OSError in the block is the caller's own."""
 
 
-class BundleDraft:
+class BundleWriter:
     """A bundle being written: put the graphs' files into `path`, then `describe` it."""
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +77,7 @@ class BundleDraft:
     def write_golden(self, tensors: Mapping[str, tuple[Mapping[str, Array], Mapping[str, Array]]]) -> None:
         """Store recorded inputs and outputs, by graph; of a large output only every n-th value.
 
-        What two graphs share is stored once, and inputs of half-precision values are stored as such.
+        An array that two graphs share is stored once; float32 arrays of half-precision values as float16.
         """
         arrays: dict[str, Array] = {}
         for graph, (feeds, results) in tensors.items():
@@ -80,7 +85,7 @@ class BundleDraft:
             arrays |= {
                 f"{graph}/out/{name}": thinned(array, GOLDEN_OUTPUT_BYTES) for name, array in results.items()
             }
-        arrays = _stored_once(arrays)
+        arrays = _store_once(arrays)
         # numpy types savez's keywords as arrays or its own flag; a key with a slash is never that flag.
         np.savez_compressed(self.path / GOLDEN_NAME, **arrays)  # type: ignore[arg-type,unused-ignore]
 
@@ -102,7 +107,7 @@ class BundleDraft:
             sources=dict(sources),
             versions=dict(versions),
             graphs=dict(graphs),
-            files={name: _flush_and_hash(self.path / name) for name in names},
+            files={name: _sync_and_hash(self.path / name) for name in names},
             refdiff_version=refdiff_version(),
             random_seed=random_seed,
         )
@@ -110,7 +115,7 @@ class BundleDraft:
 
 
 @contextmanager
-def writing_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[BundleDraft]:
+def write_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[BundleWriter]:
     """Write a bundle; it appears at `path` when the block ends well, and not at all otherwise.
 
     Args:
@@ -123,20 +128,20 @@ def writing_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Bun
     """
     target = Path(path).absolute()
     _check_target(target, overwrite=overwrite)
-    draft = BundleDraft(target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial"))
+    writer = BundleWriter(draft_path(target))
     try:
-        _make_folder(draft.path)
-        yield draft
-        _seal(draft)
-        _move_into_place(draft.path, target, overwrite=overwrite)
+        _make_folder(writer.path)
+        yield writer
+        _seal(writer)
+        _check_target(target, overwrite=overwrite)  # it may have appeared while the graphs were exported
+        place_folder(writer.path, target)
     except OSError as error:
-        if not _is_disk_fault(error, draft.path):
+        if not _is_disk_fault(error, writer.path):
             raise
-        raise InputError(
-            f"cannot write bundle {target}: {error.strerror or error}; free or choose another place"
-        ) from error
+        with report_write_errors(f"bundle {target}", "free or choose another place"):
+            raise
     finally:
-        shutil.rmtree(draft.path, ignore_errors=True)
+        shutil.rmtree(writer.path, ignore_errors=True)
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:
@@ -144,15 +149,15 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{target} exists; choose another place, or allow overwriting (--overwrite)")
-    stranger = _stranger_in(target)
-    if stranger:
+    foreign = _foreign_content(target)
+    if foreign:
         raise InputError(
-            f"{target} is not (only) a bundle: {stranger}; it is left alone, choose another place"
+            f"{target} is not (only) a bundle: {foreign}; it is not modified, choose another place"
         )
 
 
-def _stranger_in(target: Path) -> str | None:
-    """Why `target` must not be deleted; None when it holds a bundle and nothing else."""
+def _foreign_content(target: Path) -> str | None:
+    """Return why `target` must not be deleted; None if it holds a bundle and nothing else."""
     manifest = target / MANIFEST_NAME
     if target.is_symlink() or not target.is_dir() or not manifest.is_file():
         return f"it has no {MANIFEST_NAME}"
@@ -173,34 +178,14 @@ def _make_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "a parent is not a folder", str(path)) from error
 
 
-def _seal(draft: BundleDraft) -> None:
+def _seal(writer: BundleWriter) -> None:
     """Write the manifest, last, and force it to the disk."""
-    if draft.manifest is None:
-        raise BundleError(f"bundle draft {draft.path} was left without `describe`; nothing was written")
-    text = json.dumps(draft.manifest.to_json(), indent=1) + "\n"
-    with (draft.path / MANIFEST_NAME).open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _flush_folder(draft.path)
-
-
-def _move_into_place(draft: Path, target: Path, *, overwrite: bool) -> None:
-    """One rename; a bundle that is replaced steps aside first and comes back if that rename fails."""
-    _check_target(target, overwrite=overwrite)  # it may have appeared while the graphs were exported
-    if not target.exists():
-        draft.rename(target)
-        _flush_folder(target.parent)
-        return
-    aside = draft.with_suffix(".replaced")
-    target.rename(aside)
-    try:
-        draft.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    _flush_folder(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    if writer.manifest is None:
+        raise BundleError(
+            f"the block that writes {writer.path} ended without `describe`; nothing was written"
+        )
+    write_file(writer.path / MANIFEST_NAME, json.dumps(writer.manifest.to_json(), indent=1) + "\n")
+    sync(writer.path)
 
 
 def _is_disk_fault(error: OSError, folder: Path) -> bool:
@@ -210,7 +195,7 @@ def _is_disk_fault(error: OSError, folder: Path) -> bool:
 
 
 def _as_half(array: Array) -> Array:
-    """Half precision, where that loses nothing."""
+    """Return a float32 array as float16 where that loses nothing, else unchanged."""
     if array.dtype != np.float32:
         return array
     with np.errstate(over="ignore"):
@@ -218,8 +203,8 @@ def _as_half(array: Array) -> Array:
     return half if np.array_equal(half.astype(np.float32), array) else array
 
 
-def _stored_once(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """An array that was there before becomes the name of the first."""
+def _store_once(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Replace each array that occurred before by the name of the first."""
     first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     kept: dict[str, Array] = {}
     for name, array in arrays.items():
@@ -229,24 +214,6 @@ def _stored_once(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return kept
 
 
-def hash_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush_and_hash(path: Path) -> FileRecord:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _sync_and_hash(path: Path) -> FileRecord:
+    sync(path)
     return FileRecord(sha256=hash_file(path), size_bytes=path.stat().st_size)
-
-
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

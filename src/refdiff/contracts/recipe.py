@@ -24,6 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from refdiff.contracts.json_fields import (
+    as_list,
+    as_number,
+    as_table,
+    as_text,
+    as_whole,
+    missing_or_wrong,
+    read_json,
+)
 from refdiff.errors import InputError
 
 RECIPE_FORMAT = 1
@@ -122,17 +131,17 @@ class Recipe:
             raise InputError(f"{where}: got format {document.get('format')!r}, expected {RECIPE_FORMAT}")
         try:
             graphs = {
-                name: _graph(_table(entry, name))
-                for name, entry in _table(fields.pop("graphs"), "graphs").items()
+                name: _graph(as_table(entry, name))
+                for name, entry in as_table(fields.pop("graphs"), "graphs").items()
             }
-            model = _text(fields.pop("model"), "model")
-            sources = _table(fields.pop("sources"), "sources")
-            digests = {name: _text(digest, f"sources {name}") for name, digest in sources.items()}
+            model = as_text(fields.pop("model"), "model")
+            sources = as_table(fields.pop("sources"), "sources")
+            digests = {name: as_text(digest, f"sources {name}") for name, digest in sources.items()}
             return cls(model=model, sources=digests, graphs=graphs, **fields)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(
-                f"{where} is not a precision recipe ({what}); write one with: refdiff audit"
+                f"{where} is not a precision recipe ({missing_or_wrong(error)}); "
+                "write one with: refdiff audit"
             ) from error
 
     def to_text(self) -> str:
@@ -147,12 +156,9 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         InputError: it cannot be read, or is not a recipe.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"there is no recipe {path}; refdiff audit makes one") from error
-    except (OSError, RecursionError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error})") from error
+    if not path.exists():
+        raise InputError(f"there is no recipe {path}; refdiff audit makes one")
+    document = read_json(path, InputError, "write a recipe with: refdiff audit")
     return Recipe.from_json(document, where=str(path))
 
 
@@ -195,12 +201,12 @@ def _graph(entry: Mapping[str, Any]) -> GraphRecipe:
     for name in ("fp32", "half_weights", "left"):
         fields[name] = _rules(fields.get(name, ()), name)
     if fields.get("quantised") is not None:
-        fields["quantised"] = _quantised(_table(fields["quantised"], "quantised"))
+        fields["quantised"] = _quantised(as_table(fields["quantised"], "quantised"))
     return GraphRecipe(**fields)
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:
-    fields = {**entry, "nodes": _names(entry["nodes"]), "because": _text(entry["because"], "because")}
+    fields = {**entry, "nodes": _names(entry["nodes"]), "because": as_text(entry["because"], "because")}
     _one_of(fields.get("origin", "hand"), ORIGINS, "origin")
     return Rule(**fields)
 
@@ -209,57 +215,32 @@ def _quantised(entry: Mapping[str, Any]) -> Quantised:
     fields = dict(entry)
     _one_of(fields["type"], QUANTISED, "type")
     fields["nodes"] = _names(fields["nodes"])
-    fields["method"] = _text(fields["method"], "method")
-    ranges = _table(fields["ranges"], "ranges")
+    fields["method"] = as_text(fields["method"], "method")
+    ranges = as_table(fields["ranges"], "ranges")
     fields["ranges"] = {name: _range(value, name) for name, value in ranges.items()}
     fields["smoothing"] = {
-        name: tuple(_whole(value, name) for value in _list(values, name))
-        for name, values in _table(fields.get("smoothing", {}), "smoothing").items()
+        name: tuple(as_whole(value, f"smoothing of {name}") for value in as_list(values, name))
+        for name, values in as_table(fields.get("smoothing", {}), "smoothing").items()
     }
     fields["weights_alone"] = _rules(fields.get("weights_alone", ()), "weights_alone")
     return Quantised(**fields)
 
 
 def _rules(value: object, name: str) -> tuple[Rule, ...]:
-    return tuple(_rule(_table(rule, name)) for rule in _list(value, name))
+    return tuple(_rule(as_table(rule, name)) for rule in as_list(value, name))
 
 
 def _names(entry: object) -> tuple[str, ...]:
-    return tuple(_text(name, "nodes") for name in _list(entry, "nodes"))
+    return tuple(as_text(name, "nodes") for name in as_list(entry, "nodes"))
 
 
 def _range(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"the range of {name} is {value!r}, expected a number")
-    if not 0.0 <= float(value) < math.inf:
+    number = as_number(value, f"the range of {name}")
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"the range of {name} is {value!r}, expected 0 or more, and finite")
-    return float(value)
-
-
-def _whole(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"smoothing of {name} has {value!r}, expected whole numbers")
-    return value
+    return number
 
 
 def _one_of(value: object, known: tuple[str, ...], name: str) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} has {value!r}, expected text")
-    return value
-
-
-def _list(value: object, name: str) -> list[object]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} is {value!r}, expected a list")
-    return list(value)
-
-
-def _table(value: object, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{name} is {value!r}, expected an object with names")
-    return value

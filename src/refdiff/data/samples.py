@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.data.synthetic import HELD_OUT_FROM, Question, questions
 from refdiff.errors import InputError
 from refdiff.runtime.image import read_picture

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.contracts.bundle import GraphRecord, Manifest, writing_bundle
+from refdiff.contracts.bundle import GraphRecord, Manifest, write_bundle
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.parity import Parity
 from refdiff.contracts.session import Array, SessionFactory
@@ -74,25 +74,25 @@ def export_bundle(
         GateError: a graph is outside its tolerance; nothing is left behind.
     """
     contract = graph_contract(stack.spec)
-    with writing_bundle(output, overwrite=overwrite) as draft:
+    with write_bundle(output, overwrite=overwrite) as writer:
         golden: dict[str, Record] = {}
         measured: dict[str, dict[str, Parity]] = {}
         for stage in STAGES:
             progress(f"{stage.name}: loading, and running the pipeline in torch")
             if stage.name == "clip":
-                draft.write_clip_positions(clip_positions(stack))
+                writer.write_clip_positions(clip_positions(stack))
             records = _rehearsed(stack, stage, rehearse)
             golden |= {name: min(runs, key=lambda run: run.size_bytes) for name, runs in records.items()}
-            measured |= _export_stage(stack, stage, draft.path, records, open_graph, progress)
-        draft.write_golden({name: _answered(graph, golden[name]) for name, graph in contract.items()})
-        draft.write_tokenizer(stack.tokenizer_json)
+            measured |= _export_stage(stack, stage, writer.path, records, open_graph, progress)
+        writer.write_golden({name: _answered(graph, golden[name]) for name, graph in contract.items()})
+        writer.write_tokenizer(stack.tokenizer_json)
         progress("hashing")
-        return draft.describe(
+        return writer.describe(
             spec=stack.spec,
             precision=PRECISION,
             sources=stack.sources,
             versions=_versions(),
-            graphs={name: _record(graph, draft.path, measured[name]) for name, graph in contract.items()},
+            graphs={name: _record(graph, writer.path, measured[name]) for name, graph in contract.items()},
             random_seed=stack.random_seed,
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from refdiff.calibration.int8_recipe import SMOOTHING
 from refdiff.calibration.precision import Wanted, convert_bundle
+from refdiff.contracts.atomic_io import report_write_errors
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.optional import import_torch_room
 from refdiff.contracts.options import Options, Shortcuts, options_for
@@ -111,13 +112,9 @@ def _export_choice(choice: ModelChoice, output: Path, *, overwrite: bool, tell: 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A hidden folder on the target's disk, for the fp32 bundle on the way."""
-    try:
+    with report_write_errors(f"bundle {target}", "free or choose another place"):
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write bundle {target}: {error.strerror or error}; free or choose another place"
-        ) from error
     with scratch as folder:
         yield Path(folder)
 

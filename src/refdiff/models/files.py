@@ -28,7 +28,7 @@ from typing import Any
 import safetensors
 import torch
 
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.errors import InputError
 from refdiff.models.configs import read_json
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.bundle_writer import hash_file
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import Options, Shortcuts, options_for

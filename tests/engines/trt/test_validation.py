@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.metadata import (
     AMPERE_PLUS,

@@ -7,14 +7,13 @@ what the build took. Which plan that is and where it belongs is the business of 
 from __future__ import annotations
 
 import mmap
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from refdiff.contracts.atomic_io import report_write_errors, sync, write_file
 from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
 from refdiff.engines.trt.build_log import (
     BuildLog,
@@ -87,15 +86,10 @@ def build_parsed(
     monitor = make_monitor(flavour, watch)  # TensorRT keeps no reference of its own
     if monitor is not None:
         config.progress_monitor = monitor
-    try:
+    with report_write_errors(target):
         with target.open("wb") as stream:
             built = _serialize(flavour, parsed, config, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror or error}; free space or choose another place"
-        ) from error
+        sync(target)
     if watch.failure is not None:
         raise watch.failure
     if not built:
@@ -226,11 +220,5 @@ def _read_timing_cache(config: Any, path: Path) -> None:
 
 def _write_timing_cache(config: Any, path: Path) -> None:
     data = config.get_timing_cache().serialize()
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise InputError(f"cannot write the timing cache {path}: {error.strerror or error}") from error
+    with report_write_errors(f"the timing cache {path}"):
+        write_file(path, data)

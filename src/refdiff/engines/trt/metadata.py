@@ -23,6 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refdiff.contracts.json_fields import (
+    as_list,
+    as_number,
+    as_table,
+    as_text,
+    as_whole,
+    missing_or_wrong,
+    read_json,
+)
 from refdiff.contracts.manifest import Manifest
 from refdiff.engines.trt.attention_blocks import AttentionBlock
 from refdiff.engines.trt.shapes import Shape, ShapeProfile, ShapeRange
@@ -168,16 +177,17 @@ class SideCar:
         if (found := fields.pop("format", None)) != SIDE_CAR_FORMAT or isinstance(found, bool):
             raise EngineError(f"{where}: got format {found!r}, expected {SIDE_CAR_FORMAT}; {_CURE}")
         try:
-            key = _text(fields.pop("key"), "key")
+            key = as_text(fields.pop("key"), "key")
             identity = _identity(
                 {field.name: fields.pop(field.name) for field in dataclasses.fields(PlanIdentity)}
             )
-            attention = tuple(_block(each) for each in _list(fields.pop("attention"), "attention"))
+            attention = tuple(_block(each) for each in as_list(fields.pop("attention"), "attention"))
             side_car = cls(identity=identity, attention=attention, **fields)
             _check_own(side_car)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise EngineError(f"{where} is not a plan's side-car ({what}); {_CURE}") from error
+            raise EngineError(
+                f"{where} is not a plan's side-car ({missing_or_wrong(error)}); {_CURE}"
+            ) from error
         if key != identity.key:
             raise EngineError(
                 f"{where} was changed: its key is {key[:12]}…, expected {identity.key[:12]}…; {_CURE}"
@@ -200,37 +210,31 @@ def read_side_car(plan: Path) -> SideCar:
         EngineError: it is missing, unreadable, or not a side-car.
     """
     path = side_car_path(plan)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EngineError(
-            f"{plan} has no side-car {path.name}, so nobody knows what it was built from; {_CURE}"
-        ) from error
-    except (OSError, RecursionError, ValueError) as error:
-        raise EngineError(f"{path} is not readable JSON ({error}); {_CURE}") from error
+    if not path.exists():
+        raise EngineError(f"{plan} has no side-car {path.name}, so its origin is unknown; {_CURE}")
+    document = read_json(path, EngineError, _CURE)
     return SideCar.from_json(document, where=str(path))
 
 
 def _identity(fields: dict[str, Any]) -> PlanIdentity:
     for name in ("graph", "onnx_sha256", "precision", "flavour", "version"):
-        _text(fields[name], name)
+        as_text(fields[name], name)
     if fields["recipe_sha256"] is not None:
-        _text(fields["recipe_sha256"], "recipe_sha256")
-    targets = tuple(_text(target, "targets") for target in _list(fields["targets"], "targets"))
+        as_text(fields["recipe_sha256"], "recipe_sha256")
+    targets = tuple(as_text(target, "targets") for target in as_list(fields["targets"], "targets"))
     if not targets:
         raise ValueError("targets is empty")
-    if not isinstance(fields["flags"], dict):
-        raise TypeError(f"flags is {fields['flags']!r}, expected an object with names")
-    shapes = tuple(_profile(profile) for profile in _list(fields["shapes"], "shapes"))
+    as_table(fields["flags"], "flags")
+    shapes = tuple(_profile(profile) for profile in as_list(fields["shapes"], "shapes"))
     return PlanIdentity(**{**fields, "targets": targets, "shapes": shapes})
 
 
 def _block(document: Any) -> AttentionBlock:
-    obstacles = tuple(_text(each, "obstacles") for each in _list(document["obstacles"], "obstacles"))
+    obstacles = tuple(as_text(each, "obstacles") for each in as_list(document["obstacles"], "obstacles"))
     block = AttentionBlock(**{**document, "obstacles": obstacles})
     for name in ("product", "softmax", "mixing", "precision"):
-        _text(getattr(block, name), name)
-    _whole(block.head_size, "head_size")
+        as_text(getattr(block, name), name)
+    as_whole(block.head_size, "head_size", least=0)
     if not isinstance(block.fused, bool) and block.fused is not None:
         raise TypeError(f"fused is {block.fused!r}, expected true, false or null")
     return block
@@ -248,34 +252,15 @@ def _profile(document: Any) -> ShapeProfile:
 
 
 def _shape(value: object, name: str) -> Shape:
-    return tuple(_whole(size, f"shape of {name}") for size in _list(value, f"shape of {name}"))
+    return tuple(as_whole(size, f"shape of {name}", least=0) for size in as_list(value, f"shape of {name}"))
 
 
 def _check_own(side_car: SideCar) -> None:
-    _text(side_car.plan_sha256, "plan_sha256")
-    _text(side_car.refdiff_version, "refdiff_version")
-    _whole(side_car.plan_bytes, "plan_bytes")
+    as_text(side_car.plan_sha256, "plan_sha256")
+    as_text(side_car.refdiff_version, "refdiff_version")
+    as_whole(side_car.plan_bytes, "plan_bytes", least=0)
     if side_car.activation_bytes is not None:
-        _whole(side_car.activation_bytes, "activation_bytes")
+        as_whole(side_car.activation_bytes, "activation_bytes", least=0)
     if side_car.built_on is not None:
-        _text(side_car.built_on, "built_on")
-    if isinstance(side_car.seconds, bool) or not isinstance(side_car.seconds, (int, float)):
-        raise TypeError(f"seconds is {side_car.seconds!r}, expected a number")
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}, expected text")
-    return value
-
-
-def _whole(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError(f"{name} is {value!r}, expected a whole number")
-    return value
-
-
-def _list(value: object, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{name} is {value!r}, expected a list")
-    return value
+        as_text(side_car.built_on, "built_on")
+    as_number(side_car.seconds, "seconds")

@@ -10,24 +10,26 @@ away by the next build.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from refdiff.contracts.atomic_io import (
+    draft_path,
+    hash_file,
+    lock_file,
+    report_write_errors,
+    sync,
+    write_file,
+)
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.bundle_writer import hash_file
 from refdiff.contracts.manifest import ENGINES_NAME, MANIFEST_NAME
 from refdiff.engines.trt.metadata import PlanIdentity, SideCar, read_side_car, side_car_path
-from refdiff.errors import EngineError, InputError
+from refdiff.errors import EngineError
 
 LOCK_NAME = ".lock"
-_PARTIAL = ".partial"
-_SECONDS_TO_LOOK = 0.2
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 
@@ -102,17 +104,9 @@ def locked(files: PlanFiles, waiting: Callable[[], None]) -> Iterator[None]:
     """
     with _writing(files.folder):
         files.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(files.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        told = False
-        while not _taken(handle):
-            if not told:
-                waiting()
-                told = True
-            time.sleep(_SECONDS_TO_LOOK)
+        (files.folder / LOCK_NAME).touch()
+    with lock_file(files.folder / LOCK_NAME, on_busy=waiting):
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -125,9 +119,9 @@ def drafted(files: PlanFiles) -> Iterator[Path]:
         InputError: the folder cannot be written to.
     """
     with _writing(files.folder):
-        for left in files.folder.glob(f".{files.graph}.*{_PARTIAL}"):
+        for left in files.folder.glob(f".{files.graph}.*.partial"):
             left.unlink(missing_ok=True)
-    draft = _draft(files)
+    draft = draft_path(files.plan)
     try:
         yield draft
     finally:
@@ -148,11 +142,11 @@ def place(files: PlanFiles, draft: Path, side_car: SideCar, log: str) -> None:
     with _writing(files.folder):
         files.side_car.unlink(missing_ok=True)  # from here on, the old plan does not count
         draft.replace(files.plan)
-        _write(files, files.log, log)
+        write_file(files.log, log)
         files.failed_log.unlink(missing_ok=True)
-        _flush(files.folder)
-        _write(files, files.side_car, side_car.to_text())
-        _flush(files.folder)
+        sync(files.folder)
+        write_file(files.side_car, side_car.to_text())
+        sync(files.folder)
 
 
 def keep_failed_log(files: PlanFiles, log: str) -> Path:
@@ -162,48 +156,11 @@ def keep_failed_log(files: PlanFiles, log: str) -> Path:
         InputError: the folder cannot be written to.
     """
     with _writing(files.folder):
-        _write(files, files.failed_log, log)
+        write_file(files.failed_log, log)
     return files.failed_log
 
 
-def _taken(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _draft(files: PlanFiles) -> Path:
-    return files.folder / f".{files.graph}.{uuid.uuid4().hex[:12]}{_PARTIAL}"
-
-
-def _write(files: PlanFiles, path: Path, text: str) -> None:
-    draft = _draft(files)
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write plans to {folder}: {error.strerror or error}; "
-            "free space, or copy the bundle to a place that can be written to"
-        ) from error
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    return report_write_errors(
+        f"plans to {folder}", "free space, or copy the bundle to a place that can be written to"
+    )

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+from refdiff.contracts.atomic_io import write_file
 from refdiff.errors import EngineError
 
 _LINES_KEPT = 3
@@ -154,9 +153,4 @@ class JitCache:
     def _write(self, blob: bytes) -> None:
         """Whole or not at all: another process may be reading it."""
         rest = self._key + blob
-        draft = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            draft.write_bytes(_MAGIC + hashlib.sha256(rest).digest() + rest)
-            os.replace(draft, self._path)  # noqa: PTH105 - one call, one step
-        finally:
-            draft.unlink(missing_ok=True)
+        write_file(self._path, _MAGIC + hashlib.sha256(rest).digest() + rest)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.bundle_writer import hash_file
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
 from refdiff.engines.trt.metadata import (

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined,unused-ignore]
 
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
 from refdiff.models.hub.folder import HubFile, Listing, Tell, UnreachableError, hub_address

@@ -18,7 +18,7 @@ from typing import TextIO
 
 from huggingface_hub import constants
 
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.client import download, draft_of, is_hub_file, list_repo
 from refdiff.models.hub.folder import (

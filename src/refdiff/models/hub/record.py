@@ -11,12 +11,11 @@ In: a repository's folder, and what it lacks. Out: the folder beside its files t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from refdiff.contracts.bundle_writer import hash_file
+from refdiff.contracts.atomic_io import hash_file, write_file
 
 RECORD = "refdiff-fetch.json"
 
@@ -89,13 +88,4 @@ def write_record(folder: Path, record: Record) -> None:
     Raises:
         OSError: the disk does not take it.
     """
-    draft = folder / f".{RECORD}.{os.getpid()}.partial"
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            json.dump({"format": _FORMAT, **asdict(record)}, stream, indent=2)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(folder / RECORD)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_file(folder / RECORD, json.dumps({"format": _FORMAT, **asdict(record)}, indent=2) + "\n")
