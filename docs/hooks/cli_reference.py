@@ -130,7 +130,7 @@ def _default(each: Parameter) -> str:
     if each.required:
         return "required"
     value = each.default.value if isinstance(each.default, Enum) else each.default
-    return "" if value in (None, False) or value == [] else f"`{value}`"
+    return "" if value is None or value is False or value == [] else f"`{value}`"
 
 
 if __name__ == "__main__":
