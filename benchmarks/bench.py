@@ -109,7 +109,7 @@ def asked(
     bundle: Bundle, sessions: SessionFactory, given: argparse.Namespace
 ) -> tuple[list[Question], dict[str, Options]]:
     """What is asked, and the two profiles."""
-    options = {name: options_for(bundle.spec, profile=name) for name in ("official", "edge")}
+    options = {name: options_for(bundle.spec, variant=name) for name in ("official", "edge")}
     if bundle.manifest.random_seed is None:
         seeds = range(HELD_OUT, HELD_OUT + 10 * given.scenes)
         found = [each for each in map(question, seeds) if each is not None][: given.scenes]

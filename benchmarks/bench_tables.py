@@ -17,14 +17,14 @@ def bench_table(record: dict[str, Any]) -> str:
     ]
     for name, entry in record.items():
         rows.append(f"| `{name}` | torch, as released | {_seconds(entry['seconds']['reference'])} | | | |")
-        for profile, ratio in entry["reference_over"].items():
+        for variant, ratio in entry["reference_over"].items():
             cells = [
-                _seconds(entry["seconds"][profile]),
+                _seconds(entry["seconds"][variant]),
                 f"{ratio:.2f}",
-                f"{100 * entry['share_outside_graphs'][profile]:.1f} %",
-                _graphs([turn[profile] for turn in entry["turns"]]),
+                f"{100 * entry['share_outside_graphs'][variant]:.1f} %",
+                _graphs([turn[variant] for turn in entry["turns"]]),
             ]
-            rows.append(f"| `{name}` | runtime, `{profile}` | {' | '.join(cells)} |")
+            rows.append(f"| `{name}` | runtime, `{variant}` | {' | '.join(cells)} |")
         many = entry["many"]
         cells = [
             f"{_seconds(many['seconds'] / many['phrases'])} a phrase",

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RECORD)
     given = parser.parse_args()
     spec = find_bundle("mini").spec
-    tried = variants(options_for(spec, profile="official"), options_for(spec, profile="edge"))
+    tried = variants(options_for(spec, variant="official"), options_for(spec, variant="edge"))
     if given.kind == "accuracy":
         entry = accuracy(tried, given.seed, given.count or 300)
     else:
@@ -226,7 +226,7 @@ def _reference() -> Runner:
 
     torch.set_num_threads(1)
     stack = load_miniature()
-    reference = Reference(stack=stack, options=options_for(stack.spec, profile="official"))
+    reference = Reference(stack=stack, options=options_for(stack.spec, variant="official"))
     return Runner(reference.encode, reference.segment_scene)
 
 

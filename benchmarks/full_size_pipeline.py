@@ -109,7 +109,7 @@ def thresholds(
     bundle: Bundle, sessions: SessionFactory, image: NDArray[np.uint8], keep_share: float, min_area_px: int
 ) -> Options:
     """The `official` profile with thresholds in gaps between values, so that rounding flips no mask."""
-    options, spec = options_for(bundle.spec, profile="official"), bundle.spec.sam
+    options, spec = options_for(bundle.spec, variant="official"), bundle.spec.sam
     pixels, resized_yx = sam_input(image, spec)
     embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
     points = picture_points(grid_points(options.proposals.points_per_side), resized_yx)

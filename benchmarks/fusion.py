@@ -98,8 +98,8 @@ def main() -> None:
 def built(spec: ModelSpec, graph: str, onnx: Path, change: Change) -> dict[str, Any]:
     """One graph, changed after it was parsed: its attentions, and what the builder planned."""
     flavour = load_flavour("tensorrt-rtx")
-    profiles = [options_for(spec, profile="edge")]
-    shapes = shape_profiles(graph_contract(spec)[graph], spec, profiles)
+    variants = [options_for(spec, variant="edge")]
+    shapes = shape_profiles(graph_contract(spec)[graph], spec, variants)
     task = BuildTask(graph=graph, onnx=onnx, shapes=tuple(shapes), options=BuildOptions())
     log, started = make_log(flavour), time.perf_counter()
     parsed = parse(flavour, onnx, log)

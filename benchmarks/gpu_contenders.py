@@ -54,7 +54,7 @@ class Plans:
         """Build, load, run; with CUDA graphs, and the reason where there are none."""
         started = time.perf_counter()
         report = self._build(
-            self._folder, flavour=self._flavour, graphs=[graph], profiles=["edge", "official"]
+            self._folder, flavour=self._flavour, graphs=[graph], variants=["edge", "official"]
         )
         built = time.perf_counter()
         bundle = open_bundle(self._folder, verify="size")

@@ -45,7 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--bundle", default="mini")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES)
-    parser.add_argument("--profiles", nargs="+", choices=("official", "edge"), default=("official", "edge"))
+    parser.add_argument("--variants", nargs="+", choices=("official", "edge"), default=("official", "edge"))
     parser.add_argument("--phrases", nargs="+", type=int, default=VALUES["phrases"])
     parser.add_argument("--keep-share", type=float, default=0.4, help="of masks, for random weights")
     parser.add_argument("--min-area", type=int, default=300, help="px, for random weights")
@@ -60,7 +60,7 @@ def main() -> None:
     drawn = bundle.manifest.random_seed is not None
     set_thresholds = random_thresholds(bundle, given) if drawn else {}
     for series in ("phrases",) if drawn else given.series:
-        chosen = points(series, given.profiles, counts=given.phrases, thresholds=set_thresholds)
+        chosen = points(series, given.variants, counts=given.phrases, thresholds=set_thresholds)
         entry = {
             "threads": given.threads,
             "rounds": given.rounds,
@@ -95,7 +95,7 @@ def measure(bundle: Bundle, chosen: Sequence[Point], given: argparse.Namespace) 
     curves: dict[str, Any] = {}
     for point, results in zip(chosen, runs, strict=True):
         row = summary(point, results) | memory(given.bundle, point, given.threads)
-        curves.setdefault(point.curve, {"profile": point.profile, "points": []})["points"].append(row)
+        curves.setdefault(point.curve, {"profile": point.variant, "points": []})["points"].append(row)
     for curve in curves.values():
         if any(row["phrases"] > 1 for row in curve["points"]):
             curve["fit"] = {clock: affine_fit(curve["points"], clock) for clock in CLOCKS}

@@ -47,7 +47,7 @@ class Point:
     value: int | float
     """Where on the axis."""
     label: str
-    profile: str
+    variant: str
     size_xy: tuple[int, int]
     """Of the picture, in px."""
     phrases: int = 1
@@ -60,7 +60,7 @@ class Point:
 
     def options(self, spec: ModelSpec) -> Options:
         """The profile with this point's changes."""
-        base = options_for(spec, profile=self.profile)
+        base = options_for(spec, variant=self.variant)
         return dataclasses.replace(
             base,
             proposals=dataclasses.replace(base.proposals, **self.proposals),
@@ -69,13 +69,13 @@ class Point:
 
 
 def points(
-    series: str, profiles: Sequence[str], *, counts: Sequence[int], thresholds: Mapping[str, Any]
+    series: str, variants: Sequence[str], *, counts: Sequence[int], thresholds: Mapping[str, Any]
 ) -> list[Point]:
     """The points of a series, curve by curve.
 
     Args:
         series: one of `SERIES`.
-        profiles: one curve each, of official and edge.
+        variants: one curve each, of official and edge.
         counts: of phrases, for that series.
         thresholds: SAM's, for random weights; none leaves the profiles' own.
     """
@@ -83,9 +83,9 @@ def points(
     if series == "phrases":
         size_xy = SIZES_XY["720p"] if thresholds else tiled
         made = [
-            Point(curve=curve, value=count, label=str(count), profile=profile, size_xy=size_xy)
-            for profile in profiles
-            for curve in ((profile,) if thresholds else (profile, f"{profile}, sides named"))
+            Point(curve=curve, value=count, label=str(count), variant=variant, size_xy=size_xy)
+            for variant in variants
+            for curve in ((variant,) if thresholds else (variant, f"{variant}, sides named"))
             for count in counts
         ]
         return [
@@ -97,22 +97,22 @@ def points(
     if series == "size":
         return [
             Point(
-                curve=profile,
+                curve=variant,
                 value=round(x * y / 1e6, 3),
                 label=label,
-                profile=profile,
+                variant=variant,
                 size_xy=(x, y),
                 crops={"soft_long_side": SOFT_LONG_SIDE},
             )
-            for profile in profiles
+            for variant in variants
             for label, (x, y) in SIZES_XY.items()
         ]
     return [
         Point(
-            curve=profile,
+            curve=variant,
             value=value,
             label=str(value),
-            profile=profile,
+            variant=variant,
             size_xy=tiled,
             proposals=(
                 {**ALL_MASKS, "keep_largest": value, "min_area_px": 0, "min_area_share": 0.0}
@@ -120,7 +120,7 @@ def points(
                 else {"points_per_side": value}
             ),
         )
-        for profile in profiles
+        for variant in variants
         for value in VALUES[series]
     ]
 

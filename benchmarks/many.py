@@ -60,7 +60,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=("phrases", "rows", "folder", "memory"))
-    parser.add_argument("--profile", default="edge")
+    parser.add_argument("--variant", default="edge")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime, in `phrases` and `rows`")
     parser.add_argument(
@@ -73,7 +73,7 @@ def main() -> None:
         "folder": folder,
         "memory": memory,
     }
-    name = {"phrases": given.profile, "rows": f"{given.threads} threads"}.get(given.part, given.size)
+    name = {"phrases": given.variant, "rows": f"{given.threads} threads"}.get(given.part, given.size)
     load = os.getloadavg()[0]
     entry = parts[given.part](given)
     entry |= {"rounds": given.rounds, "load_average": [round(load, 1), round(os.getloadavg()[0], 1)]}
@@ -104,7 +104,7 @@ def phrases(given: argparse.Namespace) -> dict[str, Any]:
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
     asked = list(dict.fromkeys(each.phrase for each in islice(questions(range(SEED, SEED + 400)), 200)))
     image = next(questions([SEED + 7])).image
-    options = options_for(bundle.spec, profile=given.profile)
+    options = options_for(bundle.spec, variant=given.variant)
 
     def measured(way: str, count: int) -> Timed:
         segmenter = segmenter_of(bundle, sessions, options)  # one that knows no text yet
@@ -118,7 +118,7 @@ def phrases(given: argparse.Namespace) -> dict[str, Any]:
     sessions.close()
     base = "segment_many"
     return {
-        "profile": given.profile,
+        "profile": given.variant,
         "threads": given.threads,
         "size_yx": list(image.shape[:2]),
         "ways": {way: {str(count): summary(times[way, count], count) for count in COUNTS} for way in WAYS},

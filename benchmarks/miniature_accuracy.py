@@ -28,7 +28,7 @@ from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.options import MODES, options_for
 from refdiff.data.synthetic import HELD_OUT_FROM, question
 
-PROFILES = ("official", "edge")
+VARIANTS = ("official", "edge")
 SELECTED = "gen, between-class"
 """Mode gen with METHOD §8's second selector, whichever the profile has."""
 
@@ -54,11 +54,11 @@ def main() -> None:
     given = parser.parse_args()
     seeds = range(given.seed, given.seed + given.count)
     started = time.perf_counter()
-    marked: dict[str, list[Marks]] = {profile: [] for profile in PROFILES}
+    marked: dict[str, list[Marks]] = {variant: [] for variant in VARIANTS}
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
         for done, marks in enumerate(workers.map(_mark, seeds), start=1):
-            for profile, each in marks.items():
-                marked[profile].append(each)
+            for variant, each in marks.items():
+                marked[variant].append(each)
             if done % 20 == 0:
                 _tell(f"{done}/{given.count} scenes after {time.perf_counter() - started:.0f} s")
     record = {
@@ -67,7 +67,7 @@ def main() -> None:
         "weights": dict(_stack().sources),
         "seed": given.seed,
         "scenes": given.count,
-        "profiles": {profile: _summary(marks) for profile, marks in marked.items()},
+        "profiles": {variant: _summary(marks) for variant, marks in marked.items()},
         "seconds": round(time.perf_counter() - started, 1),
     }
     given.output.write_text(json.dumps(record, indent=1) + "\n")
@@ -84,11 +84,11 @@ def _summary(marks: list[Marks]) -> dict[str, Any]:
 
 def _mark(seed: int) -> dict[str, Marks]:
     asked = question(seed)
-    return {} if asked is None else {profile: _mark_profile(profile, asked) for profile in PROFILES}
+    return {} if asked is None else {variant: _mark_profile(variant, asked) for variant in VARIANTS}
 
 
-def _mark_profile(profile: str, asked: Any) -> Marks:
-    references, segmenter = _reference(profile), _segmenter(profile)
+def _mark_profile(variant: str, asked: Any) -> Marks:
+    references, segmenter = _reference(variant), _segmenter(variant)
     scene = references["full"].encode(asked.image)
     bare = replace(scene, candidates=None)
     answers = {
@@ -116,19 +116,19 @@ def _stack() -> Any:
 
 
 @cache
-def _reference(profile: str) -> dict[str, Any]:
+def _reference(variant: str) -> dict[str, Any]:
     from refdiff.reference.pipeline import Reference
 
     stack = _stack()
-    options = {mode: options_for(stack.spec, profile=profile, mode=mode) for mode in MODES}
+    options = {mode: options_for(stack.spec, variant=variant, mode=mode) for mode in MODES}
     fusion = replace(options["gen"].fusion, level_selector="between-class")
     options[SELECTED] = replace(options["gen"], fusion=fusion)
     return {mode: Reference(stack=stack, options=chosen) for mode, chosen in options.items()}
 
 
 @cache
-def _segmenter(profile: str) -> Any:
-    return refdiff.load("mini", profile=profile, threads=1)
+def _segmenter(variant: str) -> Any:
+    return refdiff.load("mini", variant=variant, threads=1)
 
 
 def _tell(line: str) -> None:

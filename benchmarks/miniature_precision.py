@@ -27,7 +27,7 @@ from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.inspection import inspect
 from refdiff.data.synthetic import HELD_OUT_FROM, question
 
-PROFILES = ("official", "edge")
+VARIANTS = ("official", "edge")
 
 RECORD = RESULTS / "miniature-precision.json"
 
@@ -67,11 +67,11 @@ def main() -> None:
             "size_bytes": inspected.size_bytes,
             "graphs": {graph: record.precision for graph, record in graphs},
             "profiles": {
-                profile: {
-                    backend: _summary(marked[profile, name, backend])
+                variant: {
+                    backend: _summary(marked[variant, name, backend])
                     for backend in (backends if name != EXACT else ("ort-cpu",))
                 }
-                for profile in PROFILES
+                for variant in VARIANTS
             },
         }
         add_entry(given.output, name, entry)
@@ -89,25 +89,25 @@ def _mark(task: tuple[int, tuple[tuple[str, str], ...], tuple[str, ...]]) -> Mar
     asked, marks = question(seed), {}
     if asked is None:
         return {}
-    for profile in PROFILES:
-        exact = _answer("mini", profile, "ort-cpu", asked)
+    for variant in VARIANTS:
+        exact = _answer("mini", variant, "ort-cpu", asked)
         for name, folder in bundles:
             for backend in backends if name != EXACT else ("ort-cpu",):
-                answer = exact if name == EXACT else _answer(folder, profile, backend, asked)
+                answer = exact if name == EXACT else _answer(folder, variant, backend, asked)
                 kept = answer.candidates.masks[answer.candidates.kept]
-                key = (profile, name, backend)
+                key = (variant, name, backend)
                 marks[key] = (overlap(answer.mask, asked.truth, kept), compare(exact, answer))
     return marks
 
 
-def _answer(folder: str, profile: str, backend: str, asked: Any) -> Any:
-    segmenter = _segmenter(folder, profile, backend)
+def _answer(folder: str, variant: str, backend: str, asked: Any) -> Any:
+    segmenter = _segmenter(folder, variant, backend)
     return segmenter.segment(segmenter.encode(asked.image), asked.phrase)
 
 
 @cache
-def _segmenter(folder: str, profile: str, backend: str) -> Any:
-    return refdiff.load(folder, profile=profile, backend=backend, threads=1)
+def _segmenter(folder: str, variant: str, backend: str) -> Any:
+    return refdiff.load(folder, variant=variant, backend=backend, threads=1)
 
 
 if __name__ == "__main__":

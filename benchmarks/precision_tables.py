@@ -26,13 +26,13 @@ def precision_table(record: dict[str, Any]) -> str:
     for name in names:
         entry = record[name]
         size = f"{entry['size_bytes'] / 1e6:.1f} MB, {entry['size_bytes'] / full['size_bytes']:.3f}x"
-        for profile, backends in entry["profiles"].items():
+        for variant, backends in entry["profiles"].items():
             for backend, measured in backends.items():
                 miou = measured["metrics"]["miou"]
-                lost = 100 * (full["profiles"][profile]["ort-cpu"]["metrics"]["miou"] - miou)
+                lost = 100 * (full["profiles"][variant]["ort-cpu"]["metrics"]["miou"] - miou)
                 agreed = measured["agreement_with_fp32"]
                 cells = [
-                    *(f"`{name}`", size, f"`{profile}`", f"`{backend}`", f"{miou:.4f}", f"{lost:+.2f}"),
+                    *(f"`{name}`", size, f"`{variant}`", f"`{backend}`", f"{miou:.4f}", f"{lost:+.2f}"),
                     f"{agreed['argmax_agreement']:.3f}",
                     f"{agreed['mask_iou']:.4f}",
                     f"{agreed['heat_correlation']:.6f}",
@@ -53,11 +53,11 @@ def cuda_table(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
-        for profile, backends in entry["profiles"].items():
+        for variant, backends in entry["profiles"].items():
             measured = backends["ort-cuda"]
             agreed = measured["agreement_with_fp32"]
             cells = [
-                *(f"{name}", f"`{profile}`", f"{measured['metrics']['miou']:.4f}"),
+                *(f"{name}", f"`{variant}`", f"{measured['metrics']['miou']:.4f}"),
                 f"{agreed['mask_iou']:.4f}",
                 f"{agreed['answers_with_iou_0.99']:.3f}",
                 f"{agreed['heat_correlation']:.6f}",

@@ -32,7 +32,7 @@ def main() -> None:
             given.bundle,
             image=given.image,
             phrase=given.phrase,
-            profile=name,
+            variant=name,
             runs=given.runs,
             layers=name == "edge" and given.html is not None,
         )

@@ -165,17 +165,19 @@ def _gigabytes(count: int) -> str:
 def accuracy_table(record: dict[str, Any]) -> str:
     """One row per back-end and mode, columns by profile."""
     rows = ["| computed by | `official` mIoU | oIoU | `edge` mIoU | oIoU |", "|---|---|---|---|---|"]
-    profiles = record["profiles"]
+    by_variant = record["profiles"]
     for key, name in NAMES.items():
         cells = [
-            f"{profiles[profile]['modes'][key][metric]:.3f}"
-            for profile in ("official", "edge")
+            f"{by_variant[variant]['modes'][key][metric]:.3f}"
+            for variant in ("official", "edge")
             for metric in ("miou", "oiou")
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    oracle = [f"{profiles[profile]['modes']['full']['oracle_miou']:.3f}" for profile in ("official", "edge")]
+    oracle = [
+        f"{by_variant[variant]['modes']['full']['oracle_miou']:.3f}" for variant in ("official", "edge")
+    ]
     rows.append(f"| best candidate (oracle) | {oracle[0]} | | {oracle[1]} | |")
-    agreements = [profiles[profile]["agreement"] for profile in ("official", "edge")]
+    agreements = [by_variant[variant]["agreement"] for variant in ("official", "edge")]
     agreed = [f"{each['argmax_agreement']:.3f}" for each in agreements]
     masks = [f"{each['mask_iou']:.4f}" for each in agreements]
     return "\n".join(rows) + (

@@ -103,7 +103,7 @@ def tensor_bytes(bundle: Bundle, graph: str) -> int:
 def alone(folder: Path, graph: str, converted: Path) -> dict[str, Any]:
     """A graph that is in no bundle, at the sizes of the one it was converted from."""
     bundle, flavour = open_bundle(folder, verify="size"), load_flavour("tensorrt-rtx")
-    options = [options_for(bundle.spec, profile="edge")]
+    options = [options_for(bundle.spec, variant="edge")]
     shapes = shape_profiles(graph_contract(bundle.spec)[graph], bundle.spec, options)
     task = BuildTask(
         graph=graph, onnx=converted / f"{graph}.onnx", shapes=tuple(shapes), options=BuildOptions()

@@ -31,7 +31,7 @@ from refdiff.profiling.timed_sessions import TimedSessions
 from refdiff.runtime.pipeline import Segmenter
 
 RECORD = RESULTS / "shortcuts.json"
-PROFILES = ("official", "edge")
+VARIANTS = ("official", "edge")
 SWITCHES = tuple(field.name for field in dataclasses.fields(Shortcuts))
 VARIANTS = {
     "all": ALL_SHORTCUTS,
@@ -51,17 +51,17 @@ def main() -> None:
     for each in questions(range(HELD_OUT_FROM, HELD_OUT_FROM + 10 * given.scenes)):
         if len(asked) < given.scenes:
             asked.append((each.image, (each.phrase, *MORE_PHRASES)))
-    for profile in PROFILES:
-        add_entry(RECORD, f"mini {profile}", _measured(profile, asked))
+    for variant in VARIANTS:
+        add_entry(RECORD, f"mini {variant}", _measured(variant, asked))
 
 
-def _measured(profile: str, asked: Sequence[tuple[NDArray[np.uint8], Sequence[str]]]) -> dict[str, Any]:
+def _measured(variant: str, asked: Sequence[tuple[NDArray[np.uint8], Sequence[str]]]) -> dict[str, Any]:
     bundle = find_bundle("mini")
     running: dict[str, tuple[Segmenter, Stopwatch]] = {}
     for name, shortcuts in VARIANTS.items():
         watch = Stopwatch(time.process_time_ns)
         timed = TimedSessions(open_sessions(bundle, backend="ort-cpu", threads=1), watch)
-        options = options_for(bundle.spec, profile=profile, shortcuts=shortcuts)
+        options = options_for(bundle.spec, variant=variant, shortcuts=shortcuts)
         running[name] = segmenter_of(bundle, timed, options), watch
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     worst = dict.fromkeys(VARIANTS, 0.0)

@@ -18,7 +18,7 @@ def load(
     path: Path | str,
     *,
     backend: str = "auto",
-    profile: str = "edge",
+    variant: str = "edge",
     mode: str = "full",
     seed: int = 0,
     reader: str = "rules",
@@ -32,7 +32,7 @@ def load(
     Args:
         path: the bundle's folder, or "mini" for the built-in one.
         backend: one of `refdiff.engines.factory.BACKENDS`.
-        profile: "edge", "official" or "paper" (METHOD §1).
+        variant: "edge", "official" or "paper" (METHOD §1).
         mode: "gen", "gen+seg", "disc+seg" or "full".
         seed: of the posterior draw and the noise.
         reader: who finds a phrase's head word: "rules", or "spacy" where it is installed.
@@ -44,7 +44,7 @@ def load(
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: an unknown profile, mode, reader or back-end, a memory that means nothing, or random
+        InputError: an unknown variant, mode, reader or back-end, a memory that means nothing, or random
             weights that were not allowed.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
         EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
@@ -52,7 +52,7 @@ def load(
     bundle = find_bundle(path)
     check_trained(bundle, allow_random_weights=allow_random_weights)
     options = options_for(
-        bundle.spec, profile=profile, mode=mode, seed=seed, reader=reader, shortcuts=shortcuts
+        bundle.spec, variant=variant, mode=mode, seed=seed, reader=reader, shortcuts=shortcuts
     )
     sessions = open_sessions(bundle, backend=backend, threads=threads, memory=memory)
     return segmenter_of(bundle, sessions, options)

@@ -30,8 +30,8 @@ def test_the_daily_use_is_load_encode_segment(tiny_bundle: Path) -> None:
 
 def test_segment_answers_as_load_does(tiny_bundle: Path) -> None:
     image = render_scene(HELD_OUT_FROM).image
-    answer = prediction.segment(tiny_bundle, image, "the left block", profile="official", seed=3)
-    with refdiff.load(tiny_bundle, profile="official", seed=3) as segmenter:
+    answer = prediction.segment(tiny_bundle, image, "the left block", variant="official", seed=3)
+    with refdiff.load(tiny_bundle, variant="official", seed=3) as segmenter:
         result = segmenter.segment(segmenter.encode(image), "the left block")
     assert np.array_equal(answer.result.mask, result.mask)
     assert answer.result.score == result.score

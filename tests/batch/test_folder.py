@@ -18,7 +18,7 @@ from refdiff.batch import folder as surveying
 from refdiff.batch import result_store as answer_folder
 from refdiff.batch.prediction import Answer
 from refdiff.cli import main
-from refdiff.contracts.options import PROFILES
+from refdiff.contracts.options import VARIANTS
 from refdiff.contracts.results import Candidates, Scores, Segmentation
 from refdiff.errors import EngineError, InputError
 from refdiff.miniature.scenes import render_scene
@@ -30,7 +30,7 @@ class FakeSegmenter:
     """Answers each phrase with a box as wide as the phrase is long, and notes what it was asked."""
 
     def __init__(self):
-        self.options, self.encoded, self.asked, self.stop_at = PROFILES["edge"], 0, [], None
+        self.options, self.encoded, self.asked, self.stop_at = VARIANTS["edge"], 0, [], None
 
     def __enter__(self):
         return self
@@ -253,12 +253,12 @@ def test_drafts_of_a_run_that_was_killed_are_removed(fake, pictures):
 
 def test_answers_of_other_settings_are_not_mixed_in(fake, pictures):
     _ask(pictures)
-    fake.options = PROFILES["official"]
-    with pytest.raises(InputError, match=r"was answered with profile 'edge', asked for is 'official'"):
+    fake.options = VARIANTS["official"]
+    with pytest.raises(InputError, match=r"was answered with variant 'edge', asked for is 'official'"):
         _ask(pictures)
     replaced = _ask(pictures, overwrite=True)
     assert (replaced.new, replaced.resumed) == (8, 0)
-    assert {line["profile"] for line in _results(replaced.output)} == {"official"}
+    assert {line["variant"] for line in _results(replaced.output)} == {"official"}
 
 
 def test_a_folder_of_something_else_is_left_alone(fake, pictures):
@@ -326,7 +326,7 @@ def test_what_waits_for_the_disk_holds_no_other_candidate_s_mask_and_no_map():
     answer = Answer(
         image=np.zeros((20, 30, 3), np.uint8),
         result=result,
-        options=PROFILES["edge"],
+        options=VARIANTS["edge"],
         model="mini",
         backend="a test",
         backend_reason="",

@@ -75,7 +75,7 @@ def test_the_table_and_the_picture_hold_every_curve(module):
     growth, chart, tables = module("growth"), module("growth_chart"), module("growth_tables")
     rows = [row(1, 1.0), row(4, 1.6)]
     fit = {clock: growth.affine_fit(rows, clock) for clock in growth.CLOCKS}
-    curves = {name: {"profile": "edge", "points": rows, "fit": fit} for name in ("edge", "edge, sides named")}
+    curves = {name: {"variant": "edge", "points": rows, "fit": fit} for name in ("edge", "edge, sides named")}
     table = tables.growth_table({"miniature 1 phrases": {"curves": curves}})
     assert "4: 1.60 (1.60)" in table
     assert "| edge, sides named | 0.800 | 0.2000 | 0.200 (0.200) | 0.0% |" in table

@@ -32,7 +32,7 @@ TENSOR = "blocks.1.block.mlp.c_fc/Add"
 @pytest.fixture(scope="module")
 def feeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recording") / "feeds"
-    calibrate.calibrate(BUNDLE, output=folder, count=2, profiles=("edge",))
+    calibrate.calibrate(BUNDLE, output=folder, count=2, variants=("edge",))
     return folder
 
 

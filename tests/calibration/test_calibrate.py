@@ -31,7 +31,7 @@ pytest.importorskip("onnxruntime")
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, calibrate.CalibrationReport]:
-    """Three scenes under both profiles; read it, do not change it."""
+    """Three scenes under both variants; read it, do not change it."""
     folder = tmp_path_factory.mktemp("recorded") / "feeds"
     return folder, calibrate.calibrate("mini", output=folder, count=3, threads=1)
 
@@ -84,9 +84,9 @@ def test_every_graph_is_recorded_as_the_profiles_run_it(
         [
             (entry.graph, *(record["latent"].shape[0], *record["timestep"]))
             for entry, record in zip(store.entries("unet"), store.records("unet"), strict=True)
-            if entry.profile == profile and entry.question == f"scene {SCENES_FROM}"
+            if entry.variant == variant and entry.question == f"scene {SCENES_FROM}"
         ]
-        for profile in ("official", "edge")
+        for variant in ("official", "edge")
     )
     # METHOD §4: the branches of the first pass one by one, then both at once; `edge` has one of one branch.
     assert official == [("unet", 1, 51), ("unet", 1, 51), ("unet_taps", 2, 1, 1)]
@@ -104,7 +104,7 @@ def test_pictures_reach_their_encoders_rounded_and_are_stored_once(
     latent = diffusion_input(asked.image, spec.diffusion.image_size)
     assert np.array_equal(store.records("vae_encoder")[0]["image"], half_rounded(latent))
     of_one = [entry for entry in store.entries("sam_encoder") if entry.question == f"scene {SCENES_FROM}"]
-    assert [entry.profile for entry in of_one] == ["official", "edge"]
+    assert [entry.variant for entry in of_one] == ["official", "edge"]
     assert len({entry.arrays["image"] for entry in of_one}) == 1
 
 
@@ -128,7 +128,7 @@ def test_all_recorded_feeds_run(recorded: tuple[Path, calibrate.CalibrationRepor
 
 
 def test_of_the_decoder_s_runs_some_are_kept_evenly_spread(tmp_path: Path) -> None:
-    given = {"count": 1, "threads": 1, "profiles": ["official"], "mode": "gen+seg"}
+    given = {"count": 1, "threads": 1, "variants": ["official"], "mode": "gen+seg"}
     every = calibrate.calibrate("mini", output=tmp_path / "all", most_runs=None, **given)
     one = calibrate.calibrate("mini", output=tmp_path / "one", most_runs=1, **given)
     assert every.graphs["sam_decoder"] > one.graphs["sam_decoder"] == 1
@@ -205,8 +205,8 @@ def test_a_finished_recording_is_found_finished(
     [
         ({"count": 4}, "questions.count 3"),
         ({"seed": 7}, "questions.seed"),
-        ({"profiles": ["edge"]}, "profiles.official {…}, asked for is None"),
-        ({"mode": "gen"}, "profiles.edge.mode"),
+        ({"variants": ["edge"]}, "variants.official {…}, asked for is None"),
+        ({"mode": "gen"}, "variants.edge.mode"),
         ({"most_runs": 2}, "most_runs 4"),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_converted_bundle_is_sent_back_to_its_fp32_one(tmp_path: Path) -> None
 def test_random_weights_are_recorded_with_a_warning(tmp_path: Path) -> None:
     drawn = copy_of(find_bundle("mini").path, tmp_path / "drawn")
     edit_manifest(drawn, lambda document: document.update(random_seed=3))
-    report = calibrate.calibrate(drawn, output=tmp_path / "feeds", count=2, profiles=["edge"], mode="gen")
+    report = calibrate.calibrate(drawn, output=tmp_path / "feeds", count=2, variants=["edge"], mode="gen")
     assert [warning for warning in report.warnings if "random" in warning]
     assert report.to_json()["warnings"] == list(report.warnings)
 
@@ -254,7 +254,7 @@ def test_own_pictures_are_asked_in_the_order_of_the_phrases(table: tuple[Path, P
         output=tmp_path / "feeds",
         images=folder,
         phrases=rows,
-        profiles=["edge"],
+        variants=["edge"],
         progress=lines.append,
     )
     assert [line.partition(": ")[2] for line in lines if ": " in line] == [
@@ -268,7 +268,7 @@ def test_own_pictures_are_asked_in_the_order_of_the_phrases(table: tuple[Path, P
     with Image.open(folder / "a.png") as picture:
         pixels, _ = sam_input(np.asarray(picture), spec.sam)
     assert np.array_equal(store.records("sam_encoder")[1]["image"], half_rounded(pixels))
-    assert options_for(spec, profile="edge").seed == store.settings["profiles"]["edge"]["seed"]
+    assert options_for(spec, variant="edge").seed == store.settings["variants"]["edge"]["seed"]
 
 
 def test_a_picture_or_phrase_that_changed_is_another_series(table: tuple[Path, Path], tmp_path: Path) -> None:
@@ -376,9 +376,9 @@ def test_files_that_are_no_pictures_need_no_phrase(table: tuple[Path, Path]) -> 
         ({"images": "x", "phrases": "x", "seed": 1}, "--seed 1 with --images"),
         ({"count": 0}, "count 0"),
         ({"seed": -1}, "seed -1"),
-        ({"profiles": []}, "no profile"),
-        ({"profiles": ["paper"]}, "paper"),
-        ({"profiles": ["best"]}, "unknown profile"),
+        ({"variants": []}, "no variant"),
+        ({"variants": ["paper"]}, "paper"),
+        ({"variants": ["best"]}, "unknown variant"),
         ({"mode": "half"}, "unknown mode"),
         ({"backend": "abacus"}, "unknown back-end"),
         ({"most_runs": 0}, "at most 0 runs"),
@@ -396,7 +396,7 @@ def test_the_command_says_what_it_recorded_and_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["calibrate", "mini", "--count", "1", "--profile", "edge", "--mode", "gen"]
+    command = ["calibrate", "mini", "--count", "1", "--variant", "edge", "--mode", "gen"]
     assert main([*command, "--json"]) == 0
     streams = capsys.readouterr()
     document = json.loads(streams.out)

@@ -18,7 +18,7 @@ from refdiff.contracts.session import Array
 from refdiff.errors import EngineError, InputError
 
 SOURCES = {"sam": "a" * 64, "clip": "b" * 64}
-SETTINGS = {"profiles": {"edge": {"timesteps": (51,)}}, "backend": "fake"}
+SETTINGS = {"variants": {"edge": {"timesteps": (51,)}}, "backend": "fake"}
 LATENT = (np.arange(24, dtype=np.float32) / 4).reshape(1, 2, 3, 4)
 IDS = np.arange(5, dtype=np.int32)[None]
 
@@ -97,7 +97,7 @@ def test_a_run_of_unet_taps_is_found_under_unet_too_and_not_the_other_way_round(
 
 def test_an_entry_says_question_profile_and_position(recording: Path) -> None:
     entries = opened(recording).entries("unet_taps")
-    assert [(entry.question, entry.profile, entry.position) for entry in entries] == [
+    assert [(entry.question, entry.variant, entry.position) for entry in entries] == [
         ("one", "edge", 0),
         ("two", "edge", 0),
         ("two", "edge", 1),
@@ -187,8 +187,8 @@ def test_feeds_of_other_weights_are_refused_and_the_part_is_named(recording: Pat
     ("changes", "key"),
     [
         ({"settings": {**SETTINGS, "backend": "other"}}, "backend 'fake', asked for is 'other'"),
-        ({"settings": {**SETTINGS, "profiles": {"edge": {"timesteps": (1,)}}}}, r"profiles\.edge\.timesteps"),
-        ({"settings": {**SETTINGS, "profiles": {**SETTINGS["profiles"], "official": {}}}}, "official"),
+        ({"settings": {**SETTINGS, "variants": {"edge": {"timesteps": (1,)}}}}, r"variants\.edge\.timesteps"),
+        ({"settings": {**SETTINGS, "variants": {**SETTINGS["variants"], "official": {}}}}, "official"),
         ({"planned": 3}, "planned 2, asked for is 3"),
     ],
 )

@@ -341,7 +341,7 @@ def test_a_budget_is_read(text, points):
 def reported(costs):
     return SensitivityReport(
         type="int8",
-        profile="edge",
+        variant="edge",
         count=2,
         truth="a test's",
         half_miou=0.8,

@@ -78,8 +78,8 @@ def test_a_picture_that_cannot_be_used_is_refused(
         picture.write_bytes(data)
     before = sorted(tmp_path.iterdir())
     # The release sees the picture at its own size; edge enlarges what is thinner than a patch.
-    profile = "official" if name in ("row.png", "column.png") else "edge"
-    command = ("segment", tiny_bundle, picture, "the mug", "-o", tmp_path / "out.png", "--profile", profile)
+    variant = "official" if name in ("row.png", "column.png") else "edge"
+    command = ("segment", tiny_bundle, picture, "the mug", "-o", tmp_path / "out.png", "--variant", variant)
     assert said in refused(*command)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -116,11 +116,11 @@ def test_a_picture_one_pixel_thin_is_segmented_in_edge(
     assert (size["width"], size["height"]) == size_wh
 
 
-@pytest.mark.parametrize("profile", ["edge", "official"])
+@pytest.mark.parametrize("variant", ["edge", "official"])
 @pytest.mark.parametrize("name", ODD_PICTURES)
 def test_an_odd_but_valid_picture_is_segmented(
     name: str,
-    profile: str,
+    variant: str,
     tiny_bundle: Path,
     scene: Image.Image,
     tmp_path: Path,
@@ -129,7 +129,7 @@ def test_an_odd_but_valid_picture_is_segmented(
     make, size_wh = ODD_PICTURES[name]
     picture, output = tmp_path / name, tmp_path / "out.png"
     picture.write_bytes(make(scene))
-    command = ["segment", tiny_bundle, picture, "left mug", "-o", output, "--profile", profile, "--json"]
+    command = ["segment", tiny_bundle, picture, "left mug", "-o", output, "--variant", variant, "--json"]
     assert main(list(map(str, command))) == 0
     size = json.loads(capsys.readouterr().out)["size"]
     with Image.open(output) as mask:
@@ -217,10 +217,10 @@ def test_a_bundle_that_is_not_there_is_refused_with_what_makes_one(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--profile", "fast"), "unknown profile 'fast'; choose one of: official, paper, edge"),
+        (("--variant", "fast"), "unknown variant 'fast'; choose one of: official, paper, edge"),
         (("--mode", "half"), "unknown mode 'half'; choose one of: gen, gen+seg, disc+seg, full"),
         (("--backend", "abacus"), "unknown back-end 'abacus'; choose one of: auto"),
-        (("--profile", "paper"), "no exported graph has"),
+        (("--variant", "paper"), "no exported graph has"),
         (("--threads", "0"), "got 0 threads, expected 1 or more"),
         (("--focus", "elephant"), "focus word 'elephant'"),
         (("-o", "out.jpg"), "expected a name that ends in .png"),

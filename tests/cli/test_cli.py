@@ -131,7 +131,7 @@ def test_segment_writes_mask_overlay_and_json_and_says_the_same(
     tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.png"
-    command = ["segment", tiny_bundle, photo, "the left mug", "-o", output, "--profile", "official", "--json"]
+    command = ["segment", tiny_bundle, photo, "the left mug", "-o", output, "--variant", "official", "--json"]
     assert main(list(map(str, command))) == 0
     said = json.loads(capsys.readouterr().out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.overlay.png", "out.png"]

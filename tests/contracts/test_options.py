@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from refdiff.contracts.options import PROFILES, options_for
+from refdiff.contracts.options import VARIANTS, options_for
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 
 SPEC = ModelSpec(
@@ -25,8 +25,8 @@ SPEC = ModelSpec(
 @pytest.mark.parametrize(("image_size", "limit"), [(224, 512), (336, 768), (64, 146)])
 def test_masked_attention_sees_as_much_of_a_picture_whatever_the_size_of_clip(image_size, limit):
     spec = dataclasses.replace(SPEC, clip=dataclasses.replace(SPEC.clip, image_size=image_size))
-    assert options_for(spec, profile="edge").crops.soft_long_side == limit
-    assert options_for(spec, profile="official").crops.soft_long_side == 0
+    assert options_for(spec, variant="edge").crops.soft_long_side == limit
+    assert options_for(spec, variant="official").crops.soft_long_side == 0
 
 
 def test_the_grid_and_the_thresholds_are_the_models():
@@ -34,13 +34,13 @@ def test_the_grid_and_the_thresholds_are_the_models():
         SPEC.sam, points_per_side=12, edge_points_per_side=5, edge_pred_iou_threshold=0.4
     )
     spec = dataclasses.replace(SPEC, sam=sam)
-    official, edge = (options_for(spec, profile=name).proposals for name in ("official", "edge"))
+    official, edge = (options_for(spec, variant=name).proposals for name in ("official", "edge"))
     assert (official.points_per_side, official.pred_iou_threshold) == (12, sam.pred_iou_threshold)
     assert (edge.points_per_side, edge.pred_iou_threshold) == (5, 0.4)
 
 
 def test_what_edge_replaces_official_has_as_released():
-    official, edge = PROFILES["official"], PROFILES["edge"]
+    official, edge = VARIANTS["official"], VARIANTS["edge"]
     assert (official.attention.guidance, edge.attention.guidance) == (9.0, 1.0)
     assert (official.attention.timesteps, edge.attention.timesteps) == ((51, 1), (51,))
     assert official.fusion.place == official.crops.negative == official.proposals.peaks == 0

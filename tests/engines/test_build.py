@@ -109,8 +109,8 @@ def test_another_size_than_a_model_s_bundle_has_is_refused_with_the_export_that_
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--force",), ("--workspace", "4GB"), ("--profile", "official")],
-    ids=["forced", "another workspace", "another profile"],
+    [("--force",), ("--workspace", "4GB"), ("--variant", "official")],
+    ids=["forced", "another workspace", "another variant"],
 )
 def test_anything_else_is_built_again(machine, capsys, arguments):
     said(capsys, "--graph", "clip_image")
@@ -139,7 +139,7 @@ def test_the_table_names_every_plan_and_where_it_is(machine, capsys):
     ("arguments", "says"),
     [
         (("--graph", "nope"), "has no graph 'nope', it has: sd_text"),
-        (("--profile", "nope"), "unknown profile 'nope'"),
+        (("--variant", "nope"), "unknown variant 'nope'"),
         (("--size", "512"), "are for 128 px; leave it out: the miniature has no other"),
         (("--lint", "--size", "512"), "got --size 512, but the graphs of"),
         (("--workspace", "much"), "expected a size such as 4GB"),

@@ -18,7 +18,7 @@ CHEAPEST = {
     "segment": "mini PICTURE mug --mode gen",
     "demo": "--output FOLDER/demo --mode gen",
     "check": "mini --golden-only",
-    "calibrate": "mini --count 1 --profile edge --mode gen --output FOLDER/feeds",
+    "calibrate": "mini --count 1 --variant edge --mode gen --output FOLDER/feeds",
 }
 """Verb -> arguments with which it does the least."""
 

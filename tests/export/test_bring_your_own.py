@@ -214,11 +214,11 @@ def refusal(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str])
     return said[-1]
 
 
-def assert_agrees_with_the_reference(bundle: Path, stack: Any, profile: str) -> None:
+def assert_agrees_with_the_reference(bundle: Path, stack: Any, variant: str) -> None:
     """Ask both one question; a grid of 8 x 8 points is enough."""
     opened = open_bundle(bundle)
     assert opened.spec == stack.spec
-    options = options_for(stack.spec, profile=profile)
+    options = options_for(stack.spec, variant=variant)
     proposals = dataclasses.replace(options.proposals, points_per_side=8)
     options = dataclasses.replace(options, proposals=proposals)
     image = render_scene(1_000_007).image
@@ -236,7 +236,7 @@ def assert_agrees_with_the_reference(bundle: Path, stack: Any, profile: str) -> 
     assert reference.heat.std() > 0.05  # the map says something
     np.testing.assert_allclose(reference.heat, runtime.heat, atol=2 * UINT8_LEVEL)
     for field in dataclasses.fields(reference.scores):
-        atol = UINT8_LEVEL if (field.name, profile) == ("generative", "official") else 1e-3
+        atol = UINT8_LEVEL if (field.name, variant) == ("generative", "official") else 1e-3
         parts = (getattr(result.scores, field.name) for result in (reference, runtime))
         np.testing.assert_allclose(*parts, atol=atol, rtol=0, err_msg=field.name)
     assert reference.index is not None
@@ -280,18 +280,18 @@ def test_the_bundle_answers_from_the_command_line(
         assert np.count_nonzero(np.asarray(opened)) == said["area_px"]
 
 
-@pytest.mark.parametrize("profile", ["official", "edge"])
-def test_a_first_generation_bundle_agrees_with_the_reference(files: Path, first: Path, profile: str) -> None:
-    assert_agrees_with_the_reference(first, trained(files, "sd1"), profile)
+@pytest.mark.parametrize("variant", ["official", "edge"])
+def test_a_first_generation_bundle_agrees_with_the_reference(files: Path, first: Path, variant: str) -> None:
+    assert_agrees_with_the_reference(first, trained(files, "sd1"), variant)
 
 
-@pytest.mark.parametrize("profile", ["official", "edge"])
+@pytest.mark.parametrize("variant", ["official", "edge"])
 def test_a_velocity_predicting_bundle_agrees_with_the_reference(
-    files: Path, second: Path, profile: str
+    files: Path, second: Path, variant: str
 ) -> None:
     stack = trained(files, "sd2", "v_prediction")
     assert (stack.spec.diffusion.prediction, stack.spec.diffusion.padding) == ("v_prediction", "zero")
-    assert_agrees_with_the_reference(second, stack, profile)
+    assert_agrees_with_the_reference(second, stack, variant)
 
 
 # Random weights

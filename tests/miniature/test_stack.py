@@ -52,9 +52,9 @@ def test_the_runtime_is_the_reference_on_held_out_scenes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("profile", "least"), [("edge", 0.70), ("official", 0.60)])
-def test_held_out_scenes_are_segmented(profile, least):
+@pytest.mark.parametrize(("variant", "least"), [("edge", 0.70), ("official", 0.60)])
+def test_held_out_scenes_are_segmented(variant, least):
     """The full measurement is a benchmark; 40 scenes scatter by about 0.05 around it."""
-    report = evaluate.evaluate(count=40, profile=profile, backend="onnx")
+    report = evaluate.evaluate(count=40, variant=variant, backend="onnx")
     assert report.metrics.miou >= least
     assert report.metrics.oracle_miou >= report.metrics.miou

@@ -63,41 +63,41 @@ def _assert_same(reference, runtime, *, atol):
 
 @pytest.mark.parametrize("phrase", PHRASES)
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "gen"])
-@pytest.mark.parametrize("profile", ["official", "edge"])
-def test_reference_and_runtime_agree(profile, mode, phrase):
-    options = options_for(TINY, profile=profile, mode=mode)
+@pytest.mark.parametrize("variant", ["official", "edge"])
+def test_reference_and_runtime_agree(variant, mode, phrase):
+    options = options_for(TINY, variant=variant, mode=mode)
     reference, runtime = _answers(tiny_picture(), options, phrase)
-    _assert_same(reference, runtime, atol=UINT8_LEVEL if profile == "official" else 1e-4)
+    _assert_same(reference, runtime, atol=UINT8_LEVEL if variant == "official" else 1e-4)
 
 
-@pytest.mark.parametrize("profile", ["official", "edge"])
-def test_reference_and_runtime_agree_on_a_tall_picture(profile):
+@pytest.mark.parametrize("variant", ["official", "edge"])
+def test_reference_and_runtime_agree_on_a_tall_picture(variant):
     tall = np.ascontiguousarray(tiny_picture().transpose(1, 0, 2)[:, :41])
-    options = options_for(TINY, profile=profile)
+    options = options_for(TINY, variant=variant)
     _assert_same(
-        *_answers(tall, options, "man on the left"), atol=UINT8_LEVEL if profile == "official" else 1e-4
+        *_answers(tall, options, "man on the left"), atol=UINT8_LEVEL if variant == "official" else 1e-4
     )
 
 
 def test_reference_and_runtime_agree_on_a_picture_larger_than_every_input():
     large = np.asarray(Image.fromarray(tiny_picture()).resize((301, 170), Image.Resampling.BICUBIC))
-    options = options_for(TINY, profile="edge")
+    options = options_for(TINY, variant="edge")
     crops = dataclasses.replace(options.crops, soft_long_side=100)
     _assert_same(*_answers(large, dataclasses.replace(options, crops=crops), "man on the right"), atol=1e-4)
 
 
-@pytest.mark.parametrize("profile", ["official", "edge"])
-def test_reference_and_runtime_cut_the_same_level_sets_but_for_single_pixels(profile):
-    options = options_for(TINY, profile=profile, mode="gen")
+@pytest.mark.parametrize("variant", ["official", "edge"])
+def test_reference_and_runtime_cut_the_same_level_sets_but_for_single_pixels(variant):
+    options = options_for(TINY, variant=variant, mode="gen")
     reference, runtime = _answers(tiny_picture(), options, "the man on the left")
     differing = reference.candidates.masks != runtime.candidates.masks
     np.testing.assert_allclose(reference.heat, runtime.heat, atol=2 * UINT8_LEVEL)
-    assert differing.mean() < (0.02 if profile == "official" else 1e-3)
+    assert differing.mean() < (0.02 if variant == "official" else 1e-3)
 
 
 @pytest.mark.parametrize("mode", ["gen+seg", "full"])
 def test_reference_and_runtime_agree_on_prompts_at_the_maps_peaks(mode):
-    options = options_for(TINY, profile="edge", mode=mode)
+    options = options_for(TINY, variant="edge", mode=mode)
     proposals = dataclasses.replace(options.proposals, peaks=8)
     options = dataclasses.replace(options, proposals=proposals)
     _assert_same(*_answers(tiny_picture(), options, "the small man on the right"), atol=1e-4)
@@ -105,7 +105,7 @@ def test_reference_and_runtime_agree_on_prompts_at_the_maps_peaks(mode):
 
 @pytest.mark.parametrize("guidance", [1.0, 9.0])
 def test_reference_and_runtime_agree_with_and_without_guidance(guidance):
-    options = options_for(TINY, profile="edge")
+    options = options_for(TINY, variant="edge")
     attention = dataclasses.replace(options.attention, guidance=guidance, timesteps=(51, 1))
     _assert_same(
         *_answers(tiny_picture(), dataclasses.replace(options, attention=attention), "the man"), atol=1e-4
@@ -114,13 +114,13 @@ def test_reference_and_runtime_agree_with_and_without_guidance(guidance):
 
 @pytest.mark.parametrize("phrase", ["man to the left of the table", "man with the cup", "the man"])
 def test_reference_and_runtime_agree_on_negative_phrases(phrase):
-    options = options_for(TINY, profile="edge")
+    options = options_for(TINY, variant="edge")
     crops = dataclasses.replace(options.crops, negative=0.5)
     _assert_same(*_answers(tiny_picture(), dataclasses.replace(options, crops=crops), phrase), atol=1e-4)
 
 
 def test_reference_and_runtime_agree_where_the_filter_takes_everything():
-    options = options_for(TINY, profile="official")
+    options = options_for(TINY, variant="official")
     options = dataclasses.replace(options, proposals=dataclasses.replace(options.proposals, min_area_px=9999))
     reference, runtime = _answers(tiny_picture(), options, "the man")
     assert reference.index == runtime.index == 0

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from refdiff.contracts.options import PROFILES, FusionOptions, ProposalOptions, options_for
+from refdiff.contracts.options import VARIANTS, FusionOptions, ProposalOptions, options_for
 from refdiff.runtime import proposals as runtime_proposals
 from refdiff.runtime import scoring as runtime_scoring
 
@@ -23,14 +23,14 @@ def _heat_and_masks():
     return rng.random((12, 17), dtype=np.float32), masks
 
 
-def _fuse(profile, parts, kept, mode="full"):
-    options = dataclasses.replace(PROFILES[profile], mode=mode)
+def _fuse(variant, parts, kept, mode="full"):
+    options = dataclasses.replace(VARIANTS[variant], mode=mode)
     scores = {name: np.array(part, dtype=np.float32) for name, part in parts.items()}
     return scoring.fuse(options, scores, np.array(kept))
 
 
 def test_candidates_come_best_first_with_inclusive_boxes():
-    found = proposals.propose(tiny_stack(), options_for(TINY, profile="official").proposals, tiny_picture())
+    found = proposals.propose(tiny_stack(), options_for(TINY, variant="official").proposals, tiny_picture())
     assert len(found) > 1
     assert (np.diff(found.predicted_iou) <= 0).all()
     for mask, area, (x0, y0, x1, y1) in zip(found.masks, found.areas_px, found.boxes_xyxy_px, strict=True):
@@ -84,14 +84,14 @@ def test_nothing_kept_is_the_first_mask_in_official_and_no_match_in_edge():
     assert scoring.choose(_fuse("edge", parts, kept)) is None
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("mode", ["gen+seg", "disc+seg", "full"])
-def test_the_fusion_is_the_runtimes(profile, mode):
+def test_the_fusion_is_the_runtimes(variant, mode):
     rng = np.random.default_rng(0)
     parts = {name: rng.standard_normal(6) for name in ("hard", "soft", "generative", "place")}
     kept = [True, True, False, True, False, True]
-    got = _fuse(profile, parts, kept, mode)
-    options = PROFILES[profile]
+    got = _fuse(variant, parts, kept, mode)
+    options = VARIANTS[variant]
     theirs = runtime_scoring.fuse(
         options.fusion, mode, parts, np.array(kept), drop_filtered=options.proposals.drop_filtered
     )

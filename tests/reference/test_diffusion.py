@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from refdiff.contracts.options import PROFILES, AttentionOptions
+from refdiff.contracts.options import VARIANTS, AttentionOptions
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError, RefdiffError
 from refdiff.runtime import attention_branch as generative
@@ -123,7 +123,7 @@ def test_a_map_too_few_is_an_error():
 
 def test_each_pass_is_told_its_own_timestep_and_runs_on_the_stepped_latent(tokenizer):
     """The two passes written out, as METHOD §4.3 does."""
-    stack, options, image = tiny_stack(), PROFILES["official"], tiny_picture()
+    stack, options, image = tiny_stack(), VARIANTS["official"], tiny_picture()
     with torch.no_grad():
         x = encode_picture(stack, options, image)
         context = encode_prompts(stack, tokenizer, "the man")
@@ -151,7 +151,7 @@ def test_the_runtime_makes_the_same_maps_of_every_generation(tokenizer, predicti
         sources=tiny.sources,
         modules={name: getattr(tiny, name) for name in ("text_encoder", "vae", "unet")},
     )
-    options, phrase, image = PROFILES["official"], read_phrase("the man on the left"), tiny_picture()
+    options, phrase, image = VARIANTS["official"], read_phrase("the man on the left"), tiny_picture()
     found = generative_map(stack, options, tokenizer, image, phrase)
     sessions, attention_options = TorchSessions(stack), options.attention
     state = generative.latent_state(sessions, diffusion, attention_options, tokenizer, options.seed, image)
@@ -170,7 +170,7 @@ def test_a_velocity_is_solved_for_the_noise_it_was_made_of():
 
 
 def test_the_mean_posterior_is_drawn_from_no_seed_but_its_noise_is():
-    stack, image, edge = tiny_stack(), tiny_picture(), PROFILES["edge"]
+    stack, image, edge = tiny_stack(), tiny_picture(), VARIANTS["edge"]
     with torch.no_grad():
         clean = [encode_picture(stack, dataclasses.replace(edge, seed=seed), image) for seed in (0, 0, 1)]
     assert torch.equal(clean[0], clean[1])
@@ -179,7 +179,7 @@ def test_the_mean_posterior_is_drawn_from_no_seed_but_its_noise_is():
 
 def test_the_heat_is_the_pictures_size_and_spans_0_to_1(tokenizer):
     phrase = read_phrase("the man on the left")
-    found = generative_map(tiny_stack(), PROFILES["official"], tokenizer, tiny_picture(), phrase)
+    found = generative_map(tiny_stack(), VARIANTS["official"], tokenizer, tiny_picture(), phrase)
     assert found.heat.shape == (48, 72)
     assert found.heat.dtype == np.float32
     assert (found.heat.min(), found.heat.max()) == (0.0, pytest.approx(1.0))

@@ -1,11 +1,11 @@
-"""The reference as a whole: every profile and mode, on a picture that is not square."""
+"""The reference as a whole: every variant and mode, on a picture that is not square."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from refdiff.contracts.options import MODES, PROFILES, options_for
+from refdiff.contracts.options import MODES, VARIANTS, options_for
 from refdiff.errors import InputError
 
 pytest.importorskip("torch")
@@ -18,15 +18,15 @@ pytestmark = pytest.mark.needs_torch
 PHRASE = "the small man on the left of the table"
 
 
-def _reference(profile="official", mode="full", **changes):
-    options = options_for(TINY, profile=profile, mode=mode)
+def _reference(variant="official", mode="full", **changes):
+    options = options_for(TINY, variant=variant, mode=mode)
     return Reference(stack=tiny_stack(), options=dataclasses.replace(options, **changes))
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_and_mode_answers_on_the_pictures_own_pixels(profile, mode):
-    result = _reference(profile, mode).segment(tiny_picture(), PHRASE)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_profile_and_mode_answers_on_the_pictures_own_pixels(variant, mode):
+    result = _reference(variant, mode).segment(tiny_picture(), PHRASE)
     assert result.mask.shape == (48, 72)
     assert result.index is not None
     assert np.array_equal(result.mask, result.candidates.masks[result.index])
@@ -62,7 +62,7 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
 
 
 def test_a_filtered_candidate_cannot_win_in_edge_and_nothing_kept_is_said():
-    options = options_for(TINY, profile="edge").proposals
+    options = options_for(TINY, variant="edge").proposals
     nothing_kept = dataclasses.replace(options, min_area_share=1.0)
     result = _reference("edge", proposals=nothing_kept).segment(tiny_picture(), PHRASE)
     assert result.index is None
@@ -71,7 +71,7 @@ def test_a_filtered_candidate_cannot_win_in_edge_and_nothing_kept_is_said():
 
 
 def test_nothing_kept_gives_the_first_candidate_in_official_as_released():
-    nothing_kept = dataclasses.replace(options_for(TINY, profile="official").proposals, min_area_px=10_000)
+    nothing_kept = dataclasses.replace(options_for(TINY, variant="official").proposals, min_area_px=10_000)
     result = _reference(proposals=nothing_kept).segment(tiny_picture(), PHRASE)
     assert (result.index, result.score) == (0, 0.0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.options import PROFILES, AttentionOptions
+from refdiff.contracts.options import VARIANTS, AttentionOptions
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import DiffusionSpec
 from refdiff.errors import EngineError, InputError
@@ -29,7 +29,7 @@ SPEC = DiffusionSpec(
     cut_after="b",
 )
 LENGTH, LATENT = 9, (1, 4, 8, 8)
-OFFICIAL, EDGE = PROFILES["official"].attention, PROFILES["edge"].attention
+OFFICIAL, EDGE = VARIANTS["official"].attention, VARIANTS["edge"].attention
 ONE_GUIDED_PASS = dataclasses.replace(EDGE, guidance=9.0)
 IMAGE = np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8)
 _LETTERS = tuple(map(chr, range(33, 127)))
@@ -263,7 +263,7 @@ def test_values_that_are_not_finite_are_an_error_not_a_mask(name: str) -> None:
 
 def test_softmax_attention_is_refused() -> None:
     with pytest.raises(InputError, match="softmax"):
-        _state(FakeGraphs(), PROFILES["paper"].attention)
+        _state(FakeGraphs(), VARIANTS["paper"].attention)
 
 
 def test_no_passes_are_refused() -> None:

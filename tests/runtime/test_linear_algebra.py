@@ -25,16 +25,16 @@ from refdiff.contracts.options import options_for
 from refdiff.loading import segmenter_of
 from refdiff.contracts.inspection import find_bundle
 from refdiff.engines.factory import open_sessions
-from refdiff.miniature.questions import question
-from refdiff.runtime.interpolation import upsample_bilinear
+from refdiff.data.synthetic import question
+from refdiff.runtime.resize import upsample_bilinear
 from refdiff.runtime.patches import interpolate_positions
-from refdiff.runtime.resizing import MaskResize
+from refdiff.runtime.resize import MaskResize
 
 bundle = find_bundle("mini")
 asked = next(each for each in map(question, range(3_000_000, 3_000_100)) if each is not None)
-for profile in ("official", "edge"):
+for variant in ("official", "edge"):
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1)
-    with segmenter_of(bundle, sessions, options_for(bundle.spec, profile=profile)) as segmenter:
+    with segmenter_of(bundle, sessions, options_for(bundle.spec, variant=variant)) as segmenter:
         segmenter.segment(segmenter.encode(asked.image), asked.phrase)
 resize = MaskResize(low_res=256, square=1024, resized_yx=(576, 1024), size_yx=(1080, 1920))
 resize(np.ones((2, 256, 256), np.float32))

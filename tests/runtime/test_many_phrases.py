@@ -70,9 +70,9 @@ class _WatchedSession:
         self._inner.close()
 
 
-def _watched(profile="edge", mode="full", most_rows=None):
+def _watched(variant="edge", mode="full", most_rows=None):
     bundle, sessions = find_bundle("mini"), Watched(most_rows)
-    return sessions, segmenter_of(bundle, sessions, options_for(bundle.spec, profile=profile, mode=mode))
+    return sessions, segmenter_of(bundle, sessions, options_for(bundle.spec, variant=variant, mode=mode))
 
 
 def _assert_same(got, expected):
@@ -89,9 +89,9 @@ def _assert_same(got, expected):
         assert np.abs(got.heat - expected.heat).mean() < 1e-4
 
 
-@pytest.mark.parametrize(("profile", "mode"), [*(("edge", mode) for mode in MODES), ("official", "full")])
-def test_many_phrases_get_the_answers_of_one_at_a_time(image, profile, mode):
-    with refdiff.load("mini", backend="ort-cpu", profile=profile, mode=mode) as segmenter:
+@pytest.mark.parametrize(("variant", "mode"), [*(("edge", mode) for mode in MODES), ("official", "full")])
+def test_many_phrases_get_the_answers_of_one_at_a_time(image, variant, mode):
+    with refdiff.load("mini", backend="ort-cpu", variant=variant, mode=mode) as segmenter:
         scene = segmenter.encode(image)
         alone = [segmenter.segment(scene, phrase) for phrase in PHRASES]
         for rows in (1, 2, 5):
@@ -134,11 +134,11 @@ def test_a_guided_pass_takes_both_branches_of_a_phrase_in_one_call(image):
 
 
 @pytest.mark.parametrize(
-    ("profile", "mode", "most_rows"),
+    ("variant", "mode", "most_rows"),
     [("edge", "full", 1), ("edge", "full", 3), ("official", "gen", 1), ("official", "gen", 3)],
 )
-def test_a_session_is_never_fed_more_than_it_takes(image, profile, mode, most_rows):
-    sessions, segmenter = _watched(profile, mode, most_rows)
+def test_a_session_is_never_fed_more_than_it_takes(image, variant, mode, most_rows):
+    sessions, segmenter = _watched(variant, mode, most_rows)
     answers = segmenter.segment_many(segmenter.encode(image), PHRASES, rows=8)
     assert sessions.fed
     assert all(each.index is not None for each in answers)

@@ -57,7 +57,7 @@ def test_a_picture_below_one_patch_is_refused():
 
 
 def test_a_picture_with_too_many_patches_names_the_cure():
-    with pytest.raises(InputError, match="--profile edge or shrink"):
+    with pytest.raises(InputError, match="--variant edge or shrink"):
         patch_grid((4000, 3000), 16)
 
 

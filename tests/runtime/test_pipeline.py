@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.options import MODES, PROFILES
+from refdiff.contracts.options import MODES, VARIANTS
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime import patches as buckets
@@ -101,15 +101,15 @@ def _tokenizer():
     return Tokenizer(build_tokenizer_json({t: i for i, t in enumerate(tokens)}, []), SPEC.context_length)
 
 
-def _options(profile="official", mode="full", **changes):
-    return dataclasses.replace(PROFILES[profile], mode=mode, **changes)
+def _options(variant="official", mode="full", **changes):
+    return dataclasses.replace(VARIANTS[variant], mode=mode, **changes)
 
 
-def _segmenter(profile="official", mode="full", factory=None, **changes):
+def _segmenter(variant="official", mode="full", factory=None, **changes):
     return Segmenter(
         sessions=factory or FakeFactory(),
         spec=SPEC,
-        options=_options(profile, mode, **changes),
+        options=_options(variant, mode, **changes),
         tokenizer=_tokenizer(),
         positions=np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32),
     )
@@ -119,10 +119,10 @@ def _image(size=SIZE):
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("profile", ["official", "edge"])
+@pytest.mark.parametrize("variant", ["official", "edge"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_answers_with_a_mask_of_the_picture(profile, mode):
-    with _segmenter(profile, mode) as segmenter:
+def test_every_mode_answers_with_a_mask_of_the_picture(variant, mode):
+    with _segmenter(variant, mode) as segmenter:
         scene = segmenter.encode(_image())
         result = segmenter.segment(scene, "the red mug left of the plate")
     assert result.mask.shape == SIZE
@@ -196,7 +196,7 @@ def test_soft_attention_sees_the_picture_at_its_own_resolution_or_at_the_limit()
     factory = FakeFactory()
     _segmenter("official", "disc+seg", factory).encode(_image((50, 95)))
     assert factory.log[-1][1]["positions"] == (1, 96, 6)  # the bucket of 6 * 11 patches
-    crops = dataclasses.replace(PROFILES["official"].crops, soft_long_side=48)
+    crops = dataclasses.replace(VARIANTS["official"].crops, soft_long_side=48)
     _segmenter("official", "disc+seg", factory, crops=crops).encode(_image((50, 95)))
     assert factory.log[-1][1]["positions"] == (1, 24, 6)  # the bucket of 3 * 6 patches
 
@@ -218,7 +218,7 @@ def test_a_scene_of_other_options_is_refused():
 
 
 def _at_peaks(mode="full", factory=None):
-    proposals = dataclasses.replace(PROFILES["edge"].proposals, peaks=4)
+    proposals = dataclasses.replace(VARIANTS["edge"].proposals, peaks=4)
     return _segmenter("edge", mode, factory, proposals=proposals)
 
 
@@ -252,7 +252,7 @@ def test_peaks_without_a_map_are_refused():
 
 
 def _wary():
-    crops = dataclasses.replace(PROFILES["official"].crops, negative=0.5)
+    crops = dataclasses.replace(VARIANTS["official"].crops, negative=0.5)
     return _segmenter("official", "disc+seg", crops=crops)
 
 
@@ -278,19 +278,19 @@ def test_a_phrase_of_one_thing_has_nothing_to_be_unlike():
 
 def test_nothing_kept_is_no_match_with_a_reason_on_edge_and_the_first_mask_officially():
     all_out = {"min_area_px": 10**9}
-    edge = dataclasses.replace(PROFILES["edge"].proposals, **all_out)
+    edge = dataclasses.replace(VARIANTS["edge"].proposals, **all_out)
     segmenter = _segmenter("edge", proposals=edge)
     result = segmenter.segment(segmenter.encode(_image()), "the mug on the left of the plate")
     assert result.index is None
     assert not result.mask.any()
     assert result.reason == "no proposal passes the filters"
-    official = dataclasses.replace(PROFILES["official"].proposals, **all_out)
+    official = dataclasses.replace(VARIANTS["official"].proposals, **all_out)
     segmenter = _segmenter("official", proposals=official)
     assert segmenter.segment(segmenter.encode(_image()), "the mug").index == 0
 
 
 def test_a_picture_without_proposals_is_one_candidate():
-    proposals = dataclasses.replace(PROFILES["official"].proposals, pred_iou_threshold=0.99)
+    proposals = dataclasses.replace(VARIANTS["official"].proposals, pred_iou_threshold=0.99)
     segmenter = _segmenter(proposals=proposals)
     result = segmenter.segment(segmenter.encode(_image()), "the mug")
     assert len(result.candidates) == 1
@@ -298,7 +298,7 @@ def test_a_picture_without_proposals_is_one_candidate():
 
 
 def test_the_paper_profile_is_refused_with_the_alternatives():
-    with pytest.raises(InputError, match="use --profile official or edge, or the torch reference"):
+    with pytest.raises(InputError, match="use --variant official or edge, or the torch reference"):
         _segmenter("paper")
 
 
@@ -379,7 +379,7 @@ def test_crops_of_unlike_grids_share_a_call():
     )
     factory = FakeFactory()
     positions = np.zeros((16, 6), np.float32)
-    hard_vectors(factory, SPEC.clip, positions, scene.image, unlike, PROFILES["official"].crops, None)
+    hard_vectors(factory, SPEC.clip, positions, scene.image, unlike, VARIANTS["official"].crops, None)
     assert [shapes["patches"] for _, shapes in factory.log] == [(3, 32, 192)]
 
 
@@ -396,7 +396,7 @@ def test_a_batch_of_crops_is_bounded_in_memory(monkeypatch):
 
 
 def test_more_candidates_than_class_tokens_are_read_in_several_calls():
-    crops = PROFILES["official"].crops
+    crops = VARIANTS["official"].crops
     scene = _segmenter("official", "disc+seg").encode(_image())
     repeats = 2 + CLASS_BUCKETS[-1] // len(scene.candidates)
     index = np.tile(np.arange(len(scene.candidates)), repeats)
@@ -418,9 +418,9 @@ def test_more_candidates_than_class_tokens_are_read_in_several_calls():
     assert np.allclose(together, alone[index], atol=1e-5)
 
 
-@pytest.mark.parametrize("profile", ["official", "edge"])
-def test_a_candidates_vectors_do_not_depend_on_the_other_candidates(profile):
-    crops = PROFILES[profile].crops
+@pytest.mark.parametrize("variant", ["official", "edge"])
+def test_a_candidates_vectors_do_not_depend_on_the_other_candidates(variant):
+    crops = VARIANTS[variant].crops
     scene = _segmenter("official", "disc+seg").encode(_image())
     positions = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
     alone_kept = np.zeros(len(scene.candidates), dtype=np.bool_)
@@ -450,6 +450,6 @@ def test_an_explicit_focus_moves_the_map_in_edge_too():
 
 
 def test_the_papers_ramp_on_the_masked_attention_is_refused():
-    paper = dataclasses.replace(PROFILES["official"].crops, ramp_on_soft=True)
-    with pytest.raises(InputError, match="use --profile official or edge"):
+    paper = dataclasses.replace(VARIANTS["official"].crops, ramp_on_soft=True)
+    with pytest.raises(InputError, match="use --variant official or edge"):
         _segmenter("official", crops=paper)

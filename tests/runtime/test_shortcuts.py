@@ -29,17 +29,17 @@ def picture(*, tall: bool) -> np.ndarray:
 
 
 @cache
-def answers(profile: str, shortcuts: Shortcuts, *, tall: bool) -> tuple[Segmentation, ...]:
-    with refdiff.load("mini", profile=profile, threads=1, shortcuts=shortcuts) as segmenter:
+def answers(variant: str, shortcuts: Shortcuts, *, tall: bool) -> tuple[Segmentation, ...]:
+    with refdiff.load("mini", variant=variant, threads=1, shortcuts=shortcuts) as segmenter:
         scene = segmenter.encode(picture(tall=tall))
         return tuple(segmenter.segment(scene, phrase) for phrase in PHRASES)
 
 
-@pytest.mark.parametrize(("profile", "tall"), [("official", False), ("edge", True)], ids=["official", "edge"])
+@pytest.mark.parametrize(("variant", "tall"), [("official", False), ("edge", True)], ids=["official", "edge"])
 @pytest.mark.parametrize("switch", [*SWITCHES, "all of them"])
-def test_a_shortcut_leaves_the_answer_as_it_is(switch: str, profile: str, tall: bool) -> None:
+def test_a_shortcut_leaves_the_answer_as_it_is(switch: str, variant: str, tall: bool) -> None:
     off = NONE if switch == "all of them" else dataclasses.replace(ALL_SHORTCUTS, **{switch: False})
-    both = answers(profile, ALL_SHORTCUTS, tall=tall), answers(profile, off, tall=tall)
+    both = answers(variant, ALL_SHORTCUTS, tall=tall), answers(variant, off, tall=tall)
     for quick, plain in zip(*both, strict=True):
         assert np.array_equal(quick.candidates.masks, plain.candidates.masks)
         assert np.array_equal(quick.candidates.kept, plain.candidates.kept)
@@ -47,7 +47,7 @@ def test_a_shortcut_leaves_the_answer_as_it_is(switch: str, profile: str, tall: 
         assert quick.index == plain.index
         assert np.allclose(quick.scores.total, plain.scores.total, atol=1e-5)
         assert np.allclose(
-            quick.heat, plain.heat, atol=1e-2 if profile == "official" else 1e-5
+            quick.heat, plain.heat, atol=1e-2 if variant == "official" else 1e-5
         )  # 8-bit steps
 
 
@@ -97,7 +97,7 @@ def test_a_shortcut_saves_the_work_it_names(switch: str, graph: str, counted: st
     spent = {}
     for on in (True, False):
         options = options_for(
-            bundle.spec, profile="official", shortcuts=dataclasses.replace(ALL_SHORTCUTS, **{switch: on})
+            bundle.spec, variant="official", shortcuts=dataclasses.replace(ALL_SHORTCUTS, **{switch: on})
         )
         # Three alone pass the area filter: the miniature's scenes hold about ten things.
         options = dataclasses.replace(
@@ -116,7 +116,7 @@ def test_without_keep_unconditional_the_picture_alone_makes_no_pass() -> None:
     bundle = find_bundle("mini")
     off = dataclasses.replace(ALL_SHORTCUTS, keep_unconditional=False)
     counting = Counting(open_sessions(bundle, backend="ort-cpu", threads=1))
-    options = options_for(bundle.spec, profile="official", mode="gen", shortcuts=off)
+    options = options_for(bundle.spec, variant="official", mode="gen", shortcuts=off)
     with segmenter_of(bundle, counting, options) as segmenter:
         scene = segmenter.encode(picture(tall=False))
         assert "unet" not in counting.calls
@@ -127,7 +127,7 @@ def test_without_keep_unconditional_the_picture_alone_makes_no_pass() -> None:
 def test_a_picture_too_large_for_the_masked_attention_is_refused_before_any_graph_runs() -> None:
     bundle = find_bundle("mini")
     counting = Counting(open_sessions(bundle, backend="ort-cpu", threads=1))
-    with segmenter_of(bundle, counting, options_for(bundle.spec, profile="official")) as segmenter:
-        with pytest.raises(InputError, match="14400 CLIP patches, at most 8192 fit; use --profile edge"):
+    with segmenter_of(bundle, counting, options_for(bundle.spec, variant="official")) as segmenter:
+        with pytest.raises(InputError, match="14400 CLIP patches, at most 8192 fit; use --variant edge"):
             segmenter.encode(np.zeros((720, 1280, 3), np.uint8))
         assert counting.calls == {}

@@ -64,7 +64,7 @@ def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS, golden: GoldenTenso
 def write_plan(bundle: Bundle, name: str, *, activations: int = 1000, padding: int = 0, **changes) -> Path:
     """A plan with its side-car; `changes` are of its identity."""
     graph: GraphSpec = CONTRACT[name]
-    profiles = shape_profiles(graph, SPEC, [options_for(SPEC, profile="official")])
+    profiles = shape_profiles(graph, SPEC, [options_for(SPEC, variant="official")])
     ranges = [
         [{n: list(each.least) for n, each in p.items()}, {n: list(each.most) for n, each in p.items()}]
         for p in profiles

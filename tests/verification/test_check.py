@@ -360,7 +360,7 @@ def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
     from tests.support.calm_stack import calm_stack
 
     page = tmp_path / "page.html"
-    report = check.check(tiny_bundle, count=1, profiles=["edge"], stack=calm_stack(), report=page)
+    report = check.check(tiny_bundle, count=1, variants=["edge"], stack=calm_stack(), report=page)
     assert report.passed, report.failure
     assert report.count == 1
     floor = report.noise_floor["edge"]
@@ -387,9 +387,9 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
     nan = nan_in_weight("layers.0.self_attn.q_proj/MatMul")
     bundle, node = planted(tiny_bundle, tmp_path / "bundle", "sd_text", nan)
     page = tmp_path / "page.html"
-    report = check.check(bundle, count=1, profiles=["edge"], stack=calm_stack(), report=page)
+    report = check.check(bundle, count=1, variants=["edge"], stack=calm_stack(), report=page)
     assert report.unanswered is not None
-    assert "in profile edge: graph sd_text returned context with values that are not fin" in report.unanswered
+    assert "in variant edge: graph sd_text returned context with values that are not fin" in report.unanswered
     assert "refdiff check" not in report.unanswered
     assert (report.reference, report.noise_floor, report.worst) == ({}, {}, ())
     code, out, err = said_by(report, monkeypatch, capsys)
@@ -402,7 +402,7 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
 def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     three_rungs: check.CheckReport, monkeypatch, capsys
 ) -> None:
-    report = dataclasses.replace(three_rungs, unanswered="“a mug” on scene 3 in profile edge: NaN")
+    report = dataclasses.replace(three_rungs, unanswered="“a mug” on scene 3 in variant edge: NaN")
     assert not report.passed
     code, out, err = said_by(report, monkeypatch, capsys, "--json")
     assert code == 1

@@ -45,7 +45,7 @@ def answer(columns: int, *, heat: float | None = 0.5, matched: bool = True) -> S
 def case(reference: Segmentation, runtime: Segmentation) -> Case:
     picture = np.random.default_rng(3).integers(0, 255, (*SIZE_YX, 3), dtype=np.uint8)
     return Case(
-        profile="edge",
+        variant="edge",
         seed=next(_seeds),
         image=picture,
         reference=reference,

@@ -73,7 +73,7 @@ def demo(
     *,
     bundle: Path | str = "mini",
     backend: str = "auto",
-    profile: str = "edge",
+    variant: str = "edge",
     mode: str = "full",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -84,7 +84,7 @@ def demo(
         output: the folder; made if it is not there. Pictures of an earlier demo in it are replaced.
         bundle: "mini", the built-in one, or another made from the miniature.
         backend: as in `load`.
-        profile: as in `load`.
+        variant: as in `load`.
         mode: as in `load`.
         threads: as in `load`.
         progress: told one line per scene.
@@ -99,7 +99,7 @@ def demo(
         raise InputError(f"{folder} is a file, expected a folder; choose another place")
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=False)
-    options = options_for(opened.spec, profile=profile, mode=mode)
+    options = options_for(opened.spec, variant=variant, mode=mode)
     sessions = open_sessions(opened, backend=backend, threads=threads)
     shown: list[Shown] = []
     with segmenter_of(opened, sessions, options) as segmenter:

@@ -105,7 +105,7 @@ def segment_many(
     overwrite: bool = False,
     rows: int | None = None,
     backend: str = "auto",
-    profile: str = "edge",
+    variant: str = "edge",
     mode: str = "full",
     seed: int = 0,
     reader: str = "rules",
@@ -129,7 +129,7 @@ def segment_many(
         overwrite: take an output folder that was answered with other settings.
         rows: most of a UNet call, and no more than the back-end takes; more rows take more memory. None: two.
         backend: as in `load`, like all that follow but the last.
-        profile: see `load`.
+        variant: see `load`.
         mode: see `load`.
         seed: see `load`.
         reader: see `load`.
@@ -149,7 +149,7 @@ def segment_many(
     errands = errands_of(Path(picture), phrases, folder)
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=allow_random_weights)
-    options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
+    options = options_for(opened.spec, variant=variant, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
     tell, answers = progress or silent, list[Answer]()
     with segmenter_of(opened, sessions, options) as segmenter:

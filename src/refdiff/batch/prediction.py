@@ -73,7 +73,7 @@ class Answer:
             "mask": compress_coco_rle(to_coco_rle(result.mask)),
             "model": self.model,
             "random_weights": self.random_weights,
-            "profile": self.options.profile,
+            "variant": self.options.variant,
             "mode": self.options.mode,
             "seed": self.options.seed,
             "backend": self.backend,
@@ -102,7 +102,7 @@ def segment(
     *,
     focus: str | None = None,
     backend: str = "auto",
-    profile: str = "edge",
+    variant: str = "edge",
     mode: str = "full",
     seed: int = 0,
     reader: str = "rules",
@@ -118,7 +118,7 @@ def segment(
         phrase: English, e.g. "the red mug on the left".
         focus: its head word, for a caller who knows better than the reader.
         backend: as in `load`, like all that follow.
-        profile: see `load`.
+        variant: see `load`.
         mode: see `load`.
         seed: see `load`.
         reader: see `load`.
@@ -135,7 +135,7 @@ def segment(
     read_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=allow_random_weights)
-    options = options_for(opened.spec, profile=profile, mode=mode, seed=seed, reader=reader)
+    options = options_for(opened.spec, variant=variant, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
     with segmenter_of(opened, sessions, options) as segmenter:
         answer = ask(segmenter, picture, phrase, focus=focus, model=opened.spec.name, sessions=sessions)

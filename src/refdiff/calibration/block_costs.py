@@ -69,7 +69,7 @@ class SensitivityReport:
     """All blocks, costliest first."""
 
     type: str
-    profile: str
+    variant: str
     count: int
     truth: str
     """What the masks were compared with."""
@@ -83,7 +83,7 @@ class SensitivityReport:
 
 
 def measure_costs(
-    source: Bundle, recipe: Recipe, *, count: int = COSTED, profile: str = "edge", progress: Progress
+    source: Bundle, recipe: Recipe, *, count: int = COSTED, variant: str = "edge", progress: Progress
 ) -> SensitivityReport:
     """Try every block of every quantised graph by itself.
 
@@ -91,15 +91,15 @@ def measure_costs(
         source: the fp32 bundle.
         recipe: its eight-bit recipe.
         count: scenes, one phrase each.
-        profile: of the pipeline.
+        variant: of the pipeline.
         progress: told one line for each block.
     """
-    with trials(source, recipe, count=count, profile=profile, progress=progress) as measured:
+    with trials(source, recipe, count=count, variant=variant, progress=progress) as measured:
         costs = list(_costs(measured, recipe, progress))
         types = {each.quantised.type for each in recipe.graphs.values() if each.quantised is not None}
         return SensitivityReport(
             type=", ".join(sorted(types)),
-            profile=profile,
+            variant=variant,
             count=count,
             truth=(
                 "the scenes' true masks" if source.spec.name == MINIATURE else "the fp32 bundle's answers"
@@ -154,7 +154,7 @@ def within_budget(
         points: percentage points of mean IoU that may be lost.
         progress: told one line for each set.
     """
-    with trials(source, recipe, count=report.count, profile=report.profile, progress=progress) as measured:
+    with trials(source, recipe, count=report.count, variant=report.variant, progress=progress) as measured:
         fewest, most = 0, len(report.costs)
         while fewest < most:
             dropped = (fewest + most) // 2
@@ -195,7 +195,7 @@ def draw_costs(report: SensitivityReport) -> bytes:
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     title = (
         f"{report.type}: points of mIoU lost by each block alone "
-        f"({report.count} scenes, {report.profile}; half precision: {report.half_miou:.3f})"
+        f"({report.count} scenes, {report.variant}; half precision: {report.half_miou:.3f})"
     )
     draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
     losses = [max(cost.cost_points, 0.0) for cost in report.costs]

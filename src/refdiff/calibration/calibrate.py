@@ -1,6 +1,6 @@
 """`calibrate`: the pipeline answers questions, and everything it feeds its graphs is recorded.
 
-What is recorded is what a device will feed: the steps, guidance branches, batches and padding of the profiles
+What is recorded is what a device will feed: the steps, guidance branches, batches and padding of the variants
 themselves. Ranges, audits and the parity ladder read it (`open_feeds`).
 """
 
@@ -30,13 +30,13 @@ from refdiff.loading import segmenter_of
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
-CALIBRATED_PROFILES = ("official", "edge")
+CALIBRATED_VARIANTS = ("official", "edge")
 
 OCCASIONAL = 8
 """Scenes that are recorded where a verb needs feeds and is given none."""
 
 MOST_RUNS = 4
-"""Runs of one graph that are kept of a question and profile, evenly spread: every pass of the UNet, but not
+"""Runs of one graph that are kept of a question and variant, evenly spread: every pass of the UNet, but not
 each of SAM's sixteen decoder batches on one picture."""
 
 
@@ -50,7 +50,7 @@ class CalibrationReport:
     model: str
     backend: str
     backend_reason: str
-    profiles: tuple[str, ...]
+    variants: tuple[str, ...]
     mode: str
     new: int
     """Questions that were asked now."""
@@ -69,7 +69,7 @@ class CalibrationReport:
             **dataclasses.asdict(self),
             "feeds": str(self.feeds),
             "bundle": str(self.bundle),
-            "profiles": list(self.profiles),
+            "variants": list(self.variants),
             "graphs": dict(self.graphs),
             "seconds": round(self.seconds, 2),
             "warnings": list(self.warnings),
@@ -84,7 +84,7 @@ def calibrate(
     phrases: Path | str | None = None,
     count: int | None = None,
     seed: int | None = None,
-    profiles: Sequence[str] = CALIBRATED_PROFILES,
+    variants: Sequence[str] = CALIBRATED_VARIANTS,
     mode: str = "full",
     backend: str = "auto",
     threads: int | None = None,
@@ -103,11 +103,11 @@ def calibrate(
         phrases: a CSV file with the header `image,phrase`; needed with `images`.
         count: scenes, 32 if left out, or phrases, all if left out.
         seed: of the first scene; None: one the miniature was neither trained on nor is judged by.
-        profiles: each question is asked under each of them.
+        variants: each question is asked under each of them.
         mode: as in `load`.
         backend: as in `load`.
         threads: as in `load`.
-        most_runs: of one graph, kept of one question and profile, evenly spread; None keeps all.
+        most_runs: of one graph, kept of one question and variant, evenly spread; None keeps all.
         overwrite: begin anew, whatever recording is there.
         progress: told one line per question.
 
@@ -119,13 +119,13 @@ def calibrate(
         EngineError: a graph failed; what was recorded before stays.
     """
     start, tell, opened = time.perf_counter(), progress or silent, find_bundle(bundle)
-    _check(opened, profiles, most_runs)
+    _check(opened, variants, most_runs)
     tell("reading the questions")
     series = _series(images, phrases, count, seed)
     series.check_phrases(Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
     every_run = Shortcuts(keep_texts=False)  # what a question feeds its graphs hangs on no other question
     options = {
-        name: options_for(opened.spec, profile=name, mode=mode, shortcuts=every_run) for name in profiles
+        name: options_for(opened.spec, variant=name, mode=mode, shortcuts=every_run) for name in variants
     }
     with ExitStack() as stack:
         sessions = open_sessions(opened, backend=backend, threads=threads)
@@ -148,7 +148,7 @@ def calibrate(
         model=opened.spec.name,
         backend=sessions.backend,
         backend_reason=sessions.reason,
-        profiles=tuple(options),
+        variants=tuple(options),
         mode=mode,
         new=len(series.asked) - resumed,
         resumed=resumed,
@@ -191,14 +191,14 @@ def thinned_records(store: FeedStore, graph: str, most: int) -> list[Mapping[str
     return [records[index] for index in sorted(spread(len(records), most))]
 
 
-def _check(bundle: Bundle, profiles: Sequence[str], most_runs: int | None) -> None:
+def _check(bundle: Bundle, variants: Sequence[str], most_runs: int | None) -> None:
     if bundle.manifest.precision != "fp32":
         raise InputError(
             f"{bundle.path} is in {bundle.manifest.precision}, expected fp32, where ranges are taken; "
             "calibrate the bundle it was made from"
         )
-    if not profiles:
-        raise InputError(f"got no profile, expected one or more, such as {', '.join(CALIBRATED_PROFILES)}")
+    if not variants:
+        raise InputError(f"got no variant, expected one or more, such as {', '.join(CALIBRATED_VARIANTS)}")
     if most_runs is not None and most_runs < 1:
         raise InputError(f"got at most {most_runs} runs of a graph, expected 1 or more")
 
@@ -222,7 +222,7 @@ def _settings(
     """Everything that decides what is recorded."""
     return {
         "questions": series.settings,
-        "profiles": {name: dataclasses.asdict(each) for name, each in options.items()},
+        "variants": {name: dataclasses.asdict(each) for name, each in options.items()},
         "backend": sessions.backend,
         "most_runs": most_runs,
     }

@@ -113,7 +113,7 @@ def write_whole(path: Path, data: bytes) -> None:
         write_file(path, data)
 
 
-FEEDS_FORMAT = 1
+FEEDS_FORMAT = 2
 """Raised when one refdiff could no longer use what another recorded."""
 
 
@@ -122,18 +122,18 @@ class Entry:
     """One run of one graph, as it is stored."""
 
     question: str
-    profile: str
+    variant: str
     graph: str
     """The one that was run."""
     position: int
-    """Which run of this graph it was, among those of its question and profile."""
+    """Which run of this graph it was, among those of its question and variant."""
     arrays: Mapping[str, str]
     """Tensor -> name of its array."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, without the question it stands under."""
         return {
-            "profile": self.profile,
+            "variant": self.variant,
             "graph": self.graph,
             "position": self.position,
             "feeds": dict(self.arrays),
@@ -228,7 +228,7 @@ def _entry(question: str, run: Mapping[str, Any]) -> Entry:
             raise ValueError(f"an array is called {name!r}")
     return Entry(
         question=question,
-        profile=str(run["profile"]),
+        variant=str(run["variant"]),
         graph=str(run["graph"]),
         position=int(run["position"]),
         arrays=arrays,

@@ -41,7 +41,7 @@ class Run:
 
     graph: str
     position: int
-    """Which run of this graph it was, among those of its question and profile."""
+    """Which run of this graph it was, among those of its question and variant."""
     feeds: Mapping[str, Array]
     """Tensor -> integers, or float32 at half-precision values."""
 
@@ -147,7 +147,7 @@ class FeedStore:
         return (self._folder / INDEX_NAME).stat().st_size + self._arrays.size_bytes(self._index.array_names())
 
     def entries(self, graph: str) -> tuple[Entry, ...]:
-        """Question, profile and position of each record of a graph, in the order of `records`."""
+        """Question, variant and position of each record of a graph, in the order of `records`."""
         return tuple(
             entry
             for runs in self._index.questions.values()
@@ -164,7 +164,7 @@ class FeedStore:
 
         Args:
             question: its id; not one of `finished`.
-            runs: profile -> what was run, in order.
+            runs: variant -> what was run, in order.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -174,12 +174,12 @@ class FeedStore:
         entries = tuple(
             Entry(
                 question=question,
-                profile=profile,
+                variant=variant,
                 graph=run.graph,
                 position=run.position,
                 arrays={name: self._arrays.put(array) for name, array in run.feeds.items()},
             )
-            for profile, some in runs.items()
+            for variant, some in runs.items()
             for run in some
         )
         self._index.questions[question] = entries

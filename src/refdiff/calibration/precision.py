@@ -179,7 +179,7 @@ def sensitivity(
     type: str = "int8",
     feeds: Path | None = None,
     count: int = COSTED,
-    profile: str = "edge",
+    variant: str = "edge",
     method: str = "percentile",
     progress: Progress | None = None,
 ) -> SensitivityReport:
@@ -190,7 +190,7 @@ def sensitivity(
         type: "int8" or "fp8".
         feeds: what `calibrate` recorded; None records some scenes now.
         count: scenes, one phrase each.
-        profile: of the pipeline.
+        variant: of the pipeline.
         method: how ranges are taken.
         progress: told one line for each step.
 
@@ -205,7 +205,7 @@ def sensitivity(
     wanted = Wanted(precision=type, feeds=feeds, ranges=method)
     wanted.check(bundle=opened.path)
     recipe = _recipe(opened, wanted, tell)
-    return measure_costs(opened, recipe, count=count, profile=profile, progress=tell)
+    return measure_costs(opened, recipe, count=count, variant=variant, progress=tell)
 
 
 def _recipe(bundle: Bundle, wanted: Wanted, tell: Progress) -> Recipe:

@@ -24,7 +24,7 @@ class FeedRecorder:
     Args:
         inner: opens the sessions that compute; closed with the recorder.
         most: runs of one graph that are handed out at a time, evenly spread over all there were; None: all.
-            Four keep every pass of the UNet that a profile makes, and thin out SAM's decoder, which is run
+            Four keep every pass of the UNet that a variant makes, and thin out SAM's decoder, which is run
             16 times on one picture by a grid of 32 points a side.
     """
 

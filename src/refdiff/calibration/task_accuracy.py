@@ -46,7 +46,7 @@ class Trials:
         folder: scratch, for graphs on trial.
         half: the source in half precision.
         asked: the questions.
-        options: the profile.
+        options: the variant.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ def _segmenting(
 
 @contextmanager
 def trials(
-    source: Bundle, recipe: Recipe, *, count: int, profile: str, progress: Progress
+    source: Bundle, recipe: Recipe, *, count: int, variant: str, progress: Progress
 ) -> Iterator[Trials]:
     """Prepare measurements on an fp32 bundle; `recipe` says how its half precision looks.
 
@@ -137,5 +137,5 @@ def trials(
         progress("writing the half-precision bundle to compare with")
         convert(source.path, half, precision="fp16", output=folder / "half")
         asked = list(questions(range(FIRST_SCENE, FIRST_SCENE + count)))
-        options = options_for(source.spec, profile=profile)
+        options = options_for(source.spec, variant=variant)
         yield Trials(source, folder, open_bundle(folder / "half"), asked, options)

@@ -31,7 +31,7 @@ Memory = Annotated[
         help='Of the device, for plans: "8GB", or resident, shared or staged; what fits if left out.'
     ),
 ]
-Profile = Annotated[str, typer.Option(help="edge, official or paper.")]
+Variant = Annotated[str, typer.Option(help="edge, official or paper.")]
 Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
 Feeds = Annotated[Path | None, typer.Option(help="What `refdiff calibrate` recorded.")]

@@ -108,7 +108,7 @@ def build(
     bundle: BundleName,
     flavour: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or auto.")] = "auto",
     graph: Annotated[list[str] | None, typer.Option(help="Repeatable; all if left out.")] = None,
-    profile: Annotated[
+    variant: Annotated[
         list[str] | None,
         typer.Option(help="Whose sizes the plans serve: edge, official; repeatable, edge if left out."),
     ] = None,
@@ -148,7 +148,7 @@ def build(
     tensorrt builds on the GPU it builds for; tensorrt-rtx needs none. With --lint, exit code 1 if the parser
     refuses a graph.
     """
-    from refdiff.engines.build import BUILT_PROFILES
+    from refdiff.engines.build import BUILT_VARIANTS
     from refdiff.engines.build import build as build_plans
     from refdiff.engines.trt.options import BuildOptions, parse_size
 
@@ -169,7 +169,7 @@ def build(
             bundle,
             flavour=flavour,
             graphs=graph or (),
-            profiles=profile or BUILT_PROFILES,
+            variants=variant or BUILT_VARIANTS,
             options=options,
             size=size,
             force=force,

@@ -27,7 +27,7 @@ def of_calibration(report: CalibrationReport) -> RenderableType:
         table.add_row(name, str(count))
     earlier = f", {report.resumed} of them recorded earlier" if report.resumed else ""
     return _group(
-        f"{report.bundle}   {report.model} on {report.backend}, {', '.join(report.profiles)}, {report.mode}",
+        f"{report.bundle}   {report.model} on {report.backend}, {', '.join(report.variants)}, {report.mode}",
         table,
         f"{report.new + report.resumed} questions on {report.pictures} pictures{earlier}",
         f"{report.feeds}   {_size(report.size_bytes)}, {report.seconds:.1f} s",
@@ -50,12 +50,12 @@ def calibrate(
         int | None, typer.Option(min=1, help="Scenes, 32 if left out, or phrases, all if left out.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first scene.")] = None,
-    profile: Annotated[
+    variant: Annotated[
         list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
     ] = None,
     mode: Mode = "full",
     most_runs: Annotated[
-        int, typer.Option(min=0, help="Of one graph, kept of a question and profile, evenly spread; 0: all.")
+        int, typer.Option(min=0, help="Of one graph, kept of a question and variant, evenly spread; 0: all.")
     ] = 4,
     backend: Backend = "auto",
     threads: Threads = None,
@@ -73,7 +73,7 @@ def calibrate(
             output=output or Path(f"{Path(bundle).resolve().name}-feeds"),
             count=count,
             seed=seed,
-            profiles=profile or calibrate.CALIBRATED_PROFILES,
+            variants=variant or calibrate.CALIBRATED_VARIANTS,
             mode=mode,
             most_runs=most_runs or None,
             backend=backend,

@@ -55,12 +55,12 @@ def _of_ladder(ladder: Ladder) -> Table:
 
 def _of_task(report: CheckReport) -> Table:
     table = _table("compared with", "what", ">value", ">limit", ">noise floor", "")
-    for profile, verdicts in report.reference.items():
-        floor = report.noise_floor.get(profile, {})
+    for variant, verdicts in report.reference.items():
+        floor = report.noise_floor.get(variant, {})
         for number, verdict in enumerate(verdicts):
             sign = "≥" if verdict.bound == "at_least" else "≤"
             table.add_row(
-                "" if number else f"reference, {profile}, {report.count} scenes",
+                "" if number else f"reference, {variant}, {report.count} scenes",
                 verdict.name.replace("_", " ").replace("iou", "IoU"),
                 f"{verdict.value:.4g}",
                 f"{sign} {verdict.limit:g}",
@@ -123,9 +123,9 @@ def check(
         Path | None,
         typer.Option(help="What `refdiff calibrate` recorded, to compare with the most exact bundle on."),
     ] = None,
-    count: Annotated[int, typer.Option(help="Held-out scenes per profile.")] = 8,
+    count: Annotated[int, typer.Option(help="Held-out scenes per variant.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 1_000_000,
-    profile: Annotated[
+    variant: Annotated[
         list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
     ] = None,
     mode: Mode = "full",
@@ -150,7 +150,7 @@ def check(
             feeds=feeds,
             count=count,
             seed=seed,
-            profiles=profile or check.CHECKED_PROFILES,
+            variants=variant or check.CHECKED_VARIANTS,
             mode=mode,
             backend=backend,
             threads=threads,

@@ -13,8 +13,8 @@ from refdiff.cli.app import (
     Memory,
     Mode,
     Overwrite,
-    Profile,
     Threads,
+    Variant,
     app,
 )
 from refdiff.cli.output import note, note_backend, print_answer, working
@@ -32,7 +32,7 @@ def profile(
     scenes: Annotated[int | None, typer.Option(min=1, help="How many scenes; 3 if left out.")] = None,
     runs: Annotated[int, typer.Option(help="Measured rounds; each asks every question once.")] = 10,
     warmup: Annotated[int, typer.Option(help="Rounds before them, after the cold start.")] = 1,
-    profile: Profile = "edge",
+    variant: Variant = "edge",
     mode: Mode = "full",
     backend: Backend = "auto",
     threads: Threads = None,
@@ -89,7 +89,7 @@ def profile(
             scenes=scenes,
             runs=runs,
             warmup=warmup,
-            profile=profile,
+            variant=variant,
             mode=mode,
             backend=backend,
             threads=threads,

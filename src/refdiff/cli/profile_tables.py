@@ -60,7 +60,7 @@ def of_comparison(comparison: Comparison) -> RenderableType:
 def _head(report: ProfileReport) -> str:
     options, bundle = report.options, report.bundle
     return (
-        f"{report.path}   {bundle['model']} {bundle['precision']}, profile {options['profile']}, "
+        f"{report.path}   {bundle['model']} {bundle['precision']}, variant {options['variant']}, "
         f"mode {options['mode']}, on {options['backend']}; {report.total.n} questions "
         f"({len(options['questions'])} a round), each {report.total.p50:.1f} ms "
         f"(p90 {report.total.p90:.1f}, p99 {report.total.p99:.1f})"

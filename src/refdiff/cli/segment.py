@@ -18,8 +18,8 @@ from refdiff.cli.app import (
     Memory,
     Mode,
     Overwrite,
-    Profile,
     Threads,
+    Variant,
     app,
 )
 from refdiff.cli.output import note, note_backend, print_answer, working
@@ -52,7 +52,7 @@ def of_answer(answer: Answer, files: Mapping[str, Path]) -> RenderableType:
             ("area", f"{document['area_px']} px, {share:.1%} of the picture"),
         ]
     facts += [
-        ("computed by", "   ".join(document[name] for name in ("model", "profile", "mode", "backend"))),
+        ("computed by", "   ".join(document[name] for name in ("model", "variant", "mode", "backend"))),
         ("time", f"encode {document['encode_ms']:.0f} ms   segment {document['segment_ms']:.0f} ms"),
         *((kind, str(path)) for kind, path in files.items()),
     ]
@@ -125,7 +125,7 @@ def segment(
         typer.Option(min=1, help="Most rows of a UNet call, 2 if left out; more take more memory."),
     ] = None,
     backend: Backend = "auto",
-    profile: Profile = "edge",
+    variant: Variant = "edge",
     mode: Mode = "full",
     seed: Annotated[int, typer.Option(min=0, help="Of the diffusion branch's noise.")] = 0,
     reader: Annotated[
@@ -146,7 +146,7 @@ def segment(
     """
     chosen: dict[str, Any] = {
         "backend": backend,
-        "profile": profile,
+        "variant": variant,
         "mode": mode,
         "seed": seed,
         "reader": reader,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.cli.app import BundleName, Json, Overwrite, Profile, app
+from refdiff.cli.app import BundleName, Json, Overwrite, Variant, app
 from refdiff.cli.output import print_answer, working
 from refdiff.cli.tables import _group, _table
 
@@ -27,7 +27,7 @@ def of_sensitivity(report: SensitivityReport) -> RenderableType:
         row = (cost.graph, cost.block, str(len(cost.nodes)), f"{cost.miou:.4f}", f"{cost.cost_points:+.2f}")
         table.add_row(*row)
     return _group(
-        f"{report.type}, profile {report.profile}, {report.count} scenes, compared with {report.truth}",
+        f"{report.type}, variant {report.variant}, {report.count} scenes, compared with {report.truth}",
         table,
         f"all in half precision: mIoU {report.half_miou:.4f}",
     )
@@ -41,7 +41,7 @@ def sensitivity(
         Path | None, typer.Option(help="What `refdiff calibrate` recorded; recorded now if left out.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Scenes each block is measured on.")] = 32,
-    profile: Profile = "edge",
+    variant: Variant = "edge",
     ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
     picture: Annotated[Path | None, typer.Option(help="Also draw the costs, as a PNG.")] = None,
     overwrite: Overwrite = False,
@@ -56,7 +56,7 @@ def sensitivity(
         check_targets([picture], overwrite=overwrite)
     with working() as tell:
         report = precision.sensitivity(
-            bundle, type=kind, feeds=feeds, count=count, profile=profile, method=ranges, progress=tell
+            bundle, type=kind, feeds=feeds, count=count, variant=variant, method=ranges, progress=tell
         )
         if picture is not None:
             write_files({picture: draw_costs(report)}, overwrite=overwrite)

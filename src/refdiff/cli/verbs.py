@@ -17,8 +17,8 @@ from refdiff.cli.app import (
     Json,
     Mode,
     Overwrite,
-    Profile,
     Threads,
+    Variant,
     app,
 )
 from refdiff.cli.output import note, note_backend, print_answer, working
@@ -31,7 +31,7 @@ def demo(
     ),
     bundle: Annotated[str, typer.Option(help="A bundle of the miniature.")] = "mini",
     backend: Backend = "auto",
-    profile: Profile = "edge",
+    variant: Variant = "edge",
     mode: Mode = "full",
     threads: Threads = None,
     as_json: Json = False,
@@ -41,7 +41,7 @@ def demo(
 
     with working() as tell:
         report = demo.demo(
-            output, bundle=bundle, backend=backend, profile=profile, mode=mode, threads=threads, progress=tell
+            output, bundle=bundle, backend=backend, variant=variant, mode=mode, threads=threads, progress=tell
         )
     shown = report.scenes[0].answer
     note_backend(backend, shown.backend, shown.backend_reason)

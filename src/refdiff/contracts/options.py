@@ -1,4 +1,4 @@
-"""Options, grouped by the step that reads them, and the profiles: constants of options.
+"""Options, grouped by the step that reads them, and the variants: constants of options.
 
 `official` is the released arithmetic, `paper` the printed text, `edge` what a robot runs (METHOD §1, §9,
 §10).
@@ -78,7 +78,7 @@ class CropOptions:
     hard_root_weight: float = 0.0
     """Share of the root word's vector in the text vector of the crop score; the paper's text has 0.5."""
     soft_long_side: int = 0
-    """Longest side in px of the picture the masked attention sees; 0 = its own resolution. A profile states
+    """Longest side in px of the picture the masked attention sees; 0 = its own resolution. A variant states
     it for a CLIP of 224 px, and `options_for` scales it to the model's."""
     negative: float = 0.0
     """Times the mean vector of the phrase's other nouns, taken off both text vectors, so that what looks like
@@ -133,7 +133,7 @@ ALL_SHORTCUTS = Shortcuts()
 class Options:
     """Everything the pipeline reads."""
 
-    profile: str = "official"
+    variant: str = "official"
     mode: Mode = "full"
     seed: int = 0
     """Seeds the posterior draw and the noise."""
@@ -149,7 +149,7 @@ class Options:
 _OFFICIAL = Options()
 
 _PAPER = Options(
-    profile="paper",
+    variant="paper",
     attention=AttentionOptions(softmax=True, uint8_lanczos=False),
     crops=CropOptions(word_boundaries=True, ramp_on_soft=True, hard_root_weight=0.5),
     # s = a*s_gen + (1-a)*s_disc, a = 0.1; s_disc = b*masked attention + (1-b)*crop, b = 0.3 (METHOD §8).
@@ -157,7 +157,7 @@ _PAPER = Options(
 )
 
 _EDGE = Options(
-    profile="edge",
+    variant="edge",
     proposals=ProposalOptions(
         points_per_side=8,
         pred_iou_threshold=0.7,
@@ -178,33 +178,33 @@ _EDGE = Options(
 )
 
 _STATED_FOR_PX = 224
-"""Side of CLIP's picture that `soft_long_side` is stated for in a profile."""
+"""Side of CLIP's picture that `soft_long_side` is stated for in a variant."""
 
-PROFILES: Mapping[str, Options] = MappingProxyType({o.profile: o for o in (_OFFICIAL, _PAPER, _EDGE)})
+VARIANTS: Mapping[str, Options] = MappingProxyType({o.variant: o for o in (_OFFICIAL, _PAPER, _EDGE)})
 
 
 def options_for(
     spec: ModelSpec,
     *,
-    profile: str = "edge",
+    variant: str = "edge",
     mode: str = "full",
     seed: int = 0,
     reader: str = "rules",
     shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Options:
-    """The named profile, with the proposal thresholds that belong to this model's SAM.
+    """The named variant, with the proposal thresholds that belong to this model's SAM.
 
     Raises:
-        InputError: unknown profile, mode or reader.
+        InputError: unknown variant, mode or reader.
     """
-    if profile not in PROFILES:
-        raise InputError(f"unknown profile {profile!r}; choose one of: {', '.join(PROFILES)}")
+    if variant not in VARIANTS:
+        raise InputError(f"unknown variant {variant!r}; choose one of: {', '.join(VARIANTS)}")
     if mode not in MODES:
         raise InputError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
     if reader not in READERS:
         raise InputError(f"unknown reader {reader!r}; choose one of: {', '.join(READERS)}")
-    base, sam = PROFILES[profile], spec.sam
-    if profile == "edge":
+    base, sam = VARIANTS[variant], spec.sam
+    if variant == "edge":
         settings = (sam.edge_points_per_side, sam.edge_pred_iou_threshold, sam.edge_stability_threshold)
     else:
         settings = (sam.points_per_side, sam.pred_iou_threshold, sam.stability_threshold)

@@ -32,8 +32,8 @@ from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.errors import BundleError, EngineError, InputError
 from refdiff.models.choice import MINIATURE
 
-BUILT_PROFILES = ("edge",)
-"""Profiles whose sizes a plan is built for where none is named."""
+BUILT_VARIANTS = ("edge",)
+"""Variants whose sizes a plan is built for where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def build(
     *,
     flavour: str = "auto",
     graphs: Sequence[str] = (),
-    profiles: Sequence[str] = BUILT_PROFILES,
+    variants: Sequence[str] = BUILT_VARIANTS,
     options: BuildOptions | None = None,
     size: int | None = None,
     force: bool = False,
@@ -93,7 +93,7 @@ def build(
         bundle: its folder, or "mini", whose plans lie in the user's cache.
         flavour: "tensorrt", "tensorrt-rtx", or "auto".
         graphs: which; none means all.
-        profiles: of the pipeline, whose sizes the plans serve.
+        variants: of the pipeline, whose sizes the plans serve.
         options: of the builder.
         size: side in px of the picture the diffusion model sees, for a caller who wants to be sure: a bundle
             has one.
@@ -114,7 +114,7 @@ def build(
     check_size(opened, size)
     trt, reason = choose(flavour, device)
     check_options(wanted, trt, device)
-    maker = _Maker(opened, trt, device, wanted, tuple(profiles))
+    maker = _Maker(opened, trt, device, wanted, tuple(variants))
     return BuildReport(
         bundle=opened.path,
         flavour=trt.name,
@@ -175,13 +175,13 @@ class _Maker:
         flavour: Flavour,
         device: Device | None,
         options: BuildOptions,
-        profiles: tuple[str, ...],
+        variants: tuple[str, ...],
     ) -> None:
         self._bundle = bundle
         self._flavour = flavour
         self._device = device
         self._options = options
-        self._profiles = [options_for(bundle.spec, profile=name) for name in profiles]
+        self._profiles = [options_for(bundle.spec, variant=name) for name in variants]
         self._contract = graph_contract(bundle.spec)
         self._plans = plan_store.plans_folder(bundle)
 

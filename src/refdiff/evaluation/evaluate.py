@@ -43,7 +43,7 @@ class Examination:
 
     backend: str
     """"torch" or "onnx"."""
-    profile: str
+    variant: str
     mode: str
     bundle: str
 
@@ -72,7 +72,7 @@ class EvaluationReport:
             "runtime_backend": self.runtime_backend,
             "runtime_backend_reason": self.runtime_backend_reason,
             "bundle": asked.bundle if asked.backend == "onnx" else None,
-            "profile": asked.profile,
+            "variant": asked.variant,
             "mode": asked.mode,
             "seed": self.first_seed,
             **_metrics_json(self.metrics),
@@ -100,7 +100,7 @@ def evaluate(
     seed: int = HELD_OUT_FROM,
     mode: str = "full",
     backend: str = "onnx",
-    profile: str = "edge",
+    variant: str = "edge",
     bundle: Path | str = "mini",
     jobs: int = 1,
     progress: Progress | None = None,
@@ -112,7 +112,7 @@ def evaluate(
         seed: of the first scene.
         mode: as in `load`.
         backend: "torch" for the reference, "onnx" for the runtime.
-        profile: as in `load`; "paper" needs the reference.
+        variant: as in `load`; "paper" needs the reference.
         bundle: what the runtime runs.
         jobs: processes.
         progress: told one line now and then.
@@ -126,7 +126,7 @@ def evaluate(
         raise InputError(f"got count {count}, jobs {jobs}, seed {seed}; expected 1, 1 and 0 or more")
     if backend not in COMPUTES:
         raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(COMPUTES)}")
-    examination = Examination(backend=backend, profile=profile, mode=mode, bundle=str(bundle))
+    examination = Examination(backend=backend, variant=variant, mode=mode, bundle=str(bundle))
     tell, start = progress or silent, time.perf_counter()
     chosen, reason = _choice(examination)
     if chosen is not None:
@@ -202,7 +202,7 @@ def _respondent(examination: Examination, stack: ExitStack, threads: int | None 
         return _reference(examination)
     bundle = find_bundle(examination.bundle)
     check_trained(bundle, allow_random_weights=False)
-    options = options_for(bundle.spec, profile=examination.profile, mode=examination.mode)
+    options = options_for(bundle.spec, variant=examination.variant, mode=examination.mode)
     sessions = open_sessions(bundle, threads=threads)
     segmenter = stack.enter_context(segmenter_of(bundle, sessions, options))
     return lambda image, phrase: segmenter.segment(segmenter.encode(image), phrase)
@@ -212,7 +212,7 @@ def _reference(examination: Examination) -> Respond:
     module = import_torch_room("refdiff.reference.pipeline", PURPOSE)
     import_torch_room("torch", PURPOSE).set_num_threads(_TORCH_THREADS)
     stack = load_miniature(PURPOSE)
-    options = options_for(stack.spec, profile=examination.profile, mode=examination.mode)
+    options = options_for(stack.spec, variant=examination.variant, mode=examination.mode)
     respond: Respond = module.Reference(stack=stack, options=options).segment
     return respond
 

@@ -133,7 +133,7 @@ def export_stack(
         stack: the models.
         output: where the bundle will be.
         overwrite: replace a bundle that is there.
-        thorough: rehearse all questions in both profiles; False: one in one, which still runs every graph.
+        thorough: rehearse all questions in both variants; False: one in one, which still runs every graph.
         progress: told one line at each step.
     """
     lean = lean_session()  # what checks the graphs is missing now, or not at all
@@ -160,10 +160,10 @@ def export_stack(
 
 
 def _rehearsed(spec: ModelSpec, *, thorough: bool) -> Sequence[Options]:
-    """Both profiles feed shapes that the other does not; `official` alone runs every graph."""
+    """Both variants feed shapes that the other does not; `official` alone runs every graph."""
     names = ("official", "edge") if thorough else ("official",)
     drawn = Shortcuts(skip_prompts=False)  # random weights may find no prompt worth a mask
-    profiles = [options_for(spec, profile=name, shortcuts=drawn) for name in names]
+    variants = [options_for(spec, variant=name, shortcuts=drawn) for name in names]
     return [
         dataclasses.replace(
             options,
@@ -171,5 +171,5 @@ def _rehearsed(spec: ModelSpec, *, thorough: bool) -> Sequence[Options]:
                 options.proposals, points_per_side=min(_ONE_BATCH, options.proposals.points_per_side)
             ),
         )
-        for options in profiles
+        for options in variants
     ]

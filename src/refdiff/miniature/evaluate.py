@@ -1,6 +1,6 @@
 """How good is the miniature on scenes it has never seen.
 
-python -m refdiff.miniature.evaluate --count 500 --seed 1000000 --backend torch --profile edge --json
+python -m refdiff.miniature.evaluate --count 500 --seed 1000000 --backend torch --variant edge --json
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from refdiff.contracts.options import MODES, PROFILES
+from refdiff.contracts.options import MODES, VARIANTS
 from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.errors import RefdiffError
 from refdiff.evaluation.evaluate import evaluate
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=given.seed,
             mode=given.mode,
             backend=given.backend,
-            profile=given.profile,
+            variant=given.variant,
             bundle=given.bundle,
             jobs=given.jobs,
             progress=_tell,
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=500, help="scenes (%(default)s)")
     parser.add_argument("--seed", type=int, default=HELD_OUT_FROM, help="of the first scene (%(default)s)")
     parser.add_argument("--mode", choices=MODES, default="full")
-    parser.add_argument("--profile", choices=tuple(PROFILES), default="edge")
+    parser.add_argument("--variant", choices=tuple(VARIANTS), default="edge")
     parser.add_argument(
         "--backend", choices=("torch", "onnx"), default="onnx", help="reference or runtime (%(default)s)"
     )
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _text(report: EvaluationReport) -> str:
     document = report.to_json()
-    head = f"{document['backend']}, {document['profile']}, {document['mode']}: {document['count']} sentences"
+    head = f"{document['backend']}, {document['variant']}, {document['mode']}: {document['count']} sentences"
     names = ("miou", "oiou", *(name for name in document if name.startswith("pr@")), "oracle_miou")
     lines = [f"{head}, {document['seconds']:.0f} s", *(f"  {name:12} {document[name]:.4f}" for name in names)]
     lines.append(f"  {'unmatched':12} {document['unmatched']}")

@@ -31,7 +31,7 @@ def page_of_profile(report: ProfileReport) -> str:
     return render(
         Page(
             title=f"refdiff profile: {report.bundle['model']} in {report.bundle['precision']}, "
-            f"{options['profile']}, {options['mode']}, on {options['backend']}",
+            f"{options['variant']}, {options['mode']}, on {options['backend']}",
             passed=None,
             verdict=f"A question takes {total.p50:.1f} ms (p90 {total.p90:.1f}, p99 {total.p99:.1f}; "
             f"{total.n} questions), from the picture's bytes to the mask.",

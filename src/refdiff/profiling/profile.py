@@ -52,7 +52,7 @@ def profile(
     scenes: int | None = None,
     runs: int = RUNS,
     warmup: int = WARMUP,
-    profile: str = "edge",
+    variant: str = "edge",
     mode: str = "full",
     backend: str = "auto",
     threads: int | None = None,
@@ -71,7 +71,7 @@ def profile(
         scenes: how many scenes, three if None.
         runs: measured rounds; each asks every question once.
         warmup: rounds before them, after the cold start.
-        profile: as in `load`.
+        variant: as in `load`.
         mode: as in `load`.
         backend: as in `load`.
         threads: as in `load`.
@@ -98,7 +98,7 @@ def profile(
         opened = find_bundle(bundle)
     asked = profiled_questions(opened, image=image, phrase=phrase, scenes=scenes)
     # Questions come again and again here, and each is to cost what a phrase costs that nobody asked before.
-    options = options_for(opened.spec, profile=profile, mode=mode, shortcuts=Shortcuts(keep_texts=False))
+    options = options_for(opened.spec, variant=variant, mode=mode, shortcuts=Shortcuts(keep_texts=False))
 
     def start(measure: Any) -> BackendSessions:
         return open_sessions(opened, backend=backend, threads=threads, memory=memory, measure=measure)
@@ -186,7 +186,7 @@ def _options(
     asked: Sequence[ProfiledQuestion],
 ) -> dict[str, Any]:
     return {
-        "profile": options.profile,
+        "variant": options.variant,
         "mode": options.mode,
         "backend": sessions.backend,
         "threads": threads,

@@ -221,11 +221,11 @@ def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Predi
 def _check_options(options: AttentionOptions) -> None:
     if options.softmax:
         raise InputError(
-            "got a profile that reads softmax attention, which no exported graph exposes; "
-            "use the profile official or edge here, and the torch reference for paper"
+            "got a variant that reads softmax attention, which no exported graph exposes; "
+            "use the variant official or edge here, and the torch reference for paper"
         )
     if not options.timesteps:
-        raise InputError("got no timesteps, expected at least one pass; use the timesteps of a profile")
+        raise InputError("got no timesteps, expected at least one pass; use the timesteps of a variant")
 
 
 def _contexts(

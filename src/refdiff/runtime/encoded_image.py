@@ -72,8 +72,8 @@ class Scene:
         """
         if self.options != options or self.spec != spec:
             raise InputError(
-                f"the scene was encoded with profile {self.options.profile!r}, mode {self.options.mode!r}"
-                f" on {self.spec.name}; this segmenter has {options.profile!r}, {options.mode!r}"
+                f"the scene was encoded with variant {self.options.variant!r}, mode {self.options.mode!r}"
+                f" on {self.spec.name}; this segmenter has {options.variant!r}, {options.mode!r}"
                 f" on {spec.name}, or other options: encode the picture with it"
             )
         if self.sessions is not sessions:

@@ -48,7 +48,7 @@ def patch_grid(size_yx: tuple[int, int], patch: int) -> tuple[int, int]:
     if grid[0] * grid[1] > MAX_PATCHES:
         raise InputError(
             f"a picture or crop of {width}x{height} px has {grid[0] * grid[1]} CLIP patches, at most"
-            f" {MAX_PATCHES} fit; use --profile edge or shrink the picture"
+            f" {MAX_PATCHES} fit; use --variant edge or shrink the picture"
         )
     return grid
 

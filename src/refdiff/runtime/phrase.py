@@ -60,7 +60,7 @@ class Phrase:
     others: tuple[str, ...] = ()
     """The first few other things the phrase speaks of; the relation's comes first."""
     focused: bool = False
-    """The caller said the root outright, so the map is read there whatever the profile's focus."""
+    """The caller said the root outright, so the map is read there whatever the variant's focus."""
 
 
 def read_phrase(

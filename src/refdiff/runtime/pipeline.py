@@ -43,7 +43,7 @@ class Segmenter:
     Args:
         sessions: opens the graphs; closed with the segmenter.
         spec: the models' sizes.
-        options: a profile, or a change of one.
+        options: a variant, or a change of one.
         tokenizer: of the bundle.
         positions: [g*g, w], CLIP's position table without the class token's row.
         observer: told of every stage; None: nobody is.
@@ -351,9 +351,9 @@ class Segmenter:
 def _check(spec: ModelSpec, options: Options, positions: Float) -> None:
     if options.attention.softmax or options.crops.ramp_on_soft:
         raise InputError(
-            f"profile {options.profile!r} follows the paper's text: it reads per-head softmax maps, which no"
+            f"variant {options.variant!r} follows the paper's text: it reads per-head softmax maps, which no"
             " exported graph has, and ramps the masked attention, which the runtime leaves out;"
-            " use --profile official or edge, or the torch reference"
+            " use --variant official or edge, or the torch reference"
         )
     if options.proposals.peaks and options.mode == "disc+seg":
         raise InputError(

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from refdiff.calibration.feeds import FeedStore
     from refdiff.contracts.stack import ModelStack
 
-__all__ = ["CHECKED_PROFILES", "CheckReport", "check"]
+__all__ = ["CHECKED_VARIANTS", "CheckReport", "check"]
 
-CHECKED_PROFILES = ("official", "edge")
+CHECKED_VARIANTS = ("official", "edge")
 
 ON_REQUEST = "left out on request"
 
@@ -41,7 +41,7 @@ def check(
     feeds: Path | str | None = None,
     count: int = 8,
     seed: int = HELD_OUT_FROM,
-    profiles: Sequence[str] = CHECKED_PROFILES,
+    variants: Sequence[str] = CHECKED_VARIANTS,
     mode: str = "full",
     backend: str = "auto",
     threads: int | None = None,
@@ -58,9 +58,9 @@ def check(
         against: more exact bundles of the same model: the rungs between torch and this bundle. The built-in
             one in fp32 need not be named.
         feeds: a recording of `calibrate`, to compare the bundle with its most exact sibling on.
-        count: held-out scenes per profile.
+        count: held-out scenes per variant.
         seed: of the first scene.
-        profiles: which to compare.
+        variants: which to compare.
         mode: as in `load`.
         backend: as in `load`; "auto" without a GPU executes half precision with every result rounded.
         threads: as in `load`.
@@ -83,13 +83,13 @@ def check(
     if page is not None:
         check_targets([page], overwrite=overwrite)
     tell, opened = progress or silent, find_bundle(bundle)
-    per_profile = {name: options_for(opened.spec, profile=name, mode=mode) for name in profiles}
+    per_variant = {name: options_for(opened.spec, variant=name, mode=mode) for name in variants}
     rungs = executions(opened, against, backend)
     ladder = climb(rungs, _open_feeds(feeds, rungs), threads=threads, progress=tell)
     modules, not_run = (None, ON_REQUEST) if golden_only else reference_of(opened, stack)
     task = TaskAgreement()
     if modules is not None:
-        task = _ask(rungs[-1], modules, per_profile, range(seed, seed + count), threads, tell)
+        task = _ask(rungs[-1], modules, per_variant, range(seed, seed + count), threads, tell)
     verdicts = judge_rung(ladder.judged)
     result = CheckReport(
         bundle=opened.path,
@@ -130,13 +130,13 @@ def _open_feeds(feeds: Path | str | None, rungs: Sequence[Execution]) -> FeedSto
 def _ask(
     execution: Execution,
     stack: ModelStack,
-    profiles: Mapping[str, Options],
+    variants: Mapping[str, Options],
     seeds: Sequence[int],
     threads: int | None,
     tell: Progress,
 ) -> TaskAgreement:
     sessions = open_sessions(execution.bundle, backend=execution.backend, threads=threads)
     try:
-        return compare_with_reference(execution.bundle, sessions, stack, profiles, seeds, tell)
+        return compare_with_reference(execution.bundle, sessions, stack, variants, seeds, tell)
     finally:
         sessions.close()

@@ -32,11 +32,11 @@ class CheckReport:
     feeds: tuple[Verdict, ...]
     """Per graph: error and correlation on recorded feeds, to the most exact sibling; empty without feeds."""
     reference: Mapping[str, tuple[Verdict, ...]]
-    """Per profile: agreement with the torch reference; empty when that was not run."""
+    """Per variant: agreement with the torch reference; empty when that was not run."""
     noise_floor: Mapping[str, Mapping[str, float]]
-    """Per profile: agreement of the reference with itself under another seed; not a gate."""
+    """Per variant: agreement of the reference with itself under another seed; not a gate."""
     count: int
-    """Questions, one per scene, that bundle and reference answered under each profile."""
+    """Questions, one per scene, that bundle and reference answered under each variant."""
     worst: tuple[Case, ...]
     """The scenes on which bundle and reference differ most."""
     unanswered: str | None
@@ -46,11 +46,11 @@ class CheckReport:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """All of them; those of the task named with their profile."""
+        """All of them; those of the task named with their variant."""
         graphs = self.golden + self.golden_correlation + self.feeds
         return graphs + tuple(
-            verdict.named(f"{profile} {verdict.name}")
-            for profile, verdicts in self.reference.items()
+            verdict.named(f"{variant} {verdict.name}")
+            for variant, verdicts in self.reference.items()
             for verdict in verdicts
         )
 

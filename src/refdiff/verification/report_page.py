@@ -164,20 +164,20 @@ def _task(report: CheckReport) -> Section:
     if report.unanswered is not None:
         return Section(heading=heading, lines=(f"The bundle does not answer {report.unanswered}.",))
     line = (
-        f"{report.count} held-out scenes per profile, asked of the torch reference and of this bundle. The "
+        f"{report.count} held-out scenes per variant, asked of the torch reference and of this bundle. The "
         "noise floor is how well the reference agrees with itself when the seed of its posterior draw and "
         "noise is another; it is no gate."
     )
     tables = tuple(
         Table(
-            title=profile,
+            title=variant,
             head=("", "agreement", "value", "expected", "noise floor"),
             rows=tuple(
-                _task_row(verdict, report.noise_floor.get(profile, {}).get(verdict.name))
+                _task_row(verdict, report.noise_floor.get(variant, {}).get(verdict.name))
                 for verdict in verdicts
             ),
         )
-        for profile, verdicts in report.reference.items()
+        for variant, verdicts in report.reference.items()
     )
     return Section(heading=heading, lines=(line,), tables=tables)
 
@@ -245,7 +245,7 @@ def figure_of(case: Case, precision: str) -> Figure:
 def _numbers(case: Case) -> str:
     agreement = case.agreement
     facts = [
-        f"{case.profile}, scene {case.seed}",
+        f"{case.variant}, scene {case.seed}",
         f"mask IoU {agreement.mask_iou:.3f}",
         f"candidates found {agreement.candidate_recall:.0%}",
     ]

@@ -39,7 +39,7 @@ MOST_CASES = 4
 class Case:
     """One question, answered twice."""
 
-    profile: str
+    variant: str
     seed: int
     """Of the scene."""
     image: NDArray[np.uint8]
@@ -88,11 +88,11 @@ class TaskAgreement:
     """What the comparison measured."""
 
     count: int = 0
-    """Questions that were asked under each profile; not every scene has one."""
+    """Questions that were asked under each variant; not every scene has one."""
     verdicts: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
-    """Per profile: the agreement of runtime and reference, beside its limits."""
+    """Per variant: the agreement of runtime and reference, beside its limits."""
     noise_floor: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Per profile: the agreement of the reference with itself under another seed."""
+    """Per variant: the agreement of the reference with itself under another seed."""
     worst: tuple[Case, ...] = ()
     """The questions on which runtime and reference differ most, worst first."""
     unanswered: str | None = None
@@ -103,17 +103,17 @@ def compare_with_reference(
     bundle: Bundle,
     sessions: SessionFactory,
     stack: ModelStack,
-    profiles: Mapping[str, Options],
+    variants: Mapping[str, Options],
     seeds: Sequence[int],
     progress: Progress,
 ) -> TaskAgreement:
-    """Ask reference and runtime the same questions, under each profile.
+    """Ask reference and runtime the same questions, under each variant.
 
     Args:
         bundle: whose graphs the sessions open.
         sessions: of the runtime.
         stack: the torch modules the bundle was exported from.
-        profiles: name -> options.
+        variants: name -> options.
         seeds: of the scenes.
         progress: told one line for each scene.
 
@@ -130,7 +130,7 @@ def compare_with_reference(
     verdicts: dict[str, tuple[Verdict, ...]] = {}
     floor: dict[str, dict[str, float]] = {}
     worst = WorstCases()
-    for name, options in profiles.items():
+    for name, options in variants.items():
         reference = module.Reference(stack=stack, options=options)
         reseeded = dataclasses.replace(options, seed=options.seed + OTHER_SEED)
         again = module.Reference(stack=stack, options=reseeded)
@@ -142,7 +142,7 @@ def compare_with_reference(
                 ours = runtime.segment(runtime.encode(asked.image), asked.phrase)
             except EngineError as error:
                 what = str(error).partition(";")[0]
-                unanswered = f"“{asked.phrase}” on scene {asked.seed} in profile {name}: {what}"
+                unanswered = f"“{asked.phrase}” on scene {asked.seed} in variant {name}: {what}"
                 return TaskAgreement(unanswered=unanswered)
             scene = reference.encode(asked.image)  # the seed changes no proposal: both answers use it
             theirs = reference.segment_scene(scene, asked.phrase)
@@ -150,7 +150,7 @@ def compare_with_reference(
             agreements.append(compare(theirs, ours))
             worst.add(
                 Case(
-                    profile=name,
+                    variant=name,
                     seed=asked.seed,
                     image=asked.image,
                     reference=theirs,
