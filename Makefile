@@ -59,7 +59,7 @@ format: $(FULL) ## rewrite the sources in the house format
 gpu: $(FULL) ## measure this machine's GPU; skipped, with the reason, where there is none
 	.venv/bin/python benchmarks/gpu.py
 
-bench: $(FULL) ## the pipeline beside the original arithmetic, in turns; at full size too with BUNDLE= and PHOTO=
+bench: $(FULL) ## compare the pipeline with the original arithmetic, in turns; at full size too with BUNDLE= and PHOTO=
 	.venv/bin/python benchmarks/bench.py
 	$(if $(BUNDLE),.venv/bin/python benchmarks/bench.py "$(BUNDLE)" --photo "$(PHOTO)")
 	.venv/bin/python benchmarks/readme_tables.py
