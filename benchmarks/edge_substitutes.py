@@ -70,9 +70,15 @@ class SharedRuns:
 
 class _SharedSession:
     def __init__(self, inner: Session, known: dict[str, dict[str, Array]]) -> None:
-        self.graph, self._inner, self._known = inner.graph, inner, known
+        self.graph, self.max_batch, self._inner, self._known = inner.graph, inner.max_batch, inner, known
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool = False,  # noqa: ARG002 - what is known is kept on the host
+    ) -> dict[str, Array]:
         digest = hashlib.blake2b(f"{self.graph.name} {outputs}".encode())
         for name in sorted(feeds):
             digest.update(

@@ -405,9 +405,9 @@ def test_a_killed_run_leaves_whole_answers_and_goes_on(tmp_path: Path, sent: sig
 
 
 def test_rows_are_refused_where_there_is_one_phrase(pictures, capsys):
-    command = ["segment", "mini", str(pictures / "a.jpg"), PHRASES[0], "--rows", "4"]
+    command = ["segment", "mini", str(pictures / "a.jpg"), PHRASES[0], "--batch-size", "4"]
     assert main(command) == 2
-    assert "--rows is for several phrases; leave it out" in capsys.readouterr().err
+    assert "--batch-size is for several phrases; leave it out" in capsys.readouterr().err
 
 
 def test_answers_of_another_refdiff_are_not_mixed_in(fake, pictures, monkeypatch):

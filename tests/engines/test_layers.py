@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.session import DeviceTimedSession, LayeredSession
+from refdiff.contracts.session import Timings
 from refdiff.engines.factory import open_sessions
 from refdiff.engines.trt.buffers import Lane
 from refdiff.engines.trt.cuda import Cuda
@@ -51,13 +51,12 @@ def test_onnx_runtime_tells_the_layers_of_all_runs_and_leaves_no_file(
     bundle = open_bundle(BUNDLE, verify="size")
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1, measure="layers")
     session, given = sessions.open("clip_text"), bundle.golden()["clip_text"][0]
-    assert isinstance(session, LayeredSession)
     for _ in range(2):
         session.run(given)
-    layers = session.layers()
+    layers = session.timings().layers
     assert {layer.calls for layer in layers} == {2}
     assert any(layer.operator == "MatMul" and layer.ms > 0 for layer in layers)
-    assert session.layers() == layers
+    assert session.timings().layers == layers
     session.run(given)
     sessions.close()
     assert list(tmp_path.iterdir()) == []
@@ -66,8 +65,7 @@ def test_onnx_runtime_tells_the_layers_of_all_runs_and_leaves_no_file(
 def test_a_session_that_was_not_told_to_measure_has_no_layers(tmp_path: Path) -> None:
     sessions = open_sessions(open_bundle(BUNDLE, verify="size"), backend="ort-cpu", threads=1, measure="runs")
     session = sessions.open("clip_text")
-    assert session.layers() == ()
-    assert not isinstance(session, DeviceTimedSession)
+    assert session.timings() == Timings()
     sessions.close()
 
 
@@ -78,7 +76,7 @@ def test_layers_of_a_closed_session_are_an_error() -> None:
     session = sessions.open("clip_text")
     sessions.close()
     with pytest.raises(EngineError, match="closed"):
-        session.layers()
+        session.timings()
 
 
 class Bench:
@@ -106,8 +104,7 @@ class Bench:
 
 def test_a_timed_session_s_device_time_is_between_two_events_around_the_run() -> None:
     bench = Bench(timed=True)
-    assert isinstance(bench.session, DeviceTimedSession)
-    assert bench.session.device_ms() is None
+    assert bench.session.timings().device_ms is None
     bench.session.run(feeds())
     bench.cuda.calls.clear()
     bench.session.run(feeds())
@@ -119,14 +116,14 @@ def test_a_timed_session_s_device_time_is_between_two_events_around_the_run() ->
         *("cudaEventRecord", "cudaGraphLaunch", "cudaEventRecord"),
         *("copy out", "copy out"),
     ]
-    assert bench.session.device_ms() == 1.5
+    assert bench.session.timings().device_ms == 1.5
     bench.end()
 
 
 def test_an_untimed_session_takes_no_events() -> None:
     bench = Bench()
     bench.session.run(feeds())
-    assert bench.session.device_ms() is None
+    assert bench.session.timings().device_ms is None
     assert bench.cuda.count("cudaEventElapsedTime") == 0
     bench.end()
 
@@ -137,17 +134,16 @@ def test_a_failed_run_gives_no_time() -> None:
     with pytest.raises(EngineError):
         bench.session.run(feeds())
     with pytest.raises(EngineError, match="closed"):
-        bench.session.device_ms()
+        bench.session.timings()
     bench.end()
 
 
 @pytest.mark.parametrize("rtx", [False, True])
 def test_tensorrt_tells_every_layer_of_every_run_and_replays_none(rtx: bool) -> None:
     bench = Bench(layers=True, rtx=rtx)
-    assert isinstance(bench.session, LayeredSession)
     for _ in range(3):
         bench.session.run(feeds())
-    assert [(t.name, t.operator, t.calls, t.ms) for t in bench.session.layers()] == [
+    assert [(t.name, t.operator, t.calls, t.ms) for t in bench.session.timings().layers] == [
         ("once", "", 3, 3.0),
         ("twice", "", 3, 6.0),
     ]
@@ -160,12 +156,12 @@ def test_layers_go_on_after_the_weights_were_taken_off_the_device() -> None:
     bench.session.run(feeds())
     bench.session.unload()
     bench.session.run(feeds())
-    assert {layer.calls for layer in bench.session.layers()} == {2}
+    assert {layer.calls for layer in bench.session.timings().layers} == {2}
     bench.end()
 
 
 def test_a_session_without_layers_sets_no_profiler() -> None:
     bench = Bench(timed=True)
     np.testing.assert_array_equal(bench.session.run(feeds())["once"][0], 6.0)
-    assert bench.session.layers() == ()
+    assert bench.session.timings().layers == ()
     bench.end()

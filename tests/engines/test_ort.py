@@ -262,4 +262,4 @@ def test_threads_that_do_not_spin_give_the_same(sums: Path) -> None:
 def test_only_tensorrt_s_provider_bounds_the_rows(sums: Path, backend: str, rows: int | None) -> None:
     session = OrtSession(sums, SUMS)
     session._backend = backend
-    assert session.most_rows == rows
+    assert session.max_batch == rows

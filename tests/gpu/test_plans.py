@@ -74,7 +74,7 @@ def test_the_embedding_left_on_the_device_gives_what_the_copied_one_gives(
     golden = bundle.golden()
     encoder, decoder = sessions.open("sam_encoder"), sessions.open("sam_decoder")
     points = golden["sam_decoder"][0]["points"]
-    kept = encoder.run_on_device(golden["sam_encoder"][0])["embedding"]
+    kept = encoder.run(golden["sam_encoder"][0], keep_on_device=True)["embedding"]
     chained = decoder.run({"embedding": kept, "points": points})
     copied = decoder.run({"embedding": kept.to_host(), "points": points})
     for name, values in chained.items():

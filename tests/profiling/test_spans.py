@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
-from refdiff.contracts.session import ChainingSession
+from refdiff.contracts.session import Timings
 from refdiff.profiling.samples import BETWEEN, LOADING, Part, Percentiles, by_part, sample_of
 from refdiff.profiling.spans import Stopwatch, trace_of
 from refdiff.profiling.timed_sessions import TimedSessions
@@ -42,9 +42,12 @@ class FakeSession:
     def __init__(self, clock: Clock) -> None:
         self.clock, self.closed = clock, 0
 
-    def run(self, feeds, outputs=None):
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
         self.clock.pass_ms(2)
         return {"sum": np.asarray(feeds["left"]).sum(axis=1)}
+
+    def timings(self) -> Timings:
+        return Timings()
 
     def close(self) -> None:
         self.closed += 1
@@ -58,17 +61,14 @@ class FakeDeviceArray:
 
 
 class FakeDeviceSession(FakeSession):
-    """Returns at once from `run_on_device`, and is done five milliseconds later."""
+    """Returns at once, and is done five milliseconds later."""
 
-    def run(self, feeds, outputs=None):
-        return {"sum": np.zeros(2, np.float32)}
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
+        return {"sum": FakeDeviceArray() if keep_on_device else np.zeros(2, np.float32)}
 
-    def run_on_device(self, feeds, outputs=None):
-        return {"sum": FakeDeviceArray()}
-
-    def device_ms(self) -> float:
+    def timings(self) -> Timings:
         self.clock.pass_ms(5)
-        return 1.0
+        return Timings(device_ms=1.0)
 
 
 class FakeFactory:
@@ -177,19 +177,21 @@ def test_what_is_loaded_is_loaded_once(watch: Stopwatch, clock: Clock) -> None:
     assert factory.closed == 1
 
 
-def test_a_session_stays_what_it_is_to_those_who_chain(watch: Stopwatch, clock: Clock) -> None:
+def test_a_timed_session_returns_what_its_session_returns(watch: Stopwatch, clock: Clock) -> None:
     plain = TimedSessions(FakeFactory(FakeSession(clock)), watch).open("sums")
-    chaining = TimedSessions(FakeFactory(FakeDeviceSession(clock)), watch).open("sums")
-    assert not isinstance(plain, ChainingSession)
-    assert isinstance(chaining, ChainingSession)
-    assert plain.graph is chaining.graph is FakeSession.graph
-    for session in (plain, chaining):
+    device = TimedSessions(FakeFactory(FakeDeviceSession(clock)), watch).open("sums")
+    feeds = {"left": np.ones((2, 3), np.float32)}
+    assert isinstance(plain.run(feeds, keep_on_device=True)["sum"], np.ndarray)
+    assert isinstance(device.run(feeds, keep_on_device=True)["sum"], FakeDeviceArray)
+    assert (plain.timings(), device.timings()) == (Timings(), Timings(device_ms=1.0))
+    assert plain.graph is device.graph is FakeSession.graph
+    for session in (plain, device):
         session.close()
 
 
 def test_outputs_left_on_a_device_are_waited_for_and_are_no_copies(watch: Stopwatch, clock: Clock) -> None:
     session = TimedSessions(FakeFactory(FakeDeviceSession(clock)), watch).open("sums")
-    left = session.run_on_device({"left": np.ones((2, 3), np.float32)})
+    left = session.run({"left": np.ones((2, 3), np.float32)}, keep_on_device=True)
     session.run({"left": left["sum"]})
     _, kept, fed = watch.take()
     assert (kept.ms, kept.call.device_ms) == (5.0, 1.0)

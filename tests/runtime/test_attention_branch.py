@@ -82,6 +82,7 @@ class FakeGraphs:
 class FakeSession:
     def __init__(self, name: str, graphs: FakeGraphs) -> None:
         self.graph = GraphSpec(name, (), ())
+        self.max_batch = None
         self._graphs = graphs
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

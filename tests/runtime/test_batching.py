@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.profiling.spans import Stopwatch
 from refdiff.profiling.timed_sessions import TimedSessions
-from refdiff.runtime.batching import rows_per_call, run_rows
+from refdiff.runtime.batching import batch_size, run_batched
 from refdiff.runtime.text_cache import TextKeeping
 
 
@@ -15,10 +15,11 @@ class Doubling:
 
     graph = GraphSpec("doubling", (), ())
 
-    def __init__(self):
+    def __init__(self, max_batch=None):
+        self.max_batch = max_batch
         self.fed = []
 
-    def run(self, feeds, outputs=None):
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
         self.fed.append(len(feeds["x"]))
         return {"y": 2 * feeds["x"], "z": feeds["x"] + feeds["w"]}
 
@@ -26,16 +27,10 @@ class Doubling:
         pass
 
 
-class Bounded(Doubling):
-    def __init__(self, most_rows):
-        super().__init__()
-        self.most_rows = most_rows
-
-
 @given(count=st.integers(1, 20), step=st.integers(1, 9))
 def test_every_row_is_run_once_in_order_and_never_more_than_a_step_of_them(count, step):
     session, x = Doubling(), np.arange(count * 3.0).reshape(count, 3)
-    made = run_rows(session, {"x": x, "w": x}, step)
+    made = run_batched(session, {"x": x, "w": x}, step)
     np.testing.assert_array_equal(made["y"], 2 * x)
     np.testing.assert_array_equal(made["z"], 2 * x)
     assert max(session.fed) <= step
@@ -43,12 +38,9 @@ def test_every_row_is_run_once_in_order_and_never_more_than_a_step_of_them(count
     assert len(session.fed) == -(-count // step)
 
 
-@pytest.mark.parametrize(
-    ("session", "expected"),
-    [(Bounded(None), 8), (Bounded(4), 4), (Bounded(1), 1), (Bounded(99), 8), (Doubling(), 2)],
-)
-def test_a_session_s_bound_holds_and_one_that_says_nothing_gets_what_is_safe(session, expected):
-    assert rows_per_call(session, wanted=8, safe=2) == expected
+@pytest.mark.parametrize(("max_batch", "expected"), [(None, 8), (4, 4), (1, 1), (99, 8)])
+def test_no_more_is_fed_than_is_wanted_and_a_session_takes(max_batch, expected):
+    assert batch_size(Doubling(max_batch), 8) == expected
 
 
 class Opening:
@@ -72,6 +64,6 @@ class Opening:
     ],
     ids=["kept texts", "timed"],
 )
-@pytest.mark.parametrize(("session", "expected"), [(Bounded(None), 8), (Bounded(4), 4), (Doubling(), 2)])
-def test_a_wrapper_says_what_its_session_says_and_nothing_where_that_says_nothing(wrapped, session, expected):
-    assert rows_per_call(wrapped(session), wanted=8, safe=2) == expected
+@pytest.mark.parametrize("max_batch", [None, 4])
+def test_a_wrapper_takes_as_many_rows_as_its_session(wrapped, max_batch):
+    assert wrapped(Doubling(max_batch)).max_batch == max_batch

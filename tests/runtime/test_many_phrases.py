@@ -40,9 +40,9 @@ def edge() -> Iterator[Segmenter]:
 class Watched:
     """A factory whose sessions note how many rows they are fed, and take at most some."""
 
-    def __init__(self, most_rows):
+    def __init__(self, max_batch):
         self._inner = open_sessions(find_bundle("mini"), backend="ort-cpu")
-        self.most_rows, self.fed = most_rows, []
+        self.max_batch, self.fed = max_batch, []
 
     def open(self, name):
         return _WatchedSession(name, self._inner.open(name), self)
@@ -56,22 +56,22 @@ class Watched:
 
 class _WatchedSession:
     def __init__(self, name, inner, watched):
-        self.graph, self.most_rows = inner.graph, watched.most_rows
+        self.graph, self.max_batch = inner.graph, watched.max_batch
         self._name, self._inner, self._watched = name, inner, watched
 
-    def run(self, feeds, outputs=None):
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
         rows = len(next(iter(feeds.values())))
-        if self._name in ("sd_text", "clip_text", "unet", "unet_taps") and self.most_rows is not None:
-            assert rows <= self.most_rows, f"{self._name} was fed {rows} rows"
+        if self._name in ("sd_text", "clip_text", "unet", "unet_taps") and self.max_batch is not None:
+            assert rows <= self.max_batch, f"{self._name} was fed {rows} rows"
         self._watched.fed.append((self._name, rows))
-        return self._inner.run(feeds, outputs)
+        return self._inner.run(feeds, outputs, keep_on_device=keep_on_device)
 
     def close(self):
         self._inner.close()
 
 
-def _watched(variant="edge", mode="full", most_rows=None):
-    bundle, sessions = find_bundle("mini"), Watched(most_rows)
+def _watched(variant="edge", mode="full", max_batch=None):
+    bundle, sessions = find_bundle("mini"), Watched(max_batch)
     return sessions, segmenter_of(bundle, sessions, options_for(bundle.spec, variant=variant, mode=mode))
 
 
@@ -95,7 +95,7 @@ def test_many_phrases_get_the_answers_of_one_at_a_time(image, variant, mode):
         scene = segmenter.encode(image)
         alone = [segmenter.segment(scene, phrase) for phrase in PHRASES]
         for rows in (1, 2, 5):
-            together = segmenter.segment_many(scene, PHRASES, rows=rows)
+            together = segmenter.segment_many(scene, PHRASES, batch_size=rows)
             assert len(together) == len(PHRASES)
             for got, expected in zip(together, alone, strict=True):
                 _assert_same(got, expected)
@@ -134,12 +134,12 @@ def test_a_guided_pass_takes_both_branches_of_a_phrase_in_one_call(image):
 
 
 @pytest.mark.parametrize(
-    ("variant", "mode", "most_rows"),
+    ("variant", "mode", "max_batch"),
     [("edge", "full", 1), ("edge", "full", 3), ("official", "gen", 1), ("official", "gen", 3)],
 )
-def test_a_session_is_never_fed_more_than_it_takes(image, variant, mode, most_rows):
-    sessions, segmenter = _watched(variant, mode, most_rows)
-    answers = segmenter.segment_many(segmenter.encode(image), PHRASES, rows=8)
+def test_a_session_is_never_fed_more_than_it_takes(image, variant, mode, max_batch):
+    sessions, segmenter = _watched(variant, mode, max_batch)
+    answers = segmenter.segment_many(segmenter.encode(image), PHRASES, batch_size=8)
     assert sessions.fed
     assert all(each.index is not None for each in answers)
 
@@ -166,7 +166,7 @@ def test_a_phrase_that_cannot_be_used_is_named_before_any_graph_runs(image):
 
 def test_no_row_is_refused(image, edge):
     with pytest.raises(InputError, match="got 0 rows"):
-        edge.segment_many(edge.encode(image), ["mug"], rows=0)
+        edge.segment_many(edge.encode(image), ["mug"], batch_size=0)
 
 
 def test_each_answer_is_computed_when_it_is_taken(image):

@@ -37,9 +37,9 @@ class FakeSession:
     """Deterministic arrays in the contract's shapes; SAM's decoder answers with a disk around each point."""
 
     def __init__(self, graph, log, spoil):
-        self.graph, self._log, self._spoil = graph, log, spoil
+        self.graph, self.max_batch, self._log, self._spoil = graph, None, log, spoil
 
-    def run(self, feeds, outputs=None):
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
         sizes = {}
         assert set(feeds) == set(self.graph.input_names)
         for spec in self.graph.inputs:

@@ -14,7 +14,10 @@ SIZE = (36, 60)
 
 class _Graph:
     def __init__(self, run):
-        self.run = run
+        self._run = run
+
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
+        return self._run(feeds, outputs)
 
 
 class _Sessions:

@@ -63,13 +63,13 @@ class Counting:
         session, outer = self._inner.open(name), self
 
         class Counted:
-            graph = session.graph
+            graph, max_batch = session.graph, session.max_batch
 
-            def run(self, feeds, outputs=None):
+            def run(self, feeds, outputs=None, *, keep_on_device=False):
                 batch = len(feeds["chosen"] if name == "sam_masks" else next(iter(feeds.values())))
                 outer.rows[name] = outer.rows.get(name, 0) + batch
                 outer.calls[name] = outer.calls.get(name, 0) + 1
-                return session.run(feeds, outputs)
+                return session.run(feeds, outputs, keep_on_device=keep_on_device)
 
             def close(self):
                 session.close()

@@ -24,7 +24,7 @@ class Summing:
         self.asked = []
         self.closed = False
 
-    def run(self, feeds, outputs=None):
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
         self.asked += feeds["ids"].sum(axis=1).tolist()
         total = feeds["ids"].sum(axis=1) + 100 * feeds["end"]
         return {"vector": np.stack([total, -total], axis=1).astype(np.float32)}

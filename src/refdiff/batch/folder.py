@@ -103,7 +103,7 @@ def segment_many(
     *,
     output: Path | str | None = None,
     overwrite: bool = False,
-    rows: int | None = None,
+    batch_size: int | None = None,
     backend: str = "auto",
     variant: str = "edge",
     mode: str = "full",
@@ -127,7 +127,8 @@ def segment_many(
         output: a folder for masks, overlays and records; needed with a folder of pictures. None: the answers
             are handed back instead.
         overwrite: take an output folder that was answered with other settings.
-        rows: most of a UNet call, and no more than the back-end takes; more rows take more memory. None: two.
+        batch_size: most rows of a UNet call; the back-end's own limit holds, too. More take more memory.
+            None: two.
         backend: as in `load`, like all that follow but the last.
         variant: see `load`.
         mode: see `load`.
@@ -154,7 +155,7 @@ def segment_many(
     tell, answers = progress or silent, list[Answer]()
     with segmenter_of(opened, sessions, options) as segmenter:
         segmenter.check_phrases(list(dict.fromkeys(p for errand in errands for p in errand.phrases)))
-        survey = _Surveyor(segmenter, opened, sessions, UNET_ROWS if rows is None else rows, tell)
+        survey = _Surveyor(segmenter, opened, sessions, batch_size or UNET_ROWS, tell)
         if folder is None:
             answers += survey.ask(errands[0])
             tally = _Tally(new=len(answers), matched=sum(answer.matched for answer in answers))
@@ -231,7 +232,7 @@ class _Surveyor:
         scene = self._segmenter.encode(image)
         last = time.perf_counter()
         encode_ms = 1e3 * (last - start)
-        for result in self._segmenter.segment_each(scene, phrases, rows=self._rows):
+        for result in self._segmenter.segment_each(scene, phrases, batch_size=self._rows):
             yield Answer(
                 image=scene.image,
                 result=result,

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from refdiff.calibration.feeds import Run
-from refdiff.contracts.feeds import half_rounded, read_rows
+from refdiff.contracts.feeds import feeds_to_host, half_rounded, read_rows
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Session, SessionFactory
+from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
 
 
 class FeedRecorder:
@@ -93,12 +93,29 @@ class _RecordingSession:
         """The contract this session fulfils."""
         return self._inner.graph
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    @property
+    def max_batch(self) -> int | None:
+        """The inner session's."""
+        return self._inner.max_batch
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool = False,  # noqa: ARG002 - a record is of host arrays
+    ) -> dict[str, Array]:
         """Run the inner session on rounded feeds, and keep them."""
-        rounded = {name: half_rounded(array) for name, array in read_rows(self.graph, feeds).items()}
+        rounded = {
+            name: half_rounded(array) for name, array in read_rows(self.graph, feeds_to_host(feeds)).items()
+        }
         results = self._inner.run(rounded, outputs)
         self._recorder.keep(self._name, rounded)
         return results
+
+    def timings(self) -> Timings:
+        """See `refdiff.contracts.session.Session`."""
+        return self._inner.timings()
 
     def close(self) -> None:
         """Close the inner session."""

@@ -120,9 +120,9 @@ def segment(
     ] = None,
     overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
     focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
-    rows: Annotated[
+    batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Most rows of a UNet call, 2 if left out; more take more memory."),
+        typer.Option(min=1, help="Most phrases of a UNet call, 2 if left out; more take more memory."),
     ] = None,
     backend: Backend = "auto",
     variant: Variant = "edge",
@@ -155,8 +155,8 @@ def segment(
         "allow_random_weights": allow_random_weights,
     }
     if phrases and len(phrases) == 1 and phrase_file is None and not picture.is_dir():
-        if rows is not None:
-            raise typer.BadParameter("--rows is for several phrases; leave it out")
+        if batch_size is not None:
+            raise typer.BadParameter("--batch-size is for several phrases; leave it out")
         _one(bundle, picture, phrases[0], output, overlay, focus, overwrite, chosen, as_json)
         return
     if overlay is not None or focus is not None:
@@ -164,7 +164,7 @@ def segment(
         raise typer.BadParameter(f"{given} is for one picture and one phrase; leave it out")
     if phrases and phrase_file is not None:
         raise typer.BadParameter("got phrases and --phrases, expected one of them; leave the other out")
-    _many(bundle, picture, phrase_file or phrases or [], output, rows, overwrite, chosen, as_json)
+    _many(bundle, picture, phrase_file or phrases or [], output, batch_size, overwrite, chosen, as_json)
 
 
 def _one(
@@ -195,7 +195,7 @@ def _many(
     picture: Path,
     phrases: list[str] | Path,
     output: Path | None,
-    rows: int | None,
+    batch_size: int | None,
     overwrite: bool,
     chosen: dict[str, Any],
     as_json: bool,
@@ -204,7 +204,14 @@ def _many(
 
     with working() as tell:
         survey = folder.segment_many(
-            bundle, picture, phrases, output=output, overwrite=overwrite, rows=rows, progress=tell, **chosen
+            bundle,
+            picture,
+            phrases,
+            output=output,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            progress=tell,
+            **chosen,
         )
     _note(chosen["backend"], survey.backend, survey.backend_reason, survey.model, survey.random_weights)
     print_answer(survey.to_json(), lambda: of_survey(survey), as_json=as_json)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
-from refdiff.contracts.session import Array, Feed
+from refdiff.contracts.session import Array, Feed, to_host
 from refdiff.errors import InputError
 
 
@@ -43,6 +43,11 @@ def wanted_outputs(graph: GraphSpec, outputs: Sequence[str] | None) -> list[str]
             f"{graph.name} has no output {unknown[0]!r}, it has: {', '.join(graph.output_names)}"
         )
     return list(outputs)
+
+
+def feeds_to_host(feeds: Mapping[str, Feed]) -> dict[str, Array]:
+    """Return all feeds as host arrays, for a session without device memory of its own."""
+    return {name: to_host(values) for name, values in feeds.items()}
 
 
 def read_rows(graph: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,10 +1,10 @@
-"""What the runtime asks of a back-end: a session per graph, named arrays in, named arrays out."""
+"""The interface of a back-end: one session per graph, named arrays in, named arrays out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +17,24 @@ Bool = NDArray[np.bool_]
 
 
 class DeviceArray(Protocol):
-    """An output that stayed on the device that computed it: a feed of the next graph there.
+    """An output that stayed on the device that computed it; the next graph there can be fed it.
 
-    It is a view of its session's buffer, good until that session runs again or is closed; whoever uses it
-    later is refused.
+    It is a view of its session's buffer, valid until that session runs again or is closed; later use is an
+    InputError.
     """
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its values."""
+        """The dtype of its values."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As a host array's."""
+        """The shape, as of a host array."""
         ...
 
     def to_host(self) -> Array:
-        """A copy on the host, once everything before it has been computed.
+        """Wait for the device and return a copy on the host.
 
         Raises:
             InputError: its session has run again or was closed.
@@ -44,7 +44,37 @@ class DeviceArray(Protocol):
 
 
 Feed = Array | DeviceArray
-"""What a session of a back-end with a device may be fed; the others take host arrays alone."""
+"""An input of a session, or an output that may have stayed on the device."""
+
+
+def to_host(values: Feed) -> Array:
+    """Return the values as a host array; a host array is returned as it is."""
+    return values if isinstance(values, np.ndarray) else values.to_host()
+
+
+Measure = Literal["runs", "layers"]
+"""What sessions are opened to measure: the device's time for a run, or for each layer of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """Time that one layer of a graph took in all runs of its session."""
+
+    name: str
+    operator: str
+    """Empty where the back-end does not say."""
+    calls: int
+    ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Times that a back-end measured itself; empty where its session was not opened to measure them."""
+
+    device_ms: float | None = None
+    """Device time of the last run in ms, without copies."""
+    layers: Sequence[LayerTime] = ()
+    """All layers over all runs so far, in the order they first ran."""
 
 
 class Session(Protocol):
@@ -55,12 +85,55 @@ class Session(Protocol):
         """The contract this session fulfils."""
         ...
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once; `outputs` None means all of them.
+    @property
+    def max_batch(self) -> int | None:
+        """Most rows of the graph's axis b in one run; None: any number."""
+        ...
+
+    @overload
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: Literal[False] = False,
+    ) -> dict[str, Array]: ...
+
+    @overload
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool,
+    ) -> Mapping[str, Feed]: ...
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool = False,
+    ) -> Mapping[str, Feed]:
+        """Run once.
+
+        Args:
+            feeds: input -> host array, or an output that a session of the same factory kept on the device.
+            outputs: the outputs to return; None: all of them.
+            keep_on_device: return the outputs as `DeviceArray`s, without waiting for the device; a back-end
+                without device memory of its own returns host arrays all the same.
 
         Raises:
-            InputError: a feed is missing, surplus, or of the wrong dtype or shape.
+            InputError: a feed is missing, surplus, of the wrong dtype or shape, or no longer valid.
             EngineError: the back-end failed.
+        """
+        ...
+
+    def timings(self) -> Timings:
+        """Return what the back-end measured; waits for the device.
+
+        Raises:
+            EngineError: the device failed, or the session is closed or did not write its measurements.
         """
         ...
 
@@ -69,76 +142,11 @@ class Session(Protocol):
         ...
 
 
-@runtime_checkable
-class ChainingSession(Session, Protocol):
-    """A session that can take feeds from the device and leave outputs there; see `runtime.chaining`."""
-
-    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """As `Session.run`; a feed may be what another session of the same factory left on the device."""
-        ...
-
-    def run_on_device(
-        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
-    ) -> dict[str, DeviceArray]:
-        """As `run`, but nothing is copied to the host, and nobody waits for the device."""
-        ...
-
-
-class BatchingSession(Session, Protocol):
-    """A session that says how many rows it takes at once; see `runtime.rows`."""
-
-    @property
-    def most_rows(self) -> int | None:
-        """Most rows of the graph's axis b in one run; None: any number."""
-        ...
-
-
-Measure = Literal["runs", "layers"]
-"""What sessions are opened to measure: what the device needs for a run, or for each layer of it."""
-
-
-@runtime_checkable
-class DeviceTimedSession(Session, Protocol):
-    """A session whose device has a clock of its own."""
-
-    def device_ms(self) -> float | None:
-        """Of the last run, without copies, once it is done; None where it was not opened to measure "runs".
-
-        Raises:
-            EngineError: the device failed.
-        """
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerTime:
-    """What one layer of a graph took in all runs of its session."""
-
-    name: str
-    operator: str
-    """Empty where the back-end does not say."""
-    calls: int
-    ms: float
-
-
-@runtime_checkable
-class LayeredSession(Session, Protocol):
-    """A session that can say where inside a run the time went."""
-
-    def layers(self) -> Sequence[LayerTime]:
-        """Of all runs so far, in the order they first ran; empty where it was not opened to measure "layers".
-
-        Raises:
-            EngineError: the back-end did not write down what it measured.
-        """
-        ...
-
-
 class SessionFactory(Protocol):
-    """Opens the session of a named graph, late: a graph nobody runs is never loaded."""
+    """Opens the session of a named graph at its first use; a graph that is never run is never loaded."""
 
     def open(self, name: str) -> Session:
-        """The session of graph `name`, opened on the first call and kept."""
+        """Return the session of graph `name`, opened on the first call and kept."""
         ...
 
     def close(self) -> None:

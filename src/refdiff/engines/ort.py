@@ -21,9 +21,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from refdiff.contracts.feeds import check_feeds, wanted_outputs
+from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, LayerTime, Measure
+from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
 from refdiff.errors import EngineError, InputError
 
 _SUFFIX = "_kernel_time"
@@ -195,25 +195,31 @@ class OrtSession:
         return self._graph
 
     @property
-    def most_rows(self) -> int | None:
+    def max_batch(self) -> int | None:
         """Any number; of TensorRT's provider, which builds an engine for each new size, one phrase's."""
         return 2 if self._backend == "ort-tensorrt" else None
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool = False,  # noqa: ARG002 - this back-end returns host arrays
+    ) -> dict[str, Array]:
         """Run once; see `refdiff.contracts.session.Session`."""
         check_feeds(self._graph, feeds)
         wanted = wanted_outputs(self._graph, outputs)
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the session is closed; open it again")
         try:
-            results = self._session.run(wanted, dict(feeds))
+            results = self._session.run(wanted, feeds_to_host(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise EngineError(f"{self._graph.name} failed in ONNX Runtime: {_first_line(error)}") from error
         return dict(zip(wanted, results, strict=True))
 
-    def layers(self) -> Sequence[LayerTime]:
-        """See `refdiff.contracts.session.LayeredSession`; nothing is added by runs that follow."""
-        return () if self._layers is None else self._layers.read(self._session)
+    def timings(self) -> Timings:
+        """See `refdiff.contracts.session.Session`; the first call ends the measurement of layers."""
+        return Timings() if self._layers is None else Timings(layers=self._layers.read(self._session))
 
     def close(self) -> None:
         """Free the loaded graph."""

@@ -18,10 +18,10 @@ from typing import Protocol
 
 import numpy as np
 
-from refdiff.contracts.feeds import half_rounded, read_rows, wanted_outputs
+from refdiff.contracts.feeds import feeds_to_host, half_rounded, read_rows, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.parity import Parity, parity
-from refdiff.contracts.session import Array, Session, SessionFactory
+from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
 from refdiff.errors import GateError
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -70,15 +70,32 @@ class RecordingSession:
         """The contract this session fulfils."""
         return self._graph
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    @property
+    def max_batch(self) -> int | None:
+        """The inner session's."""
+        return self._inner.max_batch
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool = False,  # noqa: ARG002 - a record is of host arrays
+    ) -> dict[str, Array]:
         """Run the inner session for all its outputs, and keep the run."""
         wanted = wanted_outputs(self._graph, outputs)
-        rounded = {name: coarse(array) for name, array in read_rows(self._graph, feeds).items()}
+        rounded = {
+            name: coarse(array) for name, array in read_rows(self._graph, feeds_to_host(feeds)).items()
+        }
         results = self._inner.run(rounded)
         shapes, record = tuple(array.shape for array in rounded.values()), Record(rounded, results)
         for store in self._stores:
             store[shapes] = record
         return {name: results[name] for name in wanted}
+
+    def timings(self) -> Timings:
+        """See `refdiff.contracts.session.Session`."""
+        return self._inner.timings()
 
     def close(self) -> None:
         """Close the inner session; the record stays."""

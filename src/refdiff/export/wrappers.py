@@ -13,7 +13,7 @@ import torch
 
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
-from refdiff.contracts.session import Array, Session
+from refdiff.contracts.session import Array, Feed, Session, Timings, to_host
 from refdiff.errors import EngineError, InputError
 from refdiff.export.clip_graphs import ClipImage, ClipText
 from refdiff.export.diffusion_graphs import SdText, Unet, UnetTaps, VaeEncoder
@@ -75,20 +75,35 @@ class TorchSession:
         """The contract this session fulfils."""
         return self._graph
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    @property
+    def max_batch(self) -> int | None:
+        """None: any number."""
+        return None
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool = False,  # noqa: ARG002 - this back-end returns host arrays
+    ) -> dict[str, Array]:
         """Run once; see `refdiff.contracts.session.Session`."""
         check_feeds(self._graph, feeds)
         wanted = wanted_outputs(self._graph, outputs)
         if self._module is None:
             raise EngineError(f"{self._graph.name}: the session is closed; open it again")
         # A copy: torch shares memory with writable arrays only, and the caller keeps its own.
-        tensors = [torch.tensor(feeds[name]) for name in self._graph.input_names]
+        tensors = [torch.tensor(to_host(feeds[name])) for name in self._graph.input_names]
         with torch.inference_mode():
             results = self._module(*tensors)
         if isinstance(results, torch.Tensor):
             results = (results,)
         named = dict(zip(self._graph.output_names, results, strict=True))
         return {name: named[name].numpy() for name in wanted}
+
+    def timings(self) -> Timings:
+        """See `refdiff.contracts.session.Session`; nothing is measured here."""
+        return Timings()
 
     def close(self) -> None:
         """Let go of the module."""

@@ -19,7 +19,6 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import Options, Shortcuts, options_for
 from refdiff.contracts.progress import Progress, silent
-from refdiff.contracts.session import LayeredSession
 from refdiff.data.profile_questions import ProfiledQuestion, profiled_questions
 from refdiff.diagnostics.gather import read_host
 from refdiff.diagnostics.jetson import read_jetson
@@ -161,12 +160,8 @@ def _layers(
         for _ in range(_LAYER_ROUNDS):
             for question in asked:
                 segmenter.segment(segmenter.encode(question.picture), question.phrase)
-        found = []
-        for name in graphs:
-            session = sessions.open(name)
-            if isinstance(session, LayeredSession) and (times := session.layers()):
-                found.append(GraphLayers(graph=name, layers=tuple(times)))
-    return tuple(found)
+        times = {name: tuple(sessions.open(name).timings().layers) for name in graphs}
+    return tuple(GraphLayers(graph=name, layers=layers) for name, layers in times.items() if layers)
 
 
 def _bundle(bundle: Bundle) -> dict[str, Any]:

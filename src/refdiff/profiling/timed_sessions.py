@@ -1,33 +1,24 @@
-"""Sessions that write down every run, whichever back-end they are of.
+"""Record every run of a session, whichever back-end it is of.
 
 In: a session factory and a `Stopwatch`. Out: the same factory to its user. A run whose outputs stay on the
-device is waited for here, so that its time is its own and not that of whoever reads them: what a device could
-have done meanwhile is not seen.
+device is waited for here, so that its time is not counted as that of the next graph: work that a device could
+have overlapped is not seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Literal, overload
 
 import numpy as np
 
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import (
-    Array,
-    BatchingSession,
-    ChainingSession,
-    DeviceArray,
-    DeviceTimedSession,
-    Feed,
-    Session,
-    SessionFactory,
-)
+from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
 from refdiff.profiling.spans import GraphCall, Stopwatch
 
 
 class TimedSession:
-    """One graph, its runs written down."""
+    """A session whose runs are recorded."""
 
     def __init__(self, inner: Session, watch: Stopwatch) -> None:
         self._inner = inner
@@ -39,55 +30,37 @@ class TimedSession:
         return self._inner.graph
 
     @property
-    def most_rows(self) -> int | None:
-        """The inner session's; no attribute where that says nothing."""
-        return cast("BatchingSession", self._inner).most_rows
+    def max_batch(self) -> int | None:
+        """The inner session's."""
+        return self._inner.max_batch
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    @overload
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: Literal[False] = False,
+    ) -> dict[str, Array]: ...
+
+    @overload
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool
+    ) -> Mapping[str, Feed]: ...
+
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool = False
+    ) -> Mapping[str, Feed]:
+        """See `refdiff.contracts.session.Session`; returns once the device is done."""
+        with self._watch.span("graph", self._inner.graph.name) as span:
+            results = self._inner.run(feeds, outputs, keep_on_device=keep_on_device)
+            timings = self._inner.timings() if keep_on_device else None  # waits
+        span.call = _call(feeds, results, timings or self._inner.timings())
+        return results
+
+    def timings(self) -> Timings:
         """See `refdiff.contracts.session.Session`."""
-        with self._watch.span("graph", self._inner.graph.name) as span:
-            results = self._inner.run(feeds, outputs)
-        span.call = _call(feeds, results, _device_ms(self._inner))
-        return results
-
-    def close(self) -> None:
-        """Close the session."""
-        self._inner.close()
-
-
-class TimedChainingSession:
-    """One graph of a back-end with a device, its runs written down."""
-
-    def __init__(self, inner: ChainingSession, watch: Stopwatch) -> None:
-        self._inner = inner
-        self._watch = watch
-
-    @property
-    def graph(self) -> GraphSpec:
-        """The contract this session fulfils."""
-        return self._inner.graph
-
-    @property
-    def most_rows(self) -> int | None:
-        """The inner session's; no attribute where that says nothing."""
-        return cast("BatchingSession", self._inner).most_rows
-
-    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """See `refdiff.contracts.session.ChainingSession`."""
-        with self._watch.span("graph", self._inner.graph.name) as span:
-            results = self._inner.run(feeds, outputs)
-        span.call = _call(feeds, results, _device_ms(self._inner))
-        return results
-
-    def run_on_device(
-        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
-    ) -> dict[str, DeviceArray]:
-        """See `refdiff.contracts.session.ChainingSession`; returns once the device is done."""
-        with self._watch.span("graph", self._inner.graph.name) as span:
-            results = self._inner.run_on_device(feeds, outputs)
-            device_ms = _device_ms(self._inner)  # waits
-        span.call = _call(feeds, {}, device_ms)
-        return results
+        return self._inner.timings()
 
     def close(self) -> None:
         """Close the session."""
@@ -95,7 +68,7 @@ class TimedChainingSession:
 
 
 class TimedSessions:
-    """Opens timed sessions; the first opening of each is written down as a load."""
+    """Opens timed sessions; the first opening of each is recorded as a load."""
 
     def __init__(self, inner: SessionFactory, watch: Stopwatch) -> None:
         self._inner = inner
@@ -107,10 +80,8 @@ class TimedSessions:
         if name not in self._known:
             with self._watch.span("load", name):
                 self._inner.open(name)
-        session = self._inner.open(name)  # anew: a factory may have replaced one that failed
+        session = self._inner.open(name)  # again: a factory may have replaced one that failed
         self._known.add(name)
-        if isinstance(session, ChainingSession):
-            return TimedChainingSession(session, self._watch)
         return TimedSession(session, self._watch)
 
     def close(self) -> None:
@@ -119,14 +90,14 @@ class TimedSessions:
         self._inner.close()
 
 
-def _device_ms(session: Session) -> float | None:
-    return session.device_ms() if isinstance(session, DeviceTimedSession) else None
-
-
-def _call(feeds: Mapping[str, Feed], results: Mapping[str, Array], device_ms: float | None) -> GraphCall:
+def _call(feeds: Mapping[str, Feed], results: Mapping[str, Feed], timings: Timings) -> GraphCall:
     return GraphCall(
         shapes={name: tuple(feed.shape) for name, feed in feeds.items()},
-        fed_bytes=sum(feed.nbytes for feed in feeds.values() if isinstance(feed, np.ndarray)),
-        returned_bytes=sum(values.nbytes for values in results.values()),
-        device_ms=device_ms,
+        fed_bytes=_host_bytes(feeds),
+        returned_bytes=_host_bytes(results),
+        device_ms=timings.device_ms,
     )
+
+
+def _host_bytes(arrays: Mapping[str, Feed]) -> int:
+    return sum(values.nbytes for values in arrays.values() if isinstance(values, np.ndarray))

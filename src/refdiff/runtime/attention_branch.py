@@ -19,7 +19,7 @@ from refdiff.contracts.options import ALL_SHORTCUTS, AttentionOptions, Shortcuts
 from refdiff.contracts.session import Array, Float, SessionFactory
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.batching import TEXT_ROWS, UNET_ROWS, rows_per_call, run_rows
+from refdiff.runtime.batching import TEXT_ROWS, UNET_ROWS, batch_size, run_batched
 from refdiff.runtime.heatmap import guided_branches, normalised_maps
 from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.resize import Picture, diffusion_input
@@ -233,8 +233,7 @@ def _contexts(
 ) -> Float:
     """The UNet's context of each prompt: [k, t, d]."""
     ids = np.stack([tokenizer.diffusion_ids(prompt, spec.padding) for prompt in prompts])
-    step = rows_per_call(sessions.open("sd_text"), wanted=TEXT_ROWS, safe=1)
-    return _run(sessions, "sd_text", {"ids": ids}, step)["context"]
+    return _run(sessions, "sd_text", {"ids": ids}, TEXT_ROWS)["context"]
 
 
 def _paired(unconditional: Float | None, conditional: Float) -> Float:
@@ -265,12 +264,13 @@ def _pass(
     feeds = {"latent": latent, "timestep": timestep, "context": context}
     is_last = index == len(options.timesteps) - 1
     graph = "unet_taps" if is_last and shortcuts.early_exit else "unet"
-    outputs = _run(sessions, graph, feeds, rows_per_call(sessions.open(graph), wanted=rows, safe=UNET_ROWS))
+    outputs = _run(sessions, graph, feeds, rows)
     return None if is_last else outputs["eps"], outputs["taps"]
 
 
-def _run(sessions: SessionFactory, graph: str, feeds: dict[str, Array], step: int = 1) -> dict[str, Array]:
-    outputs = run_rows(sessions.open(graph), feeds, step)
+def _run(sessions: SessionFactory, graph: str, feeds: dict[str, Array], rows: int = 1) -> dict[str, Array]:
+    session = sessions.open(graph)
+    outputs = run_batched(session, feeds, batch_size(session, rows))
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise EngineError(

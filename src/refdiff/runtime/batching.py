@@ -1,4 +1,4 @@
-"""One graph on many rows, a few to a call.
+"""Run one graph on many rows, a few to a call.
 
 In: a session, and feeds whose first axis is the graph's dynamic batch. Out: its outputs, row by row the same
 as if each had been fed alone, to rounding.
@@ -23,27 +23,18 @@ TEXT_ROWS = 16
 """Texts of a text encoder's call: where their cost per row has stopped falling."""
 
 
-def rows_per_call(session: Session, *, wanted: int, safe: int) -> int:
-    """How many rows a session is fed at once.
-
-    Args:
-        session: one that says what it takes, or one that does not.
-        wanted: as many as are worth it.
-        safe: as many as any session of the graph takes, for one that does not say.
-    """
-    # Not isinstance: whether a protocol's property is looked up or run depends on Python's version, and a
-    # wrapper has the property where its inner session has none.
-    most: int | None = getattr(session, "most_rows", safe)
-    return wanted if most is None else min(wanted, most)
+def batch_size(session: Session, wanted: int) -> int:
+    """Return how many rows a session is fed at once: `wanted`, or fewer where it takes fewer."""
+    return wanted if session.max_batch is None else min(wanted, session.max_batch)
 
 
-def run_rows(session: Session, feeds: Mapping[str, Array], step: int) -> dict[str, Array]:
-    """Run on all rows, at most `step` at a time.
+def run_batched(session: Session, feeds: Mapping[str, Array], size: int) -> dict[str, Array]:
+    """Run on all rows, at most `size` at a time.
 
     Args:
         session: of a graph whose inputs and outputs all begin with the axis b.
         feeds: [b, …] each.
-        step: from `rows_per_call`.
+        size: from `batch_size`.
 
     Returns:
         Output -> [b, …].
@@ -54,8 +45,8 @@ def run_rows(session: Session, feeds: Mapping[str, Array], step: int) -> dict[st
     """
     count = len(next(iter(feeds.values())))
     parts = [
-        session.run({name: values[start : start + step] for name, values in feeds.items()})
-        for start in range(0, count, step)
+        session.run({name: values[start : start + size] for name, values in feeds.items()})
+        for start in range(0, count, size)
     ]
     return parts[0] if len(parts) == 1 else {name: _joined(parts, name) for name in parts[0]}
 

@@ -28,7 +28,7 @@ from refdiff.contracts.options import ALL_SHORTCUTS, CropOptions, Options, Short
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ClipSpec
-from refdiff.runtime.batching import TEXT_ROWS, rows_per_call, run_rows
+from refdiff.runtime.batching import TEXT_ROWS, batch_size, run_batched
 from refdiff.runtime.crops import letterbox, masked_crop, resize_shorter_side, shrink_longer_side, shrunk_size
 from refdiff.runtime.encoded_image import Scene
 from refdiff.runtime.observer import Observer, staged
@@ -52,16 +52,13 @@ from refdiff.runtime.tokenizer import Tokenizer
 Picture = NDArray[np.uint8]
 
 
-def text_vectors(
-    sessions: SessionFactory, tokenizer: Tokenizer, texts: Sequence[str], safe: int | None = None
-) -> Float:
+def text_vectors(sessions: SessionFactory, tokenizer: Tokenizer, texts: Sequence[str]) -> Float:
     """Unit CLIP text vectors [b, e] of plain texts: no template, no logit scale.
 
     Args:
         sessions: opens `clip_text`.
         tokenizer: of the bundle.
         texts: one or more.
-        safe: how many a session takes at once that does not say; None: all of these.
     """
     encoded = [tokenizer.clip_ids(text) for text in texts]
     feeds = {
@@ -69,8 +66,7 @@ def text_vectors(
         "end": np.array([end for _, end in encoded], dtype=np.int32),
     }
     session = sessions.open("clip_text")
-    step = rows_per_call(session, wanted=TEXT_ROWS, safe=safe or len(texts))
-    return unit(run_rows(session, feeds, step)["vector"])
+    return unit(run_batched(session, feeds, batch_size(session, TEXT_ROWS))["vector"])
 
 
 def hard_vectors(
@@ -230,8 +226,7 @@ class ClipBranch:
     def texts(self, queries: Sequence[Phrase]) -> Mapping[str, Float]:
         """The vector [e] of every text of these phrases, each computed once (METHOD §3)."""
         texts = list(dict.fromkeys(text for query in queries for text in self._texts_of(query)))
-        safe = max(len(self._texts_of(query)) for query in queries)
-        return dict(zip(texts, text_vectors(self._sessions, self._tokenizer, texts, safe), strict=True))
+        return dict(zip(texts, text_vectors(self._sessions, self._tokenizer, texts), strict=True))
 
     def cues(
         self, scene: Scene, candidates: Candidates, query: Phrase, texts: Mapping[str, Float]

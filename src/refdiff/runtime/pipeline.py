@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from refdiff.contracts.options import Options
 from refdiff.contracts.results import Candidates, Segmentation
-from refdiff.contracts.session import Float, SessionFactory
+from refdiff.contracts.session import Float, SessionFactory, to_host
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
 from refdiff.runtime.attention_branch import LatentState, attend_each, latent_state
 from refdiff.runtime.batching import TEXT_ROWS, UNET_ROWS
-from refdiff.runtime.chaining import on_host
 from refdiff.runtime.clip_branch import ClipBranch
 from refdiff.runtime.encoded_image import ByDirection, Scene
 from refdiff.runtime.heatmap import heat_map
@@ -140,7 +139,7 @@ class Segmenter:
         return next(self._answers(scene, [self._read(phrase, focus)], UNET_ROWS))
 
     def segment_many(
-        self, scene: Scene, phrases: Sequence[str], *, rows: int = UNET_ROWS
+        self, scene: Scene, phrases: Sequence[str], *, batch_size: int = UNET_ROWS
     ) -> tuple[Segmentation, ...]:
         """Choose what each phrase names in the scene: the answers of `segment`, to rounding.
 
@@ -150,31 +149,31 @@ class Segmenter:
         Args:
             scene: as for `segment`.
             phrases: as for `segment`; none is fine.
-            rows: most of a UNet call, and no more than the session takes; more rows take more memory.
+            batch_size: most rows of a UNet call; the session's own limit holds, too. More take more memory.
 
         Returns:
             The answers in the order of the phrases.
 
         Raises:
-            InputError: `rows` is below 1, the scene is of other options, or a phrase cannot be used: the
-                message says which, and no graph has run.
+            InputError: `batch_size` is below 1, the scene is of other options, or a phrase cannot be used:
+                the message says which, and no graph has run.
             EngineError: a graph failed or returned values that are not finite.
         """
         distinct = list(dict.fromkeys(phrases))
-        answers = dict(zip(distinct, self.segment_each(scene, distinct, rows=rows), strict=True))
+        answers = dict(zip(distinct, self.segment_each(scene, distinct, batch_size=batch_size), strict=True))
         return tuple(answers[phrase] for phrase in phrases)
 
     def segment_each(
-        self, scene: Scene, phrases: Sequence[str], *, rows: int = UNET_ROWS
+        self, scene: Scene, phrases: Sequence[str], *, batch_size: int = UNET_ROWS
     ) -> Iterator[Segmentation]:
         """As `segment_many`, one answer at a time: the graphs run as the answers are taken.
 
         Everything is checked in the call itself, before the first answer is asked for.
         """
-        if rows < 1:
-            raise InputError(f"got {rows} rows of a UNet call, expected 1 or more")
+        if batch_size < 1:
+            raise InputError(f"got {batch_size} rows of a UNet call, expected 1 or more")
         scene.check_made_with(self._options, self._spec, self._sessions)
-        return self._answers(scene, self._read_all(phrases), rows)
+        return self._answers(scene, self._read_all(phrases), batch_size)
 
     def check_phrases(self, phrases: Sequence[str]) -> None:
         """Refuse what `segment` would refuse; no graph runs.
@@ -208,7 +207,7 @@ class Segmenter:
         """SAM's embedding, kept for prompts that wait for a phrase; on the host, as scenes outlive runs."""
         if self._options.mode == "gen" or not self._options.proposals.peaks:
             return None
-        return on_host(embed(self._sessions, self._spec.sam, image))
+        return to_host(embed(self._sessions, self._spec.sam, image))
 
     @staged("proposals")
     def _prompt(self, scene: Scene, heat: Float | None) -> Scene:

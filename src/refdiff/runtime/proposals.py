@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
 from refdiff.contracts.options import ALL_SHORTCUTS, ProposalOptions, Shortcuts
 from refdiff.contracts.results import Candidates
-from refdiff.contracts.session import Array, Bool, Feed, Float, SessionFactory
+from refdiff.contracts.session import Array, Bool, Feed, Float, SessionFactory, to_host
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
-from refdiff.runtime.chaining import on_host, run_fed, run_keeping
 from refdiff.runtime.resize import MaskResize, sam_input, sam_size
 from refdiff.runtime.small_regions import without_small_regions
 
@@ -62,7 +61,7 @@ def embed(sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8]) -> 
         EngineError: the graph failed or returned values that are not finite.
     """
     pixels, _ = sam_input(image, spec)
-    embedding = run_keeping(sessions.open("sam_encoder"), {"image": pixels})["embedding"]
+    embedding = sessions.open("sam_encoder").run({"image": pixels}, keep_on_device=True)["embedding"]
     if isinstance(embedding, np.ndarray):  # one on the device is judged by what the decoder makes of it
         _check_finite("sam_encoder", embedding)
     return embedding
@@ -140,17 +139,17 @@ def _drawn(
         batch = points[start : start + POINTS_PER_BATCH]
         missing = POINTS_PER_BATCH - len(batch)  # the graph is static: repeat the last point, drop its masks
         padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        decoded = dict(run_keeping(decoder, {"embedding": embedding, "points": padded}))
-        iou = on_host(decoded.pop("iou"))
+        decoded = dict(decoder.run({"embedding": embedding, "points": padded}, keep_on_device=True))
+        iou = to_host(decoded.pop("iou"))
         if not np.isfinite(iou).all():
-            _check_finite("sam_encoder", on_host(embedding))  # what is wrong there is wrong here
+            _check_finite("sam_encoder", to_host(embedding))  # what is wrong there is wrong here
             raise _not_finite("sam_decoder")
         iou = iou[: len(batch)]
         good = _good(iou, options)  # [p, 3]
         rows = np.flatnonzero(good.any(axis=1)) if shortcuts.skip_prompts else np.arange(len(batch))
         for first in range(0, len(rows), POINTS_PER_DRAWING):
             chosen = rows[first : first + POINTS_PER_DRAWING]
-            low_res = run_fed(masks_of, {**decoded, "chosen": chosen.astype(np.int32)})["low_res"]
+            low_res = masks_of.run({**decoded, "chosen": chosen.astype(np.int32)})["low_res"]
             _check_finite("sam_masks", low_res)
             wanted = good[chosen] if shortcuts.filter_masks else np.ones_like(good[chosen])
             yield low_res[wanted], iou[chosen][wanted]

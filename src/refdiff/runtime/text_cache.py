@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import cast
 
 import numpy as np
 
-from refdiff.contracts.feeds import check_feeds, wanted_outputs
+from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, BatchingSession, Session, SessionFactory
+from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
 
 TEXT_GRAPHS = ("sd_text", "clip_text")
 """Graphs whose every input and output has the batch first."""
@@ -68,26 +67,37 @@ class _KeepingSession:
         return self.inner.graph
 
     @property
-    def most_rows(self) -> int | None:
-        """The inner session's; like it, this one has no such attribute where that says nothing."""
-        return cast("BatchingSession", self.inner).most_rows
+    def max_batch(self) -> int | None:
+        """The inner session's."""
+        return self.inner.max_batch
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: bool = False,  # noqa: ARG002 - what is kept is kept on the host
+    ) -> dict[str, Array]:
         """Answer from memory what is known, and run the rest as one batch."""
         check_feeds(self.graph, feeds)
         wanted = wanted_outputs(self.graph, outputs)
-        columns = [np.ascontiguousarray(feeds[name]) for name in self.graph.input_names]
+        host = feeds_to_host(feeds)
+        columns = [np.ascontiguousarray(host[name]) for name in self.graph.input_names]
         keys = [b"".join(column[i].tobytes() for column in columns) for i in range(len(columns[0]))]
         known = self._known(keys)
         new = [keys.index(key) for key in dict.fromkeys(keys) if key not in known]
         if new:
-            answers = self.inner.run({name: feeds[name][new] for name in self.graph.input_names})
+            answers = self.inner.run({name: host[name][new] for name in self.graph.input_names})
             fresh = {
                 keys[i]: {name: rows[at].copy() for name, rows in answers.items()} for at, i in enumerate(new)
             }
             known |= fresh
             self._keep(fresh)
         return {name: np.stack([known[key][name] for key in keys]) for name in wanted}
+
+    def timings(self) -> Timings:
+        """See `refdiff.contracts.session.Session`."""
+        return self.inner.timings()
 
     def close(self) -> None:
         """Close the inner session."""

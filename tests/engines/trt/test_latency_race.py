@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refdiff.contracts.session import Timings
 from refdiff.engines.trt import flavour as flavours
 from refdiff.engines.trt import latency_race as device_clock
 from refdiff.engines.trt import open as choice
@@ -114,7 +115,7 @@ def test_too_little_memory_is_an_error_and_gives_back_what_there_was(tmp_path):
 
 
 def test_a_device_that_does_not_tell_its_time_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(device_clock.TrtSession, "device_ms", lambda self: None)
+    monkeypatch.setattr(device_clock.TrtSession, "timings", lambda self: Timings())
     with pytest.raises(EngineError, match="did not tell how long"):
         Bench().medians(tmp_path)
 

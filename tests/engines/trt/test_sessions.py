@@ -64,7 +64,7 @@ def test_staged_plans_take_turns_and_give_the_same(tmp_path: Path, rtx: bool) ->
     sessions = machine.sessions(bundle, memory="staged")
     encoder, decoder = sessions.open("sam_encoder"), sessions.open("sam_decoder")
     for _ in range(2):
-        kept = encoder.run_on_device(feeds_of("sam_encoder"))["embedding"]
+        kept = encoder.run(feeds_of("sam_encoder"), keep_on_device=True)["embedding"]
         assert (encoder.is_loaded, decoder.is_loaded) == (True, False)
         found = decoder.run({**feeds_of("sam_decoder"), "embedding": kept}, ["iou"])["iou"]
         assert (encoder.is_loaded, decoder.is_loaded) == (False, True)
@@ -269,9 +269,9 @@ def test_only_cuda_pythons_own_absence_is_called_missing(
 def test_a_session_says_how_many_rows_its_plan_takes_at_once(bundle: Bundle, machine: Machine) -> None:
     sessions = machine.sessions(bundle)
     unet = sessions.open("unet")
-    assert unet.most_rows == 2
+    assert unet.max_batch == 2
     unet.run(feeds_of("unet", batch=2))
     with pytest.raises(EngineError, match="was built for"):
         unet.run(feeds_of("unet", batch=3))
-    assert sessions.open("sam_decoder").most_rows is None
+    assert sessions.open("sam_decoder").max_batch is None
     sessions.close()

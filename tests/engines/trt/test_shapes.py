@@ -37,11 +37,11 @@ class Spy:
         session, seen = self._inner.open(name), self.seen
 
         class Watched:
-            graph = session.graph
+            graph, max_batch = session.graph, session.max_batch
 
-            def run(self, feeds, outputs=None):
+            def run(self, feeds, outputs=None, *, keep_on_device=False):
                 seen.append((name, {key: array.shape for key, array in feeds.items()}))
-                return session.run(feeds, outputs)
+                return session.run(feeds, outputs, keep_on_device=keep_on_device)
 
             def close(self):
                 session.close()

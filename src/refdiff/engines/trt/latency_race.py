@@ -115,7 +115,7 @@ class DeviceClock:
 def _repeated(session: TrtSession) -> float:
     """Run once more; how long the device took."""
     session.repeat()
-    elapsed = session.device_ms()
+    elapsed = session.timings().device_ms
     if elapsed is None:
         raise EngineError(f"{session.graph.name}: the device did not tell how long it ran")
     return elapsed

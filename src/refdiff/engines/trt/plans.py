@@ -42,8 +42,8 @@ class FoundPlan:
             tensors=max((_tensor_bytes(graph, each) for each in profiles), default=0),
         )
 
-    def most_rows(self, graph: GraphSpec) -> int | None:
-        """Most rows of the axis b it can be fed at once, in any of its profiles; None where b is not its."""
+    def max_batch(self, graph: GraphSpec) -> int | None:
+        """Return the most rows of the axis b that any of its profiles takes; None for a graph without b."""
         batched = [tensor.name for tensor in graph.inputs if tensor.shape[0] == "b"]
         profiles = self.side_car.identity.shapes
         return max((profile[name].most[0] for profile in profiles for name in batched), default=None)

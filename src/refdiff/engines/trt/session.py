@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Feed, LayerTime
+from refdiff.contracts.session import Array, Feed, Timings
 from refdiff.engines.trt.buffers import DeviceBuffer, Lane, OutputSlot, PinnedBuffer, TrtArray, nbytes
 from refdiff.engines.trt.cuda_graph import Capture
 from refdiff.engines.trt.engine import Engine, Shape
@@ -31,7 +31,7 @@ class TrtSession:
         load: makes the graph's engine; called at the first run, and again after `unload`.
         activations: where the engine's activations go; None: memory of its own.
         before_run: called before the engine is needed, so that others can make room.
-        most_rows: of the axis b, as the plan was built; None where that is not known.
+        max_batch: most rows of the axis b that the plan takes; None where that is not known.
         capture: replay runs of unchanging shapes as CUDA graphs; not where layers are told of.
         timed: take the device's time of every run.
         layers: what the engine tells of its layers.
@@ -46,7 +46,7 @@ class TrtSession:
         activations: DeviceBuffer | None = None,
         before_run: Callable[[TrtSession], None] | None = None,
         capture: bool = True,
-        most_rows: int | None = None,
+        max_batch: int | None = None,
         timed: bool = False,
         layers: LayerLog | None = None,
     ) -> None:
@@ -56,7 +56,7 @@ class TrtSession:
         self._owns_activations = activations is None
         self._activations = activations or DeviceBuffer(lane.cuda, f"activations of {graph.name}")
         self._before_run = before_run
-        self._most_rows = most_rows
+        self._max_batch = max_batch
         self._engine: Engine | None = None
         self._inputs = {name: DeviceBuffer(lane.cuda, f"{graph.name}/{name}") for name in graph.input_names}
         self._staging = {name: PinnedBuffer(lane.cuda) for name in graph.input_names}
@@ -77,9 +77,9 @@ class TrtSession:
         return self._graph
 
     @property
-    def most_rows(self) -> int | None:
+    def max_batch(self) -> int | None:
         """Most rows the plan takes at once."""
-        return self._most_rows
+        return self._max_batch
 
     @property
     def is_loaded(self) -> bool:
@@ -91,22 +91,33 @@ class TrtSession:
         """Whether it was closed, by its user or by a failure."""
         return self._closed
 
-    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once; see `refdiff.contracts.session.ChainingSession`."""
+    @overload
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: Literal[False] = False,
+    ) -> dict[str, Array]: ...
+
+    @overload
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool
+    ) -> Mapping[str, Feed]: ...
+
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool = False
+    ) -> Mapping[str, Feed]:
+        """Run once; see `refdiff.contracts.session.Session`."""
         wanted = self._enqueue(feeds, outputs)
+        if keep_on_device:
+            return {name: self._outputs[name].view(self._made[name], self._dtypes[name]) for name in wanted}
         with self._closing_on_failure():
             staged = {
                 name: self._outputs[name].start_copy(self._made[name], self._dtypes[name]) for name in wanted
             }
             self._lane.wait()
             return {name: array.copy() for name, array in staged.items()}
-
-    def run_on_device(
-        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
-    ) -> dict[str, TrtArray]:
-        """Run once and leave the outputs on the device; see `refdiff.contracts.session.ChainingSession`."""
-        wanted = self._enqueue(feeds, outputs)
-        return {name: self._outputs[name].view(self._made[name], self._dtypes[name]) for name in wanted}
 
     def repeat(self) -> None:
         """Run again on what the last run was fed, and wait for the device: for measuring.
@@ -124,14 +135,13 @@ class TrtSession:
             self._start(engine)
             self._lane.wait()
 
-    def device_ms(self) -> float | None:
-        """See `refdiff.contracts.session.DeviceTimedSession`; by CUDA events around what is enqueued."""
+    def timings(self) -> Timings:
+        """See `refdiff.contracts.session.Session`; `device_ms` is between CUDA events around the run."""
         self._check_open()
-        return None if self._timer is None else self._timer.elapsed_ms()
-
-    def layers(self) -> Sequence[LayerTime]:
-        """See `refdiff.contracts.session.LayeredSession`."""
-        return () if self._layers is None else self._layers.times()
+        return Timings(
+            device_ms=None if self._timer is None else self._timer.elapsed_ms(),
+            layers=() if self._layers is None else self._layers.times(),
+        )
 
     def load(self) -> None:
         """Bring the weights to the device now, not at the first run.

@@ -124,7 +124,7 @@ class TrtSessions:
             activations=lane.activations if shared else None,
             before_run=self._make_room if staged else None,
             capture=self._capture,
-            most_rows=self._plans[name].most_rows(self._contract[name]),
+            max_batch=self._plans[name].max_batch(self._contract[name]),
             timed=self._measure == "runs",
             layers=self._layers.get(name),
         )
