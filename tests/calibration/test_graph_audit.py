@@ -13,7 +13,8 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.calibration.graph_audit import CUT_OFF, UNUSED, BadRange, bad_ranges
-from refdiff.calibration.ranges import METHODS, collect, exponents
+from refdiff.calibration.int8_recipe import METHODS
+from refdiff.calibration.ranges import collect, exponents
 from refdiff.contracts.recipe import GraphRecipe, Quantised, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe

@@ -11,7 +11,8 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.calibration.block_costs import block_of, blocks
-from refdiff.calibration.ranges import METHODS, Histogram, collect, exponents
+from refdiff.calibration.int8_recipe import METHODS
+from refdiff.calibration.ranges import Histogram, collect, exponents
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import correlation
 from refdiff.contracts.recipe import Quantised, named

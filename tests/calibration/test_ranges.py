@@ -7,7 +7,8 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.ranges import METHODS, PERCENT, Histogram, collect
+from refdiff.calibration.int8_recipe import METHODS
+from refdiff.calibration.ranges import PERCENT, Histogram, collect
 from refdiff.calibration.reductions import channel_maxima
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -277,10 +278,10 @@ def test_a_missing_torch_is_exit_code_3_with_the_extra_to_install(
 
 
 def test_a_broken_installation_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from refdiff.contracts.optional import import_torch_room
+    from refdiff.contracts.optional import require_export
 
-    with pytest.raises(ModuleNotFoundError, match="no_such_room"):
-        import_torch_room("refdiff.no_such_room", "a test")
+    with pytest.raises(ModuleNotFoundError, match="no_such_room"), require_export("a test"):
+        import_module("refdiff.no_such_room")
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's read-only /sys")

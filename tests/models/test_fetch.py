@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from refdiff.cli import main
-from refdiff.contracts.optional import import_torch_room
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models import fetch
 from refdiff.models.hub import record as hub_record
@@ -605,9 +605,10 @@ def test_a_model_that_cannot_be_fetched_is_misuse(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def resolve(name: str, **options: object) -> Path:
-    path: Path = import_torch_room("refdiff.models.hub.download", "the test").resolve(name, **options)
-    return path
+def resolve(name: str, **options: Any) -> Path:
+    from refdiff.models.hub import download
+
+    return download.resolve(name, **options)
 
 
 def test_a_path_that_exists_is_itself(hub: FakeHub, tmp_path: Path) -> None:

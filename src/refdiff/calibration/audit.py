@@ -13,7 +13,7 @@ from refdiff.calibration.convert import check_recipe, check_source
 from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.recipe import HALVES, Half, Recipe, read_recipe
 from refdiff.errors import InputError
@@ -138,10 +138,9 @@ def base_recipe(bundle: Bundle, recipe: Path | str | None, half: str) -> Recipe:
         return read
     if half not in HALVES:
         raise InputError(f"unknown half precision {half!r}; choose one of: {', '.join(HALVES)}")
-    made: Recipe = import_torch_room("refdiff.calibration.precision", PURPOSE).half_recipe(
-        bundle.path, model=bundle.spec.name, sources=bundle.manifest.sources, half=half
-    )
-    return made
+    with require_export(PURPOSE):
+        from refdiff.calibration.precision import half_recipe
+    return half_recipe(bundle.path, model=bundle.spec.name, sources=bundle.manifest.sources, half=half)
 
 
 def chosen_graphs(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -160,11 +159,11 @@ def chosen_graphs(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:
 
 def _audit(bundle: Bundle, recipe: Recipe, name: str, store: FeedStore, tell: Progress) -> GraphAudit:
     tell(f"{name}: looking at every tensor")
-    module = import_torch_room("refdiff.calibration.graph_audit", PURPOSE)
-    probe = import_torch_room("refdiff.engines.intermediate_tensors", PURPOSE).probe
+    with require_export(PURPOSE):
+        from refdiff.calibration.graph_audit import audit_graph
+        from refdiff.engines.intermediate_tensors import probe
     records = thinned_records(store, name, MOST_RECORDS)
-    audited: GraphAudit = module.audit_graph(probe, bundle.graph_path(name), recipe.graphs[name], records)
-    return audited
+    return audit_graph(probe, bundle.graph_path(name), recipe.graphs[name], records)
 
 
 def _warnings(store: FeedStore) -> list[str]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.calibration.audit import base_recipe, chosen_graphs
+from refdiff.calibration.bisection import Trials, smallest
 from refdiff.calibration.calibrate import open_feeds, thinned_records
 from refdiff.calibration.convert import check_source
 from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.recipe import GraphRecipe, Recipe
 from refdiff.contracts.session import Array
@@ -149,12 +150,12 @@ def _runs(bundle: Bundle, name: str, feeds: Path | str | None) -> list[Mapping[s
 
 
 def _trials(bundle: Bundle, name: str, recipe: GraphRecipe, runs: list[Mapping[str, Array]]) -> OutputTrials:
-    module = import_torch_room("refdiff.calibration.output_tolerance", PURPOSE)
-    probe = import_torch_room("refdiff.engines.intermediate_tensors", PURPOSE).probe
+    with require_export(PURPOSE):
+        from refdiff.calibration.output_tolerance import OutputTrials, Tolerance
+        from refdiff.engines.intermediate_tensors import probe
     limit = graph_tolerance(recipe.precision, name)
-    tolerance = module.Tolerance(error=limit.error, correlation=limit.correlation)
-    trials: OutputTrials = module.OutputTrials(probe, bundle.graph_path(name), recipe, runs, tolerance)
-    return trials
+    tolerance = Tolerance(error=limit.error, correlation=limit.correlation)
+    return OutputTrials(probe, bundle.graph_path(name), recipe, runs, tolerance)
 
 
 def _search(
@@ -192,9 +193,8 @@ def _search(
         raise GateError(_hopeless(bundle, name, recipe, trials))
     tell(f"{name}: {worst.output} is {worst.error:.2g} of its range off; looking for the first tensor")
     guess, first = trials.guess()
-    module = import_torch_room("refdiff.calibration.bisection", PURPOSE)
-    search = module.Trials(_told(trials, tell), most=most_trials)
-    found = module.smallest(trials.candidates, search, guess=guess)
+    search = Trials(_told(trials, tell), most=most_trials)
+    found = smallest(trials.candidates, search, guess=guess)
     mended = trials.worst(found.nodes)
     because = f"without them {worst.output} is {worst.error:.2g} of its range off in {recipe.precision}"
     after = {**before.graphs, name: trials.recipe(found.nodes, because=because)}

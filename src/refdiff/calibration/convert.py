@@ -19,7 +19,7 @@ from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
 from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, write_bundle
 from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
 from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.parity import Parity, parity, recorded_part
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.recipe import QUANTISED, RECIPE_NAME, GraphRecipe, Recipe, Rule
@@ -28,8 +28,6 @@ from refdiff.engines.factory import lean_session
 from refdiff.errors import BundleError, GateError, InputError, RefdiffError
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from refdiff.contracts.bundle import GoldenTensors, Manifest
 
 PURPOSE = "changing the precision"
@@ -91,11 +89,10 @@ def convert(
     tell, source = progress or silent, open_bundle(bundle)
     check_source(source)
     check_recipe(source, recipe)
-    passes = import_torch_room("refdiff.passes.convert", PURPOSE)
     golden, contract = source.golden(), graph_contract(source.spec)
     with write_bundle(output, overwrite=overwrite) as writer:
         written: dict[str, Converted] = {}
-        gated = _Gated(passes, source, writer.path, golden, clock)
+        gated = _Gated(source, writer.path, golden, clock)
         for name in GRAPHS:
             if name == "unet_taps":
                 _cut(source, writer.path)
@@ -165,7 +162,6 @@ def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
 class _Gated:
     """Writes graphs into a draft; eight bits that are too inexact, or no faster, become half precision."""
 
-    passes: ModuleType
     source: Bundle
     folder: Path
     golden: GoldenTensors
@@ -173,7 +169,9 @@ class _Gated:
 
     def convert(self, name: str, wanted: GraphRecipe) -> Converted:
         """Write one graph, measure it, and write it again in half precision if eight bits do not pay."""
-        self.passes.convert_graph(self.source.graph_path(name), self.folder / f"{name}.onnx", wanted)
+        with require_export(PURPOSE):
+            from refdiff.passes.convert import convert_graph
+        convert_graph(self.source.graph_path(name), self.folder / f"{name}.onnx", wanted)
         measured = _measured(self.folder, name, self.golden)
         complaint = _complaint(measured, graph_tolerance(wanted.precision, name))
         if wanted.quantised is None:
@@ -197,11 +195,13 @@ class _Gated:
         self, clock: Clock, name: str, wanted: GraphRecipe, half: GraphRecipe
     ) -> tuple[str | None, str | None]:
         """Whether the written graph is slower than its half-precision form: a complaint, or what was seen."""
+        with require_export(PURPOSE):
+            from refdiff.passes.convert import convert_graph
         graph, (feeds, _) = graph_contract(self.source.spec)[name], self.golden[name]
         with tempfile.TemporaryDirectory(prefix=".half.", dir=self.folder) as temporary:
             scratch = Path(temporary)
             rival = scratch / f"{name}.onnx"
-            self.passes.convert_graph(self.source.graph_path(name), rival, half)
+            convert_graph(self.source.graph_path(name), rival, half)
             forms = {wanted.precision: self.folder / f"{name}.onnx", half.precision: rival}
             try:
                 times = clock.medians_ms(graph, forms, feeds, scratch=scratch)
@@ -221,10 +221,12 @@ def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parit
     """How close the written graph comes to torch on the golden feeds, every half-precision result rounded."""
     if name not in golden:
         raise BundleError(f"graph {name} has no golden record; export the bundle again")
-    lean, rounded = lean_session(), import_torch_room("refdiff.passes.round_half", PURPOSE)
+    lean = lean_session()
+    with require_export(PURPOSE):
+        from refdiff.passes.round_half import rounded_model
     feeds, expected = golden[name]
     batch = len(next(iter(feeds.values())))
-    session = lean(rounded.rounded_model(folder / f"{name}.onnx", batch=batch), folder=folder)
+    session = lean(rounded_model(folder / f"{name}.onnx", batch=batch), folder=folder)
     results = session.run(feeds, tuple(expected))
     return {key: parity(recorded_part(results[key], record), record) for key, record in expected.items()}
 
@@ -243,9 +245,10 @@ def _complaint(measured: Mapping[str, Parity], tolerance: GraphTolerance) -> str
 
 
 def _cut(source: Bundle, folder: Path) -> None:
-    module = import_torch_room("refdiff.passes.early_exit", PURPOSE)
+    with require_export(PURPOSE):
+        from refdiff.passes.early_exit import cut_taps
     contract = graph_contract(source.spec)
-    module.cut_taps(folder / "unet.onnx", contract["unet_taps"], cut_after=source.spec.diffusion.cut_after)
+    cut_taps(folder / "unet.onnx", contract["unet_taps"], cut_after=source.spec.diffusion.cut_after)
 
 
 def _files(folder: Path, name: str) -> tuple[str, ...]:

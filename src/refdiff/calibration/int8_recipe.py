@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from refdiff.calibration.calibrate import feeds_of, thinned_records
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.recipe import GraphRecipe, Quantised, QuantisedType, Recipe, named
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from refdiff.calibration.feeds import FeedStore
 
 PURPOSE = "eight-bit precision"
+
+METHODS = ("minmax", "percentile", "entropy")
+"""How a range is taken from recorded magnitudes. Here, because this module loads without onnx."""
 
 SMOOTHING = 0.7
 """Strength of SmoothQuant where none is asked for. Its authors take 0.5 to 0.75 (arXiv 2211.10438); on the
@@ -68,25 +71,32 @@ def _quantised(
     tell: Progress,
 ) -> GraphRecipe:
     """One graph's recipe: everything that can be in eight bits, but for what the rules leave."""
-    onnx_ir = import_torch_room("onnx_ir", PURPOSE)
-    rules = import_torch_room("refdiff.passes.quantizable", PURPOSE)
-    ranges = import_torch_room("refdiff.calibration.ranges", PURPOSE)
+    with require_export(PURPOSE):
+        import onnx_ir as ir
+
+        from refdiff.calibration.ranges import collect, exponents
+        from refdiff.engines.intermediate_tensors import probe
+        from refdiff.passes.quantizable import (
+            data_inputs,
+            default_left,
+            default_weights_alone,
+            eight_bit_nodes,
+        )
     path = bundle.graph_path(name)
-    graph = onnx_ir.load(path).graph
+    graph = ir.load(path).graph
     tell(f"{name}: measuring the ranges of its tensors")
-    left = (*half.left, *rules.default_left(name, graph))
-    nodes = rules.eight_bit_nodes(graph, islands=half.single, left=left)
-    alone = rules.default_weights_alone(name, nodes)
+    left = (*half.left, *default_left(name, graph))
+    nodes = eight_bit_nodes(graph, islands=half.single, left=left)
+    alone = default_weights_alone(name, nodes)
     unfed = named(alone, nodes, where=name)
     fed = [node for node in nodes if node not in unfed]
-    probe = import_torch_room("refdiff.engines.intermediate_tensors", PURPOSE).probe
     records = thinned_records(store, name, MOST_RECORDS)
     smoothed = {}
     if smoothing is not None:
-        found = ranges.exponents(probe, path, records, fed, strength=smoothing)
+        found = exponents(probe, path, records, fed, strength=smoothing)
         smoothed = {tensor: powers for tensor, powers in found.items() if any(powers)}
-    tensors = rules.data_inputs(graph, fed)
-    reach = ranges.collect(probe, path, records, tensors, method=method, smoothing=smoothed)
+    tensors = data_inputs(graph, fed)
+    reach = collect(probe, path, records, tensors, method=method, smoothing=smoothed)
     # Six digits: people read a recipe, and scales keep three.
     reach = {tensor: float(f"{largest:.6g}") for tensor, largest in reach.items()}
     quantised = Quantised(

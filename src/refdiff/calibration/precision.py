@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from refdiff.calibration.block_costs import (
     COSTED,
     SensitivityReport,
@@ -21,17 +19,15 @@ from refdiff.calibration.block_costs import (
 )
 from refdiff.calibration.convert import check_source, convert
 from refdiff.calibration.feeds import require_recording
-from refdiff.calibration.int8_recipe import SMOOTHING, eight_bit_recipe
-from refdiff.calibration.ranges import METHODS
+from refdiff.calibration.int8_recipe import METHODS, SMOOTHING, eight_bit_recipe
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.recipe import HALVES, QUANTISED, GraphRecipe, Half, Recipe, read_recipe
 from refdiff.engines.trt.latency_race import find_clock
 from refdiff.errors import InputError
-from refdiff.passes.keep_fp32 import default_half_weights, default_islands
 
 if TYPE_CHECKING:
     from refdiff.contracts.manifest import Manifest
@@ -45,7 +41,7 @@ def half_recipe(
     *,
     model: str,
     sources: Mapping[str, str],
-    half: Half = "fp16",
+    half: str = "fp16",
     graphs: Iterable[str] = CONVERTED,
 ) -> Recipe:
     """Half precision everywhere but for the islands by rule.
@@ -54,17 +50,22 @@ def half_recipe(
         folder: of the fp32 bundle.
         model: its name.
         sources: its weights.
-        half: which of the two types.
+        half: "fp16" or "bf16".
         graphs: which to convert.
     """
+    with require_export(PURPOSE):
+        import onnx_ir as ir
+
+        from refdiff.passes.keep_fp32 import default_half_weights, default_islands
+    of_type: Half = "bf16" if half == "bf16" else "fp16"
     loaded = {name: ir.load(folder / f"{name}.onnx").graph for name in graphs}
     return Recipe(
         model=model,
         sources=dict(sources),
         graphs={
             name: GraphRecipe(
-                half=half,
-                fp32=default_islands(graph, half),
+                half=of_type,
+                fp32=default_islands(graph, of_type),
                 half_weights=default_half_weights(name),
             )
             for name, graph in loaded.items()
@@ -211,8 +212,7 @@ def sensitivity(
 def _recipe(bundle: Bundle, wanted: Wanted, tell: Progress) -> Recipe:
     if wanted.recipe is not None:
         return _read(wanted.recipe, wanted.precision)
-    recipes = import_torch_room("refdiff.calibration.precision", PURPOSE)
-    half: Recipe = recipes.half_recipe(
+    half = half_recipe(
         bundle.path,
         model=bundle.spec.name,
         sources=bundle.manifest.sources,

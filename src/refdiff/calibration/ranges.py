@@ -16,14 +16,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from refdiff.calibration.int8_recipe import METHODS
 from refdiff.calibration.probing import Probe
 from refdiff.calibration.reductions import Tail, channel_maxima, check_finite, tails
 from refdiff.contracts.session import Array, Float
 from refdiff.errors import InputError
 from refdiff.passes.smooth_quant import LONGEST, row_reach, smoothable
-
-METHODS = ("minmax", "percentile", "entropy")
-"""How a range is taken from what occurred. Here, because `api` reads it where onnx is not installed."""
 
 BINS = 2048
 """Counters; a doubling of the reach adds neighbours up."""

@@ -18,7 +18,7 @@ from refdiff.accuracy.metrics import iou
 from refdiff.calibration.convert import convert
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.recipe import GraphRecipe, Recipe
@@ -62,17 +62,18 @@ class Trials:
 
     def miou(self, recipes: Mapping[str, GraphRecipe]) -> float:
         """Mean IoU with these graphs converted by these recipes, all others in half precision."""
-        passes = import_torch_room("refdiff.passes.convert", PURPOSE)
-        cut = import_torch_room("refdiff.passes.early_exit", PURPOSE)
+        with require_export(PURPOSE):
+            from refdiff.passes.convert import convert_graph
+            from refdiff.passes.early_exit import cut_taps
         contract = graph_contract(self._source.spec)
         with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
             paths: dict[str, Path] = {}
             for name, recipe in recipes.items():
                 paths[name] = Path(scratch) / f"{name}.onnx"
-                passes.convert_graph(self._source.graph_path(name), paths[name], recipe)
+                convert_graph(self._source.graph_path(name), paths[name], recipe)
                 if name == "unet":
                     after = self._source.spec.diffusion.cut_after
-                    paths["unet_taps"] = cut.cut_taps(paths[name], contract["unet_taps"], cut_after=after)
+                    paths["unet_taps"] = cut_taps(paths[name], contract["unet_taps"], cut_after=after)
             return self._miou(paths)
 
     def _true_masks(self) -> list[Bool]:
@@ -109,9 +110,10 @@ class _Overlay:
 def _segmenting(
     bundle: Bundle, backend: str, paths: Mapping[str, Path], options: Options
 ) -> Iterator[Callable[[Question], Bool]]:
-    module = import_torch_room("refdiff.engines.ort", PURPOSE)
+    with require_export(PURPOSE):
+        from refdiff.engines.ort import OrtSession
     contract = graph_contract(bundle.spec)
-    others = {name: module.OrtSession(path, contract[name], backend=backend) for name, path in paths.items()}
+    others = {name: OrtSession(path, contract[name], backend=backend) for name, path in paths.items()}
     sessions = _Overlay(open_sessions(bundle, backend=backend), others)
     with segmenter_of(bundle, sessions, options) as segmenter:
         yield lambda asked: segmenter.segment(segmenter.encode(asked.image), asked.phrase).mask

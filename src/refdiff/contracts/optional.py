@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from types import ModuleType
 
 from refdiff.errors import MissingDependencyError
 
@@ -51,9 +49,3 @@ def require_export(purpose: str) -> Iterator[None]:
         raise MissingDependencyError(
             f"{purpose} needs {error.name}, which is not installed; pip install 'refdiff[export]'"
         ) from error
-
-
-def import_torch_room(module: str, purpose: str) -> ModuleType:
-    """Import a module by name under `require_export`."""
-    with require_export(purpose):
-        return import_module(module)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import Metrics, Overlap, metrics, overlap
 from refdiff.contracts.inspection import check_trained, find_bundle
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.results import Segmentation
@@ -209,12 +209,14 @@ def _respondent(examination: Examination, stack: ExitStack, threads: int | None 
 
 
 def _reference(examination: Examination) -> Respond:
-    module = import_torch_room("refdiff.reference.pipeline", PURPOSE)
-    import_torch_room("torch", PURPOSE).set_num_threads(_TORCH_THREADS)
+    with require_export(PURPOSE):
+        import torch
+
+        from refdiff.reference.pipeline import Reference
+    torch.set_num_threads(_TORCH_THREADS)
     stack = load_miniature(PURPOSE)
     options = options_for(stack.spec, variant=examination.variant, mode=examination.mode)
-    respond: Respond = module.Reference(stack=stack, options=options).segment
-    return respond
+    return Reference(stack=stack, options=options).segment
 
 
 def _by_cue(marked: Sequence[_Marked]) -> dict[str, Metrics]:

@@ -14,7 +14,7 @@ from refdiff.calibration.int8_recipe import SMOOTHING
 from refdiff.calibration.precision import Wanted, convert_bundle
 from refdiff.contracts.atomic_io import report_write_errors
 from refdiff.contracts.manifest import MANIFEST_NAME
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options, Shortcuts, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.engines.factory import lean_session
@@ -59,7 +59,7 @@ def export(
         precision: one of `refdiff.calibration.precision.PRECISIONS`.
         recipe: a precision recipe to follow; None makes one by the built-in rules.
         feeds: what `calibrate` recorded, for the ranges of eight-bit tensors; None records it now.
-        ranges: how they are taken from the feeds; one of `refdiff.calibration.ranges.METHODS`.
+        ranges: how they are taken from the feeds; one of `refdiff.calibration.int8_recipe.METHODS`.
         smoothing: strength of SmoothQuant, 0..1; None leaves it out.
         budget: what eight bits may cost the task, "mIoU -0.5" for instance; blocks that cost more stay in
             half precision.
@@ -137,26 +137,27 @@ def export_stack(
         progress: told one line at each step.
     """
     lean = lean_session()  # what checks the graphs is missing now, or not at all
-    bounded = import_torch_room("refdiff.passes.fuse_attention", PURPOSE)
-    rehearsal = import_torch_room("refdiff.export.rehearsal", PURPOSE)
-    wrappers = import_torch_room("refdiff.export.wrappers", PURPOSE)
+    with require_export(PURPOSE):
+        from refdiff.export.bundle_export import export_bundle
+        from refdiff.export.rehearsal import Rehearsal
+        from refdiff.export.wrappers import clip_positions
+        from refdiff.passes.fuse_attention import bounded_model
     questions = _QUESTIONS if thorough else _QUESTIONS[:1]
-    play = rehearsal.Rehearsal(
+    play = Rehearsal(
         stack.spec,
         Tokenizer(stack.tokenizer_json, stack.spec.context_length),
         [(render_scene(seed).image, phrase) for seed, phrase in questions],
         _rehearsed(stack.spec, thorough=thorough),
-        lambda: wrappers.clip_positions(stack),
+        lambda: clip_positions(stack),
     ).play
-    manifest: Manifest = import_torch_room("refdiff.export.bundle_export", PURPOSE).export_bundle(
+    return export_bundle(
         stack,
         output,
         rehearse=play,
-        open_graph=lambda path, batch: lean(bounded.bounded_model(path, batch=batch), folder=path.parent),
+        open_graph=lambda path, batch: lean(bounded_model(path, batch=batch), folder=path.parent),
         progress=progress,
         overwrite=overwrite,
     )
-    return manifest
 
 
 def _rehearsed(spec: ModelSpec, *, thorough: bool) -> Sequence[Options]:

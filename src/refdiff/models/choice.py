@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.contracts.manifest import MANIFEST_NAME
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError
 from refdiff.models.presets import PRESETS
@@ -131,9 +131,10 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
     if choice.built_in:
         return load_miniature(purpose)
     preset, size = PRESETS[choice.name], DEFAULT_SIZE if choice.size is None else choice.size
-    stacks = import_torch_room("refdiff.models.stacks", purpose)
+    with require_export(purpose):
+        from refdiff.models.stacks import checkpoint_stack, random_stack
     if choice.random_weights:
-        stack: ModelStack = stacks.random_stack(
+        return random_stack(
             choice.title,
             diffusion=choice.diffusion or preset.diffusion.architecture,
             sam=choice.sam or preset.sam.architecture,
@@ -141,10 +142,10 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
             image_size=size,
             seed=choice.seed or 0,
         )
-        return stack
-    hub = import_torch_room("refdiff.models.hub.download", purpose)
+    with require_export(purpose):
+        from refdiff.models.hub.download import resolve
     paths = {
-        part: hub.resolve(
+        part: resolve(
             given or own.repo, checkpoints=choice.checkpoints, offline=choice.offline, progress=tell
         )
         for part, given, own in (
@@ -153,14 +154,13 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
             ("clip", choice.clip, preset.clip),
         )
     }
-    trained: ModelStack = stacks.checkpoint_stack(
+    return checkpoint_stack(
         choice.title,
         image_size=size,
         prediction=choice.prediction,
         activation=choice.clip_activation or (None if choice.clip else preset.clip.activation),
         **paths,
     )
-    return trained
 
 
 def load_miniature(purpose: str) -> ModelStack:
@@ -169,5 +169,6 @@ def load_miniature(purpose: str) -> ModelStack:
     Raises:
         MissingDependencyError: torch or a library around it is not installed.
     """
-    stack: ModelStack = import_torch_room("refdiff.miniature.stack", purpose).load_miniature()
-    return stack
+    with require_export(purpose):
+        from refdiff.miniature import stack
+    return stack.load_miniature()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.choice import MINIATURE
@@ -113,8 +113,9 @@ def plan_fetch(
             repos.append(replace(here, problem=problem))
             continue
         try:
-            hub = import_torch_room("refdiff.models.hub.download", _PURPOSE)
-            repos.append(hub.plan_repo(wanted, root, progress or silent))
+            with require_export(_PURPOSE):
+                from refdiff.models.hub.download import plan_repo
+            repos.append(plan_repo(wanted, root, progress or silent))
         except MissingDependencyError as error:
             repos.append(replace(here, problem=str(error)))
             if isinstance(error, UnreachableError):  # the next repository would only wait as long again
@@ -126,8 +127,9 @@ def carry_out(plan: FetchReport, progress: Progress | None = None) -> FetchRepor
     """Download what a plan lacks. See `fetch` for the errors."""
     if all(repo.listing is None for repo in plan.repos):
         return plan
-    hub = import_torch_room("refdiff.models.hub.download", _PURPOSE)
-    return replace(plan, repos=tuple(hub.fetch_repo(repo, progress or silent) for repo in plan.repos))
+    with require_export(_PURPOSE):
+        from refdiff.models.hub.download import fetch_repo
+    return replace(plan, repos=tuple(fetch_repo(repo, progress or silent) for repo in plan.repos))
 
 
 def _wanted(model: str, revision: str | None) -> tuple[HubName, ...]:

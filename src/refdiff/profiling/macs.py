@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
-from onnxscript.optimizer import fold_constants
+from typing import TYPE_CHECKING
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PURPOSE = "counting multiply-adds"
 
 
 def multiply_adds(path: Path, sizes: Mapping[str, int]) -> int:
@@ -32,6 +34,8 @@ def multiply_adds(path: Path, sizes: Mapping[str, int]) -> int:
     Raises:
         InputError: a shape the count needs is not in the file, and does not follow from the sizes.
     """
+    with require_export(PURPOSE):
+        import onnx_ir as ir
     model = ir.load(path)
     if any(value.shape is None for node in model.graph for value in node.outputs):
         _infer_shapes(model, sizes)
@@ -40,6 +44,10 @@ def multiply_adds(path: Path, sizes: Mapping[str, int]) -> int:
 
 def _infer_shapes(model: ir.Model, sizes: Mapping[str, int]) -> None:
     """With numbers in place of the inputs' names, so that what computes a shape folds to a number."""
+    with require_export(PURPOSE):
+        import onnx_ir as ir
+        from onnx_ir.passes.common import ShapeInferencePass
+        from onnxscript.optimizer import fold_constants
     for value in model.graph.inputs:
         if value.shape is not None:
             value.shape = ir.Shape(
@@ -144,8 +152,7 @@ class Arithmetic:
 
     def _count(self, graph: str, sizes: Mapping[str, int]) -> int | None:
         try:
-            counter = import_torch_room("refdiff.profiling.macs", "counting multiply-adds")
-            return int(counter.multiply_adds(self._bundle.graph_path(graph), sizes))
+            return int(multiply_adds(self._bundle.graph_path(graph), sizes))
         except (InputError, MissingDependencyError) as error:
             self.why_not = str(error)
             return None

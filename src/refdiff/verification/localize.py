@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refdiff.accuracy.tolerances import GraphTolerance
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.session import Array, Float
 from refdiff.verification.divergence import Cause, NodeResult, difference_of, first_outside
 
@@ -159,9 +159,10 @@ def find_fault(
         MissingDependencyError: onnx_ir or ONNX Runtime is not installed.
         EngineError: ONNX Runtime cannot load or run a graph.
     """
-    typed = import_torch_room("refdiff.passes.graph_files", PURPOSE)
-    broken: ir.Model = typed.load_typed(failing)
-    sound: ir.Model | None = None if exact is None else typed.load_typed(exact)
+    with require_export(PURPOSE):
+        from refdiff.passes.graph_files import load_typed
+    broken = load_typed(failing)
+    sound = None if exact is None else load_typed(exact)
     known = None if sound is None else Counterparts(sound.graph)
     made = _made(broken, known, largest_batch=max((len(a) for a in feeds.values() if a.ndim), default=1))
     read_broken = _reader(broken, failing.parent, feeds)
@@ -222,7 +223,8 @@ def _results(
 
 
 def _reader(model: ir.Model, folder: Path, feeds: Mapping[str, Array]) -> Read:
-    probe = import_torch_room("refdiff.engines.intermediate_tensors", PURPOSE).probe
+    with require_export(PURPOSE):
+        from refdiff.engines.intermediate_tensors import probe
     return lambda names: {name: values for _, name, values in probe(model, [feeds], names, folder=folder)}
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.tolerances import Verdict, judge
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.optional import import_torch_room
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.results import Segmentation
@@ -120,7 +120,8 @@ def compare_with_reference(
     Raises:
         InputError: none of the scenes has a question.
     """
-    module = import_torch_room("refdiff.reference.pipeline", PURPOSE)
+    with require_export(PURPOSE):
+        from refdiff.reference.pipeline import Reference
     every = tuple(questions(seeds))
     if not every:
         raise InputError(
@@ -131,9 +132,9 @@ def compare_with_reference(
     floor: dict[str, dict[str, float]] = {}
     worst = WorstCases()
     for name, options in variants.items():
-        reference = module.Reference(stack=stack, options=options)
+        reference = Reference(stack=stack, options=options)
         reseeded = dataclasses.replace(options, seed=options.seed + OTHER_SEED)
-        again = module.Reference(stack=stack, options=reseeded)
+        again = Reference(stack=stack, options=reseeded)
         runtime = segmenter_of(bundle, sessions, options)
         agreements, own = list[Agreement](), list[Agreement]()
         for number, asked in enumerate(every, start=1):
