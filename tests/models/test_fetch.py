@@ -565,7 +565,7 @@ def test_something_that_answers_and_is_no_hub_is_told_from_one(sam: FakeHub, tmp
 def test_without_the_hub_s_library_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("fetching", "client", "errors"):
+    for name in ("download", "client", "errors"):
         monkeypatch.delitem(sys.modules, f"refdiff.models.hub.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "refdiff", "--to", str(tmp_path)]) == 3
