@@ -31,7 +31,7 @@ def heavy_packages_loaded_by(statement: str) -> list[str]:
     return list(json.loads(process.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["refdiff", "refdiff.loading", "refdiff.cli"])
+@pytest.mark.parametrize("module", ["refdiff", "refdiff.loading", "refdiff.cli", "refdiff.engines.factory"])
 def test_importing_the_public_face_loads_no_heavy_package(module: str) -> None:
     assert heavy_packages_loaded_by(f"import {module}") == []
 

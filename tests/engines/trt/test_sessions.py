@@ -1,7 +1,6 @@
 """Plans behind the factory: which are taken, how they are held, what is chosen and what is refused."""
 
 import builtins
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -260,7 +259,6 @@ def test_only_cuda_pythons_own_absence_is_called_missing(
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(choice, "load_flavour", lambda name: machine.flavour)
-    monkeypatch.delitem(sys.modules, "refdiff.engines.trt.cuda", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(expected, match=r"needs cuda-python.*refdiff\[trt\]|cuda\.broken"):
         factory.open_sessions(bundle, backend="tensorrt")

@@ -1,11 +1,7 @@
-"""cuda-python's runtime API, under the one name that all its releases share here.
+"""The calls of CUDA's runtime that sessions need, with errors that say what failed and how to fix it.
 
-Imported late, by `engines.factory`: this is the only module that imports cuda-python.
-
-The few calls of CUDA's runtime that sessions need, with errors that say what failed and what mends it.
-
-In: cuda-python's runtime module (`cudart`), or a stand-in with the same calls. Addresses and streams are
-ints.
+In: cuda-python's runtime module, or a stand-in with the same calls. Addresses and streams are ints. This is
+the only module that imports cuda-python, and it does so in `import_cudart`.
 """
 
 from __future__ import annotations
@@ -18,26 +14,26 @@ from typing import Any
 
 from refdiff.errors import EngineError, MissingDependencyError
 
-try:
-    from cuda.bindings import runtime
-except ModuleNotFoundError as error:
-    if error.name not in ("cuda.bindings", "cuda.bindings.runtime"):
-        raise
-    # cuda-python before 12.8
-    runtime = import_module("cuda.cudart")
-
-__all__ = ["runtime"]
-
-
 _NO_DEVICE = {"cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorStubLibrary"}
 """Errors that say: there is no GPU here, or no driver, or one too old."""
 
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 
 
+def import_cudart() -> Any:
+    """Import cuda-python's runtime module, which its releases keep in different places."""
+    try:
+        from cuda.bindings import runtime
+    except ModuleNotFoundError as error:
+        if error.name not in ("cuda.bindings", "cuda.bindings.runtime"):
+            raise
+        return import_module("cuda.cudart")  # cuda-python before 12.8
+    return runtime
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceMemory:
-    """Of the current device, in bytes."""
+    """Memory of the current device in bytes."""
 
     free: int
     total: int

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.session import Measure
-from refdiff.engines.trt.cuda import Cuda
+from refdiff.engines.trt.cuda import Cuda, import_cudart
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.flavour import FLAVOURS, Flavour, load_flavour
 from refdiff.engines.trt.plans import find_plans, has_plans
@@ -137,9 +137,9 @@ def _nothing_fits(bundle: Bundle, backend: str, refused: Mapping[str, str]) -> s
 
 
 def _import_cuda(backend: str) -> Any:
-    """Only cuda-python's own absence is reported as such."""
+    """Import cuda-python; only its own absence is reported as a missing dependency."""
     try:
-        from refdiff.engines.trt.cuda import runtime
+        return import_cudart()
     except ModuleNotFoundError as error:
         if error.name not in ("cuda", "cuda.cudart", "cuda.bindings"):
             raise
@@ -147,4 +147,3 @@ def _import_cuda(backend: str) -> Any:
             f"back-end {backend} needs cuda-python, which is not installed; "
             f"pip install 'refdiff[{_EXTRAS[backend]}]'; on a Jetson: pip install 'refdiff[jetson]'"
         ) from error
-    return runtime
