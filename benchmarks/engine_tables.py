@@ -27,6 +27,26 @@ def fusion_table(record: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def decoder_table(record: dict[str, Any]) -> str:
+    """One row per SAM."""
+    rows = [
+        "| decoder | original, one graph | `sam_decoder` | `sam_masks` | faster by | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    graphs = ("one_graph", "sam_decoder", "sam_masks")
+    for name in ("mini", "full"):
+        entry = record[name]
+        seconds, counts = entry["median_seconds"], entry["multiply_adds"]
+        cells = [f"{1e3 * seconds[graph]:.0f} ms, {counts[graph] / 1e9:.2f} G" for graph in graphs]
+        difference = max(entry["largest_difference_over_range"].values())
+        rows.append(f"| `{name}` | {' | '.join(cells)} | {entry['speed_up']:.2f} | {difference:.0e} |")
+    drawn, prompts = record["full"]["drawn"], record["full"]["prompts"]
+    return "\n".join(rows) + (
+        f"\n\n{prompts} prompts, masks of {drawn} of them; processor time of one thread, and multiply-adds."
+        " Differences are over the output's range. `full` is the decoder of all original SAMs, weights drawn."
+    )
+
+
 def _fused(built: dict[str, Any] | None) -> str:
     if built is None:
         return "–"

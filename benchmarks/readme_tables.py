@@ -8,7 +8,7 @@ from typing import Any
 
 from bench_tables import bench_table, start_line
 from edge_tables import profiles_table, substitutes_table
-from engine_tables import encoder_table, fusion_table, memory_table
+from engine_tables import decoder_table, encoder_table, fusion_table, memory_table
 from growth_tables import growth_table
 from precision_tables import (
     builds_table,
@@ -18,7 +18,6 @@ from precision_tables import (
     islands_table,
     precision_table,
 )
-from shortcut_tables import decoder_table, shortcuts_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -52,7 +51,6 @@ def main() -> None:
         ("docs/precision.md", "builds", "rtx-builds", builds_table),
         ("docs/speed.md", "bench", "bench", bench_table),
         ("docs/speed.md", "start", "bench", start_line),
-        ("docs/speed.md", "shortcuts", "shortcuts", shortcuts_table),
         ("docs/speed.md", "sam-decoder", "sam-decoder", decoder_table),
         ("docs/speed.md", "growth", "growth", growth_table),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import check_trained, find_bundle
-from refdiff.contracts.options import ALL_SHORTCUTS, Options, Shortcuts, options_for
+from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
 from refdiff.runtime.observer import Observer
@@ -25,7 +25,6 @@ def load(
     threads: int | None = None,
     memory: str | None = None,
     allow_random_weights: bool = False,
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Segmenter:
     """Open a bundle for segmenting; use the result in a `with` block.
 
@@ -40,7 +39,6 @@ def load(
         memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
             takes what fits.
         allow_random_weights: open a bundle whose weights were drawn, not trained: to measure, not to believe.
-        shortcuts: exact ones, all on; switched off to measure what each saves.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
@@ -51,9 +49,7 @@ def load(
     """
     bundle = find_bundle(path)
     check_trained(bundle, allow_random_weights=allow_random_weights)
-    options = options_for(
-        bundle.spec, variant=variant, mode=mode, seed=seed, reader=reader, shortcuts=shortcuts
-    )
+    options = options_for(bundle.spec, variant=variant, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(bundle, backend=backend, threads=threads, memory=memory)
     return segmenter_of(bundle, sessions, options)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from refdiff.contracts.options import ALL_SHORTCUTS, ProposalOptions, Shortcuts
+from refdiff.contracts.options import ProposalOptions
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime.masks import boxes
@@ -67,9 +67,9 @@ def _image():
     return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
-def _propose(sessions=None, shortcuts=ALL_SHORTCUTS, **options):
+def _propose(sessions=None, **options):
     settings = {"points_per_side": 3, "stability_threshold": 0.5} | options
-    return propose(sessions or _Sessions(), SPEC, _image(), ProposalOptions(**settings), shortcuts)
+    return propose(sessions or _Sessions(), SPEC, _image(), ProposalOptions(**settings))
 
 
 def test_candidates_come_in_decreasing_predicted_iou_with_their_measures():
@@ -87,8 +87,7 @@ def test_masks_are_drawn_of_prompts_with_a_good_enough_one_alone():
     few = _propose(sessions, points_per_side=8, pred_iou_threshold=0.93)  # of point i: 0.95 - i / 1000
     assert sessions.drawn == list(range(20))
     every = _Sessions()
-    plain = Shortcuts(skip_prompts=False, filter_masks=False)
-    all_drawn = _propose(every, plain, points_per_side=8, pred_iou_threshold=0.93)
+    all_drawn = _propose(every, points_per_side=8, pred_iou_threshold=0.93, decode_all_prompts=True)
     assert every.drawn == list(range(64))
     assert np.array_equal(few.masks, all_drawn.masks)
     assert np.array_equal(few.predicted_iou, all_drawn.predicted_iou)

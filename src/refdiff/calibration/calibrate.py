@@ -20,7 +20,7 @@ from refdiff.calibration.recording import FeedRecorder, spread
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import Options, Shortcuts, options_for
+from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.session import Array
 from refdiff.data.samples import SCENES, SCENES_FROM, Asked, Series, picture_series, scene_series
@@ -123,9 +123,9 @@ def calibrate(
     tell("reading the questions")
     series = _series(images, phrases, count, seed)
     series.check_phrases(Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
-    every_run = Shortcuts(keep_texts=False)  # what a question feeds its graphs hangs on no other question
-    options = {
-        name: options_for(opened.spec, variant=name, mode=mode, shortcuts=every_run) for name in variants
+    options = {  # without a text cache, what a question feeds its graphs depends on no other question
+        name: dataclasses.replace(options_for(opened.spec, variant=name, mode=mode), cache_texts=False)
+        for name in variants
     }
     with ExitStack() as stack:
         sessions = open_sessions(opened, backend=backend, threads=threads)

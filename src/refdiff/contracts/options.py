@@ -43,6 +43,9 @@ class ProposalOptions:
     """Holes and islands of masks below this share of the picture's pixels go (METHOD §10.1); 0: none."""
     drop_filtered: bool = False
     """True: filtered candidates are out. False: the release's score x keep, oddities included (METHOD §9)."""
+    decode_all_prompts: bool = False
+    """Internal: run `sam_masks` on every prompt, not only on those whose predicted IoU passes the threshold.
+    The candidates are the same; an export with random weights uses it to be sure that the graph runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,31 +108,6 @@ class FusionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortcuts:
-    """Exact shortcuts: each leaves the answer as it is, to rounding. Off is for measuring."""
-
-    skip_prompts: bool = True
-    """Masks are drawn of prompts alone that pass the predicted-IoU filter; off: of all."""
-    filter_masks: bool = True
-    """Masks below the predicted IoU are out before they are blown up to the picture; off: after it."""
-    filter_candidates: bool = True
-    """CLIP looks at candidates alone that pass the area filter; off: at all."""
-    early_exit: bool = True
-    """The last UNet pass stops at the last tap; off: it is a full one."""
-    keep_unconditional: bool = True
-    """The first pass without a phrase is made once for a picture; off: again for each phrase."""
-    keep_picture: bool = True
-    """Latent, candidates and CLIP's patches are made once for a picture; off: again for each phrase."""
-    keep_texts: bool = True
-    """Both text encoders' answers are kept, the empty prompt's among them; off: made anew."""
-    batch_crops: bool = True
-    """Crops of one size share a call; off: one call each."""
-
-
-ALL_SHORTCUTS = Shortcuts()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Options:
     """Everything the pipeline reads."""
 
@@ -143,7 +121,9 @@ class Options:
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     crops: CropOptions = field(default_factory=CropOptions)
     fusion: FusionOptions = field(default_factory=FusionOptions)
-    shortcuts: Shortcuts = field(default_factory=Shortcuts)
+    cache_texts: bool = True
+    """Internal: keep the text encoders' outputs and reuse them for equal texts. The answers are the same;
+    recording and profiling turn it off, so that every phrase runs every graph."""
 
 
 _OFFICIAL = Options()
@@ -190,7 +170,6 @@ def options_for(
     mode: str = "full",
     seed: int = 0,
     reader: str = "rules",
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Options:
     """The named variant, with the proposal thresholds that belong to this model's SAM.
 
@@ -219,6 +198,5 @@ def options_for(
         seed=seed,
         reader=reader,  # type: ignore[arg-type]
         proposals=proposals,
-        shortcuts=shortcuts,
         crops=dataclasses.replace(base.crops, soft_long_side=side),
     )

@@ -15,7 +15,7 @@ from refdiff.calibration.precision import Wanted, convert_bundle
 from refdiff.contracts.atomic_io import report_write_errors
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.optional import require_export
-from refdiff.contracts.options import Options, Shortcuts, options_for
+from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.engines.factory import lean_session
 from refdiff.errors import InputError
@@ -163,13 +163,14 @@ def export_stack(
 def _rehearsed(spec: ModelSpec, *, thorough: bool) -> Sequence[Options]:
     """Both variants feed shapes that the other does not; `official` alone runs every graph."""
     names = ("official", "edge") if thorough else ("official",)
-    drawn = Shortcuts(skip_prompts=False)  # random weights may find no prompt worth a mask
-    variants = [options_for(spec, variant=name, shortcuts=drawn) for name in names]
+    variants = [options_for(spec, variant=name) for name in names]
     return [
         dataclasses.replace(
             options,
             proposals=dataclasses.replace(
-                options.proposals, points_per_side=min(_ONE_BATCH, options.proposals.points_per_side)
+                options.proposals,
+                points_per_side=min(_ONE_BATCH, options.proposals.points_per_side),
+                decode_all_prompts=True,  # random weights may find no prompt worth a mask
             ),
         )
         for options in variants

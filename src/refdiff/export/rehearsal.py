@@ -96,8 +96,7 @@ class Rehearsal:
     def _sam(self, sessions: SessionFactory) -> None:
         """Look for candidates (METHOD §2)."""
         self._candidates = [
-            propose(sessions, self._spec.sam, take.image, take.options.proposals, take.options.shortcuts)
-            for take in self._takes
+            propose(sessions, self._spec.sam, take.image, take.options.proposals) for take in self._takes
         ]
 
     def _diffusion(self, sessions: SessionFactory) -> None:

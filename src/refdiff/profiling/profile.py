@@ -17,7 +17,7 @@ from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
-from refdiff.contracts.options import Options, Shortcuts, options_for
+from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.data.profile_questions import ProfiledQuestion, profiled_questions
 from refdiff.diagnostics.gather import read_host
@@ -97,7 +97,7 @@ def profile(
         opened = find_bundle(bundle)
     asked = profiled_questions(opened, image=image, phrase=phrase, scenes=scenes)
     # Questions come again and again here, and each is to cost what a phrase costs that nobody asked before.
-    options = options_for(opened.spec, variant=variant, mode=mode, shortcuts=Shortcuts(keep_texts=False))
+    options = dataclasses.replace(options_for(opened.spec, variant=variant, mode=mode), cache_texts=False)
 
     def start(measure: Any) -> BackendSessions:
         return open_sessions(opened, backend=backend, threads=threads, memory=memory, measure=measure)

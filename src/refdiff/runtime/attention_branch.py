@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refdiff.contracts.options import ALL_SHORTCUTS, AttentionOptions, Shortcuts
+from refdiff.contracts.options import AttentionOptions
 from refdiff.contracts.session import Array, Float, SessionFactory
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.errors import EngineError, InputError
@@ -45,7 +45,7 @@ class LatentState:
     """[1, c, s, s], what the UNet predicted in the unconditional first pass, noise or velocity; None where it
     is the only pass."""
     taps: Float | None
-    """[1, l, q, t], of the same pass; None at guidance 1, and where each phrase makes the pass anew."""
+    """[1, l, q, t], of the same pass; None at guidance 1."""
 
 
 def encode_latent(
@@ -78,7 +78,6 @@ def latent_state(
     tokenizer: Tokenizer,
     seed: int,
     image: Picture,
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> LatentState:
     """Everything that depends on the picture alone.
 
@@ -89,7 +88,6 @@ def latent_state(
         tokenizer: of the bundle.
         seed: of the posterior's draw and the noise.
         image: [y, x, 3].
-        shortcuts: whether the unconditional pass is made here, and where the last pass stops.
 
     Raises:
         InputError: the options ask for what the graphs do not expose.
@@ -102,9 +100,7 @@ def latent_state(
     if options.guidance == 1:
         return LatentState(noised=noised, empty_context=None, eps=None, taps=None)
     context = _contexts(sessions, spec, tokenizer, [""])
-    if not shortcuts.keep_unconditional:
-        return LatentState(noised=noised, empty_context=context, eps=None, taps=None)
-    eps, taps = _pass(sessions, options, 0, noised, context, shortcuts)
+    eps, taps = _pass(sessions, options, 0, noised, context)
     return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
 
 
@@ -115,14 +111,13 @@ def attend(
     tokenizer: Tokenizer,
     state: LatentState,
     phrase: Phrase,
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
     """The maps of one phrase: see `attend_each`.
 
     Returns:
         [m, g, g], 0..1.
     """
-    return next(attend_each(sessions, spec, options, tokenizer, state, [phrase], shortcuts))
+    return next(attend_each(sessions, spec, options, tokenizer, state, [phrase]))
 
 
 def attend_each(
@@ -132,7 +127,6 @@ def attend_each(
     tokenizer: Tokenizer,
     state: LatentState,
     phrases: Sequence[Phrase],
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
     rows: int = UNET_ROWS,
 ) -> Iterator[Float]:
     """The maps of each phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
@@ -144,7 +138,6 @@ def attend_each(
         tokenizer: of the bundle.
         state: of the picture.
         phrases: such as passed `Tokenizer.check_length`.
-        shortcuts: whether the state's own pass is used, and where the last pass stops.
         rows: most of a UNet call; later passes take two for a phrase.
 
     Yields:
@@ -157,7 +150,7 @@ def attend_each(
     columns = [tokenizer.focus_indices(phrase, options.focus) for phrase in phrases]
     for start in range(0, len(phrases), rows):
         some = slice(start, start + rows)
-        yield from _maps(sessions, spec, options, state, contexts[some], columns[some], shortcuts, rows)
+        yield from _maps(sessions, spec, options, state, contexts[some], columns[some], rows)
 
 
 def _maps(
@@ -167,7 +160,6 @@ def _maps(
     state: LatentState,
     contexts: Float,
     columns: Sequence[Sequence[int]],
-    shortcuts: Shortcuts,
     rows: int,
 ) -> list[Float]:
     """The maps [m, g, g] of the phrases of these contexts [k, t, d], read at each phrase's columns."""
@@ -178,13 +170,13 @@ def _maps(
     latent = np.repeat(state.noised, len(contexts), axis=0)  # [k, c, s, s]
     maps: list[list[Float]] = [[] for _ in contexts]
     for index in range(len(options.timesteps)):
-        if index == 0 and shortcuts.keep_unconditional:
-            eps, taps = _pass(sessions, options, 0, latent, contexts, shortcuts, rows)  # conditional alone
+        if index == 0:
+            eps, taps = _pass(sessions, options, 0, latent, contexts, rows)  # conditional alone
             eps = None if eps is None else _paired(state.eps, eps)  # [2k, c, s, s]
             taps = _paired(state.taps, taps)  # [2k, l, q, t]
         else:
             repeated = np.repeat(latent, branches, axis=0)
-            eps, taps = _pass(sessions, options, index, repeated, both, shortcuts, rows)
+            eps, taps = _pass(sessions, options, index, repeated, both, rows)
         for i, logits in enumerate(_guided(taps, branches, options.guidance)):
             maps[i].append(normalised_maps(logits, columns[i], spec.tap_size))
         if eps is not None:
@@ -256,14 +248,13 @@ def _pass(
     index: int,
     latent: Float,
     context: Float,
-    shortcuts: Shortcuts,
     rows: int = UNET_ROWS,
 ) -> tuple[Float | None, Float]:
     """UNet pass number `index`: what it predicts, and the taps. The last pass stops at the taps."""
     timestep = np.full(len(latent), options.timesteps[index], np.float32)
     feeds = {"latent": latent, "timestep": timestep, "context": context}
     is_last = index == len(options.timesteps) - 1
-    graph = "unet_taps" if is_last and shortcuts.early_exit else "unet"
+    graph = "unet_taps" if is_last else "unet"
     outputs = _run(sessions, graph, feeds, rows)
     return None if is_last else outputs["eps"], outputs["taps"]
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.options import ALL_SHORTCUTS, CropOptions, Options, Shortcuts
+from refdiff.contracts.options import CropOptions, Options
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ClipSpec
@@ -77,7 +77,6 @@ def hard_vectors(
     candidates: Candidates,
     options: CropOptions,
     direction: Direction,
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
     """Unit vector h_i of each candidate cut out on black (METHOD §5). Returns [n, e].
 
@@ -86,13 +85,13 @@ def hard_vectors(
     weights = ramp(direction, image.shape[1])  # [x]
     fit = letterbox if options.letterbox else resize_shorter_side
     by_bucket: dict[int, list[tuple[int, Picture]]] = defaultdict(list)
-    for i in _looked_at(candidates, shortcuts):
+    for i in np.flatnonzero(candidates.kept):
         crop = masked_crop(image, candidates.masks[i], candidates.boxes_xyxy_px[i], weights)
         crop = fit(crop, clip.image_size)
         by_bucket[patch_bucket(clip, math.prod(_grid(crop, clip)))].append((int(i), crop))
     vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
     for padded_to, crops in by_bucket.items():
-        together = pictures_per_call(1 + padded_to) if shortcuts.batch_crops else 1
+        together = pictures_per_call(1 + padded_to)
         for some in _slices(len(crops), together):
             indices, pictures = zip(*crops[some], strict=True)
             vectors[list(indices)] = _plain_tower(sessions, clip, positions, pictures, padded_to)
@@ -106,7 +105,6 @@ def soft_vectors(
     image: Picture,
     candidates: Candidates,
     options: CropOptions,
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Float:
     """Unit vector o_i of each candidate seen in its surroundings by masked attention (METHOD §6).
 
@@ -114,7 +112,7 @@ def soft_vectors(
         [n, e].
     """
     vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
-    kept = _looked_at(candidates, shortcuts)
+    kept = np.flatnonzero(candidates.kept)
     if not len(kept):
         return vectors
     picture = shrink_longer_side(image, options.soft_long_side, least=clip.patch_size)
@@ -134,11 +132,6 @@ def soft_vectors(
         seen = sessions.open("clip_image").run(feeds)["vectors"][0, : len(on_patches)]
         vectors[kept[some]] = unit(seen)
     return vectors
-
-
-def _looked_at(candidates: Candidates, shortcuts: Shortcuts) -> NDArray[np.intp]:
-    """Indices of the candidates that CLIP looks at."""
-    return np.flatnonzero(candidates.kept) if shortcuts.filter_candidates else np.arange(len(candidates))
 
 
 def unit(vectors: Float) -> Float:
@@ -218,9 +211,7 @@ class ClipBranch:
     def soft(self, image: NDArray[np.uint8], candidates: Candidates) -> Float:
         """Masked-attention vectors [n, e] (METHOD §6)."""
         options = self._options
-        return soft_vectors(
-            self._sessions, self._spec, self._positions, image, candidates, options.crops, options.shortcuts
-        )
+        return soft_vectors(self._sessions, self._spec, self._positions, image, candidates, options.crops)
 
     @staged("text")
     def texts(self, queries: Sequence[Phrase]) -> Mapping[str, Float]:
@@ -265,7 +256,6 @@ class ClipBranch:
                 candidates,
                 options.crops,
                 to,
-                options.shortcuts,
             )
 
         return scene.hard.towards(side, vectors)

@@ -62,7 +62,7 @@ class Segmenter:
         observer: Observer | None = None,
     ) -> None:
         _check(spec, options, positions)
-        self._sessions = TextKeeping(sessions) if options.shortcuts.keep_texts else sessions
+        self._sessions = TextKeeping(sessions) if options.cache_texts else sessions
         self._spec = spec
         self._options = options
         self._tokenizer = tokenizer
@@ -200,7 +200,7 @@ class Segmenter:
         if self._options.mode == "gen" or self._options.proposals.peaks:
             return None
         options = self._options
-        return propose(self._sessions, self._spec.sam, image, options.proposals, options.shortcuts)
+        return propose(self._sessions, self._spec.sam, image, options.proposals)
 
     @staged("proposals")
     def _embed(self, image: NDArray[np.uint8]) -> Float | None:
@@ -216,9 +216,7 @@ class Segmenter:
             return scene
         options, spec = self._options.proposals, self._spec.sam
         prompts = map_prompts(heat, peaks=options.peaks, points_per_side=options.points_per_side)
-        candidates = propose_at(
-            prompts, self._sessions, spec, scene.embedding, scene.size_yx, options, self._options.shortcuts
-        )
+        candidates = propose_at(prompts, self._sessions, spec, scene.embedding, scene.size_yx, options)
         soft = self._soft(scene.image, candidates)
         return replace(scene, candidates=candidates, soft=soft, hard=ByDirection())
 
@@ -234,9 +232,7 @@ class Segmenter:
         if self._options.mode == "disc+seg":
             return None
         spec, options = self._spec.diffusion, self._options
-        return latent_state(
-            self._sessions, spec, options.attention, self._tokenizer, options.seed, image, options.shortcuts
-        )
+        return latent_state(self._sessions, spec, options.attention, self._tokenizer, options.seed, image)
 
     @staged("reading")
     def _read(self, phrase: str, focus: str | None) -> Phrase:
@@ -263,8 +259,6 @@ class Segmenter:
 
     def _answers(self, scene: Scene, queries: Sequence[Phrase], rows: int) -> Iterator[Segmentation]:
         """One answer for each phrase; text work is shared by a few phrases at a time."""
-        if not self._options.shortcuts.keep_picture:
-            scene = self.encode(scene.image)
         waiting = iter(queries)
         while some := list(islice(waiting, TEXT_ROWS)):
             maps, texts = (
@@ -295,7 +289,6 @@ class Segmenter:
             self._tokenizer,
             scene.latent,
             queries,
-            options.shortcuts,
             rows,
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
-from refdiff.contracts.options import ALL_SHORTCUTS, ProposalOptions, Shortcuts
+from refdiff.contracts.options import ProposalOptions
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Array, Bool, Feed, Float, SessionFactory, to_host
 from refdiff.contracts.spec import SamSpec
@@ -31,7 +31,6 @@ def propose(
     spec: SamSpec,
     image: NDArray[np.uint8],
     options: ProposalOptions,
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Candidates:
     """Every candidate mask of the picture, best predicted IoU first.
 
@@ -40,7 +39,6 @@ def propose(
         spec: SAM's sizes.
         image: [y, x, 3].
         options: grid, thresholds and area filter.
-        shortcuts: when the predicted IoU is looked at.
 
     Raises:
         EngineError: a graph failed or returned values that are not finite.
@@ -51,7 +49,7 @@ def propose(
     embedding = embed(sessions, spec, image)
     grid = grid_points(options.points_per_side)
     size_yx = (image.shape[0], image.shape[1])
-    return propose_at(grid, sessions, spec, embedding, size_yx, options, shortcuts)
+    return propose_at(grid, sessions, spec, embedding, size_yx, options)
 
 
 def embed(sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8]) -> Feed:
@@ -74,7 +72,6 @@ def propose_at(
     embedding: Feed,
     size_yx: tuple[int, int],
     options: ProposalOptions,
-    shortcuts: Shortcuts = ALL_SHORTCUTS,
 ) -> Candidates:
     """As `propose`, on an embedded picture and at points [m, 2] of (x, y), shares of the picture."""
     resized_yx = sam_size(size_yx, spec.image_size)
@@ -85,7 +82,7 @@ def propose_at(
     chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
     found = [
         _survivors(resize(low_res[start : start + chunk]), predicted[start : start + chunk], options)
-        for low_res, predicted in _drawn(sessions, embedding, points, options, shortcuts)
+        for low_res, predicted in _drawn(sessions, embedding, points, options)
         for start in range(0, len(low_res), chunk)
     ]
     unique = _without_duplicates(found, options.nms_iou)
@@ -127,7 +124,7 @@ class _Found:
 
 
 def _drawn(
-    sessions: SessionFactory, embedding: Feed, points: Float, options: ProposalOptions, shortcuts: Shortcuts
+    sessions: SessionFactory, embedding: Feed, points: Float, options: ProposalOptions
 ) -> Iterator[tuple[Float, Float]]:
     """Low-resolution logits [k, l, l] and predicted IoU [k] of the masks that are good enough.
 
@@ -146,13 +143,12 @@ def _drawn(
             raise _not_finite("sam_decoder")
         iou = iou[: len(batch)]
         good = _good(iou, options)  # [p, 3]
-        rows = np.flatnonzero(good.any(axis=1)) if shortcuts.skip_prompts else np.arange(len(batch))
+        rows = np.arange(len(batch)) if options.decode_all_prompts else np.flatnonzero(good.any(axis=1))
         for first in range(0, len(rows), POINTS_PER_DRAWING):
             chosen = rows[first : first + POINTS_PER_DRAWING]
             low_res = masks_of.run({**decoded, "chosen": chosen.astype(np.int32)})["low_res"]
             _check_finite("sam_masks", low_res)
-            wanted = good[chosen] if shortcuts.filter_masks else np.ones_like(good[chosen])
-            yield low_res[wanted], iou[chosen][wanted]
+            yield low_res[good[chosen]], iou[chosen][good[chosen]]
 
 
 def _good(predicted: Float, options: ProposalOptions) -> Bool:
@@ -173,9 +169,9 @@ def _not_finite(graph: str) -> EngineError:
 
 
 def _survivors(logits: Float, predicted: Float, options: ProposalOptions) -> _Found:
-    """The good and stable masks of one chunk; SAM's crop-edge filter never fires on a whole picture."""
+    """The stable masks of one chunk; SAM's crop-edge filter never fires on a whole picture."""
     stability = masks.stability(logits, threshold=MASK_THRESHOLD, offset=options.stability_offset)
-    steady = (stability >= options.stability_threshold) & _good(predicted, options)
+    steady = stability >= options.stability_threshold
     binary = logits[steady] > MASK_THRESHOLD
     packed = np.packbits(binary.reshape(len(binary), math.prod(binary.shape[1:])), axis=1)
     return _Found(packed, predicted[steady], masks.boxes(binary))

@@ -1,5 +1,6 @@
-"""Many phrases on one picture: the answers of one at a time, for less work."""
+"""The pipeline on the built-in bundle: many phrases are answered as one at a time, no work is repeated."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
@@ -53,6 +54,9 @@ class Watched:
     def rows(self, graph):
         return Counter(rows for name, rows in self.fed if name == graph)
 
+    def total_rows(self, graph):
+        return sum(rows for name, rows in self.fed if name == graph)
+
 
 class _WatchedSession:
     def __init__(self, name, inner, watched):
@@ -60,7 +64,7 @@ class _WatchedSession:
         self._name, self._inner, self._watched = name, inner, watched
 
     def run(self, feeds, outputs=None, *, keep_on_device=False):
-        rows = len(next(iter(feeds.values())))
+        rows = len(feeds["chosen"] if self._name == "sam_masks" else next(iter(feeds.values())))
         if self._name in ("sd_text", "clip_text", "unet", "unet_taps") and self.max_batch is not None:
             assert rows <= self.max_batch, f"{self._name} was fed {rows} rows"
         self._watched.fed.append((self._name, rows))
@@ -70,9 +74,14 @@ class _WatchedSession:
         self._inner.close()
 
 
-def _watched(variant="edge", mode="full", max_batch=None):
+def _watched(variant="edge", mode="full", max_batch=None, **changes):
     bundle, sessions = find_bundle("mini"), Watched(max_batch)
-    return sessions, segmenter_of(bundle, sessions, options_for(bundle.spec, variant=variant, mode=mode))
+    options = dataclasses.replace(options_for(bundle.spec, variant=variant, mode=mode), **changes)
+    return sessions, segmenter_of(bundle, sessions, options)
+
+
+def _proposals(variant, **changes):
+    return dataclasses.replace(options_for(find_bundle("mini").spec, variant=variant).proposals, **changes)
 
 
 def _assert_same(got, expected):
@@ -176,3 +185,57 @@ def test_each_answer_is_computed_when_it_is_taken(image):
     before = len(sessions.fed)
     next(answers)
     assert len(sessions.fed) > before
+
+
+@pytest.mark.parametrize(("variant", "tall"), [("official", False), ("edge", True)], ids=["official", "edge"])
+@pytest.mark.parametrize("switch", ["cache_texts", "decode_all_prompts"])
+def test_an_internal_switch_leaves_the_answer_as_it_is(image, switch, variant, tall):
+    image = np.ascontiguousarray(np.rot90(image)) if tall else image
+    changes = {
+        "cache_texts": {"cache_texts": False},
+        "decode_all_prompts": {"proposals": _proposals(variant, decode_all_prompts=True)},
+    }[switch]
+    answers = []
+    for each in ({}, changes):
+        _, segmenter = _watched(variant, **each)
+        with segmenter:
+            scene = segmenter.encode(image)
+            answers.append([segmenter.segment(scene, phrase) for phrase in PHRASES[:2]])
+    for quick, plain in zip(*answers, strict=True):
+        assert np.array_equal(quick.candidates.masks, plain.candidates.masks)
+        assert np.array_equal(quick.mask, plain.mask)
+        assert np.array_equal(quick.scores.total, plain.scores.total)
+        assert np.array_equal(quick.heat, plain.heat)
+
+
+def test_no_work_is_done_twice_for_a_picture_nor_for_what_cannot_win(image):
+    """Three phrases, the last of them again; three candidates pass the area filter."""
+    phrases = (*PHRASES[:2], PHRASES[0])
+    sessions, segmenter = _watched("official", proposals=_proposals("official", keep_largest=3))
+    scene = segmenter.encode(image)
+    for phrase in phrases:
+        segmenter.segment(scene, phrase)
+    prompts = options_for(find_bundle("mini").spec, variant="official").proposals.points_per_side ** 2
+    assert sessions.total_rows("sam_encoder") == sessions.total_rows("vae_encoder") == 1
+    assert 0 < sessions.total_rows("sam_masks") < prompts, "only prompts that pass the predicted-IoU filter"
+    assert sessions.rows("unet") == {1: 1 + 3}, "the empty prompt once, then one row for each phrase"
+    assert sessions.rows("unet_taps") == {2: 3}, "the last pass stops at the taps"
+    assert sessions.total_rows("sd_text") == 1 + 2, "each distinct prompt once"
+    assert sessions.total_rows("clip_image") == 1 + 2 * 3, "kept candidates alone, once for each direction"
+    assert sum(sessions.rows("clip_image").values()) < 1 + 2 * 3, "crops of one size share a call"
+
+
+def test_without_a_text_cache_an_equal_text_runs_again(image):
+    sessions, segmenter = _watched("official", "gen", cache_texts=False)
+    scene = segmenter.encode(image)
+    for _ in range(2):
+        segmenter.segment(scene, PHRASES[0])
+    assert sessions.total_rows("sd_text") == 1 + 2
+
+
+def test_a_picture_too_large_for_the_masked_attention_is_refused_before_any_graph_runs():
+    sessions, segmenter = _watched("official")
+    with segmenter:
+        with pytest.raises(InputError, match="14400 CLIP patches, at most 8192 fit; use --variant edge"):
+            segmenter.encode(np.zeros((720, 1280, 3), np.uint8))
+        assert not sessions.fed
