@@ -38,7 +38,7 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import Array, SessionFactory
 from refdiff.contracts.stack import COMPONENTS
-from refdiff.data.synthetic import question
+from refdiff.data.synthetic import scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.models.choice import ModelChoice, load_choice
@@ -112,8 +112,8 @@ def asked(
     options = {name: options_for(bundle.spec, variant=name) for name in ("official", "edge")}
     if bundle.manifest.random_seed is None:
         seeds = range(HELD_OUT, HELD_OUT + 10 * given.scenes)
-        found = [each for each in map(question, seeds) if each is not None][: given.scenes]
-        return [(each.image, (each.phrase,)) for each in found], options
+        found = [each for each in map(scene_sample, seeds) if each is not None][: given.scenes]
+        return [(each.read(), (each.phrase,)) for each in found], options
     if given.photo is None:
         raise SystemExit(f"{bundle.path} has random weights: name a picture with --photo")
     with Image.open(given.photo) as photo:

@@ -37,7 +37,8 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.options import options_for
 from refdiff.contracts.session import Array, Session, SessionFactory
-from refdiff.data.synthetic import Question, questions
+from refdiff.data.sample import Sample
+from refdiff.data.synthetic import scene_samples
 from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.runtime.pipeline import Segmenter
@@ -109,7 +110,7 @@ def main() -> None:
 
 def accuracy(tried: Sequence[Variant], seed: int, count: int) -> dict[str, Any]:
     """MIoU of each variant, and its difference to the two profiles over the same scenes."""
-    marks = _marks(tried, list(questions(range(seed, seed + count))))
+    marks = _marks(tried, list(scene_samples(range(seed, seed + count))))
     by_name = {
         each.name: [marks[key(each.options), s] for s in sorted({s for _, s in marks})] for each in tried
     }
@@ -120,7 +121,7 @@ def accuracy(tried: Sequence[Variant], seed: int, count: int) -> dict[str, Any]:
     return {"seed": seed, "scenes": count, "variants": measured}
 
 
-def _marks(tried: Sequence[Variant], asked: Sequence[Question]) -> dict[tuple[str, int], Overlap]:
+def _marks(tried: Sequence[Variant], samples: Sequence[Sample]) -> dict[tuple[str, int], Overlap]:
     """Every variant's overlap on every scene; what is kept already is not computed again."""
     KEPT.parent.mkdir(exist_ok=True)
     lines = KEPT.read_text().splitlines() if KEPT.exists() else []
@@ -129,18 +130,18 @@ def _marks(tried: Sequence[Variant], asked: Sequence[Question]) -> dict[tuple[st
     segmenters = {key(each.options): _segmenter(shared, each) for each in tried}
     marks, started = {}, time.perf_counter()
     with KEPT.open("a") as file:
-        for done, question in enumerate(asked, start=1):
+        for done, sample in enumerate(samples, start=1):
             shared.forget()
             for name, segmenter in segmenters.items():
-                mark = kept.get((name, question.seed))
+                mark = kept.get((name, sample.seed))
                 if mark is None:
-                    mark = _mark(segmenter, question)
-                    line = {"key": name, "seed": question.seed, "overlap": asdict(mark)}
+                    mark = _mark(segmenter, sample)
+                    line = {"key": name, "seed": sample.seed, "overlap": asdict(mark)}
                     file.write(json.dumps(line) + "\n")
-                marks[name, question.seed] = mark
+                marks[name, sample.seed] = mark
             file.flush()
             if done % 20 == 0:
-                _tell(f"{done}/{len(asked)} scenes after {time.perf_counter() - started:.0f} s")
+                _tell(f"{done}/{len(samples)} scenes after {time.perf_counter() - started:.0f} s")
     return marks
 
 
@@ -155,9 +156,9 @@ def program() -> str:
     return f"{hash_file(find_bundle('mini').path / MANIFEST_NAME)} {provenance()['commit']}"
 
 
-def _mark(segmenter: Segmenter, question: Question) -> Overlap:
-    answer = segmenter.segment(segmenter.encode(question.image), question.phrase)
-    return overlap(answer.mask, question.truth, answer.candidates.masks[answer.candidates.kept])
+def _mark(segmenter: Segmenter, sample: Sample) -> Overlap:
+    answer = segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
+    return overlap(answer.mask, sample.truth, answer.candidates.masks[answer.candidates.kept])
 
 
 def _difference(ours: Sequence[Overlap], theirs: Sequence[Overlap]) -> dict[str, float]:
@@ -173,19 +174,19 @@ def cost(tried: Sequence[Variant], seed: int, count: int) -> dict[str, Any]:
     for each in tried:
         segmenter = _segmenter(sessions, each)
         runners[each.name] = Runner(segmenter.encode, segmenter.segment)
-    every = list(questions(range(seed, seed + 2 * count + 1)))
-    asked, others, warm_up = every[:count], every[count : 2 * count], every[-1]
+    every = list(scene_samples(range(seed, seed + 2 * count + 1)))
+    samples, others, warm_up = every[:count], every[count : 2 * count], every[-1]
     for runner in runners.values():
         _timed(runner, warm_up, warm_up.phrase)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
-    for index, (question, other) in enumerate(zip(asked, others, strict=True)):
+    for index, (sample, other) in enumerate(zip(samples, others, strict=True)):
         for name in list(runners)[:: 1 - 2 * (index % 2)]:
-            seconds[name].append(_timed(runners[name], question, other.phrase))
-        _tell(f"{index + 1}/{len(asked)} scenes")
+            seconds[name].append(_timed(runners[name], sample, other.phrase))
+        _tell(f"{index + 1}/{len(samples)} scenes")
     measured = {
         name: _cost(name, {each: np.array(times) for each, times in seconds.items()}) for name in runners
     }
-    return {"seed": seed, "scenes": len(asked), "threads": 1, "variants": measured}
+    return {"seed": seed, "scenes": len(samples), "threads": 1, "variants": measured}
 
 
 class Runner(NamedTuple):
@@ -195,11 +196,11 @@ class Runner(NamedTuple):
     segment: Callable[[Any, str], Any]
 
 
-def _timed(runner: Runner, question: Question, other: str) -> tuple[float, float]:
+def _timed(runner: Runner, sample: Sample, other: str) -> tuple[float, float]:
     """Seconds for the picture with its phrase, and for another phrase on it."""
     started = time.perf_counter()
-    scene = runner.encode(question.image)
-    runner.segment(scene, question.phrase)
+    scene = runner.encode(sample.read())
+    runner.segment(scene, sample.phrase)
     answered = time.perf_counter()
     runner.segment(scene, other)
     return answered - started, time.perf_counter() - answered

@@ -34,7 +34,7 @@ from watched import run_watched
 from refdiff.batch import folder as surveying
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import options_for
-from refdiff.data.synthetic import questions
+from refdiff.data.synthetic import scene_samples
 from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.runtime.batching import UNET_ROWS
@@ -102,8 +102,8 @@ def phrases(given: argparse.Namespace) -> dict[str, Any]:
     """`segment_many`, `segment` in a loop, and everything anew for each phrase; encoding counts always."""
     bundle = find_bundle("mini")
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
-    asked = list(dict.fromkeys(each.phrase for each in islice(questions(range(SEED, SEED + 400)), 200)))
-    image = next(questions([SEED + 7])).image
+    asked = list(dict.fromkeys(each.phrase for each in islice(scene_samples(range(SEED, SEED + 400)), 200)))
+    image = next(scene_samples([SEED + 7])).read()
     options = options_for(bundle.spec, variant=given.variant)
 
     def measured(way: str, count: int) -> Timed:
@@ -231,9 +231,9 @@ def write_scenes(scratch: Path, count: int, size: str, different: int = SCENES) 
     """A folder of so many held-out scenes as JPEG files, repeated where not all are different."""
     target = scratch / "pictures"
     target.mkdir()
-    scenes = islice(questions(range(SEED, SEED + 4 * different)), different)
-    for number, asked in zip(range(count), cycle(scenes), strict=False):
-        picture = Image.fromarray(asked.image)
+    scenes = islice(scene_samples(range(SEED, SEED + 4 * different)), different)
+    for number, sample in zip(range(count), cycle(scenes), strict=False):
+        picture = Image.fromarray(sample.read())
         if size != "own":
             width, height = map(int, size.split("x"))
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -244,20 +244,20 @@ def write_scenes(scratch: Path, count: int, size: str, different: int = SCENES) 
 @contextlib.contextmanager
 def staged(*, overlapped: bool, spinning: bool) -> Iterator[None]:
     """Folder runs with or without overlap and spinning, while the block runs."""
-    real = surveying.WriteBehind, surveying.read_ahead, surveying.open_sessions
+    real = surveying.BackgroundWriter, surveying.prefetch, surveying.open_sessions
     surveying.open_sessions = lambda *a, **k: real[2](*a, **{**k, "spinning": spinning})
     if not overlapped:
-        surveying.WriteBehind, surveying.read_ahead = _WriteNow, _read_now
+        surveying.BackgroundWriter, surveying.prefetch = _WriteNow, _read_now
     try:
         yield
     finally:
-        surveying.WriteBehind, surveying.read_ahead, surveying.open_sessions = real
+        surveying.BackgroundWriter, surveying.prefetch, surveying.open_sessions = real
 
 
 class _WriteNow:
-    """Stands in for `WriteBehind`: everything is written in the caller's thread, at once."""
+    """Stands in for `BackgroundWriter`: everything is written in the caller's thread, at once."""
 
-    def __init__(self, *, behind: int) -> None:
+    def __init__(self, *, pending: int) -> None:
         """Nothing waits."""
 
     def __enter__(self) -> _WriteNow:

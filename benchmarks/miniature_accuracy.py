@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/miniature_accuracy.py --count 500 --jobs 2
 
 Every scene is asked one question (`refdiff.data.synthetic`). The reference finds its candidates once
-per scene and profile and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are
-those of `python -m refdiff.miniature.evaluate` with the same count, seed, mode, profile and back-end.
+per scene and variant and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are
+those of `python -m refdiff.miniature.evaluate` with the same count, seed, mode, variant and back-end.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import refdiff
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.options import MODES, options_for
-from refdiff.data.synthetic import HELD_OUT_FROM, question
+from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
 
 VARIANTS = ("official", "edge")
 SELECTED = "gen, between-class"
-"""Mode gen with METHOD §8's second selector, whichever the profile has."""
+"""Mode gen with METHOD §8's second selector, whichever the variant has."""
 
 RECORD = Path(__file__).parent / "results" / "miniature-accuracy.json"
 
 
 @dataclass(frozen=True)
 class Marks:
-    """One scene under one profile."""
+    """One scene under one variant."""
 
     by_mode: dict[str, Overlap]
     """Mode, or `SELECTED` -> the reference's overlap; "runtime" -> the runtime's, in mode full."""
@@ -71,7 +71,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
     }
     given.output.write_text(json.dumps(record, indent=1) + "\n")
-    _tell(json.dumps(record["profiles"], indent=1))
+    _tell(json.dumps(record["variants"], indent=1))
 
 
 def _summary(marks: list[Marks]) -> dict[str, Any]:
@@ -83,22 +83,22 @@ def _summary(marks: list[Marks]) -> dict[str, Any]:
 
 
 def _mark(seed: int) -> dict[str, Marks]:
-    asked = question(seed)
-    return {} if asked is None else {variant: _mark_profile(variant, asked) for variant in VARIANTS}
+    sample = scene_sample(seed)
+    return {} if sample is None else {variant: _mark_profile(variant, sample) for variant in VARIANTS}
 
 
-def _mark_profile(variant: str, asked: Any) -> Marks:
+def _mark_profile(variant: str, sample: Any) -> Marks:
     references, segmenter = _reference(variant), _segmenter(variant)
-    scene = references["full"].encode(asked.image)
+    scene = references["full"].encode(sample.read())
     bare = replace(scene, candidates=None)
     answers = {
-        mode: reference.segment_scene(bare if mode in ("gen", SELECTED) else scene, asked.phrase)
+        mode: reference.segment_scene(bare if mode in ("gen", SELECTED) else scene, sample.phrase)
         for mode, reference in references.items()
     }
-    runtime = segmenter.segment(segmenter.encode(asked.image), asked.phrase)
+    runtime = segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
     agreement = compare(answers["full"], runtime)
     answers["runtime"] = runtime
-    return Marks({name: _overlap(answer, asked.truth) for name, answer in answers.items()}, agreement)
+    return Marks({name: _overlap(answer, sample.truth) for name, answer in answers.items()}, agreement)
 
 
 def _overlap(answer: Any, truth: Any) -> Overlap:

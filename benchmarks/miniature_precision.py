@@ -25,7 +25,7 @@ import refdiff
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.inspection import inspect
-from refdiff.data.synthetic import HELD_OUT_FROM, question
+from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
 
 VARIANTS = ("official", "edge")
 
@@ -34,7 +34,7 @@ RECORD = RESULTS / "miniature-precision.json"
 EXACT = "fp32"
 
 Marks = dict[tuple[str, str, str], tuple[Overlap, Agreement]]
-"""Profile, bundle's name, back-end -> the overlap with the truth, and the agreement with fp32."""
+"""Variant, bundle's name, back-end -> the overlap with the truth, and the agreement with fp32."""
 
 
 def main() -> None:
@@ -86,23 +86,23 @@ def _summary(marks: list[tuple[Overlap, Agreement]]) -> dict[str, Any]:
 
 def _mark(task: tuple[int, tuple[tuple[str, str], ...], tuple[str, ...]]) -> Marks:
     seed, bundles, backends = task
-    asked, marks = question(seed), {}
-    if asked is None:
+    sample, marks = scene_sample(seed), {}
+    if sample is None:
         return {}
     for variant in VARIANTS:
-        exact = _answer("mini", variant, "ort-cpu", asked)
+        exact = _answer("mini", variant, "ort-cpu", sample)
         for name, folder in bundles:
             for backend in backends if name != EXACT else ("ort-cpu",):
-                answer = exact if name == EXACT else _answer(folder, variant, backend, asked)
+                answer = exact if name == EXACT else _answer(folder, variant, backend, sample)
                 kept = answer.candidates.masks[answer.candidates.kept]
                 key = (variant, name, backend)
-                marks[key] = (overlap(answer.mask, asked.truth, kept), compare(exact, answer))
+                marks[key] = (overlap(answer.mask, sample.truth, kept), compare(exact, answer))
     return marks
 
 
-def _answer(folder: str, variant: str, backend: str, asked: Any) -> Any:
+def _answer(folder: str, variant: str, backend: str, sample: Any) -> Any:
     segmenter = _segmenter(folder, variant, backend)
-    return segmenter.segment(segmenter.encode(asked.image), asked.phrase)
+    return segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
 
 
 @cache

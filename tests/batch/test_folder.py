@@ -1,4 +1,4 @@
-"""Many questions into a folder: what is written, what is asked again, and what stops a run."""
+"""Batch runs into a folder: what is written, what is reused, and what stops a run."""
 
 import fcntl
 import json
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.batch import folder as surveying
-from refdiff.batch import result_store as answer_folder
-from refdiff.batch.prediction import Answer
+from refdiff.batch import folder as batch_folder
+from refdiff.batch import result_store
+from refdiff.batch.prediction import Prediction
 from refdiff.cli import main
 from refdiff.contracts.options import VARIANTS
 from refdiff.contracts.results import Candidates, Scores, Segmentation
@@ -47,7 +47,7 @@ class FakeSegmenter:
         self.encoded += 1
         return SimpleNamespace(image=image)
 
-    def segment_each(self, scene, phrases, *, rows):
+    def segment_each(self, scene, phrases, *, batch_size):
         for phrase in phrases:
             if self.stop_at is not None and len(self.asked) == self.stop_at[0]:
                 raise self.stop_at[1]
@@ -78,7 +78,7 @@ def _result(size, phrase):
 @pytest.fixture
 def fake(monkeypatch):
     segmenter = FakeSegmenter()
-    monkeypatch.setattr(surveying, "segmenter_of", lambda *_: segmenter)
+    monkeypatch.setattr(batch_folder, "segmenter_of", lambda *_: segmenter)
     return segmenter
 
 
@@ -94,7 +94,7 @@ def pictures(tmp_path):
 
 def _ask(pictures, phrases=PHRASES, **options):
     options.setdefault("output", pictures.parent / "out")
-    return surveying.segment_many("mini", pictures, phrases, backend="ort-cpu", **options)
+    return batch_folder.segment_many("mini", pictures, phrases, backend="ort-cpu", **options)
 
 
 def _results(folder):
@@ -122,9 +122,9 @@ def _assert_whole(folder):
 
 
 def test_every_picture_and_phrase_has_a_mask_an_overlay_a_record_and_a_line(fake, pictures):
-    survey = _ask(pictures)
-    out = survey.output
-    assert (survey.new, survey.resumed, survey.matched, survey.pictures, survey.failures) == (8, 0, 8, 4, {})
+    result = _ask(pictures)
+    out = result.output
+    assert (result.new, result.resumed, result.matched, result.images, result.failures) == (8, 0, 8, 4, {})
     lines = _results(out)
     assert [(each["picture"], each["phrase"]) for each in lines] == [
         (name, phrase) for name in ("a b.png", "a.jpg", "a.png", "é.png") for phrase in PHRASES
@@ -164,10 +164,10 @@ def test_a_run_given_again_computes_nothing_and_says_the_same(fake, pictures):
 def test_a_phrase_more_costs_that_phrase_alone(fake, pictures):
     _ask(pictures)
     fake.asked.clear()
-    survey = _ask(pictures, [*PHRASES, "the ball"])
+    result = _ask(pictures, [*PHRASES, "the ball"])
     assert fake.asked == ["the ball"] * 4
-    assert (survey.new, survey.resumed) == (4, 8)
-    assert len(_results(survey.output)) == 12
+    assert (result.new, result.resumed) == (4, 8)
+    assert len(_results(result.output)) == 12
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), EngineError("unet failed")])
@@ -181,19 +181,19 @@ def test_a_run_that_was_stopped_keeps_what_it_answered_and_goes_on_there(fake, p
     assert not (out / "results.jsonl").exists(), "it is of a whole run"
     assert not [t for t in threading.enumerate() if t.name.startswith(("read", "write"))]
     fake.stop_at = None
-    survey = _ask(pictures)
-    assert (survey.new, survey.resumed) == (3, 5)
+    result = _ask(pictures)
+    assert (result.new, result.resumed) == (3, 5)
     assert len(_results(out)) == 8
 
 
 def test_an_engine_s_failure_names_the_picture_and_where_the_answers_are(fake, pictures):
     fake.stop_at = (2, EngineError("graph unet failed"))
-    with pytest.raises(EngineError, match=r"a\.jpg: graph unet failed .*the same command goes on"):
+    with pytest.raises(EngineError, match=r"a\.jpg: graph unet failed .*the same command resumes"):
         _ask(pictures)
 
 
 def test_a_full_disk_stops_the_run_and_leaves_whole_files(fake, pictures, monkeypatch):
-    real, calls = answer_folder.save, []
+    real, calls = result_store.save, []
 
     def save(*arguments, **options):
         calls.append(arguments)
@@ -201,7 +201,7 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(fake, pictures, monkey
             raise InputError("cannot write: No space left on device; free space or choose another place")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(answer_folder, "save", save)
+    monkeypatch.setattr(result_store, "save", save)
     with pytest.raises(InputError, match="No space left"):
         _ask(pictures, ["a", "b", "c", "d", "e"])
     assert len(fake.asked) < 20
@@ -210,30 +210,30 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(fake, pictures, monkey
 
 def test_a_picture_that_cannot_be_used_stops_no_other_and_is_reported(fake, pictures, capsys):
     (pictures / "b.jpg").write_text("no picture")
-    survey = _ask(pictures)
-    assert (survey.new, survey.matched, survey.pictures) == (8, 8, 5)
-    assert list(survey.failures) == ["b.jpg"]
-    (line,) = (each for each in _results(survey.output) if each["picture"] == "b.jpg")
+    result = _ask(pictures)
+    assert (result.new, result.matched, result.images) == (8, 8, 5)
+    assert list(result.failures) == ["b.jpg"]
+    (line,) = (each for each in _results(result.output) if each["picture"] == "b.jpg")
     assert "b.jpg is no picture that can be read" in line["error"]
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "b.jpg")
-    mended = _ask(pictures)
-    assert (mended.new, mended.resumed, mended.failures) == (2, 8, {})
+    repaired = _ask(pictures)
+    assert (repaired.new, repaired.resumed, repaired.failures) == (2, 8, {})
 
 
 def test_a_picture_that_was_changed_is_asked_again(fake, pictures):
     _ask(pictures)
     Image.fromarray(np.full((9, 40, 3), 7, np.uint8)).save(pictures / "a.png")
-    survey = _ask(pictures)
-    assert (survey.new, survey.resumed) == (2, 6)
-    sizes = {line["picture"]: line["size"] for line in _results(survey.output)}
+    result = _ask(pictures)
+    assert (result.new, result.resumed) == (2, 6)
+    sizes = {line["picture"]: line["size"] for line in _results(result.output)}
     assert sizes["a.png"] == {"width": 40, "height": 9}
-    _assert_whole(survey.output)
+    _assert_whole(result.output)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".png", ".overlay.png"])
 def test_an_answer_that_lost_a_file_or_whose_record_was_cut_off_is_asked_again(fake, pictures, suffix):
-    survey = _ask(pictures)
-    record = survey.output / _results(survey.output)[3]["files"]["json"]
+    result = _ask(pictures)
+    record = result.output / _results(result.output)[3]["files"]["json"]
     if suffix == ".json":
         record.write_text(record.read_text()[:100])
     else:
@@ -254,7 +254,7 @@ def test_drafts_of_a_run_that_was_killed_are_removed(fake, pictures):
 def test_answers_of_other_settings_are_not_mixed_in(fake, pictures):
     _ask(pictures)
     fake.options = VARIANTS["official"]
-    with pytest.raises(InputError, match=r"was answered with variant 'edge', asked for is 'official'"):
+    with pytest.raises(InputError, match=r"was written with variant 'edge', this run has 'official'"):
         _ask(pictures)
     replaced = _ask(pictures, overwrite=True)
     assert (replaced.new, replaced.resumed) == (8, 0)
@@ -262,7 +262,7 @@ def test_answers_of_other_settings_are_not_mixed_in(fake, pictures):
 
 
 def test_a_folder_of_something_else_is_left_alone(fake, pictures):
-    with pytest.raises(InputError, match=r"is no folder of answers: it holds 'a b\.png'"):
+    with pytest.raises(InputError, match=r"is not an output folder: it contains 'a b\.png'"):
         _ask(pictures, output=pictures)
     assert sorted(path.name for path in pictures.iterdir()) == ["a b.png", "a.jpg", "a.png", "é.png"]
     with pytest.raises(InputError, match="is a file, expected a folder"):
@@ -273,7 +273,7 @@ def test_a_second_run_into_a_folder_is_refused_while_the_first_writes(fake, pict
     out = _ask(pictures).output
     with (out / ".lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another run is writing into"):
+        with pytest.raises(InputError, match="another run is writing to"):
             _ask(pictures)
     assert _ask(pictures).resumed == 8
 
@@ -289,21 +289,21 @@ def test_a_phrase_that_cannot_be_used_is_refused_before_any_work(fake, pictures)
 def test_a_file_of_phrases_says_what_each_picture_is_asked(fake, pictures):
     table = pictures.parent / "phrases.csv"
     table.write_text("image,phrase\na.png,the mug\na b.png,the book\na.png,the ball\n", encoding="utf-8")
-    survey = _ask(pictures, table)
-    asked = [(line["picture"], line["phrase"]) for line in _results(survey.output)]
+    result = _ask(pictures, table)
+    asked = [(line["picture"], line["phrase"]) for line in _results(result.output)]
     assert asked == [("a.png", "the mug"), ("a.png", "the ball"), ("a b.png", "the book")]
     table.write_text("image,phrase\nabsent.png,the mug\n")
     with pytest.raises(InputError, match=r"names absent\.png"):
         _ask(pictures, table)
     table.write_text("image,phrase\na.png,42\n")
-    with pytest.raises(InputError, match=r"phrases\.csv, line 2: got phrase '42'"):
+    with pytest.raises(InputError, match=r"phrases\.csv, line 2: a\.png: got phrase '42'"):
         _ask(pictures, table)
 
 
 def test_phrases_on_one_picture_are_handed_back_where_no_folder_is_named(fake, pictures):
-    survey = _ask(pictures / "a.jpg", output=None)
-    assert [answer.result.phrase for answer in survey.answers] == PHRASES
-    document = survey.to_json()
+    result = _ask(pictures / "a.jpg", output=None)
+    assert [each.result.phrase for each in result.predictions] == PHRASES
+    document = result.to_json()
     assert [each["phrase"] for each in document["answers"]] == PHRASES
     assert document["output"] is None
     json.dumps(document, allow_nan=False)
@@ -312,7 +312,7 @@ def test_phrases_on_one_picture_are_handed_back_where_no_folder_is_named(fake, p
 def test_a_folder_needs_an_output_folder(fake, pictures):
     with pytest.raises(InputError, match="no output folder"):
         _ask(pictures, output=None)
-    with pytest.raises(InputError, match="expected a folder for many answers"):
+    with pytest.raises(InputError, match="expected a folder for many results"):
         _ask(pictures, output=pictures.parent / "out.png")
 
 
@@ -323,7 +323,7 @@ def test_one_text_is_not_taken_for_many_letters(fake, pictures):
 
 def test_what_waits_for_the_disk_holds_no_other_candidate_s_mask_and_no_map():
     result = _result((20, 30), "the mug")
-    answer = Answer(
+    prediction = Prediction(
         image=np.zeros((20, 30, 3), np.uint8),
         result=result,
         options=VARIANTS["edge"],
@@ -333,8 +333,8 @@ def test_what_waits_for_the_disk_holds_no_other_candidate_s_mask_and_no_map():
         encode_ms=1.0,
         segment_ms=1.0,
     )
-    light = surveying._as_written(answer)
-    assert light.to_json() == answer.to_json()
+    light = batch_folder._without_intermediates(prediction)
+    assert light.to_json() == prediction.to_json()
     assert light.result.heat is None
     assert light.result.candidates.masks.nbytes == 0
     assert light.result.mask.base is None
@@ -349,7 +349,7 @@ def test_the_command_ends_with_2_where_a_picture_cannot_be_used_and_says_which(f
     (pictures / "b.jpg").write_text("no picture")
     assert main(command) == 2
     streams = capsys.readouterr()
-    assert "8 answers on 5 pictures, 8 of them answered earlier" in " ".join(streams.out.split())
+    assert "8 results on 5 images, 8 of them from an earlier run" in " ".join(streams.out.split())
     assert streams.err.splitlines()[-1].startswith("error: b.jpg is no picture")
 
 
@@ -357,7 +357,7 @@ def test_many_phrases_of_one_picture_are_a_table_with_a_row_each(fake, pictures,
     assert main(["segment", "mini", str(pictures / "a.jpg"), *PHRASES]) == 0
     shown = capsys.readouterr().out
     assert all(phrase in shown for phrase in PHRASES)
-    assert "2 answers on 1 pictures" in shown
+    assert "2 results on 1 images" in shown
 
 
 @pytest.mark.parametrize(
@@ -398,9 +398,9 @@ def test_a_killed_run_leaves_whole_answers_and_goes_on(tmp_path: Path, sent: sig
     if sent != signal.SIGKILL:
         _assert_whole(out)
     recorded = len(list(out.glob("*/*.json")))
-    survey = surveying.segment_many("mini", pictures, PHRASES, mode="gen", output=out, backend="auto")
-    assert survey.resumed == recorded > 0
-    assert survey.new + survey.resumed == len(_results(out)) == 16
+    result = batch_folder.segment_many("mini", pictures, PHRASES, mode="gen", output=out, backend="auto")
+    assert result.resumed == recorded > 0
+    assert result.new + result.resumed == len(_results(out)) == 16
     _assert_whole(out)
 
 
@@ -412,6 +412,6 @@ def test_rows_are_refused_where_there_is_one_phrase(pictures, capsys):
 
 def test_answers_of_another_refdiff_are_not_mixed_in(fake, pictures, monkeypatch):
     _ask(pictures)
-    monkeypatch.setattr(surveying, "refdiff_version", lambda: "99.0")
+    monkeypatch.setattr(batch_folder, "refdiff_version", lambda: "99.0")
     with pytest.raises(InputError, match="--overwrite"):
         _ask(pictures)

@@ -5,7 +5,7 @@ import traceback
 
 import pytest
 
-from refdiff.batch.prefetch import WriteBehind, read_ahead
+from refdiff.batch.prefetch import BackgroundWriter, prefetch
 
 SOON = 20.0
 """Seconds after which something that has to happen counts as hanging."""
@@ -22,7 +22,7 @@ def test_items_arrive_in_order_and_are_read_in_one_other_thread():
         readers.add(threading.current_thread().name)
         return 10 * item
 
-    with read_ahead(range(7), read, ahead=2) as arrived:
+    with prefetch(range(7), read, ahead=2) as arrived:
         assert list(arrived) == [0, 10, 20, 30, 40, 50, 60]
     assert len(readers) == 1
     assert threading.current_thread().name not in readers
@@ -36,7 +36,7 @@ def test_the_next_item_is_read_while_one_is_worked_on_and_no_more_than_that():
         begun[item].set()
         return item
 
-    with read_ahead(range(9), read, ahead=1) as arrived:
+    with prefetch(range(9), read, ahead=1) as arrived:
         for worked_on in range(7):
             assert next(arrived) == worked_on
             assert begun[worked_on + 1].wait(SOON)
@@ -52,7 +52,7 @@ def test_what_a_reader_raises_is_raised_where_the_item_is_taken_with_its_traceba
     taken = []
     with (
         pytest.raises(OSError, match="torn") as caught,
-        read_ahead(range(5), read_of_a_broken_file, ahead=1) as arrived,
+        prefetch(range(5), read_of_a_broken_file, ahead=1) as arrived,
     ):
         taken.extend(arrived)
     assert "read_of_a_broken_file" in [
@@ -66,7 +66,7 @@ def test_work_that_is_stopped_reads_no_further(error):
     read = []
     with (
         pytest.raises(type(error)),
-        read_ahead(range(1000), lambda item: read.append(item) or item, ahead=2) as arrived,
+        prefetch(range(1000), lambda item: read.append(item) or item, ahead=2) as arrived,
     ):
         next(arrived)
         raise error
@@ -75,14 +75,14 @@ def test_work_that_is_stopped_reads_no_further(error):
 
 
 def test_no_items_are_no_work():
-    with read_ahead([], str, ahead=1) as arrived, WriteBehind(behind=1):
+    with prefetch([], str, ahead=1) as arrived, BackgroundWriter(pending=1):
         assert list(arrived) == []
     assert _no_threads_left()
 
 
 def test_everything_is_written_in_order_by_the_block_s_end():
     written = []
-    with WriteBehind(behind=3) as writer:
+    with BackgroundWriter(pending=3) as writer:
         for item in range(20):
             writer.submit(written.append, item)
     assert written == list(range(20))
@@ -98,7 +98,7 @@ def test_a_slow_writer_holds_the_maker_back():
         assert gate.wait(SOON)
 
     def make():
-        with WriteBehind(behind=2) as writer:
+        with BackgroundWriter(pending=2) as writer:
             for item in range(5):
                 writer.submit(write, item)
                 handed_over.append(item)
@@ -125,7 +125,7 @@ def test_a_write_that_fails_stops_the_maker_with_its_traceback():
         written.append(item)
 
     made = 0
-    with pytest.raises(OSError, match="disk full") as caught, WriteBehind(behind=2) as writer:
+    with pytest.raises(OSError, match="disk full") as caught, BackgroundWriter(pending=2) as writer:
         for made in range(1000):
             writer.submit(write_to_a_full_disk, made)
     assert made <= 6
@@ -135,14 +135,14 @@ def test_a_write_that_fails_stops_the_maker_with_its_traceback():
 
 
 def test_the_last_write_s_failure_is_not_lost():
-    with pytest.raises(ZeroDivisionError), WriteBehind(behind=4) as writer:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter(pending=4) as writer:
         writer.submit(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("graph"), KeyboardInterrupt()])
 def test_what_was_handed_over_is_written_when_the_work_is_stopped(error):
     written = []
-    with pytest.raises(type(error)), WriteBehind(behind=4) as writer:
+    with pytest.raises(type(error)), BackgroundWriter(pending=4) as writer:
         for item in range(3):
             writer.submit(written.append, item)
         raise error
@@ -151,7 +151,7 @@ def test_what_was_handed_over_is_written_when_the_work_is_stopped(error):
 
 
 def test_the_error_that_ended_the_work_is_not_replaced_by_one_of_a_write():
-    with pytest.raises(RuntimeError, match="graph"), WriteBehind(behind=4) as writer:
+    with pytest.raises(RuntimeError, match="graph"), BackgroundWriter(pending=4) as writer:
         writer.submit(lambda: 1 // 0)
         raise RuntimeError("graph")
     assert _no_threads_left()
@@ -160,7 +160,7 @@ def test_the_error_that_ended_the_work_is_not_replaced_by_one_of_a_write():
 def test_an_interruption_while_waiting_for_a_write_ends_the_block():
     """As Ctrl-C does it: the wait itself raises."""
     gate = threading.Event()
-    writer = WriteBehind(behind=1)
+    writer = BackgroundWriter(pending=1)
 
     def interrupted(*, down_to):
         gate.set()

@@ -17,8 +17,7 @@ from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import options_for
-from refdiff.data.samples import SCENES_FROM, picture_series, scene_series
-from refdiff.data.synthetic import HELD_OUT_FROM, question
+from refdiff.data.synthetic import CALIBRATION_FROM, HELD_OUT_FROM, scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
@@ -57,16 +56,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_scenes_are_neither_those_of_training_nor_those_of_judging() -> None:
-    series = scene_series(32, SCENES_FROM)
-    seeds = [int(each.id.removeprefix("scene ")) for each in series.asked]
-    assert len(seeds) == 32
-    assert seeds == sorted(set(seeds))
-    assert seeds[0] >= 20_000  # training drew from 0 to 19,999
-    assert seeds[-1] < HELD_OUT_FROM
-    assert series.pictures == 32
-
-
 def test_scenes_that_would_reach_the_held_out_ones_are_refused(tmp_path: Path) -> None:
     for seed in (HELD_OUT_FROM, HELD_OUT_FROM - 1):
         with pytest.raises(InputError, match="are for judging"):
@@ -84,7 +73,7 @@ def test_every_graph_is_recorded_as_the_profiles_run_it(
         [
             (entry.graph, *(record["latent"].shape[0], *record["timestep"]))
             for entry, record in zip(store.entries("unet"), store.records("unet"), strict=True)
-            if entry.variant == variant and entry.question == f"scene {SCENES_FROM}"
+            if entry.variant == variant and entry.question == f"scene {CALIBRATION_FROM}"
         ]
         for variant in ("official", "edge")
     )
@@ -96,14 +85,16 @@ def test_every_graph_is_recorded_as_the_profiles_run_it(
 def test_pictures_reach_their_encoders_rounded_and_are_stored_once(
     recorded: tuple[Path, calibrate.CalibrationReport],
 ) -> None:
-    store, asked = calibrate.open_feeds(recorded[0], find_bundle("mini")), question(SCENES_FROM)
-    assert asked is not None
+    store, sample = calibrate.open_feeds(recorded[0], find_bundle("mini")), scene_sample(CALIBRATION_FROM)
+    assert sample is not None
     spec = find_bundle("mini").spec
-    pixels, _ = sam_input(asked.image, spec.sam)
+    pixels, _ = sam_input(sample.read(), spec.sam)
     assert np.array_equal(store.records("sam_encoder")[0]["image"], half_rounded(pixels))
-    latent = diffusion_input(asked.image, spec.diffusion.image_size)
+    latent = diffusion_input(sample.read(), spec.diffusion.image_size)
     assert np.array_equal(store.records("vae_encoder")[0]["image"], half_rounded(latent))
-    of_one = [entry for entry in store.entries("sam_encoder") if entry.question == f"scene {SCENES_FROM}"]
+    of_one = [
+        entry for entry in store.entries("sam_encoder") if entry.question == f"scene {CALIBRATION_FROM}"
+    ]
     assert [entry.variant for entry in of_one] == ["official", "edge"]
     assert len({entry.arrays["image"] for entry in of_one}) == 1
 
@@ -139,7 +130,7 @@ def test_of_the_decoder_s_runs_some_are_kept_evenly_spread(tmp_path: Path) -> No
 
 def stop_at_question_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def told(line: str) -> None:
-        if line.startswith("question 2/"):
+        if line.startswith("sample 2/"):
             raise KeyboardInterrupt
 
     return told
@@ -149,7 +140,7 @@ def stop_while_the_second_is_written(monkeypatch: pytest.MonkeyPatch) -> Callabl
     put = ArrayFolder.put
 
     def told(line: str) -> None:
-        if line.startswith("question 2/"):
+        if line.startswith("sample 2/"):
             left = itertools.count(5, -1)
 
             def interrupted(self: ArrayFolder, array: np.ndarray) -> str:
@@ -167,7 +158,7 @@ def stop_in_the_middle_of_the_second(monkeypatch: pytest.MonkeyPatch) -> Callabl
         raise KeyboardInterrupt
 
     def told(line: str) -> None:
-        if line.startswith("question 2/"):
+        if line.startswith("sample 2/"):
             monkeypatch.setattr(Segmenter, "_attend", interrupted)
 
     return told
@@ -271,24 +262,6 @@ def test_own_pictures_are_asked_in_the_order_of_the_phrases(table: tuple[Path, P
     assert options_for(spec, variant="edge").seed == store.settings["variants"]["edge"]["seed"]
 
 
-def test_a_picture_or_phrase_that_changed_is_another_series(table: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, rows = table
-    before = picture_series(folder, rows, None).settings
-    assert picture_series(folder, rows, None).settings == before
-    Image.fromarray(render_scene(300_003).image).save(folder / "b.png")
-    changed = picture_series(folder, rows, None).settings
-    assert changed != before
-    phrases(tmp_path, ("b.png", "the mug"), ("a.png", "left ball"), ("a.png", "a book, blue"))
-    assert picture_series(folder, rows, None).settings != changed
-
-
-def test_the_first_phrases_can_be_asked_for(table: tuple[Path, Path]) -> None:
-    assert [each.phrase for each in picture_series(*table, 2).asked] == ["the mug", "left ball"]
-    for count in (0, 4):
-        with pytest.raises(InputError, match="expected 1 to 3"):
-            picture_series(*table, count)
-
-
 def test_a_damaged_picture_is_named_before_anything_is_recorded(
     table: tuple[Path, Path], recorded: tuple[Path, calibrate.CalibrationReport], tmp_path: Path
 ) -> None:
@@ -330,44 +303,6 @@ def test_phrases_that_do_not_fit_are_refused_by_name(
     assert not (tmp_path / "feeds").exists()
 
 
-@pytest.mark.parametrize("header", [("phrase", "image"), ("file", "text"), ("image", "phrase", "x"), ()])
-def test_another_header_is_refused(table: tuple[Path, Path], tmp_path: Path, header: Sequence[str]) -> None:
-    with pytest.raises(InputError, match="with the header image,phrase"):
-        picture_series(table[0], phrases(tmp_path, ("a.png", "x"), header=header), None)
-
-
-@pytest.mark.parametrize("data", [b"", b"image,phrase\na.png,\xff\xfe\n", b'image,phrase\na.png,"x', None])
-def test_a_file_that_is_no_csv_is_an_input_error(
-    table: tuple[Path, Path], tmp_path: Path, data: bytes | None
-) -> None:
-    path = tmp_path / "other.csv"
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(InputError, match=r"other\.csv .*expected a CSV file"):
-        picture_series(table[0], path, None)
-
-
-def test_a_byte_order_mark_and_blank_lines_are_no_matter(table: tuple[Path, Path], tmp_path: Path) -> None:
-    path = tmp_path / "excel.csv"
-    path.write_bytes(b"\xef\xbb\xbfimage,phrase\r\n\r\na.png,mug\r\nb.png, ball \r\n")
-    assert [each.phrase for each in picture_series(table[0], path, None).asked] == ["mug", "ball"]
-
-
-def test_a_folder_without_pictures_is_an_input_error(table: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty holds no pictures"):
-        picture_series(tmp_path / "empty", table[1], None)
-    with pytest.raises(InputError, match="missing does not exist"):
-        picture_series(tmp_path / "missing", table[1], None)
-    with pytest.raises(InputError, match=r"phrases\.csv is not a folder"):
-        picture_series(table[1], table[1], None)
-
-
-def test_files_that_are_no_pictures_need_no_phrase(table: tuple[Path, Path]) -> None:
-    (table[0] / "LICENCE.txt").write_text("mine")
-    assert len(picture_series(*table, None).asked) == 3
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -404,7 +339,7 @@ def test_the_command_says_what_it_recorded_and_where(
     assert (tmp_path / "mini-feeds" / "feeds.json").is_file()
     assert document["graphs"]["unet"] == document["graphs"]["unet_taps"] == 1
     assert document["graphs"]["sam_encoder"] == 0
-    assert "warning: one picture only" in streams.err
+    assert "warning: one image only" in streams.err
     assert document["size_bytes"] == sum(len(data) for data in files_of(tmp_path / "mini-feeds").values())
     assert main(command) == 0
     said = capsys.readouterr().out

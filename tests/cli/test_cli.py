@@ -195,7 +195,7 @@ def test_the_picture_itself_is_never_an_output(
 ) -> None:
     before = photo.read_bytes()
     assert main(["segment", str(tiny_bundle), str(photo), "mug", "-o", str(photo), "--overwrite"]) == 2
-    assert "the picture itself" in capsys.readouterr().err
+    assert "the image itself" in capsys.readouterr().err
     assert photo.read_bytes() == before
 
 

@@ -25,17 +25,17 @@ from refdiff.contracts.options import options_for
 from refdiff.loading import segmenter_of
 from refdiff.contracts.inspection import find_bundle
 from refdiff.engines.factory import open_sessions
-from refdiff.data.synthetic import question
+from refdiff.data.synthetic import scene_samples
 from refdiff.runtime.resize import upsample_bilinear
 from refdiff.runtime.patches import interpolate_positions
 from refdiff.runtime.resize import MaskResize
 
 bundle = find_bundle("mini")
-asked = next(each for each in map(question, range(3_000_000, 3_000_100)) if each is not None)
+sample = next(scene_samples(range(3_000_000, 3_000_100)))
 for variant in ("official", "edge"):
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1)
     with segmenter_of(bundle, sessions, options_for(bundle.spec, variant=variant)) as segmenter:
-        segmenter.segment(segmenter.encode(asked.image), asked.phrase)
+        segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
 resize = MaskResize(low_res=256, square=1024, resized_yx=(576, 1024), size_yx=(1080, 1920))
 resize(np.ones((2, 256, 256), np.float32))
 interpolate_positions(np.ones((196, 768), np.float32), (45, 80))

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import html
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.session import Array
 from refdiff.errors import BundleError, GateError, InputError, MissingDependencyError
 from refdiff.passes.convert import convert_graph
-from refdiff.verification import check, task_agreement
+from refdiff.verification import check
 from refdiff.verification import parity as climbing
 from refdiff.verification.ladder import Ladder
 from refdiff.verification.report_page import page_of
-from refdiff.verification.task_agreement import compare_with_reference
 from tests.support.damage import copy_of, edit_manifest, rehash
 from tests.support.planted import nan_in_weight, overflow, planted, scale_times
 from tests.support.recipes import eight_bit_recipe_of
@@ -410,16 +409,6 @@ def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     assert err.endswith(f"\nerror: the bundle does not answer {report.unanswered}\n")
 
 
-@pytest.mark.needs_torch
-def test_scenes_without_a_question_are_refused(monkeypatch) -> None:
-    def none(seeds: Iterable[int]) -> Iterable[object]:
-        return ()
-
-    monkeypatch.setattr(task_agreement, "questions", none)
-    with pytest.raises(InputError, match="no object of the 2 scenes from 7 on can be told from the others"):
-        compare_with_reference(open_bundle(BUNDLE), None, None, {}, range(7, 9), lambda line: None)
-
-
 @pytest.mark.parametrize("lacking", ["clip_text/out/vector", "unet/out/eps", "sam_decoder/in/points"])
 def test_a_golden_record_that_is_missing_is_said_before_anything_is_run(lacking: str, tmp_path: Path) -> None:
     bundle = with_golden(BUNDLE, tmp_path / "bundle", lambda arrays: arrays.pop(lacking))
@@ -509,3 +498,30 @@ def test_feeds_of_another_model_are_refused(fp16: Path, tmp_path: Path, capsys) 
         assert f"holds feeds of {model}" in capsys.readouterr().err
     assert main(["check", str(fp16), "--feeds", str(tmp_path / "none"), "--golden-only"]) == 2
     assert "holds no recorded feeds" in capsys.readouterr().err
+
+
+def test_a_report_that_failed_can_be_raised(tiny_bundle: Path) -> None:
+    report = check.check(tiny_bundle, golden_only=True)
+    report.require()
+    assert [verdict.name for verdict in report.golden] == list(GRAPHS)
+    first, *rest = report.golden
+    failed = dataclasses.replace(report, golden=(dataclasses.replace(first, value=float("inf")), *rest))
+    with pytest.raises(GateError, match="gates failed: sd_text inf"):
+        failed.require()
+
+
+@pytest.mark.needs_torch
+def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Path) -> None:
+    from tests.support.calm_stack import calm_stack
+
+    report = check.check(tiny_bundle, count=1, stack=calm_stack())
+    assert report.not_run is None
+    assert list(report.reference) == ["official", "edge"]
+    measured = {verdict.name for verdict in report.reference["edge"]}
+    assert measured >= {"heat_correlation", "candidate_recall", "mask_iou", "argmax_agreement"}
+    assert report.passed, report.failure
+
+
+def test_check_refuses_no_scenes(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="got count 0"):
+        check.check(tiny_bundle, count=0)

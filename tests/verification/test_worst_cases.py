@@ -9,8 +9,9 @@ from PIL import Image
 
 from refdiff.accuracy.agreement import compare
 from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.data.sample import Sample
 from refdiff.verification.report_page import LONGEST_PX, figure_of
-from refdiff.verification.task_agreement import MOST_CASES, Case, WorstCases
+from refdiff.verification.task_agreement import MOST_CASES, ComparedSample, WorstCases
 
 SIZE_YX = (60, 90)
 
@@ -42,12 +43,11 @@ def answer(columns: int, *, heat: float | None = 0.5, matched: bool = True) -> S
     )
 
 
-def case(reference: Segmentation, runtime: Segmentation) -> Case:
+def case(reference: Segmentation, runtime: Segmentation) -> ComparedSample:
     picture = np.random.default_rng(3).integers(0, 255, (*SIZE_YX, 3), dtype=np.uint8)
-    return Case(
+    return ComparedSample(
         variant="edge",
-        seed=next(_seeds),
-        image=picture,
+        sample=Sample(id=f"scene {next(_seeds)}", image=picture, phrase=reference.phrase),
         reference=reference,
         runtime=runtime,
         agreement=compare(reference, runtime),

@@ -1,7 +1,7 @@
-"""The demo's contact sheet: for each scene the picture, the attention map and the answer, side by side.
+"""The demo's contact sheet: image, attention map and mask of each scene, side by side.
 
-In: pictures [y, x, 3] uint8 RGB with their results. Out: one picture. Every panel is scaled to one box with
-its aspect kept.
+In: images [y, x, 3] uint8 RGB with their results. Out: one image. Every panel is scaled to a box of one size,
+and keeps its aspect ratio.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INK: Colour = (28, 29, 34)
 _PALE: Colour = (104, 108, 120)
 _GOOD: Colour = (20, 120, 60)
 _POOR: Colour = (178, 44, 40)
-_GOOD_FROM = 0.5  # IoU; the usual line between found and missed
+_GOOD_FROM = 0.5  # IoU; the usual threshold of a hit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class SheetEntry:
     image: Picture
     result: Segmentation
     iou: float
-    """Of the result with the truth."""
+    """IoU of the predicted and the true mask, 0..1."""
 
 
 def contact_sheet(entries: Sequence[SheetEntry]) -> Picture:
@@ -60,7 +60,7 @@ def contact_sheet(entries: Sequence[SheetEntry]) -> Picture:
 
 
 def _draw_entry(page: Image.Image, corner: tuple[int, int], width: int, entry: SheetEntry) -> None:
-    """The phrase and its IoU, the three panels below them, and what each panel is."""
+    """Draw the phrase and its IoU, and below them the three panels with their captions."""
     left, top = corner
     draw = ImageDraw.Draw(page)
     verdict = "no match" if entry.result.index is None else f"IoU {entry.iou:.2f}"
@@ -68,11 +68,11 @@ def _draw_entry(page: Image.Image, corner: tuple[int, int], width: int, entry: S
     ink = _GOOD if entry.iou >= _GOOD_FROM else _POOR
     verdict_w = font.getlength(verdict)
     draw.text((left + width - verdict_w, top + 4), verdict, font=font, fill=ink)
-    phrase = _fitting(f"“{entry.result.phrase}”", font, width - verdict_w - 2 * _GAP)
+    phrase = _shorten_to(f"“{entry.result.phrase}”", font, width - verdict_w - 2 * _GAP)
     draw.text((left, top + 4), phrase, font=font, fill=_INK)
     for number, (name, panel) in enumerate(zip(PANELS, _panels(entry), strict=True)):
         x = left + number * (_PANEL_WH[0] + _GAP)
-        page.paste(_boxed(panel), (x, top + _HEADING))
+        page.paste(_center_in_box(panel), (x, top + _HEADING))
         caption = (x + _PANEL_WH[0] / 2, top + _HEADING + _PANEL_WH[1] + 4)
         draw.text(caption, name, font=_font(15), fill=_PALE, anchor="ma")
 
@@ -81,13 +81,13 @@ def _panels(entry: SheetEntry) -> tuple[Picture, Picture | None, Picture]:
     result = entry.result
     heat = None if result.heat is None else heat_overlay(entry.image, result.heat)
     answer = overlay(entry.image, result)
-    # The overlay stands on a strip with the phrase and the score, which the sheet says in its heading.
+    # Below the overlay is a strip with phrase and score, which the sheet shows in its heading instead.
     height = round(entry.image.shape[0] * answer.shape[1] / entry.image.shape[1])
     return entry.image, heat, answer[:height]
 
 
-def _boxed(panel: Picture | None) -> Image.Image:
-    """The panel in the middle of a box of the common size; an empty box for what the mode does not have."""
+def _center_in_box(panel: Picture | None) -> Image.Image:
+    """Center a panel in a box of the common size; the box is empty if the mode has no such panel."""
     box_w, box_h = _PANEL_WH
     box = Image.new("RGB", _PANEL_WH, _CARD)
     if panel is None:
@@ -101,8 +101,8 @@ def _boxed(panel: Picture | None) -> Image.Image:
     return box
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """The text, shortened until it fits."""
+def _shorten_to(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """Shorten a text until it fits."""
     if font.getlength(text) <= width:
         return text
     while len(text) > 1 and font.getlength(f"{text}…") > width:

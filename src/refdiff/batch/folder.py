@@ -1,7 +1,7 @@
-"""Many questions: several phrases on one picture, or on each picture of a folder.
+"""Segment many samples: several phrases on one image, or on each image of a folder.
 
-Pictures are read ahead and answers written behind while the graphs run (`overlap`); what a folder holds of an
-earlier, stopped run is not asked again (`answer_folder`).
+Images are read ahead and predictions are written in the background while the graphs run (`prefetch`). What a
+folder holds of an earlier, interrupted run is reused (`result_store`).
 """
 
 from __future__ import annotations
@@ -9,53 +9,54 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.batch.errands import Errand, errands_of
-from refdiff.batch.prediction import Answer
-from refdiff.batch.prefetch import WriteBehind, read_ahead
-from refdiff.batch.result_store import AnswerFolder, open_answer_folder
+from refdiff.batch.prediction import Prediction, predict_each
+from refdiff.batch.prefetch import BackgroundWriter, prefetch
+from refdiff.batch.result_store import ResultStore, check_result_folder, open_result_store
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.manifest import refdiff_version
-from refdiff.contracts.options import options_for
+from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
+from refdiff.data.csv_file import csv_dataset
+from refdiff.data.folder import folder_dataset, phrases_by_file
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import EngineError, InputError
 from refdiff.loading import segmenter_of
 from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.image import read_picture
-from refdiff.runtime.pipeline import Segmenter
 
-AHEAD = 1
-"""Pictures that are read while another is worked on: reading one takes less time than its graphs."""
+IMAGES_AHEAD = 1
+"""Images that are read while another is segmented: reading one takes less time than its graphs."""
 
-BEHIND = 4
-"""Answers that may wait to be written, a picture and a full-size mask each."""
+WRITES_PENDING = 4
+"""Predictions that may wait to be written, an image and a full-size mask each."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What came of many questions."""
+class BatchResult:
+    """The outcome of `segment_many`."""
 
-    answers: tuple[Answer, ...]
-    """In order, where they were not written to a folder."""
+    predictions: tuple[Prediction, ...]
+    """In the order of the phrases; empty if they were written to a folder."""
     output: Path | None
-    pictures: int
+    images: int
     new: int
-    """Questions answered now."""
+    """Phrases segmented by this run."""
     resumed: int
-    """Questions that an earlier run had answered."""
+    """Phrases whose results an earlier run had written."""
     matched: int
-    """Of all that are answered."""
-    failures: dict[str, str]
-    """Picture -> why it could not be used."""
+    """Results, new and resumed, in which something was found."""
+    failures: Mapping[str, str]
+    """Image file's name -> why it could not be used."""
     model: str
     random_weights: bool
     backend: str
@@ -63,42 +64,51 @@ class Survey:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        document = {
-            **{each.name: getattr(self, each.name) for each in dataclasses.fields(self)},
-            "answers": [answer.to_json() for answer in self.answers],
+        """Return a JSON-ready dictionary."""
+        predictions = (
+            {"answers": [each.to_json() for each in self.predictions]} if self.output is None else {}
+        )
+        return {
+            **predictions,
             "output": None if self.output is None else str(self.output),
+            "pictures": self.images,
+            "new": self.new,
+            "resumed": self.resumed,
+            "matched": self.matched,
+            "failures": dict(self.failures),
+            "model": self.model,
+            "random_weights": self.random_weights,
+            "backend": self.backend,
+            "backend_reason": self.backend_reason,
             "seconds": round(self.seconds, 2),
         }
-        if self.output is not None:
-            del document["answers"]
-        return document
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A picture as its reader hands it over."""
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """An image file, its phrases, and which of them have no result yet."""
 
-    errand: Errand
-    sha256: str
-    open: tuple[str, ...]
-    """The phrases that have no answer yet."""
-    image: NDArray[np.uint8] | None
-    """None where every phrase has its answer, or the picture cannot be used."""
+    path: Path
+    phrases: tuple[str, ...]
+    sha256: str = ""
+    missing: tuple[str, ...] = ()
+    pixels: NDArray[np.uint8] | None = None
+    """[y, x, 3] RGB; None if no phrase is missing, or the image cannot be used."""
     fault: str | None = None
+    """Why the image cannot be used."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
 
 
-@dataclass
-class _Tally:
-    new: int = 0
-    resumed: int = 0
-    matched: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
+Predict = Callable[[NDArray[np.uint8], Sequence[str]], Iterator[Prediction]]
 
 
 def segment_many(
     bundle: Path | str,
-    picture: Path | str,
+    image: Path | str,
     phrases: Sequence[str] | Path,
     *,
     output: Path | str | None = None,
@@ -113,23 +123,23 @@ def segment_many(
     memory: str | None = None,
     allow_random_weights: bool = False,
     progress: Progress | None = None,
-) -> Survey:
-    """Find what each phrase names in a picture, or in each picture of a folder.
+) -> BatchResult:
+    """Segment what each phrase refers to in an image, or in each image of a folder.
 
-    A picture that cannot be used is reported with the others' answers; a phrase that cannot is refused before
-    any work. Given again, a run that was stopped goes on where it was.
+    An image that cannot be used is reported with the results of the others; a phrase that cannot be used is
+    refused before any graph runs. An interrupted run resumes when it is repeated.
 
     Args:
         bundle: its folder, or "mini" for the built-in one.
-        picture: a picture file, or a folder of pictures.
-        phrases: asked of each picture; or the path of a CSV file with the header `image,phrase`, whose
-            pictures lie in the folder `picture`.
-        output: a folder for masks, overlays and records; needed with a folder of pictures. None: the answers
-            are handed back instead.
-        overwrite: take an output folder that was answered with other settings.
-        batch_size: most rows of a UNet call; the back-end's own limit holds, too. More take more memory.
-            None: two.
-        backend: as in `load`, like all that follow but the last.
+        image: an image file, or a folder of images.
+        phrases: used with each image; or the path of a CSV file with the header `image,phrase`, whose images
+            lie in the folder `image`.
+        output: a folder for masks, overlays and records; required for a folder of images. None: the
+            predictions are returned instead.
+        overwrite: reuse an output folder that was written with other settings; its results are replaced.
+        batch_size: largest batch of the UNet, limited by what the back-end supports; larger batches need more
+            memory. None: two.
+        backend: see `load`, also for all that follow but the last.
         variant: see `load`.
         mode: see `load`.
         seed: see `load`.
@@ -137,37 +147,50 @@ def segment_many(
         threads: see `load`.
         memory: see `load`.
         allow_random_weights: see `load`.
-        progress: told one line per picture.
+        progress: called with one line for each image.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: no picture or phrase, a phrase that cannot be asked, a picture that cannot be used where
-            there is no output folder to report it in, an option, or an output folder that cannot be taken.
+        InputError: no image or phrase, a phrase or an option that cannot be used, an image that cannot be
+            used and no output folder to report it in, or an output folder that cannot be written.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
-        EngineError: a graph failed, or no plan fits; what was answered before stays.
+        EngineError: a graph failed, or no plan fits; results that were already written stay.
     """
     started, folder = time.perf_counter(), None if output is None else Path(output)
-    errands = errands_of(Path(picture), phrases, folder)
+    report, work = progress or silent, _work(Path(image), phrases, folder)
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=allow_random_weights)
     options = options_for(opened.spec, variant=variant, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
-    tell, answers = progress or silent, list[Answer]()
+    predictions: tuple[Prediction, ...] = ()
     with segmenter_of(opened, sessions, options) as segmenter:
-        segmenter.check_phrases(list(dict.fromkeys(p for errand in errands for p in errand.phrases)))
-        survey = _Surveyor(segmenter, opened, sessions, batch_size or UNET_ROWS, tell)
+        segmenter.check_phrases(list(dict.fromkeys(phrase for each in work for phrase in each.phrases)))
+        predict = partial(
+            predict_each,
+            segmenter,
+            bundle=opened,
+            sessions=sessions,
+            batch_size=batch_size or UNET_ROWS,
+        )
         if folder is None:
-            answers += survey.ask(errands[0])
-            tally = _Tally(new=len(answers), matched=sum(answer.matched for answer in answers))
+            report(f"segmenting {work[0].path}")
+            predictions = tuple(predict(read_picture(work[0].path), work[0].phrases))
+            work = [dataclasses.replace(work[0], missing=work[0].phrases)]
+            matched = sum(each.matched for each in predictions)
         else:
-            settings = _settings(opened, segmenter, sessions)
-            with open_answer_folder(folder, settings, overwrite=overwrite) as kept:
-                tally = survey.fill(kept, errands)
-    return Survey(
-        answers=tuple(answers),
+            settings = _settings(opened, segmenter.options, sessions)
+            with open_result_store(folder, settings, overwrite=overwrite) as store:
+                work = _fill(store, work, predict, report)
+                matched = store.finish(_lines(store, work))
+    used = [each for each in work if each.fault is None]
+    return BatchResult(
+        predictions=predictions,
         output=folder,
-        pictures=len(errands),
-        **dataclasses.asdict(tally),
+        images=len(work),
+        new=sum(len(each.missing) for each in used),
+        resumed=sum(len(each.phrases) - len(each.missing) for each in used),
+        matched=matched,
+        failures={each.name: each.fault for each in work if each.fault is not None},
         model=opened.spec.name,
         random_weights=opened.manifest.random_seed is not None,
         backend=sessions.backend,
@@ -176,131 +199,105 @@ def segment_many(
     )
 
 
-class _Surveyor:
-    """Asks errands of one open segmenter."""
+def _work(image: Path, phrases: Sequence[str] | Path, output: Path | None) -> list[_Work]:
+    """Collect the phrases of each image; nothing is read but a CSV file of phrases.
 
-    def __init__(
-        self, segmenter: Segmenter, bundle: Bundle, sessions: BackendSessions, rows: int, tell: Progress
-    ) -> None:
-        self._segmenter = segmenter
-        self._bundle = bundle
-        self._sessions = sessions
-        self._rows = rows
-        self._tell = tell
-
-    def ask(self, errand: Errand) -> list[Answer]:
-        """All answers on one picture."""
-        self._tell(f"segmenting {errand.picture}")
-        return list(self._answers(read_picture(errand.picture), errand.phrases))
-
-    def fill(self, folder: AnswerFolder, errands: Sequence[Errand]) -> _Tally:
-        """Answer into a folder what it does not hold yet, then write its results."""
-        tally, hashes = _Tally(), dict[str, str]()
-        with (
-            WriteBehind(behind=BEHIND) as writer,
-            read_ahead(errands, lambda errand: _read(errand, folder), ahead=AHEAD) as arrived,
-        ):
-            for number, read in enumerate(arrived, start=1):
-                name = read.errand.picture.name
-                self._tell(f"picture {number}/{len(errands)}: {_progress(read)}")
-                hashes[name] = read.sha256
-                if read.fault is not None:
-                    tally.failures[name] = read.fault
-                elif read.image is not None:
-                    self._hand_over(read.image, read, folder, writer)
-                tally.new += 0 if read.fault else len(read.open)
-                tally.resumed += 0 if read.fault else len(read.errand.phrases) - len(read.open)
-        folder.finish(_lines(folder, errands, hashes, tally))
-        return tally
-
-    def _hand_over(
-        self, image: NDArray[np.uint8], read: _Read, folder: AnswerFolder, writer: WriteBehind
-    ) -> None:
-        """Answer what is open on a picture; the answers go to the writer."""
-        name = read.errand.picture.name
-        try:
-            for phrase, answer in zip(read.open, self._answers(image, read.open), strict=True):
-                writer.submit(folder.save, _as_written(answer), name, read.sha256, phrase)
-        except EngineError as error:
-            raise EngineError(
-                f"{name}: {error} (what was answered stays in {folder.path}; "
-                "the same command goes on from there)"
-            ) from error
-
-    def _answers(self, image: NDArray[np.uint8], phrases: Sequence[str]) -> Iterator[Answer]:
-        start = time.perf_counter()
-        scene = self._segmenter.encode(image)
-        last = time.perf_counter()
-        encode_ms = 1e3 * (last - start)
-        for result in self._segmenter.segment_each(scene, phrases, batch_size=self._rows):
-            yield Answer(
-                image=scene.image,
-                result=result,
-                options=self._segmenter.options,
-                model=self._bundle.spec.name,
-                backend=self._sessions.backend,
-                backend_reason=self._sessions.reason,
-                encode_ms=encode_ms,
-                segment_ms=1e3 * (time.perf_counter() - last),
-                random_weights=self._bundle.manifest.random_seed is not None,
-            )
-            last = time.perf_counter()
+    Raises:
+        InputError: no image or phrase, a phrase that cannot be used, or an output that cannot be written.
+    """
+    if output is not None:
+        if output.suffix.lower() == ".png":
+            raise InputError(f"got output {output}, expected a folder for many results; name one")
+        check_result_folder(output)
+    if output is None and (image.is_dir() or isinstance(phrases, Path)):
+        raise InputError("got a folder of images and no output folder; name one (--output)")
+    dataset = csv_dataset(image, phrases) if isinstance(phrases, Path) else folder_dataset(image, phrases)
+    return [_Work(path=path, phrases=texts) for path, texts in phrases_by_file(dataset).items()]
 
 
-def _read(errand: Errand, folder: AnswerFolder) -> _Read:
-    """Read a picture, unless all of its answers are there; one that cannot be used is an answer too."""
-    name = errand.picture.name
+def _fill(store: ResultStore, work: Sequence[_Work], predict: Predict, progress: Progress) -> list[_Work]:
+    """Segment what the store does not hold yet.
+
+    Returns:
+        The work as it was found, without pixels.
+    """
+    done: list[_Work] = []
+    with (
+        BackgroundWriter(pending=WRITES_PENDING) as writer,
+        prefetch(work, partial(_read, store), ahead=IMAGES_AHEAD) as arrived,
+    ):
+        for number, each in enumerate(arrived, start=1):
+            progress(f"image {number}/{len(work)}: {_summary(each)}")
+            if each.pixels is not None:
+                _segment(store, writer, each, predict(each.pixels, each.missing))
+            done.append(dataclasses.replace(each, pixels=None))
+    return done
+
+
+def _segment(
+    store: ResultStore, writer: BackgroundWriter, work: _Work, predictions: Iterator[Prediction]
+) -> None:
+    """Run the predictions of one image, and hand each to the writer."""
     try:
-        data = errand.picture.read_bytes()
+        for phrase, prediction in zip(work.missing, predictions, strict=True):
+            writer.submit(store.save, _without_intermediates(prediction), work.name, work.sha256, phrase)
+    except EngineError as error:
+        raise EngineError(
+            f"{work.name}: {error} (results so far stay in {store.path}; the same command resumes there)"
+        ) from error
+
+
+def _read(store: ResultStore, work: _Work) -> _Work:
+    """Find which phrases have no result yet, and read the image if there are any."""
+    try:
+        data = work.path.read_bytes()
     except OSError as error:
-        return _Read(errand, "", (), None, f"{errand.picture} cannot be read: {error.strerror or error}")
+        return dataclasses.replace(
+            work, fault=f"{work.path} cannot be read: {error.strerror or error}; check its permissions"
+        )
     sha256 = hashlib.sha256(data).hexdigest()
-    missing = tuple(each for each in errand.phrases if folder.record(name, sha256, each) is None)
+    missing = tuple(each for each in work.phrases if store.record(work.name, sha256, each) is None)
+    found = dataclasses.replace(work, sha256=sha256, missing=missing)
     try:
-        return _Read(errand, sha256, missing, read_picture(data, name=name) if missing else None)
+        return dataclasses.replace(found, pixels=read_picture(data, name=work.name) if missing else None)
     except InputError as error:
-        return _Read(errand, sha256, missing, None, str(error))
+        return dataclasses.replace(found, fault=str(error))
 
 
-def _as_written(answer: Answer) -> Answer:
-    """Without what is not written, the map and the other candidates' masks: it may wait for the disk."""
-    result = answer.result
-    nothing = np.zeros((len(result.candidates), 0, 0), dtype=np.bool_)
-    candidates = dataclasses.replace(result.candidates, masks=nothing)
+def _without_intermediates(prediction: Prediction) -> Prediction:
+    """Drop the heatmap and the other candidates' masks, which are not written: it may wait for the disk."""
+    result = prediction.result
+    empty = np.zeros((len(result.candidates), 0, 0), dtype=np.bool_)
+    candidates = dataclasses.replace(result.candidates, masks=empty)
     light = dataclasses.replace(result, mask=result.mask.copy(), heat=None, candidates=candidates)
-    return dataclasses.replace(answer, result=light)
+    return dataclasses.replace(prediction, result=light)
 
 
-def _lines(
-    folder: AnswerFolder, errands: Sequence[Errand], hashes: dict[str, str], tally: _Tally
-) -> Iterator[dict[str, Any]]:
-    """A line per question, in order, read back from the records; counts what matched."""
-    for errand in errands:
-        name = errand.picture.name
-        if name in tally.failures:
-            yield {"picture": name, "error": tally.failures[name]}
+def _lines(store: ResultStore, work: Sequence[_Work]) -> Iterator[dict[str, Any]]:
+    """Yield one line for each image and phrase, in order, read back from the records."""
+    for each in work:
+        if each.fault is not None:
+            yield {"picture": each.name, "error": each.fault}
             continue
-        for phrase in errand.phrases:
-            document = folder.record(name, hashes[name], phrase)
+        for phrase in each.phrases:
+            document = store.record(each.name, each.sha256, phrase)
             if document is None:
                 raise InputError(
-                    f"the answer to {phrase!r} on {name} went from {folder.path} while the run wrote there; "
-                    "give the same command again"
+                    f"the result of {phrase!r} on {each.name} disappeared from {store.path} while the run "
+                    "wrote there; repeat the command"
                 )
-            tally.matched += document["matched"]
-            yield {**document, "files": folder.files(name, phrase)}
+            yield {**document, "files": store.files(each.name, phrase)}
 
 
-def _progress(read: _Read) -> str:
-    name = read.errand.picture.name
-    if read.fault is not None:
-        return f"{name} cannot be used"
-    done = len(read.errand.phrases) - len(read.open)
-    return f"{name}, {len(read.open)} to answer" + (f", {done} answered before" if done else "")
+def _summary(work: _Work) -> str:
+    if work.fault is not None:
+        return f"{work.name} cannot be used"
+    done = len(work.phrases) - len(work.missing)
+    return f"{work.name}, {len(work.missing)} phrases" + (f", {done} done before" if done else "")
 
 
-def _settings(bundle: Bundle, segmenter: Segmenter, sessions: BackendSessions) -> dict[str, Any]:
-    """Everything that an answer depends on beside its picture and phrase."""
+def _settings(bundle: Bundle, options: Options, sessions: BackendSessions) -> dict[str, Any]:
+    """Return everything that a result depends on except image and phrase."""
     files = {name: file.sha256 for name, file in sorted(bundle.manifest.files.items())}
     return {
         "format": 2,
@@ -308,6 +305,6 @@ def _settings(bundle: Bundle, segmenter: Segmenter, sessions: BackendSessions) -
         "model": bundle.spec.name,
         "precision": bundle.manifest.precision,
         "bundle": hashlib.sha256(repr(files).encode()).hexdigest(),
-        "options": dataclasses.asdict(segmenter.options),
+        "options": dataclasses.asdict(options),
         "backend": sessions.backend,
     }

@@ -1,12 +1,12 @@
-"""`segment`: one picture and one phrase to an answer, and the answer to files."""
+"""`segment`: an image and a phrase in, a prediction out; predictions are saved as files."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.contracts.atomic_io import check_targets, write_files
+from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.results import Segmentation
@@ -27,12 +28,12 @@ from refdiff.runtime.phrase import read_phrase
 from refdiff.runtime.pipeline import Segmenter
 
 PARTS = ("hard", "soft", "generative", "place")
-"""Of the fused score, unweighted."""
+"""Parts of the fused score, unweighted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A segmentation, with what it was asked of and what it took."""
+class Prediction:
+    """A segmentation, and how it was computed."""
 
     image: NDArray[np.uint8]
     """[y, x, 3] RGB, upright."""
@@ -41,22 +42,22 @@ class Answer:
     model: str
     backend: str
     backend_reason: str
-    """Why this back-end."""
+    """Why this back-end was chosen."""
     encode_ms: float
-    """Image-only work, shared by all phrases on one picture."""
+    """Time of the work on the image alone, which all phrases on one image share."""
     segment_ms: float
-    """From the phrase to the answer; among many phrases, since the last answer: what some share is in the
-    first of them."""
+    """Time from the phrase to the result. Of several phrases on one image: time since the previous result;
+    work that some of them share counts for the first of these."""
     random_weights: bool = False
-    """The bundle's weights were drawn: the mask means nothing."""
+    """The bundle's weights are random: the mask means nothing."""
 
     @property
     def matched(self) -> bool:
-        """Whether anything was found."""
+        """True if anything was found."""
         return self.result.index is not None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; the mask as compressed COCO run lengths."""
+        """Return a JSON-ready dictionary; the mask is encoded as compressed COCO run lengths."""
         result, height, width = self.result, *self.image.shape[:2]
         return {
             "phrase": result.phrase,
@@ -83,13 +84,13 @@ class Answer:
         }
 
     def _box(self) -> list[int] | None:
-        """x0, y0, x1, y1, inclusive corners."""
+        """Return x0, y0, x1, y1: inclusive corners in px."""
         index = self.result.index
         return None if index is None else [int(side) for side in self.result.candidates.boxes_xyxy_px[index]]
 
 
 def parts_of(result: Segmentation) -> dict[str, float] | None:
-    """The parts of the chosen candidate's score; None when nothing was chosen."""
+    """Return the parts of the selected candidate's score, or None if none was selected."""
     if result.index is None:
         return None
     return {name: float(getattr(result.scores, name)[result.index]) for name in PARTS}
@@ -97,7 +98,7 @@ def parts_of(result: Segmentation) -> dict[str, float] | None:
 
 def segment(
     bundle: Path | str,
-    picture: Path | str | bytes | NDArray[Any],
+    image: Path | str | bytes | NDArray[Any],
     phrase: str,
     *,
     focus: str | None = None,
@@ -109,14 +110,14 @@ def segment(
     threads: int | None = None,
     memory: str | None = None,
     allow_random_weights: bool = False,
-) -> Answer:
-    """Find what `phrase` names in `picture`; for many phrases on one picture, `load` the bundle instead.
+) -> Prediction:
+    """Segment what `phrase` refers to in `image`; for several phrases on one image, use `load` instead.
 
     Args:
         bundle: its folder, or "mini" for the built-in one.
-        picture: a file's path or bytes, or an array [y, x, 3] uint8 RGB.
+        image: a file's path or bytes, or an array [y, x, 3] uint8 RGB.
         phrase: English, e.g. "the red mug on the left".
-        focus: its head word, for a caller who knows better than the reader.
+        focus: the phrase's head word, if the reader gets it wrong.
         backend: as in `load`, like all that follow.
         variant: see `load`.
         mode: see `load`.
@@ -128,7 +129,7 @@ def segment(
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: the picture, the phrase or an option cannot be used.
+        InputError: the image, the phrase or an option cannot be used.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
         EngineError: a graph failed, or no plan fits.
     """
@@ -138,54 +139,102 @@ def segment(
     options = options_for(opened.spec, variant=variant, mode=mode, seed=seed, reader=reader)
     sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
     with segmenter_of(opened, sessions, options) as segmenter:
-        answer = ask(segmenter, picture, phrase, focus=focus, model=opened.spec.name, sessions=sessions)
-    return replace(answer, random_weights=opened.manifest.random_seed is not None)
+        return predict(segmenter, image, phrase, focus=focus, bundle=opened, sessions=sessions)
 
 
-def ask(
+def predict(
     segmenter: Segmenter,
-    picture: Path | str | bytes | NDArray[Any],
+    image: Path | str | bytes | NDArray[Any],
     phrase: str,
     *,
     focus: str | None = None,
-    model: str,
+    bundle: Bundle,
     sessions: BackendSessions,
-) -> Answer:
-    """Put one question to an open segmenter, and take the time."""
+) -> Prediction:
+    """Segment one phrase with an open segmenter, and measure the time.
+
+    Args:
+        segmenter: over the sessions.
+        image: see `segment`.
+        phrase: see `segment`.
+        focus: see `segment`.
+        bundle: the segmenter's bundle.
+        sessions: the segmenter's sessions.
+    """
     start = time.perf_counter()
-    scene = segmenter.encode(picture)
+    scene = segmenter.encode(image)
     encoded = time.perf_counter()
     result = segmenter.segment(scene, phrase, focus=focus)
-    done = time.perf_counter()
-    return Answer(
-        image=scene.image,
+    took_ms = 1e3 * (encoded - start), 1e3 * (time.perf_counter() - encoded)
+    return _prediction(segmenter, scene.image, result, bundle, sessions, took_ms)
+
+
+def predict_each(
+    segmenter: Segmenter,
+    image: NDArray[np.uint8],
+    phrases: Sequence[str],
+    *,
+    bundle: Bundle,
+    sessions: BackendSessions,
+    batch_size: int,
+) -> Iterator[Prediction]:
+    """Segment several phrases on one image; the graphs run as the predictions are taken.
+
+    Args:
+        segmenter: over the sessions.
+        image: [y, x, 3] uint8 RGB.
+        phrases: in the order of the predictions.
+        bundle: the segmenter's bundle.
+        sessions: the segmenter's sessions.
+        batch_size: largest batch of the UNet.
+    """
+    start = time.perf_counter()
+    scene = segmenter.encode(image)
+    last = time.perf_counter()
+    encode_ms = 1e3 * (last - start)
+    for result in segmenter.segment_each(scene, phrases, batch_size=batch_size):
+        took_ms = encode_ms, 1e3 * (time.perf_counter() - last)
+        yield _prediction(segmenter, scene.image, result, bundle, sessions, took_ms)
+        last = time.perf_counter()
+
+
+def _prediction(
+    segmenter: Segmenter,
+    image: NDArray[np.uint8],
+    result: Segmentation,
+    bundle: Bundle,
+    sessions: BackendSessions,
+    took_ms: tuple[float, float],
+) -> Prediction:
+    """Build a prediction; `took_ms` is the time to encode and the time to segment."""
+    return Prediction(
+        image=image,
         result=result,
         options=segmenter.options,
-        model=model,
+        model=bundle.spec.name,
         backend=sessions.backend,
         backend_reason=sessions.reason,
-        encode_ms=1e3 * (encoded - start),
-        segment_ms=1e3 * (done - encoded),
+        encode_ms=took_ms[0],
+        segment_ms=took_ms[1],
+        random_weights=bundle.manifest.random_seed is not None,
     )
 
 
-def check_outputs(
-    picture: Path, *, output: Path | None, overlay: Path | None, overwrite: bool = False
-) -> None:
-    """Refuse, before any work, outputs that `save` could not write, or that would replace the picture itself.
+def check_outputs(image: Path, *, output: Path | None, overlay: Path | None, overwrite: bool = False) -> None:
+    """Refuse, before any work, outputs that `save` could not write, or that would replace the image itself.
 
     Raises:
-        InputError: says which and why.
+        InputError: names the output and the reason.
     """
     paths = output_paths(output, overlay)
     for path in paths.values():
-        if path.exists() and picture.exists() and path.samefile(picture):
-            raise InputError(f"output {path} is the picture itself; choose another name")
+        if path.exists() and image.exists() and path.samefile(image):
+            raise InputError(f"output {path} is the image itself; choose another name")
     check_targets(paths.values(), overwrite=overwrite)
 
 
 def output_paths(output: Path | None, overlay: Path | None) -> dict[str, Path]:
-    """What `save` will write: kind -> path. With `output`, overlay and JSON lie beside the mask.
+    """Return the files that `save` will write: kind -> path; overlay and JSON lie next to the mask.
 
     Raises:
         InputError: a name does not end in .png, or two are the same.
@@ -207,7 +256,7 @@ def output_paths(output: Path | None, overlay: Path | None) -> dict[str, Path]:
 
 
 def save(
-    answer: Answer,
+    prediction: Prediction,
     *,
     output: Path | None = None,
     overlay: Path | None = None,
@@ -217,24 +266,24 @@ def save(
     """Write mask, overlay and JSON, all or none.
 
     Args:
-        answer: from `segment`.
-        output: the mask's PNG, 255 inside and 0 outside; .overlay.png and .json are put beside it.
-        overlay: the overlay's PNG, when it should be elsewhere, or alone.
-        overwrite: replace files that are there.
-        about: goes into the JSON before the answer.
+        prediction: from `segment`.
+        output: the mask's PNG, 255 inside and 0 outside; .overlay.png and .json are put next to it.
+        overlay: the overlay's PNG, if it is wanted elsewhere or without the mask.
+        overwrite: replace existing files.
+        about: entries that precede the prediction in the JSON.
 
     Returns:
-        What was written: "mask", "overlay", "json" -> path.
+        The written files: "mask", "overlay", "json" -> path.
 
     Raises:
-        InputError: a place is taken, read-only or full.
+        InputError: a file exists, or the disk is read-only or full.
     """
     paths = output_paths(output, overlay)
     contents = {
-        "mask": lambda: png(np.where(answer.result.mask, np.uint8(255), np.uint8(0))),
-        "overlay": lambda: png(draw_overlay(answer.image, answer.result)),
+        "mask": lambda: png(np.where(prediction.result.mask, np.uint8(255), np.uint8(0))),
+        "overlay": lambda: png(draw_overlay(prediction.image, prediction.result)),
         "json": lambda: (
-            json.dumps({**(about or {}), **answer.to_json()}, allow_nan=False, indent=1) + "\n"
+            json.dumps({**(about or {}), **prediction.to_json()}, allow_nan=False, indent=1) + "\n"
         ).encode(),
     }
     write_files({path: contents[kind]() for kind, path in paths.items()}, overwrite=overwrite)

@@ -1,8 +1,8 @@
-"""Three stages at the same time: what comes in is read ahead, what goes out is written behind.
+"""Overlap three stages: inputs are prefetched and outputs written in the background.
 
-The stage in the middle stays in the caller's thread: sessions are used by one thread, and Ctrl-C arrives
-where it can end the work. Each side has a bound, so memory does not grow with the work. Errors of a thread
-are raised in the caller's, with their own traceback.
+The middle stage stays in the caller's thread: sessions are used by one thread, and Ctrl-C arrives where it
+can end the work. Both queues are bounded, so memory does not grow with the work. An error of a thread is
+raised in the caller's thread, with its own traceback.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ R = TypeVar("R")
 
 
 @contextmanager
-def read_ahead(items: Iterable[T], read: Callable[[T], R], *, ahead: int) -> Iterator[Iterator[R]]:
-    """Read items in a thread while earlier ones are worked on.
+def prefetch(items: Iterable[T], read: Callable[[T], R], *, ahead: int) -> Iterator[Iterator[R]]:
+    """Read items in a thread while earlier ones are processed.
 
     Args:
-        items: what to read; taken in the caller's thread.
+        items: the arguments of `read`; taken in the caller's thread.
         read: run in one thread, in order.
-        ahead: how many may be read, or be in reading, beside the one that is worked on.
+        ahead: largest number of items that are read, or being read, in addition to the current one.
 
     Yields:
-        An iterator over what was read, in order; it raises what `read` raised. When the block ends, what is
-        not begun is dropped, and what is in reading is waited for.
+        An iterator over the results of `read`, in order; it raises what `read` raised. When the block ends,
+        pending reads are cancelled, and the running one is waited for.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="read")
     try:
@@ -50,23 +50,23 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-class WriteBehind:
-    """Writes what was made while the next is being made; use it in a `with` block.
+class BackgroundWriter:
+    """Writes results in threads while the next are computed; use it in a `with` block.
 
-    A block that ends, by an error or Ctrl-C too, waits for everything that was handed over. A write that
-    fails raises in the next `submit`, or at the block's end; then what is not begun is dropped.
+    When the block ends, also by an error or Ctrl-C, all submitted writes are waited for. A write that fails
+    raises in the next `submit`, or at the end of the block; pending writes are then cancelled.
 
     Args:
-        behind: how many writes may wait or run; `submit` waits for the oldest when there are more.
-        threads: how many run at once.
+        pending: largest number of writes that wait or run; `submit` waits for the oldest beyond that.
+        threads: writes that run at the same time.
     """
 
-    def __init__(self, *, behind: int, threads: int = 1) -> None:
-        self._behind = behind
+    def __init__(self, *, pending: int, threads: int = 1) -> None:
+        self._limit = pending
         self._pending: deque[Future[Any]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="write")
 
-    def __enter__(self) -> WriteBehind:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(
@@ -77,17 +77,17 @@ class WriteBehind:
         except Exception:
             if error is None:
                 raise
-            # The block ended by an error already: a write that failed besides does not replace it.
+            # The block is already ending with an error, which a failed write must not replace.
         finally:
             self._pool.shutdown(cancel_futures=True)
 
     def submit(self, write: Callable[..., Any], *arguments: Any) -> None:
-        """Hand over one write.
+        """Schedule `write(*arguments)`.
 
         Raises:
-            BaseException: what an earlier write raised.
+            BaseException: an earlier write failed.
         """
-        self._wait(down_to=self._behind - 1)
+        self._wait(down_to=self._limit - 1)
         self._pending.append(self._pool.submit(write, *arguments))
 
     def _wait(self, *, down_to: int) -> None:

@@ -1,11 +1,11 @@
-"""The output folder of many questions: what is in it is whole, and is not asked again.
+"""The output folder of a batch run: every result in it is complete, and is reused by later runs.
 
-    run.json                              what the answers depend on beside picture and phrase
-    results.jsonl                         one line per answer of the last finished run, in its order
-    <picture's file name>/<phrase>.png    the mask; beside it .overlay.png and .json, the answer's record
-    .lock                                 held by the run that writes; the system releases a dead one's
+    run.json                            the settings that results depend on, apart from image and phrase
+    results.jsonl                       one line per result of the last finished run, in its order
+    <image's file name>/<phrase>.png    the mask; next to it .overlay.png, and .json: the record
+    .lock                               held by the run that writes; the system releases it if that run dies
 
-A record says which run, picture (by hash) and phrase it is of, and is put in place after its pictures.
+A record names its run, image (by hash) and phrase, and is put in place after its mask and overlay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refdiff.batch.prediction import Answer, save
+from refdiff.batch.prediction import Prediction, save
 from refdiff.contracts.atomic_io import (
     is_draft,
     lock_file,
@@ -32,134 +32,141 @@ from refdiff.errors import InputError
 
 RUN_NAME, RESULTS_NAME, LOCK_NAME = "run.json", "results.jsonl", ".lock"
 
-_SLUG = 40
-"""Letters of a phrase that its files' name shows; a hash tells apart what these do not."""
+_SLUG_LENGTH = 40
+"""Letters of a phrase in its file names; a hash distinguishes phrases that share them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerFolder:
-    """A folder that this process alone writes to."""
+class ResultStore:
+    """An output folder that only this process writes to."""
 
     path: Path
     run: str
-    """Hash of the settings: a record of another run does not count."""
+    """Hash of the settings: a record of other settings is ignored."""
 
-    def record(self, picture: str, picture_sha256: str, phrase: str) -> dict[str, Any] | None:
-        """The finished answer's record; None where there is none, or it is of another picture or run.
+    def record(self, image: str, image_sha256: str, phrase: str) -> dict[str, Any] | None:
+        """Return a result's record, or None if there is none for this image, phrase and run.
 
         Args:
-            picture: its file's name.
-            picture_sha256: of its file.
+            image: the image file's name.
+            image_sha256: hash of the image file.
             phrase: with white space collapsed.
         """
-        mask = self._mask(picture, phrase)
+        mask = self._mask(image, phrase)
         try:
             document = json.loads(mask.with_suffix(".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        about = self._about(picture, picture_sha256, phrase)
-        pictures = (mask, mask.with_suffix(".overlay.png"))
+        about = self._about(image, image_sha256, phrase)
+        files = (mask, mask.with_suffix(".overlay.png"))
         fits = isinstance(document, dict) and all(document.get(key) == about[key] for key in about)
-        return document if fits and all(each.is_file() for each in pictures) else None
+        return document if fits and all(each.is_file() for each in files) else None
 
-    def save(self, answer: Answer, picture: str, picture_sha256: str, phrase: str) -> None:
-        """Write mask, overlay and record, all or none; an answer of another run or picture is replaced.
+    def save(self, prediction: Prediction, image: str, image_sha256: str, phrase: str) -> None:
+        """Write mask, overlay and record, all or none; a result of another run or image is replaced.
 
         Raises:
             InputError: the folder cannot be written to.
         """
-        mask = self._mask(picture, phrase)
+        mask = self._mask(image, phrase)
         with report_write_errors(mask.parent):
             mask.parent.mkdir(exist_ok=True)
-        save(answer, output=mask, overwrite=True, about=self._about(picture, picture_sha256, phrase))
+        save(prediction, output=mask, overwrite=True, about=self._about(image, image_sha256, phrase))
 
-    def finish(self, lines: Iterable[Mapping[str, Any]]) -> Path:
-        """Write the results of a whole run.
+    def finish(self, lines: Iterable[Mapping[str, Any]]) -> int:
+        """Write `results.jsonl` at the end of a run.
 
         Args:
-            lines: in order; read one at a time.
+            lines: in order; taken one at a time.
+
+        Returns:
+            Lines whose phrase was matched.
 
         Raises:
             InputError: the folder cannot be written to.
         """
         target = self.path / RESULTS_NAME
+        matched = 0
         with report_write_errors(target), open_draft(target) as stream:
-            stream.writelines(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines)
-        return target
+            for line in lines:
+                matched += bool(line.get("matched"))
+                stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        return matched
 
-    def files(self, picture: str, phrase: str) -> dict[str, str]:
-        """Kind -> path inside the folder."""
-        mask = self._mask(picture, phrase).relative_to(self.path)
+    def files(self, image: str, phrase: str) -> dict[str, str]:
+        """Return the paths of a result's files, relative to the folder: kind -> path."""
+        mask = self._mask(image, phrase).relative_to(self.path)
         paths = {"mask": mask, "overlay": mask.with_suffix(".overlay.png"), "json": mask.with_suffix(".json")}
         return {kind: path.as_posix() for kind, path in paths.items()}
 
-    def _mask(self, picture: str, phrase: str) -> Path:
-        slug = re.sub("[^a-z0-9]+", "-", phrase.lower()).strip("-")[:_SLUG].strip("-")
-        return self.path / picture / f"{slug}-{hashlib.sha256(phrase.encode()).hexdigest()[:8]}.png"
+    def _mask(self, image: str, phrase: str) -> Path:
+        slug = re.sub("[^a-z0-9]+", "-", phrase.lower()).strip("-")[:_SLUG_LENGTH].strip("-")
+        return self.path / image / f"{slug}-{hashlib.sha256(phrase.encode()).hexdigest()[:8]}.png"
 
-    def _about(self, picture: str, picture_sha256: str, phrase: str) -> dict[str, str]:
-        return {"picture": picture, "picture_sha256": picture_sha256, "phrase": phrase, "run": self.run}
+    def _about(self, image: str, image_sha256: str, phrase: str) -> dict[str, str]:
+        return {"picture": image, "picture_sha256": image_sha256, "phrase": phrase, "run": self.run}
 
 
 @contextmanager
-def open_answer_folder(
+def open_result_store(
     path: Path, settings: Mapping[str, Any], *, overwrite: bool = False
-) -> Iterator[AnswerFolder]:
-    """Make or reopen a folder, for this process alone while the block runs.
+) -> Iterator[ResultStore]:
+    """Create or reopen an output folder, and lock it for this process while the block runs.
 
     Args:
         path: the folder.
-        settings: JSON-ready; everything that answers depend on beside picture and phrase.
-        overwrite: take a folder of other settings; its answers are replaced as they are asked again.
+        settings: JSON-ready; everything that results depend on apart from image and phrase.
+        overwrite: accept a folder of other settings; its results are replaced one by one.
 
     Raises:
-        InputError: another process writes there, or the folder is of other settings, of something else, or
-            cannot be written to.
+        InputError: another process writes there, the folder was written with other settings or is no output
+            folder, or it cannot be written.
     """
-    check_answer_folder(path)
+    check_result_folder(path)
     wanted = json.loads(json.dumps(settings))
     with ExitStack() as stack:
         with report_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock_file(path / LOCK_NAME, on_busy=lambda: _refuse_second_run(path)))
-        found = _settings(path)
+        found = _read_settings(path)
         if found is not None and found != wanted and not overwrite:
             raise InputError(
-                f"{path} was answered with {_difference(found, wanted)}; ask for the same, choose another"
-                " folder, or have those answers replaced (--overwrite)"
+                f"{path} was written with {_first_difference(found, wanted)}; use the same settings or "
+                "another folder, or replace its results (--overwrite)"
             )
-        _clean(path)
+        _remove_drafts(path)
         if found != wanted:
             write_files({path / RUN_NAME: (json.dumps(wanted, indent=1) + "\n").encode()}, overwrite=True)
         run = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        yield AnswerFolder(path=path, run=run)
+        yield ResultStore(path=path, run=run)
 
 
-def check_answer_folder(path: Path) -> None:
-    """Refuse a place that is neither free nor a folder of answers.
+def check_result_folder(path: Path) -> None:
+    """Refuse a path that is neither free, nor an empty folder, nor an output folder.
 
     Raises:
-        InputError: says what is in the way.
+        InputError: names what is in the way.
     """
     if not os.path.lexists(path):
         return
     if not path.is_dir():
-        raise InputError(f"{path} is a file, expected a folder for many answers; choose another place")
+        raise InputError(f"{path} is a file, expected a folder for many results; choose another place")
     with report_write_errors(path):
         names = {each.name for each in path.iterdir()} - {LOCK_NAME}
-    if RUN_NAME not in names and (strangers := sorted(name for name in names if not is_draft(name))):
+    others = sorted(name for name in names if not is_draft(name))
+    if RUN_NAME not in names and others:
         raise InputError(
-            f"{path} is no folder of answers: it holds {strangers[0]!r} and no {RUN_NAME}; "
-            "it is left alone, choose another place"
+            f"{path} is not an output folder: it contains {others[0]!r} and no {RUN_NAME}; "
+            "it was not modified, choose another place"
         )
 
 
 def _refuse_second_run(path: Path) -> None:
-    raise InputError(f"another run is writing into {path}; wait until it has ended, or choose another folder")
+    raise InputError(f"another run is writing to {path}; wait until it has ended, or choose another folder")
 
 
-def _settings(path: Path) -> Any:
-    """What the folder was answered with; None where nothing was."""
+def _read_settings(path: Path) -> Any:
+    """Return the settings that the folder was written with, or None in a new folder."""
     try:
         text = (path / RUN_NAME).read_text(encoding="utf-8")
         return json.loads(text)
@@ -171,20 +178,20 @@ def _settings(path: Path) -> Any:
         ) from error
 
 
-def _difference(found: Any, wanted: Mapping[str, Any]) -> str:
-    """The first setting that differs."""
+def _first_difference(found: Any, wanted: Mapping[str, Any]) -> str:
+    """Describe the first setting that differs."""
     known = found if isinstance(found, Mapping) else {}
     for key in wanted:
         theirs, ours = known.get(key), wanted[key]
         if isinstance(theirs, Mapping) and isinstance(ours, Mapping) and theirs != ours:
-            return _difference(theirs, ours)
+            return _first_difference(theirs, ours)
         if theirs != ours:
-            return f"{key} {theirs!r}, asked for is {ours!r}"
+            return f"{key} {theirs!r}, this run has {ours!r}"
     return "other settings"
 
 
-def _clean(path: Path) -> None:
-    """Remove what writers that were killed left behind; nobody else writes here now."""
-    for left in (*path.glob(".*"), *path.glob("*/.*")):
-        if is_draft(left.name):
-            left.unlink(missing_ok=True)
+def _remove_drafts(path: Path) -> None:
+    """Remove the partial files of runs that were killed; the lock is held."""
+    for draft in (*path.glob(".*"), *path.glob("*/.*")):
+        if is_draft(draft.name):
+            draft.unlink(missing_ok=True)

@@ -23,7 +23,10 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.session import Array
-from refdiff.data.samples import SCENES, SCENES_FROM, Asked, Series, picture_series, scene_series
+from refdiff.data.csv_file import csv_dataset
+from refdiff.data.folder import check_images
+from refdiff.data.sample import Dataset, Sample, check_phrases, image_hashes
+from refdiff.data.synthetic import CALIBRATION_FROM, calibration_scenes
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
@@ -31,6 +34,9 @@ from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
 CALIBRATED_VARIANTS = ("official", "edge")
+
+SCENES = 32
+"""Scenes of a recording where no number is given."""
 
 OCCASIONAL = 8
 """Scenes that are recorded where a verb needs feeds and is given none."""
@@ -121,9 +127,10 @@ def calibrate(
     start, tell, opened = time.perf_counter(), progress or silent, find_bundle(bundle)
     _check(opened, variants, most_runs)
     tell("reading the questions")
-    series = _series(images, phrases, count, seed)
-    series.check_phrases(Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
-    options = {  # without a text cache, what a question feeds its graphs depends on no other question
+    dataset = _dataset(images, phrases, count, seed)
+    samples = tuple(dataset)
+    check_phrases(samples, Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
+    options = {  # without a text cache, what a sample feeds its graphs depends on no other sample
         name: dataclasses.replace(options_for(opened.spec, variant=name, mode=mode), cache_texts=False)
         for name in variants
     }
@@ -136,12 +143,13 @@ def calibrate(
             Path(output),
             model=opened.spec.name,
             sources=opened.manifest.sources,
-            settings=_settings(series, options, sessions, most_runs),
-            planned=len(series.asked),
+            settings=_settings(dataset, options, sessions, most_runs),
+            planned=len(samples),
             overwrite=overwrite,
         )
         resumed = len(store.finished)
-        _record(store, series, segmenters, recorder, tell)
+        _record(store, samples, segmenters, recorder, tell)
+    images_seen = len(set(image_hashes(samples)))
     return CalibrationReport(
         feeds=store.folder,
         bundle=opened.path,
@@ -150,13 +158,13 @@ def calibrate(
         backend_reason=sessions.reason,
         variants=tuple(options),
         mode=mode,
-        new=len(series.asked) - resumed,
+        new=len(samples) - resumed,
         resumed=resumed,
-        pictures=series.pictures,
+        pictures=images_seen,
         graphs={name: len(store.entries(name)) for name in GRAPHS},
         size_bytes=store.size_bytes,
         seconds=time.perf_counter() - start,
-        warnings=tuple(_warnings(opened, series)),
+        warnings=tuple(_warnings(opened, images_seen)),
     )
 
 
@@ -203,25 +211,29 @@ def _check(bundle: Bundle, variants: Sequence[str], most_runs: int | None) -> No
         raise InputError(f"got at most {most_runs} runs of a graph, expected 1 or more")
 
 
-def _series(
+def _dataset(
     images: Path | str | None, phrases: Path | str | None, count: int | None, seed: int | None
-) -> Series:
+) -> Dataset:
     if images is None and phrases is None:
-        return scene_series(SCENES if count is None else count, SCENES_FROM if seed is None else seed)
+        return calibration_scenes(
+            SCENES if count is None else count, CALIBRATION_FROM if seed is None else seed
+        )
     if images is None or phrases is None:
         given, lacking = ("--images", "--phrases") if phrases is None else ("--phrases", "--images")
         raise InputError(f"got {given} without {lacking}, expected both, or none for the miniature's scenes")
     if seed is not None:
         raise InputError(f"got --seed {seed} with --images: it is of the miniature's scenes; leave it out")
-    return picture_series(Path(images), Path(phrases), count)
+    dataset = csv_dataset(Path(images), Path(phrases), count, require_all_images=True)
+    check_images(dataset)
+    return dataset
 
 
 def _settings(
-    series: Series, options: Mapping[str, Options], sessions: BackendSessions, most_runs: int | None
+    dataset: Dataset, options: Mapping[str, Options], sessions: BackendSessions, most_runs: int | None
 ) -> dict[str, Any]:
     """Everything that decides what is recorded."""
     return {
-        "questions": series.settings,
+        "questions": dataset.fingerprint,
         "variants": {name: dataclasses.asdict(each) for name, each in options.items()},
         "backend": sessions.backend,
         "most_runs": most_runs,
@@ -230,29 +242,29 @@ def _settings(
 
 def _record(
     store: FeedStore,
-    series: Series,
+    samples: Sequence[Sample],
     segmenters: Mapping[str, Segmenter],
     recorder: FeedRecorder,
     tell: Progress,
 ) -> None:
     finished = frozenset(store.finished)
-    for number, asked in enumerate(series.asked, start=1):
-        if asked.id not in finished:
-            tell(f"question {number}/{len(series.asked)}: {asked.phrase}")
-            store.add(asked.id, {name: _runs(each, asked, recorder) for name, each in segmenters.items()})
+    for number, sample in enumerate(samples, start=1):
+        if sample.id not in finished:
+            tell(f"sample {number}/{len(samples)}: {sample.phrase}")
+            store.add(sample.id, {name: _runs(each, sample, recorder) for name, each in segmenters.items()})
 
 
-def _runs(segmenter: Segmenter, asked: Asked, recorder: FeedRecorder) -> tuple[Run, ...]:
-    segmenter.segment(segmenter.encode(asked.read()), asked.phrase)
+def _runs(segmenter: Segmenter, sample: Sample, recorder: FeedRecorder) -> tuple[Run, ...]:
+    segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
     return recorder.take()
 
 
-def _warnings(bundle: Bundle, series: Series) -> list[str]:
+def _warnings(bundle: Bundle, images: int) -> list[str]:
     warnings = []
     if bundle.manifest.random_seed is not None:
         warnings.append(
             "the weights are random: ranges of these feeds measure nothing, they are for trying out the tools"
         )
-    if series.pictures == 1:
-        warnings.append("one picture only: ranges taken from it may not hold for others; give more")
+    if images == 1:
+        warnings.append("one image only: ranges taken from it may not hold for others; give more")
     return warnings

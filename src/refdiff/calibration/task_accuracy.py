@@ -1,4 +1,4 @@
-"""Measuring recipes on the same questions, over one half-precision bundle.
+"""Measuring recipes on the same samples, over one half-precision bundle.
 
 The measure is the mean IoU over pictures and phrases: with the true masks of the miniature's scenes, or, for
 other models, with the answers of the fp32 bundle itself.
@@ -23,7 +23,8 @@ from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.recipe import GraphRecipe, Recipe
 from refdiff.contracts.session import Bool, Session, SessionFactory
-from refdiff.data.synthetic import Question, questions
+from refdiff.data.sample import Sample, true_mask
+from refdiff.data.synthetic import SENSITIVITY_FROM, RenderedScenes
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
@@ -34,28 +35,25 @@ PURPOSE = "measuring a precision"
 BACKEND = "ort-rounded"
 """Half precision is executed, whatever this machine's kernels can do."""
 
-FIRST_SCENE = 3_000_000
-"""Scenes of these measurements: neither trained on nor those the final accuracy is reported on."""
-
 
 class Trials:
-    """Measures recipes on the same questions, over one half-precision bundle.
+    """Measures recipes on the same samples, over one half-precision bundle.
 
     Args:
         source: the fp32 bundle.
         folder: scratch, for graphs on trial.
         half: the source in half precision.
-        asked: the questions.
+        samples: images and phrases.
         options: the variant.
     """
 
     def __init__(
-        self, source: Bundle, folder: Path, half: Bundle, asked: Sequence[Question], options: Options
+        self, source: Bundle, folder: Path, half: Bundle, samples: Sequence[Sample], options: Options
     ) -> None:
         self._source = source
         self._folder = folder
         self._half = half
-        self._asked = asked
+        self._samples = samples
         self._options = options
         self._truths = self._true_masks()
         self.half_miou = self._miou({})
@@ -78,13 +76,13 @@ class Trials:
 
     def _true_masks(self) -> list[Bool]:
         if self._source.spec.name == MINIATURE:
-            return [each.truth for each in self._asked]
+            return [true_mask(each) for each in self._samples]
         with _segmenting(self._source, "ort-cpu", {}, self._options) as answer:
-            return [answer(each) for each in self._asked]
+            return [answer(each) for each in self._samples]
 
     def _miou(self, paths: Mapping[str, Path]) -> float:
         with _segmenting(self._half, BACKEND, paths, self._options) as answer:
-            ious = [iou(answer(each), truth) for each, truth in zip(self._asked, self._truths, strict=True)]
+            ious = [iou(answer(each), truth) for each, truth in zip(self._samples, self._truths, strict=True)]
         return float(np.mean(ious))
 
 
@@ -109,14 +107,14 @@ class _Overlay:
 @contextmanager
 def _segmenting(
     bundle: Bundle, backend: str, paths: Mapping[str, Path], options: Options
-) -> Iterator[Callable[[Question], Bool]]:
+) -> Iterator[Callable[[Sample], Bool]]:
     with require_export(PURPOSE):
         from refdiff.engines.ort import OrtSession
     contract = graph_contract(bundle.spec)
     others = {name: OrtSession(path, contract[name], backend=backend) for name, path in paths.items()}
     sessions = _Overlay(open_sessions(bundle, backend=backend), others)
     with segmenter_of(bundle, sessions, options) as segmenter:
-        yield lambda asked: segmenter.segment(segmenter.encode(asked.image), asked.phrase).mask
+        yield lambda sample: segmenter.segment(segmenter.encode(sample.read()), sample.phrase).mask
 
 
 @contextmanager
@@ -138,6 +136,6 @@ def trials(
         folder = Path(scratch)
         progress("writing the half-precision bundle to compare with")
         convert(source.path, half, precision="fp16", output=folder / "half")
-        asked = list(questions(range(FIRST_SCENE, FIRST_SCENE + count)))
+        samples = tuple(RenderedScenes(count=count, seed=SENSITIVITY_FROM))
         options = options_for(source.spec, variant=variant)
-        yield Trials(source, folder, open_bundle(folder / "half"), asked, options)
+        yield Trials(source, folder, open_bundle(folder / "half"), samples, options)

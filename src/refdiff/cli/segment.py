@@ -1,7 +1,4 @@
-"""What people read of one answer, and of many; see `tables`.
-
-The verb `segment`; see `verbs` for the pattern.
-"""
+"""The verb `segment` and its tables; see `verbs` for the pattern."""
 
 from __future__ import annotations
 
@@ -28,22 +25,22 @@ from refdiff.cli.tables import _group, _number, _table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from refdiff.batch.folder import Survey
-    from refdiff.batch.prediction import Answer
+    from refdiff.batch.folder import BatchResult
+    from refdiff.batch.prediction import Prediction
 
 
-def of_answer(answer: Answer, files: Mapping[str, Path]) -> RenderableType:
+def of_prediction(prediction: Prediction, files: Mapping[str, Path]) -> RenderableType:
     """One fact per row."""
-    document = answer.to_json()
+    document = prediction.to_json()
     table = _table("", "", header=False)
     width, height = document["size"]["width"], document["size"]["height"]
     facts: list[tuple[str, str]] = [
         ("phrase", f"{document['phrase']}   (head word: {document['root']})"),
-        ("answer", "found" if answer.matched else f"no match: {document['reason']}"),
+        ("answer", "found" if prediction.matched else f"no match: {document['reason']}"),
         ("picture", f"{width}x{height} px"),
         ("candidates", f"{document['candidates']}, {document['kept']} of them kept"),
     ]
-    if answer.matched:
+    if prediction.matched:
         parts = "   ".join(f"{name} {value:.3f}" for name, value in document["scores"].items())
         share = document["area_px"] / (width * height)
         facts += [
@@ -61,27 +58,27 @@ def of_answer(answer: Answer, files: Mapping[str, Path]) -> RenderableType:
     return table
 
 
-def of_survey(survey: Survey) -> RenderableType:
-    """One row per answer, or where they were written; and under it what was asked."""
-    earlier = f", {survey.resumed} of them answered earlier" if survey.resumed else ""
+def of_batch(result: BatchResult) -> RenderableType:
+    """Show one row per prediction, or where they were written; and below a summary."""
+    earlier = f", {result.resumed} of them from an earlier run" if result.resumed else ""
     summary = (
-        f"{survey.new + survey.resumed} answers on {survey.pictures} pictures{earlier}, "
-        f"{survey.matched} found   {survey.model} on {survey.backend}, {survey.seconds:.1f} s"
+        f"{result.new + result.resumed} results on {result.images} images{earlier}, "
+        f"{result.matched} found   {result.model} on {result.backend}, {result.seconds:.1f} s"
     )
-    if survey.output is None:
-        return _group(_of_answers(survey), summary)
-    failed = [f"cannot be used: {fault}" for fault in survey.failures.values()]
-    return _group(summary, f"{survey.output}", *failed)
+    if result.output is None:
+        return _group(_of_predictions(result), summary)
+    failed = [f"cannot be used: {fault}" for fault in result.failures.values()]
+    return _group(summary, f"{result.output}", *failed)
 
 
-def _of_answers(survey: Survey) -> RenderableType:
+def _of_predictions(result: BatchResult) -> RenderableType:
     table = _table("=phrase", ">score", ">area", "box", ">ms")
-    for answer in survey.answers:
-        row = answer.to_json()
+    for prediction in result.predictions:
+        row = prediction.to_json()
         width, height = row["size"]["width"], row["size"]["height"]
         place = (
             "x {} .. {}   y {} .. {}".format(*(row["box_xyxy_px"][i] for i in (0, 2, 1, 3)))
-            if (answer.matched)
+            if prediction.matched
             else f"no match: {row['reason']}"
         )
         share = f"{row['area_px'] / (width * height):.1%}"
@@ -183,11 +180,17 @@ def _one(
     prediction.check_outputs(picture, output=output, overlay=overlay, overwrite=overwrite)
     with working() as tell:
         tell(f"segmenting {picture}")
-        answer = prediction.segment(bundle, picture, phrase, focus=focus, **chosen)
-        files = prediction.save(answer, output=output, overlay=overlay, overwrite=overwrite)
-    document = {**answer.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
-    _note(chosen["backend"], answer.backend, answer.backend_reason, answer.model, answer.random_weights)
-    print_answer(document, lambda: of_answer(answer, files), as_json=as_json)
+        predicted = prediction.segment(bundle, picture, phrase, focus=focus, **chosen)
+        files = prediction.save(predicted, output=output, overlay=overlay, overwrite=overwrite)
+    document = {**predicted.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
+    _note(
+        chosen["backend"],
+        predicted.backend,
+        predicted.backend_reason,
+        predicted.model,
+        predicted.random_weights,
+    )
+    print_answer(document, lambda: of_prediction(predicted, files), as_json=as_json)
 
 
 def _many(
@@ -203,7 +206,7 @@ def _many(
     from refdiff.batch import folder
 
     with working() as tell:
-        survey = folder.segment_many(
+        result = folder.segment_many(
             bundle,
             picture,
             phrases,
@@ -213,11 +216,11 @@ def _many(
             progress=tell,
             **chosen,
         )
-    _note(chosen["backend"], survey.backend, survey.backend_reason, survey.model, survey.random_weights)
-    print_answer(survey.to_json(), lambda: of_survey(survey), as_json=as_json)
-    if survey.failures:
-        first, *others = survey.failures.values()
-        more = f" (and {len(others)} pictures more)" if others else ""
+    _note(chosen["backend"], result.backend, result.backend_reason, result.model, result.random_weights)
+    print_answer(result.to_json(), lambda: of_batch(result), as_json=as_json)
+    if result.failures:
+        first, *others = result.failures.values()
+        more = f" (and {len(others)} images more)" if others else ""
         note(f"error: {first}{more}")
         raise typer.Exit(SOME_FAILED)
 

@@ -43,7 +43,7 @@ def demo(
         report = demo.demo(
             output, bundle=bundle, backend=backend, variant=variant, mode=mode, threads=threads, progress=tell
         )
-    shown = report.scenes[0].answer
+    shown = report.scenes[0].prediction
     note_backend(backend, shown.backend, shown.backend_reason)
     print_answer(report.to_json(), lambda: tables.of_demo(report), as_json=as_json)
 

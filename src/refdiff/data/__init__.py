@@ -1,1 +1,1 @@
-"""Samples and data sets: what the pipeline is asked, and where the pictures and phrases come from."""
+"""Samples (an image and a phrase) and datasets: rendered scenes, image folders and CSV files."""

@@ -1,61 +1,132 @@
-"""What the miniature is examined with: one phrase and its true mask per held-out scene.
+"""Rendered table-top scenes as samples: one phrase and its true mask for each scene.
 
-In: a seed. Out: a `Question`. Evaluation, check and demo all ask by this one rule.
+In: seeds. Out: samples with pixels, truth and cues. The same seed gives the same sample. All seeds that the
+package uses are listed here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refdiff.contracts.session import Bool
+from refdiff.data.sample import Sample
+from refdiff.errors import InputError
 from refdiff.miniature.scenes import HELD_OUT_FROM, refer, render_scene
+from refdiff.runtime.image import png
 
-__all__ = ["DEMO_SEEDS", "HELD_OUT_FROM", "Question", "question", "questions"]
+__all__ = [
+    "CALIBRATION_FROM",
+    "DEMO_SEEDS",
+    "HELD_OUT_FROM",
+    "SENSITIVITY_FROM",
+    "RenderedScenes",
+    "calibration_scenes",
+    "demo_samples",
+    "encoded",
+    "scene_sample",
+    "scene_samples",
+]
 
 DEMO_SEEDS = (1_000_007, 1_000_009, 1_000_025, 1_000_039, 1_000_041, 1_000_049)
-"""Chosen before the models were trained: tall, wide and square pictures, different kinds of phrase."""
+"""Held-out scenes of `demo` and `profile`, chosen before the models were trained: tall, wide and square
+images, different kinds of phrase."""
 
-_STREAM = 2
-"""Keeps the draw of the phrase apart from the draw of the scene, which uses the bare seed."""
+CALIBRATION_FROM = 500_000
+"""First seed of calibration: beyond the training scenes (0 to 19,999) and before the held-out ones, on which
+what is calibrated is judged."""
 
+SENSITIVITY_FROM = 3_000_000
+"""First seed of the scenes that precisions are compared on: neither trained on nor those that the final
+accuracy is reported on."""
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A picture, what is asked of it, and the right answer."""
-
-    seed: int
-    image: NDArray[np.uint8]
-    """[y, x, 3] RGB."""
-    phrase: str
-    truth: Bool
-    """[y, x]."""
-    cues: frozenset[str]
-    """Which of kind, colour, size, place, relation the phrase uses."""
+_PHRASE_STREAM = 2
+"""Separates the random stream of the phrase from that of the scene, which uses the bare seed."""
 
 
-def question(seed: int) -> Question | None:
-    """The question of a seed; None where no object of the scene can be singled out."""
-    scene, rng = render_scene(seed), np.random.default_rng((seed, _STREAM))
+def scene_sample(seed: int) -> Sample | None:
+    """Render the scene of a seed and draw a phrase for one of its objects.
+
+    Returns:
+        None where no object of the scene can be singled out, which is rare.
+    """
+    scene, rng = render_scene(seed), np.random.default_rng((seed, _PHRASE_STREAM))
     referrals = refer(scene, rng)
     if not referrals:
         return None
     chosen = referrals[int(rng.integers(len(referrals)))]
-    return Question(
-        seed=seed,
+    return Sample(
+        id=f"scene {seed}",
         image=scene.image,
         phrase=chosen.phrase,
         truth=scene.masks[chosen.target],
         cues=chosen.cues,
+        seed=seed,
     )
 
 
-def questions(seeds: Iterable[int]) -> Iterator[Question]:
-    """The questions of seeds, in order; a seed without one is passed over."""
+def scene_samples(seeds: Iterable[int]) -> Iterator[Sample]:
+    """Yield the samples of seeds in order; a seed without one is skipped."""
     for seed in seeds:
-        asked = question(seed)
-        if asked is not None:
-            yield asked
+        sample = scene_sample(seed)
+        if sample is not None:
+            yield sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedScenes:
+    """A dataset of `count` scenes with consecutive seeds, rendered each time they are iterated.
+
+    Raises:
+        InputError: no scenes, or a negative seed.
+    """
+
+    count: int
+    seed: int = HELD_OUT_FROM
+    """Seed of the first scene."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.seed < 0:
+            raise InputError(f"got count {self.count} and seed {self.seed}, expected 1 and 0 or more")
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self.count
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Render the samples in the order of their seeds."""
+        return islice(scene_samples(count(self.seed)), self.count)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Seed and count."""
+        return {"kind": "scenes", "seed": self.seed, "count": self.count}
+
+
+def calibration_scenes(count: int, seed: int = CALIBRATION_FROM) -> RenderedScenes:
+    """Return scenes to calibrate with.
+
+    Raises:
+        InputError: no scenes, or seeds that reach the held-out ones.
+    """
+    scenes = RenderedScenes(count=count, seed=seed)
+    if seed + count > HELD_OUT_FROM:
+        raise InputError(
+            f"{count} scenes from seed {seed} reach {HELD_OUT_FROM}, from where on scenes are for judging; "
+            f"take an earlier seed, such as {CALIBRATION_FROM}"
+        )
+    return scenes
+
+
+def demo_samples(count: int = len(DEMO_SEEDS)) -> tuple[Sample, ...]:
+    """Render the first `count` demo scenes."""
+    return tuple(scene_samples(DEMO_SEEDS[:count]))
+
+
+def encoded(sample: Sample) -> Sample:
+    """Return the sample with its image as a PNG file's bytes, so that decoding is part of the work."""
+    return dataclasses.replace(sample, image=png(sample.read()))

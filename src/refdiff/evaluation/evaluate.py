@@ -22,7 +22,8 @@ from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.results import Segmentation
-from refdiff.data.synthetic import HELD_OUT_FROM, question
+from refdiff.data.sample import true_mask
+from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
@@ -174,14 +175,14 @@ def _mark_all(examination: Examination, seeds: Sequence[int], jobs: int) -> Iter
 
 
 def _mark(respond: Respond, seed: int) -> _Marked | None:
-    asked = question(seed)
-    if asked is None:
+    sample = scene_sample(seed)
+    if sample is None:
         return None
-    answer = respond(asked.image, asked.phrase)
+    answer = respond(sample.read(), sample.phrase)
     choosable = answer.candidates.masks[answer.candidates.kept]
     return _Marked(
-        overlap=overlap(answer.mask, asked.truth, choosable),
-        cues=asked.cues,
+        overlap=overlap(answer.mask, true_mask(sample), choosable),
+        cues=sample.cues,
         matched=answer.index is not None,
     )
 

@@ -17,6 +17,7 @@ from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
+from refdiff.data.sample import Sample
 from refdiff.engines.factory import lean_session
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
@@ -146,7 +147,7 @@ def export_stack(
     play = Rehearsal(
         stack.spec,
         Tokenizer(stack.tokenizer_json, stack.spec.context_length),
-        [(render_scene(seed).image, phrase) for seed, phrase in questions],
+        [Sample(id=phrase, image=render_scene(seed).image, phrase=phrase) for seed, phrase in questions],
         _rehearsed(stack.spec, thorough=thorough),
         lambda: clip_positions(stack),
     ).play

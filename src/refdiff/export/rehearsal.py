@@ -2,7 +2,7 @@
 
 The pipeline's own steps on a few pictures, stage by stage: a graph is measured on what it will be fed.
 
-In: pictures with phrases, and options. The stages have to be played in order: CLIP looks at SAM's candidates.
+In: samples and options. The stages have to be played in order: CLIP looks at SAM's candidates.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
-from numpy.typing import NDArray
-
 from refdiff.contracts.options import Options
 from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
+from refdiff.data.sample import Sample
 from refdiff.runtime.attention_branch import attend, latent_state
 from refdiff.runtime.clip_branch import hard_vectors, soft_vectors, text_vectors
 from refdiff.runtime.phrase import direction, read_phrase
@@ -54,24 +52,14 @@ STAGES = (
 """SAM comes first, because CLIP looks at its candidates."""
 
 
-@dataclass(frozen=True)
-class Take:
-    """One picture and phrase under one set of options."""
-
-    image: NDArray[np.uint8]
-    """[y, x, 3] RGB."""
-    phrase: str
-    options: Options
-
-
 class Rehearsal:
     """Plays the pipeline's stages over somebody's sessions.
 
     Args:
         spec: the models' sizes.
         tokenizer: of the bundle to be.
-        questions: pictures [y, x, 3] uint8 RGB and phrases.
-        options: each question is asked under each of them.
+        samples: images and phrases.
+        options: each sample is segmented under each of them.
         positions: [g*g, w], CLIP's position table without the class token's row; asked for with CLIP's stage.
     """
 
@@ -79,13 +67,13 @@ class Rehearsal:
         self,
         spec: ModelSpec,
         tokenizer: Tokenizer,
-        questions: Sequence[tuple[NDArray[np.uint8], str]],
+        samples: Sequence[Sample],
         options: Sequence[Options],
         positions: Callable[[], Float],
     ) -> None:
         self._spec = spec
         self._tokenizer = tokenizer
-        self._takes = [Take(image, phrase, each) for each, (image, phrase) in product(options, questions)]
+        self._runs = list(product(options, samples))
         self._positions = positions
         self._candidates: list[Candidates] = []
 
@@ -96,23 +84,23 @@ class Rehearsal:
     def _sam(self, sessions: SessionFactory) -> None:
         """Look for candidates (METHOD §2)."""
         self._candidates = [
-            propose(sessions, self._spec.sam, take.image, take.options.proposals) for take in self._takes
+            propose(sessions, self._spec.sam, sample.read(), options.proposals)
+            for options, sample in self._runs
         ]
 
     def _diffusion(self, sessions: SessionFactory) -> None:
         """Read the attention (METHOD §4)."""
         spec, tokenizer = self._spec.diffusion, self._tokenizer
-        for take in self._takes:
-            options = take.options
-            state = latent_state(sessions, spec, options.attention, tokenizer, options.seed, take.image)
-            attend(sessions, spec, options.attention, tokenizer, state, read_phrase(take.phrase))
+        for options, sample in self._runs:
+            state = latent_state(sessions, spec, options.attention, tokenizer, options.seed, sample.read())
+            attend(sessions, spec, options.attention, tokenizer, state, read_phrase(sample.phrase))
 
     def _clip(self, sessions: SessionFactory) -> None:
         """Look at the candidates (METHOD §5, §6)."""
         spec, positions = self._spec.clip, self._positions()
-        for take, candidates in zip(self._takes, self._candidates, strict=True):
-            crops, query = take.options.crops, read_phrase(take.phrase)
+        for (options, sample), candidates in zip(self._runs, self._candidates, strict=True):
+            crops, image, query = options.crops, sample.read(), read_phrase(sample.phrase)
             side = direction(query.text, word_boundaries=crops.word_boundaries)
-            soft_vectors(sessions, spec, positions, take.image, candidates, crops)
-            hard_vectors(sessions, spec, positions, take.image, candidates, crops, side)
+            soft_vectors(sessions, spec, positions, image, candidates, crops)
+            hard_vectors(sessions, spec, positions, image, candidates, crops, side)
             text_vectors(sessions, self._tokenizer, [query.text, query.root])

@@ -19,7 +19,9 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
-from refdiff.data.profile_questions import ProfiledQuestion, profiled_questions
+from refdiff.data.folder import image_sample
+from refdiff.data.sample import Sample, check_phrases, image_hashes
+from refdiff.data.synthetic import DEMO_SEEDS, demo_samples, encoded
 from refdiff.diagnostics.gather import read_host
 from refdiff.diagnostics.jetson import read_jetson
 from refdiff.diagnostics.sources import installed_version, this_machine
@@ -28,6 +30,7 @@ from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.open import TENSORRT
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
+from refdiff.models.choice import MINIATURE
 from refdiff.profiling.compare_backends import contest
 from refdiff.profiling.macs import Arithmetic
 from refdiff.profiling.measuring import open_yardstick, require_polygraphy
@@ -37,9 +40,12 @@ from refdiff.profiling.rows import graph_rows, stage_rows
 from refdiff.profiling.sensors import Sensors, read_memory
 from refdiff.profiling.spans import CLOCK, Stopwatch
 from refdiff.profiling.timed_sessions import TimedSessions
+from refdiff.runtime.tokenizer import Tokenizer
 
 RUNS, WARMUP = 10, 1
 _LAYER_ROUNDS = 2
+_SCENES = 3
+"""Scenes of a round if their number is not given: a tall, a wide and a square one."""
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-python")
 
 
@@ -95,8 +101,8 @@ def profile(
     tell("opening the bundle")
     with watch.span("step", "open and verify the bundle"):
         opened = find_bundle(bundle)
-    asked = profiled_questions(opened, image=image, phrase=phrase, scenes=scenes)
-    # Questions come again and again here, and each is to cost what a phrase costs that nobody asked before.
+    inputs = _inputs(opened, image, phrase, scenes)
+    # Each sample is segmented many times, and must cost what a phrase costs that has not been seen before.
     options = dataclasses.replace(options_for(opened.spec, variant=variant, mode=mode), cache_texts=False)
 
     def start(measure: Any) -> BackendSessions:
@@ -106,7 +112,7 @@ def profile(
         sessions = start("runs")
     with segmenter_of(opened, TimedSessions(sessions, watch), options, watch) as segmenter:
         measured = ProfiledRun(
-            segmenter=segmenter, watch=watch, asked=asked, sensors=Sensors(root), tell=tell
+            segmenter=segmenter, watch=watch, inputs=inputs, sensors=Sensors(root), tell=tell
         )
         measured.start_cold()
         measured.yardstick, how = open_yardstick(sessions.backend, threads)
@@ -122,7 +128,7 @@ def profile(
     return ProfileReport(
         path=opened.path,
         bundle=_bundle(opened),
-        options=_options(options, sessions, threads, memory, asked),
+        options=_options(options, sessions, threads, memory, inputs),
         machine=_machine(root),
         versions=_versions(),
         backend_reason=sessions.reason,
@@ -137,7 +143,7 @@ def profile(
         start=measured.start,
         end=measured.end,
         layers=(
-            _layers(opened, start("layers"), options, asked, [row.graph for row in graphs], tell)
+            _layers(opened, start("layers"), options, inputs, [row.graph for row in graphs], tell)
             if layers
             else ()
         ),
@@ -146,11 +152,45 @@ def profile(
     )
 
 
+def _inputs(
+    bundle: Bundle, image: Path | str | None, phrase: str | None, scenes: int | None
+) -> Sequence[Sample]:
+    """Choose the samples of one round: image files' bytes, because decoding is part of the work."""
+    if image is not None and phrase is not None and scenes is None:
+        sample = image_sample(Path(image), phrase)
+        check_phrases([sample], Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length))
+        sample.read()  # an image that cannot be used is refused before anything is measured
+        return [sample]
+    if image is not None or phrase is not None:
+        lone = "--scenes too" if scenes is not None else "no --phrase" if phrase is None else "no --image"
+        raise InputError(f"your own image needs --image and --phrase and nothing else, got {lone}")
+    if bundle.spec.name.split("-")[0] != MINIATURE:
+        raise InputError(
+            f"the built-in scenes are for the miniature, {bundle.path} is of {bundle.spec.name}; "
+            "name an image and a phrase: --image photo.jpg --phrase 'the red mug'"
+        )
+    count = _SCENES if scenes is None else scenes
+    if not 1 <= count <= len(DEMO_SEEDS):
+        raise InputError(f"got {count} scenes, expected 1 to {len(DEMO_SEEDS)}")
+    return [encoded(sample) for sample in demo_samples(count)]
+
+
+def _input_json(sample: Sample) -> dict[str, Any]:
+    """Describe a sample; the same image and phrase give the same."""
+    height, width = sample.read().shape[:2]
+    return {
+        "name": sample.id,
+        "sha256": image_hashes([sample])[0],
+        "size": {"width": width, "height": height},
+        "phrase": sample.phrase,
+    }
+
+
 def _layers(
     bundle: Bundle,
     sessions: BackendSessions,
     options: Options,
-    asked: Sequence[ProfiledQuestion],
+    inputs: Sequence[Sample],
     graphs: Sequence[str],
     tell: Progress,
 ) -> tuple[GraphLayers, ...]:
@@ -158,8 +198,8 @@ def _layers(
     tell("layers")
     with segmenter_of(bundle, sessions, options) as segmenter:
         for _ in range(_LAYER_ROUNDS):
-            for question in asked:
-                segmenter.segment(segmenter.encode(question.picture), question.phrase)
+            for sample in inputs:
+                segmenter.segment(segmenter.encode(sample.image), sample.phrase)
         times = {name: tuple(sessions.open(name).timings().layers) for name in graphs}
     return tuple(GraphLayers(graph=name, layers=layers) for name, layers in times.items() if layers)
 
@@ -178,7 +218,7 @@ def _options(
     sessions: BackendSessions,
     threads: int | None,
     memory: str | None,
-    asked: Sequence[ProfiledQuestion],
+    inputs: Sequence[Sample],
 ) -> dict[str, Any]:
     return {
         "variant": options.variant,
@@ -186,7 +226,7 @@ def _options(
         "backend": sessions.backend,
         "threads": threads,
         "memory": memory,
-        "questions": [question.to_json() for question in asked],
+        "questions": [_input_json(sample) for sample in inputs],
     }
 
 

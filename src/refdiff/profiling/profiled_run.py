@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from refdiff.contracts.progress import Progress
-from refdiff.data.profile_questions import ProfiledQuestion
+from refdiff.data.sample import Sample
 from refdiff.profiling.measuring import Yardstick
 from refdiff.profiling.report import MemoryUse
-from refdiff.profiling.samples import Sample, sample_of
+from refdiff.profiling.samples import Sample as TimedSample
+from refdiff.profiling.samples import sample_of
 from refdiff.profiling.sensors import (
     Memory,
     MemorySampler,
@@ -32,13 +33,13 @@ class ProfiledRun:
 
     segmenter: Segmenter
     watch: Stopwatch
-    asked: Sequence[ProfiledQuestion]
+    inputs: Sequence[Sample]
     sensors: Sensors
     tell: Progress
     yardstick: Yardstick | None = None
     peaks: list[list[float]] = field(default_factory=list)
     cold: tuple[Span, ...] = ()
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[TimedSample] = field(default_factory=list)
     spans: list[tuple[str, tuple[Span, ...]]] = field(default_factory=list)
     start: Reading = field(default_factory=Reading)
     end: Reading = field(default_factory=Reading)
@@ -47,7 +48,7 @@ class ProfiledRun:
     def start_cold(self) -> None:
         """The first question, which loads every graph it needs."""
         self.tell("cold start")
-        self._ask(self.asked[0])
+        self._segment(self.inputs[0])
         self.cold = self.watch.take()
 
     def run(self, runs: int, warmup: int) -> None:
@@ -61,13 +62,13 @@ class ProfiledRun:
             self.tell(f"round {number + 1}/{runs}")
             if self.yardstick is not None:
                 self.peaks.append([self.yardstick.gflops() for _ in range(_PRODUCTS)])
-            for index, question in enumerate(self.asked):
+            for index, sample in enumerate(self.inputs):
                 before = self.sensors.read()
-                self._ask(question)
+                self._segment(sample)
                 spans = self.watch.take()
                 reasons = throttled(self.start, before, self.sensors.read())
                 self.samples.append(sample_of(spans, round=number, picture=index, throttled=reasons))
-                self.spans.append((f"round {number + 1}: {question.name}, {question.phrase!r}", spans))
+                self.spans.append((f"round {number + 1}: {sample.id}, {sample.phrase!r}", spans))
         self.end = self.sensors.read()
 
     def sample_memory(self, before: Memory | None) -> MemoryUse:
@@ -92,8 +93,9 @@ class ProfiledRun:
         )
 
     def _round(self) -> None:
-        for question in self.asked:
-            self._ask(question)
+        for sample in self.inputs:
+            self._segment(sample)
 
-    def _ask(self, question: ProfiledQuestion) -> None:
-        self.segmenter.segment(self.segmenter.encode(question.picture), question.phrase)
+    def _segment(self, sample: Sample) -> None:
+        """Segment a sample; decoding its image is part of the work."""
+        self.segmenter.segment(self.segmenter.encode(sample.image), sample.phrase)

@@ -14,7 +14,8 @@ from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
-from refdiff.data.synthetic import HELD_OUT_FROM
+from refdiff.data.sample import Sample
+from refdiff.data.synthetic import HELD_OUT_FROM, RenderedScenes
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.verification.ladder import judge_rung
@@ -77,8 +78,7 @@ def check(
             bundle, or a report that cannot be written.
         EngineError: a graph failed.
     """
-    if count < 1:
-        raise InputError(f"got {count} scenes, expected 1 or more")
+    scenes = RenderedScenes(count=count, seed=seed)
     page = None if report is None else Path(report)
     if page is not None:
         check_targets([page], overwrite=overwrite)
@@ -89,7 +89,7 @@ def check(
     modules, not_run = (None, ON_REQUEST) if golden_only else reference_of(opened, stack)
     task = TaskAgreement()
     if modules is not None:
-        task = _ask(rungs[-1], modules, per_variant, range(seed, seed + count), threads, tell)
+        task = _compare(rungs[-1], modules, per_variant, tuple(scenes), threads, tell)
     verdicts = judge_rung(ladder.judged)
     result = CheckReport(
         bundle=opened.path,
@@ -127,16 +127,16 @@ def _open_feeds(feeds: Path | str | None, rungs: Sequence[Execution]) -> FeedSto
     return open_feeds(feeds, judged.bundle)
 
 
-def _ask(
+def _compare(
     execution: Execution,
     stack: ModelStack,
     variants: Mapping[str, Options],
-    seeds: Sequence[int],
+    samples: Sequence[Sample],
     threads: int | None,
     tell: Progress,
 ) -> TaskAgreement:
     sessions = open_sessions(execution.bundle, backend=execution.backend, threads=threads)
     try:
-        return compare_with_reference(execution.bundle, sessions, stack, variants, seeds, tell)
+        return compare_with_reference(execution.bundle, sessions, stack, variants, samples, tell)
     finally:
         sessions.close()

@@ -10,7 +10,7 @@ from typing import Any
 from refdiff.accuracy.tolerances import Verdict
 from refdiff.errors import GateError
 from refdiff.verification.ladder import Ladder
-from refdiff.verification.task_agreement import Case
+from refdiff.verification.task_agreement import ComparedSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class CheckReport:
     """Per variant: agreement of the reference with itself under another seed; not a gate."""
     count: int
     """Questions, one per scene, that bundle and reference answered under each variant."""
-    worst: tuple[Case, ...]
+    worst: tuple[ComparedSample, ...]
     """The scenes on which bundle and reference differ most."""
     unanswered: str | None
     """How the bundle failed at one of the reference's questions; None when it answered all."""

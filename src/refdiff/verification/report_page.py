@@ -20,7 +20,7 @@ from refdiff.runtime.overlay import heat_overlay, overlay
 from refdiff.verification.divergence import Fault
 from refdiff.verification.ladder import Ladder, Rung
 from refdiff.verification.report import CheckReport
-from refdiff.verification.task_agreement import Case
+from refdiff.verification.task_agreement import ComparedSample
 
 
 def page_of(report: CheckReport) -> str:
@@ -224,28 +224,28 @@ LONGEST_PX = 360
 _COLOURS = 256
 
 
-def figure_of(case: Case, precision: str) -> Figure:
+def figure_of(case: ComparedSample, precision: str) -> Figure:
     """The case, its answers side by side.
 
     Args:
         case: what was asked and answered.
         precision: of the bundle, for the captions.
     """
-    ours = f"{precision} bundle"
-    pictures = [Picture(png=_png(case.image), caption="scene")]
+    ours, image = f"{precision} bundle", case.sample.read()
+    pictures = [Picture(png=_png(image), caption="scene")]
     for who, result in (("reference", case.reference), (ours, case.runtime)):
-        pictures.append(Picture(png=_png(_answer(case.image, result)), caption=f"{who}: {_said(result)}"))
+        pictures.append(Picture(png=_png(_answer(image, result)), caption=f"{who}: {_said(result)}"))
     for who, result in (("reference", case.reference), (ours, case.runtime)):
         if result.heat is not None:
-            picture = heat_overlay(case.image, result.heat)
+            picture = heat_overlay(image, result.heat)
             pictures.append(Picture(png=_png(picture), caption=f"{who}: attention"))
     return Figure(title=f"“{case.reference.phrase}”", line=_numbers(case), pictures=tuple(pictures))
 
 
-def _numbers(case: Case) -> str:
+def _numbers(case: ComparedSample) -> str:
     agreement = case.agreement
     facts = [
-        f"{case.variant}, scene {case.seed}",
+        f"{case.variant}, {case.sample.id}",
         f"mask IoU {agreement.mask_iou:.3f}",
         f"candidates found {agreement.candidate_recall:.0%}",
     ]

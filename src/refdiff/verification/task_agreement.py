@@ -1,9 +1,8 @@
-"""The questions on which runtime and reference differ most, kept while many are asked.
+"""The task-level half of `check`: torch reference and runtime segment the same samples.
 
-The task-level half of `check`: torch reference and runtime are asked the same questions.
-
-The reference is asked twice, with two seeds: how well it agrees with itself is the noise floor, below which a
-difference between runtime and reference says nothing.
+The reference runs twice, with two seeds: how well it agrees with itself is the noise floor, below which a
+difference between runtime and reference says nothing. The samples on which runtime and reference differ most
+are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.tolerances import Verdict, judge
@@ -24,8 +22,8 @@ from refdiff.contracts.options import Options
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import SessionFactory
-from refdiff.data.synthetic import questions
-from refdiff.errors import EngineError, InputError, MissingDependencyError
+from refdiff.data.sample import Sample
+from refdiff.errors import EngineError, MissingDependencyError
 from refdiff.loading import segmenter_of
 from refdiff.models.choice import MINIATURE, load_miniature
 
@@ -36,14 +34,11 @@ MOST_CASES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One question, answered twice."""
+class ComparedSample:
+    """A sample, segmented by the reference and by the runtime."""
 
     variant: str
-    seed: int
-    """Of the scene."""
-    image: NDArray[np.uint8]
-    """[y, x, 3] RGB."""
+    sample: Sample
     reference: Segmentation
     runtime: Segmentation
     agreement: Agreement
@@ -61,18 +56,18 @@ class Case:
 
 
 class WorstCases:
-    """Keeps the worst of all it is shown."""
+    """Keeps the samples on which reference and runtime differ most."""
 
     def __init__(self, most: int = MOST_CASES) -> None:
         self._most = most
-        self._kept: list[Case] = []
+        self._kept: list[ComparedSample] = []
 
-    def add(self, case: Case) -> None:
-        """Look at one more."""
+    def add(self, case: ComparedSample) -> None:
+        """Keep the case if it is among the worst."""
         self._kept = sorted([*self._kept, case], key=lambda each: each.badness, reverse=True)[: self._most]
 
     @property
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[ComparedSample, ...]:
         """Worst first."""
         return tuple(self._kept)
 
@@ -88,15 +83,15 @@ class TaskAgreement:
     """What the comparison measured."""
 
     count: int = 0
-    """Questions that were asked under each variant; not every scene has one."""
+    """Samples that were segmented under each variant."""
     verdicts: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
     """Per variant: the agreement of runtime and reference, beside its limits."""
     noise_floor: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Per variant: the agreement of the reference with itself under another seed."""
-    worst: tuple[Case, ...] = ()
-    """The questions on which runtime and reference differ most, worst first."""
+    worst: tuple[ComparedSample, ...] = ()
+    """The samples on which runtime and reference differ most, worst first."""
     unanswered: str | None = None
-    """How the runtime failed at a question, which ended the comparison; None when it answered all."""
+    """How the runtime failed at a sample, which ended the comparison; None if it segmented all of them."""
 
 
 def compare_with_reference(
@@ -104,30 +99,21 @@ def compare_with_reference(
     sessions: SessionFactory,
     stack: ModelStack,
     variants: Mapping[str, Options],
-    seeds: Sequence[int],
+    samples: Sequence[Sample],
     progress: Progress,
 ) -> TaskAgreement:
-    """Ask reference and runtime the same questions, under each variant.
+    """Segment the same samples with reference and runtime, under each variant.
 
     Args:
         bundle: whose graphs the sessions open.
         sessions: of the runtime.
         stack: the torch modules the bundle was exported from.
         variants: name -> options.
-        seeds: of the scenes.
-        progress: told one line for each scene.
-
-    Raises:
-        InputError: none of the scenes has a question.
+        samples: images and phrases.
+        progress: called with one line for each sample.
     """
     with require_export(PURPOSE):
         from refdiff.reference.pipeline import Reference
-    every = tuple(questions(seeds))
-    if not every:
-        raise InputError(
-            f"no object of the {len(seeds)} scenes from {seeds[0]} on can be told from the others; "
-            "ask for more scenes (--count), or other ones (--seed)"
-        )
     verdicts: dict[str, tuple[Verdict, ...]] = {}
     floor: dict[str, dict[str, float]] = {}
     worst = WorstCases()
@@ -137,23 +123,23 @@ def compare_with_reference(
         again = Reference(stack=stack, options=reseeded)
         runtime = segmenter_of(bundle, sessions, options)
         agreements, own = list[Agreement](), list[Agreement]()
-        for number, asked in enumerate(every, start=1):
-            progress(f"{name}: scene {number}/{len(every)}")
+        for number, sample in enumerate(samples, start=1):
+            progress(f"{name}: scene {number}/{len(samples)}")
+            image = sample.read()
             try:
-                ours = runtime.segment(runtime.encode(asked.image), asked.phrase)
+                ours = runtime.segment(runtime.encode(image), sample.phrase)
             except EngineError as error:
                 what = str(error).partition(";")[0]
-                unanswered = f"“{asked.phrase}” on scene {asked.seed} in variant {name}: {what}"
+                unanswered = f"“{sample.phrase}” on {sample.id} in variant {name}: {what}"
                 return TaskAgreement(unanswered=unanswered)
-            scene = reference.encode(asked.image)  # the seed changes no proposal: both answers use it
-            theirs = reference.segment_scene(scene, asked.phrase)
-            own.append(compare(theirs, again.segment_scene(scene, asked.phrase)))
+            scene = reference.encode(image)  # the seed changes no proposal: both answers use it
+            theirs = reference.segment_scene(scene, sample.phrase)
+            own.append(compare(theirs, again.segment_scene(scene, sample.phrase)))
             agreements.append(compare(theirs, ours))
             worst.add(
-                Case(
+                ComparedSample(
                     variant=name,
-                    seed=asked.seed,
-                    image=asked.image,
+                    sample=sample,
                     reference=theirs,
                     runtime=ours,
                     agreement=agreements[-1],
@@ -161,7 +147,7 @@ def compare_with_reference(
             )
         verdicts[name] = judge("agreement", bundle.manifest.precision, summarise(agreements))
         floor[name] = summarise(own)
-    return TaskAgreement(count=len(every), verdicts=verdicts, noise_floor=floor, worst=worst.cases)
+    return TaskAgreement(count=len(samples), verdicts=verdicts, noise_floor=floor, worst=worst.cases)
 
 
 def reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack | None, str | None]:

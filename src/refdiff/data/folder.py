@@ -1,0 +1,127 @@
+"""Samples of image files: every phrase on one image, or on each image of a folder.
+
+Nothing but the folder's names is read here; an image is read when its sample is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from refdiff.data.sample import Sample, SampleList
+from refdiff.errors import InputError
+from refdiff.runtime.image import read_picture
+from refdiff.runtime.phrase import checked_text
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Files that count as images of a folder; a CSV file may name any file."""
+
+_SHOWN = 3
+"""Names that a message lists; further ones are counted."""
+
+
+def folder_dataset(images: Path, phrases: Sequence[str]) -> SampleList:
+    """Pair each image with each phrase.
+
+    Args:
+        images: an image file, or a folder of images.
+        phrases: white space is collapsed, and equal phrases count once.
+
+    Raises:
+        InputError: no image or phrase, or a phrase that cannot be used.
+    """
+    if isinstance(phrases, str):
+        raise InputError(f"got one text, {phrases!r}, expected a sequence of phrases; put it into a list")
+    texts = tuple(dict.fromkeys(checked_text(phrase) for phrase in phrases))
+    if not texts:
+        raise InputError(
+            'got no phrase, expected one or more, e.g. "the red mug"; or a file of them (--phrases)'
+        )
+    paths = [images / name for name in image_names(images)] if images.is_dir() else [images]
+    return SampleList(
+        tuple(
+            Sample(id=f"{path.name}: {phrase}", image=path, phrase=phrase)
+            for path in paths
+            for phrase in texts
+        )
+    )
+
+
+def image_sample(image: Path, phrase: str) -> Sample:
+    """Return a sample that holds an image file's bytes, so that decoding is part of the work.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        return Sample(id=image.name, image=image.read_bytes(), phrase=phrase)
+    except OSError as error:
+        raise InputError(f"{image} cannot be read ({error.strerror}); expected an image file") from error
+
+
+def image_names(images: Path, csv_file: Path | None = None, named: Sequence[str] = ()) -> list[str]:
+    """List the images of a folder by file name, sorted.
+
+    Args:
+        images: the folder; folders in it are ignored.
+        csv_file: the file that names images, for messages.
+        named: files of the folder that it names, whatever their suffix.
+
+    Raises:
+        InputError: the folder is missing or unreadable, has no images, or lacks a named file.
+    """
+    if not images.is_dir():
+        what = "is not a folder" if images.exists() else "does not exist"
+        raise InputError(f"{images} {what}, expected a folder of images; check the path")
+    try:
+        files = {path.name for path in images.iterdir() if path.is_file()}
+    except OSError as error:
+        raise InputError(f"{images} cannot be read ({error.strerror}); check its permissions") from error
+    found = {name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    if not found and files.isdisjoint(named):
+        raise InputError(f"{images} holds no images, expected some ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    absent = [name for name in dict.fromkeys(named) if name not in files]
+    if absent:
+        raise InputError(
+            f"{csv_file} names {shorten(absent)}, not in {images}; correct the names or add the images"
+        )
+    return sorted(found)
+
+
+def phrases_by_file(samples: Iterable[Sample]) -> dict[Path, tuple[str, ...]]:
+    """Group the phrases of samples by image file, in order; equal phrases of a file count once."""
+    grouped: dict[Path, dict[str, None]] = {}
+    for sample in samples:
+        if isinstance(sample.image, Path):
+            grouped.setdefault(sample.image, {})[sample.phrase] = None
+    return {path: tuple(phrases) for path, phrases in grouped.items()}
+
+
+def check_images(samples: Iterable[Sample]) -> None:
+    """Decode every image file once, so that none stops the work halfway.
+
+    Raises:
+        InputError: an image cannot be read; the message names the others that cannot.
+    """
+    paths = dict.fromkeys(sample.image for sample in samples if isinstance(sample.image, Path))
+    failed = {path.name: fault for path in paths if (fault := _read_fault(path)) is not None}
+    if failed:
+        (_, first), *others = failed.items()
+        more = f" (cannot be read either: {shorten([name for name, _ in others])})" if others else ""
+        raise InputError(f"{first}{more}") from first
+
+
+def _read_fault(path: Path) -> InputError | None:
+    try:
+        read_picture(path)
+    except InputError as error:
+        return error
+    return None
+
+
+def shorten(names: Sequence[str]) -> str:
+    """List a few names, and how many more there are."""
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,18 @@
+"""The demo's contact sheet."""
+
+from pathlib import Path
+
+import refdiff
+from refdiff.batch.contact_sheet import SheetEntry, contact_sheet
+from refdiff.data.synthetic import HELD_OUT_FROM
+from refdiff.miniature.scenes import render_scene
+
+
+def test_a_sheet_shows_every_entry_and_survives_a_mode_without_a_map(tiny_bundle: Path) -> None:
+    with refdiff.load(tiny_bundle, mode="disc+seg") as segmenter:
+        image = render_scene(HELD_OUT_FROM).image
+        result = segmenter.segment(segmenter.encode(image), "the left block")
+    entries = [SheetEntry(image=image, result=result, iou=0.5)] * 3
+    one, three = contact_sheet(entries[:1]), contact_sheet(entries)
+    assert three.shape[0] > one.shape[0]
+    assert three.shape[1] > one.shape[1]
