@@ -199,7 +199,7 @@ def test_page_and_trace_appear_together_or_not_at_all(
         (["mini", "--html", "absent/p.html"], "not a folder"),
         (["mini", "--html", "README"], "exists"),
         (["mini", "--html", "p", "--trace", "p"], "different names"),
-        (["mini", "--profile", "fast"], "fast"),
+        (["mini", "--variant", "fast"], "fast"),
         (["mini", "--mode", "half"], "half"),
         (["mini", "--backend", "abacus"], "abacus"),
         (["mini", "--memory", "8GB", "--backend", "ort-cpu"], "is for plans"),
@@ -239,7 +239,7 @@ def test_a_picture_of_one_s_own_is_profiled_in_every_mode(tiny_bundle: Path, tmp
     assert {row["graph"] for row in document["graphs"]} == {"sd_text", "vae_encoder", "unet_taps"}
     assert html.read_text().startswith("<!doctype html>")
     assert json.loads(trace.read_text())["traceEvents"]
-    assert main([*command, "--profile", "official"]) == 0
+    assert main([*command, "--variant", "official"]) == 0
     said = capsys.readouterr().out
     assert "clip_image" in said
     assert "unet_taps" in said
