@@ -18,7 +18,7 @@ from refdiff.engines.factory import open_sessions
 from refdiff.errors import EngineError, MissingDependencyError
 from refdiff.profiling import measuring
 from refdiff.profiling.compare_backends import contest
-from refdiff.profiling.words import contest_rows
+from refdiff.profiling.tables import backends_section
 
 runners = measuring.load_polygraphy(None)
 
@@ -111,13 +111,6 @@ def test_a_missing_polygraphy_is_told_before_anything_is_measured(
     assert "cold start" not in streams.err
 
 
-class FakeReport:
-    """What of a profile the lines below it need here."""
-
-    def __init__(self, contests) -> None:
-        self.contests = contests
-
-
 def test_every_graph_of_a_bundle_is_run_by_ours_and_by_polygraphys_runner(tiny_bundle: Path) -> None:
     bundle = find_bundle(tiny_bundle)
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1)
@@ -135,8 +128,8 @@ def test_every_graph_of_a_bundle_is_run_by_ours_and_by_polygraphys_runner(tiny_b
         assert each.contenders[0].from_first == ()
         assert all(apart.max_absolute == 0 for apart in each.contenders[1].from_first)
         json.dumps(each.to_json(), allow_nan=False)
-    rows = list(contest_rows(FakeReport(found)))
-    assert {row[-1] for row in rows} == {"ok"}
+    (table,) = backends_section(found).tables
+    assert {row[-1].text for row in table.cells} == {"ok"}
 
 
 def test_what_cannot_run_here_is_told_with_its_reason(tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:

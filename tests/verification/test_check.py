@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import html
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from refdiff.passes.convert import convert_graph
 from refdiff.verification import check
 from refdiff.verification import parity as climbing
 from refdiff.verification.ladder import Ladder
-from refdiff.verification.report_page import page_of
+from refdiff.verification.tables import check_page
 from tests.support.damage import copy_of, edit_manifest, rehash
 from tests.support.planted import nan_in_weight, overflow, planted, scale_times
 from tests.support.recipes import eight_bit_recipe_of
@@ -84,7 +85,7 @@ def failures(fp16: Path, int8: Path, tmp_path_factory: pytest.TempPathFactory) -
     sources = {"fp16": fp16, "int8": int8}
 
     @functools.cache
-    def check(fault: str) -> Failed:
+    def check_planted(fault: str) -> Failed:
         source, graph, plant = PLANTED[fault]
         folder = tmp_path_factory.mktemp(fault)
         bundle, node = planted(sources[source], folder / "bundle", graph, plant)
@@ -92,7 +93,7 @@ def failures(fp16: Path, int8: Path, tmp_path_factory: pytest.TempPathFactory) -
         report = check.check(bundle, golden_only=True, report=page)
         return Failed(report, page.read_text(encoding="utf-8"), graph, node)
 
-    return check
+    return check_planted
 
 
 @pytest.fixture(params=PLANTED)
@@ -201,9 +202,9 @@ def test_the_table_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> 
     code, out, _ = said_by(failed.report, monkeypatch, capsys)
     said = squeezed(out)
     assert code == 1
-    assert f"first graph outside its tolerance: {failed.graph} (" in said
-    assert f"first fault: {failed.report.precision} {failed.graph}: node {failed.node} (" in said
-    assert said.endswith("FAILED")
+    assert f"First graph outside its tolerance: {failed.graph} (" in said
+    assert f"First divergence: {failed.report.precision} {failed.graph}: node {failed.node} (" in said
+    assert re.search(r"FAILED \d+ of \d+ gates\.$", said)
 
 
 def test_the_error_is_one_line_and_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> None:
@@ -212,16 +213,16 @@ def test_the_error_is_one_line_and_names_graph_and_node(failed: Failed, monkeypa
     (err,) = [line for line in err.splitlines() if not line.startswith("back-end ")]
     assert err.startswith("error: ")
     assert f"gates failed: {failed.graph} " in err
-    assert f"First fault: {failed.report.precision} {failed.graph}: node {failed.node} (" in err
-    with pytest.raises(GateError, match="First fault: "):
+    assert f"First divergence: {failed.report.precision} {failed.graph}: node {failed.node} (" in err
+    with pytest.raises(GateError, match="First divergence: "):
         failed.report.require()
 
 
 def test_the_page_names_graph_and_node(failed: Failed) -> None:
     assert "<strong>FAILED</strong>" in failed.page
     assert "<h2>Where it breaks</h2>" in failed.page
-    assert f"<td>{failed.graph}</td>" in failed.page
-    assert f"<td>{html.escape(failed.node)} (" in failed.page
+    assert f'<td class="wrap">{failed.graph}</td>' in failed.page
+    assert f'<td class="wrap">{html.escape(failed.node)} (' in failed.page
     assert "<script" not in failed.page
 
 
@@ -253,8 +254,8 @@ def test_a_record_that_is_wrong_is_told_from_a_graph_that_is(drifted: Path, monk
     )
     _, out, err = said_by(report, monkeypatch, capsys)
     assert "NOT RUN: naming the node: all its tensors are finite" in squeezed(out)
-    assert "First fault" not in err
-    assert "The node was not found: all its tensors are finite" in page_of(report)
+    assert "First divergence" not in err
+    assert "NOT RUN: naming the node: all its tensors are finite" in check_page(report).to_html()
 
 
 def test_without_the_package_that_looks_inside_the_graph_is_still_named(
@@ -267,7 +268,7 @@ def test_without_the_package_that_looks_inside_the_graph_is_still_named(
     report = check.check(drifted, golden_only=True)
     assert report.ladder.fault_not_run == "the search for the node that breaks needs onnx_ir"
     _, out, _ = said_by(report, monkeypatch, capsys)
-    assert "first graph outside its tolerance: clip_text (vector)" in squeezed(out)
+    assert "First graph outside its tolerance: clip_text (vector)" in squeezed(out)
 
 
 def test_the_ladder_goes_from_fp32_over_fp16_to_int8(three_rungs: check.CheckReport) -> None:
@@ -295,9 +296,9 @@ def test_a_graph_that_stayed_in_fp16_is_judged_by_the_tolerance_of_fp16(
     precisions = {step.graph: step.precision for step in three_rungs.ladder.judged.steps}
     assert precisions == {**dict.fromkeys(GRAPHS, "fp16"), "sd_text": "int8"}
     _, out, _ = said_by(three_rungs, monkeypatch, capsys)
-    assert "clip_text vector (fp16)" in out
-    assert "sd_text context (" not in out
-    assert "<td>clip_text (fp16)</td>" in page_of(three_rungs)
+    assert "clip_text (fp16)" in out
+    assert "sd_text (" not in out
+    assert "<td>clip_text (fp16)</td>" in check_page(three_rungs).to_html()
 
 
 def test_recorded_feeds_are_compared_with_the_first_rung(
@@ -317,7 +318,7 @@ def test_recorded_feeds_are_compared_with_the_first_rung(
     assert [each["name"] for each in json.loads(out)["feeds"]] == [each.name for each in three_rungs.feeds]
     _, out, _ = said_by(three_rungs, monkeypatch, capsys)
     assert "on feeds" in out
-    assert "on recorded feeds" in page_of(three_rungs)
+    assert "On recorded feeds" in check_page(three_rungs).to_html()
 
 
 def test_a_fault_that_only_recorded_feeds_show_is_found_on_them(fp16: Path, tmp_path: Path) -> None:
@@ -347,9 +348,9 @@ def test_a_more_exact_bundle_that_fails_is_said_and_is_no_failure_of_the_bundle(
     assert report.failure is None
     code, out, _ = said_by(report, monkeypatch, capsys)
     assert code == 0
-    assert f"first fault: {failed.report.precision} {failed.graph}: node {failed.node}" in squeezed(out)
-    assert squeezed(out).endswith("passed; a more exact bundle it was compared with did not")
-    assert "A more exact bundle it was compared with did not: see below." in page_of(report)
+    assert f"First divergence: {failed.report.precision} {failed.graph}: node {failed.node}" in squeezed(out)
+    for laid_out in (squeezed(out), check_page(report).to_html()):
+        assert "A more exact bundle it was compared with did not." in laid_out
 
 
 @pytest.mark.needs_torch
@@ -369,7 +370,7 @@ def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
     _, out, _ = said_by(report, monkeypatch, capsys, "--json")
     assert json.loads(out)["noise_floor"] == {"edge": floor}
     _, out, _ = said_by(report, monkeypatch, capsys)
-    assert f"{floor['heat_correlation']:.4g}" in out
+    assert f"{floor['heat_correlation']:.4f}" in out
     assert "noise floor: the reference's agreement with itself under another seed; no gate" in out
     written = page.read_text(encoding="utf-8")
     assert f'<td class="number">{floor["heat_correlation"]:.4f}</td>' in written
@@ -393,7 +394,7 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
     assert (report.reference, report.noise_floor, report.worst) == ({}, {}, ())
     code, out, err = said_by(report, monkeypatch, capsys)
     assert code == 1
-    assert f"NO ANSWER: the bundle does not answer {report.unanswered}" in squeezed(out)
+    assert f"The bundle does not answer {report.unanswered}." in squeezed(out)
     assert f"node {node} (MatMul) is the first whose result is not finite" in err
     assert "does not answer" in page.read_text(encoding="utf-8")
 

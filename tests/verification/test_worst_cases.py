@@ -10,7 +10,7 @@ from PIL import Image
 from refdiff.accuracy.agreement import compare
 from refdiff.contracts.results import Candidates, Scores, Segmentation
 from refdiff.data.sample import Sample
-from refdiff.verification.report_page import LONGEST_PX, figure_of
+from refdiff.verification.tables import LONGEST_PX, case_figure
 from refdiff.verification.task_agreement import MOST_CASES, ComparedSample, WorstCases
 
 SIZE_YX = (60, 90)
@@ -89,9 +89,9 @@ def test_a_mode_without_a_map_has_no_difference_of_maps():
 
 
 def test_a_figure_shows_scene_answers_and_maps_as_small_pictures():
-    figure = figure_of(case(answer(30), answer(40, heat=0.75)), "int8")
+    figure = case_figure(case(answer(30), answer(40, heat=0.75)), "int8")
     assert figure.title == "“the <b>left</b> mug”"  # escaped where the page is written
-    assert [picture.caption for picture in figure.pictures] == [
+    assert [picture.caption for picture in figure.images] == [
         "scene",
         "reference: score 0.2500",
         "int8 bundle: score 0.2500",
@@ -100,18 +100,18 @@ def test_a_figure_shows_scene_answers_and_maps_as_small_pictures():
     ]
     assert "mask IoU 0.750" in figure.line
     assert "attention differs by 0.250 of 1 at most" in figure.line
-    for picture in figure.pictures:
+    for picture in figure.images:
         with Image.open(io.BytesIO(picture.png)) as opened:
             assert opened.format == "PNG"
             assert max(opened.size) <= LONGEST_PX
             assert opened.width / opened.height == pytest.approx(SIZE_YX[1] / SIZE_YX[0], rel=0.02)
-    reference, runtime = (picture.png for picture in figure.pictures[1:3])
+    reference, runtime = (picture.png for picture in figure.images[1:3])
     assert reference != runtime
 
 
 def test_a_figure_of_no_match_and_no_map_says_so():
-    figure = figure_of(case(answer(30, heat=None), answer(30, heat=None, matched=False)), "fp16")
-    assert [picture.caption for picture in figure.pictures] == [
+    figure = case_figure(case(answer(30, heat=None), answer(30, heat=None, matched=False)), "fp16")
+    assert [picture.caption for picture in figure.images] == [
         "scene",
         "reference: score 0.2500",
         "fp16 bundle: no match",

@@ -29,7 +29,7 @@ def audit(
     Exit code 1 if something is left that no recipe mends: NaN or infinity in fp32, or ranges that do not fit.
     """
     from refdiff.calibration import audit
-    from refdiff.cli.precision_tables import of_audit
+    from refdiff.calibration.tables import audit_table
 
     target = output or Path(f"{Path(bundle).resolve().name}-recipe.json")
     with working() as tell:
@@ -47,7 +47,7 @@ def audit(
         note(f"warning: {warning}")
     written = target if report.passed else None
     document = {**report.to_json(), "recipe": None if written is None else str(written)}
-    print_answer(document, lambda: of_audit(report, written), as_json=as_json)
+    print_answer(document, lambda: audit_table(report, written), as_json=as_json)
     if not report.passed:
         note(f"error: no recipe was written: {report.failure}")
         raise typer.Exit(1)

@@ -31,7 +31,7 @@ def bisect(
     BUNDLE is the fp32 bundle; --recipe is what breaks it. Exit code 1 if the graph is broken in fp32.
     """
     from refdiff.calibration import bisect
-    from refdiff.cli.precision_tables import of_bisection
+    from refdiff.calibration.tables import bisection_table
 
     target = output or Path(f"{Path(bundle).resolve().name}-{graph}-recipe.json")
     with working() as tell:
@@ -52,4 +52,4 @@ def bisect(
             f"warning: {report.trials} trials were not enough to try leaving each node out; see --most-trials"
         )
     document = {**report.to_json(), "recipe": None if written is None else str(written)}
-    print_answer(document, lambda: of_bisection(report, written), as_json=as_json)
+    print_answer(document, lambda: bisection_table(report, written), as_json=as_json)

@@ -1,37 +1,14 @@
-"""What people read of a calibration; see `tables`.
-
-The verb `calibrate`; see `verbs` for the pattern.
-"""
+"""The verb `calibrate`; see `verbs` for the pattern."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, app
 from refdiff.cli.output import note, note_backend, print_answer, working
-from refdiff.cli.tables import _group, _size, _table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from refdiff.calibration.calibrate import CalibrationReport
-
-
-def of_calibration(report: CalibrationReport) -> RenderableType:
-    """One row per graph, and under it what was asked and where the recording is."""
-    table = _table("=graph", ">recorded runs")
-    for name, count in report.graphs.items():
-        table.add_row(name, str(count))
-    earlier = f", {report.resumed} of them recorded earlier" if report.resumed else ""
-    return _group(
-        f"{report.bundle}   {report.model} on {report.backend}, {', '.join(report.variants)}, {report.mode}",
-        table,
-        f"{report.new + report.resumed} questions on {report.pictures} pictures{earlier}",
-        f"{report.feeds}   {_size(report.size_bytes)}, {report.seconds:.1f} s",
-    )
 
 
 @app.command()
@@ -64,6 +41,7 @@ def calibrate(
 ) -> None:
     """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on."""
     from refdiff.calibration import calibrate
+    from refdiff.calibration.tables import calibration_table
 
     with working() as tell:
         report = calibrate.calibrate(
@@ -84,4 +62,4 @@ def calibrate(
     note_backend(backend, report.backend, report.backend_reason)
     for warning in report.warnings:
         note(f"warning: {warning}")
-    print_answer(report.to_json(), lambda: of_calibration(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: calibration_table(report), as_json=as_json)

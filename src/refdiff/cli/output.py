@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from refdiff.reports import Printable
 
 Tell = Callable[[str], None]
 
@@ -46,8 +46,14 @@ def note(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def print_answer(document: dict[str, Any], table: Callable[[], RenderableType], *, as_json: bool) -> None:
-    """The one thing a verb says: its document, or the table made from it."""
+def print_answer(document: dict[str, Any], layout: Callable[[], Printable], *, as_json: bool) -> None:
+    """Print what a verb answers on stdout: its document, or the same laid out for a reader.
+
+    Args:
+        document: JSON-ready.
+        layout: makes the table or page; called without --json only.
+        as_json: print the document.
+    """
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
         return
@@ -57,7 +63,7 @@ def print_answer(document: dict[str, Any], table: Callable[[], RenderableType], 
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=_LOG_WIDTH)
-    console.print(table())
+    console.print(layout().to_rich())
 
 
 def print_error(error: Exception | str, *, as_json: bool, code: int) -> None:

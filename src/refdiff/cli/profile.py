@@ -45,11 +45,10 @@ def profile(
             help="Run every graph in every back-end that is here, too (needs refdiff[profile]).",
         ),
     ] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="An HTML page: stages, layers, a timeline to zoom.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page.")] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Every span, in Chrome's trace event format (JSON).")
+        Path | None,
+        typer.Option(help="Also write every span as a Chrome trace, a timeline for ui.perfetto.dev."),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
@@ -62,9 +61,9 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Say where the milliseconds of a bundle go, or whether one such record is slower than another."""
-    from refdiff.cli.profile_tables import of_profile
     from refdiff.profiling.profile import profile as profile_bundle
     from refdiff.profiling.records import profile_outputs, save_profile
+    from refdiff.profiling.tables import profile_page
 
     if compare is not None:
         measuring = {
@@ -102,18 +101,18 @@ def profile(
     note_backend(backend, str(report.options["backend"]), report.backend_reason)
     for kind, path in files.items():
         note(f"{kind}: {path}")
-    print_answer(report.to_json(), lambda: of_profile(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: profile_page(report), as_json=as_json)
 
 
 def _compare(records: tuple[Path, Path], bundle: str | None, *, allow_different: bool, as_json: bool) -> None:
-    from refdiff.cli.profile_tables import of_comparison
     from refdiff.errors import GateError
     from refdiff.profiling.records import compare_profiles
+    from refdiff.profiling.tables import comparison_table
 
     if bundle is not None:
         raise typer.BadParameter(f"--compare takes two records and no bundle, got {bundle}; leave it out")
     compared = compare_profiles(*records, allow_different=allow_different)
-    print_answer(compared.to_json(), lambda: of_comparison(compared), as_json=as_json)
+    print_answer(compared.to_json(), lambda: comparison_table(compared), as_json=as_json)
     try:
         compared.require()
     except GateError as error:

@@ -1,10 +1,9 @@
-"""The verb `segment` and its tables; see `verbs` for the pattern."""
+"""The verb `segment`; see `verbs` for the pattern."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,71 +19,6 @@ from refdiff.cli.app import (
     app,
 )
 from refdiff.cli.output import note, note_backend, print_answer, working
-from refdiff.cli.tables import _group, _number, _table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from refdiff.batch.folder import BatchResult
-    from refdiff.batch.prediction import Prediction
-
-
-def of_prediction(prediction: Prediction, files: Mapping[str, Path]) -> RenderableType:
-    """One fact per row."""
-    document = prediction.to_json()
-    table = _table("", "", header=False)
-    width, height = document["size"]["width"], document["size"]["height"]
-    facts: list[tuple[str, str]] = [
-        ("phrase", f"{document['phrase']}   (head word: {document['root']})"),
-        ("answer", "found" if prediction.matched else f"no match: {document['reason']}"),
-        ("picture", f"{width}x{height} px"),
-        ("candidates", f"{document['candidates']}, {document['kept']} of them kept"),
-    ]
-    if prediction.matched:
-        parts = "   ".join(f"{name} {value:.3f}" for name, value in document["scores"].items())
-        share = document["area_px"] / (width * height)
-        facts += [
-            ("score", f"{document['score']:.3f}   ({parts})"),
-            ("box", "x {} .. {}   y {} .. {}".format(*(document["box_xyxy_px"][i] for i in (0, 2, 1, 3)))),
-            ("area", f"{document['area_px']} px, {share:.1%} of the picture"),
-        ]
-    facts += [
-        ("computed by", "   ".join(document[name] for name in ("model", "variant", "mode", "backend"))),
-        ("time", f"encode {document['encode_ms']:.0f} ms   segment {document['segment_ms']:.0f} ms"),
-        *((kind, str(path)) for kind, path in files.items()),
-    ]
-    for fact in facts:
-        table.add_row(*fact)
-    return table
-
-
-def of_batch(result: BatchResult) -> RenderableType:
-    """Show one row per prediction, or where they were written; and below a summary."""
-    earlier = f", {result.resumed} of them from an earlier run" if result.resumed else ""
-    summary = (
-        f"{result.new + result.resumed} results on {result.images} images{earlier}, "
-        f"{result.matched} found   {result.model} on {result.backend}, {result.seconds:.1f} s"
-    )
-    if result.output is None:
-        return _group(_of_predictions(result), summary)
-    failed = [f"cannot be used: {fault}" for fault in result.failures.values()]
-    return _group(summary, f"{result.output}", *failed)
-
-
-def _of_predictions(result: BatchResult) -> RenderableType:
-    table = _table("=phrase", ">score", ">area", "box", ">ms")
-    for prediction in result.predictions:
-        row = prediction.to_json()
-        width, height = row["size"]["width"], row["size"]["height"]
-        place = (
-            "x {} .. {}   y {} .. {}".format(*(row["box_xyxy_px"][i] for i in (0, 2, 1, 3)))
-            if prediction.matched
-            else f"no match: {row['reason']}"
-        )
-        share = f"{row['area_px'] / (width * height):.1%}"
-        table.add_row(row["phrase"], _number(row["score"]), share, place, f"{row['segment_ms']:.0f}")
-    return table
-
 
 SOME_FAILED = 2
 """Exit code of a run that reported pictures which cannot be used: bad input, as it is of a single one."""
@@ -176,6 +110,7 @@ def _one(
     as_json: bool,
 ) -> None:
     from refdiff.batch import prediction
+    from refdiff.batch.tables import prediction_table
 
     prediction.check_outputs(picture, output=output, overlay=overlay, overwrite=overwrite)
     with working() as tell:
@@ -190,7 +125,7 @@ def _one(
         predicted.model,
         predicted.random_weights,
     )
-    print_answer(document, lambda: of_prediction(predicted, files), as_json=as_json)
+    print_answer(document, lambda: prediction_table(predicted, files), as_json=as_json)
 
 
 def _many(
@@ -204,6 +139,7 @@ def _many(
     as_json: bool,
 ) -> None:
     from refdiff.batch import folder
+    from refdiff.batch.tables import batch_section
 
     with working() as tell:
         result = folder.segment_many(
@@ -217,7 +153,7 @@ def _many(
             **chosen,
         )
     _note(chosen["backend"], result.backend, result.backend_reason, result.model, result.random_weights)
-    print_answer(result.to_json(), lambda: of_batch(result), as_json=as_json)
+    print_answer(result.to_json(), lambda: batch_section(result), as_json=as_json)
     if result.failures:
         first, *others = result.failures.values()
         more = f" (and {len(others)} images more)" if others else ""

@@ -1,36 +1,14 @@
-"""What people read of a sensitivity measurement; see `tables`.
-
-The verb `sensitivity`; see `verbs` for the pattern.
-"""
+"""The verb `sensitivity`; see `verbs` for the pattern."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from refdiff.cli.app import BundleName, Json, Overwrite, Variant, app
 from refdiff.cli.output import print_answer, working
-from refdiff.cli.tables import _group, _table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from refdiff.calibration.block_costs import SensitivityReport
-
-
-def of_sensitivity(report: SensitivityReport) -> RenderableType:
-    """One row per block, costliest first."""
-    table = _table("=graph", "=block", ">nodes", ">mIoU", ">cost, points")
-    for cost in report.costs:
-        row = (cost.graph, cost.block, str(len(cost.nodes)), f"{cost.miou:.4f}", f"{cost.cost_points:+.2f}")
-        table.add_row(*row)
-    return _group(
-        f"{report.type}, variant {report.variant}, {report.count} scenes, compared with {report.truth}",
-        table,
-        f"all in half precision: mIoU {report.half_miou:.4f}",
-    )
 
 
 @app.command()
@@ -50,6 +28,7 @@ def sensitivity(
     """Measure what each block costs in task accuracy when it alone is held in eight bits."""
     from refdiff.calibration import precision
     from refdiff.calibration.block_costs import draw_costs
+    from refdiff.calibration.tables import sensitivity_table
     from refdiff.contracts.atomic_io import check_targets, write_files
 
     if picture is not None:
@@ -60,4 +39,4 @@ def sensitivity(
         )
         if picture is not None:
             write_files({picture: draw_costs(report)}, overwrite=overwrite)
-    print_answer(report.to_json(), lambda: of_sensitivity(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: sensitivity_table(report), as_json=as_json)

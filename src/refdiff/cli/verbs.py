@@ -1,6 +1,6 @@
-"""The verbs: their options, the one function of `refdiff.api` each calls, and what it prints.
+"""The verbs: their options, the function each calls, and what it prints.
 
-`refdiff.api` is imported inside the verbs, so that --help and misuse answer at once.
+That function's room is imported inside the verb, so that --help and misuse answer at once.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli import tables
 from refdiff.cli.app import (
     Backend,
-    BundleName,
     Json,
     Mode,
     Overwrite,
@@ -38,6 +36,7 @@ def demo(
 ) -> None:
     """See it work, offline: segment sample scenes with the built-in models."""
     from refdiff.batch import demo
+    from refdiff.batch.tables import demo_table
 
     with working() as tell:
         report = demo.demo(
@@ -45,7 +44,7 @@ def demo(
         )
     shown = report.scenes[0].prediction
     note_backend(backend, shown.backend, shown.backend_reason)
-    print_answer(report.to_json(), lambda: tables.of_demo(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: demo_table(report), as_json=as_json)
 
 
 @app.command()
@@ -108,6 +107,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn torch models, or an fp32 bundle, into a bundle of checked graphs (needs refdiff[export,cpu])."""
+    from refdiff.cli.inspect import bundle_section
     from refdiff.contracts.inspection import Inspection
     from refdiff.export.export import export as export_model
     from refdiff.models.choice import ModelChoice
@@ -143,17 +143,7 @@ def export(
     if manifest.random_seed is not None:
         note("note: the weights are random; this bundle is for measuring time and memory only")
     inspection = Inspection(path=folder, manifest=manifest)
-    print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
-
-
-@app.command()
-def inspect(bundle: BundleName, as_json: Json = False) -> None:
-    """Say what a bundle is, after verifying every file in it."""
-    from refdiff.contracts.inspection import inspect as inspect_bundle
-
-    with working():
-        inspection = inspect_bundle(bundle)
-    print_answer(inspection.to_json(), lambda: tables.of_bundle(inspection), as_json=as_json)
+    print_answer(inspection.to_json(), lambda: bundle_section(inspection), as_json=as_json)
 
 
 @app.command()
@@ -184,11 +174,11 @@ def fetch(
         report = fetch.plan_fetch(model, to, revision=revision, offline=offline, progress=tell)
     if report.downloads and not dry_run:
         with working():  # on stderr: what is about to happen is not the answer
-            print_answer({}, lambda: tables.of_fetch(report), as_json=False)
+            print_answer({}, lambda: fetch.fetch_section(report), as_json=False)
     if not dry_run:
         with working() as tell:
             report = fetch.carry_out(report, tell)
-    print_answer(report.to_json(), lambda: tables.of_fetch(report), as_json=as_json)
+    print_answer(report.to_json(), lambda: fetch.fetch_section(report), as_json=as_json)
     if report.problem is not None:
         note(f"error: {report.problem}")
         raise typer.Exit(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from refdiff.diagnostics.known_bad import check_known_bad
 from refdiff.diagnostics.sources import Sources, this_machine
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.errors import BundleError
+from refdiff.reports import Cell, Column, Table, Tone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,3 +137,18 @@ def _verdict_without_bundle(tried: Tried) -> Finding:
 def _line(name: str, state: State, found: str, cure: str = "") -> Finding:
     section = "verdict" if name == "verdict" else "bundle"
     return Finding(section=section, name=name, state=state, found=found, cure=cure)
+
+
+_TONES: dict[State, Tone] = {"ok": "good", "warn": "plain", "fail": "bad"}
+
+
+def doctor_table(report: DoctorReport) -> Table:
+    """Lay out a block of rows per section: state, what was checked, what was found, and the cure."""
+    rows: list[tuple[Cell | str, ...]] = []
+    for section, findings in groupby(report.findings, key=lambda finding: finding.section):
+        rows.append(("", section.upper()))
+        rows += [
+            (Cell(each.state, _TONES[each.state]), each.name, each.found, each.cure) for each in findings
+        ]
+    wrapping = (Column(wrap=True), Column("found", wrap=True), Column("cure", wrap=True))
+    return Table(columns=(Column(), *wrapping), rows=rows)

@@ -13,6 +13,7 @@ from refdiff.models.choice import MINIATURE
 from refdiff.models.hub.folder import RepoState, UnreachableError, default_root, look, repo_folder
 from refdiff.models.hub.names import HubName, parse_hub_name
 from refdiff.models.presets import PRESETS
+from refdiff.reports import Column, Section, Table, size_text
 
 if TYPE_CHECKING:
     from refdiff.models.hub.folder import FileRow
@@ -171,3 +172,31 @@ def _file_json(repo: RepoState, row: FileRow) -> dict[str, Any]:
         "path": str(repo.folder / row.name),
         "url": repo.url(row.name),
     }
+
+
+def fetch_section(report: FetchReport) -> Section:
+    """Lay out a table per repository: its files, and which of them are missing and where they come from."""
+    tables = [_repo_table(repo) for repo in report.repos]
+    if report.to_download_bytes:
+        total = f"to download: {size_text(report.to_download_bytes)}"
+        tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, total))
+    return Section(tables=tables)
+
+
+def _repo_table(repo: RepoState) -> Table:
+    at = f" at {repo.commit[:12]}" if repo.commit else ""
+    rows = []
+    for row in repo.files:
+        size = "–" if row.size_bytes is None else size_text(row.size_bytes)
+        rows.append((row.name, size, repo.licence or "–", (row.sha256 or "–")[:16], row.state))
+    missing: list[str] = []
+    if repo.problem and not repo.complete:
+        names = [row.name for row in repo.lacking] or ["all files of the model"]
+        missing = ["put there, under the same names:", *(f"  {name}" for name in names)]
+    wrapping = (Column(name, wrap=True) for name in ("licence", "sha256", "state"))
+    return Table(
+        title=f"\n{repo.wanted.repo}{at}   {repo.url()}\nin {repo.folder}",
+        columns=(Column("file"), Column("size", numeric=True), *wrapping),
+        rows=rows,
+        footnotes=missing,
+    )

@@ -15,9 +15,9 @@ from typing import Any
 from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.errors import InputError
 from refdiff.profiling.comparison import Comparison, compare, read_profile
-from refdiff.profiling.page import page_of_profile
 from refdiff.profiling.report import ProfileReport
 from refdiff.profiling.spans import trace_of
+from refdiff.profiling.tables import profile_page
 
 
 def profile_outputs(
@@ -59,7 +59,7 @@ def save_profile(
     paths = profile_outputs(html=html, trace=trace, overwrite=overwrite)
     groups = [("cold start", report.cold), *report.questions]
     contents = {
-        "html": lambda: page_of_profile(report).encode(errors="replace"),
+        "html": lambda: profile_page(report).to_html().encode(errors="replace"),
         "trace": lambda: (json.dumps(trace_of(groups), allow_nan=False) + "\n").encode(),
     }
     write_files({path: contents[kind]() for kind, path in paths.items()}, overwrite=overwrite)

@@ -151,15 +151,6 @@ class ProfileReport:
         first = sum(span.ms for span in self.cold if span.kind == "verb") - sum(ms for _, ms in loads)
         return (*steps, *loads, ("first question, without loading", first))
 
-    def typical_round(self) -> tuple[tuple[str, tuple[Span, ...]], ...]:
-        """The questions of the round whose time is the middle one."""
-        rounds: dict[int, float] = {}
-        for sample in self.samples:
-            rounds[sample.round] = rounds.get(sample.round, 0.0) + sample.ms
-        middle = sorted(rounds, key=lambda number: rounds[number])[(len(rounds) - 1) // 2]
-        pairs = zip(self.samples, self.questions, strict=True)
-        return tuple(question for sample, question in pairs if sample.round == middle)
-
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, which `--compare` reads."""
         return {

@@ -21,7 +21,7 @@ from refdiff.errors import InputError
 from refdiff.verification.ladder import judge_rung
 from refdiff.verification.parity import EXACT, Execution, climb, executions
 from refdiff.verification.report import CheckReport
-from refdiff.verification.report_page import page_of
+from refdiff.verification.tables import check_page
 from refdiff.verification.task_agreement import TaskAgreement, compare_with_reference, reference_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def check(
         not_run=not_run,
     )
     if page is not None:
-        write_files({page: page_of(result).encode(errors="replace")}, overwrite=overwrite)
+        write_files({page: check_page(result).to_html().encode(errors="replace")}, overwrite=overwrite)
     return result
 
 

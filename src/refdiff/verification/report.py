@@ -74,7 +74,7 @@ class CheckReport:
         fault = self.ladder.fault
         if self.shortfall is None or fault is None:
             return self.shortfall
-        return f"{self.shortfall}. First fault: {fault}"
+        return f"{self.shortfall}. First divergence: {fault}"
 
     def require(self) -> None:
         """Refuse a report with a failed gate.

@@ -1,4 +1,4 @@
-"""A report as one HTML page: everything inside it, every text escaped."""
+"""Reports on the terminal and as one HTML page: everything inside it, every text escaped."""
 
 import base64
 import re
@@ -7,14 +7,40 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from refdiff.reports import Cell, Figure, Page, Picture, Section, Table, render
+from refdiff.reports import (
+    Bar,
+    Cell,
+    Column,
+    Figure,
+    Image,
+    Page,
+    Printable,
+    Section,
+    Table,
+    facts_table,
+    numeric,
+    size_text,
+)
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
 )
 
 VOID = frozenset({"meta", "img"})
+
+
+def render(page: Page) -> str:
+    return page.to_html()
+
+
+def on_terminal(printable: Printable, width: int = 80) -> str:
+    """What a terminal of this width shows, without the spaces at the ends of lines."""
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(printable.to_rich())
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 class Reading(HTMLParser):
@@ -54,15 +80,18 @@ def page(text: str = "text", *, passed: bool = True) -> Page:
             Section(
                 heading=text,
                 lines=(text, text),
+                explanation=text,
+                bars=(Bar(shares=((text, 0.25), (text, 0.75))),),
                 tables=(
                     Table(
                         title=text,
-                        head=(text, "number"),
-                        rows=((Cell(text=text, tone="bad"), Cell(text="1.5", numeric=True)), ()),
+                        columns=(Column(text), *numeric("number")),
+                        rows=((Cell(text, "bad"), "1.5"), ()),
+                        footnotes=(text,),
                     ),
-                    Table(head=("what", "value"), rows=((Cell(text=text),),), wraps=True),
+                    facts_table(((text, text),)),
                 ),
-                figures=(Figure(title=text, line=text, pictures=(Picture(png=PNG, caption=text),)),),
+                figures=(Figure(title=text, line=text, images=(Image(png=PNG, caption=text),)),),
             ),
             Section(heading="an empty one"),
         ),
@@ -137,3 +166,67 @@ def test_the_page_says_its_language_and_fits_a_phone():
     assert ("meta", "content", "width=device-width, initial-scale=1") in read.attributes
     assert render(page()).startswith("<!doctype html>\n")
     assert "prefers-color-scheme: dark" in render(page())
+
+
+TABLE = Table(
+    title="a title",
+    columns=(Column("graph", grouped=True), Column("output", grouped=True), *numeric("error"), Column()),
+    rows=[
+        ("unet", "eps", "1", Cell("ok", "good")),
+        ("unet", "taps", "20", Cell("FAILED", "bad")),
+        ("vae", "taps", "3", Cell("ok", "good")),
+    ],
+    footnotes=("a note",),
+)
+
+
+def test_a_table_on_the_terminal_shows_title_columns_rows_and_notes():
+    assert on_terminal(TABLE).splitlines() == [
+        "a title",
+        "",
+        " graph   output   error",
+        " ───────────────────────────────",
+        " unet    eps          1   ok",
+        "         taps        20   FAILED",
+        " vae     taps         3   ok",
+        "",
+        "a note",
+    ]
+
+
+def test_a_repeated_value_is_left_blank_only_in_the_group_it_belongs_to():
+    texts = [[cell.text for cell in row[:2]] for row in TABLE.cells]
+    assert texts == [["unet", "eps"], ["", "taps"], ["vae", "taps"]]
+
+
+def test_a_table_without_names_has_no_head():
+    assert on_terminal(facts_table((("score", "0.4"), ("area", "12 px")))).splitlines() == [
+        "score  0.4",
+        "area   12 px",
+    ]
+
+
+def test_brackets_and_colons_of_a_text_reach_the_terminal_as_they_are():
+    shown = on_terminal(
+        Section(heading="[bold]", lines=(":smile: [red]",), tables=(facts_table((("[/]", ""),)),))
+    )
+    assert shown.split() == ["[bold]", ":smile:", "[red]", "[/]"]
+
+
+def test_the_terminal_shows_the_verdict_last_and_no_figures():
+    figure = Figure(title="a figure", line="", images=(Image(png=PNG, caption=""),))
+    sections = (Section(heading="numbers", lines=("one",)), Section(heading="worst", figures=(figure,)))
+    shown = on_terminal(Page(title="refdiff check", passed=False, verdict="1 of 2 gates.", sections=sections))
+    assert shown.splitlines() == ["refdiff check", "", "numbers", "one", "", "FAILED 1 of 2 gates."]
+
+
+def test_a_bar_is_as_wide_as_its_shares():
+    drawn = Bar(shares=(("encode", 0.7), ("segment", 0.3))).to_html()
+    assert re.findall(r'x="([\d.]+)" width="([\d.]+)"', drawn) == [("0.000", "70.000"), ("70.000", "30.000")]
+    assert "encode 70.0%" in drawn
+
+
+def test_sizes_fit_a_narrow_column():
+    assert [size_text(count) for count in (0, 999, 4_000, 999_600, 4_920_000, 3_460_000_000)] == [
+        *("0 B", "999 B", "4 kB", "1 MB", "4.92 MB", "3.46 GB"),
+    ]

@@ -1,0 +1,99 @@
+"""What a reader sees of one prediction, of a folder's predictions, and of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refdiff.reports import Column, Section, Table, facts_table, numeric
+
+if TYPE_CHECKING:
+    from refdiff.batch.demo import DemoReport
+    from refdiff.batch.folder import BatchResult
+    from refdiff.batch.prediction import Prediction
+
+
+def prediction_table(prediction: Prediction, files: Mapping[str, Path]) -> Table:
+    """Lay out one prediction, one fact per row.
+
+    Args:
+        prediction: what was found.
+        files: kind -> path of what was written.
+    """
+    document = prediction.to_json()
+    width, height = document["size"]["width"], document["size"]["height"]
+    facts = [
+        ("phrase", f"{document['phrase']}   (head word: {document['root']})"),
+        ("answer", "found" if prediction.matched else f"no match: {document['reason']}"),
+        ("image", f"{width}x{height} px"),
+        ("candidates", f"{document['candidates']}, {document['kept']} of them kept"),
+    ]
+    if prediction.matched:
+        parts = "   ".join(f"{name} {value:.3f}" for name, value in document["scores"].items())
+        share = document["area_px"] / (width * height)
+        facts += [
+            ("score", f"{document['score']:.3f}   ({parts})"),
+            ("box", _box(document)),
+            ("area", f"{document['area_px']} px, {share:.1%} of the image"),
+        ]
+    facts += [
+        ("computed by", "   ".join(document[name] for name in ("model", "variant", "mode", "backend"))),
+        ("time", f"encode {document['encode_ms']:.0f} ms   segment {document['segment_ms']:.0f} ms"),
+        *((kind, str(path)) for kind, path in files.items()),
+    ]
+    return facts_table(facts)
+
+
+def batch_section(result: BatchResult) -> Section:
+    """Lay out one row per prediction, or where they were written, and a line of totals."""
+    earlier = f", {result.resumed} of them from an earlier run" if result.resumed else ""
+    summary = (
+        f"{result.new + result.resumed} results on {result.images} images{earlier}, "
+        f"{result.matched} found   {result.model} on {result.backend}, {result.seconds:.1f} s"
+    )
+    if result.output is None:
+        return Section(tables=(_predictions(result, summary),))
+    failed = [f"cannot be used: {reason}" for reason in result.failures.values()]
+    return Section(lines=(summary, f"{result.output}", *failed))
+
+
+def _predictions(result: BatchResult, summary: str) -> Table:
+    rows = []
+    for prediction in result.predictions:
+        row = prediction.to_json()
+        share = f"{row['area_px'] / (row['size']['width'] * row['size']['height']):.1%}"
+        place = _box(row) if prediction.matched else f"no match: {row['reason']}"
+        rows.append((row["phrase"], _score(row["score"]), share, place, f"{row['segment_ms']:.0f}"))
+    columns = (Column("phrase"), *numeric("score", "area"), Column("box", wrap=True), *numeric("ms"))
+    return Table(columns=columns, rows=rows, footnotes=(summary,))
+
+
+def demo_table(report: DemoReport) -> Table:
+    """Lay out one row per sample scene."""
+    rows = []
+    for shown in report.scenes:
+        row = shown.to_json()
+        parts = row["scores"] or {}
+        rows.append(
+            (
+                row["phrase"],
+                f"{row['iou']:.3f}",
+                _score(row["score"]),
+                *(_score(parts.get(name)) for name in ("hard", "soft", "generative", "place")),
+                f"{row['encode_ms'] + row['segment_ms']:.0f}",
+            )
+        )
+    columns = (Column("phrase"), *numeric("IoU", "score", "hard", "soft", "gen", "place", "ms"))
+    return Table(
+        columns=columns, rows=rows, footnotes=(f"mean IoU {report.miou:.3f}   images: {report.sheet}",)
+    )
+
+
+def _box(document: Mapping[str, Any]) -> str:
+    left, top, right, bottom = document["box_xyxy_px"]
+    return f"x {left} .. {right}   y {top} .. {bottom}"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

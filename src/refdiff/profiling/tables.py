@@ -1,0 +1,281 @@
+"""A profile, or a comparison of two, laid out for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from refdiff.profiling.comparison import Comparison
+from refdiff.profiling.report import GraphLayers, ProfileReport
+from refdiff.profiling.samples import Percentiles
+from refdiff.profiling.sensors import NOT_TOLD, Memory
+from refdiff.reports import Bar, Cell, Column, Page, Section, Table, numeric, size_text
+
+if TYPE_CHECKING:
+    from refdiff.profiling.compare_backends import GraphContest
+    from refdiff.profiling.polygraphy_runners import Apart
+
+_LAYERS_SHOWN = 30
+
+_REASONS_SHOWN = 3
+
+_QUIET = 0.9
+"""A round whose matrix product reached less than this share of the fastest round's was disturbed."""
+
+
+def profile_page(report: ProfileReport) -> Page:
+    """Lay out a whole profile."""
+    options, total = report.options, report.total
+    sections = [_stages(report), _graphs(report), _cold_start(report)]
+    if report.layers:
+        sections.append(_layers(report.layers))
+    if report.contests:
+        sections.append(backends_section(report.contests))
+    sections.append(Section(heading="How it was measured", lines=[*_conditions(report)]))
+    return Page(
+        title=f"refdiff profile: {report.bundle['model']} in {report.bundle['precision']}, variant "
+        f"{options['variant']}, mode {options['mode']}, on {options['backend']}",
+        passed=None,
+        verdict=f"A question takes {total.p50:.1f} ms (p90 {total.p90:.1f}, p99 {total.p99:.1f}; "
+        f"{total.n} questions, {len(options['questions'])} a round), from the image's bytes to the mask.",
+        sections=sections,
+    )
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Lay out one row per row of the two records, and the verdict."""
+    rows = []
+    for change in comparison.changes:
+        stage, _, part = change.row.partition("/")
+        slower = change.verdict == "slower"
+        rows.append(
+            (
+                stage,
+                part,
+                f"{change.before_ms:.3f}",
+                f"{change.after_ms:.3f}",
+                f"{change.after_ms / change.before_ms - 1:+.1%}" if change.before_ms else "–",
+                f"±{change.noise_ms:.3f}",
+                Cell("SLOWER", "bad") if slower else change.verdict,
+            )
+        )
+    notes = [f"not alike: {difference}" for difference in comparison.differences]
+    if comparison.unrest:
+        notes.append(f"the machine itself differed by {comparison.unrest:.1%}, on the same matrix product")
+    if any(comparison.left_out):
+        notes.append("throttled rounds left out: {} and {}".format(*comparison.left_out))
+    notes.append(
+        "FAILED: slower beyond the noise"
+        if comparison.slower
+        else "passed: nothing is slower beyond the noise"
+    )
+    columns = (
+        *(Column("stage"), Column("part")),
+        *(*numeric("before ms", "after ms", "change", "noise ms"), Column()),
+    )
+    title = f"{comparison.before} -> {comparison.after}"
+    return Table(title=title, columns=columns, rows=rows, footnotes=notes)
+
+
+def _stages(report: ProfileReport) -> Section:
+    shares: dict[str, float] = {}
+    rows = []
+    for row in report.stages:
+        stage = row.part.stage
+        memory = None if stage in shares else report.memory.stages.get(stage)
+        shares[stage] = shares.get(stage, 0.0) + row.share
+        rows.append(
+            (
+                stage,
+                row.part.what,
+                f"{row.calls:g}" if row.calls else "",
+                *_percentiles(row.ms),
+                f"{row.share:.1%}",
+                size_text(memory.private) if memory else "",
+            )
+        )
+    columns = (
+        *(Column("stage", grouped=True), Column("part")),
+        *numeric("calls", "p50 ms", "p90 ms", "p99 ms", "share", "private memory"),
+    )
+    return Section(
+        heading="Stages",
+        explanation="A stage's parts are its graphs and the host's work around them. Memory is the process's "
+        "highest while the stage lasted. For a timeline of every span, profile with --trace FILE and open "
+        "that file in ui.perfetto.dev or chrome://tracing.",
+        bars=(Bar(shares=list(shares.items())),),
+        tables=(Table(columns=columns, rows=rows),),
+    )
+
+
+def _graphs(report: ProfileReport) -> Section:
+    on_device = any(row.device_ms is not None for row in report.graphs)
+    columns = (
+        *(Column("graph"), *numeric("calls", "p50 ms", "p90 ms", "p99 ms")),
+        *(numeric("device p50 ms") if on_device else ()),
+        *numeric("share", "G multiply-adds", "GFLOP/s", "of peak", "fed", "returned", "private memory"),
+    )
+    rows = []
+    for row in report.graphs:
+        device = (f"{row.device_ms.p50:.2f}" if row.device_ms else "–",) if on_device else ()
+        rows.append(
+            (
+                row.graph,
+                f"{row.calls:.3g}",
+                *_percentiles(row.ms),
+                *device,
+                f"{row.share:.1%}",
+                "unknown" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:.3f}",
+                "unknown" if row.gflops is None else f"{row.gflops:.1f}",
+                "unknown" if row.of_peak is None else f"{row.of_peak:.0%}",
+                size_text(row.fed_bytes),
+                size_text(row.returned_bytes),
+                size_text(row.memory.private) if row.memory else "–",
+            )
+        )
+    return Section(
+        heading="Graphs",
+        explanation="Times and copies are of one call, calls and multiply-adds of one question.",
+        tables=(Table(columns=columns, rows=rows),),
+    )
+
+
+def _percentiles(ms: Percentiles) -> tuple[str, str, str]:
+    return f"{ms.p50:.2f}", f"{ms.p90:.2f}", f"{ms.p99:.2f}"
+
+
+def _cold_start(report: ProfileReport) -> Section:
+    rows = [(name, f"{ms:.1f}") for name, ms in report.cold_steps]
+    return Section(
+        heading="Cold start",
+        explanation="In this process, with the files as the system had them cached.",
+        tables=(Table(columns=(Column("step"), *numeric("ms")), rows=rows),),
+    )
+
+
+def _layers(graphs: Sequence[GraphLayers]) -> Section:
+    layers = sorted(
+        ((layer, graph) for graph in graphs for layer in graph.layers), key=lambda pair: -pair[0].ms
+    )
+    rows = [
+        (
+            graph.graph,
+            layer.name,
+            layer.operator or "–",
+            str(layer.calls),
+            f"{layer.ms / layer.calls:.3f}",
+            f"{layer.ms / graph.ms:.1%}",
+        )
+        for layer, graph in layers[:_LAYERS_SHOWN]
+    ]
+    columns = (
+        *(Column("graph"), Column("layer", wrap=True), Column("operator", wrap=True)),
+        *numeric("calls", "ms a call", "of its graph"),
+    )
+    note = f"the longest {len(rows)} of {len(layers)} layers; all of them are in the JSON document (--json)"
+    return Section(
+        heading="Layers",
+        explanation="Measured in a pass of their own, because being recorded slows layers down: read shares.",
+        tables=(Table(columns=columns, rows=rows, footnotes=(note,)),),
+    )
+
+
+def backends_section(contests: Sequence[GraphContest]) -> Section:
+    """Lay out every graph's runners side by side."""
+    rows = []
+    for each in contests:
+        for contender in each.contenders:
+            within = all(apart.within for apart in (*contender.from_golden, *contender.from_first))
+            rows.append(
+                (
+                    each.graph,
+                    contender.name,
+                    *_percentiles(contender.ms),
+                    f"{contender.polygraphy_ms:.2f}",
+                    _largest(contender.from_golden),
+                    _largest(contender.from_first),
+                    Cell("ok", "good") if within else Cell("OUTSIDE", "bad"),
+                )
+            )
+    columns = (
+        *(Column("graph", grouped=True), Column("runner")),
+        *numeric("p50 ms", "p90 ms", "p99 ms", "Polygraphy's", "from torch", "from first"),
+        Column("tolerance"),
+    )
+    failures = sorted({f"{name}: {why}" for each in contests for name, why in each.failures.items()})
+    notes = [
+        "Times by our clock around each runner, on the golden feeds; differences by Polygraphy's comparator, "
+        "absolute, and within the graph's tolerance. Polygraphy's own figure is no latency: its maintainers "
+        "say the tool is not for that (github.com/NVIDIA/TensorRT/issues/3260).",
+        *(f"not compared: {failure}" for failure in failures),
+    ]
+    return Section(heading="Back-ends", tables=(Table(columns=columns, rows=rows, footnotes=notes),))
+
+
+def _largest(differences: Sequence[Apart]) -> str:
+    return f"{max(each.max_absolute for each in differences):.2g}" if differences else "–"
+
+
+def _conditions(report: ProfileReport) -> Iterator[str]:
+    """Yield what a reader needs to know to believe the numbers: bundle, clocks, peak, memory, machine."""
+    yield f"bundle: {report.path}"
+    for name, clock in report.clocks.items():
+        if clock is not None:
+            yield f"clock of {name}: {clock}"
+    yield from _peak(report)
+    if report.arithmetic_unknown is not None:
+        yield f"multiply-adds unknown: {report.arithmetic_unknown}"
+    yield _memory(report)
+    yield from _machine(report)
+
+
+def _peak(report: ProfileReport) -> Iterator[str]:
+    peak = report.peak
+    if peak.gflops is None:
+        yield f"peak: unknown: {peak.how}"
+        return
+    slowest, fastest = min(peak.rounds), max(peak.rounds)
+    yield (
+        f"peak: {peak.gflops:.1f} GFLOP/s, the best run of {peak.how}; "
+        f"its median run before a round: {slowest:.1f} to {fastest:.1f}"
+    )
+    if slowest < _QUIET * fastest:
+        yield "the machine was not quiet: the same product took longer in some rounds than in others"
+
+
+def _memory(report: ProfileReport) -> str:
+    use = report.memory
+    moments = (("before", use.before), ("loaded", use.loaded), ("most of a round", use.most))
+    seen = ", ".join(f"{name} {_both(memory)}" for name, memory in moments)
+    mark = use.high_water_resident
+    highest = "" if mark is None else f"; resident high-water mark {size_text(mark)}"
+    return f"memory of the process, resident (private): {seen}{highest}"
+
+
+def _both(memory: Memory | None) -> str:
+    return NOT_TOLD if memory is None else f"{size_text(memory.resident)} ({size_text(memory.private)})"
+
+
+def _machine(report: ProfileReport) -> Iterator[str]:
+    machine, start, end = report.machine, report.start, report.end
+    yield (
+        f"machine: {machine['model'] or machine['processor']}, {machine['cores']} cores, "
+        f"GPU: {machine['gpu'] or 'none'}; power mode: {machine['power_mode'] or NOT_TOLD}"
+    )
+    yield f"clocks, start -> end: {_change(start.clocks_hz, end.clocks_hz, 1e6, 'MHz')}"
+    yield f"temperatures, start -> end: {_change(start.temperatures_c, end.temperatures_c, 1, '°C')}"
+    if not (start.clocks_hz or start.throttling):
+        yield f"throttling: {NOT_TOLD}"
+        return
+    reasons = sorted({reason for sample in report.samples for reason in sample.throttled})
+    shown = f": {'; '.join(reasons[:_REASONS_SHOWN])}" if reasons else ""
+    yield f"throttled questions: {report.throttled} of {len(report.samples)}{shown}"
+
+
+def _change(start: Mapping[str, float], end: Mapping[str, float], unit: float, name: str) -> str:
+    known = [
+        f"{key} {value / unit:.0f} -> {end[key] / unit:.0f} {name}"
+        for key, value in start.items()
+        if key in end
+    ]
+    return ", ".join(known) or NOT_TOLD

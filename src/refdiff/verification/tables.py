@@ -1,0 +1,288 @@
+"""A `CheckReport` laid out: what failed and where, the parity ladder, the task, the worst cases."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from refdiff.accuracy.tolerances import Verdict
+from refdiff.contracts.manifest import refdiff_version
+from refdiff.contracts.parity import Parity
+from refdiff.contracts.results import Segmentation
+from refdiff.reports import (
+    Column,
+    Figure,
+    Image,
+    Page,
+    Row,
+    Section,
+    Table,
+    facts_table,
+    numeric,
+    outcome,
+)
+from refdiff.runtime.overlay import heat_overlay, overlay
+from refdiff.verification.divergence import Fault
+from refdiff.verification.ladder import Ladder, Rung
+from refdiff.verification.report import CheckReport
+from refdiff.verification.task_agreement import ComparedSample
+
+LONGEST_PX = 360
+"""Longest side of an image on the page: four cases then take a megabyte or two."""
+
+_COLORS = 256
+
+
+def check_page(report: CheckReport) -> Page:
+    """Lay out a whole check."""
+    failures = [*_failed_gates(report), *_divergence(report.ladder)]
+    sections = [*failures, _checked(report), _ladder(report.ladder), _task(report)]
+    if report.worst:
+        sections.append(_worst_cases(report))
+    return Page(
+        title=f"refdiff check: {report.model} in {report.precision}",
+        passed=report.passed,
+        verdict=_verdict(report),
+        sections=sections,
+    )
+
+
+def _verdict(report: CheckReport) -> str:
+    failed = sum(not verdict.passed for verdict in report.verdicts)
+    parts = [f"{failed} of {len(report.verdicts)} gates." if failed else f"all {len(report.verdicts)} gates."]
+    if report.unanswered is not None:
+        parts = [*parts[:failed], f"The bundle does not answer {report.unanswered}."]
+    if not report.passed:
+        return " ".join(parts)
+    if report.ladder.first_failed is not None:
+        parts.append("A more exact bundle it was compared with did not.")
+    if report.not_run is not None:
+        parts.append("The comparison with the torch reference was not run.")
+    return " ".join(parts)
+
+
+def _checked(report: CheckReport) -> Section:
+    lines = [
+        f"{report.bundle}: model {report.model}, precision {report.precision}, run on {report.backend}, "
+        f"by refdiff {refdiff_version()}."
+    ]
+    if report.ladder.judged.note is not None:
+        lines.append(f"Half precision: {report.ladder.judged.note}.")
+    lines += [
+        f"Compared with {rung.bundle}: {rung.precision}, run on {rung.backend}."
+        for rung in report.ladder.rungs[:-1]
+    ]
+    return Section(heading="What was checked", lines=lines)
+
+
+def _failed_gates(report: CheckReport) -> list[Section]:
+    failed = [verdict for verdict in report.verdicts if not verdict.passed]
+    if not failed:
+        return []
+    rows = [(each.name, f"{each.value:.4g}", _limit(each)) for each in failed]
+    table = Table(columns=(Column("gate"), *numeric("value", "limit")), rows=rows)
+    return [Section(heading="Failed gates", tables=(table,))]
+
+
+def _divergence(ladder: Ladder) -> list[Section]:
+    failed = ladder.first_failed
+    if failed is None:
+        return []
+    rung, step = failed
+    lines = [f"First graph outside its tolerance: {step.graph} ({step.output}) in {rung.bundle}"]
+    if ladder.fault is None:
+        lines.append(f"NOT RUN: naming the node: {ladder.fault_not_run}")
+        return [Section(heading="Where it breaks", lines=lines)]
+    lines.append(f"First divergence: {ladder.fault}")
+    return [Section(heading="Where it breaks", lines=lines, tables=(_divergence_table(ladder.fault),))]
+
+
+def _divergence_table(fault: Fault) -> Table:
+    node, difference = fault.result, fault.result.difference
+    facts = [
+        ("graph", fault.graph),
+        ("node", f"{node.node} ({node.operator})"),
+        ("tensor", f"{node.tensor} ({node.type})"),
+        ("compared with", _compared_with(fault)),
+        ("error of its inputs", f"{node.input_error:.3g}"),
+        ("worst value", _with_expected(difference.value, difference.expected)),
+        ("largest magnitude", _with_expected(difference.largest, difference.largest_expected)),
+        ("NaN, Inf", f"{difference.nan}, {difference.inf} of {difference.size} values"),
+    ]
+    if difference.is_finite:
+        limit = f"allowed {fault.tolerance.error:g}"
+        facts.append(("error", f"{difference.error:.3g} of its size (root mean square), {limit}"))
+    if difference.is_finite and difference.correlation is not None:
+        least = fault.tolerance.correlation
+        facts.append(("correlation", f"{difference.correlation:.6f}, expected {least:g} or more"))
+    return facts_table(facts)
+
+
+def _compared_with(fault: Fault) -> str:
+    alone = "looked for NaN and infinity alone"
+    if fault.compared_with is None:
+        return f"nothing, {alone}"
+    known = fault.result.difference.expected is not None
+    return fault.compared_with if known else f"nothing, {fault.compared_with} has no such tensor: {alone}"
+
+
+def _with_expected(got: float, expected: float | None) -> str:
+    return f"{got:.6g}" if expected is None else f"{got:.6g}, expected {expected:.6g}"
+
+
+def _ladder(ladder: Ladder) -> Section:
+    with_feeds = any(step.feeds is not None for rung in ladder.rungs for step in rung.steps)
+    explanation = (
+        "Every rung is fed the bundle's golden tensors. Errors are the largest difference from torch's "
+        "recorded answer over that answer's range, and limits are those of each graph's own precision."
+    )
+    if with_feeds:
+        explanation += " On recorded feeds, errors are from the first rung: torch has not answered them."
+    first = ladder.rungs[0]
+    return Section(
+        heading="Parity ladder: torch → " + " → ".join(rung.precision for rung in ladder.rungs),
+        explanation=explanation,
+        tables=[
+            _rung(rung, first=rung is first, with_feeds=with_feeds and rung is not first)
+            for rung in ladder.rungs
+        ],
+    )
+
+
+def _rung(rung: Rung, *, first: bool, with_feeds: bool) -> Table:
+    columns = (
+        *(Column("graph", grouped=True), Column("output")),
+        *numeric("error", "limit", "correlation", "limit"),
+        *(() if first else numeric("from rung before")),
+        *(numeric("on feeds") if with_feeds else ()),
+        Column(),
+    )
+    rows: list[Row] = []
+    for step in rung.steps:
+        kept = "" if step.precision == rung.precision else f" ({step.precision})"
+        rows.append(
+            (
+                f"{step.graph}{kept}",
+                step.output,
+                f"{step.torch.error:.3g}",
+                f"≤ {step.tolerance.error:g}",
+                f"{step.torch.correlation:.6f}",
+                f"≥ {step.tolerance.correlation:g}",
+                *(() if first else (_error(step.before),)),
+                *((_error(step.feeds),) if with_feeds else ()),
+                outcome(passed=step.passed),
+            )
+        )
+    return Table(columns=columns, rows=rows, title=f"{rung.precision}, run on {rung.backend}")
+
+
+def _task(report: CheckReport) -> Section:
+    heading = "Torch reference, on the task"
+    if report.not_run is not None:
+        line = f"NOT RUN: {report.not_run}. Noise floor and worst cases come from this comparison."
+        return Section(heading=heading, lines=(line,))
+    if report.unanswered is not None:
+        return Section(heading=heading, lines=(f"The bundle does not answer {report.unanswered}.",))
+    explanation = (
+        f"{report.count} held-out scenes per variant, asked of the torch reference and of this bundle. The "
+        "noise floor is how well the reference agrees with itself when the seed of its posterior draw and "
+        "noise is another."
+    )
+    tables = [
+        _agreement(f"{variant}, {report.count} scenes", verdicts, report.noise_floor.get(variant, {}))
+        for variant, verdicts in report.reference.items()
+    ]
+    line = "noise floor: the reference's agreement with itself under another seed; no gate"
+    return Section(heading=heading, lines=(line,), explanation=explanation, tables=tables)
+
+
+def _agreement(title: str, verdicts: Sequence[Verdict], floor: Mapping[str, float]) -> Table:
+    rows = [
+        (
+            verdict.name.replace("_", " ").replace("iou", "IoU"),
+            f"{verdict.value:.4f}",
+            _limit(verdict),
+            f"{floor[verdict.name]:.4f}" if verdict.name in floor else "–",
+            outcome(passed=verdict.passed),
+        )
+        for verdict in verdicts
+    ]
+    columns = (Column("agreement"), *numeric("value", "limit", "noise floor"), Column())
+    return Table(columns=columns, rows=rows, title=title)
+
+
+def _limit(verdict: Verdict) -> str:
+    return f"{'≥' if verdict.bound == 'at_least' else '≤'} {verdict.limit:g}"
+
+
+def _error(parity: Parity | None) -> str:
+    return "–" if parity is None else f"{parity.error:.3g}"
+
+
+def _worst_cases(report: CheckReport) -> Section:
+    same = all(case.agreement.mask_iou == 1 for case in report.worst)
+    line = (
+        "Reference and bundle give the same mask on every scene; below, where attention differs most."
+        if same
+        else "Least mask IoU first; where masks are the same, the largest difference in attention."
+    )
+    figures = [case_figure(case, report.precision) for case in report.worst]
+    return Section(heading="Worst cases", lines=(line,), figures=figures)
+
+
+def case_figure(case: ComparedSample, precision: str) -> Figure:
+    """Draw a case: the image, both answers and both attention maps.
+
+    Args:
+        case: what was asked and answered.
+        precision: of the bundle, for the captions.
+    """
+    image = case.sample.read()
+    answers = (("reference", case.reference), (f"{precision} bundle", case.runtime))
+    images = [Image(png=_png(image), caption="scene")]
+    images += [
+        Image(png=_png(_answer(image, result)), caption=f"{name}: {_score(result)}")
+        for name, result in answers
+    ]
+    images += [
+        Image(png=_png(heat_overlay(image, result.heat)), caption=f"{name}: attention")
+        for name, result in answers
+        if result.heat is not None
+    ]
+    return Figure(title=f"“{case.reference.phrase}”", line=_case_numbers(case), images=images)
+
+
+def _case_numbers(case: ComparedSample) -> str:
+    agreement = case.agreement
+    facts = [
+        f"{case.variant}, {case.sample.id}",
+        f"mask IoU {agreement.mask_iou:.3f}",
+        f"candidates found {agreement.candidate_recall:.0%}",
+    ]
+    if agreement.heat_correlation is not None:
+        facts.append(f"attention correlates {agreement.heat_correlation:.5f}")
+    if case.heat_difference is not None:
+        facts.append(f"attention differs by {case.heat_difference:.3f} of 1 at most")
+    return " · ".join(facts)
+
+
+def _score(result: Segmentation) -> str:
+    return "no match" if result.index is None else f"score {result.score:.4f}"
+
+
+def _answer(image: NDArray[np.uint8], result: Segmentation) -> NDArray[np.uint8]:
+    """Return the overlay without the strip below it, whose text is in the caption."""
+    painted = overlay(image, result)
+    return painted[: round(image.shape[0] * painted.shape[1] / image.shape[1])]
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    image = PillowImage.fromarray(pixels)
+    image.thumbnail((LONGEST_PX, LONGEST_PX), PillowImage.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.quantize(_COLORS).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
