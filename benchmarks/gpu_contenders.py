@@ -65,7 +65,7 @@ class Plans:
         first = time.perf_counter()
         for _ in range(3):
             session.run(feeds)
-        plan = report.graphs[0].side_car
+        plan = report.graphs[0].metadata
         return {
             "version": report.version,
             "build_s": round(built - started, 2),
@@ -73,8 +73,8 @@ class Plans:
             "first_run_s": round(first - loaded, 2),
             "plan_bytes": plan.plan_bytes,
             "activation_bytes": plan.activation_bytes,
-            "cuda_graph": session.capture.is_captured,
-            "no_cuda_graph_because": session.capture.refusal,
+            "cuda_graph": session.cuda_graph.is_captured,
+            "no_cuda_graph_because": session.cuda_graph.refusal,
             "holding": None if sessions.memory is None else sessions.memory.holding,
         }
 

@@ -42,7 +42,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def no_clock() -> Iterator[None]:
     """No GPU has a say in eight bits, unless a test brings one: exports come out the same everywhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refdiff.calibration.precision.find_clock", lambda tell: (None, "not in tests"))
+        patch.setattr("refdiff.calibration.precision.find_latency_race", lambda tell: (None, "not in tests"))
         yield
 
 

@@ -27,7 +27,7 @@ from refdiff.calibration.simulation import simulated
 from refdiff.contracts.recipe import GraphRecipe, Half
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
-from refdiff.engines.ort import LeanSession
+from refdiff.engines.ort import CheckSession
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.keep_fp32 import default_islands
 from tests.support.graph_files import (
@@ -317,7 +317,7 @@ def test_a_weight_of_which_only_small_rows_are_read_can_still_be_stored(tmp_path
     assert named(list(found)) == [("overflow", "table", ("rows", "a"))]
     recipe = GraphRecipe(half="fp16", fp32=proposed(model.graph, found, "fp16"))
     convert_graph(path, tmp_path / "after.onnx", recipe)
-    got = LeanSession(tmp_path / "after.onnx").run({"i": np.int64([3, 0])})["y"]
+    got = CheckSession(tmp_path / "after.onnx").run({"i": np.int64([3, 0])})["y"]
     np.testing.assert_allclose(got[0], 1e10)
     np.testing.assert_allclose(got[1], table[0] ** 2, rtol=2e-3)
 

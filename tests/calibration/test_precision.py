@@ -199,7 +199,7 @@ def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(feeds, t
 
     monkeypatch.setattr(converting, "graph_tolerance", tolerance)
     clock, lines, output = Clock(dict.fromkeys(GRAPHS, (2, 1))), [], tmp_path / "b"
-    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (clock, "a GPU"))
+    monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (clock, "a GPU"))
     export(str(BUNDLE), precision="int8", feeds=feeds, output=output, progress=lines.append)
     manifest = open_bundle(output).manifest
     assert manifest.precision == "int8"
@@ -210,7 +210,7 @@ def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(feeds, t
 
 def test_a_bundle_without_eight_bits_is_not_called_after_them(feeds, tmp_path, monkeypatch):
     clock = Clock(dict.fromkeys(GRAPHS, (2, 1)))
-    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (clock, "a GPU"))
+    monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (clock, "a GPU"))
     export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "b")
     assert open_bundle(tmp_path / "b").manifest.precision == "fp16"
     again = tmp_path / "again"
@@ -237,7 +237,7 @@ def test_half_precision_is_not_timed(tmp_path):
 @pytest.mark.parametrize("timed", [True, False])
 def test_the_clock_is_looked_for_unless_it_is_not_wanted(timed, feeds, tmp_path, monkeypatch):
     clock = Clock(dict.fromkeys(GRAPHS, (2, 1)))
-    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (clock, "a GPU"))
+    monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (clock, "a GPU"))
     lines, output = [], tmp_path / "b"
     export(str(BUNDLE), precision="int8", feeds=feeds, timed=timed, output=output, progress=lines.append)
     assert ("eight bits have to be faster on a GPU" in lines) == timed
@@ -245,7 +245,7 @@ def test_the_clock_is_looked_for_unless_it_is_not_wanted(timed, feeds, tmp_path,
 
 
 def test_without_a_gpu_it_is_said_that_nothing_is_timed(feeds, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision_room, "find_clock", lambda tell: (None, "this machine shows no GPU"))
+    monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (None, "this machine shows no GPU"))
     lines = []
     export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "b", progress=lines.append)
     assert [line for line in lines if "by accuracy alone" in line and "shows no GPU" in line]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.diagnostics.checks import check_machine, check_packages
-from refdiff.diagnostics.facts import Finding, readable
+from refdiff.diagnostics.facts import Diagnosis, readable
 from refdiff.diagnostics.packages import ORT_REPORT
 from refdiff.diagnostics.sources import Ran
 from tests.support.machines import (
@@ -18,7 +18,7 @@ from tests.support.machines import (
 )
 
 
-def lines(machine: FakeMachine) -> dict[str, Finding]:
+def lines(machine: FakeMachine) -> dict[str, Diagnosis]:
     facts = machine.facts()
     return {each.name: each for each in (*check_machine(facts), *check_packages(facts))}
 

@@ -9,14 +9,14 @@ from refdiff.cli import main
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.diagnostics import doctor
 from refdiff.diagnostics import doctor as doctoring
-from refdiff.diagnostics.smoke_test import Trial
+from refdiff.diagnostics.smoke_test import SmokeTest
 from tests.support.damage import copy_of, edit_manifest
 from tests.support.machines import FakeMachine, cpu_box, orin_jetpack6, rtx_workstation
 from tests.support.plan_bundle import GRAPHS, write_bundle, write_plan
 
-RAN = Trial(runs=True, said="ran clip_text, 2e-07 off its record")
+RAN = SmokeTest(runs=True, said="ran clip_text, 2e-07 off its record")
 NOTHING = {
-    name: Trial(runs=False, said=f"{name} is not here; install {name}")
+    name: SmokeTest(runs=False, said=f"{name} is not here; install {name}")
     for name in ("tensorrt", "tensorrt-rtx", "ort-tensorrt", "ort-cuda", "ort-cpu")
 }
 
@@ -72,7 +72,7 @@ def test_a_machine_that_only_lacks_plans_is_well_and_a_bundle_without_them_is_no
     here, tmp_path, capsys
 ) -> None:
     machine = here(orin_jetpack6(tmp_path / "root"))
-    machine.trials["tensorrt"] = Trial(runs=False, said="no plans; build them", can_build=True)
+    machine.trials["tensorrt"] = SmokeTest(runs=False, said="no plans; build them", can_build=True)
     code, _, lines = diagnosis(capsys)
     assert (code, lines["verdict"]["found"]) == (0, "plans can be built and run here with tensorrt")
     code, _, lines = diagnosis(capsys, "mini")
@@ -146,7 +146,7 @@ def test_plans_are_counted_and_the_first_that_does_not_fit_is_named(here, tmp_pa
     machine = here(rtx_workstation(tmp_path / "root"))
     bundle = write_bundle(tmp_path / "bundle")
     write_plan(bundle, "unet")
-    machine.trials["tensorrt"] = Trial(
+    machine.trials["tensorrt"] = SmokeTest(
         runs=False,
         said="sam_encoder is too old; build it again",
         can_build=True,
@@ -162,7 +162,7 @@ def test_plans_are_counted_and_the_first_that_does_not_fit_is_named(here, tmp_pa
         "cure": "build it again",
     }
     assert "plans for tensorrt-rtx" not in lines
-    machine.trials["tensorrt"] = Trial(runs=True, said="ran", can_build=True, fitting=GRAPHS)
+    machine.trials["tensorrt"] = SmokeTest(runs=True, said="ran", can_build=True, fitting=GRAPHS)
     _, _, lines = diagnosis(capsys, str(bundle.path))
     assert lines["plans for tensorrt"]["state"] == "ok"
 

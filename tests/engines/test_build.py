@@ -130,7 +130,7 @@ def test_a_new_version_is_built_again_in_the_same_place(machines, capsys):
 def test_the_table_names_every_plan_and_where_it_is(machine, capsys):
     assert main(["build", "mini", "--graph", "unet", "--graph", "sd_text"]) == 0
     table = capsys.readouterr().out
-    for word in ("unet", "sd_text", "built", machine, "side-cars and build logs"):
+    for word in ("unet", "sd_text", "built", machine, "metadata and build logs"):
         assert word in table
     assert "vae_encoder" not in table
 
@@ -232,7 +232,7 @@ def test_a_failed_rebuild_leaves_the_plan_that_was_there(machine, behaviour):
         build.build("mini", graphs=["unet"], force=True)
     after = build.build("mini", graphs=["unet"]).graphs[0]
     assert after.reused
-    assert after.side_car == before.side_car
+    assert after.metadata == before.metadata
 
 
 def test_progress_comes_from_tensorrt_and_says_what_is_kept(machine):

@@ -16,7 +16,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import parity
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
-from refdiff.engines.ort import LeanSession
+from refdiff.engines.ort import CheckSession
 from refdiff.errors import EngineError, InputError
 from refdiff.passes.half_precision import HalfPrecision
 from tests.support.small_graphs import (
@@ -38,7 +38,7 @@ def chain() -> ir.Model:
     return small_graph("float[3] x => float[3] y", CHAIN, {"w": WEIGHT})
 
 
-class CountedSession(LeanSession):
+class CountedSession(CheckSession):
     """Counts its likes, and what they were asked for."""
 
     def __init__(self, model: Path | bytes, *, folder: Path | None = None) -> None:
@@ -52,7 +52,7 @@ class CountedSession(LeanSession):
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What each session that `probe` opens has as outputs."""
     CountedSession.asked = []
-    monkeypatch.setattr(probe_module, "LeanSession", CountedSession)
+    monkeypatch.setattr(probe_module, "CheckSession", CountedSession)
     return CountedSession.asked
 
 
@@ -91,7 +91,7 @@ def test_an_output_is_the_same_as_in_an_ordinary_run() -> None:
     feeds, _ = open_bundle(BUNDLE, verify="size").golden()["sam_encoder"]
     path = BUNDLE / "sam_encoder.onnx"
     found = collected(path, [feeds], ["embedding", "image_encoder.neck.3/Pow"])
-    np.testing.assert_array_equal(found[0, "embedding"], LeanSession(path).run(feeds)["embedding"])
+    np.testing.assert_array_equal(found[0, "embedding"], CheckSession(path).run(feeds)["embedding"])
     assert (found[0, "image_encoder.neck.3/Pow"] >= 0).all()
 
 

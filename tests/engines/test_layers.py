@@ -8,7 +8,7 @@ import pytest
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.session import Timings
 from refdiff.engines.factory import open_sessions
-from refdiff.engines.trt.buffers import Lane
+from refdiff.engines.trt.buffers import StreamContext
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.runtime import Library
@@ -85,12 +85,12 @@ class Bench:
     def __init__(self, *, timed: bool = False, layers: bool = False, rtx: bool = False) -> None:
         self.cuda = FakeCuda()
         self.trt = FakeTensorRT(self.cuda, rtx=rtx)
-        self.lane = Lane(Cuda(self.cuda))
+        self.context = StreamContext(Cuda(self.cuda))
         log = LayerLog(self.trt) if layers else None
         library = Library(self.trt)
         self.session = TrtSession(
             SUMS,
-            self.lane,
+            self.context,
             lambda: Engine(library, plan_of(SUMS), SUMS, layers=log),
             timed=timed,
             layers=log,
@@ -98,7 +98,7 @@ class Bench:
 
     def end(self) -> None:
         self.session.close()
-        self.lane.close()
+        self.context.close()
         assert self.cuda.is_clean
 
 

@@ -52,26 +52,26 @@ def bundle(request, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_graph_becomes_a_plan_that_its_side_car_describes(bundle):
+def test_every_graph_becomes_a_plan_that_its_metadata_describes(bundle):
     report = build.build(bundle, flavour="tensorrt-rtx")
     opened = open_bundle(bundle)
-    assert [each.side_car.identity.graph for each in report.graphs] == list(GRAPHS)
+    assert [each.metadata.identity.graph for each in report.graphs] == list(GRAPHS)
     golden = opened.golden()
     for built in report.graphs:
-        name = built.side_car.identity.graph
-        side_car = check_plan(built.plan, opened, name, RTX, None)
-        assert side_car == built.side_car
-        assert side_car.identity.precision == opened.manifest.graphs[name].precision
-        assert side_car.identity.version == RTX.version
-        assert side_car.activation_bytes
+        name = built.metadata.identity.graph
+        metadata = check_plan(built.plan, opened, name, RTX, None)
+        assert metadata == built.metadata
+        assert metadata.identity.precision == opened.manifest.graphs[name].precision
+        assert metadata.identity.version == RTX.version
+        assert metadata.activation_bytes
         assert built.plan.read_bytes()[:4] == b"vtrt"  # TensorRT-RTX's own first bytes
         shapes = {key: array.shape for key, array in golden[name][0].items()}
-        assert fitting_profile(side_car.identity.shapes, shapes) is not None
-        assert_fused_where_expected(name, side_car.identity.precision, side_car.attention)
+        assert fitting_profile(metadata.identity.shapes, shapes) is not None
+        assert_fused_where_expected(name, metadata.identity.precision, metadata.attention)
         assert "Total Activation Memory" in built.plan.with_suffix(".log").read_text()
     again = build.build(bundle, flavour="tensorrt-rtx")
     assert all(each.reused for each in again.graphs)
-    assert [each.side_car for each in again.graphs] == [each.side_car for each in report.graphs]
+    assert [each.metadata for each in again.graphs] == [each.metadata for each in report.graphs]
 
 
 SOFTMAXES = {
@@ -112,7 +112,7 @@ def test_a_plan_for_named_gpus_and_a_portable_one_lie_side_by_side(tmp_path, mon
     named = build.build("mini", flavour="tensorrt-rtx", graphs=["sd_text"], options=options).graphs[0]
     assert portable.plan.parent.name == "tensorrt-rtx-portable"
     assert named.plan.parent.name == "tensorrt-rtx-sm86-sm89"
-    assert portable.side_car.identity.key != named.side_car.identity.key
+    assert portable.metadata.identity.key != named.metadata.identity.key
 
 
 def graph(folder, text, weights=(), opset=18):

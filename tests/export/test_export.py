@@ -20,7 +20,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.parity import recorded_part, relative_error
 from refdiff.contracts.session import Array, SessionFactory
-from refdiff.engines.ort import LeanSession, OrtSession
+from refdiff.engines.ort import CheckSession, OrtSession
 from refdiff.errors import GateError, InputError
 from refdiff.export import bundle_export
 from refdiff.export import onnx_export as translations
@@ -67,8 +67,8 @@ def played(examples: dict[str, dict[str, Array]]) -> Callable[[str, SessionFacto
     return rehearse
 
 
-def opened(path: Path, batch: int) -> LeanSession:
-    return LeanSession(path)
+def opened(path: Path, batch: int) -> CheckSession:
+    return CheckSession(path)
 
 
 @pytest.fixture(scope="module")

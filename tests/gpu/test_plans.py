@@ -14,8 +14,8 @@ from refdiff.contracts.parity import parity, recorded_part
 from refdiff.engines import build
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.flavour import load_flavour
-from refdiff.engines.trt.latency_race import DeviceClock
-from refdiff.engines.trt.open import look_around, open_plans
+from refdiff.engines.trt.latency_race import LatencyRace
+from refdiff.engines.trt.open import load_environment, open_plans
 from refdiff.engines.trt.sessions import TrtSessions
 from refdiff.errors import MissingDependencyError
 
@@ -65,7 +65,7 @@ def test_a_graph_is_within_its_gates_plain_captured_and_replayed(
             measured = parity(recorded_part(outputs[name], record), record)
             assert measured.error <= limits.error
             assert measured.correlation >= limits.correlation
-    assert session.capture.is_captured or session.capture.refusal
+    assert session.cuda_graph.is_captured or session.cuda_graph.refusal
 
 
 def test_the_embedding_left_on_the_device_gives_what_the_copied_one_gives(
@@ -95,9 +95,9 @@ def test_plans_held_in_less_memory_give_the_same(
 
 
 def test_a_graph_is_as_fast_as_itself(bundle: Bundle, flavour: str, tmp_path: Path) -> None:
-    trt, cuda, device = look_around(flavour)
+    trt, cuda, device = load_environment(flavour)
     assert device is not None
-    clock = DeviceClock(trt, cuda, device, lambda line: None)
+    clock = LatencyRace(trt, cuda, device, lambda line: None)
     forms = {name: bundle.graph_path("unet") for name in ("one", "other")}
     graph = graph_contract(bundle.spec)["unet"]
     times = clock.medians_ms(graph, forms, bundle.golden()["unet"][0], scratch=tmp_path)

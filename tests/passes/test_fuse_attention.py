@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.parity import relative_error
 from refdiff.contracts.recipe import GraphRecipe
-from refdiff.engines.ort import LeanSession
+from refdiff.engines.ort import CheckSession
 from refdiff.export.onnx_export import export_graph
 from refdiff.export.wrappers import wrap
 from refdiff.passes import fuse_attention as bounded_attention
@@ -54,13 +54,13 @@ def test_a_small_attention_is_left_as_it_is(unet: Path) -> None:
 
 
 def test_a_large_attention_is_replaced_and_agrees(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    feeds, expected = feeds_of_unet(), LeanSession(unet).run(feeds_of_unet())
+    feeds, expected = feeds_of_unet(), CheckSession(unet).run(feeds_of_unet())
     attentions = operators(unet, 2).count("Softmax")
     monkeypatch.setattr(bounded_attention, "BYTES", 0)
     kinds = operators(unet, 2)
     assert kinds.count("MultiHeadAttention") == attentions > 0
     assert "Softmax" not in kinds
-    got = LeanSession(bounded_model(unet, batch=2), folder=unet.parent).run(feeds)
+    got = CheckSession(bounded_model(unet, batch=2), folder=unet.parent).run(feeds)
     assert got.keys() == expected.keys()
     for name, theirs in expected.items():
         assert relative_error(got[name], theirs) < 1e-5
@@ -72,10 +72,10 @@ def test_the_vae_s_attention_whose_q_is_scaled_late_is_replaced_and_agrees(
     graph = graph_contract(calm_stack().spec)["vae_encoder"]
     path = export_graph(wrap(calm_stack(), "vae_encoder"), graph, tmp_path)
     image = np.random.default_rng(0).standard_normal(graph.inputs[0].shape, dtype=np.float32)
-    expected = LeanSession(path).run({"image": image})["moments"]
+    expected = CheckSession(path).run({"image": image})["moments"]
     monkeypatch.setattr(bounded_attention, "BYTES", 0)
     assert operators(path, 1).count("MultiHeadAttention") == 1
-    got = LeanSession(bounded_model(path, batch=1), folder=tmp_path).run({"image": image})["moments"]
+    got = CheckSession(bounded_model(path, batch=1), folder=tmp_path).run({"image": image})["moments"]
     assert relative_error(got, expected) < 1e-5
 
 
@@ -89,11 +89,11 @@ def test_in_half_precision_it_is_as_exact_and_rounded_elsewhere(
         islands = tuple(rule for rule in islands if "softmax" not in rule.because)
     path = tmp_path / "unet.onnx"
     convert_graph(unet, path, GraphRecipe(half=half, fp32=islands))
-    feeds, exact = feeds_of_unet(), LeanSession(unet).run(feeds_of_unet())
-    every = LeanSession(rounded_model(path), folder=tmp_path).run(feeds)
+    feeds, exact = feeds_of_unet(), CheckSession(unet).run(feeds_of_unet())
+    every = CheckSession(rounded_model(path), folder=tmp_path).run(feeds)
     monkeypatch.setattr(bounded_attention, "BYTES", 0)
     assert "Softmax" not in operators(path, 2)
-    bounded = LeanSession(rounded_model(path, batch=2), folder=tmp_path).run(feeds)
+    bounded = CheckSession(rounded_model(path, batch=2), folder=tmp_path).run(feeds)
     for name, theirs in exact.items():
         error = relative_error(bounded[name], theirs)
         assert 0.2 * relative_error(every[name], theirs) < error < 1.5 * relative_error(every[name], theirs)

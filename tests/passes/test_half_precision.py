@@ -17,7 +17,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.parity import parity, recorded_part
 from refdiff.contracts.recipe import Half
-from refdiff.engines.ort import LeanSession
+from refdiff.engines.ort import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes.graph_files import check_contract
 from refdiff.passes.half_precision import HalfPrecision, Weights
@@ -377,7 +377,7 @@ def test_an_ordinary_run_of_an_fp16_graph_agrees_too(tmp_path: Path) -> None:
     model, _ = half_graph("clip_text")
     feeds, records = open_bundle(BUNDLE, verify="size").golden()["clip_text"]
     ir.save(model, tmp_path / "g.onnx", external_data="g.data", size_threshold_bytes=1024)
-    results = LeanSession(tmp_path / "g.onnx").run(feeds)
+    results = CheckSession(tmp_path / "g.onnx").run(feeds)
     for key, record in records.items():
         assert results[key].dtype == np.float32
         assert parity(recorded_part(results[key], record), record).correlation > 0.9999

@@ -12,7 +12,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import correlation, recorded_part
 from refdiff.contracts.recipe import GraphRecipe, Quantised, named
 from refdiff.engines.intermediate_tensors import probe
-from refdiff.engines.ort import LeanSession
+from refdiff.engines.ort import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes import quantize as eight_bit_weights
 from refdiff.passes.convert import convert_graph
@@ -168,7 +168,7 @@ def converted(request, tmp_path_factory):
 def test_the_whole_chain_makes_a_small_file_that_runs_and_answers_alike(converted):
     path, _ = converted
     feeds, expected = open_bundle(BUNDLE, verify="size").golden()[path.stem]
-    got = LeanSession(rounded_model(path), folder=path.parent).run(feeds)
+    got = CheckSession(rounded_model(path), folder=path.parent).run(feeds)
     for output, record in expected.items():
         assert correlation(recorded_part(got[output], record), record) > 0.995
     size, before = (

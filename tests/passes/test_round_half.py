@@ -14,7 +14,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.parity import parity
 from refdiff.contracts.session import Array
-from refdiff.engines.ort import LeanSession, OrtSession
+from refdiff.engines.ort import CheckSession, OrtSession
 from refdiff.passes.half_precision import HalfPrecision
 from refdiff.passes.round_half import HALVES, round_every_node, rounded_model
 from tests.support.small_graphs import BUNDLE, half_graph, miniature_graph, noise, small_graph
@@ -42,7 +42,7 @@ def by_hand() -> Array:
 
 
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    return LeanSession(ir.to_proto(model).SerializeToString(), folder=BUNDLE).run(feeds)
+    return CheckSession(ir.to_proto(model).SerializeToString(), folder=BUNDLE).run(feeds)
 
 
 def one_step_apart(got: Array, expected: Array) -> bool:
@@ -82,7 +82,7 @@ def test_the_back_end_rounds_what_lies_in_a_file(tmp_path: Path) -> None:
     session = OrtSession(tmp_path / "net.onnx", SPEC, backend="ort-rounded", threads=1)
     assert one_step_apart(session.run(FEED)["y"], by_hand())
     serialised = rounded_model(tmp_path / "net.onnx")
-    assert one_step_apart(LeanSession(serialised, folder=tmp_path).run(FEED)["y"], by_hand())
+    assert one_step_apart(CheckSession(serialised, folder=tmp_path).run(FEED)["y"], by_hand())
 
 
 def test_types_that_a_file_leaves_out_are_found_again(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_types_that_a_file_leaves_out_are_found_again(tmp_path: Path) -> None:
             if not value.is_graph_output():
                 value.type, value.shape = None, None
     ir.save(model, tmp_path / "net.onnx")
-    assert one_step_apart(LeanSession(rounded_model(tmp_path / "net.onnx")).run(FEED)["y"], by_hand())
+    assert one_step_apart(CheckSession(rounded_model(tmp_path / "net.onnx")).run(FEED)["y"], by_hand())
 
 
 def test_overflow_becomes_infinite() -> None:
@@ -143,7 +143,7 @@ def test_numpys_own_half_precision_arithmetic_agrees_on_a_whole_graph(tmp_path: 
     ir.save(half_graph("clip_text")[0], tmp_path / "g.onnx")
     feeds, records = open_bundle(BUNDLE, verify="size").golden()["clip_text"]
     theirs = ReferenceEvaluator(str(tmp_path / "g.onnx")).run(None, dict(feeds))[0]
-    ours = LeanSession(rounded_model(tmp_path / "g.onnx")).run(feeds)["vector"]
+    ours = CheckSession(rounded_model(tmp_path / "g.onnx")).run(feeds)["vector"]
     assert parity(ours, theirs).error < 2e-3
     single = records["vector"]
     assert 0.5 < parity(ours, single).error / parity(theirs, single).error < 2.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from refdiff.diagnostics.gather import DRIVER_REPORT, NVIDIA_SMI, gather
 from refdiff.diagnostics.packages import ORT_REPORT
-from refdiff.diagnostics.smoke_test import Trial
+from refdiff.diagnostics.smoke_test import SmokeTest
 from refdiff.diagnostics.sources import Ran, Sources
 from refdiff.engines.trt.device import Device
 
@@ -39,7 +39,7 @@ class FakeMachine:
     providers: Sequence[str] = tuple(CPU_ONLY)
     answers: dict[str, str | Ran] = field(default_factory=dict)
     """First word of a command, or all of it -> what it prints, or what it comes to."""
-    trials: dict[str, Trial] = field(default_factory=dict)
+    trials: dict[str, SmokeTest] = field(default_factory=dict)
     disk: int = 50 * 10**9
     requirements: tuple[str, ...] = REQUIREMENTS
     asked: list[tuple[str, ...]] = field(default_factory=list)

@@ -17,7 +17,13 @@ from refdiff.engines.trt import open as choice
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
-from refdiff.engines.trt.metadata import PlanIdentity, SideCar, graph_sha256, recipe_sha256, side_car_path
+from refdiff.engines.trt.metadata import (
+    PlanIdentity,
+    PlanMetadata,
+    graph_sha256,
+    metadata_path,
+    recipe_sha256,
+)
 from refdiff.engines.trt.plans import find_plans
 from refdiff.engines.trt.sessions import TrtSessions
 from refdiff.engines.trt.shapes import shape_profiles
@@ -62,7 +68,7 @@ def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS, golden: GoldenTenso
 
 
 def write_plan(bundle: Bundle, name: str, *, activations: int = 1000, padding: int = 0, **changes) -> Path:
-    """A plan with its side-car; `changes` are of its identity."""
+    """A plan with its metadata; `changes` are of its identity."""
     graph: GraphSpec = CONTRACT[name]
     profiles = shape_profiles(graph, SPEC, [options_for(SPEC, variant="official")])
     ranges = [
@@ -87,7 +93,7 @@ def write_plan(bundle: Bundle, name: str, *, activations: int = 1000, padding: i
     plan = bundle.path / "engines" / identity.device_key / f"{name}.plan"
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_bytes(content)
-    side_car = SideCar(
+    metadata = PlanMetadata(
         identity=identity,
         plan_sha256=hashlib.sha256(content).hexdigest(),
         plan_bytes=len(content),
@@ -97,7 +103,7 @@ def write_plan(bundle: Bundle, name: str, *, activations: int = 1000, padding: i
         built_on=None,
         refdiff_version="0",
     )
-    side_car_path(plan).write_text(side_car.to_text())
+    metadata_path(plan).write_text(metadata.to_text())
     return plan
 
 

@@ -1,4 +1,4 @@
-"""Plans for tests: an identity, and a plan put on disk with its side-car; light, for processes import it."""
+"""Plans for tests: an identity, and a plan put on disk with its metadata; light, for processes import it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import refdiff.miniature
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
-from refdiff.engines.trt.metadata import PlanIdentity, SideCar, graph_sha256
+from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, graph_sha256
 from refdiff.engines.trt.plan_store import PlanFiles, drafted, hashed, place
 from refdiff.engines.trt.shapes import shape_profiles
 
@@ -32,12 +32,12 @@ def identity(graph: str = "unet", **changes: Any) -> PlanIdentity:
     return PlanIdentity(**{**fields, **changes})
 
 
-def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> SideCar:
+def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> PlanMetadata:
     """What a build does once it has the lock."""
     with drafted(files) as draft:
         draft.write_bytes(content)
         sha256, size = hashed(draft)
-        side_car = SideCar(
+        metadata = PlanMetadata(
             identity=who or identity(),
             plan_sha256=sha256,
             plan_bytes=size,
@@ -47,5 +47,5 @@ def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> Si
             built_on="Orin",
             refdiff_version="0.1.0",
         )
-        place(files, draft, side_car, "said\n")
-    return side_car
+        place(files, draft, metadata, "said\n")
+    return metadata

@@ -24,7 +24,7 @@ from refdiff.contracts.parity import Parity, parity, recorded_part
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.recipe import QUANTISED, RECIPE_NAME, GraphRecipe, Recipe, Rule
 from refdiff.contracts.session import Array
-from refdiff.engines.factory import lean_session
+from refdiff.engines.factory import load_check_session
 from refdiff.errors import BundleError, GateError, InputError, RefdiffError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ PURPOSE = "changing the precision"
 
 
 class Clock(Protocol):
-    """Times graphs on a device; see `refdiff.engines.trt.latency_race.DeviceClock`."""
+    """Times graphs on a device; see `refdiff.engines.trt.latency_race.LatencyRace`."""
 
     where: str
     """Device and TensorRT, for a person."""
@@ -221,7 +221,7 @@ def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parit
     """How close the written graph comes to torch on the golden feeds, every half-precision result rounded."""
     if name not in golden:
         raise BundleError(f"graph {name} has no golden record; export the bundle again")
-    lean = lean_session()
+    lean = load_check_session()
     with require_export(PURPOSE):
         from refdiff.passes.round_half import rounded_model
     feeds, expected = golden[name]

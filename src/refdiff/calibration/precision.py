@@ -26,7 +26,7 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.recipe import HALVES, QUANTISED, GraphRecipe, Half, Recipe, read_recipe
-from refdiff.engines.trt.latency_race import find_clock
+from refdiff.engines.trt.latency_race import find_latency_race
 from refdiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def convert_bundle(
     check_source(bundle)
     clock = None
     if wanted.timed and wanted.precision in QUANTISED:
-        clock, said = find_clock(progress)
+        clock, said = find_latency_race(progress)
         progress(
             f"eight bits have to be faster on {said}"
             if clock

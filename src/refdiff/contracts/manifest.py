@@ -32,7 +32,7 @@ TOKENIZER_NAME = "tokenizer.json"
 POSITIONS_NAME = "clip_positions.npy"
 GOLDEN_NAME = "golden.npz"
 ENGINES_NAME = "engines"
-"""Folder of the device's own plans: made after the export, with side-cars of their own."""
+"""Folder of the device's own plans: made after the export, with metadata of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

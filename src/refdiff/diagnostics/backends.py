@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from refdiff.contracts.bundle import Bundle
-from refdiff.diagnostics.facts import Finding, Machine, State, readable
-from refdiff.diagnostics.smoke_test import Trial
+from refdiff.diagnostics.facts import Diagnosis, Machine, State, readable
+from refdiff.diagnostics.smoke_test import SmokeTest
 from refdiff.diagnostics.sources import Run
 from refdiff.engines.trt.open import TENSORRT
 from refdiff.engines.trt.plans import has_plans, plan_bytes
@@ -35,7 +35,7 @@ _HASHED_PER_SECOND = 10e6
 class Tried:
     """All back-ends on one bundle."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Diagnosis, ...]
     runs_with: tuple[str, ...]
     """Back-ends that ran a graph."""
     can_build: tuple[str, ...]
@@ -51,7 +51,7 @@ def try_backends(bundle: Bundle, machine: Machine, run: Run, tell: Callable[[str
         run: runs a command; see `sources`.
         tell: called with a line of progress.
     """
-    trials: dict[str, Trial] = {}
+    trials: dict[str, SmokeTest] = {}
     for backend in TRIED:
         tell(f"trying {backend}")
         lacking = _lacking_memory(bundle, machine, backend)
@@ -67,16 +67,16 @@ def try_backends(bundle: Bundle, machine: Machine, run: Run, tell: Callable[[str
     )
 
 
-def _tried(bundle: Bundle, backend: str, run: Run) -> Trial:
+def _tried(bundle: Bundle, backend: str, run: Run) -> SmokeTest:
     hashing = plan_bytes(bundle, backend) / _HASHED_PER_SECOND if backend in TENSORRT else 0.0
     ran = run((*TRIAL, str(bundle.path.resolve()), backend), _TRIAL_SECONDS + hashing)
     if ran.fault is not None:
-        return Trial(runs=False, said=f"the trial failed: {ran.fault}")
+        return SmokeTest(runs=False, said=f"the trial failed: {ran.fault}")
     document = json.loads(ran.output.splitlines()[-1])
-    return Trial(**{**document, "fitting": tuple(document["fitting"])})
+    return SmokeTest(**{**document, "fitting": tuple(document["fitting"])})
 
 
-def _lacking_memory(bundle: Bundle, machine: Machine, backend: str) -> Trial | None:
+def _lacking_memory(bundle: Bundle, machine: Machine, backend: str) -> SmokeTest | None:
     """Where not even the weights of all graphs fit, ONNX Runtime is not tried."""
     if backend in TENSORRT:  # the trial asks the memory planner
         return None
@@ -89,7 +89,7 @@ def _lacking_memory(bundle: Bundle, machine: Machine, backend: str) -> Trial | N
         f"the weights alone take {readable(needed)} and {readable(free)} are free; "
         "end other programs, or export a smaller precision (fp16, int8)"
     )
-    return Trial(runs=False, said=said)
+    return SmokeTest(runs=False, said=said)
 
 
 def _free(machine: Machine, backend: str) -> int | None:
@@ -99,20 +99,20 @@ def _free(machine: Machine, backend: str) -> int | None:
     return None if free is None else free + machine.host.swap_free
 
 
-def _backend_line(backend: str, trial: Trial) -> Finding:
+def _backend_line(backend: str, trial: SmokeTest) -> Diagnosis:
     found, _, cure = trial.said.partition("; ")
     state: State = "ok" if trial.runs else "warn"
-    return Finding(section=SECTION, name=backend, state=state, found=found, cure=cure)
+    return Diagnosis(section=SECTION, name=backend, state=state, found=found, cure=cure)
 
 
-def _plan_lines(bundle: Bundle, machine: Machine, backend: str, trial: Trial) -> Iterator[Finding]:
+def _plan_lines(bundle: Bundle, machine: Machine, backend: str, trial: SmokeTest) -> Iterator[Diagnosis]:
     """Of a flavour that the bundle has plans for."""
     if not has_plans(bundle, backend):
         return
     name = f"plans for {backend}"
     if not trial.fitting and not trial.refused:
         found, cure = "there are some, and nobody here can say whether they fit", f"see {backend} above"
-        yield Finding(section=SECTION, name=name, state="warn", found=found, cure=cure)
+        yield Diagnosis(section=SECTION, name=name, state="warn", found=found, cure=cure)
         return
     found = f"{len(trial.fitting)} of {len(bundle.manifest.graphs)} graphs have one that is intact and fits"
     if machine.gpus.first is None:
@@ -120,4 +120,4 @@ def _plan_lines(bundle: Bundle, machine: Machine, backend: str, trial: Trial) ->
     why, _, cure = next(iter(trial.refused.values()), "").partition("; ")
     if trial.refused:
         found = f"{found}; {why}"
-    yield Finding(section=SECTION, name=name, state="warn" if why else "ok", found=found, cure=cure)
+    yield Diagnosis(section=SECTION, name=name, state="warn" if why else "ok", found=found, cure=cure)

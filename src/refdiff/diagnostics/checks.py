@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from refdiff.diagnostics.facts import Disk, Extra, Finding, Jetson, Machine, State, readable, version_numbers
+from refdiff.diagnostics.facts import (
+    Diagnosis,
+    Disk,
+    Extra,
+    Jetson,
+    Machine,
+    State,
+    readable,
+    version_numbers,
+)
 from refdiff.diagnostics.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
 from refdiff.engines.trt.flavour import INSTALL
 
@@ -22,7 +31,7 @@ _LITTLE_DISK = 10**9
 """Bytes below which plans of a real model do not fit."""
 
 
-def check_machine(machine: Machine) -> list[Finding]:
+def check_machine(machine: Machine) -> list[Diagnosis]:
     """System, GPU, driver, CUDA, Jetson, memory and disks."""
     return [
         *_system(machine),
@@ -33,25 +42,25 @@ def check_machine(machine: Machine) -> list[Finding]:
     ]
 
 
-def _line(name: str, state: State, found: str, cure: str = "") -> Finding:
-    return Finding(section=SECTION, name=name, state=state, found=found, cure=cure)
+def _line(name: str, state: State, found: str, cure: str = "") -> Diagnosis:
+    return Diagnosis(section=SECTION, name=name, state=state, found=found, cure=cure)
 
 
-def _system(machine: Machine) -> Iterator[Finding]:
+def _system(machine: Machine) -> Iterator[Diagnosis]:
     host = machine.host
     yield _line("system", "ok", f"{host.system}, Linux {host.kernel}, {host.arch}")
     yield _line("processor", "ok", f"{host.processor}, {host.cores} cores")
     yield _python(host.python)
 
 
-def _python(version: str) -> Finding:
+def _python(version: str) -> Diagnosis:
     oldest, newest = _TESTED_PYTHONS
     if oldest <= version_numbers(version)[:2] <= newest:
         return _line("Python", "ok", version)
     return _line("Python", "warn", f"{version}, tested are 3.10 to 3.13", "use one of those")
 
 
-def _gpus(machine: Machine) -> Iterator[Finding]:
+def _gpus(machine: Machine) -> Iterator[Diagnosis]:
     gpus, first = machine.gpus, machine.gpus.first
     if first is None:
         yield _no_gpu(machine)
@@ -65,7 +74,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     yield _line("CUDA libraries", "ok", _cuda(machine))
 
 
-def _no_gpu(machine: Machine) -> Finding:
+def _no_gpu(machine: Machine) -> Diagnosis:
     listed = machine.gpus.listed
     if listed:
         return _line(
@@ -95,7 +104,7 @@ def _cuda(machine: Machine) -> str:
     return f"system: {toolkit}{'; '.join(found) or 'none'}   pip: {', '.join(by_pip) or 'none'}"
 
 
-def _jetson(jetson: Jetson) -> Iterator[Finding]:
+def _jetson(jetson: Jetson) -> Iterator[Diagnosis]:
     yield _line("Jetson", "ok", jetson.model)
     yield _jetpack(jetson)
     yield _power(jetson)
@@ -111,7 +120,7 @@ def _jetson(jetson: Jetson) -> Iterator[Finding]:
         yield _line("clocks", "ok", ranges, cure)
 
 
-def _jetpack(jetson: Jetson) -> Finding:
+def _jetpack(jetson: Jetson) -> Diagnosis:
     found = f"{jetson.jetpack or 'unknown'}, Jetson Linux {jetson.l4t or 'unknown'}"
     version, oldest = (jetson.jetpack, (6,)) if jetson.jetpack else (jetson.l4t, (36,))
     if version and version_numbers(version) < oldest:
@@ -119,7 +128,7 @@ def _jetpack(jetson: Jetson) -> Finding:
     return _line("JetPack", "ok", found)
 
 
-def _power(jetson: Jetson) -> Finding:
+def _power(jetson: Jetson) -> Diagnosis:
     if jetson.power_mode is None:
         found = f"not known: {jetson.power_fault}"
         return _line("power mode", "warn", found, "sudo nvpmodel -q, outside of a container")
@@ -138,7 +147,7 @@ def _fastest(jetson: Jetson) -> str | None:
     return max((name for name in jetson.power_modes if name.startswith("MAXN")), default=None, key=len)
 
 
-def _memory(machine: Machine) -> Iterator[Finding]:
+def _memory(machine: Machine) -> Iterator[Diagnosis]:
     host = machine.host
     yield _line("memory", "ok", f"{readable(host.memory_free)} free of {readable(host.memory_total)}")
     gpu = machine.gpus.first
@@ -148,7 +157,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
         yield _line("GPU memory", "ok", found + shared)
 
 
-def _disk(disk: Disk) -> Finding:
+def _disk(disk: Disk) -> Diagnosis:
     name, found = f"disk for {disk.purpose}", f"{readable(disk.free)} free in {disk.folder}"
     if not disk.writable:
         return _line(name, "warn", f"{found}, which cannot be written to", "build in a copy of the bundle")
@@ -164,7 +173,7 @@ PACKAGE_CHECKS_SECTION = "packages"
 _LEAST_TENSORRT = (10, 3)
 
 
-def check_packages(machine: Machine) -> list[Finding]:
+def check_packages(machine: Machine) -> list[Diagnosis]:
     """refdiff, its back-ends' packages, its extras."""
     return [
         _package_checks_line("refdiff", "ok", machine.refdiff),
@@ -174,11 +183,11 @@ def check_packages(machine: Machine) -> list[Finding]:
     ]
 
 
-def _package_checks_line(name: str, state: State, found: str, cure: str = "") -> Finding:
-    return Finding(section=PACKAGE_CHECKS_SECTION, name=name, state=state, found=found, cure=cure)
+def _package_checks_line(name: str, state: State, found: str, cure: str = "") -> Diagnosis:
+    return Diagnosis(section=PACKAGE_CHECKS_SECTION, name=name, state=state, found=found, cure=cure)
 
 
-def _tensorrt(machine: Machine, flavour: str) -> Finding:
+def _tensorrt(machine: Machine, flavour: str) -> Diagnosis:
     version = tensorrt_version(machine, flavour)
     if version is None:
         return _no_tensorrt(machine, flavour)
@@ -189,7 +198,7 @@ def _tensorrt(machine: Machine, flavour: str) -> Finding:
     return _package_checks_line(flavour, "ok", version)
 
 
-def _no_tensorrt(machine: Machine, flavour: str) -> Finding:
+def _no_tensorrt(machine: Machine, flavour: str) -> Diagnosis:
     """Worth a warning where it would be used: on a GPU, with no other TensorRT."""
     if flavour == "tensorrt-rtx" and machine.host.arch != "x86_64":
         return _package_checks_line(flavour, "ok", f"not installed; there is none for {machine.host.arch}")
@@ -198,7 +207,7 @@ def _no_tensorrt(machine: Machine, flavour: str) -> Finding:
     return _package_checks_line(flavour, "warn" if wanted else "ok", "not installed", INSTALL[flavour])
 
 
-def _onnxruntime(machine: Machine) -> Finding:
+def _onnxruntime(machine: Machine) -> Diagnosis:
     runtime = machine.onnxruntime
     if runtime is None:
         cure = "pip install 'refdiff[gpu]'" if machine.gpus.devices else "pip install 'refdiff[cpu]'"
@@ -221,14 +230,14 @@ def _gpu_cure(machine: Machine) -> str:
     return "pip uninstall onnxruntime, then pip install 'refdiff[gpu]'"
 
 
-def _extras(machine: Machine) -> list[Finding]:
+def _extras(machine: Machine) -> list[Diagnosis]:
     if not machine.extras:
         found = "not known: refdiff runs from its sources and was not installed"
         return [_package_checks_line("extras", "warn", found, "pip install it, with -e from its sources")]
     return [_extra(extra, machine) for extra in machine.extras]
 
 
-def _extra(extra: Extra, machine: Machine) -> Finding:
+def _extra(extra: Extra, machine: Machine) -> Diagnosis:
     """An extra that is not there is a choice; one with a package too old is a fault."""
     name, cure = f"extra {extra.name}", f"pip install 'refdiff[{extra.name}]'"
     if extra.name == "gpu" and "onnxruntime" in machine.packages:

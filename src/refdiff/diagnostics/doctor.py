@@ -12,7 +12,7 @@ from refdiff.contracts.inspection import bundle_path
 from refdiff.contracts.progress import Progress, silent
 from refdiff.diagnostics.backends import Tried, try_backends
 from refdiff.diagnostics.checks import check_machine, check_packages
-from refdiff.diagnostics.facts import Finding, Machine, State, readable
+from refdiff.diagnostics.facts import Diagnosis, Machine, State, readable
 from refdiff.diagnostics.gather import gather
 from refdiff.diagnostics.known_bad import check_known_bad
 from refdiff.diagnostics.sources import Sources, this_machine
@@ -27,7 +27,7 @@ class DoctorReport:
 
     bundle: Path | None
     """The bundle that was asked about; None where it was the machine alone."""
-    findings: tuple[Finding, ...]
+    findings: tuple[Diagnosis, ...]
     runs_with: tuple[str, ...]
     """Back-ends that ran a graph: of the bundle, or of the built-in one."""
     machine: Machine
@@ -38,7 +38,7 @@ class DoctorReport:
         return all(finding.state != "fail" for finding in self.findings)
 
     @property
-    def verdict(self) -> Finding:
+    def verdict(self) -> Diagnosis:
         """The last line, which sums up the others."""
         return self.findings[-1]
 
@@ -96,7 +96,7 @@ def doctor(
     )
 
 
-def _open(path: Path, manifest: Manifest) -> tuple[Bundle | None, list[Finding]]:
+def _open(path: Path, manifest: Manifest) -> tuple[Bundle | None, list[Diagnosis]]:
     """The bundle, if its files are what the manifest says; and lines about it."""
     try:
         bundle = open_bundle(path)
@@ -115,7 +115,7 @@ def _open(path: Path, manifest: Manifest) -> tuple[Bundle | None, list[Finding]]
     return bundle, lines
 
 
-def _verdict(tried: Tried, path: Path) -> Finding:
+def _verdict(tried: Tried, path: Path) -> Diagnosis:
     if tried.runs_with:
         return _line("verdict", "ok", f"runs here with {', '.join(tried.runs_with)}")
     if tried.can_build:
@@ -124,7 +124,7 @@ def _verdict(tried: Tried, path: Path) -> Finding:
     return _line("verdict", "fail", f"{path} cannot run here", "see the lines above, back-ends first")
 
 
-def _verdict_without_bundle(tried: Tried) -> Finding:
+def _verdict_without_bundle(tried: Tried) -> Diagnosis:
     if tried.runs_with:
         return _line("verdict", "ok", f"bundles run here with {', '.join(tried.runs_with)}")
     if tried.can_build:
@@ -134,9 +134,9 @@ def _verdict_without_bundle(tried: Tried) -> Finding:
     return _line("verdict", "fail", "no back-end can run anything here", cure)
 
 
-def _line(name: str, state: State, found: str, cure: str = "") -> Finding:
+def _line(name: str, state: State, found: str, cure: str = "") -> Diagnosis:
     section = "verdict" if name == "verdict" else "bundle"
-    return Finding(section=section, name=name, state=state, found=found, cure=cure)
+    return Diagnosis(section=section, name=name, state=state, found=found, cure=cure)
 
 
 _TONES: dict[State, Tone] = {"ok": "good", "warn": "plain", "fail": "bad"}

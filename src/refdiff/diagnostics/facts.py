@@ -20,7 +20,7 @@ State = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Diagnosis:
     """The line."""
 
     section: str

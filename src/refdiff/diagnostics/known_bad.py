@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from refdiff.diagnostics.facts import Finding, Machine, version_numbers
+from refdiff.diagnostics.facts import Diagnosis, Machine, version_numbers
 from refdiff.diagnostics.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
 
 SECTION = "known-bad combinations"
@@ -28,14 +28,14 @@ class KnownBad:
     """Of the issue, or of the comment in it that says so; of a page, the day it was read."""
 
 
-def check_known_bad(machine: Machine) -> list[Finding]:
+def check_known_bad(machine: Machine) -> list[Diagnosis]:
     """A warning for each combination that is here, or one line that says there is none."""
     seen = [(entry, found) for entry in KNOWN_BAD if (found := entry.seen(machine)) is not None]
     if not seen:
         none = f"none of the {len(KNOWN_BAD)} that are listed ({max(entry.dated for entry in KNOWN_BAD)})"
-        return [Finding(section=SECTION, name="all", state="ok", found=none)]
+        return [Diagnosis(section=SECTION, name="all", state="ok", found=none)]
     return [
-        Finding(
+        Diagnosis(
             section=SECTION,
             name=entry.title,
             state="warn",

@@ -21,14 +21,14 @@ from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.flavour import Flavour, load_flavour
-from refdiff.engines.trt.open import TENSORRT, look_around, open_plans
+from refdiff.engines.trt.open import TENSORRT, load_environment, open_plans
 from refdiff.engines.trt.plans import find_plans
 from refdiff.engines.trt.validation import knows
 from refdiff.errors import EngineError, RefdiffError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class SmokeTest:
     """What came of it."""
 
     runs: bool
@@ -42,7 +42,7 @@ class Trial:
     """Graph -> why it has none."""
 
 
-def attempt(bundle: Bundle, backend: str) -> Trial:
+def attempt(bundle: Bundle, backend: str) -> SmokeTest:
     """Run a graph with a back-end.
 
     Args:
@@ -53,9 +53,9 @@ def attempt(bundle: Bundle, backend: str) -> Trial:
         if backend in TENSORRT:
             return _attempt_plans(bundle, backend)
         with contextlib.closing(open_sessions(bundle, backend=backend)) as sessions:
-            return Trial(runs=True, said=_run(bundle, sessions, bundle.manifest.graphs))
+            return SmokeTest(runs=True, said=_run(bundle, sessions, bundle.manifest.graphs))
     except RefdiffError as error:
-        return Trial(runs=False, said=str(error))
+        return SmokeTest(runs=False, said=str(error))
 
 
 def graph_bytes(bundle: Bundle, graph: str) -> int:
@@ -63,12 +63,12 @@ def graph_bytes(bundle: Bundle, graph: str) -> int:
     return sum(bundle.manifest.files[name].size_bytes for name in bundle.manifest.graphs[graph].files)
 
 
-def _attempt_plans(bundle: Bundle, backend: str) -> Trial:
+def _attempt_plans(bundle: Bundle, backend: str) -> SmokeTest:
     flavour, device = load_flavour(backend), find_device()
     found, refused = find_plans(bundle, flavour, device, verify="hash")
-    trial = Trial(runs=False, said="", fitting=tuple(found), refused=refused)
+    trial = SmokeTest(runs=False, said="", fitting=tuple(found), refused=refused)
     try:
-        look_around(backend)
+        load_environment(backend)
         _check_known(flavour, device)
     except RefdiffError as error:
         return dataclasses.replace(trial, said=str(error))

@@ -24,7 +24,7 @@ from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.flavour import Flavour, choose_flavour, load_flavour
-from refdiff.engines.trt.metadata import PlanIdentity, SideCar, graph_sha256, recipe_sha256
+from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, graph_sha256, recipe_sha256
 from refdiff.engines.trt.monitor import Watch
 from refdiff.engines.trt.options import BuildOptions, check_options
 from refdiff.engines.trt.plan_store import PlanFiles
@@ -41,13 +41,13 @@ class BuiltGraph:
     """One plan."""
 
     plan: Path
-    side_car: SideCar
+    metadata: PlanMetadata
     reused: bool
     """It was there, built from exactly the same."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        return {"plan": str(self.plan), "reused": self.reused, **self.side_car.to_json()}
+        return {"plan": str(self.plan), "reused": self.reused, **self.metadata.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +193,8 @@ class _Maker:
             there = None if force else plan_store.reusable(files, identity)
             if there is not None:
                 tell(f"{graph}: {files.plan} is there")
-                return BuiltGraph(plan=files.plan, side_car=there, reused=True)
-            return BuiltGraph(plan=files.plan, side_car=self._build(files, identity, tell), reused=False)
+                return BuiltGraph(plan=files.plan, metadata=there, reused=True)
+            return BuiltGraph(plan=files.plan, metadata=self._build(files, identity, tell), reused=False)
 
     def _identity(self, graph: str) -> PlanIdentity:
         manifest = self._bundle.manifest
@@ -212,7 +212,7 @@ class _Maker:
             flags=self._options.flags(),
         )
 
-    def _build(self, files: PlanFiles, identity: PlanIdentity, tell: Progress) -> SideCar:
+    def _build(self, files: PlanFiles, identity: PlanIdentity, tell: Progress) -> PlanMetadata:
         log, started = make_log(self._flavour), time.perf_counter()
         task = BuildTask(
             graph=identity.graph,
@@ -227,7 +227,7 @@ class _Maker:
                 kept = plan_store.keep_failed_log(files, "\n".join(log.lines) + "\n")
                 raise EngineError(f"{error} (build log: {kept})") from error
             sha256, size = plan_store.hashed(draft)
-            side_car = SideCar(
+            metadata = PlanMetadata(
                 identity=identity,
                 plan_sha256=sha256,
                 plan_bytes=size,
@@ -237,5 +237,5 @@ class _Maker:
                 built_on=None if self._device is None else self._device.name,
                 refdiff_version=refdiff_version(),
             )
-            plan_store.place(files, draft, side_car, "\n".join(log.lines) + "\n")
-        return side_car
+            plan_store.place(files, draft, metadata, "\n".join(log.lines) + "\n")
+        return metadata

@@ -14,7 +14,7 @@ from refdiff.engines.trt.open import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from refdiff.engines.ort import LeanSession
+    from refdiff.engines.ort import CheckSession
 
 Backend = Literal["auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rounded", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -198,13 +198,13 @@ _EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export", "onnx": "export"}
 """Package -> the extra that brings it."""
 
 
-def lean_session() -> type[LeanSession]:
-    """`LeanSession`, whose package is asked for now.
+def load_check_session() -> type[CheckSession]:
+    """`CheckSession`, whose package is asked for now.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
     import_ort("ort-cpu")
-    from refdiff.engines.ort import LeanSession
+    from refdiff.engines.ort import CheckSession
 
-    return LeanSession
+    return CheckSession

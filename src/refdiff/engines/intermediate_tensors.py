@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from refdiff.contracts.session import Array
-from refdiff.engines.ort import LeanSession
+from refdiff.engines.ort import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes.graph_files import load_typed
 from refdiff.passes.round_half import HALVES, round_every_node
@@ -52,7 +52,7 @@ def probe(
     largest = max((_batch(feed) for feed in feeds), default=1)
     most = most_bytes if reduction is None else math.inf
     for group in _groups(graph, list(dict.fromkeys(names)), largest, most):
-        session = LeanSession(_exposing(graph, group, reduction or _read), folder=folder)
+        session = CheckSession(_exposing(graph, group, reduction or _read), folder=folder)
         for index, feed in enumerate(feeds):
             results = session.run(feed, [_probed(name) for name in group])
             for name in group:

@@ -14,7 +14,7 @@ from refdiff.engines.build import check_size, choose, chosen_graphs
 from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
 from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.device import find_device
-from refdiff.engines.trt.lint import Finding, findings
+from refdiff.engines.trt.lint import LintFinding, findings
 from refdiff.engines.trt.parsing import Refusal, parse
 
 
@@ -27,7 +27,7 @@ class LintedGraph:
     layers: int
     """Of the network, as far as it was parsed."""
     refusals: tuple[Refusal, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[LintFinding, ...]
     attention: tuple[AttentionBlock, ...]
     """Both empty where the graph was refused: half a network says nothing."""
 

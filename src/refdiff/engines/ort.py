@@ -88,7 +88,7 @@ def layer_times(events: Sequence[Mapping[str, Any]]) -> Sequence[LayerTime]:
 _ERRORS_ONLY = 3
 
 
-class LeanSession:
+class CheckSession:
     """Runs a graph without a contract: no second layout of its weights, no arena.
 
     Measured on SD 1.5's UNet at 512 px: 0.6 GB of private memory instead of 5.5 GB.

@@ -17,18 +17,18 @@ def build_section(report: BuildReport, *, fusion: bool = False) -> Section:
     """Lay out one row per plan, and where the plans are; with `fusion` one row per attention as well."""
     rows = []
     for built in report.graphs:
-        side_car = built.side_car
-        activations = side_car.activation_bytes
+        metadata = built.metadata
+        activations = metadata.activation_bytes
         rows.append(
             (
-                side_car.identity.graph,
-                side_car.identity.precision,
-                size_text(side_car.plan_bytes),
+                metadata.identity.graph,
+                metadata.identity.precision,
+                size_text(metadata.plan_bytes),
                 "–" if activations is None else size_text(activations),
-                _fused(side_car.attention),
-                f"{side_car.seconds:.1f}",
+                _fused(metadata.attention),
+                f"{metadata.seconds:.1f}",
                 "kept" if built.reused else "built",
-                side_car.identity.key[:12],
+                metadata.identity.key[:12],
             )
         )
     columns = (
@@ -36,8 +36,8 @@ def build_section(report: BuildReport, *, fusion: bool = False) -> Section:
         *(Column(), Column("key")),
     )
     folders = sorted({str(built.plan.parent) for built in report.graphs})
-    places = [f"plans, side-cars and build logs: {folder}" for folder in folders]
-    attention = [(built.side_car.identity.graph, built.side_car.attention) for built in report.graphs]
+    places = [f"plans, metadata and build logs: {folder}" for folder in folders]
+    attention = [(built.metadata.identity.graph, built.metadata.attention) for built in report.graphs]
     plans = Table(columns=columns, rows=rows, footnotes=places)
     line = (
         f"{report.bundle}   {report.flavour} {report.version} ({report.reason}), for "

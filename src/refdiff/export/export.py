@@ -18,7 +18,7 @@ from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.data.sample import Sample
-from refdiff.engines.factory import lean_session
+from refdiff.engines.factory import load_check_session
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
 from refdiff.models.choice import MODELS, ModelChoice, load_choice
@@ -137,7 +137,7 @@ def export_stack(
         thorough: rehearse all questions in both variants; False: one in one, which still runs every graph.
         progress: told one line at each step.
     """
-    lean = lean_session()  # what checks the graphs is missing now, or not at all
+    lean = load_check_session()  # what checks the graphs is missing now, or not at all
     with require_export(PURPOSE):
         from refdiff.export.bundle_export import export_bundle
         from refdiff.export.rehearsal import Rehearsal

@@ -157,7 +157,7 @@ def tolerance(precision: str, graph_name: str) -> float:
 
 
 class Runner(Protocol):
-    """A graph that runs; see `refdiff.engines.ort.LeanSession`."""
+    """A graph that runs; see `refdiff.engines.ort.CheckSession`."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once."""
@@ -165,7 +165,7 @@ class Runner(Protocol):
 
 
 OpenGraph = Callable[[Path, int], Runner]
-"""Opens a written graph for runs of a batch; see `refdiff.engines.ort.LeanSession`."""
+"""Opens a written graph for runs of a batch; see `refdiff.engines.ort.CheckSession`."""
 
 
 def check_graph(

@@ -12,7 +12,7 @@ from refdiff.engines.trt import flavour as flavours
 from refdiff.engines.trt import latency_race as device_clock
 from refdiff.engines.trt import open as choice
 from refdiff.engines.trt.cuda import Cuda
-from refdiff.engines.trt.latency_race import ROUNDS, WARM_UPS, DeviceClock, find_clock
+from refdiff.engines.trt.latency_race import ROUNDS, WARM_UPS, LatencyRace, find_latency_race
 from refdiff.errors import EngineError
 from tests.support.fake_builder import Behaviour, fake_flavour, fake_rtx, fake_tensorrt
 from tests.support.fake_tensorrt import plan_of
@@ -37,7 +37,7 @@ class Bench:
         self.module = (fake_rtx if rtx else fake_tensorrt)(behaviour=self.behaviour)
         for name in ("Runtime", "TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy"):
             setattr(self.module, name, getattr(self.machine.trt, name))
-        self.clock = DeviceClock(fake_flavour(self.module), Cuda(self.machine.cuda), GPU, lambda line: None)
+        self.clock = LatencyRace(fake_flavour(self.module), Cuda(self.machine.cuda), GPU, lambda line: None)
 
     def plan(self, onnx: Path, config) -> bytes:
         self.profiles.append(config.profiles)
@@ -137,7 +137,7 @@ def machine(monkeypatch):
 
 
 def found():
-    clock, said = find_clock(lambda line: None)
+    clock, said = find_latency_race(lambda line: None)
     return clock is not None, said
 
 

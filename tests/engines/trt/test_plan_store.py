@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.contracts.manifest import ENGINES_NAME
-from refdiff.engines.trt.metadata import SideCar
+from refdiff.engines.trt.metadata import PlanMetadata
 from refdiff.engines.trt.plan_store import (
     drafted,
     keep_failed_log,
@@ -41,12 +41,12 @@ def names(files):
     return sorted(path.name for path in files.folder.iterdir() if path.name != ".lock")
 
 
-def test_a_plan_lies_beside_its_side_car_and_log_under_its_device(files):
+def test_a_plan_lies_beside_its_metadata_and_log_under_its_device(files):
     with locked(files, nobody):
-        side_car = put(files, b"plan")
+        metadata = put(files, b"plan")
     assert files.folder.name == "tensorrt-sm87"
     assert names(files) == ["unet.json", "unet.log", "unet.plan"]
-    assert reusable(files, identity()) == side_car
+    assert reusable(files, identity()) == metadata
 
 
 def test_the_plan_is_tensorrt_s_bytes_and_nothing_else(files):
@@ -66,10 +66,10 @@ def test_a_plan_of_another_key_is_not_used_again(files):
         lambda files: files.plan.write_bytes(b"pla"),
         lambda files: files.plan.write_bytes(b"plam"),
         lambda files: files.plan.unlink(),
-        lambda files: files.side_car.unlink(),
-        lambda files: files.side_car.write_text("{}"),
+        lambda files: files.metadata.unlink(),
+        lambda files: files.metadata.write_text("{}"),
     ],
-    ids=["truncated", "changed", "no plan", "no side-car", "no side-car's content"],
+    ids=["truncated", "changed", "no plan", "no metadata", "no metadata content"],
 )
 def test_a_damaged_plan_is_not_used_again(files, damage):
     put(files, b"plan")
@@ -145,7 +145,7 @@ def builder(files, mode):
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), *sys.path))},
     )
 
 
@@ -178,15 +178,15 @@ def test_a_killed_build_leaves_nothing_that_loads_and_the_next_clears_it_away(fi
 
 
 def test_a_killed_rebuild_leaves_the_old_plan_whole(files):
-    side_car = put(files, b"plan")
+    metadata = put(files, b"plan")
     with builder(files, "stuck") as process:
         assert process.stdout.readline() == "building\n"
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
-    assert reusable(files, identity()) == side_car
+    assert reusable(files, identity()) == metadata
 
 
-def test_a_build_killed_between_plan_and_side_car_leaves_a_plan_that_does_not_count(files, monkeypatch):
+def test_a_build_killed_between_plan_and_metadata_leaves_a_plan_that_does_not_count(files, monkeypatch):
     put(files, b"old")
 
     class Killed(BaseException):
@@ -195,7 +195,7 @@ def test_a_build_killed_between_plan_and_side_car_leaves_a_plan_that_does_not_co
     def stop(self):
         raise Killed
 
-    monkeypatch.setattr(SideCar, "to_text", stop)
+    monkeypatch.setattr(PlanMetadata, "to_text", stop)
     with pytest.raises(Killed):
         put(files, b"new")
     assert files.plan.read_bytes() == b"new"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
-from refdiff.engines.trt.buffers import Lane
+from refdiff.engines.trt.buffers import StreamContext
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.runtime import JitCache, Library
@@ -33,21 +33,21 @@ class Bench:
     def __init__(self, **flavour: bool) -> None:
         self.cuda = FakeCuda()
         self.trt = FakeTensorRT(self.cuda, **flavour)
-        self.lane = Lane(Cuda(self.cuda))
+        self.context = StreamContext(Cuda(self.cuda))
         self.library = Library(self.trt)
 
     def session(self, graph: GraphSpec = SUMS, *, plan: bytes | None = None, cache=None, **options):
         content = plan or plan_of(graph)
         load = lambda: Engine(self.library, content, graph, cache=cache)  # noqa: E731
-        return TrtSession(graph, self.lane, load, **options)
+        return TrtSession(graph, self.context, load, **options)
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
-    bench.lane.close()
-    bench.lane.close()
+    bench.context.close()
+    bench.context.close()
     assert bench.cuda.is_clean
     assert bench.trt.loaded == 0
 
@@ -110,7 +110,7 @@ def test_releases_that_name_things_differently_run_the_same(flavour: dict[str, b
     session = bench.session()
     assert session.run(feeds())["once"][0, 0] == 6.0
     session.close()
-    bench.lane.close()
+    bench.context.close()
     assert bench.cuda.is_clean
 
 
@@ -274,7 +274,7 @@ def test_an_output_of_another_factory_or_library_is_refused(bench: Bench) -> Non
     with pytest.raises(InputError, match="was fed a Foreign"):
         second.run({"once": Foreign()})
     stranger.close()
-    other.lane.close()
+    other.context.close()
     second.close()
 
 
@@ -296,7 +296,7 @@ def test_the_second_run_of_a_shape_is_captured_and_later_ones_replayed(bench: Be
     assert bench.cuda.count("cudaGraphInstantiate") == 1
     assert bench.cuda.count("cudaGraphLaunch") == 3
     session.run(feeds(3))
-    assert not session.capture.is_captured
+    assert not session.cuda_graph.is_captured
     session.close()
 
 
@@ -312,24 +312,24 @@ def test_a_graph_that_cannot_be_captured_runs_plainly_and_says_why(bench: Bench)
     bench.trt.capturable = False
     session = bench.session()
     assert [session.run(feeds())["once"][0, 0] for _ in range(3)] == [6.0] * 3
-    assert session.capture.refusal == "TensorRT says that it is not capturable"
+    assert session.cuda_graph.refusal == "TensorRT says that it is not capturable"
     session.close()
     bench.trt.capturable = True
     failing = bench.session()
     bench.cuda.fail["cudaGraphInstantiate"] = Error.cudaErrorStreamCaptureUnsupported
     assert [failing.run(feeds())["once"][0, 0] for _ in range(3)] == [6.0] * 3
-    assert "cudaErrorStreamCaptureUnsupported" in str(failing.capture.refusal)
+    assert "cudaErrorStreamCaptureUnsupported" in str(failing.cuda_graph.refusal)
     bench.cuda.graphs.clear()
     failing.close()
 
 
 def test_a_shared_activation_buffer_serves_the_largest_and_drops_captures_when_it_moves(bench: Bench) -> None:
-    shared = bench.lane.activations
+    shared = bench.context.activations
     small = bench.session(activations=shared)
     large = bench.session(AFTER, plan=plan_of(AFTER, activations=50_000), activations=shared)
     for _ in range(3):
         small.run(feeds())
-    assert small.capture.is_captured
+    assert small.cuda_graph.is_captured
     large.run({"once": np.ones((2, 2), np.float32)})
     assert shared.size == 100_352
     assert small.run(feeds())["once"][0, 0] == 6.0  # the fake refuses activations that were freed
@@ -405,7 +405,7 @@ def test_compiled_kernels_are_kept_beside_the_plan_and_used_only_if_they_are_its
     engine = Engine(bench.library, plan_of(SUMS), SUMS, cache=again)
     assert (engine._config.cache.kernels != b"") == (damage == "none")
     engine.close()
-    bench.lane.close()
+    bench.context.close()
     assert [each.name for each in tmp_path.iterdir()] == ["sums.plan.jit"]
 
 
@@ -419,7 +419,7 @@ def test_a_plan_of_one_profile_is_compiled_for_its_shape_before_it_runs(
     engine = Engine(bench.library, plan, SUMS, cache=JitCache(tmp_path / "sums.jit", "abc"))
     assert engine._config.dynamic_shapes_kernel_specialization_strategy == strategy
     engine.close()
-    bench.lane.close()
+    bench.context.close()
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path: Path) -> None:
@@ -427,15 +427,15 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path: Path) -
     session = bench.session(cache=JitCache(tmp_path / "none" / "sums.jit", "abc"))
     assert session.run(feeds())["once"][0, 0] == 6.0
     session.close()
-    bench.lane.close()
+    bench.context.close()
     assert bench.cuda.is_clean
 
 
 def test_events_with_timing_measure_and_are_given_back(bench: Bench) -> None:
-    cuda = bench.lane.cuda
+    cuda = bench.context.cuda
     start, end = cuda.new_event(timing=True), cuda.new_event(timing=True)
-    cuda.record(start, bench.lane.stream)
-    cuda.record(end, bench.lane.stream)
+    cuda.record(start, bench.context.stream)
+    cuda.record(end, bench.context.stream)
     cuda.wait_for(end)
     assert cuda.elapsed_ms(start, end) == 1.5
     cuda.end_event(start)

@@ -23,7 +23,7 @@ VIT_B_16 = dataclasses.replace(
 
 
 def profiles(graph, *names, spec=SPEC):
-    return shape_profiles(graph_contract(spec)[graph], spec, [options_for(spec, profile=n) for n in names])
+    return shape_profiles(graph_contract(spec)[graph], spec, [options_for(spec, variant=n) for n in names])
 
 
 class Spy:
@@ -55,7 +55,7 @@ class Spy:
 @pytest.mark.parametrize("name", ["edge", "official"])
 def test_everything_the_pipeline_feeds_fits_a_profile(name):
     pytest.importorskip("onnxruntime")
-    options = options_for(SPEC, profile=name)
+    options = options_for(SPEC, variant=name)
     few = dataclasses.replace(options.proposals, points_per_side=8)  # as many sizes, fewer calls
     options = dataclasses.replace(options, proposals=few)
     spy = Spy(open_sessions(MINIATURE))

@@ -1,4 +1,4 @@
-"""Which plan may be loaded where: its key, its side-car, and everything that is refused."""
+"""Which plan may be loaded where: its key, its metadata, and everything that is refused."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ from refdiff.engines.trt.metadata import (
     AMPERE_PLUS,
     PORTABLE,
     PlanIdentity,
-    SideCar,
+    PlanMetadata,
     graph_sha256,
-    read_side_car,
+    metadata_path,
+    read_metadata,
     recipe_sha256,
-    side_car_path,
 )
 from refdiff.engines.trt.plan_store import PlanFiles
 from refdiff.engines.trt.shapes import ShapeRange
@@ -90,12 +90,12 @@ def test_a_changed_weight_file_changes_the_graph_s_hash():
     assert recipe_sha256(manifest, "unet") is None
 
 
-def test_a_side_car_reads_back_as_it_was_written(tmp_path):
+def test_a_metadata_reads_back_as_it_was_written(tmp_path):
     plan = write_plan(tmp_path)
-    side_car = read_side_car(plan)
-    assert side_car.identity == identity()
-    assert side_car.plan_sha256 == hash_file(plan)
-    assert side_car.to_text() == side_car_path(plan).read_text()
+    metadata = read_metadata(plan)
+    assert metadata.identity == identity()
+    assert metadata.plan_sha256 == hash_file(plan)
+    assert metadata.to_text() == metadata_path(plan).read_text()
 
 
 @pytest.mark.parametrize(
@@ -110,27 +110,27 @@ def test_a_side_car_reads_back_as_it_was_written(tmp_path):
         (lambda document: document.update(plan_bytes=True), "expected a whole number"),
         (lambda document: document.update(seconds="fast"), "expected a number"),
         (lambda document: document.update(version=None), "expected text"),
-        (lambda document: document.update(shapes=[[]]), "not a plan's side-car"),
+        (lambda document: document.update(shapes=[[]]), "not a plan's metadata"),
         (lambda document: document.update(shapes=[{"latent": {"min": [1]}}]), "is missing"),
         (lambda document: document.update(flags=[]), "expected an object"),
         (lambda document: document.update(version="10.4.0"), "was changed"),
     ],
 )
-def test_a_damaged_side_car_is_refused_with_the_cure(tmp_path, change, says):
+def test_a_damaged_metadata_is_refused_with_the_cure(tmp_path, change, says):
     plan = write_plan(tmp_path)
-    document = json.loads(side_car_path(plan).read_text())
+    document = json.loads(metadata_path(plan).read_text())
     change(document)
-    side_car_path(plan).write_text(json.dumps(document))
+    metadata_path(plan).write_text(json.dumps(document))
     with pytest.raises(EngineError, match=f"(?s){says}.*refdiff build"):
-        read_side_car(plan)
+        read_metadata(plan)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '"' * 2, "[" * 100_000])
-def test_what_is_no_side_car_is_refused(tmp_path, text):
+def test_what_is_no_metadata_is_refused(tmp_path, text):
     plan = write_plan(tmp_path)
-    side_car_path(plan).write_text(text)
+    metadata_path(plan).write_text(text)
     with pytest.raises(EngineError, match="refdiff build"):
-        read_side_car(plan)
+        read_metadata(plan)
 
 
 JSON = st.recursive(
@@ -140,9 +140,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(sorted(SideCar.__dataclass_fields__ | PlanIdentity.__dataclass_fields__)), JSON)
-def test_a_side_car_with_any_value_in_any_place_is_read_or_refused(field, value):
-    whole = SideCar(
+@given(st.sampled_from(sorted(PlanMetadata.__dataclass_fields__ | PlanIdentity.__dataclass_fields__)), JSON)
+def test_a_metadata_with_any_value_in_any_place_is_read_or_refused(field, value):
+    whole = PlanMetadata(
         identity=identity(),
         plan_sha256="0" * 64,
         plan_bytes=1,
@@ -154,12 +154,12 @@ def test_a_side_car_with_any_value_in_any_place_is_read_or_refused(field, value)
     )
     document = {**whole.to_json(), field: value}
     try:
-        assert SideCar.from_json(document, where="here").to_json() == document
+        assert PlanMetadata.from_json(document, where="here").to_json() == document
     except EngineError as error:
         assert "refdiff build" in str(error)
 
 
-def test_a_plan_that_fits_is_handed_its_side_car(tmp_path):
+def test_a_plan_that_fits_is_handed_its_metadata(tmp_path):
     plan = write_plan(tmp_path)
     assert check_plan(plan, MINIATURE, "unet", TENSORRT, ORIN).identity == identity()
     assert check_plan(plan, MINIATURE, "unet", TENSORRT, None, verify="size").plan_bytes == 6
@@ -185,7 +185,7 @@ def test_a_plan_of_something_else_is_refused_by_name_with_the_command_that_mends
 
 def test_a_plan_under_the_name_of_another_graph_is_refused(tmp_path):
     plan = write_plan(tmp_path, graph="unet_taps").rename(tmp_path / "unet.plan")
-    side_car_path(tmp_path / "unet_taps.plan").rename(side_car_path(plan))
+    metadata_path(tmp_path / "unet_taps.plan").rename(metadata_path(plan))
     with pytest.raises(EngineError, match="is of graph unet_taps, expected unet"):
         check_plan(plan, MINIATURE, "unet", TENSORRT, ORIN)
 
@@ -236,10 +236,10 @@ def test_a_plan_that_is_not_there_is_refused(tmp_path):
         check_plan(tmp_path / "unet.plan", MINIATURE, "unet", TENSORRT, ORIN)
 
 
-def test_a_plan_without_a_side_car_is_refused(tmp_path):
+def test_a_plan_without_a_metadata_is_refused(tmp_path):
     plan = write_plan(tmp_path)
-    side_car_path(plan).unlink()
-    with pytest.raises(EngineError, match="has no side-car"):
+    metadata_path(plan).unlink()
+    with pytest.raises(EngineError, match="has no metadata"):
         check_plan(plan, MINIATURE, "unet", TENSORRT, ORIN)
 
 

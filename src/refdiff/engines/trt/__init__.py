@@ -5,7 +5,7 @@ device       the GPU of this machine, as far as plans depend on it
 options      what a build may be asked for, and who refuses what
 shapes       the sizes a plan is made for
 plan_key     what a plan is made from, as one hash
-side_car     the JSON beside a plan
+metadata     the JSON beside a plan
 plan_store   where plans lie, how they get there, one build at a time
 validation   everything that is checked before a plan is loaded
 parsing      ONNX file -> network, or an error that names the node
@@ -26,7 +26,7 @@ engine       a loaded plan and its execution context
 library      TensorRT's runtime, and what it says when it fails
 capture      replaying a run as a CUDA graph
 device_array an output that stayed on the device
-buffers      device and pinned memory, and the lane that sessions share
+buffers      device and pinned memory, and the context that sessions share
 jit_cache    kernels that TensorRT-RTX compiled, kept beside the plan
 cuda         the few calls of CUDA; cudart imports cuda-python
 """

@@ -1,6 +1,6 @@
 """Memory that sessions hold: allocated once, grown only when a shape demands it, given back once.
 
-A `Lane` is what the sessions of one factory share: CUDA, one stream, and one buffer for activations.
+A `StreamContext` is what the sessions of one factory share: CUDA, one stream, and one buffer for activations.
 
 An output left on the device: a view of its session's buffer, refused once that moved on.
 """
@@ -93,7 +93,7 @@ class PinnedBuffer:
             self._cuda.free_pinned(address)
 
 
-class Lane:
+class StreamContext:
     """What the sessions of one factory share: they run one after the other, on one stream.
 
     Args:
@@ -128,16 +128,16 @@ class OutputSlot:
     """One output of a session: its device memory, its staging on the host, and how often it was written.
 
     Args:
-        lane: the session's.
+        context: the session's.
         name: "graph/output", for messages.
     """
 
-    def __init__(self, lane: Lane, name: str) -> None:
-        self.lane = lane
+    def __init__(self, context: StreamContext, name: str) -> None:
+        self.context = context
         self.name = name
-        self.memory = DeviceBuffer(lane.cuda, name)
+        self.memory = DeviceBuffer(context.cuda, name)
         self.writes = 0
-        self._staging = PinnedBuffer(lane.cuda)
+        self._staging = PinnedBuffer(context.cuda)
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> TrtArray:
         """What the last run left here."""
@@ -148,7 +148,7 @@ class OutputSlot:
         staged = self._staging.array(shape, dtype)
         size = nbytes(shape, dtype)
         if size:
-            cuda, stream = self.lane.cuda, self.lane.stream
+            cuda, stream = self.context.cuda, self.context.stream
             cuda.copy_out(self._staging.address, self.memory.address, size, stream)
         return staged
 
@@ -170,18 +170,18 @@ class TrtArray:
 
     def to_host(self) -> Array:
         """See `refdiff.contracts.session.DeviceArray`."""
-        self.address_on(self.slot.lane)
+        self.address_on(self.slot.context)
         staged = self.slot.start_copy(self.shape, self.dtype)
-        self.slot.lane.wait()
+        self.slot.context.wait()
         return staged.copy()
 
-    def address_on(self, lane: Lane) -> int:
-        """Where the values are, for a session of this lane.
+    def address_on(self, context: StreamContext) -> int:
+        """Where the values are, for a session of this context.
 
         Raises:
             InputError: they were overwritten, given back, or are another factory's.
         """
-        if self.slot.lane is not lane:
+        if self.slot.context is not context:
             raise InputError(
                 f"{self.slot.name} was left on the device by sessions of another factory; use .to_host()"
             )

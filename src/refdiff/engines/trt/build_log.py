@@ -83,7 +83,7 @@ def _with_kernel(block: AttentionBlock, layers: Sequence[PlanLayer]) -> Attentio
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+)")
 """One line for each optimisation profile; a context takes the largest."""
 
-_BORING = re.compile(r"catchCudaError.*CUDA driver version is insufficient|^Unable to determine GPU memory")
+_IGNORED = re.compile(r"catchCudaError.*CUDA driver version is insufficient|^Unable to determine GPU memory")
 """What every build without a driver says."""
 
 
@@ -113,7 +113,7 @@ def make_log(flavour: Flavour) -> BuildLog:
             if int(severity) > int(levels.INFO):
                 return
             self.lines.append(f"[{severity_name(severity)}] {message}")
-            if int(severity) <= int(levels.ERROR) and not _BORING.search(message):
+            if int(severity) <= int(levels.ERROR) and not _IGNORED.search(message):
                 self.errors.append(message)
 
     return cast("BuildLog", Log())

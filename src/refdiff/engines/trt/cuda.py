@@ -73,7 +73,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def allocate(self, size: int, purpose: str) -> int:
-        """Lane memory.
+        """Allocate device memory.
 
         Raises:
             EngineError: there is not enough; says for what it was, and how much is free.

@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from refdiff.engines.trt.buffers import Lane
+from refdiff.engines.trt.buffers import StreamContext
 from refdiff.errors import EngineError
 
 
-class Capture:
+class CudaGraph:
     """The captured run of one session.
 
     Args:
-        lane: the session's.
+        context: the session's.
         enabled: False runs everything plainly.
     """
 
-    def __init__(self, lane: Lane, *, enabled: bool) -> None:
-        self._lane = lane
+    def __init__(self, context: StreamContext, *, enabled: bool) -> None:
+        self._context = context
         self._enabled = enabled
         self._graph: Any = None
         self._runs = 0
@@ -46,15 +46,15 @@ class Capture:
         if self._graph is None:
             enqueue()
         else:
-            self._lane.cuda.launch(self._graph, self._lane.stream)
+            self._context.cuda.launch(self._graph, self._context.stream)
         self._runs += 1
 
     def drop(self) -> None:
         """Forget the captured run: shapes or addresses are about to change. Calling it twice is fine."""
         graph, self._graph, self._runs = self._graph, None, 0
         if graph is not None:
-            self._lane.wait()  # it may still be running
-            self._lane.cuda.end_capture(graph)
+            self._context.wait()  # it may still be running
+            self._context.cuda.end_capture(graph)
 
     def _try_capture(self, enqueue: Callable[[], None], is_capturable: Callable[[], bool]) -> None:
         """A graph that cannot be captured still runs plainly: the same kernels, launched one by one."""
@@ -62,7 +62,7 @@ class Capture:
             self._refuse("TensorRT says that it is not capturable")
             return
         try:
-            self._graph = self._lane.cuda.capture(self._lane.stream, enqueue)
+            self._graph = self._context.cuda.capture(self._context.stream, enqueue)
         except EngineError as error:
             self._refuse(str(error))
 

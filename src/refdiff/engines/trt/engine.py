@@ -95,7 +95,7 @@ class Engine:
         return made
 
     def activation_bytes(self) -> int:
-        """Lane memory that the next run needs for activations; call it after `bind`."""
+        """Device memory that the next run needs for activations; call it after `bind`."""
         most = _first(self._engine, "device_memory_size_v2", "device_memory_size")
         if not most or self._is_static:
             return int(most)

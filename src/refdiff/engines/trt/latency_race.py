@@ -14,7 +14,7 @@ from pathlib import Path
 
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array
-from refdiff.engines.trt.buffers import Lane
+from refdiff.engines.trt.buffers import StreamContext
 from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.cuda import Cuda
@@ -22,7 +22,7 @@ from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.flavour import Flavour, choose_flavour
 from refdiff.engines.trt.monitor import Tell, Watch
-from refdiff.engines.trt.open import look_around
+from refdiff.engines.trt.open import load_environment
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.runtime import SUFFIX, JitCache, Library
 from refdiff.engines.trt.session import TrtSession
@@ -37,7 +37,7 @@ ROUNDS = 50
 """In each round every form runs once."""
 
 
-class DeviceClock:
+class LatencyRace:
     """Times graphs on one GPU.
 
     Args:
@@ -75,12 +75,12 @@ class DeviceClock:
         """
         # All of them first: a build measures kernels, and nothing else may hold the device's memory then.
         plans = {name: self._built(graph, name, onnx, feeds, scratch) for name, onnx in forms.items()}
-        lane = Lane(self._cuda)
+        context = StreamContext(self._cuda)
         with contextlib.ExitStack() as stack:
-            stack.callback(lane.close)
+            stack.callback(context.close)
             sessions = {}
             for name, plan in plans.items():
-                session = TrtSession(graph, lane, partial(self._load, graph, plan), timed=True)
+                session = TrtSession(graph, context, partial(self._load, graph, plan), timed=True)
                 stack.callback(session.close)
                 sessions[name] = session
                 for _ in range(WARM_UPS):
@@ -121,7 +121,7 @@ def _repeated(session: TrtSession) -> float:
     return elapsed
 
 
-def find_clock(tell: Tell) -> tuple[DeviceClock | None, str]:
+def find_latency_race(tell: Tell) -> tuple[LatencyRace | None, str]:
     """The clock of this machine, where it has a GPU and a TensorRT that runs on it.
 
     Args:
@@ -137,8 +137,8 @@ def find_clock(tell: Tell) -> tuple[DeviceClock | None, str]:
         flavour, _ = choose_flavour(has_device=True)
         if not knows(flavour, device.compute_capability):
             return None, f"{flavour.title} does not know {device.name}"
-        _, cuda, _ = look_around(flavour.name)
-        clock = DeviceClock(flavour, cuda, device, tell)
+        _, cuda, _ = load_environment(flavour.name)
+        clock = LatencyRace(flavour, cuda, device, tell)
     except (EngineError, MissingDependencyError) as error:
         return None, str(error)
     except (ImportError, OSError) as error:  # a library that is not there, which nobody here asked for

@@ -14,7 +14,7 @@ from refdiff.engines.trt.flavour import Flavour
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class LintFinding:
     """One risk in one graph."""
 
     rule: str
@@ -59,7 +59,7 @@ _PICTURE_RANK = 4
 _HALVES = ("HALF", "BF16")
 
 
-def findings(flavour: Flavour, network: Any) -> tuple[Finding, ...]:
+def findings(flavour: Flavour, network: Any) -> tuple[LintFinding, ...]:
     """All risks of a network, in the order of its layers.
 
     Args:
@@ -71,7 +71,7 @@ def findings(flavour: Flavour, network: Any) -> tuple[Finding, ...]:
     return (*_of_inputs(network), *found, *_of_outputs(network, layers))
 
 
-def _of_layer(flavour: Flavour, layer: Any) -> Iterator[Finding]:
+def _of_layer(flavour: Flavour, layer: Any) -> Iterator[LintFinding]:
     kind = layer_kind(layer)
     if kind in _LAYER_RULES:
         yield _finding(_LAYER_RULES[kind], str(layer.name))
@@ -83,14 +83,14 @@ def _of_layer(flavour: Flavour, layer: Any) -> Iterator[Finding]:
         yield _finding("cubic resize", str(layer.name))
 
 
-def _of_inputs(network: Any) -> Iterator[Finding]:
+def _of_inputs(network: Any) -> Iterator[LintFinding]:
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if len(tensor.shape) == _PICTURE_RANK and -1 in tuple(tensor.shape)[2:]:
             yield _finding("dynamic picture size", str(tensor.name))
 
 
-def _of_outputs(network: Any, layers: list[Any]) -> Iterator[Finding]:
+def _of_outputs(network: Any, layers: list[Any]) -> Iterator[LintFinding]:
     """Outputs that are a softmax, whatever casts, reshapes or scales stand between."""
     made_by = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
     for index in range(network.num_outputs):
@@ -128,8 +128,8 @@ def _seen_as(flavour: Flavour, layer: Any, name: str, ask: Callable[[Any], bool]
     return ask(layer)
 
 
-def _finding(rule: str, layer: str) -> Finding:
-    return Finding(rule=rule, layer=layer, because=RISKS[rule])
+def _finding(rule: str, layer: str) -> LintFinding:
+    return LintFinding(rule=rule, layer=layer, because=RISKS[rule])
 
 
 def layer_kind(layer: Any) -> str:

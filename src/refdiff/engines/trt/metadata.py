@@ -5,7 +5,7 @@ same key may share a plan; anything else is another plan.
 
 The JSON beside a plan: what it was made from, for which GPU, and its own hash (DESIGN §4).
 
-In: a path. Out: a `SideCar`, every field of which has been checked. The plan itself is left as TensorRT
+In: a path. Out: a `PlanMetadata`, every field of which has been checked. The plan itself is left as TensorRT
 wrote it, so that trtexec and Triton load it.
 
     engines/tensorrt-sm87/unet.plan    TensorRT's own bytes
@@ -128,11 +128,11 @@ def recipe_sha256(manifest: Manifest, graph: str) -> str | None:
     return None if recipe is None or recipe not in manifest.files else manifest.files[recipe].sha256
 
 
-SIDE_CAR_FORMAT = 2
+METADATA_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideCar:
+class PlanMetadata:
     """What is known of a plan without loading it."""
 
     identity: PlanIdentity
@@ -154,7 +154,7 @@ class SideCar:
         del document["identity"]
         document["attention"] = [dataclasses.asdict(block) for block in self.attention]
         return {
-            "format": SIDE_CAR_FORMAT,
+            "format": METADATA_FORMAT,
             "key": self.identity.key,
             **self.identity.to_json(),
             **document,
@@ -165,55 +165,55 @@ class SideCar:
         return json.dumps(self.to_json(), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, document: object, *, where: str) -> SideCar:
+    def from_json(cls, document: object, *, where: str) -> PlanMetadata:
         """Read what `to_json` wrote.
 
         Raises:
-            EngineError: not a side-car, of another format, a value that is none, or changed by hand.
+            EngineError: not a plan's metadata, of another format, a value that is none, or changed by hand.
         """
         if not isinstance(document, dict):
             raise EngineError(f"{where}: expected a JSON object, got {type(document).__name__}; {_CURE}")
         fields = dict(document)
-        if (found := fields.pop("format", None)) != SIDE_CAR_FORMAT or isinstance(found, bool):
-            raise EngineError(f"{where}: got format {found!r}, expected {SIDE_CAR_FORMAT}; {_CURE}")
+        if (found := fields.pop("format", None)) != METADATA_FORMAT or isinstance(found, bool):
+            raise EngineError(f"{where}: got format {found!r}, expected {METADATA_FORMAT}; {_CURE}")
         try:
             key = as_text(fields.pop("key"), "key")
             identity = _identity(
                 {field.name: fields.pop(field.name) for field in dataclasses.fields(PlanIdentity)}
             )
             attention = tuple(_block(each) for each in as_list(fields.pop("attention"), "attention"))
-            side_car = cls(identity=identity, attention=attention, **fields)
-            _check_own(side_car)
+            metadata = cls(identity=identity, attention=attention, **fields)
+            _check_own(metadata)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EngineError(
-                f"{where} is not a plan's side-car ({missing_or_wrong(error)}); {_CURE}"
+                f"{where} is not a plan's metadata ({missing_or_wrong(error)}); {_CURE}"
             ) from error
         if key != identity.key:
             raise EngineError(
                 f"{where} was changed: its key is {key[:12]}…, expected {identity.key[:12]}…; {_CURE}"
             )
-        return side_car
+        return metadata
 
 
 _CURE = "build the plan again with: refdiff build BUNDLE --force"
 
 
-def side_car_path(plan: Path) -> Path:
-    """Where the side-car of a plan lies."""
+def metadata_path(plan: Path) -> Path:
+    """Where the metadata of a plan lies."""
     return plan.with_suffix(".json")
 
 
-def read_side_car(plan: Path) -> SideCar:
-    """The side-car of a plan; the plan itself is not looked at (`validation` does that).
+def read_metadata(plan: Path) -> PlanMetadata:
+    """The metadata of a plan; the plan itself is not looked at (`validation` does that).
 
     Raises:
-        EngineError: it is missing, unreadable, or not a side-car.
+        EngineError: it is missing, unreadable, or not a plan's metadata.
     """
-    path = side_car_path(plan)
+    path = metadata_path(plan)
     if not path.exists():
-        raise EngineError(f"{plan} has no side-car {path.name}, so its origin is unknown; {_CURE}")
+        raise EngineError(f"{plan} has no metadata {path.name}, so its origin is unknown; {_CURE}")
     document = read_json(path, EngineError, _CURE)
-    return SideCar.from_json(document, where=str(path))
+    return PlanMetadata.from_json(document, where=str(path))
 
 
 def _identity(fields: dict[str, Any]) -> PlanIdentity:
@@ -255,12 +255,12 @@ def _shape(value: object, name: str) -> Shape:
     return tuple(as_whole(size, f"shape of {name}", least=0) for size in as_list(value, f"shape of {name}"))
 
 
-def _check_own(side_car: SideCar) -> None:
-    as_text(side_car.plan_sha256, "plan_sha256")
-    as_text(side_car.refdiff_version, "refdiff_version")
-    as_whole(side_car.plan_bytes, "plan_bytes", least=0)
-    if side_car.activation_bytes is not None:
-        as_whole(side_car.activation_bytes, "activation_bytes", least=0)
-    if side_car.built_on is not None:
-        as_text(side_car.built_on, "built_on")
-    as_number(side_car.seconds, "seconds")
+def _check_own(metadata: PlanMetadata) -> None:
+    as_text(metadata.plan_sha256, "plan_sha256")
+    as_text(metadata.refdiff_version, "refdiff_version")
+    as_whole(metadata.plan_bytes, "plan_bytes", least=0)
+    if metadata.activation_bytes is not None:
+        as_whole(metadata.activation_bytes, "activation_bytes", least=0)
+    if metadata.built_on is not None:
+        as_text(metadata.built_on, "built_on")
+    as_number(metadata.seconds, "seconds")

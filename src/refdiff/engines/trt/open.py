@@ -53,7 +53,7 @@ def open_plans(
     """
     from refdiff.engines.trt.sessions import TrtSessions
 
-    flavour, cuda, device = look_around(backend)
+    flavour, cuda, device = load_environment(backend)
     plans, refused = find_plans(bundle, flavour, device)
     if not plans:
         raise EngineError(_nothing_fits(bundle, backend, refused))
@@ -71,7 +71,7 @@ def open_plans(
     )
 
 
-def look_around(backend: str) -> tuple[Flavour, Cuda, Device | None]:
+def load_environment(backend: str) -> tuple[Flavour, Cuda, Device | None]:
     """Everything that plans of any bundle need.
 
     Args:

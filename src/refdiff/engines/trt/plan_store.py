@@ -1,10 +1,10 @@
 """Where plans lie, how they get there, and when one may be used again.
 
-    BUNDLE/engines/<device key>/<graph>.plan, .json (side-car), .log
+    BUNDLE/engines/<device key>/<graph>.plan, .json (metadata), .log
     BUNDLE/engines/<device key>/.lock       held while a plan is built; the system releases a dead build's
 
-In: an identity and a builder. Out: a plan with its side-car. A plan counts only with a side-car that names
-its hash, and the side-car is written last: what a killed build leaves behind is never loaded, and is cleared
+In: an identity and a builder. Out: a plan with its metadata. A plan counts only with a metadata that names
+its hash, and the metadata is written last: what a killed build leaves behind is never loaded, and is cleared
 away by the next build.
 """
 
@@ -26,7 +26,7 @@ from refdiff.contracts.atomic_io import (
 )
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.manifest import ENGINES_NAME, MANIFEST_NAME
-from refdiff.engines.trt.metadata import PlanIdentity, SideCar, read_side_car, side_car_path
+from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, metadata_path, read_metadata
 from refdiff.errors import EngineError
 
 LOCK_NAME = ".lock"
@@ -58,9 +58,9 @@ class PlanFiles:
         return self.folder / f"{self.graph}.plan"
 
     @property
-    def side_car(self) -> Path:
+    def metadata(self) -> Path:
         """What they were made from."""
-        return side_car_path(self.plan)
+        return metadata_path(self.plan)
 
     @property
     def log(self) -> Path:
@@ -78,17 +78,17 @@ def plan_files(plans: Path, identity: PlanIdentity) -> PlanFiles:
     return PlanFiles(plans / identity.device_key, identity.graph)
 
 
-def reusable(files: PlanFiles, identity: PlanIdentity) -> SideCar | None:
-    """The side-car of a plan that was built from exactly this and is whole; None where there is none."""
+def reusable(files: PlanFiles, identity: PlanIdentity) -> PlanMetadata | None:
+    """The metadata of a plan that was built from exactly this and is whole; None where there is none."""
     try:
-        side_car = read_side_car(files.plan)
+        metadata = read_metadata(files.plan)
     except EngineError:
         return None
-    if side_car.identity.key != identity.key or not files.plan.is_file():
+    if metadata.identity.key != identity.key or not files.plan.is_file():
         return None
-    if files.plan.stat().st_size != side_car.plan_bytes or hash_file(files.plan) != side_car.plan_sha256:
+    if files.plan.stat().st_size != metadata.plan_bytes or hash_file(files.plan) != metadata.plan_sha256:
         return None
-    return side_car
+    return metadata
 
 
 @contextmanager
@@ -129,23 +129,23 @@ def drafted(files: PlanFiles) -> Iterator[Path]:
 
 
 def hashed(draft: Path) -> tuple[str, int]:
-    """The hash and the size of a draft, for its side-car."""
+    """The hash and the size of a draft, for its metadata."""
     return hash_file(draft), draft.stat().st_size
 
 
-def place(files: PlanFiles, draft: Path, side_car: SideCar, log: str) -> None:
-    """Put a built plan in its place, its side-car last; only for whoever holds the lock.
+def place(files: PlanFiles, draft: Path, metadata: PlanMetadata, log: str) -> None:
+    """Put a built plan in its place, its metadata last; only for whoever holds the lock.
 
     Raises:
         InputError: the folder cannot be written to.
     """
     with _writing(files.folder):
-        files.side_car.unlink(missing_ok=True)  # from here on, the old plan does not count
+        files.metadata.unlink(missing_ok=True)  # from here on, the old plan does not count
         draft.replace(files.plan)
         write_file(files.log, log)
         files.failed_log.unlink(missing_ok=True)
         sync(files.folder)
-        write_file(files.side_car, side_car.to_text())
+        write_file(files.metadata, metadata.to_text())
         sync(files.folder)
 
 

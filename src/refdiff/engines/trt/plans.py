@@ -1,4 +1,4 @@
-"""The plans of a bundle that can run here, found by their side-cars; and why graphs have none.
+"""The plans of a bundle that can run here, found by their metadata; and why graphs have none.
 
 In: a bundle, a TensorRT, the GPU. Out: graph -> `FoundPlan`. Only sizes are compared here unless more
 is asked for: a plan's bytes are hashed when it is loaded.
@@ -18,7 +18,7 @@ from refdiff.engines.memory_plan import EngineSize
 from refdiff.engines.trt.buffers import nbytes
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
-from refdiff.engines.trt.metadata import SideCar
+from refdiff.engines.trt.metadata import PlanMetadata
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.shapes import ShapeProfile
 from refdiff.engines.trt.validation import Verify, check_plan
@@ -27,25 +27,25 @@ from refdiff.errors import EngineError
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPlan:
-    """A plan that fits bundle, TensorRT and GPU, as far as its side-car says."""
+    """A plan that fits bundle, TensorRT and GPU, as far as its metadata says."""
 
     path: Path
-    side_car: SideCar
+    metadata: PlanMetadata
 
     def size(self, graph: GraphSpec) -> EngineSize:
         """What it takes on the device."""
-        profiles = self.side_car.identity.shapes
+        profiles = self.metadata.identity.shapes
         return EngineSize(
             name=graph.name,
-            weights=self.side_car.plan_bytes,
-            activations=self.side_car.activation_bytes or 0,
+            weights=self.metadata.plan_bytes,
+            activations=self.metadata.activation_bytes or 0,
             tensors=max((_tensor_bytes(graph, each) for each in profiles), default=0),
         )
 
     def max_batch(self, graph: GraphSpec) -> int | None:
         """Return the most rows of the axis b that any of its profiles takes; None for a graph without b."""
         batched = [tensor.name for tensor in graph.inputs if tensor.shape[0] == "b"]
-        profiles = self.side_car.identity.shapes
+        profiles = self.metadata.identity.shapes
         return max((profile[name].most[0] for profile in profiles for name in batched), default=None)
 
 
@@ -120,10 +120,10 @@ def _fitting(
 ) -> FoundPlan | EngineError:
     """The plan, or why it is not one that can run here."""
     try:
-        side_car = check_plan(path, bundle, graph, flavour, device, verify=verify)
+        metadata = check_plan(path, bundle, graph, flavour, device, verify=verify)
     except EngineError as error:
         return error
-    return FoundPlan(path=path, side_car=side_car)
+    return FoundPlan(path=path, metadata=metadata)
 
 
 def _tensor_bytes(graph: GraphSpec, profile: ShapeProfile) -> int:

@@ -15,8 +15,15 @@ import numpy as np
 from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Feed, Timings
-from refdiff.engines.trt.buffers import DeviceBuffer, Lane, OutputSlot, PinnedBuffer, TrtArray, nbytes
-from refdiff.engines.trt.cuda_graph import Capture
+from refdiff.engines.trt.buffers import (
+    DeviceBuffer,
+    OutputSlot,
+    PinnedBuffer,
+    StreamContext,
+    TrtArray,
+    nbytes,
+)
+from refdiff.engines.trt.cuda_graph import CudaGraph
 from refdiff.engines.trt.engine import Engine, Shape
 from refdiff.engines.trt.timing import LayerLog, RunTimer
 from refdiff.errors import EngineError, InputError, RefdiffError
@@ -27,7 +34,7 @@ class TrtSession:
 
     Args:
         graph: the contract.
-        lane: shared by the sessions of one factory.
+        context: shared by the sessions of one factory.
         load: makes the graph's engine; called at the first run, and again after `unload`.
         activations: where the engine's activations go; None: memory of its own.
         before_run: called before the engine is needed, so that others can make room.
@@ -40,7 +47,7 @@ class TrtSession:
     def __init__(
         self,
         graph: GraphSpec,
-        lane: Lane,
+        context: StreamContext,
         load: Callable[[], Engine],
         *,
         activations: DeviceBuffer | None = None,
@@ -51,25 +58,27 @@ class TrtSession:
         layers: LayerLog | None = None,
     ) -> None:
         self._graph = graph
-        self._lane = lane
+        self._context = context
         self._load = load
         self._owns_activations = activations is None
-        self._activations = activations or DeviceBuffer(lane.cuda, f"activations of {graph.name}")
+        self._activations = activations or DeviceBuffer(context.cuda, f"activations of {graph.name}")
         self._before_run = before_run
         self._max_batch = max_batch
         self._engine: Engine | None = None
-        self._inputs = {name: DeviceBuffer(lane.cuda, f"{graph.name}/{name}") for name in graph.input_names}
-        self._staging = {name: PinnedBuffer(lane.cuda) for name in graph.input_names}
-        self._outputs = {name: OutputSlot(lane, f"{graph.name}/{name}") for name in graph.output_names}
+        self._inputs = {
+            name: DeviceBuffer(context.cuda, f"{graph.name}/{name}") for name in graph.input_names
+        }
+        self._staging = {name: PinnedBuffer(context.cuda) for name in graph.input_names}
+        self._outputs = {name: OutputSlot(context, f"{graph.name}/{name}") for name in graph.output_names}
         self._dtypes = {t.name: np.dtype(t.dtype) for t in (*graph.inputs, *graph.outputs)}
         self._shapes: dict[str, Shape] = {}
         self._made: dict[str, Shape] = {}
         self._used: tuple[int, int] | None = None
-        self._staged: Any = lane.cuda.new_event()
+        self._staged: Any = context.cuda.new_event()
         self._closed = False
-        self._timer = RunTimer(lane) if timed else None
+        self._timer = RunTimer(context) if timed else None
         self._layers = layers
-        self.capture = Capture(lane, enabled=capture and layers is None)
+        self.cuda_graph = CudaGraph(context, enabled=capture and layers is None)
 
     @property
     def graph(self) -> GraphSpec:
@@ -116,7 +125,7 @@ class TrtSession:
             staged = {
                 name: self._outputs[name].start_copy(self._made[name], self._dtypes[name]) for name in wanted
             }
-            self._lane.wait()
+            self._context.wait()
             return {name: array.copy() for name, array in staged.items()}
 
     def repeat(self) -> None:
@@ -133,7 +142,7 @@ class TrtSession:
         with self._closing_on_failure():
             self._bind(engine, self._shapes)
             self._start(engine)
-            self._lane.wait()
+            self._context.wait()
 
     def timings(self) -> Timings:
         """See `refdiff.contracts.session.Session`; `device_ms` is between CUDA events around the run."""
@@ -156,8 +165,8 @@ class TrtSession:
     def unload(self) -> None:
         """Take weights and activations off the device; outputs that were left there stay."""
         with self._closing_on_failure():
-            self.capture.drop()
-            self._lane.wait()
+            self.cuda_graph.drop()
+            self._context.wait()
             self._shapes, self._used = {}, None
             if self._engine is not None:
                 self._engine.close()
@@ -175,7 +184,7 @@ class TrtSession:
         self._closed = True
         engine, self._engine = self._engine, None
         with contextlib.ExitStack() as stack:  # each in turn, whatever fails
-            stack.callback(self._lane.cuda.end_event, self._staged)
+            stack.callback(self._context.cuda.end_event, self._staged)
             if self._timer is not None:
                 stack.callback(self._timer.close)
             for name in self._inputs:
@@ -187,8 +196,8 @@ class TrtSession:
                 stack.callback(self._activations.free)
             if engine is not None:
                 stack.callback(engine.close, keep_kernels=not failed)
-            stack.callback(self._lane.wait)
-            stack.callback(self.capture.drop)
+            stack.callback(self._context.wait)
+            stack.callback(self.cuda_graph.drop)
 
     def _enqueue(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> list[str]:
         """Check, bind, copy in and start; returns the outputs asked for."""
@@ -207,9 +216,9 @@ class TrtSession:
         return wanted
 
     def _start(self, engine: Engine) -> None:
-        stream = self._lane.stream
+        stream = self._context.stream
         with self._timer or contextlib.nullcontext():
-            self.capture.run(lambda: engine.enqueue(stream), lambda: engine.is_capturable(stream))
+            self.cuda_graph.run(lambda: engine.enqueue(stream), lambda: engine.is_capturable(stream))
         for slot in self._outputs.values():
             slot.writes += 1
 
@@ -221,7 +230,7 @@ class TrtSession:
             raise InputError(
                 f"{self._graph.name} was fed a {type(feed).__name__}, expected an array; use .to_host()"
             )
-        return feed.address_on(self._lane), nbytes(feed.shape, feed.dtype)
+        return feed.address_on(self._context), nbytes(feed.shape, feed.dtype)
 
     def _loaded(self) -> Engine:
         if self._before_run is not None:
@@ -234,9 +243,9 @@ class TrtSession:
         """Set shapes and addresses where they changed; in a steady state nothing is done."""
         activations = self._activations
         if shapes != self._shapes:
-            self.capture.drop()
+            self.cuda_graph.drop()
             self._shapes = {}
-            self._made = engine.bind(shapes, self._lane.stream)
+            self._made = engine.bind(shapes, self._context.stream)
             for name, shape in shapes.items():
                 self._inputs[name].reserve(max(nbytes(shape, self._dtypes[name]), 1))
                 engine.use_tensor(name, self._inputs[name].address)
@@ -246,12 +255,12 @@ class TrtSession:
             activations.reserve(engine.activation_bytes())
             self._shapes, self._used = shapes, None
         if self._used != (activations.address, activations.size):
-            self.capture.drop()  # another session made the shared buffer grow
+            self.cuda_graph.drop()  # another session made the shared buffer grow
             engine.use_activations(activations.address, activations.size)
             self._used = (activations.address, activations.size)
 
     def _copy_in(self, sources: Mapping[str, Array | tuple[int, int]]) -> None:
-        cuda, stream = self._lane.cuda, self._lane.stream
+        cuda, stream = self._context.cuda, self._context.stream
         cuda.wait_for(self._staged)  # the staging may still be read by the last run's copies
         for name, source in sources.items():
             target = self._inputs[name].address

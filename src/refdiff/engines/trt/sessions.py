@@ -1,6 +1,6 @@
 """A bundle's plans behind the SessionFactory protocol: loaded late, held as the memory plan says.
 
-In: a bundle, a TensorRT, CUDA, and the plans found. Out: sessions that share one lane and run one at a time.
+In: a bundle, a TensorRT, CUDA, and the plans found. Out: sessions that share a stream and run one at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.session import Measure
 from refdiff.engines.memory_plan import MemoryPlan, plan_memory, read_memory
-from refdiff.engines.trt.buffers import Lane
+from refdiff.engines.trt.buffers import StreamContext
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.engine import Engine
@@ -72,7 +72,7 @@ class TrtSessions:
         self._layers: dict[str, LayerLog] = {}
         self._contract = graph_contract(bundle.spec)
         self._library: Library | None = None
-        self._lane: Lane | None = None
+        self._context: StreamContext | None = None
         self._verified: set[str] = set()
         self._open: dict[str, TrtSession] = {}
         self.backend = flavour.name
@@ -94,15 +94,15 @@ class TrtSessions:
 
     def close(self) -> None:
         """Close every session that was opened, and give the device back; calling it twice is fine."""
-        lane, self._lane = self._lane, None
+        context, self._context = self._context, None
         try:
             for session in self._open.values():
                 session.close()
         finally:
             self._open.clear()
             self._library = None
-            if lane is not None:
-                lane.close()
+            if context is not None:
+                context.close()
 
     def _new_session(self, name: str) -> TrtSession:
         self._bundle.graph_path(name)
@@ -112,16 +112,16 @@ class TrtSessions:
             )
         if name not in self._plans:
             raise EngineError(self.refused.get(name) or f"{self._bundle.path} has no plan of {name}")
-        lane = self._started()
+        context = self._started()
         staged = self.memory is not None and self.memory.holding == "staged"
         shared = self.memory is not None and self.memory.holding == "shared"
         if self._measure == "layers":
             self._layers[name] = LayerLog(self._flavour.module)
         session = TrtSession(
             self._contract[name],
-            lane,
+            context,
             partial(self._load, name),
-            activations=lane.activations if shared else None,
+            activations=context.activations if shared else None,
             before_run=self._make_room if staged else None,
             capture=self._capture,
             max_batch=self._plans[name].max_batch(self._contract[name]),
@@ -132,14 +132,14 @@ class TrtSessions:
             session.load()
         return session
 
-    def _started(self) -> Lane:
-        """The lane, once it is known that what is asked for fits."""
-        if self._lane is None:
+    def _started(self) -> StreamContext:
+        """The context, once it is known that what is asked for fits."""
+        if self._context is None:
             sizes = [plan.size(self._contract[name]) for name, plan in self._plans.items()]
             free = self._cuda.memory().free
             self.memory = plan_memory(sizes, free=free, budget=self._budget, holding=self._wanted)
-            self._lane = Lane(self._cuda)
-        return self._lane
+            self._context = StreamContext(self._cuda)
+        return self._context
 
     def _make_room(self, session: TrtSession) -> None:
         """Staged: whoever else is loaded goes."""
@@ -151,17 +151,17 @@ class TrtSessions:
         """Check the plan, every byte of it the first time, and bring it to the device."""
         plan = self._plans[name]
         verify: Verify = "size" if name in self._verified else "hash"
-        side_car = check_plan(plan.path, self._bundle, name, self._flavour, self._device, verify=verify)
+        metadata = check_plan(plan.path, self._bundle, name, self._flavour, self._device, verify=verify)
         self._verified.add(name)
         if self._library is None:
-            flags = [each.side_car.identity.flags for each in self._plans.values()]
+            flags = [each.metadata.identity.flags for each in self._plans.values()]
             host_code = any(bool(each.get("version_compatible")) for each in flags)
             self._library = Library(self._flavour.module, host_code=host_code)
         with plan.path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         check_validity(self._flavour, self._library.runtime, content, where=plan.path)
-        cache = JitCache(plan.path.with_name(plan.path.name + SUFFIX), side_car.plan_sha256)
-        stripped = bool(side_car.identity.flags.get("strip_weights"))
+        cache = JitCache(plan.path.with_name(plan.path.name + SUFFIX), metadata.plan_sha256)
+        stripped = bool(metadata.identity.flags.get("strip_weights"))
         weights = self._bundle.graph_path(name) if stripped else None
         layers = self._layers.get(name)
         return Engine(

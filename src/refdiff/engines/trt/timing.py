@@ -10,30 +10,30 @@ from types import TracebackType
 from typing import Any
 
 from refdiff.contracts.session import LayerTime
-from refdiff.engines.trt.buffers import Lane
+from refdiff.engines.trt.buffers import StreamContext
 
 
 class RunTimer:
     """Used in a `with` block around the enqueuing of a run; copies outside of it are not counted.
 
     Args:
-        lane: the session's.
+        context: the session's.
     """
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._begun = lane.cuda.new_event(timing=True)
-        self._ended = lane.cuda.new_event(timing=True)
+    def __init__(self, context: StreamContext) -> None:
+        self._context = context
+        self._begun = context.cuda.new_event(timing=True)
+        self._ended = context.cuda.new_event(timing=True)
         self._has_run = False
 
     def __enter__(self) -> None:
-        self._lane.cuda.record(self._begun, self._lane.stream)
+        self._context.cuda.record(self._begun, self._context.stream)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._lane.cuda.record(self._ended, self._lane.stream)
+            self._context.cuda.record(self._ended, self._context.stream)
             self._has_run = True
 
     def elapsed_ms(self) -> float | None:
@@ -44,13 +44,13 @@ class RunTimer:
         """
         if not self._has_run:
             return None
-        self._lane.cuda.wait_for(self._ended)
-        return self._lane.cuda.elapsed_ms(self._begun, self._ended)
+        self._context.cuda.wait_for(self._ended)
+        return self._context.cuda.elapsed_ms(self._begun, self._ended)
 
     def close(self) -> None:
         """Give the events back."""
-        self._lane.cuda.end_event(self._begun)
-        self._lane.cuda.end_event(self._ended)
+        self._context.cuda.end_event(self._begun)
+        self._context.cuda.end_event(self._ended)
 
 
 class LayerLog:

@@ -1,6 +1,6 @@
 """Everything that is checked before a plan is loaded; plans are code, so an unknown one is never loaded.
 
-In: a plan's path, the bundle, and what is here (TensorRT, GPU). Out: its side-car, or an error that names the
+In: a plan's path, the bundle, and what is here (TensorRT, GPU). Out: its metadata, or an error that names the
 constraint that failed and the command that mends it. Nothing is rebuilt here.
 """
 
@@ -17,9 +17,9 @@ from refdiff.engines.trt.flavour import Flavour
 from refdiff.engines.trt.metadata import (
     AMPERE_PLUS,
     PORTABLE,
-    SideCar,
+    PlanMetadata,
     graph_sha256,
-    read_side_car,
+    read_metadata,
     recipe_sha256,
 )
 from refdiff.errors import EngineError
@@ -38,7 +38,7 @@ def check_plan(
     device: Device | None,
     *,
     verify: Verify = "hash",
-) -> SideCar:
+) -> PlanMetadata:
     """Check a plan without loading it.
 
     Args:
@@ -55,11 +55,11 @@ def check_plan(
     cure = f"refdiff build {bundle.path} --flavour {flavour.name} --graph {graph}"
     if not plan.is_file():
         raise EngineError(f"{plan} does not exist; build it with: {cure}")
-    side_car = read_side_car(plan)
-    for complaint in _complaints(side_car, bundle, graph, flavour, device):
+    metadata = read_metadata(plan)
+    for complaint in _complaints(metadata, bundle, graph, flavour, device):
         raise EngineError(f"{plan} {complaint}; build it again with: {cure}")
-    _check_bytes(plan, side_car, verify, cure)
-    return side_car
+    _check_bytes(plan, metadata, verify, cure)
+    return metadata
 
 
 def check_validity(flavour: Flavour, runtime: Any, plan_bytes: Any, *, where: Path) -> str | None:
@@ -102,9 +102,9 @@ def _reasons(flavour: Flavour, diagnostics: int) -> Iterator[str]:
 
 
 def _complaints(
-    side_car: SideCar, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
+    metadata: PlanMetadata, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None
 ) -> Iterator[str]:
-    identity = side_car.identity
+    identity = metadata.identity
     if identity.graph != graph:
         yield f"is of graph {identity.graph}, expected {graph}"
     if identity.flavour != flavour.name:
@@ -115,15 +115,15 @@ def _complaints(
         yield f"was built from another {graph}.onnx than {bundle.path} holds"
     elif identity.recipe_sha256 != recipe_sha256(bundle.manifest, graph):
         yield f"was built by another precision recipe than {bundle.path} holds"
-    if not _version_fits(identity.version, flavour.version, compatible=_flag(side_car, "version_compatible")):
+    if not _version_fits(identity.version, flavour.version, compatible=_flag(metadata, "version_compatible")):
         yield f"was built with {identity.flavour} {identity.version}, this is {flavour.version}"
     if device is not None and not _target_fits(identity.targets, device.compute_capability, flavour):
         targets = ", ".join(identity.targets)
         yield f"was built for compute capability {targets}, this {device.name} is {device.compute_capability}"
 
 
-def _flag(side_car: SideCar, name: str) -> bool:
-    return bool(side_car.identity.flags.get(name, False))
+def _flag(metadata: PlanMetadata, name: str) -> bool:
+    return bool(metadata.identity.flags.get(name, False))
 
 
 def _version_fits(theirs: str, ours: str, *, compatible: bool) -> bool:
@@ -159,15 +159,15 @@ def _is_recent(compute_capability: str) -> bool:
     return int(compute_capability.split(".")[0]) >= _AMPERE
 
 
-def _check_bytes(plan: Path, side_car: SideCar, verify: Verify, cure: str) -> None:
+def _check_bytes(plan: Path, metadata: PlanMetadata, verify: Verify, cure: str) -> None:
     size = plan.stat().st_size
-    if size != side_car.plan_bytes:
+    if size != metadata.plan_bytes:
         raise EngineError(
             f"{plan} is truncated or not the plan that was built: got {size} bytes, "
-            f"expected {side_car.plan_bytes}; build it again with: {cure}"
+            f"expected {metadata.plan_bytes}; build it again with: {cure}"
         )
-    if verify == "hash" and (got := hash_file(plan)) != side_car.plan_sha256:
+    if verify == "hash" and (got := hash_file(plan)) != metadata.plan_sha256:
         raise EngineError(
             f"{plan} is not the plan that was built: got sha256 {got[:12]}…, "
-            f"expected {side_car.plan_sha256[:12]}…; build it again with: {cure}"
+            f"expected {metadata.plan_sha256[:12]}…; build it again with: {cure}"
         )
