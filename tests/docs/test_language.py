@@ -47,7 +47,6 @@ PENDING: tuple[str, ...] = (
     "docs",
     "README.md",
     "CONTRIBUTING.md",
-    "CHANGELOG.md",
 )
 """Path prefixes that are still being rewritten."""
 
