@@ -33,7 +33,7 @@ from watched import run_watched
 
 from refdiff.batch import folder as surveying
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import options_for
+from refdiff.contracts.options import BackendOptions, options_for
 from refdiff.data.synthetic import scene_samples
 from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
@@ -176,7 +176,11 @@ def folder(given: argparse.Namespace) -> dict[str, Any]:
             shutil.rmtree(out, ignore_errors=True)
             with staged(overlapped=overlapped, spinning=spinning):
                 surveying.segment_many(
-                    "mini", pictures, PHRASES, output=out, backend="ort-cpu", threads=threads
+                    "mini",
+                    pictures,
+                    PHRASES,
+                    output=out,
+                    backend=BackendOptions(name="ort-cpu", threads=threads),
                 )
 
         variants = [(o, s, t) for o in (False, True) for s in (True, False) for t in (1, 2)]

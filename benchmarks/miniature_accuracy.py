@@ -25,7 +25,7 @@ from provenance import provenance
 import refdiff
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
-from refdiff.contracts.options import MODES, options_for
+from refdiff.contracts.options import MODES, BackendOptions, RunOptions, options_for
 from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
 
 VARIANTS = ("official", "edge")
@@ -128,7 +128,7 @@ def _reference(variant: str) -> dict[str, Any]:
 
 @cache
 def _segmenter(variant: str) -> Any:
-    return refdiff.load("mini", variant=variant, threads=1)
+    return refdiff.load("mini", options=RunOptions(variant=variant), backend=BackendOptions(threads=1))
 
 
 def _tell(line: str) -> None:

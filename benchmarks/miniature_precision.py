@@ -25,6 +25,7 @@ import refdiff
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.inspection import inspect
+from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
 
 VARIANTS = ("official", "edge")
@@ -107,7 +108,9 @@ def _answer(folder: str, variant: str, backend: str, sample: Any) -> Any:
 
 @cache
 def _segmenter(folder: str, variant: str, backend: str) -> Any:
-    return refdiff.load(folder, variant=variant, backend=backend, threads=1)
+    return refdiff.load(
+        folder, options=RunOptions(variant=variant), backend=BackendOptions(name=backend, threads=1)
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from records import RESULTS, add_entry
 
+from refdiff.contracts.options import RunOptions
 from refdiff.profiling import profile, records
 
 
@@ -32,7 +33,7 @@ def main() -> None:
             given.bundle,
             image=given.image,
             phrase=given.phrase,
-            variant=name,
+            options=RunOptions(variant=name),
             runs=given.runs,
             layers=name == "edge" and given.html is not None,
         )

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import refdiff
 from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.miniature.scenes import render_scene
@@ -14,3 +16,8 @@ def test_the_daily_use_is_load_encode_segment(tiny_bundle: Path) -> None:
     assert first.mask.shape == second.mask.shape == scene.image.shape[:2]
     assert first.heat is not None
     assert len(first.candidates) == len(first.scores.total)
+
+
+def test_a_backend_given_as_text_is_refused_with_the_value_to_give(tiny_bundle: Path) -> None:
+    with pytest.raises(refdiff.InputError, match=r"expected BackendOptions, such as BackendOptions\(name="):
+        refdiff.load(tiny_bundle, backend="ort-cpu")  # type: ignore[arg-type]

@@ -1,20 +1,85 @@
-"""refdiff: zero-shot referring image segmentation (Ref-Diff), exported to ONNX and run without torch."""
+"""refdiff: zero-shot referring image segmentation (Ref-Diff), exported to ONNX and run without torch.
+
+The public names below are imported when they are first used: `import refdiff` alone loads nothing else.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refdiff.loading import load
+    from refdiff.batch.folder import segment_many as segment_many
+    from refdiff.batch.prediction import segment as segment
+    from refdiff.calibration.calibrate import calibrate as calibrate
+    from refdiff.contracts.inspection import inspect as inspect
+    from refdiff.contracts.options import BackendOptions as BackendOptions
+    from refdiff.contracts.options import RunOptions as RunOptions
+    from refdiff.contracts.results import Candidates as Candidates
+    from refdiff.contracts.results import Scores as Scores
+    from refdiff.contracts.results import Segmentation as Segmentation
+    from refdiff.diagnostics.doctor import doctor as doctor
+    from refdiff.engines.build import build as build
+    from refdiff.errors import BundleError as BundleError
+    from refdiff.errors import EngineError as EngineError
+    from refdiff.errors import GateError as GateError
+    from refdiff.errors import InputError as InputError
+    from refdiff.errors import MissingDependencyError as MissingDependencyError
+    from refdiff.errors import RefdiffError as RefdiffError
+    from refdiff.evaluation.evaluate import evaluate as evaluate
+    from refdiff.export.export import export as export_model  # noqa: F401 - public under this name
+    from refdiff.loading import load as load
+    from refdiff.models.fetch import fetch as fetch
+    from refdiff.profiling.profile import profile as profile
+    from refdiff.runtime.encoded_image import Scene as EncodedImage  # noqa: F401 - public under this name
+    from refdiff.runtime.pipeline import Segmenter as Segmenter
+    from refdiff.verification.check import check as check
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+
+_HOMES = {
+    "BackendOptions": "contracts.options",
+    "BundleError": "errors",
+    "Candidates": "contracts.results",
+    "EncodedImage": "runtime.encoded_image",
+    "EngineError": "errors",
+    "GateError": "errors",
+    "InputError": "errors",
+    "MissingDependencyError": "errors",
+    "RefdiffError": "errors",
+    "RunOptions": "contracts.options",
+    "Scores": "contracts.results",
+    "Segmentation": "contracts.results",
+    "Segmenter": "runtime.pipeline",
+    "build": "engines.build",
+    "calibrate": "calibration.calibrate",
+    "check": "verification.check",
+    "doctor": "diagnostics.doctor",
+    "evaluate": "evaluation.evaluate",
+    "export_model": "export.export",
+    "fetch": "models.fetch",
+    "inspect": "contracts.inspection",
+    "load": "loading",
+    "profile": "profiling.profile",
+    "segment": "batch.prediction",
+    "segment_many": "batch.folder",
+}
+"""Public name -> the module of this package that defines it."""
+
+_NAMES_THERE = {"EncodedImage": "Scene", "export_model": "export"}
+"""Names that differ in their module: `refdiff.export` is a package."""
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when first asked for: `import refdiff` alone stays light."""
-    if name != "load":
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
-    from refdiff.loading import load
+    value = getattr(import_module(f"refdiff.{_HOMES[name]}"), _NAMES_THERE.get(name, name))
+    globals()[name] = value
+    return value
 
-    return load
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,58 +6,59 @@ from pathlib import Path
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import check_trained, find_bundle
-from refdiff.contracts.options import Options, options_for
-from refdiff.contracts.session import SessionFactory
-from refdiff.engines.factory import open_sessions
+from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, Options, RunOptions
+from refdiff.contracts.session import Measure, SessionFactory
+from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.errors import InputError
 from refdiff.runtime.observer import Observer
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
 
 def load(
-    path: Path | str,
-    *,
-    backend: str = "auto",
-    variant: str = "edge",
-    mode: str = "full",
-    seed: int = 0,
-    reader: str = "rules",
-    threads: int | None = None,
-    memory: str | None = None,
-    allow_random_weights: bool = False,
+    path: Path | str, *, options: RunOptions = DEFAULT_RUN, backend: BackendOptions = DEFAULT_BACKEND
 ) -> Segmenter:
     """Open a bundle for segmenting; use the result in a `with` block.
 
     Args:
         path: the bundle's folder, or "mini" for the built-in one.
-        backend: one of `refdiff.engines.factory.BACKENDS`.
-        variant: "edge", "official" or "paper" (METHOD §1).
-        mode: "gen", "gen+seg", "disc+seg" or "full".
-        seed: of the posterior draw and the noise.
-        reader: who finds a phrase's head word: "rules", or "spacy" where it is installed.
-        threads: CPU threads inside one operator; None leaves the choice to the back-end.
-        memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
-            takes what fits.
-        allow_random_weights: open a bundle whose weights were drawn, not trained: to measure, not to believe.
+        options: what is computed.
+        backend: where and how the graphs run.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: an unknown variant, mode, reader or back-end, a memory that means nothing, or random
-            weights that were not allowed.
+        InputError: an unknown option, or random weights that are not allowed.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
         EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
     """
     bundle = find_bundle(path)
-    check_trained(bundle, allow_random_weights=allow_random_weights)
-    options = options_for(bundle.spec, variant=variant, mode=mode, seed=seed, reader=reader)
-    sessions = open_sessions(bundle, backend=backend, threads=threads, memory=memory)
-    return segmenter_of(bundle, sessions, options)
+    check_trained(bundle, allow_random_weights=options.allow_random_weights)
+    return segmenter_of(bundle, open_backend(bundle, backend), options.pipeline_options(bundle.spec))
+
+
+def open_backend(
+    bundle: Bundle, backend: BackendOptions = DEFAULT_BACKEND, measure: Measure | None = None
+) -> BackendSessions:
+    """Open the sessions of a bundle; `measure` names what they are opened to measure.
+
+    Raises:
+        InputError: an unknown back-end, or a memory budget that cannot be read.
+        MissingDependencyError: the back-end's package, a GPU or its driver is missing.
+        EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
+    """
+    if not isinstance(backend, BackendOptions):
+        raise InputError(
+            f"got backend {backend!r}, expected BackendOptions, such as BackendOptions(name='ort-cpu')"
+        )
+    return open_sessions(
+        bundle, backend=backend.name, threads=backend.threads, memory=backend.memory, measure=measure
+    )
 
 
 def segmenter_of(
     bundle: Bundle, sessions: SessionFactory, options: Options, observer: Observer | None = None
 ) -> Segmenter:
-    """The numpy pipeline over a bundle's tables and somebody's sessions."""
+    """Build the numpy pipeline over a bundle's tables and the given sessions."""
     return Segmenter(
         sessions=sessions,
         spec=bundle.spec,

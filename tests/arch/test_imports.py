@@ -8,6 +8,8 @@ import sys
 import pytest
 from packaging.requirements import Requirement
 
+import refdiff
+
 HEAVY = (
     "torch",
     "onnx",
@@ -44,3 +46,28 @@ def test_the_lean_core_requires_exactly_the_five_light_packages() -> None:
     declared = (Requirement(line) for line in importlib.metadata.requires("refdiff") or [])
     without_extra = {r.name for r in declared if r.marker is None or r.marker.evaluate({"extra": ""})}
     assert without_extra == LEAN_CORE
+
+
+def test_every_public_name_can_be_imported_and_is_listed() -> None:
+    assert {name for name in dir(refdiff) if not name.startswith("_")} <= {*refdiff.__all__}
+    for name in refdiff.__all__:
+        assert getattr(refdiff, name) is not None
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'abacus'"):
+        refdiff.abacus  # noqa: B018 - the look-up is what is tested
+
+
+def test_load_imports_few_modules_of_the_package() -> None:
+    """Loading a bundle is the first thing a device does; verbs it does not use stay out of memory."""
+    statement = "import refdiff, sys; refdiff.load"
+    report = "print(sum(name.split('.')[0] == 'refdiff' for name in sys.modules))"
+    process = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{report}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert int(process.stdout) <= 70

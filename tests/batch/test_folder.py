@@ -18,7 +18,7 @@ from refdiff.batch import folder as batch_folder
 from refdiff.batch import result_store
 from refdiff.batch.prediction import Prediction
 from refdiff.cli import main
-from refdiff.contracts.options import VARIANTS
+from refdiff.contracts.options import VARIANTS, BackendOptions, RunOptions
 from refdiff.contracts.results import Candidates, Scores, Segmentation
 from refdiff.errors import EngineError, InputError
 from refdiff.miniature.scenes import render_scene
@@ -92,9 +92,11 @@ def pictures(tmp_path):
     return folder
 
 
-def _ask(pictures, phrases=PHRASES, **options):
-    options.setdefault("output", pictures.parent / "out")
-    return batch_folder.segment_many("mini", pictures, phrases, backend="ort-cpu", **options)
+def _ask(pictures, phrases=PHRASES, **given):
+    given.setdefault("output", pictures.parent / "out")
+    return batch_folder.segment_many(
+        "mini", pictures, phrases, backend=BackendOptions(name="ort-cpu"), **given
+    )
 
 
 def _results(folder):
@@ -398,7 +400,7 @@ def test_a_killed_run_leaves_whole_answers_and_goes_on(tmp_path: Path, sent: sig
     if sent != signal.SIGKILL:
         _assert_whole(out)
     recorded = len(list(out.glob("*/*.json")))
-    result = batch_folder.segment_many("mini", pictures, PHRASES, mode="gen", output=out, backend="auto")
+    result = batch_folder.segment_many("mini", pictures, PHRASES, options=RunOptions(mode="gen"), output=out)
     assert result.resumed == recorded > 0
     assert result.new + result.resumed == len(_results(out)) == 16
     _assert_whole(out)

@@ -16,7 +16,7 @@ from refdiff.cli import main
 from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import options_for
+from refdiff.contracts.options import BackendOptions, options_for
 from refdiff.data.synthetic import CALIBRATION_FROM, HELD_OUT_FROM, scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
@@ -28,11 +28,14 @@ from tests.support.damage import copy_of, edit_manifest
 pytest.importorskip("onnxruntime")
 
 
+ONE_THREAD = BackendOptions(threads=1)
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, calibrate.CalibrationReport]:
     """Three scenes under both variants; read it, do not change it."""
     folder = tmp_path_factory.mktemp("recorded") / "feeds"
-    return folder, calibrate.calibrate("mini", output=folder, count=3, threads=1)
+    return folder, calibrate.calibrate("mini", output=folder, count=3, backend=ONE_THREAD)
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def test_all_recorded_feeds_run(recorded: tuple[Path, calibrate.CalibrationRepor
 
 
 def test_of_the_decoder_s_runs_some_are_kept_evenly_spread(tmp_path: Path) -> None:
-    given = {"count": 1, "threads": 1, "variants": ["official"], "mode": "gen+seg"}
+    given = {"count": 1, "backend": ONE_THREAD, "variants": ["official"], "mode": "gen+seg"}
     every = calibrate.calibrate("mini", output=tmp_path / "all", most_runs=None, **given)
     one = calibrate.calibrate("mini", output=tmp_path / "one", most_runs=1, **given)
     assert every.graphs["sam_decoder"] > one.graphs["sam_decoder"] == 1
@@ -174,10 +177,10 @@ def test_a_stopped_recording_goes_on_to_the_same_bytes(
 ) -> None:
     output = tmp_path / "feeds"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        calibrate.calibrate("mini", output=output, count=3, threads=1, progress=stop(patch))
+        calibrate.calibrate("mini", output=output, count=3, backend=ONE_THREAD, progress=stop(patch))
     with pytest.raises(InputError, match="1 of 3 questions"):
         calibrate.open_feeds(output, find_bundle("mini"))
-    report = calibrate.calibrate("mini", output=output, count=3, threads=1)
+    report = calibrate.calibrate("mini", output=output, count=3, backend=ONE_THREAD)
     assert (report.new, report.resumed) == (2, 1)
     assert files_of(output) == files_of(recorded[0])
     assert report.graphs == recorded[1].graphs
@@ -187,7 +190,7 @@ def test_a_finished_recording_is_found_finished(
     recorded: tuple[Path, calibrate.CalibrationReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Segmenter, "encode", None)  # nothing is asked
-    report = calibrate.calibrate("mini", output=recorded[0], count=3, threads=1)
+    report = calibrate.calibrate("mini", output=recorded[0], count=3, backend=ONE_THREAD)
     assert (report.new, report.resumed) == (0, 3)
 
 
@@ -206,7 +209,7 @@ def test_other_settings_do_not_mix_into_a_recording(
 ) -> None:
     before = files_of(recorded[0])
     with pytest.raises(InputError, match=rf"recorded with .*{key}"):
-        calibrate.calibrate("mini", output=recorded[0], **{"count": 3, "threads": 1, **changes})
+        calibrate.calibrate("mini", output=recorded[0], **{"count": 3, "backend": ONE_THREAD, **changes})
     assert files_of(recorded[0]) == before
 
 
@@ -315,7 +318,7 @@ def test_phrases_that_do_not_fit_are_refused_by_name(
         ({"variants": ["paper"]}, "paper"),
         ({"variants": ["best"]}, "unknown variant"),
         ({"mode": "half"}, "unknown mode"),
-        ({"backend": "abacus"}, "unknown back-end"),
+        ({"backend": BackendOptions(name="abacus")}, "unknown back-end"),
         ({"most_runs": 0}, "at most 0 runs"),
     ],
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refdiff.contracts.options import BackendOptions
+
 pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
@@ -99,7 +101,7 @@ def test_it_answers_like_fp32(converted):
     image, phrase = render_scene(1_000_003).image, "the ball"  # there is one, and it wins by a margin
     answers = []
     for bundle, backend in ((BUNDLE, "ort-cpu"), (converted, "ort-rounded")):
-        with refdiff.load(bundle, backend=backend) as segmenter:
+        with refdiff.load(bundle, backend=BackendOptions(name=backend)) as segmenter:
             answers.append(segmenter.segment(segmenter.encode(image), phrase))
     exact, ours = answers
     assert correlation(ours.heat, exact.heat) > 0.99

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refdiff.contracts.options import BackendOptions
+
 pytest.importorskip("onnxruntime")
 
 from refdiff.cli import main
@@ -45,9 +47,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> ProfileReport:
             tell(root, "sys/class/devfreq/17000000.gpu/cur_freq", "306000000")
 
     report = profile.profile(
-        "mini", runs=RUNS, scenes=SCENES, warmup=0, threads=1, backend="ort-cpu", layers=True, root=root,
+        "mini",
+        runs=RUNS,
+        scenes=SCENES,
+        warmup=0,
+        backend=BackendOptions(name="ort-cpu", threads=1),
+        layers=True,
+        root=root,
         progress=progress,
-    )  # fmt: skip
+    )
     assert {"cold start", "sampling memory", "layers"} <= set(said)
     return report
 

@@ -9,7 +9,7 @@ import pytest
 
 import refdiff
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import MODES, options_for
+from refdiff.contracts.options import MODES, BackendOptions, RunOptions, options_for
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
@@ -34,7 +34,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[Segmenter]:
-    with refdiff.load("mini", backend="ort-cpu") as segmenter:
+    with refdiff.load("mini", backend=BackendOptions(name="ort-cpu")) as segmenter:
         yield segmenter
 
 
@@ -100,7 +100,9 @@ def _assert_same(got, expected):
 
 @pytest.mark.parametrize(("variant", "mode"), [*(("edge", mode) for mode in MODES), ("official", "full")])
 def test_many_phrases_get_the_answers_of_one_at_a_time(image, variant, mode):
-    with refdiff.load("mini", backend="ort-cpu", variant=variant, mode=mode) as segmenter:
+    with refdiff.load(
+        "mini", options=RunOptions(variant=variant, mode=mode), backend=BackendOptions(name="ort-cpu")
+    ) as segmenter:
         scene = segmenter.encode(image)
         alone = [segmenter.segment(scene, phrase) for phrase in PHRASES]
         for rows in (1, 2, 5):

@@ -11,13 +11,12 @@ from refdiff.batch.contact_sheet import SheetEntry, contact_sheet
 from refdiff.batch.prediction import Prediction, predict
 from refdiff.contracts.atomic_io import write_files
 from refdiff.contracts.inspection import check_trained, find_bundle
-from refdiff.contracts.options import options_for
+from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, silent
 from refdiff.data.sample import Sample, true_mask
 from refdiff.data.synthetic import demo_samples
-from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
-from refdiff.loading import segmenter_of
+from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.image import png
 from refdiff.runtime.overlay import overlay
 
@@ -72,10 +71,8 @@ def demo(
     output: Path | str = "demo-out",
     *,
     bundle: Path | str = "mini",
-    backend: str = "auto",
-    variant: str = "edge",
-    mode: str = "full",
-    threads: int | None = None,
+    options: RunOptions = DEFAULT_RUN,
+    backend: BackendOptions = DEFAULT_BACKEND,
     progress: Progress | None = None,
 ) -> DemoReport:
     """Segment the demo scenes and write an overlay of each, and one contact sheet, to a folder.
@@ -83,10 +80,8 @@ def demo(
     Args:
         output: the folder; created if it is missing. Files of an earlier demo are replaced.
         bundle: "mini", the built-in one, or another that was exported from the miniature.
-        backend: see `load`.
-        variant: see `load`.
-        mode: see `load`.
-        threads: see `load`.
+        options: what is computed.
+        backend: where and how the graphs run.
         progress: called with one line for each scene.
 
     Raises:
@@ -99,10 +94,9 @@ def demo(
         raise InputError(f"{folder} is a file, expected a folder; choose another place")
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=False)
-    options = options_for(opened.spec, variant=variant, mode=mode)
-    sessions = open_sessions(opened, backend=backend, threads=threads)
+    sessions = open_backend(opened, backend)
     samples, results = demo_samples(), list[DemoResult]()
-    with segmenter_of(opened, sessions, options) as segmenter:
+    with segmenter_of(opened, sessions, options.pipeline_options(opened.spec)) as segmenter:
         report_line("loading the graphs")
         # A first run loads every graph, so that the times shown are of segmenting alone.
         segmenter.segment(segmenter.encode(samples[0].read()), samples[0].phrase)

@@ -24,13 +24,19 @@ from refdiff.batch.result_store import ResultStore, check_result_folder, open_re
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.manifest import refdiff_version
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import (
+    DEFAULT_BACKEND,
+    DEFAULT_RUN,
+    BackendOptions,
+    Options,
+    RunOptions,
+)
 from refdiff.contracts.progress import Progress, silent
 from refdiff.data.csv_file import csv_dataset
 from refdiff.data.folder import folder_dataset, phrases_by_file
-from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.factory import BackendSessions
 from refdiff.errors import EngineError, InputError
-from refdiff.loading import segmenter_of
+from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.image import read_picture
 
@@ -113,15 +119,8 @@ def segment_many(
     *,
     output: Path | str | None = None,
     overwrite: bool = False,
-    batch_size: int | None = None,
-    backend: str = "auto",
-    variant: str = "edge",
-    mode: str = "full",
-    seed: int = 0,
-    reader: str = "rules",
-    threads: int | None = None,
-    memory: str | None = None,
-    allow_random_weights: bool = False,
+    options: RunOptions = DEFAULT_RUN,
+    backend: BackendOptions = DEFAULT_BACKEND,
     progress: Progress | None = None,
 ) -> BatchResult:
     """Segment what each phrase refers to in an image, or in each image of a folder.
@@ -137,16 +136,8 @@ def segment_many(
         output: a folder for masks, overlays and records; required for a folder of images. None: the
             predictions are returned instead.
         overwrite: reuse an output folder that was written with other settings; its results are replaced.
-        batch_size: largest batch of the UNet, limited by what the back-end supports; larger batches need more
-            memory. None: two.
-        backend: see `load`, also for all that follow but the last.
-        variant: see `load`.
-        mode: see `load`.
-        seed: see `load`.
-        reader: see `load`.
-        threads: see `load`.
-        memory: see `load`.
-        allow_random_weights: see `load`.
+        options: what is computed.
+        backend: where and how the graphs run.
         progress: called with one line for each image.
 
     Raises:
@@ -159,18 +150,17 @@ def segment_many(
     started, folder = time.perf_counter(), None if output is None else Path(output)
     report, work = progress or silent, _work(Path(image), phrases, folder)
     opened = find_bundle(bundle)
-    check_trained(opened, allow_random_weights=allow_random_weights)
-    options = options_for(opened.spec, variant=variant, mode=mode, seed=seed, reader=reader)
-    sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
+    check_trained(opened, allow_random_weights=options.allow_random_weights)
+    sessions = open_backend(opened, backend)
     predictions: tuple[Prediction, ...] = ()
-    with segmenter_of(opened, sessions, options) as segmenter:
+    with segmenter_of(opened, sessions, options.pipeline_options(opened.spec)) as segmenter:
         segmenter.check_phrases(list(dict.fromkeys(phrase for each in work for phrase in each.phrases)))
         predict = partial(
             predict_each,
             segmenter,
             bundle=opened,
             sessions=sessions,
-            batch_size=batch_size or UNET_ROWS,
+            batch_size=backend.batch_size or UNET_ROWS,
         )
         if folder is None:
             report(f"segmenting {work[0].path}")

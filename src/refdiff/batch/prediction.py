@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import check_trained, find_bundle
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import (
+    DEFAULT_BACKEND,
+    DEFAULT_RUN,
+    BackendOptions,
+    Options,
+    RunOptions,
+)
 from refdiff.contracts.results import Segmentation
-from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.factory import BackendSessions
 from refdiff.errors import InputError
-from refdiff.loading import segmenter_of
+from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.image import png
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.overlay import overlay as draw_overlay
@@ -102,14 +108,8 @@ def segment(
     phrase: str,
     *,
     focus: str | None = None,
-    backend: str = "auto",
-    variant: str = "edge",
-    mode: str = "full",
-    seed: int = 0,
-    reader: str = "rules",
-    threads: int | None = None,
-    memory: str | None = None,
-    allow_random_weights: bool = False,
+    options: RunOptions = DEFAULT_RUN,
+    backend: BackendOptions = DEFAULT_BACKEND,
 ) -> Prediction:
     """Segment what `phrase` refers to in `image`; for several phrases on one image, use `load` instead.
 
@@ -118,14 +118,8 @@ def segment(
         image: a file's path or bytes, or an array [y, x, 3] uint8 RGB.
         phrase: English, e.g. "the red mug on the left".
         focus: the phrase's head word, if the reader gets it wrong.
-        backend: as in `load`, like all that follow.
-        variant: see `load`.
-        mode: see `load`.
-        seed: see `load`.
-        reader: see `load`.
-        threads: see `load`.
-        memory: see `load`.
-        allow_random_weights: see `load`.
+        options: what is computed.
+        backend: where and how the graphs run.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
@@ -135,10 +129,9 @@ def segment(
     """
     read_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
     opened = find_bundle(bundle)
-    check_trained(opened, allow_random_weights=allow_random_weights)
-    options = options_for(opened.spec, variant=variant, mode=mode, seed=seed, reader=reader)
-    sessions = open_sessions(opened, backend=backend, threads=threads, memory=memory)
-    with segmenter_of(opened, sessions, options) as segmenter:
+    check_trained(opened, allow_random_weights=options.allow_random_weights)
+    sessions = open_backend(opened, backend)
+    with segmenter_of(opened, sessions, options.pipeline_options(opened.spec)) as segmenter:
         return predict(segmenter, image, phrase, focus=focus, bundle=opened, sessions=sessions)
 
 

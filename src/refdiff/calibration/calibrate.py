@@ -20,16 +20,16 @@ from refdiff.calibration.recording import FeedRecorder, spread
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.session import Array
 from refdiff.data.csv_file import csv_dataset
 from refdiff.data.folder import check_images
 from refdiff.data.sample import Dataset, Sample, check_phrases, image_hashes
 from refdiff.data.synthetic import CALIBRATION_FROM, calibration_scenes
-from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.factory import BackendSessions
 from refdiff.errors import InputError
-from refdiff.loading import segmenter_of
+from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -92,8 +92,7 @@ def calibrate(
     seed: int | None = None,
     variants: Sequence[str] = CALIBRATED_VARIANTS,
     mode: str = "full",
-    backend: str = "auto",
-    threads: int | None = None,
+    backend: BackendOptions = DEFAULT_BACKEND,
     most_runs: int | None = MOST_RUNS,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -111,8 +110,7 @@ def calibrate(
         seed: of the first scene; None: one the miniature was neither trained on nor is judged by.
         variants: each question is asked under each of them.
         mode: as in `load`.
-        backend: as in `load`.
-        threads: as in `load`.
+        backend: where and how the graphs run.
         most_runs: of one graph, kept of one question and variant, evenly spread; None keeps all.
         overwrite: begin anew, whatever recording is there.
         progress: told one line per question.
@@ -135,7 +133,7 @@ def calibrate(
         for name in variants
     }
     with ExitStack() as stack:
-        sessions = open_sessions(opened, backend=backend, threads=threads)
+        sessions = open_backend(opened, backend)
         recorder = FeedRecorder(sessions, most=most_runs)
         stack.callback(recorder.close)
         segmenters = {name: segmenter_of(opened, recorder, each) for name, each in options.items()}

@@ -42,6 +42,7 @@ def calibrate(
     """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on."""
     from refdiff.calibration import calibrate
     from refdiff.calibration.tables import calibration_table
+    from refdiff.contracts.options import BackendOptions
 
     with working() as tell:
         report = calibrate.calibrate(
@@ -54,8 +55,7 @@ def calibrate(
             variants=variant or calibrate.CALIBRATED_VARIANTS,
             mode=mode,
             most_runs=most_runs or None,
-            backend=backend,
-            threads=threads,
+            backend=BackendOptions(name=backend, threads=threads),
             overwrite=overwrite,
             progress=tell,
         )

@@ -43,6 +43,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails."""
+    from refdiff.contracts.options import BackendOptions
     from refdiff.verification import check
     from refdiff.verification.tables import check_page
 
@@ -55,8 +56,7 @@ def check(
             seed=seed,
             variants=variant or check.CHECKED_VARIANTS,
             mode=mode,
-            backend=backend,
-            threads=threads,
+            backend=BackendOptions(name=backend, threads=threads),
             golden_only=golden_only,
             report=report,
             overwrite=overwrite,

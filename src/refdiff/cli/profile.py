@@ -61,6 +61,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Say where the milliseconds of a bundle go, or whether one such record is slower than another."""
+    from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.profiling.profile import profile as profile_bundle
     from refdiff.profiling.records import profile_outputs, save_profile
     from refdiff.profiling.tables import profile_page
@@ -88,11 +89,8 @@ def profile(
             scenes=scenes,
             runs=runs,
             warmup=warmup,
-            variant=variant,
-            mode=mode,
-            backend=backend,
-            threads=threads,
-            memory=memory,
+            options=RunOptions(variant=variant, mode=mode),
+            backend=BackendOptions(name=backend, threads=threads, memory=memory),
             layers=layers,
             compare_backends=compare_backends,
             progress=tell,

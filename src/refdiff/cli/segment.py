@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from refdiff.cli.app import (
     app,
 )
 from refdiff.cli.output import note, note_backend, print_answer, working
+
+if TYPE_CHECKING:
+    from refdiff.contracts.options import BackendOptions, RunOptions
 
 SOME_FAILED = 2
 """Exit code of a run that reported pictures which cannot be used: bad input, as it is of a single one."""
@@ -75,90 +78,68 @@ def segment(
     No match is an answer: exit code 0, "matched": false. Pictures of a folder that cannot be used are
     reported beside the others' answers, and the exit code is 2.
     """
-    chosen: dict[str, Any] = {
-        "backend": backend,
-        "variant": variant,
-        "mode": mode,
-        "seed": seed,
-        "reader": reader,
-        "threads": threads,
-        "memory": memory,
-        "allow_random_weights": allow_random_weights,
-    }
+    from refdiff.contracts.options import BackendOptions, RunOptions
+
+    options = RunOptions(
+        variant=variant, mode=mode, seed=seed, reader=reader, allow_random_weights=allow_random_weights
+    )
+    where = BackendOptions(name=backend, threads=threads, memory=memory, batch_size=batch_size)
     if phrases and len(phrases) == 1 and phrase_file is None and not picture.is_dir():
         if batch_size is not None:
             raise typer.BadParameter("--batch-size is for several phrases; leave it out")
-        _one(bundle, picture, phrases[0], output, overlay, focus, overwrite, chosen, as_json)
+        outputs = {"output": output, "overlay": overlay, "overwrite": overwrite}
+        _one(bundle, picture, phrases[0], focus, options, where, outputs, as_json=as_json)
         return
     if overlay is not None or focus is not None:
         given = "--overlay" if overlay is not None else "--focus"
         raise typer.BadParameter(f"{given} is for one picture and one phrase; leave it out")
     if phrases and phrase_file is not None:
         raise typer.BadParameter("got phrases and --phrases, expected one of them; leave the other out")
-    _many(bundle, picture, phrase_file or phrases or [], output, batch_size, overwrite, chosen, as_json)
-
-
-def _one(
-    bundle: str,
-    picture: Path,
-    phrase: str,
-    output: Path | None,
-    overlay: Path | None,
-    focus: str | None,
-    overwrite: bool,
-    chosen: dict[str, Any],
-    as_json: bool,
-) -> None:
-    from refdiff.batch import prediction
-    from refdiff.batch.tables import prediction_table
-
-    prediction.check_outputs(picture, output=output, overlay=overlay, overwrite=overwrite)
-    with working() as tell:
-        tell(f"segmenting {picture}")
-        predicted = prediction.segment(bundle, picture, phrase, focus=focus, **chosen)
-        files = prediction.save(predicted, output=output, overlay=overlay, overwrite=overwrite)
-    document = {**predicted.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
-    _note(
-        chosen["backend"],
-        predicted.backend,
-        predicted.backend_reason,
-        predicted.model,
-        predicted.random_weights,
-    )
-    print_answer(document, lambda: prediction_table(predicted, files), as_json=as_json)
-
-
-def _many(
-    bundle: str,
-    picture: Path,
-    phrases: list[str] | Path,
-    output: Path | None,
-    batch_size: int | None,
-    overwrite: bool,
-    chosen: dict[str, Any],
-    as_json: bool,
-) -> None:
-    from refdiff.batch import folder
+    from refdiff.batch.folder import segment_many
     from refdiff.batch.tables import batch_section
 
     with working() as tell:
-        result = folder.segment_many(
+        result = segment_many(
             bundle,
             picture,
-            phrases,
+            phrase_file or phrases or [],
             output=output,
             overwrite=overwrite,
-            batch_size=batch_size,
+            options=options,
+            backend=where,
             progress=tell,
-            **chosen,
         )
-    _note(chosen["backend"], result.backend, result.backend_reason, result.model, result.random_weights)
+    _note(backend, result.backend, result.backend_reason, result.model, result.random_weights)
     print_answer(result.to_json(), lambda: batch_section(result), as_json=as_json)
     if result.failures:
         first, *others = result.failures.values()
         more = f" (and {len(others)} images more)" if others else ""
         note(f"error: {first}{more}")
         raise typer.Exit(SOME_FAILED)
+
+
+def _one(
+    bundle: str,
+    picture: Path,
+    phrase: str,
+    focus: str | None,
+    options: RunOptions,
+    backend: BackendOptions,
+    outputs: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    from refdiff.batch import prediction
+    from refdiff.batch.tables import prediction_table
+
+    prediction.check_outputs(picture, **outputs)
+    with working() as tell:
+        tell(f"segmenting {picture}")
+        found = prediction.segment(bundle, picture, phrase, focus=focus, options=options, backend=backend)
+        files = prediction.save(found, **outputs)
+    document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
+    _note(backend.name, found.backend, found.backend_reason, found.model, found.random_weights)
+    print_answer(document, lambda: prediction_table(found, files), as_json=as_json)
 
 
 def _note(asked: str, backend: str, reason: str, model: str, random_weights: bool) -> None:

@@ -37,10 +37,15 @@ def demo(
     """See it work, offline: segment sample scenes with the built-in models."""
     from refdiff.batch import demo
     from refdiff.batch.tables import demo_table
+    from refdiff.contracts.options import BackendOptions, RunOptions
 
     with working() as tell:
         report = demo.demo(
-            output, bundle=bundle, backend=backend, variant=variant, mode=mode, threads=threads, progress=tell
+            output,
+            bundle=bundle,
+            options=RunOptions(variant=variant, mode=mode),
+            backend=BackendOptions(name=backend, threads=threads),
+            progress=tell,
         )
     shown = report.scenes[0].prediction
     note_backend(backend, shown.backend, shown.backend_reason)

@@ -163,6 +163,50 @@ _STATED_FOR_PX = 224
 VARIANTS: Mapping[str, Options] = MappingProxyType({o.variant: o for o in (_OFFICIAL, _PAPER, _EDGE)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a pipeline computes; every verb that runs one takes it.
+
+    Raises:
+        InputError: from `pipeline_options`, an unknown variant, mode or reader.
+    """
+
+    variant: str = "edge"
+    """"edge", "official" or "paper" (METHOD §1); "paper" needs the torch reference."""
+    mode: str = "full"
+    """"gen", "gen+seg", "disc+seg" or "full" (METHOD §1)."""
+    seed: int = 0
+    """Seed of the posterior sample and of the noise."""
+    reader: str = "rules"
+    """What finds the head word of a phrase: "rules", or "spacy" where it is installed."""
+    allow_random_weights: bool = False
+    """Open a bundle whose weights were drawn at random: its masks mean nothing, its time and memory do."""
+
+    def pipeline_options(self, spec: ModelSpec) -> Options:
+        """Return all options of the pipeline for a model of these sizes."""
+        return options_for(spec, variant=self.variant, mode=self.mode, seed=self.seed, reader=self.reader)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """Where and how graphs run."""
+
+    name: str = "auto"
+    """One of `refdiff.engines.factory.BACKENDS`."""
+    threads: int | None = None
+    """CPU threads inside one operator; None leaves the choice to the back-end."""
+    memory: str | None = None
+    """Device memory for TensorRT plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
+    takes what fits."""
+    batch_size: int | None = None
+    """Largest batch of the UNet for several phrases, limited by what the back-end supports; larger batches
+    need more memory. None: two."""
+
+
+DEFAULT_RUN = RunOptions()
+DEFAULT_BACKEND = BackendOptions()
+
+
 def options_for(
     spec: ModelSpec,
     *,

@@ -17,7 +17,13 @@ from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import (
+    DEFAULT_BACKEND,
+    DEFAULT_RUN,
+    BackendOptions,
+    Options,
+    RunOptions,
+)
 from refdiff.contracts.progress import Progress, silent
 from refdiff.data.folder import image_sample
 from refdiff.data.sample import Sample, check_phrases, image_hashes
@@ -25,11 +31,11 @@ from refdiff.data.synthetic import DEMO_SEEDS, demo_samples, encoded
 from refdiff.diagnostics.gather import read_host
 from refdiff.diagnostics.jetson import read_jetson
 from refdiff.diagnostics.sources import installed_version, this_machine
-from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.factory import BackendSessions
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.open import TENSORRT
 from refdiff.errors import InputError
-from refdiff.loading import segmenter_of
+from refdiff.loading import open_backend, segmenter_of
 from refdiff.models.choice import MINIATURE
 from refdiff.profiling.compare_backends import contest
 from refdiff.profiling.macs import Arithmetic
@@ -57,11 +63,8 @@ def profile(
     scenes: int | None = None,
     runs: int = RUNS,
     warmup: int = WARMUP,
-    variant: str = "edge",
-    mode: str = "full",
-    backend: str = "auto",
-    threads: int | None = None,
-    memory: str | None = None,
+    options: RunOptions = DEFAULT_RUN,
+    backend: BackendOptions = DEFAULT_BACKEND,
     layers: bool = False,
     compare_backends: bool = False,
     root: Path = Path("/"),
@@ -76,11 +79,8 @@ def profile(
         scenes: how many scenes, three if None.
         runs: measured rounds; each asks every question once.
         warmup: rounds before them, after the cold start.
-        variant: as in `load`.
-        mode: as in `load`.
-        backend: as in `load`.
-        threads: as in `load`.
-        memory: as in `load`.
+        options: what is computed.
+        backend: where and how the graphs run.
         layers: write down every layer's time too.
         compare_backends: run every graph in every back-end that is here, too, on the golden feeds.
         root: where the machine's own files begin.
@@ -103,23 +103,23 @@ def profile(
         opened = find_bundle(bundle)
     inputs = _inputs(opened, image, phrase, scenes)
     # Each sample is segmented many times, and must cost what a phrase costs that has not been seen before.
-    options = dataclasses.replace(options_for(opened.spec, variant=variant, mode=mode), cache_texts=False)
+    pipeline = dataclasses.replace(options.pipeline_options(opened.spec), cache_texts=False)
 
     def start(measure: Any) -> BackendSessions:
-        return open_sessions(opened, backend=backend, threads=threads, memory=memory, measure=measure)
+        return open_backend(opened, backend, measure)
 
     with watch.span("step", "start the back-end"):
         sessions = start("runs")
-    with segmenter_of(opened, TimedSessions(sessions, watch), options, watch) as segmenter:
+    with segmenter_of(opened, TimedSessions(sessions, watch), pipeline, watch) as segmenter:
         measured = ProfiledRun(
             segmenter=segmenter, watch=watch, inputs=inputs, sensors=Sensors(root), tell=tell
         )
         measured.start_cold()
-        measured.yardstick, how = open_yardstick(sessions.backend, threads)
+        measured.yardstick, how = open_yardstick(sessions.backend, backend.threads)
         measured.run(runs, warmup)
         use = measured.sample_memory(before)
         contests = (
-            contest(opened, sessions, threads=threads, runs=runs, warmup=max(warmup, 1), tell=tell)
+            contest(opened, sessions, threads=backend.threads, runs=runs, warmup=max(warmup, 1), tell=tell)
             if compare_backends
             else ()
         )
@@ -128,7 +128,7 @@ def profile(
     return ProfileReport(
         path=opened.path,
         bundle=_bundle(opened),
-        options=_options(options, sessions, threads, memory, inputs),
+        options=_options(pipeline, sessions, backend, inputs),
         machine=_machine(root),
         versions=_versions(),
         backend_reason=sessions.reason,
@@ -143,7 +143,7 @@ def profile(
         start=measured.start,
         end=measured.end,
         layers=(
-            _layers(opened, start("layers"), options, inputs, [row.graph for row in graphs], tell)
+            _layers(opened, start("layers"), pipeline, inputs, [row.graph for row in graphs], tell)
             if layers
             else ()
         ),
@@ -216,16 +216,15 @@ def _bundle(bundle: Bundle) -> dict[str, Any]:
 def _options(
     options: Options,
     sessions: BackendSessions,
-    threads: int | None,
-    memory: str | None,
+    backend: BackendOptions,
     inputs: Sequence[Sample],
 ) -> dict[str, Any]:
     return {
         "variant": options.variant,
         "mode": options.mode,
         "backend": sessions.backend,
-        "threads": threads,
-        "memory": memory,
+        "threads": backend.threads,
+        "memory": backend.memory,
         "questions": [_input_json(sample) for sample in inputs],
     }
 

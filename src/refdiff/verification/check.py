@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from refdiff.calibration.calibrate import open_feeds
 from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import Options, options_for
+from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.data.sample import Sample
 from refdiff.data.synthetic import HELD_OUT_FROM, RenderedScenes
@@ -44,8 +44,7 @@ def check(
     seed: int = HELD_OUT_FROM,
     variants: Sequence[str] = CHECKED_VARIANTS,
     mode: str = "full",
-    backend: str = "auto",
-    threads: int | None = None,
+    backend: BackendOptions = DEFAULT_BACKEND,
     golden_only: bool = False,
     stack: ModelStack | None = None,
     report: Path | str | None = None,
@@ -63,8 +62,8 @@ def check(
         seed: of the first scene.
         variants: which to compare.
         mode: as in `load`.
-        backend: as in `load`; "auto" without a GPU executes half precision with every result rounded.
-        threads: as in `load`.
+        backend: where and how the graphs run; "auto" without a GPU runs half precision with every result
+            rounded.
         golden_only: leave the reference out; needs no torch.
         stack: the torch modules to compare with; None takes those of the bundle's model, where they are
             installed and are the weights it was exported from.
@@ -84,12 +83,12 @@ def check(
         check_targets([page], overwrite=overwrite)
     tell, opened = progress or silent, find_bundle(bundle)
     per_variant = {name: options_for(opened.spec, variant=name, mode=mode) for name in variants}
-    rungs = executions(opened, against, backend)
-    ladder = climb(rungs, _open_feeds(feeds, rungs), threads=threads, progress=tell)
+    rungs = executions(opened, against, backend.name)
+    ladder = climb(rungs, _open_feeds(feeds, rungs), threads=backend.threads, progress=tell)
     modules, not_run = (None, ON_REQUEST) if golden_only else reference_of(opened, stack)
     task = TaskAgreement()
     if modules is not None:
-        task = _compare(rungs[-1], modules, per_variant, tuple(scenes), threads, tell)
+        task = _compare(rungs[-1], modules, per_variant, tuple(scenes), backend.threads, tell)
     verdicts = judge_rung(ladder.judged)
     result = CheckReport(
         bundle=opened.path,
