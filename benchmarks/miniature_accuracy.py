@@ -4,7 +4,7 @@
 
 Every scene is asked one question (`refdiff.data.synthetic`). The reference finds its candidates once
 per scene and variant and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are
-those of `python -m refdiff.miniature.evaluate` with the same count, seed, mode, variant and back-end.
+those of `refdiff eval mini` with the same count, seed, mode, variant and runtime.
 """
 
 from __future__ import annotations

@@ -1,40 +1,83 @@
-"""`evaluate` on rendered scenes."""
+"""`evaluate` on rendered scenes, its verb, and the verb's older alias."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from refdiff.cli import main
+from refdiff.data.sample import Sample, SampleList
+from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
-from refdiff.evaluation import evaluate
-from refdiff.miniature import evaluate as evaluate_command
+from refdiff.evaluation.evaluate import evaluate
+from refdiff.miniature import evaluate as alias
 
 
 def test_evaluate_measures_the_runtime(tiny_bundle: Path) -> None:
     lines: list[str] = []
-    report = evaluate.evaluate(count=2, mode="gen", bundle=tiny_bundle, progress=lines.append)
+    report = evaluate(tiny_bundle, RenderedScenes(count=2), mode="gen", progress=lines.append)
     document = report.to_json()
     assert document["count"] == 2
+    assert document["seed"] == 1_000_000
     assert {"miou", "oiou", "pr@0.5", "pr@0.9", "oracle_miou", "by_cue", "seconds"} <= set(document)
     assert document["oracle_miou"] >= document["miou"] >= 0
-    assert lines[0].startswith("back-end ort-")
-    assert lines[1:] == [f"2/2 scenes, mIoU {document['miou']:.3f}"]
+    assert report.backend is not None
+    assert lines == [f"2/2 samples, mIoU {document['miou']:.3f}"]
 
 
 @pytest.mark.slow
 def test_evaluate_measures_the_same_in_two_processes(tiny_bundle: Path) -> None:
-    one, two = (evaluate.evaluate(count=3, mode="gen", bundle=tiny_bundle, jobs=jobs) for jobs in (1, 2))
+    scenes = RenderedScenes(count=3)
+    one, two = (evaluate(tiny_bundle, scenes, mode="gen", jobs=jobs) for jobs in (1, 2))
     assert one.metrics == two.metrics
 
 
-def test_the_evaluation_s_command_prints_one_document_or_a_line(
+def test_the_verb_and_its_alias_print_the_same_document(
     tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate_command.main(["--count", "1", "--mode", "gen", "--bundle", str(tiny_bundle)]) == 0
-    assert "oracle_miou" in capsys.readouterr().out
-    assert evaluate_command.main(["--count", "0"]) == 2
-    assert capsys.readouterr().err.startswith("error: got count 0")
+    options = ["--count", "1", "--mode", "gen", "--json"]
+    assert main(["eval", str(tiny_bundle), *options]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert alias.main([*options, "--backend", "onnx", "--bundle", str(tiny_bundle)]) == 0
+    assert json.loads(capsys.readouterr().out) == {**document, "seconds": pytest.approx(0, abs=1e3)}
+    assert document["runtime"] == "onnx"
+    assert document["backend"].startswith("ort-")
 
 
-def test_an_unknown_computation_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown back-end 'abacus'; choose one of: torch, onnx"):
-        evaluate.evaluate(backend="abacus")
+def test_the_table_has_a_row_for_all_samples_and_for_each_cue(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(tiny_bundle), "--count", "1", "--mode", "gen"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("onnx, edge, gen: 1 samples")
+    assert "oracle mIoU" in said
+    assert "with kind" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--count", "0"], "got count 0"),
+        (["--jobs", "0"], "got 0 jobs"),
+        (["--runtime", "abacus"], "unknown runtime 'abacus'; choose one of: torch, onnx"),
+        (["--runtime", "torch", "--backend", "ort-cpu"], "not the torch reference"),
+        (["--backend", "abacus"], "abacus"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "mini", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_reference_of_another_model_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="exists for the built-in miniature only"):
+        evaluate(tiny_bundle, RenderedScenes(count=1), runtime="torch")
+
+
+def test_a_sample_without_a_mask_is_refused(tiny_bundle: Path) -> None:
+    photo = Sample(id="photo", image=np.zeros((32, 48, 3), np.uint8), phrase="the mug")
+    with pytest.raises(InputError, match="photo has no true mask"):
+        evaluate(tiny_bundle, SampleList((photo,)), mode="gen")

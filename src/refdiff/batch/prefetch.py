@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -33,17 +33,23 @@ def prefetch(items: Iterable[T], read: Callable[[T], R], *, ahead: int) -> Itera
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="read")
     try:
-        yield _in_order(pool, items, read, ahead)
+        yield map_ahead(pool, read, items, ahead=ahead)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, items: Iterable[T], read: Callable[[T], R], ahead: int
-) -> Iterator[R]:
+def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[R]:
+    """Map items in a pool, in order, with a bound on the calls that are submitted.
+
+    Args:
+        pool: runs the calls.
+        function: called with each item.
+        items: taken as results are taken.
+        ahead: largest number of calls beyond the one whose result is taken next.
+    """
     waiting: deque[Future[R]] = deque()
     for item in items:
-        waiting.append(pool.submit(read, item))
+        waiting.append(pool.submit(function, item))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:

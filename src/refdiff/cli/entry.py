@@ -19,6 +19,7 @@ from refdiff.cli import (  # noqa: F401 - their verbs join the app
     calibrate,
     check,
     doctor,
+    eval,
     inspect,
     profile,
     segment,
