@@ -129,7 +129,7 @@ def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     import onnx_ir as ir
 
     from refdiff.calibration.ranges import collect
-    from refdiff.contracts.recipe import GraphRecipe, Quantised, named
+    from refdiff.contracts.recipe import GraphRecipe, Quantized, match_rules
     from refdiff.engines.intermediate_tensors import probe
     from refdiff.passes.convert import convert_graph
     from refdiff.passes.keep_fp32 import default_islands
@@ -140,11 +140,11 @@ def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     islands, left = default_islands(model), default_left(graph, model)
     nodes = eight_bit_nodes(model, islands=islands, left=left)
     alone = default_weights_alone(graph, nodes)
-    fed = [node for node in nodes if node not in named(alone, nodes, where=graph)]
+    fed = [node for node in nodes if node not in match_rules(alone, nodes, where=graph)]
     ranges = collect(probe, source, [feeds_of(bundle, graph)], data_inputs(model, fed), method="minmax")
     measured = time.perf_counter()
-    quantised = Quantised(type="int8", nodes=nodes, ranges=ranges, method="minmax", weights_alone=alone)
-    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands, left=left, quantised=quantised))
+    quantised = Quantized(type="int8", nodes=nodes, ranges=ranges, method="minmax", weights_alone=alone)
+    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantised))
     return {
         "ranges_seconds": measured - started,
         "conversion_seconds": time.perf_counter() - measured,

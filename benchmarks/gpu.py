@@ -27,7 +27,7 @@ from records import RESULTS, add_entry
 from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.parity import parity, recorded_part
+from refdiff.contracts.parity import measure_parity, select_recorded
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.errors import RefdiffError
 
@@ -119,7 +119,10 @@ def compare(bundle: Bundle, graph: str, able: list[Worker], found: dict[str, Any
 
     def judged(worker: Worker) -> None:
         outputs = worker.answer(60)
-        measures = [parity(recorded_part(outputs[name], record), record) for name, record in recorded.items()]
+        measures = [
+            measure_parity(select_recorded(outputs[name], record), record)
+            for name, record in recorded.items()
+        ]
         error, correlation = max(m.error for m in measures), min(m.correlation for m in measures)
         found[graph]["contenders"][worker.name] |= {
             "error": float(f"{error:.3g}") if np.isfinite(error) else None,

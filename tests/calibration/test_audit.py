@@ -16,7 +16,7 @@ from refdiff.calibration import audit, bisect, calibrate
 from refdiff.calibration.precision import half_recipe
 from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.recipe import Recipe, matching, read_recipe
+from refdiff.contracts.recipe import Recipe, match_nodes, read_recipe
 from refdiff.errors import InputError
 from tests.support.damage import copy_of, edit_manifest
 from tests.support.planted import nan_in_weight, overflow, planted
@@ -71,7 +71,7 @@ def test_a_planted_overflow_is_named_and_its_recipe_mends_it(
     (found,) = report.graphs
     assert report.passed
     assert blamed in {finding.node for finding in found.findings if finding.kind == "overflow"}
-    named = matching((name for rule in found.proposed for name in rule.nodes), {blamed}, where=GRAPH)
+    named = match_nodes((name for rule in found.proposed for name in rule.nodes), {blamed}, where=GRAPH)
     assert named == {blamed}
     assert all(rule.origin == "audit" for rule in found.proposed)
     before = bisect.bisect(bundle, graph=GRAPH, most_trials=1)
@@ -108,11 +108,11 @@ def test_a_planted_nan_is_named_and_no_recipe_is_written(
 @pytest.mark.parametrize("factor", [0.02, 50.0])
 def test_a_planted_bad_range_is_named(feeds: Path, tmp_path: Path, factor: float) -> None:
     sound = eight_bit_recipe_of(GRAPH)
-    quantised = sound.graphs[GRAPH].quantised
+    quantised = sound.graphs[GRAPH].quantized
     assert quantised is not None
     tensor = sorted(quantised.ranges)[3]
     ranges = {**quantised.ranges, tensor: quantised.ranges[tensor] * factor}
-    wrong = dataclasses.replace(sound.graphs[GRAPH], quantised=dataclasses.replace(quantised, ranges=ranges))
+    wrong = dataclasses.replace(sound.graphs[GRAPH], quantized=dataclasses.replace(quantised, ranges=ranges))
     path = tmp_path / "int8.json"
     path.write_text(dataclasses.replace(sound, graphs={**sound.graphs, GRAPH: wrong}).to_text())
     report = audit.audit("mini", recipe=path, graphs=(GRAPH,), feeds=feeds)

@@ -81,7 +81,7 @@ def test_a_planted_nan_is_named_since_no_precision_mends_it(tmp_path: Path) -> N
 
 def test_a_planted_bad_range_is_found_and_its_readers_leave_eight_bits(tmp_path: Path) -> None:
     sound = eight_bit_recipe_of(GRAPH)
-    quantised = sound.graphs[GRAPH].quantised
+    quantised = sound.graphs[GRAPH].quantized
     assert quantised is not None
     tensor = (
         "ln_final/LayerNormalization"
@@ -89,7 +89,7 @@ def test_a_planted_bad_range_is_found_and_its_readers_leave_eight_bits(tmp_path:
         else max(quantised.ranges, key=lambda name: quantised.ranges[name])
     )
     ranges = {**quantised.ranges, tensor: quantised.ranges[tensor] / 1000}
-    wrong = dataclasses.replace(sound.graphs[GRAPH], quantised=dataclasses.replace(quantised, ranges=ranges))
+    wrong = dataclasses.replace(sound.graphs[GRAPH], quantized=dataclasses.replace(quantised, ranges=ranges))
     path = tmp_path / "int8.json"
     path.write_text(dataclasses.replace(sound, graphs={**sound.graphs, GRAPH: wrong}).to_text())
     report = bisect.bisect("mini", graph=GRAPH, recipe=path)
@@ -105,7 +105,7 @@ def test_a_planted_bad_range_is_found_and_its_readers_leave_eight_bits(tmp_path:
         and node.name in quantised.nodes
     ]
     assert list(report.nodes) == readers
-    assert list(report.recipe.graphs[GRAPH].left[-1].nodes) == readers
+    assert list(report.recipe.graphs[GRAPH].excluded[-1].nodes) == readers
 
 
 def test_trials_that_run_out_are_told(

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 from refdiff.calibration.graph_audit import CUT_OFF, UNUSED, BadRange, bad_ranges
 from refdiff.calibration.int8_recipe import METHODS
 from refdiff.calibration.ranges import collect, exponents
-from refdiff.contracts.recipe import GraphRecipe, Quantised, Rule
+from refdiff.contracts.recipe import GraphRecipe, Quantized, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
@@ -38,8 +38,8 @@ def quantised(
     ranges: Mapping[str, float],
     nodes: Collection[str] = NODES,
     smoothing: Mapping[str, tuple[int, ...]] | None = None,
-) -> Quantised:
-    return Quantised(
+) -> Quantized:
+    return Quantized(
         type="int8", nodes=tuple(nodes), ranges=ranges, method="minmax", smoothing=smoothing or {}
     )
 
@@ -161,9 +161,9 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
     ranges = reach_of(path)
     with pytest.raises(InputError, match="never run in the recorded feeds"):
         bad_ranges(probe, path, quantised(ranges), [])
-    with pytest.raises(InputError, match="no node is called so"):
+    with pytest.raises(InputError, match="no node has that name"):
         bad_ranges(probe, path, quantised(ranges, ["z"]), [FEEDS])
-    with pytest.raises(InputError, match="no node is called so"):
+    with pytest.raises(InputError, match="no node has that name"):
         bad_ranges(probe, path, quantised(ranges), [FEEDS], left=(rule("z"),))
     with pytest.raises(InputError, match="x holds NaN or infinity in fp32"):
         bad_ranges(probe, path, quantised(ranges), [{"x": FEEDS["x"] * np.float32(np.nan)}])
@@ -187,16 +187,16 @@ def eight_bits(name: str, method: str = "percentile") -> GraphRecipe:
     nodes = eight_bit_nodes(graph, islands=islands, left=left)
     tensors = data_inputs(graph, nodes)
     ranges = collect(probe, BUNDLE / f"{name}.onnx", [golden_feeds(name)], tensors, method=method)
-    return GraphRecipe(half="fp16", fp32=islands, left=left, quantised=quantised(ranges, nodes))
+    return GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantised(ranges, nodes))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["clip_text", "sd_text", "clip_image", "vae_encoder"])
 def test_the_ranges_of_the_miniature_fit_by_every_method(name: str, method: str) -> None:
     recipe = eight_bits(name, method)
-    assert recipe.quantised is not None
+    assert recipe.quantized is not None
     path = BUNDLE / f"{name}.onnx"
-    assert bad_ranges(probe, path, recipe.quantised, [golden_feeds(name)], left=recipe.left) == ()
+    assert bad_ranges(probe, path, recipe.quantized, [golden_feeds(name)], left=recipe.excluded) == ()
 
 
 @pytest.mark.parametrize("factor", [0.01, 300.0], ids=["too small", "too large"])
@@ -205,13 +205,15 @@ def test_a_range_planted_into_the_miniature_is_named_and_leaving_its_layer_out_m
 ) -> None:
     name, layer = "clip_text", "blocks.0.block.mlp.c_proj/MatMul"
     path, feeds, recipe = BUNDLE / f"{name}.onnx", golden_feeds(name), eight_bits("clip_text")
-    assert recipe.quantised is not None
+    assert recipe.quantized is not None
     (tensor,) = data_inputs(miniature_graph(name).graph, {layer})
-    ranges = {**recipe.quantised.ranges, tensor: recipe.quantised.ranges[tensor] * factor}
-    bad = dataclasses.replace(recipe, quantised=dataclasses.replace(recipe.quantised, ranges=ranges))
-    assert bad.quantised is not None
-    (found,) = bad_ranges(probe, path, bad.quantised, [feeds], left=bad.left)
+    ranges = {**recipe.quantized.ranges, tensor: recipe.quantized.ranges[tensor] * factor}
+    bad = dataclasses.replace(recipe, quantized=dataclasses.replace(recipe.quantized, ranges=ranges))
+    assert bad.quantized is not None
+    (found,) = bad_ranges(probe, path, bad.quantized, [feeds], left=bad.excluded)
     assert (found.tensor, found.node, found.nodes) == (tensor, "blocks.0.block.mlp.gelu/Mul_1", (layer,))
     tolerance = tolerance_of(name, "int8")
     assert not is_inside(path, bad, feeds, tolerance)
-    assert is_inside(path, dataclasses.replace(bad, left=(*bad.left, rule(*found.nodes))), feeds, tolerance)
+    assert is_inside(
+        path, dataclasses.replace(bad, excluded=(*bad.excluded, rule(*found.nodes))), feeds, tolerance
+    )

@@ -15,7 +15,7 @@ from refdiff.calibration.int8_recipe import METHODS
 from refdiff.calibration.ranges import Histogram, collect, exponents
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import correlation
-from refdiff.contracts.recipe import Quantised, named
+from refdiff.contracts.recipe import Quantized, match_rules
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
 from refdiff.passes.quantizable import (
@@ -42,7 +42,7 @@ INT8 = TYPES["int8"]
 
 
 def quantised(nodes, ranges, kind="int8", smoothing=None):
-    return Quantised(type=kind, nodes=tuple(nodes), ranges=ranges, method="minmax", smoothing=smoothing or {})
+    return Quantized(type=kind, nodes=tuple(nodes), ranges=ranges, method="minmax", smoothing=smoothing or {})
 
 
 @given(st.floats(1e-12, 1e4), st.sampled_from(["int8", "fp8"]))
@@ -182,7 +182,7 @@ def test_the_tapped_q_and_k_are_left_alone_and_the_other_q_and_k_are_not():
     spec = open_bundle(BUNDLE).spec.diffusion
     graph = miniature_graph("unet").graph
     known = frozenset(each.name for each in graph)
-    left = named(default_left("unet", graph), known, where="unet")
+    left = match_rules(default_left("unet", graph), known, where="unet")
     tapped = {
         f"unet.{layer}.transformer_blocks.0.attn2.{side}/MatMul"
         for layer in spec.tapped_layers
@@ -197,7 +197,7 @@ def test_the_tapped_q_and_k_are_left_alone_and_the_other_q_and_k_are_not():
 def test_of_sam_s_encoder_the_first_block_the_neck_and_what_follows_a_gelu_hold_their_weights_alone():
     graph = miniature_graph("sam_encoder").graph
     nodes = eight_bit_nodes(graph, islands=(), left=default_left("sam_encoder", graph))
-    alone = named(default_weights_alone("sam_encoder", nodes), nodes, where="sam_encoder")
+    alone = match_rules(default_weights_alone("sam_encoder", nodes), nodes, where="sam_encoder")
     for name in nodes:
         expected = ".blocks.0." in name or ".neck." in name or name.endswith(".mlp.lin2/MatMul")
         assert (name in alone) == expected

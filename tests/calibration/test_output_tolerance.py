@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 from refdiff.calibration.bisection import Smallest, Trials, smallest
 from refdiff.calibration.output_tolerance import Outcome, OutputTrials, Tolerance
 from refdiff.calibration.ranges import collect, exponents
-from refdiff.contracts.recipe import GraphRecipe, Half, Quantised, Rule
+from refdiff.contracts.recipe import GraphRecipe, Half, Quantized, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
@@ -227,7 +227,7 @@ def test_no_feeds_are_refused_since_on_none_of_them_everything_is_inside(tmp_pat
 
 def test_a_recipe_of_another_graph_is_refused(tmp_path: Path) -> None:
     recipe = dataclasses.replace(FP16, fp32=(Rule(nodes=("z",), because="a test"),))
-    with pytest.raises(InputError, match="no node is called so"):
+    with pytest.raises(InputError, match="no node has that name"):
         _ = trials_of(vector("y = Neg(x)"), tmp_path, {"x": SPREAD}, recipe=recipe).candidates
 
 
@@ -259,8 +259,8 @@ def test_an_overflow_planted_into_the_miniature_is_found_exactly(
 
 
 def quantised(nodes: Collection[str], ranges: Mapping[str, float], **settings: object) -> GraphRecipe:
-    eight = Quantised(type="int8", nodes=tuple(nodes), ranges=ranges, method="minmax", **settings)
-    return GraphRecipe(half="fp16", quantised=eight)
+    eight = Quantized(type="int8", nodes=tuple(nodes), ranges=ranges, method="minmax", **settings)
+    return GraphRecipe(half="fp16", quantized=eight)
 
 
 LAYERS = {name: noise(8, 8, seed=seed) / np.float32(8**0.5) for seed, name in enumerate("uvw")}
@@ -282,14 +282,14 @@ def test_the_layer_with_a_planted_bad_range_is_the_one_left_out(
     found = searched(trials)
     assert found.nodes == (layer,)
     after = trials.recipe(found.nodes)
-    assert after.left == (Rule(nodes=(layer,), because="on trial", origin="bisect"),)
+    assert after.excluded == (Rule(nodes=(layer,), because="on trial", origin="bisect"),)
     assert is_inside(path, after, feeds, EIGHT_BITS)
 
 
 def test_in_eight_bits_what_is_left_out_already_is_no_candidate(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
         quantised(("a", "b", "c"), {"x": 3.0, "s": 3.0, "b": 3.0}),
-        left=(Rule(nodes=("b",), because="a test"),),
+        excluded=(Rule(nodes=("b",), because="a test"),),
         fp32=(Rule(nodes=("c", "y"), because="a test"),),
     )
     model = small_graph("float[4, 8] x => float[4, 8] y", STACK, LAYERS)
@@ -308,11 +308,11 @@ def test_readers_of_a_smoothed_tensor_are_left_out_together(tmp_path: Path) -> N
     ranges = collect(probe, path, [feeds], ("n", "d"), method="minmax", smoothing=smoothing)
     bad = quantised("abc", {**ranges, "n": ranges["n"] * 0.02}, smoothing=smoothing)
     trials = OutputTrials(probe, path, bad, [feeds], EIGHT_BITS)
-    assert trials.recipe(("b",)).left[0].nodes == ("a", "b")
-    assert trials.recipe(("c",)).left[0].nodes == ("c",)
+    assert trials.recipe(("b",)).excluded[0].nodes == ("a", "b")
+    assert trials.recipe(("c",)).excluded[0].nodes == ("c",)
     found = searched(trials)
     assert len(found.nodes) == 1
-    assert trials.recipe(found.nodes).left[0].nodes == ("a", "b")
+    assert trials.recipe(found.nodes).excluded[0].nodes == ("a", "b")
     assert is_inside(path, trials.recipe(found.nodes), feeds, EIGHT_BITS)
 
 
@@ -323,11 +323,11 @@ def test_a_bad_range_planted_into_the_miniature_is_found_exactly(tmp_path: Path,
     islands, left, tolerance = default_islands(graph), default_left(name, graph), tolerance_of(name, "int8")
     nodes = eight_bit_nodes(graph, islands=islands, left=left)
     ranges = collect(probe, path, [feeds], data_inputs(graph, nodes))
-    healthy = dataclasses.replace(quantised(nodes, ranges), fp32=islands, left=left)
+    healthy = dataclasses.replace(quantised(nodes, ranges), fp32=islands, excluded=left)
     assert OutputTrials(probe, path, healthy, [feeds], tolerance).worst(()).inside
     (tensor,) = data_inputs(graph, {layer})
     bad = dataclasses.replace(
-        quantised(nodes, {**ranges, tensor: ranges[tensor] * factor}), fp32=islands, left=left
+        quantised(nodes, {**ranges, tensor: ranges[tensor] * factor}), fp32=islands, excluded=left
     )
     trials = OutputTrials(probe, path, bad, [feeds], tolerance)
     found = searched(trials)

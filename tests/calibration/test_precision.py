@@ -36,7 +36,7 @@ from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.parity import correlation
-from refdiff.contracts.recipe import Quantised, Rule, read_recipe
+from refdiff.contracts.recipe import Quantized, Rule, read_recipe
 from refdiff.errors import EngineError, GateError, InputError, MissingDependencyError
 from refdiff.export.export import export
 from refdiff.miniature.scenes import render_scene
@@ -142,7 +142,7 @@ def test_eight_bits_outside_the_tolerance_fall_back_and_say_why(feeds, tmp_path,
     assert precisions == {name: precision_of(name, "int8") for name in GRAPHS} | {"clip_text": "fp16"}
     (said,) = [line for line in lines if line.startswith("clip_text: fp16")]
     assert "kept out of eight bits: in int8 vector is" in said
-    left = read_recipe(tmp_path / "b" / "recipe.json").graphs["clip_text"].left
+    left = read_recipe(tmp_path / "b" / "recipe.json").graphs["clip_text"].excluded
     assert left[-1].origin == "gate"
     assert "of its range from torch" in left[-1].because
 
@@ -176,15 +176,15 @@ def test_eight_bits_stay_only_where_a_device_is_faster_with_them(feeds, tmp_path
     clock = Clock({"sd_text": (1, 2), "clip_text": (2, 1), "vae_encoder": (2, 2), "unet": (1, 2)})
     output = tmp_path / "b"
     convert(BUNDLE, made, precision="int8", output=output, clock=clock, progress=lines.append)
-    eight = [name for name, graph in made.graphs.items() if graph.quantised is not None]
+    eight = [name for name, graph in made.graphs.items() if graph.quantized is not None]
     assert sorted(clock.asked) == sorted(eight)
     slower = {"clip_text", "vae_encoder"}
     for name, graph in open_bundle(output).manifest.graphs.items():
         assert graph.precision == ("fp16" if name in slower else precision_of(name, "int8"))
     written = read_recipe(output / "recipe.json").graphs
     for name in slower:
-        assert written[name].left[-1].origin == "gate"
-        assert "int8 takes 2.000 ms, in fp16" in written[name].left[-1].because
+        assert written[name].excluded[-1].origin == "gate"
+        assert "int8 takes 2.000 ms, in fp16" in written[name].excluded[-1].because
     (kept,) = [line for line in lines if line.startswith("sd_text")]
     assert kept.endswith("; 1.000 ms, in fp16 2.000 ms (a GPU)")
     (unknown,) = [line for line in lines if line.startswith("sam_encoder")]
@@ -363,7 +363,7 @@ class FakeTrials:
         self._costs = costs
 
     def miou(self, recipes):
-        chosen = recipes["clip_text"].quantised
+        chosen = recipes["clip_text"].quantized
         names = () if chosen is None else chosen.nodes
         return self.half_miou - sum(self._costs[name] for name in names) / 100
 
@@ -383,14 +383,14 @@ def test_a_budget_keeps_as_many_blocks_as_it_pays_for(points, kept, monkeypatch)
             return None
 
     monkeypatch.setattr("refdiff.calibration.block_costs.trials", lambda *rest, **options: Opened())
-    eight = Quantised(type="int8", nodes=tuple(costs), ranges={}, method="minmax")
+    eight = Quantized(type="int8", nodes=tuple(costs), ranges={}, method="minmax")
     base = recipe()
-    graph = dataclasses.replace(base.graphs["clip_text"], quantised=eight)
+    graph = dataclasses.replace(base.graphs["clip_text"], quantized=eight)
     base = dataclasses.replace(base, graphs={**base.graphs, "clip_text": graph})
     chosen = within_budget(open_bundle(BUNDLE), base, reported(costs), points, progress=lambda line: None)
     result = chosen.graphs["clip_text"]
-    assert set(() if result.quantised is None else result.quantised.nodes) == kept
-    assert {node for rule in result.left if rule.origin == "sensitivity" for node in rule.nodes} == (
+    assert set(() if result.quantized is None else result.quantized.nodes) == kept
+    assert {node for rule in result.excluded if rule.origin == "sensitivity" for node in rule.nodes} == (
         set(costs) - kept
     )
 

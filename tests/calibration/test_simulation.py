@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 
 from refdiff.calibration.ranges import collect, exponents
 from refdiff.calibration.simulation import Deviation, simulated
-from refdiff.contracts.recipe import GraphRecipe, Quantised, Rule
+from refdiff.contracts.recipe import GraphRecipe, Quantized, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
@@ -182,7 +182,7 @@ def eight_bits(
     nodes = tuple("ab") if smoothing else tuple("abc")
     return dataclasses.replace(
         FP16,
-        quantised=Quantised(
+        quantized=Quantized(
             type="int8", nodes=nodes, ranges=ranges, method="minmax", smoothing=smoothing or {}
         ),
     )
@@ -230,7 +230,7 @@ def test_a_smoothed_tensor_is_left_out_since_it_is_meant_to_differ(tmp_path: Pat
 
 def test_what_is_lost_before_a_smoothed_tensor_does_not_begin_behind_it(tmp_path: Path) -> None:
     path, feeds, recipe = smoothed(tmp_path)
-    left = dataclasses.replace(recipe, left=(Rule(nodes=("a", "b"), because="a test"),))
+    left = dataclasses.replace(recipe, excluded=(Rule(nodes=("a", "b"), because="a test"),))
     found = simulated(probe, path, left, feeds)
     assert [each.tensor for each in found if each.lost] == ["e", "a", "b", "y"]
     assert [each.tensor for each in found if each.begins] == ["e"]
@@ -253,7 +253,7 @@ def test_an_overflow_planted_into_the_miniature_begins_at_its_node(tmp_path: Pat
 
 
 def test_a_recipe_of_another_graph_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no node is called so"):
+    with pytest.raises(InputError, match="no node has that name"):
         compared(vector("y = Neg(x)"), tmp_path, {"x": SPREAD}, recipe=islands("z"))
 
 

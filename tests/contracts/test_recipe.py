@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from refdiff.contracts.recipe import (
     HALVES,
     ORIGINS,
-    QUANTISED,
+    QUANTIZED,
     GraphRecipe,
-    Quantised,
+    Quantized,
     Recipe,
     Rule,
-    matching,
-    named,
+    match_nodes,
+    match_rules,
     read_recipe,
 )
 from refdiff.errors import InputError
@@ -32,7 +32,7 @@ RECIPE = Recipe(
         "unet": GraphRecipe(
             half="fp16",
             fp32=(Rule(nodes=("*/Softmax", "mid.norm/*"), because="sums", origin="rule"),),
-            quantised=Quantised(
+            quantized=Quantized(
                 type="int8",
                 nodes=("up.0/MatMul",),
                 ranges={"up.0/Add": 3.1, "quiet": 0.0},
@@ -40,7 +40,7 @@ RECIPE = Recipe(
                 smoothing={"norm/LayerNormalization": (0, 2, -1)},
             ),
             half_weights=(Rule(nodes=("mid.attn/*",), because="near-ties", origin="rule"),),
-            left=(Rule(nodes=("conv_out/Conv",), because="the prediction itself", origin="sensitivity"),),
+            excluded=(Rule(nodes=("conv_out/Conv",), because="the prediction itself", origin="sensitivity"),),
         ),
         "clip_text": GraphRecipe(half="bf16"),
     },
@@ -67,8 +67,8 @@ def test_a_written_recipe_is_read_again(tmp_path: Path) -> None:
 names = st.text(min_size=1)
 rules = st.builds(Rule, nodes=st.lists(names).map(tuple), because=st.text(), origin=st.sampled_from(ORIGINS))
 quantised = st.builds(
-    Quantised,
-    type=st.sampled_from(QUANTISED),
+    Quantized,
+    type=st.sampled_from(QUANTIZED),
     nodes=st.lists(names).map(tuple),
     ranges=st.dictionaries(names, st.floats(0, allow_nan=False, allow_infinity=False)),
     method=st.text(),
@@ -79,8 +79,8 @@ graphs = st.builds(
     half=st.sampled_from(HALVES),
     fp32=st.lists(rules).map(tuple),
     half_weights=st.lists(rules).map(tuple),
-    quantised=st.none() | quantised,
-    left=st.lists(rules).map(tuple),
+    quantized=st.none() | quantised,
+    excluded=st.lists(rules).map(tuple),
 )
 recipes = st.builds(
     Recipe, model=st.text(), sources=st.dictionaries(names, st.text()), graphs=st.dictionaries(names, graphs)
@@ -98,6 +98,10 @@ def test_the_text_names_its_format_and_ends_with_a_line() -> None:
     assert RECIPE.to_text().endswith("}\n")
 
 
+def test_the_file_keeps_the_names_of_its_first_format() -> None:
+    assert list(document()["graphs"]["unet"]) == ["half", "fp32", "half_weights", "quantised", "left"]
+
+
 def test_what_may_be_left_out_has_its_plain_meaning() -> None:
     short = {"format": 1, "model": "m", "sources": {}, "graphs": {"unet": {"half": "fp16"}}}
     assert Recipe.from_json(short, where="a file").graphs == {"unet": GraphRecipe(half="fp16")}
@@ -111,7 +115,7 @@ def test_what_may_be_left_out_has_its_plain_meaning() -> None:
 def test_a_graph_is_called_after_its_fewest_bits() -> None:
     unet = RECIPE.graphs["unet"]
     assert unet.precision == "int8"
-    assert dataclasses.replace(unet, quantised=None).precision == "fp16"
+    assert dataclasses.replace(unet, quantized=None).precision == "fp16"
     assert RECIPE.graphs["clip_text"].precision == "bf16"
 
 
@@ -244,21 +248,21 @@ NODES = ("a/MatMul", "a/MatMul_1", "a.b/Softmax", "c[0]/Add", "c0/Add", "star*/A
     ],
 )
 def test_a_star_stands_for_any_part_and_nothing_else_is_special(pattern: str, found: set[str]) -> None:
-    assert matching([pattern], NODES, where="unet") == found
+    assert match_nodes([pattern], NODES, where="unet") == found
 
 
 @pytest.mark.parametrize("pattern", ["a/MatMu", "A/MatMul", "b/*", "a.b/Softma?", ""])
 def test_a_name_that_is_no_nodes_is_refused(pattern: str) -> None:
     with pytest.raises(InputError) as refused:
-        matching(["a/MatMul", pattern], NODES, where="unet")
+        match_nodes(["a/MatMul", pattern], NODES, where="unet")
     assert (
         str(refused.value)
-        == f"unet: the recipe names {pattern!r}, but no node is called so; correct the recipe"
+        == f"unet: the recipe names {pattern!r}, but no node has that name; correct the recipe"
     )
 
 
 def test_rules_name_all_their_nodes_together() -> None:
     first = Rule(nodes=("a/*",), because="one")
     second = Rule(nodes=("a/MatMul", "c0/Add"), because="two")
-    assert named([first, second], NODES, where="unet") == {"a/MatMul", "a/MatMul_1", "c0/Add"}
-    assert named([], NODES, where="unet") == frozenset()
+    assert match_rules([first, second], NODES, where="unet") == {"a/MatMul", "a/MatMul_1", "c0/Add"}
+    assert match_rules([], NODES, where="unet") == frozenset()

@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 import refdiff.engines.intermediate_tensors as probe_module
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.parity import parity
+from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.engines.ort import CheckSession
@@ -166,7 +166,7 @@ def test_a_trial_with_cast_weights_reads_them_from_the_fp32_bundle() -> None:
     model = miniature_graph("clip_text")
     HalfPrecision("fp16", islands_of(model), weights="cast")(model)
     feeds, records = open_bundle(BUNDLE, verify="size").golden()["clip_text"]
-    assert parity(outputs(model, feeds)["vector"], records["vector"]).error < 1e-3
+    assert measure_parity(outputs(model, feeds)["vector"], records["vector"]).error < 1e-3
 
 
 def test_the_graph_handed_over_stays_as_it_is() -> None:

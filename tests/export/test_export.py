@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
-from refdiff.contracts.parity import recorded_part, relative_error
+from refdiff.contracts.parity import relative_error, select_recorded
 from refdiff.contracts.session import Array, SessionFactory
 from refdiff.engines.ort import CheckSession, OrtSession
 from refdiff.errors import GateError, InputError
@@ -102,7 +102,7 @@ def test_a_graph_repeats_its_golden_record(exported: tuple[Path, list[str]], nam
     session = OrtSession(bundle.graph_path(name), graph_contract(bundle.spec)[name], threads=1)
     results = session.run(inputs)
     for output, expected in outputs.items():
-        kept = recorded_part(results[output], expected)
+        kept = select_recorded(results[output], expected)
         assert relative_error(kept, expected) < gate.tolerance("fp32", name)
 
 

@@ -10,7 +10,7 @@ from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.parity import parity, recorded_part
+from refdiff.contracts.parity import measure_parity, select_recorded
 from refdiff.engines import build
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.flavour import load_flavour
@@ -62,7 +62,7 @@ def test_a_graph_is_within_its_gates_plain_captured_and_replayed(
     for _ in range(4):
         outputs = session.run(feeds)
         for name, record in recorded.items():
-            measured = parity(recorded_part(outputs[name], record), record)
+            measured = measure_parity(select_recorded(outputs[name], record), record)
             assert measured.error <= limits.error
             assert measured.correlation >= limits.correlation
     assert session.cuda_graph.is_captured or session.cuda_graph.refusal

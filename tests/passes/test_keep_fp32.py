@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 
-from refdiff.contracts.recipe import Half, named
+from refdiff.contracts.recipe import Half, match_rules
 from refdiff.passes.half_precision import HalfPrecision
 from refdiff.passes.keep_fp32 import MOVES, closed, default_half_weights, default_islands
 from tests.support.small_graphs import (
@@ -28,7 +28,7 @@ def rules_of(model: ir.Model, half: Half = "fp16") -> dict[str, frozenset[str]]:
     """The first word of each rule's reason -> the nodes it names."""
     known = [node.name for node in model.graph]
     rules = default_islands(model.graph, half)
-    return {rule.because.split(":")[0]: named([rule], known, where="graph") for rule in rules}
+    return {rule.because.split(":")[0]: match_rules([rule], known, where="graph") for rule in rules}
 
 
 def norm_modules(name: str) -> frozenset[str]:
@@ -158,7 +158,7 @@ def test_patterns_name_no_node_that_the_rule_did_not_find(name: str) -> None:
 @pytest.mark.parametrize("name", MINIATURE)
 def test_sams_decoder_alone_computes_in_single_precision(name: str) -> None:
     known = {node.name for node in miniature_graph(name).graph}
-    found = named(default_half_weights(name), known, where="graph")
+    found = match_rules(default_half_weights(name), known, where="graph")
     assert found == (known if name == "sam_decoder" else set())
 
 

@@ -9,8 +9,8 @@ pytest.importorskip("onnxruntime")
 
 from refdiff.calibration.ranges import collect
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.parity import correlation, recorded_part
-from refdiff.contracts.recipe import GraphRecipe, Quantised, named
+from refdiff.contracts.parity import correlation, select_recorded
+from refdiff.contracts.recipe import GraphRecipe, Quantized, match_rules
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.engines.ort import CheckSession
 from refdiff.errors import InputError
@@ -32,7 +32,7 @@ from tests.support.small_graphs import (
 
 
 def quantised(nodes, ranges, kind="int8"):
-    return Quantised(type=kind, nodes=tuple(nodes), ranges=ranges, method="minmax")
+    return Quantized(type=kind, nodes=tuple(nodes), ranges=ranges, method="minmax")
 
 
 def product(weight):
@@ -130,14 +130,14 @@ def test_nothing_in_an_island_is_put_into_eight_bits():
         graph = miniature_graph(name).graph
         rules = default_islands(graph)
         known = frozenset(each.name for each in graph)
-        islands = closed(graph, named(rules, known, where=name))
+        islands = closed(graph, match_rules(rules, known, where=name))
         assert not islands & set(eight_bit_nodes(graph, islands=rules, left=()))
 
 
 def test_the_pictures_first_projection_and_the_vectors_last_are_left_in_half_precision():
     graph = miniature_graph("clip_image").graph
     can, left = quantisable(graph), default_left("clip_image", graph)
-    assert named(left, frozenset(can), where="clip_image") == {can[0], can[-1]}
+    assert match_rules(left, frozenset(can), where="clip_image") == {can[0], can[-1]}
     by_name = {each.name: each for each in graph}
     assert by_name[can[0]].inputs[0].name in {value.name for value in graph.inputs}
     vectors = default_left("clip_text", miniature_graph("clip_text").graph)
@@ -160,7 +160,7 @@ def converted(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(kind) / f"{name}.onnx"
     eight = quantised(nodes, ranges, kind)
     convert_graph(
-        BUNDLE / path.name, path, GraphRecipe(half="fp16", fp32=islands, left=left, quantised=eight)
+        BUNDLE / path.name, path, GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=eight)
     )
     return path, eight
 
@@ -170,7 +170,7 @@ def test_the_whole_chain_makes_a_small_file_that_runs_and_answers_alike(converte
     feeds, expected = open_bundle(BUNDLE, verify="size").golden()[path.stem]
     got = CheckSession(rounded_model(path), folder=path.parent).run(feeds)
     for output, record in expected.items():
-        assert correlation(recorded_part(got[output], record), record) > 0.995
+        assert correlation(select_recorded(got[output], record), record) > 0.995
     size, before = (
         sum(each.stat().st_size for each in folder.glob(f"{path.stem}.onnx*"))
         for folder in (path.parent, BUNDLE)

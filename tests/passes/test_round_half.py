@@ -12,7 +12,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
-from refdiff.contracts.parity import parity
+from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.session import Array
 from refdiff.engines.ort import CheckSession, OrtSession
 from refdiff.passes.half_precision import HalfPrecision
@@ -144,6 +144,6 @@ def test_numpys_own_half_precision_arithmetic_agrees_on_a_whole_graph(tmp_path: 
     feeds, records = open_bundle(BUNDLE, verify="size").golden()["clip_text"]
     theirs = ReferenceEvaluator(str(tmp_path / "g.onnx")).run(None, dict(feeds))[0]
     ours = CheckSession(rounded_model(tmp_path / "g.onnx")).run(feeds)["vector"]
-    assert parity(ours, theirs).error < 2e-3
+    assert measure_parity(ours, theirs).error < 2e-3
     single = records["vector"]
-    assert 0.5 < parity(ours, single).error / parity(theirs, single).error < 2.0
+    assert 0.5 < measure_parity(ours, single).error / measure_parity(theirs, single).error < 2.0

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.calibration.output_tolerance import Tolerance
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.parity import parity
+from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
@@ -44,5 +44,5 @@ def tolerance_of(name: str, precision: str) -> Tolerance:
 def is_inside(path: Path, recipe: GraphRecipe, feeds: dict[str, Array], tolerance: Tolerance) -> bool:
     """Convert a graph, and compare each of its outputs with the fp32 graph's."""
     got = outputs(converted_model(path, recipe), feeds, folder=path.parent)
-    close = [parity(got[name], exact) for _, name, exact in probe(path, [feeds], tuple(got))]
+    close = [measure_parity(got[name], exact) for _, name, exact in probe(path, [feeds], tuple(got))]
     return all(each.error <= tolerance.error and each.correlation >= tolerance.correlation for each in close)

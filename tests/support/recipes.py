@@ -7,7 +7,7 @@ import dataclasses
 from refdiff.calibration.precision import half_recipe
 from refdiff.calibration.ranges import collect
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.recipe import Quantised, Recipe
+from refdiff.contracts.recipe import Quantized, Recipe
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.quantizable import data_inputs, default_left, eight_bit_nodes
 from tests.support.small_graphs import BUNDLE, miniature_graph
@@ -22,6 +22,6 @@ def eight_bit_recipe_of(graph: str) -> Recipe:
     nodes = eight_bit_nodes(model, islands=half.single, left=left)
     feeds = [bundle.golden()[graph][0]]
     ranges = collect(probe, bundle.graph_path(graph), feeds, data_inputs(model, nodes), method="minmax")
-    quantised = Quantised(type="int8", nodes=nodes, ranges=ranges, method="minmax")
-    whole = dataclasses.replace(half, quantised=quantised, left=left)
+    quantised = Quantized(type="int8", nodes=nodes, ranges=ranges, method="minmax")
+    whole = dataclasses.replace(half, quantized=quantised, excluded=left)
     return dataclasses.replace(recipe, graphs={**recipe.graphs, graph: whole})

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 import refdiff.miniature
-from refdiff.contracts.recipe import Half, named
+from refdiff.contracts.recipe import Half, match_rules
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.half_precision import HalfPrecision
@@ -49,7 +49,7 @@ def miniature_graph(name: str) -> ir.Model:
 def islands_of(model: ir.Model, half: Half = "fp16") -> frozenset[str]:
     """The islands by rule, closed."""
     names = frozenset(node.name or "" for node in model.graph)
-    return closed(model.graph, named(default_islands(model.graph, half), names, where="graph"))
+    return closed(model.graph, match_rules(default_islands(model.graph, half), names, where="graph"))
 
 
 def half_graph(name: str, half: Half = "fp16") -> tuple[ir.Model, frozenset[str]]:

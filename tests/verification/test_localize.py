@@ -16,7 +16,7 @@ from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
 from refdiff.calibration.precision import half_recipe
 from refdiff.calibration.ranges import exponents
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.recipe import GraphRecipe, Quantised
+from refdiff.contracts.recipe import GraphRecipe, Quantized
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.convert import convert_graph
@@ -40,11 +40,11 @@ def recipe_of(graph: str, precision: str) -> GraphRecipe:
     recipe = eight_bit_recipe_of(graph).graphs[graph]
     if precision == "int8":
         return recipe
-    quantised = recipe.quantised
+    quantised = recipe.quantized
     assert quantised is not None
     powers = exponents(probe, BUNDLE / f"{graph}.onnx", [golden(graph)], quantised.nodes)
     assert any(any(each) for each in powers.values())
-    return dataclasses.replace(recipe, quantised=dataclasses.replace(quantised, smoothing=powers))
+    return dataclasses.replace(recipe, quantized=dataclasses.replace(quantised, smoothing=powers))
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_the_counterpart_of_q_dq_is_what_they_were_given():
     signature, body = "float[2, 4] x => float[2, 3] y", "a = Relu(x) b = MatMul(a, w) y = MatMul(b, v)"
     weights = {"w": noise(4, 3), "v": noise(3, 3)}
     sound, broken = (small_graph(signature, body, weights) for _ in range(2))
-    quantised = Quantised(type="int8", nodes=("b", "y"), ranges={"a": 3.0, "b": 9.0}, method="minmax")
+    quantised = Quantized(type="int8", nodes=("b", "y"), ranges={"a": 3.0, "b": 9.0}, method="minmax")
     Quantise(quantised, ("b", "y"))(broken)
     known = Counterparts(sound.graph)
     found = {

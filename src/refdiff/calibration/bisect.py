@@ -181,7 +181,7 @@ def _search(
         broken=None if worst.inside else worst,
         first=None,
         nodes=(),
-        kept_in="fp32" if recipe.quantised is None else recipe.half,
+        kept_in="fp32" if recipe.quantized is None else recipe.half,
         minimal=True,
         trials=1,
         mended=None,
@@ -228,9 +228,9 @@ def _hopeless(bundle: Bundle, name: str, recipe: GraphRecipe, trials: OutputTria
     sick = trials.broken()
     if sick:
         return f"{name} is broken in fp32, no precision mends it: {'; '.join(str(each) for each in sick)}"
-    if recipe.quantised is None:
+    if recipe.quantized is None:
         return f"{name} is outside its tolerance with every node in fp32; export {bundle.path} again"
     return (
-        f"{name} is outside its tolerance in {recipe.half} already, with nothing in {recipe.quantised.type}; "
+        f"{name} is outside its tolerance in {recipe.half} already, with nothing in {recipe.quantized.type}; "
         f"find those nodes first: refdiff bisect {bundle.path} --graph {name} --half {recipe.half}"
     )

@@ -96,7 +96,7 @@ def measure_costs(
     """
     with trials(source, recipe, count=count, variant=variant, progress=progress) as measured:
         costs = list(_costs(measured, recipe, progress))
-        types = {each.quantised.type for each in recipe.graphs.values() if each.quantised is not None}
+        types = {each.quantized.type for each in recipe.graphs.values() if each.quantized is not None}
         return SensitivityReport(
             type=", ".join(sorted(types)),
             variant=variant,
@@ -111,9 +111,9 @@ def measure_costs(
 
 def _costs(measured: Trials, recipe: Recipe, tell: Progress) -> Iterator[BlockCost]:
     for graph, whole in recipe.graphs.items():
-        if whole.quantised is None:
+        if whole.quantized is None:
             continue
-        for block, nodes in blocks(whole.quantised.nodes).items():
+        for block, nodes in blocks(whole.quantized.nodes).items():
             miou = measured.miou({graph: only(whole, nodes)})
             cost = 100 * (measured.half_miou - miou)
             tell(f"{graph}: {block} alone costs {cost:+.2f} points of mIoU")
@@ -122,9 +122,9 @@ def _costs(measured: Trials, recipe: Recipe, tell: Progress) -> Iterator[BlockCo
 
 def only(whole: GraphRecipe, nodes: Sequence[str]) -> GraphRecipe:
     """The recipe with these of its quantised nodes alone; none leaves half precision."""
-    if whole.quantised is None or not nodes:
-        return dataclasses.replace(whole, quantised=None)
-    return dataclasses.replace(whole, quantised=dataclasses.replace(whole.quantised, nodes=tuple(nodes)))
+    if whole.quantized is None or not nodes:
+        return dataclasses.replace(whole, quantized=None)
+    return dataclasses.replace(whole, quantized=dataclasses.replace(whole.quantized, nodes=tuple(nodes)))
 
 
 def budget_points(text: str) -> float:
@@ -173,12 +173,12 @@ def _without(recipe: Recipe, dropped: Sequence[BlockCost]) -> Recipe:
     graphs = dict(recipe.graphs)
     for cost in dropped:
         whole = graphs[cost.graph]
-        if whole.quantised is None:
+        if whole.quantized is None:
             continue
-        kept = [node for node in whole.quantised.nodes if node not in set(cost.nodes)]
+        kept = [node for node in whole.quantized.nodes if node not in set(cost.nodes)]
         because = f"{cost.block} alone costs {cost.cost_points:.2f} points of mIoU"
         rule = Rule(nodes=cost.nodes, because=because, origin="sensitivity")
-        graphs[cost.graph] = dataclasses.replace(only(whole, kept), left=(*whole.left, rule))
+        graphs[cost.graph] = dataclasses.replace(only(whole, kept), excluded=(*whole.excluded, rule))
     return dataclasses.replace(recipe, graphs=graphs)
 
 

@@ -20,9 +20,9 @@ from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, write_bun
 from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
 from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
 from refdiff.contracts.optional import require_export
-from refdiff.contracts.parity import Parity, parity, recorded_part
+from refdiff.contracts.parity import Parity, measure_parity, select_recorded
 from refdiff.contracts.progress import Progress, silent
-from refdiff.contracts.recipe import QUANTISED, RECIPE_NAME, GraphRecipe, Recipe, Rule
+from refdiff.contracts.recipe import QUANTIZED, RECIPE_NAME, GraphRecipe, Recipe, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import load_check_session
 from refdiff.errors import BundleError, GateError, InputError, RefdiffError
@@ -174,21 +174,21 @@ class _Gated:
         convert_graph(self.source.graph_path(name), self.folder / f"{name}.onnx", wanted)
         measured = _measured(self.folder, name, self.golden)
         complaint = _complaint(measured, graph_tolerance(wanted.precision, name))
-        if wanted.quantised is None:
+        if wanted.quantized is None:
             if complaint is not None:
                 raise GateError(
                     f"{name} in {wanted.half}: {complaint}; nothing was written. Find the nodes that need "
                     f"fp32 with: refdiff bisect {self.source.path} --graph {name}"
                 )
             return Converted(recipe=wanted, parity=measured)
-        half, timed = dataclasses.replace(wanted, quantised=None), None
+        half, timed = dataclasses.replace(wanted, quantized=None), None
         if complaint is None and self.clock is not None:
             complaint, timed = self._raced(self.clock, name, wanted, half)
         if complaint is None:
             return Converted(recipe=wanted, parity=measured, timed=timed)
-        reason = f"in {wanted.quantised.type} {complaint}"
-        rule = Rule(nodes=tuple(wanted.quantised.nodes), because=reason, origin="gate")
-        again = self.convert(name, dataclasses.replace(half, left=(*wanted.left, rule)))
+        reason = f"in {wanted.quantized.type} {complaint}"
+        rule = Rule(nodes=tuple(wanted.quantized.nodes), because=reason, origin="gate")
+        again = self.convert(name, dataclasses.replace(half, excluded=(*wanted.excluded, rule)))
         return dataclasses.replace(again, refused=reason)
 
     def _raced(
@@ -228,7 +228,9 @@ def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parit
     batch = len(next(iter(feeds.values())))
     session = lean(rounded_model(folder / f"{name}.onnx", batch=batch), folder=folder)
     results = session.run(feeds, tuple(expected))
-    return {key: parity(recorded_part(results[key], record), record) for key, record in expected.items()}
+    return {
+        key: measure_parity(select_recorded(results[key], record), record) for key, record in expected.items()
+    }
 
 
 def _complaint(measured: Mapping[str, Parity], tolerance: GraphTolerance) -> str | None:
@@ -260,7 +262,7 @@ def _line(name: str, converted: Converted, *, asked: str) -> str:
     allowed = graph_tolerance(converted.recipe.precision, name).error
     worst = max((each.error for each in converted.parity.values()), default=0.0)
     text = f"{name}: {converted.recipe.precision}, {worst:.1e} of its range from torch, allowed {allowed:.0e}"
-    if asked in QUANTISED and converted.recipe.quantised is None and converted.refused is None:
+    if asked in QUANTIZED and converted.recipe.quantized is None and converted.refused is None:
         text += " (not in eight bits, by rule)"
     text = text if converted.timed is None else f"{text}; {converted.timed}"
     return text if converted.refused is None else f"{text} (kept out of eight bits: {converted.refused})"

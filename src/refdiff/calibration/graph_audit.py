@@ -33,7 +33,7 @@ from refdiff.calibration.fp32_proposals import (
 from refdiff.calibration.probing import Probe
 from refdiff.calibration.ranges import collect
 from refdiff.calibration.simulation import Deviation, simulated
-from refdiff.contracts.recipe import GraphRecipe, Quantised, Rule, matching, named, on_half_weights
+from refdiff.contracts.recipe import GraphRecipe, Quantized, Rule, half_weight_nodes, match_nodes, match_rules
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 from refdiff.passes.keep_fp32 import closed
@@ -80,7 +80,7 @@ class BadRange:
 def bad_ranges(
     probe: Probe,
     path: Path,
-    quantised: Quantised,
+    quantised: Quantized,
     feeds: Sequence[Mapping[str, Array]],
     *,
     left: Iterable[Rule] = (),
@@ -100,7 +100,7 @@ def bad_ranges(
     """
     graph = ir.load(path).graph
     known = {node.name or "" for node in graph}
-    names = matching(quantised.nodes, known, where=path.stem) - named(left, known, where=path.stem)
+    names = match_nodes(quantised.nodes, known, where=path.stem) - match_rules(left, known, where=path.stem)
     readers = dict[str, list[ir.Node]]()
     for node in graph:
         if node.name in names and node.inputs[0] is not None:
@@ -241,13 +241,13 @@ def audit_graph(
         measured,
         recipe.half,
         islands=_islands(graph, recipe),
-        half_weights=on_half_weights(recipe, _names(graph), where=str(graph.name)),
+        half_weights=half_weight_nodes(recipe, _names(graph), where=str(graph.name)),
         margin=margin,
     )
     bad: tuple[BadRange, ...] = ()
-    if recipe.quantised is not None:
-        left = (*recipe.left, *recipe.single, *recipe.quantised.weights_alone)
-        bad = bad_ranges(probe, path, recipe.quantised, feeds, left=left)
+    if recipe.quantized is not None:
+        left = (*recipe.excluded, *recipe.single, *recipe.quantized.weights_alone)
+        bad = bad_ranges(probe, path, recipe.quantized, feeds, left=left)
     result = _with(result, graph, found)
     return _after_trials(probe, path, dataclasses.replace(result, bad_ranges=bad), graph, feeds)
 
@@ -257,7 +257,7 @@ def _after_trials(
 ) -> GraphAudit:
     """The audit, completed by what is lost when the graph is run in half precision."""
     for trial in range(_MOST_TRIALS):
-        half = dataclasses.replace(audit.recipe, quantised=None)
+        half = dataclasses.replace(audit.recipe, quantized=None)
         tensors = simulated(probe, path, half, feeds)
         lost = lost_in_trial(graph, tensors, islands=_islands(graph, half))
         audit = dataclasses.replace(audit, deviations=tensors, lost=tuple(each.node for each in lost))
@@ -279,7 +279,7 @@ def _with(audit: GraphAudit, graph: ir.Graph, found: Sequence[Finding]) -> Graph
 
 
 def _islands(graph: ir.Graph, recipe: GraphRecipe) -> frozenset[str]:
-    return closed(graph, named(recipe.single, _names(graph), where=str(graph.name)))
+    return closed(graph, match_rules(recipe.single, _names(graph), where=str(graph.name)))
 
 
 def _names(graph: ir.Graph) -> frozenset[str]:

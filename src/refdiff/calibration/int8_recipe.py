@@ -10,7 +10,7 @@ from refdiff.calibration.calibrate import feeds_of, thinned_records
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress
-from refdiff.contracts.recipe import GraphRecipe, Quantised, QuantisedType, Recipe, named
+from refdiff.contracts.recipe import GraphRecipe, Quantized, QuantizedType, Recipe, match_rules
 
 if TYPE_CHECKING:
     from refdiff.calibration.feeds import FeedStore
@@ -32,7 +32,7 @@ def eight_bit_recipe(
     bundle: Bundle,
     half: Recipe,
     *,
-    type: QuantisedType,
+    type: QuantizedType,
     feeds: Path | None,
     method: str,
     smoothing: float | None,
@@ -65,7 +65,7 @@ def _quantised(
     name: str,
     half: GraphRecipe,
     store: FeedStore,
-    type: QuantisedType,
+    type: QuantizedType,
     method: str,
     smoothing: float | None,
     tell: Progress,
@@ -85,10 +85,10 @@ def _quantised(
     path = bundle.graph_path(name)
     graph = ir.load(path).graph
     tell(f"{name}: measuring the ranges of its tensors")
-    left = (*half.left, *default_left(name, graph))
+    left = (*half.excluded, *default_left(name, graph))
     nodes = eight_bit_nodes(graph, islands=half.single, left=left)
     alone = default_weights_alone(name, nodes)
-    unfed = named(alone, nodes, where=name)
+    unfed = match_rules(alone, nodes, where=name)
     fed = [node for node in nodes if node not in unfed]
     records = thinned_records(store, name, MOST_RECORDS)
     smoothed = {}
@@ -99,7 +99,7 @@ def _quantised(
     reach = collect(probe, path, records, tensors, method=method, smoothing=smoothed)
     # Six digits: people read a recipe, and scales keep three.
     reach = {tensor: float(f"{largest:.6g}") for tensor, largest in reach.items()}
-    quantised = Quantised(
+    quantised = Quantized(
         type=type, nodes=nodes, ranges=reach, method=method, smoothing=smoothed, weights_alone=alone
     )
-    return dataclasses.replace(half, quantised=quantised if nodes else None, left=left)
+    return dataclasses.replace(half, quantized=quantised if nodes else None, excluded=left)

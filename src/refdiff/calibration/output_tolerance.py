@@ -23,8 +23,8 @@ from refdiff.calibration.dynamic_range import REACHES, headroom, is_single
 from refdiff.calibration.fp32_proposals import Broken, broken
 from refdiff.calibration.probing import Probe
 from refdiff.calibration.simulation import Deviation, simulated
-from refdiff.contracts.parity import parity
-from refdiff.contracts.recipe import GraphRecipe, Rule, matching, named, on_half_weights
+from refdiff.contracts.parity import measure_parity
+from refdiff.contracts.recipe import GraphRecipe, Rule, half_weight_nodes, match_nodes, match_rules
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 from refdiff.passes.convert import converted_model
@@ -104,11 +104,11 @@ class OutputTrials:
         """Nodes that may be kept exact and are not by the recipe, in the graph's order."""
         names = {node.name or "" for node in self._graph}
         islands = self._islands()
-        if self._recipe.quantised is None:
+        if self._recipe.quantized is None:
             can = frozenset(node.name or "" for node in self._graph if _computes(node))
         else:
-            left = named(self._recipe.left, names, where=self._path.stem)
-            can = matching(self._recipe.quantised.nodes, names, where=self._path.stem) - left
+            left = match_rules(self._recipe.excluded, names, where=self._path.stem)
+            can = match_nodes(self._recipe.quantized.nodes, names, where=self._path.stem) - left
         return tuple(node.name for node in self._graph if node.name in can - islands and node.name)
 
     def recipe(self, nodes: Collection[str], *, because: str = "on trial") -> GraphRecipe:
@@ -124,9 +124,9 @@ class OutputTrials:
             because=because,
             origin="bisect",
         )
-        if self._recipe.quantised is None:
+        if self._recipe.quantized is None:
             return dataclasses.replace(self._recipe, fp32=(*self._recipe.fp32, rule))
-        return dataclasses.replace(self._recipe, left=(*self._recipe.left, rule))
+        return dataclasses.replace(self._recipe, excluded=(*self._recipe.excluded, rule))
 
     def inside(self, nodes: Collection[str]) -> bool:
         """Whether all outputs of all feeds are inside with exactly these nodes; ends at the first outside."""
@@ -170,7 +170,7 @@ class OutputTrials:
 
     def _siblings(self, nodes: Collection[str]) -> Iterator[str]:
         """Who else reads the smoothed tensors that these nodes read."""
-        smoothed = () if self._recipe.quantised is None else self._recipe.quantised.smoothing
+        smoothed = () if self._recipe.quantized is None else self._recipe.quantized.smoothing
         for value in (value for node in self._graph for value in node.outputs if value.name in smoothed):
             readers = [use.node.name or "" for use in value.uses()]
             if any(reader in nodes for reader in readers):
@@ -178,18 +178,18 @@ class OutputTrials:
 
     def _model(self, nodes: Collection[str]) -> ir.Model:
         """The graph on trial."""
-        if self._recipe.quantised is not None:
+        if self._recipe.quantized is not None:
             return converted_model(self._path, self.recipe(nodes), weights="cast")
         asked = {*self._islands(), *nodes}
         moves = {node.name for node in self._graph if node.op_type in MOVES}
         kept = closed(self._graph, asked) & (asked | moves)
-        cast = on_half_weights(self._recipe, self._names(), where=self._path.stem).difference(nodes)
+        cast = half_weight_nodes(self._recipe, self._names(), where=self._path.stem).difference(nodes)
         half = HalfPrecision(self._recipe.half, kept, half_weights=cast, weights="cast")
         return half(ir.load(self._path))
 
     def _islands(self) -> frozenset[str]:
         """Of the recipe as it is."""
-        return closed(self._graph, named(self._recipe.single, self._names(), where=self._path.stem))
+        return closed(self._graph, match_rules(self._recipe.single, self._names(), where=self._path.stem))
 
     def _names(self) -> frozenset[str]:
         return frozenset(node.name or "" for node in self._graph)
@@ -197,7 +197,7 @@ class OutputTrials:
     def _run(self, model: ir.Model) -> Iterator[tuple[int, Outcome]]:
         """Index of the feed, and an output of it."""
         for index, name, got in self._probe(model, self._feeds, self._outputs, folder=self._path.parent):
-            close = parity(got, self.exact[index][name])
+            close = measure_parity(got, self.exact[index][name])
             inside = close.error <= self._tolerance.error and close.correlation >= self._tolerance.correlation
             yield index, Outcome(name, close.error, close.correlation, inside)
 

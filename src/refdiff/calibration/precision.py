@@ -25,7 +25,7 @@ from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
-from refdiff.contracts.recipe import HALVES, QUANTISED, GraphRecipe, Half, Recipe, read_recipe
+from refdiff.contracts.recipe import HALVES, QUANTIZED, GraphRecipe, Half, Recipe, read_recipe
 from refdiff.engines.trt.latency_race import find_latency_race
 from refdiff.errors import InputError
 
@@ -73,7 +73,7 @@ def half_recipe(
     )
 
 
-PRECISIONS = ("fp32", *HALVES, *QUANTISED)
+PRECISIONS = ("fp32", *HALVES, *QUANTIZED)
 
 RANGES = "percentile"
 """How ranges are taken where nothing is said."""
@@ -111,7 +111,7 @@ class Wanted:
             raise InputError(f"unknown precision {self.precision!r}; choose one of: {', '.join(PRECISIONS)}")
         if self.recipe is not None and self.precision != "fp32":
             _read(self.recipe, self.precision)
-        if self.feeds is not None and self.precision in QUANTISED:
+        if self.feeds is not None and self.precision in QUANTIZED:
             require_recording(self.feeds)
         if self.precision == "fp32" and (self.recipe or self.feeds):
             raise InputError(
@@ -125,9 +125,9 @@ class Wanted:
         self._check_eight_bits()
 
     def _check_eight_bits(self) -> None:
-        if not self.timed and self.precision not in QUANTISED:
+        if not self.timed and self.precision not in QUANTIZED:
             raise InputError("--untimed is for int8 and fp8; leave it out")
-        needs_ranges = self.precision in QUANTISED and self.recipe is None
+        needs_ranges = self.precision in QUANTIZED and self.recipe is None
         for option, value in (
             ("--feeds", self.feeds),
             ("--ranges", None if self.ranges == RANGES else self.ranges),
@@ -155,7 +155,7 @@ def convert_bundle(
     bundle = open_bundle(source)
     check_source(bundle)
     clock = None
-    if wanted.timed and wanted.precision in QUANTISED:
+    if wanted.timed and wanted.precision in QUANTIZED:
         clock, said = find_latency_race(progress)
         progress(
             f"eight bits have to be faster on {said}"
@@ -199,8 +199,8 @@ def sensitivity(
         BundleError: the bundle is missing or damaged.
         InputError: it is not in fp32, or an option or the feeds cannot be used.
     """
-    if type not in QUANTISED:
-        raise InputError(f"unknown type {type!r}; choose one of: {', '.join(QUANTISED)}")
+    if type not in QUANTIZED:
+        raise InputError(f"unknown type {type!r}; choose one of: {', '.join(QUANTIZED)}")
     opened, tell = find_bundle(bundle), progress or silent
     check_source(opened)
     wanted = Wanted(precision=type, feeds=feeds, ranges=method)
@@ -238,7 +238,7 @@ def _recipe(bundle: Bundle, wanted: Wanted, tell: Progress) -> Recipe:
 def _read(path: Path, precision: str) -> Recipe:
     recipe = read_recipe(path)
     found = {graph.precision for graph in recipe.graphs.values()}
-    found = found & set(QUANTISED) or found  # beside eight bits some graphs stay in half precision by rule
+    found = found & set(QUANTIZED) or found  # beside eight bits some graphs stay in half precision by rule
     if precision not in found:
         names = " or ".join(sorted(found)) or "nothing"
         raise InputError(

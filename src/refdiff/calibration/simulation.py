@@ -78,7 +78,7 @@ def simulated(
     converted = converted_model(path, recipe, weights="cast")
     graph = ir.load(path).graph
     known = {str(value.name) for node in converted.graph for value in node.outputs}
-    known -= set() if recipe.quantised is None else set(recipe.quantised.smoothing)
+    known -= set() if recipe.quantized is None else set(recipe.quantized.smoothing)
     compared = {
         str(value.name): Deviation(tensor=str(value.name), node=node.name or "", operator=node.op_type)
         for node in graph

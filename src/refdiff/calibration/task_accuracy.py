@@ -130,7 +130,7 @@ def trials(
         raise InputError(f"got {count} scenes, expected 1 or more")
     half = dataclasses.replace(
         recipe,
-        graphs={name: dataclasses.replace(each, quantised=None) for name, each in recipe.graphs.items()},
+        graphs={name: dataclasses.replace(each, quantized=None) for name, each in recipe.graphs.items()},
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,14 +1,14 @@
-"""A bundle on disk: the folder that is copied to a device (DESIGN §4).
+"""A bundle on disk: the folder that is copied to a device (docs/architecture.md, "A bundle").
 
     manifest.json         written last, read first
     <graph>.onnx          one per graph, large weights beside it in <file>.data
     tokenizer.json        CLIP's byte-pair encoding
     clip_positions.npy    [grid*grid, width] float32: CLIP's patch positions, without the class row
     golden.npz            <graph>/in/<name> and <graph>/out/<name>: a self-test without torch; an array that
-                          is there twice is, the second time, the name of the first
-    engines/              the device's own plans, not part of the manifest
+                          occurs again is stored as the name of its first occurrence
+    engines/              this device's TensorRT plans, not part of the manifest
 
-In: a path. Out: a `Bundle` whose every listed file is inside the folder and is what the exporter wrote.
+In: a path. Out: a `Bundle`; every file it lists is inside the folder and is what the exporter wrote.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Bundle:
 
     @property
     def spec(self) -> ModelSpec:
-        """The sizes of the stack it was exported from."""
+        """Sizes of the models that it was exported from."""
         return self.manifest.spec
 
     def graph_path(self, name: str) -> Path:
-        """The ONNX file of graph `name`.
+        """Return the ONNX file of graph `name`.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -82,11 +82,11 @@ class Bundle:
         return self.path / record.files[0]
 
     def tokenizer_json(self) -> str:
-        """CLIP's byte-pair encoding in the `tokenizers` library's format."""
+        """Return CLIP's byte-pair encoding in the `tokenizers` library's format."""
         return self._listed(TOKENIZER_NAME).read_text(encoding="utf-8")
 
     def clip_positions(self) -> Float:
-        """[grid*grid, width]: CLIP's patch positions."""
+        """Return CLIP's patch positions, [grid*grid, width] float32."""
         path, clip = self._listed(POSITIONS_NAME), self.spec.clip
         try:
             table = np.load(path, allow_pickle=False)
@@ -99,7 +99,11 @@ class Bundle:
         return table
 
     def golden(self) -> GoldenTensors:
-        """The recorded tensors, by graph."""
+        """Return the recorded tensors, by graph.
+
+        Raises:
+            BundleError: the record is missing or unreadable.
+        """
         path = self._listed(GOLDEN_NAME)
         tensors: GoldenTensors = {}
         try:
@@ -119,7 +123,7 @@ class Bundle:
 
 
 def _golden_array(archive: Mapping[str, Array], key: str) -> Array:
-    """An array of the golden record, in the graph's own type; a name stands for the array of that name."""
+    """Return an array of the record in the graph's own type, following the name of a repeated array."""
     array = archive[key]
     if array.dtype.kind == "U":
         array = archive[str(array)]
@@ -145,10 +149,10 @@ def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What a bundle says it is; the files it lists are not looked at.
+    """Read a bundle's manifest; the files it lists are not checked.
 
     Raises:
-        BundleError: there is no bundle in the folder, or one of a newer format.
+        BundleError: there is no bundle in the folder, or it has another format.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -163,7 +167,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_inside(root: Path, name: str) -> Path:
-    """The real path of `name`, which must not leave `root` by way of a link."""
+    """Return the real path of `name`; refuse a link that leaves `root`."""
     real = (root / name).resolve()
     if not real.is_relative_to(root):
         raise BundleError(f"{root / name} is a link to {real}, outside the bundle; do not use this bundle")

@@ -36,7 +36,7 @@ from refdiff.contracts.manifest import (
     Manifest,
     refdiff_version,
 )
-from refdiff.contracts.parity import thinned
+from refdiff.contracts.parity import subsample
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
@@ -83,7 +83,8 @@ class BundleWriter:
         for graph, (feeds, results) in tensors.items():
             arrays |= {f"{graph}/in/{name}": _as_half(array) for name, array in feeds.items()}
             arrays |= {
-                f"{graph}/out/{name}": thinned(array, GOLDEN_OUTPUT_BYTES) for name, array in results.items()
+                f"{graph}/out/{name}": subsample(array, GOLDEN_OUTPUT_BYTES)
+                for name, array in results.items()
             }
         arrays = _store_once(arrays)
         # numpy types savez's keywords as arrays or its own flag; a key with a slash is never that flag.
@@ -119,11 +120,11 @@ def write_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Bundl
     """Write a bundle; it appears at `path` when the block ends well, and not at all otherwise.
 
     Args:
-        path: where the bundle will be; parent folders are made.
+        path: the bundle's folder; parent folders are made.
         overwrite: replace a bundle that is there. Anything else that is there is never touched.
 
     Raises:
-        InputError: the target exists, or its disk cannot be written to.
+        InputError: the target exists, or the disk cannot be written to.
         BundleError: the block ended without `describe`.
     """
     target = Path(path).absolute()

@@ -1,4 +1,4 @@
-"""From the name of a bundle to the verified folder, and to a description of it."""
+"""Find a bundle by its name, verify it and describe it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from refdiff.contracts.bundle import Bundle, Manifest, open_bundle
 from refdiff.errors import BundleError, InputError
 
 BUILT_IN = ("mini", "built-in")
-"""Names of the bundle inside the package; a folder of such a name is written ./mini."""
+"""Names of the bundle inside the package; write ./mini for a folder of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a bundle is; every file in it has been verified against its hash."""
+    """A bundle whose files have all been verified against their hashes."""
 
     path: Path
     manifest: Manifest
 
     @property
     def size_bytes(self) -> int:
-        """Of all listed files."""
+        """Size of all listed files together."""
         return sum(file.size_bytes for file in self.manifest.files.values())
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary: the manifest, where it is, and how large the bundle."""
+        """Return a JSON-ready dictionary: the manifest, the path and the size."""
         return {
             "path": str(self.path),
             "model": self.manifest.spec.name,
@@ -47,7 +47,7 @@ def inspect(path: Path | str) -> Inspection:
 
 
 def find_bundle(path: Path | str) -> Bundle:
-    """The verified bundle of a folder, or the built-in one.
+    """Return the verified bundle of a folder, or the built-in one.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
@@ -56,19 +56,19 @@ def find_bundle(path: Path | str) -> Bundle:
 
 
 def bundle_path(path: Path | str) -> Path:
-    """The folder that a bundle's name means.
+    """Return the folder that a bundle's name stands for.
 
     Raises:
-        BundleError: it means the built-in bundle, which this installation lacks.
+        BundleError: the built-in bundle is asked for, and this installation lacks it.
     """
     return _built_in_path() if str(path) in BUILT_IN else Path(path)
 
 
 def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:
-    """Refuse to answer with weights that were drawn, not trained.
+    """Refuse a bundle of random weights.
 
     Raises:
-        InputError: the bundle holds such weights, and they were not allowed.
+        InputError: the weights are random, and that was not allowed.
     """
     seed = bundle.manifest.random_seed
     if seed is not None and not allow_random_weights:

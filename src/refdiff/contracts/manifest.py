@@ -1,7 +1,7 @@
-"""The bundle's manifest: which files, which graphs, which sizes, made from what (DESIGN §4).
+"""A bundle's manifest: its files, graphs, sizes and sources (docs/architecture.md, "A bundle").
 
-A value that is read from and written to JSON; the files themselves are the business of `bundle` (reading)
-and `bundle_draft` (writing).
+A value that is read from and written to JSON. `bundle` reads the files themselves, `bundle_writer` writes
+them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
 
 FORMAT_VERSION = 4
-"""Raised when one refdiff could no longer use what another writes; no other format is read.
+"""Increased whenever an older refdiff could not use what a newer one writes; no other format is read.
 
 1: the graph `clip_image` had one position table [p, w] for a whole call.
-2: it has one for each picture, [b, p, w].
+2: it has one for each image, [b, p, w].
 3: the golden record stores shared arrays once; graphs may be in half precision or eight bits, by a recipe.
-4: SAM's decoder is two graphs: `sam_decoder` stops at the predicted IoU, `sam_masks` draws what passed it.
+4: SAM's decoder is two graphs: `sam_decoder` stops at the predicted IoU, `sam_masks` decodes the masks that
+   passed it.
 """
 
 MANIFEST_NAME = "manifest.json"
@@ -32,12 +33,12 @@ TOKENIZER_NAME = "tokenizer.json"
 POSITIONS_NAME = "clip_positions.npy"
 GOLDEN_NAME = "golden.npz"
 ENGINES_NAME = "engines"
-"""Folder of the device's own plans: made after the export, with metadata of their own."""
+"""Folder of the device's TensorRT plans, built after the export; each has a metadata file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """What a file of the bundle must be."""
+    """Hash and size of a file of the bundle."""
 
     sha256: str
     size_bytes: int
@@ -55,29 +56,29 @@ class GraphRecord:
     recipe: str | None = None
     """Name of the precision recipe, None for an untouched export."""
     parity: Mapping[str, Parity] = field(default_factory=dict)
-    """Output -> how close it came to torch's when the graph was exported, the worst of all feeds."""
+    """Output -> its distance from torch's when the graph was exported, the worst of all feeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a device has to know about a bundle before it opens a graph."""
+    """Everything a device needs to know about a bundle before it opens a graph."""
 
     spec: ModelSpec
     precision: str
     sources: Mapping[str, str]
-    """Component -> sha256 of the weights it was exported from, or "random, seed N"."""
+    """Component -> sha256 of its weights, or "random, seed N"."""
     versions: Mapping[str, str]
-    """Package -> version that took part in the export."""
+    """Package -> its version at the export."""
     graphs: Mapping[str, GraphRecord]
     files: Mapping[str, FileRecord]
-    """Path inside the folder, with forward slashes -> what the file must be."""
+    """Path inside the folder, with forward slashes -> the file's hash and size."""
     refdiff_version: str
     format_version: int = FORMAT_VERSION
     random_seed: int | None = None
-    """Of weights that were drawn, not trained: to size and time engines with. None for a real model."""
+    """Seed of random weights, which only serve to measure time and memory; None for a trained model."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         document["spec"] = self.spec.to_json()
         document["graphs"] = {name: dataclasses.asdict(graph) for name, graph in self.graphs.items()}
@@ -93,8 +94,8 @@ class Manifest:
             where: the manifest's path, for messages.
 
         Raises:
-            BundleError: another format version, a field missing, unknown or of the wrong kind, a path that
-                leaves the folder, or a graph that names an unlisted file.
+            BundleError: another format version; a field that is missing, unknown or of the wrong type; a path
+                that leaves the folder; or a graph that names an unlisted file.
         """
         if not isinstance(document, dict):
             raise BundleError(f"{where}: expected a JSON object, got {type(document).__name__}; export again")
@@ -114,7 +115,7 @@ class Manifest:
 
 
 def refdiff_version() -> str:
-    """The version of the installed package."""
+    """Return the version of the installed package."""
     try:
         return metadata.version("refdiff")
     except metadata.PackageNotFoundError:  # a checkout on the path, not installed

@@ -1,4 +1,4 @@
-"""How far a graph's output is from what it should be: the one measure that export and check share."""
+"""Distance of a graph's output from the expected one: the measures that export and check share."""
 
 from __future__ import annotations
 
@@ -12,62 +12,70 @@ from refdiff.contracts.session import Array
 
 @dataclass(frozen=True)
 class Parity:
-    """How close one output of a graph came to torch's when it was exported."""
+    """Distance of one output of a graph from the expected output."""
 
     error: float
-    """See `relative_error`."""
+    """Largest difference over the range of the expected output; see `relative_error`."""
     correlation: float
-    """See `correlation`."""
+    """Pearson's correlation, -1..1; see `correlation`."""
 
     def worse(self, other: Parity) -> Parity:
-        """The worse of each measure."""
+        """Return the worse value of each measure."""
         return Parity(max(self.error, other.error), min(self.correlation, other.correlation))
 
 
-def parity(got: Array, expected: Array) -> Parity:
-    """Both measures."""
+def measure_parity(got: Array, expected: Array) -> Parity:
+    """Measure both.
+
+    Args:
+        got: any shape.
+        expected: the same shape.
+    """
     return Parity(relative_error(got, expected), correlation(got, expected))
 
 
-def thinned(output: Array, most_bytes: int) -> Array:
-    """The output, or every n-th of its values as one row.
+def subsample(output: Array, most_bytes: int) -> Array:
+    """Return the output, or every n-th of its values as one row.
 
-    n is about as small as `most_bytes` allows. Where it can be, it has no factor in common with the last
-    axis, so that every column is seen.
+    n is about as small as `most_bytes` allows. Where possible it has no factor in common with the length of
+    the last axis, so that every column is sampled.
     """
     if output.nbytes <= most_bytes:
         return output
     least = -(-output.nbytes // most_bytes)
-    told = (n for n in range(least, 2 * least) if _step_of(output.size, -(-output.size // n)) == n)
-    step = next((n for n in told if math.gcd(n, output.shape[-1]) == 1), least)
+    possible = (n for n in range(least, 2 * least) if _step_of(output.size, -(-output.size // n)) == n)
+    step = next((n for n in possible if math.gcd(n, output.shape[-1]) == 1), least)
     return output.reshape(-1)[::step]
 
 
-def recorded_part(output: Array, record: Array) -> Array:
-    """What of an output a golden record holds: all of it, or what `thinned` left, as one row."""
+def select_recorded(output: Array, record: Array) -> Array:
+    """Return the part of an output that its golden record holds: all of it, or what `subsample` kept."""
     if record.shape == output.shape or not record.size:
         return output
     return output.reshape(-1)[:: _step_of(output.size, record.size)]
 
 
 def _step_of(size: int, kept: int) -> int:
-    """The step that leaves `kept` of `size` values."""
+    """Return the step that keeps `kept` of `size` values."""
     return -(-size // kept)
 
 
 def relative_error(got: Array, expected: Array) -> float:
-    """Largest difference over the range of `expected`; infinite for another shape or a non-number."""
+    """Return the largest difference over the range of `expected`; infinite for another shape, inf or NaN."""
     if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
         return float("inf")
     if not expected.size:
         return 0.0
     difference = float(np.abs(got.astype(np.float64) - expected).max())
-    # A constant output has no range; it is compared with its own size.
+    # A constant output has no range; its magnitude stands for it.
     return difference / (float(np.ptp(expected)) or float(np.abs(expected).max()) or 1.0)
 
 
 def correlation(got: Array, expected: Array) -> float:
-    """Pearson's correlation; a flat array correlates with a flat one alone, a non-number with nothing."""
+    """Return Pearson's correlation, -1..1.
+
+    1 if both arrays are constant; 0 if one is, if one holds inf or NaN, or if the shapes differ.
+    """
     if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
         return 0.0
     first, second = (each.astype(np.float64).ravel() for each in (got, expected))

@@ -1,6 +1,6 @@
-"""A precision recipe: how many bits each tensor of a bundle gets, and why (DESIGN §5).
+"""A precision recipe: how many bits each tensor of a bundle gets, and why (docs/precision.md).
 
-A small file that is written by the toolkit, read by people, corrected by hand and used again:
+A small JSON file that the toolkit writes and reads, and that may be edited by hand:
 
     {"format": 1, "model": "refdiff-mini", "sources": {...},
      "graphs": {"unet": {"half": "fp16",
@@ -10,7 +10,8 @@ A small file that is written by the toolkit, read by people, corrected by hand a
                          "left": [{"nodes": [...], "because": "...", "origin": "sensitivity"}]}}}
 
 Nodes are named as the exporter named them, after their modules; `*` stands for any part of a name.
-`unet_taps` has no entry of its own: it is a part of `unet`.
+`unet_taps` has no entry: it is a part of `unet`. In the file, `quantized` is spelled `quantised` and
+`excluded` is `left`, as in the first release of the format.
 """
 
 from __future__ import annotations
@@ -38,23 +39,25 @@ from refdiff.errors import InputError
 RECIPE_FORMAT = 1
 
 RECIPE_NAME = "recipe.json"
-"""In a bundle: the recipe its graphs were made by."""
+"""File name, inside a bundle, of the recipe that its graphs were converted by."""
 
 Half = Literal["fp16", "bf16"]
 HALVES: tuple[str, ...] = get_args(Half)
-QuantisedType = Literal["int8", "fp8"]
-QUANTISED: tuple[str, ...] = get_args(QuantisedType)
+QuantizedType = Literal["int8", "fp8"]
+QUANTIZED: tuple[str, ...] = get_args(QuantizedType)
 Origin = Literal["rule", "audit", "bisect", "sensitivity", "gate", "hand"]
 ORIGINS: tuple[str, ...] = get_args(Origin)
-"""Who asked for it: the built-in rules, a measurement of that name, the gate that refused, or a person."""
+"""Origin of a rule: built in, a measurement of that name, the gate that refused, or edited by hand."""
 
 
-_NUMBERS = re.compile(r"\[[\s\d,-]+\]")
+_NUMBER_LIST = re.compile(r"\[[\s\d,-]+\]")
+_FILE_NAMES = {"quantized": "quantised", "excluded": "left"}
+"""Field -> its name in the file, where it differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Nodes that share a treatment, and the reason."""
+    """Nodes that are treated alike, and the reason."""
 
     nodes: tuple[str, ...]
     """Names, or patterns with `*`."""
@@ -63,66 +66,75 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantised:
+class Quantized:
     """The nodes of a graph whose weights and data input are held in eight bits."""
 
-    type: QuantisedType
+    type: QuantizedType
     nodes: tuple[str, ...]
-    """Names of products and convolutions with constant weights, or patterns with `*`."""
+    """Names of matrix products and convolutions with constant weights, or patterns with `*`."""
     ranges: Mapping[str, float]
-    """Tensor -> largest magnitude it keeps; the data input of every node has one, but for embeddings and
-    `weights_alone`."""
+    """Tensor -> largest magnitude it represents. The data input of every node has one, except of embeddings
+    and of `weights_alone`."""
     method: str
     """How the ranges were found: "minmax", "percentile" or "entropy"."""
     smoothing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Tensor -> powers of two that SmoothQuant divides its channels by, where it was used."""
+    """Tensor -> exponents of two that SmoothQuant divides its channels by, where it was used."""
     weights_alone: tuple[Rule, ...] = ()
-    """Nodes of these whose weights alone are in eight bits, their data input in half precision."""
+    """Those of `nodes` that have only their weights in eight bits, and their data input in half precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRecipe:
-    """One graph."""
+    """Precision of one graph."""
 
     half: Half
     fp32: tuple[Rule, ...] = ()
-    """Nodes that stay in single precision; nodes caught between them join them."""
+    """Nodes that stay in single precision; nodes enclosed by them join them."""
     half_weights: tuple[Rule, ...] = ()
-    """Nodes that compute in single precision too, on weights that are stored in half precision."""
-    quantised: Quantised | None = None
-    left: tuple[Rule, ...] = ()
-    """Nodes that could be quantised and are not."""
+    """Nodes that also compute in single precision, but on weights stored in half precision."""
+    quantized: Quantized | None = None
+    excluded: tuple[Rule, ...] = ()
+    """Nodes that could be quantized and are not."""
 
     @property
     def single(self) -> tuple[Rule, ...]:
-        """Every rule of nodes that compute in single precision."""
+        """All rules of nodes that compute in single precision."""
         return (*self.fp32, *self.half_weights)
 
     @property
     def precision(self) -> str:
-        """What the manifest calls it."""
-        return self.half if self.quantised is None else self.quantised.type
+        """Name of the precision in the manifest: the type with the fewest bits."""
+        return self.half if self.quantized is None else self.quantized.type
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All graphs of a bundle that are not kept in fp32."""
+    """Recipes of all graphs of a bundle that are not kept in fp32."""
 
     model: str
     sources: Mapping[str, str]
-    """Component -> sha256 of the weights it was made for."""
+    """Component -> sha256 of the weights that the recipe was made for."""
     graphs: Mapping[str, GraphRecipe]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return {"format": RECIPE_FORMAT, **dataclasses.asdict(self)}
+        """Return a JSON-ready dictionary."""
+        document = {"format": RECIPE_FORMAT, **dataclasses.asdict(self)}
+        document["graphs"] = {
+            name: {_FILE_NAMES.get(key, key): value for key, value in graph.items()}
+            for name, graph in document["graphs"].items()
+        }
+        return document
 
     @classmethod
     def from_json(cls, document: object, *, where: str) -> Recipe:
-        """Read what `to_json` wrote, or a person.
+        """Read what `to_json` wrote, possibly edited by hand.
+
+        Args:
+            document: the decoded JSON.
+            where: the file, for messages.
 
         Raises:
-            InputError: not a recipe, of another format, or a value that is none.
+            InputError: not a recipe, of another format, or with an invalid value.
         """
         if not isinstance(document, dict):
             raise InputError(f"{where}: expected a JSON object, got {type(document).__name__}")
@@ -145,9 +157,9 @@ class Recipe:
             ) from error
 
     def to_text(self) -> str:
-        """The file's content: a line for each name, numbers side by side."""
+        """Return the file's content: one line for each name, lists of numbers on one line."""
         text = json.dumps(self.to_json(), indent=1)
-        return _NUMBERS.sub(lambda found: "".join(found[0].split()), text) + "\n"
+        return _NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -162,8 +174,8 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe.from_json(document, where=str(path))
 
 
-def named(rules: Iterable[Rule], known: Collection[str], *, where: str) -> frozenset[str]:
-    """All nodes that rules name.
+def match_rules(rules: Iterable[Rule], known: Collection[str], *, where: str) -> frozenset[str]:
+    """Return all nodes that rules name.
 
     Args:
         rules: of one graph.
@@ -171,25 +183,25 @@ def named(rules: Iterable[Rule], known: Collection[str], *, where: str) -> froze
         where: the graph, for messages.
 
     Raises:
-        InputError: a name or pattern that is no node's.
+        InputError: a name or pattern that matches no node.
     """
-    return matching((pattern for rule in rules for pattern in rule.nodes), known, where=where)
+    return match_nodes((pattern for rule in rules for pattern in rule.nodes), known, where=where)
 
 
-def on_half_weights(recipe: GraphRecipe, known: Collection[str], *, where: str) -> frozenset[str]:
-    """The nodes that compute in single precision on half-precision weights; see `named`."""
-    return named(recipe.half_weights, known, where=where) - named(recipe.fp32, known, where=where)
+def half_weight_nodes(recipe: GraphRecipe, known: Collection[str], *, where: str) -> frozenset[str]:
+    """Return the nodes that compute in single precision on half-precision weights; see `match_rules`."""
+    return match_rules(recipe.half_weights, known, where=where) - match_rules(recipe.fp32, known, where=where)
 
 
-def matching(patterns: Iterable[str], known: Collection[str], *, where: str) -> frozenset[str]:
-    """All names that patterns match; see `named`."""
+def match_nodes(patterns: Iterable[str], known: Collection[str], *, where: str) -> frozenset[str]:
+    """Return all names that patterns match; see `match_rules`."""
     found = set[str]()
     for pattern in patterns:
         shape = re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
         names = [pattern] if pattern in known else [name for name in known if shape.fullmatch(name)]
         if not names:
             raise InputError(
-                f"{where}: the recipe names {pattern!r}, but no node is called so; correct the recipe"
+                f"{where}: the recipe names {pattern!r}, but no node has that name; correct the recipe"
             )
         found.update(names)
     return frozenset(found)
@@ -197,23 +209,26 @@ def matching(patterns: Iterable[str], known: Collection[str], *, where: str) -> 
 
 def _graph(entry: Mapping[str, Any]) -> GraphRecipe:
     fields = dict(entry)
-    _one_of(fields["half"], HALVES, "half")
-    for name in ("fp32", "half_weights", "left"):
-        fields[name] = _rules(fields.get(name, ()), name)
-    if fields.get("quantised") is not None:
-        fields["quantised"] = _quantised(as_table(fields["quantised"], "quantised"))
-    return GraphRecipe(**fields)
+    _check_choice(fields["half"], HALVES, "half")
+    quantized = fields.pop("quantised", None)
+    return GraphRecipe(
+        fp32=_rules(fields.pop("fp32", ()), "fp32"),
+        half_weights=_rules(fields.pop("half_weights", ()), "half_weights"),
+        quantized=None if quantized is None else _quantized(as_table(quantized, "quantised")),
+        excluded=_rules(fields.pop("left", ()), "left"),
+        **fields,
+    )
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:
     fields = {**entry, "nodes": _names(entry["nodes"]), "because": as_text(entry["because"], "because")}
-    _one_of(fields.get("origin", "hand"), ORIGINS, "origin")
+    _check_choice(fields.get("origin", "hand"), ORIGINS, "origin")
     return Rule(**fields)
 
 
-def _quantised(entry: Mapping[str, Any]) -> Quantised:
+def _quantized(entry: Mapping[str, Any]) -> Quantized:
     fields = dict(entry)
-    _one_of(fields["type"], QUANTISED, "type")
+    _check_choice(fields["type"], QUANTIZED, "type")
     fields["nodes"] = _names(fields["nodes"])
     fields["method"] = as_text(fields["method"], "method")
     ranges = as_table(fields["ranges"], "ranges")
@@ -223,7 +238,7 @@ def _quantised(entry: Mapping[str, Any]) -> Quantised:
         for name, values in as_table(fields.get("smoothing", {}), "smoothing").items()
     }
     fields["weights_alone"] = _rules(fields.get("weights_alone", ()), "weights_alone")
-    return Quantised(**fields)
+    return Quantized(**fields)
 
 
 def _rules(value: object, name: str) -> tuple[Rule, ...]:
@@ -241,6 +256,6 @@ def _range(value: object, name: str) -> float:
     return number
 
 
-def _one_of(value: object, known: tuple[str, ...], name: str) -> None:
+def _check_choice(value: object, known: tuple[str, ...], name: str) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from refdiff.contracts.bundle import Bundle, open_bundle
-from refdiff.contracts.parity import recorded_part, relative_error
+from refdiff.contracts.parity import relative_error, select_recorded
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
 from refdiff.engines.trt.device import Device, find_device
@@ -103,7 +103,7 @@ def _run(bundle: Bundle, sessions: SessionFactory, graphs: Iterable[str]) -> str
     feeds, expected = golden[graph]
     outputs = sessions.open(graph).run(feeds, list(expected))
     error = max(
-        relative_error(recorded_part(outputs[name], record), record) for name, record in expected.items()
+        relative_error(select_recorded(outputs[name], record), record) for name, record in expected.items()
     )
     if math.isinf(error):
         raise EngineError(

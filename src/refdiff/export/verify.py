@@ -20,7 +20,7 @@ import numpy as np
 
 from refdiff.contracts.feeds import feeds_to_host, half_rounded, read_rows, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.parity import Parity, parity
+from refdiff.contracts.parity import Parity, measure_parity
 from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
 from refdiff.errors import GateError
 
@@ -199,4 +199,4 @@ def _compare(session: Runner, graph: GraphSpec, records: Sequence[Record]) -> It
     """Output and closeness, record by record."""
     for record in records:
         for name, values in session.run(record.feeds, graph.output_names).items():
-            yield name, parity(values, record.results[name])
+            yield name, measure_parity(values, record.results[name])

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass
 
-from refdiff.contracts.recipe import GraphRecipe, matching, named, on_half_weights
+from refdiff.contracts.recipe import GraphRecipe, half_weight_nodes, match_nodes, match_rules
 from refdiff.passes.half_precision import SMALL_BYTES, HalfPrecision, Weights
 from refdiff.passes.keep_fp32 import closed
 from refdiff.passes.quantize import Quantise
@@ -53,13 +53,13 @@ def converted_model(source: Path, recipe: GraphRecipe, *, weights: Weights = "st
     """The converted graph; its weights are computed when they are asked for."""
     model = ir.load(source)
     names = frozenset(node.name or "" for node in model.graph)
-    islands = closed(model.graph, named(recipe.single, names, where=source.stem))
-    cast = on_half_weights(recipe, names, where=source.stem)
-    if recipe.quantised is not None:
-        left = named(recipe.left, names, where=source.stem)
-        nodes = matching(recipe.quantised.nodes, names, where=source.stem) - left - islands
-        alone = nodes & named(recipe.quantised.weights_alone, names, where=source.stem)
-        Smooth(recipe.quantised.smoothing, nodes - alone)(model)
-        Quantise(recipe.quantised, nodes, alone)(model)
+    islands = closed(model.graph, match_rules(recipe.single, names, where=source.stem))
+    cast = half_weight_nodes(recipe, names, where=source.stem)
+    if recipe.quantized is not None:
+        left = match_rules(recipe.excluded, names, where=source.stem)
+        nodes = match_nodes(recipe.quantized.nodes, names, where=source.stem) - left - islands
+        alone = nodes & match_rules(recipe.quantized.weights_alone, names, where=source.stem)
+        Smooth(recipe.quantized.smoothing, nodes - alone)(model)
+        Quantise(recipe.quantized, nodes, alone)(model)
     HalfPrecision(recipe.half, islands, half_weights=cast, weights=weights)(model)
     return model

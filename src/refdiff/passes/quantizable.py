@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
-from refdiff.contracts.recipe import Rule, named
+from refdiff.contracts.recipe import Rule, match_rules
 from refdiff.passes.keep_fp32 import MOVES, closed, weighted
 
 _AXIS = {"MatMul": 1, "Conv": 0, "ConvTranspose": 1, "Gather": 0}
@@ -62,8 +62,8 @@ def quantisable(graph: ir.Graph) -> tuple[str, ...]:
 def eight_bit_nodes(graph: ir.Graph, *, islands: Iterable[Rule], left: Iterable[Rule]) -> tuple[str, ...]:
     """All that can be, but for what rules name: islands in fp32, and what is left in half precision."""
     known = frozenset(node.name or "" for node in graph)
-    out = closed(graph, named(islands, known, where=graph.name or "the graph"))
-    out |= named(left, known, where=graph.name or "the graph")
+    out = closed(graph, match_rules(islands, known, where=graph.name or "the graph"))
+    out |= match_rules(left, known, where=graph.name or "the graph")
     return tuple(name for name in quantisable(graph) if name not in out)
 
 

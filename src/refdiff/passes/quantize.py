@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from refdiff.contracts.recipe import Quantised, QuantisedType
+from refdiff.contracts.recipe import Quantized, QuantizedType
 from refdiff.contracts.session import Array, Float
 from refdiff.errors import InputError
 from refdiff.passes.half_precision import converted
@@ -36,7 +36,7 @@ class EightBits:
         return float(np.finfo(np.float16).max) * self.largest
 
 
-TYPES: dict[QuantisedType, EightBits] = {
+TYPES: dict[QuantizedType, EightBits] = {
     "int8": EightBits(ir.DataType.INT8, 127.0),
     "fp8": EightBits(ir.DataType.FLOAT8E4M3FN, 448.0),
 }
@@ -113,7 +113,7 @@ class Quantise:
     """
 
     def __init__(
-        self, quantised: Quantised, nodes: Collection[str], weights_alone: Collection[str] = ()
+        self, quantised: Quantized, nodes: Collection[str], weights_alone: Collection[str] = ()
     ) -> None:
         self._ranges = quantised.ranges
         self._bits = TYPES[quantised.type]

@@ -18,7 +18,7 @@ import numpy as np
 
 from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.parity import recorded_part
+from refdiff.contracts.parity import select_recorded
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import BackendSessions
@@ -138,7 +138,7 @@ def _judged(
             ms=Percentiles.of(ran.ms),
             polygraphy_ms=float(np.median(ran.polygraphy_ms)),
             from_golden=polygraphy.apart(
-                {output: recorded_part(ran.outputs[output], record) for output, record in recorded.items()},
+                {output: select_recorded(ran.outputs[output], record) for output, record in recorded.items()},
                 recorded,
                 allowed,
             ),

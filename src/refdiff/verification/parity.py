@@ -17,7 +17,7 @@ from refdiff.calibration.calibrate import thinned_records
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.parity import Parity, parity, recorded_part
+from refdiff.contracts.parity import Parity, measure_parity, select_recorded
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import open_sessions
@@ -213,7 +213,7 @@ def _climb_graph(
     first: Sequence[Tensors] = ()
     for rung in rungs:
         results, *on_records = _run(rung, name, [feeds, *records], threads)
-        kept = {key: recorded_part(results[key], record) for key, record in expected.items()}
+        kept = {key: select_recorded(results[key], record) for key, record in expected.items()}
         precision = rung.bundle.manifest.graphs[name].precision
         first = first or on_records
         apart = [] if before is None else _apart(on_records, first)
@@ -222,8 +222,8 @@ def _climb_graph(
                 graph=name,
                 output=key,
                 precision=precision,
-                torch=parity(kept[key], record),
-                before=None if before is None else parity(kept[key], before[key]),
+                torch=measure_parity(kept[key], record),
+                before=None if before is None else measure_parity(kept[key], before[key]),
                 feeds=_worst([each[key] for each in apart]),
                 tolerance=graph_tolerance(precision, name),
             )
@@ -247,7 +247,7 @@ def _run(rung: Execution, name: str, runs: Sequence[Tensors], threads: int | Non
 def _apart(got: Sequence[Tensors], exact: Sequence[Tensors]) -> list[dict[str, Parity]]:
     """Record by record, how far each output is from the first rung's."""
     return [
-        {key: parity(values, other[key]) for key, values in one.items()}
+        {key: measure_parity(values, other[key]) for key, values in one.items()}
         for one, other in zip(got, exact, strict=True)
     ]
 
