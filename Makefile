@@ -57,12 +57,12 @@ format: $(FULL) ## rewrite the sources in the house format
 	.venv/bin/ruff format .
 
 gpu: $(FULL) ## measure this machine's GPU; skipped, with the reason, where there is none
-	.venv/bin/python benchmarks/gpu.py
+	.venv/bin/python -m benchmarks.gpu
 
 bench: $(FULL) ## compare the pipeline with the original arithmetic, in turns; at full size too with BUNDLE= and PHOTO=
-	.venv/bin/python benchmarks/bench.py
-	$(if $(BUNDLE),.venv/bin/python benchmarks/bench.py "$(BUNDLE)" --photo "$(PHOTO)")
-	.venv/bin/python benchmarks/readme_tables.py
+	.venv/bin/python -m benchmarks.bench
+	$(if $(BUNDLE),.venv/bin/python -m benchmarks.bench "$(BUNDLE)" --photo "$(PHOTO)")
+	.venv/bin/python -m benchmarks.tables
 
 miniature: $(FULL) ## retrain the built-in models and export their bundle (hours)
 	.venv/bin/python -m refdiff.miniature.train

@@ -1,6 +1,6 @@
 """What an fp32 island in an attention costs: TensorRT-RTX's activation memory, asked of its builder.
 
-    python benchmarks/attention_islands.py      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.attention_islands      (with tensorrt-rtx installed beside refdiff)
 
 One self-attention of SD 1.5 at 512 px (4,096 tokens, 8 heads of 40, two pictures), three ways: no island,
 softmax alone in fp32, and softmax with the product before it. The logits are 537 MB in half precision: an
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from records import RESULTS, add_entry
-from rtx import RTX, build
+
+from benchmarks.records import RESULTS, add_entry
+from benchmarks.rtx import RTX, build
 
 TOKENS, HEADS, WIDTH, PICTURES = 4096, 8, 320, 2
 SHAPES = {"states": (PICTURES, TOKENS, WIDTH)}

@@ -1,7 +1,7 @@
 """The whole pipeline beside the original arithmetic, in turns in one run (or: make bench).
 
-    .venv/bin/python benchmarks/bench.py                                  the miniature, on held-out scenes
-    .venv/bin/python benchmarks/bench.py BUNDLE --photo PHOTO --phrase "the left wheel" --rounds 1
+    .venv/bin/python -m benchmarks.bench                                  the miniature, on held-out scenes
+    .venv/bin/python -m benchmarks.bench BUNDLE --photo PHOTO --phrase "the left wheel" --rounds 1
 
 Three contenders answer the same question one after the other, and each ratio is of two times from one turn:
 
@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from full_size_pipeline import choice_of, thresholds
 from PIL import Image
-from records import RESULTS, add_entry
 
+from benchmarks.full_size_pipeline import choice_of, thresholds
+from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle

@@ -1,6 +1,6 @@
 """What each block of the miniature costs in eight bits, and what a budget keeps: record and picture.
 
-    .venv/bin/python benchmarks/block_costs.py FEEDS --count 16
+    .venv/bin/python -m benchmarks.block_costs FEEDS --count 16
 
 FEEDS is what `refdiff calibrate mini` recorded. Writes results/block-costs.json and
 docs/images/sensitivity.png.
@@ -12,8 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from records import RESULTS, add_entry
-
+from benchmarks.records import RESULTS, add_entry
 from refdiff.calibration import precision
 from refdiff.calibration.block_costs import draw_costs
 

@@ -1,6 +1,6 @@
 """Round trips of full-size checkpoints: written in each format, read by the real loaders, compared.
 
-    PYTHONPATH=. .venv/bin/python benchmarks/checkpoint_formats.py --scratch DIR
+    PYTHONPATH=. .venv/bin/python -m benchmarks.checkpoint_formats --scratch DIR
 
 Writes random weights of the published architectures with the writers of tests/, opens and loads them as an
 export does, and adds one entry per format to results/checkpoint-formats.json: seconds, bytes, private memory,
@@ -30,11 +30,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import full_size_checkpoints as full
 import torch
-from full_size_checkpoints import Answers, Modules
-from records import RESULTS, add_entry
 
+from benchmarks import full_size_checkpoints as full
+from benchmarks.full_size_checkpoints import Answers, Modules
+from benchmarks.records import RESULTS, add_entry
 from refdiff.models.clip import VIT_B_16, VIT_B_32, VIT_L_14, load_clip
 from refdiff.models.diffusion import SD15, SD21, load_diffusion
 from refdiff.models.fitting import Part
@@ -73,7 +73,15 @@ def main() -> None:
             add_entry(RECORD, given.only, measure(FORMATS[given.only], Path(folder)))
         return
     for name in FORMATS:
-        command = [sys.executable, __file__, "--scratch", str(given.scratch), "--only", name]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.checkpoint_formats",
+            "--scratch",
+            str(given.scratch),
+            "--only",
+            name,
+        ]
         subprocess.run(command, check=True)  # noqa: S603 - this script
 
 

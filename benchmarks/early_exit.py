@@ -1,6 +1,6 @@
 """What the early exit saves: time and multiply-adds of `unet_taps` against `unet`.
 
-    .venv/bin/python benchmarks/early_exit.py BUNDLE --rounds 5
+    .venv/bin/python -m benchmarks.early_exit BUNDLE --rounds 5
 
 The two graphs run in ONNX Runtime on the CPU, in turns, on the same feeds of both guidance branches.
 """
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from records import RESULTS, add_entry
 
+from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.session import Array

@@ -69,7 +69,8 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def write_diffusers(modules: Modules, folder: Path) -> Path:
     """A pipeline's folder in the half-precision variant."""
-    return write_folder("sd1", folder / "pipeline", modules=modules, variant="fp16")
+    path: Path = write_folder("sd1", folder / "pipeline", modules=modules, variant="fp16")
+    return path
 
 
 def diffusion_answers(modules: Modules) -> Answers:

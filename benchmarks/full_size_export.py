@@ -1,6 +1,6 @@
 """Time, memory and exactness of a full-size export with random weights.
 
-    .venv/bin/python benchmarks/full_size_export.py refdiff-vitb --size 512 --output BUNDLE --twice
+    .venv/bin/python -m benchmarks.full_size_export refdiff-vitb --size 512 --output BUNDLE --twice
 
 Runs the command a user would run, as a child, and adds an entry to results/full-size-export.json. With
 --twice a second export is made and its files compared with the first one's, hash by hash.
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, add_entry
-from watched import run_watched
+from benchmarks.records import RESULTS, add_entry
+from benchmarks.watched import run_watched
 
 RECORD = RESULTS / "full-size-export.json"
 

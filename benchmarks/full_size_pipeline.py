@@ -1,6 +1,6 @@
 """The whole `official` pipeline at full size on a photograph: torch against the runtime, on the same weights.
 
-    .venv/bin/python benchmarks/full_size_pipeline.py BUNDLE PHOTO "the left wheel"
+    .venv/bin/python -m benchmarks.full_size_pipeline BUNDLE PHOTO "the left wheel"
 
 BUNDLE is one that `refdiff export MODEL --random-weights` wrote; torch draws the same weights again. Random
 weights make random predicted IoUs and stabilities, so SAM's two thresholds are set, before either side runs,
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from records import RESULTS, add_entry
 
+from benchmarks.records import RESULTS, add_entry
 from refdiff.accuracy.metrics import pairwise_iou
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING

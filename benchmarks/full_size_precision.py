@@ -1,7 +1,7 @@
 """Time and memory of changing a full-size graph's precision, beside ONNX Runtime's own tools in the same run.
 
-    .venv/bin/python benchmarks/full_size_precision.py BUNDLE unet --half --rounds 3
-    .venv/bin/python benchmarks/full_size_precision.py BUNDLE unet --int8
+    .venv/bin/python -m benchmarks.full_size_precision BUNDLE unet --half --rounds 3
+    .venv/bin/python -m benchmarks.full_size_precision BUNDLE unet --int8
 
 BUNDLE is an fp32 bundle (random weights will do). Every conversion is a child process of its own; ours and
 theirs take turns. Adds an entry per graph to results/full-size-precision.json. Both read the graph from the
@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, add_entry
-from watched import run_watched
+from benchmarks.records import RESULTS, add_entry
+from benchmarks.watched import run_watched
 
 RECORD = RESULTS / "full-size-precision.json"
 
@@ -67,7 +67,17 @@ def measure(name: str, bundle: Path, graph: str, keep: Path | None) -> dict[str,
     """One conversion as a child process; a child that fails or is killed is part of the answer."""
     with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
         target = Path(folder) / f"{graph}.onnx"
-        command = [sys.executable, __file__, str(bundle), graph, "--child", name, "--target", str(target)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.full_size_precision",
+            str(bundle),
+            graph,
+            "--child",
+            name,
+            "--target",
+            str(target),
+        ]
         try:
             watched = run_watched(command)
         except subprocess.CalledProcessError as error:

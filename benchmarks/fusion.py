@@ -1,7 +1,7 @@
 """Which attentions TensorRT-RTX fuses, and whether the UNet's taps cost it any. No GPU is needed.
 
-    python benchmarks/fusion.py BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
-    python benchmarks/fusion.py BUNDLE --converted KEPT/ours-fp16 --precision fp16
+    python -m benchmarks.fusion BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.fusion BUNDLE --converted KEPT/ours-fp16 --precision fp16
 
 Every graph is built as it is. The UNet is built two ways more: without its taps, and with what the released
 code reads in their place, the probabilities of its cross-attentions, as outputs. The sizes are those of the
@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, add_entry
-
+from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for

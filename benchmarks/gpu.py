@@ -1,6 +1,6 @@
 """Every graph of a bundle on this GPU: is it right, and how long does it take, beside torch on the same GPU.
 
-    .venv/bin/python benchmarks/gpu.py [BUNDLE] [--rounds 40] [--programs FOLDER]      (or: make gpu)
+    .venv/bin/python -m benchmarks.gpu [BUNDLE] [--rounds 40] [--programs FOLDER]      (or: make gpu)
 
 Builds plans on the spot, runs the golden feeds with each contender that works here, compares with the golden
 record by accuracy/gates.json, and takes times in turns: in each round every contender runs a few times, so
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_contenders import CONTENDERS
-from gpu_workers import Worker, WorkerError
-from records import RESULTS, add_entry
 
+from benchmarks.gpu_contenders import CONTENDERS
+from benchmarks.gpu_workers import Worker, WorkerError
+from benchmarks.records import RESULTS, add_entry
 from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,7 +122,8 @@ class Ort:
 
     def run(self, graph: str, feeds: Feeds) -> Feeds:
         """See `Contender`."""
-        return self._sessions[graph].run(feeds)
+        outputs: Feeds = self._sessions[graph].run(feeds)
+        return outputs
 
     def repeat(self, graph: str) -> None:
         """See `Contender`."""
@@ -177,8 +179,9 @@ class Torch:
         from refdiff.models.choice import ModelChoice, load_choice
 
         spec, seed = self._bundle.spec, self._bundle.manifest.random_seed
-        drawn = {"random_weights": True, "seed": seed, "size": spec.diffusion.image_size}
-        choice = ModelChoice(name=spec.name, **({} if seed is None else drawn))
+        choice = ModelChoice(name=spec.name)
+        if seed is not None:
+            choice = replace(choice, random_weights=True, seed=seed, size=spec.diffusion.image_size)
         return wrap(load_choice(choice, "measuring torch"), graph)
 
     def _on_device(self, graph: str, feeds: Feeds) -> list[Any]:

@@ -1,6 +1,6 @@
 """The miniature's torch modules as exported programs, for a machine without the libraries they are made with.
 
-    .venv/bin/python benchmarks/gpu_programs.py FOLDER       (with the torch that will load them)
+    .venv/bin/python -m benchmarks.gpu_programs FOLDER       (with the torch that will load them)
 
 One file for each graph, at the shapes of the golden record; gpu.py takes the folder with --programs.
 """

@@ -11,12 +11,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from gpu_contenders import Contender, Feeds, make
-
+from benchmarks.gpu_contenders import Contender, Feeds, make
 from refdiff.contracts.bundle import open_bundle
 
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -98,7 +98,7 @@ def _serve(pipe: Connection, name: str, folder: Path, programs: Path | None) -> 
         return _carried_out(contender, verb, graph, golden[graph][0], times)
 
     while (question := pipe.recv())[0] != "stop":
-        pipe.send(_told(lambda question=question: answered(*question)))
+        pipe.send(_told(partial(answered, *question)))
     pipe.close()
     os._exit(0)  # libraries that disagree about who unloads first
 

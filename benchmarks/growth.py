@@ -1,7 +1,7 @@
 """How time and memory grow: with the phrases per picture, the candidates, the picture's size, SAM's grid.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/growth.py                  the miniature, all four series
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/growth.py --bundle BUNDLE --phrases 1 4 --rounds 1
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.growth                  the miniature, all four series
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.growth --bundle BUNDLE --phrases 1 4 --rounds 1
 
 Every run is a picture encoded anew and all its phrases asked, in ONNX Runtime on the CPU. The points of a
 series run in turns, back and forth from round to round; the peak memory of each is that of a process of its
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from growth_points import SERIES, VALUES, Point, phrases, picture, points
-from records import RESULTS, add_entry
-from watched import run_watched
 
+from benchmarks.growth_points import SERIES, VALUES, Point, phrases, picture, points
+from benchmarks.records import RESULTS, add_entry
+from benchmarks.watched import run_watched
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.session import SessionFactory
@@ -72,7 +72,7 @@ def main() -> None:
 
 def random_thresholds(bundle: Bundle, given: argparse.Namespace) -> dict[str, Any]:
     """SAM thresholds under which the given share of random masks passes; torch comes with them."""
-    from full_size_pipeline import thresholds
+    from benchmarks.full_size_pipeline import thresholds
 
     [first, *_] = points("phrases", ["official"], counts=[1], thresholds={"set": "later"})
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
@@ -130,7 +130,17 @@ def run_alone(bundle: str, point: Point, threads: int) -> None:
 def memory(bundle: str, point: Point, threads: int) -> dict[str, int]:
     """Peak memory of a process that runs the point once."""
     told = json.dumps(dataclasses.asdict(point))
-    command = [sys.executable, __file__, "--bundle", bundle, "--threads", str(threads), "--point", told]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.growth",
+        "--bundle",
+        bundle,
+        "--threads",
+        str(threads),
+        "--point",
+        told,
+    ]
     used = run_watched(command)
     return {"peak_rss_bytes": used.peak_rss_bytes, "peak_private_bytes": used.peak_private_bytes}
 

@@ -1,4 +1,4 @@
-"""Growth as a picture: `.venv/bin/python benchmarks/growth_chart.py` draws docs/images/growth.png.
+"""Growth as a picture: `.venv/bin/python -m benchmarks.growth_chart` draws docs/images/growth.png.
 
 In: results/growth.json. One column per series of the miniature: processor time on top, peak memory below.
 """
@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growth_points import SERIES
 from PIL import Image, ImageDraw, ImageFont
-from records import RESULTS
+
+from benchmarks.growth_points import SERIES
+from benchmarks.records import RESULTS
 
 RECORD = RESULTS / "growth.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "growth.png"

@@ -1,9 +1,9 @@
 """Many phrases and many pictures on the miniature: what is shared, what overlaps, what stays in memory.
 
-    .venv/bin/python benchmarks/many.py phrases     1, 4, 16, 64 phrases on one picture, three ways
-    .venv/bin/python benchmarks/many.py rows        a UNet and text call of 1 to 16 rows
-    .venv/bin/python benchmarks/many.py folder      24 scenes, stages one after the other and at the same time
-    .venv/bin/python benchmarks/many.py memory      peak memory against the length of the folder
+    .venv/bin/python -m benchmarks.many phrases     1, 4, 16, 64 phrases on one picture, three ways
+    .venv/bin/python -m benchmarks.many rows        a UNet and text call of 1 to 16 rows
+    .venv/bin/python -m benchmarks.many folder      24 scenes, stages one after the other and at the same time
+    .venv/bin/python -m benchmarks.many memory      peak memory against the length of the folder
 
 Variants take turns in one process (`memory`: one process each). Seconds on the clock are those of a machine
 that may have other work; seconds of processor time are the process's own, and say what spinning costs.
@@ -21,21 +21,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from records import RESULTS, add_entry
-from watched import run_watched
 
+from benchmarks.records import RESULTS, add_entry
+from benchmarks.watched import run_watched
 from refdiff.batch import folder as surveying
+from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import BackendOptions, options_for
 from refdiff.data.synthetic import scene_samples
-from refdiff.engines.factory import open_sessions
+from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.pipeline import Segmenter
@@ -161,7 +164,7 @@ def rows(given: argparse.Namespace) -> dict[str, Any]:
             peaks[str(count)] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         for _ in range(given.rounds):
             for count, taken in times.items():
-                taken.append(timed(lambda count=count, session=session, fed=fed: session.run(fed[count])))
+                taken.append(timed(partial(session.run, fed[count])))
         per_row = {str(count): summary(taken, count) for count, taken in times.items()}
         document["graphs"][graph] = {"per_row": per_row, "peak_rss_bytes": peaks}
     return document
@@ -187,7 +190,7 @@ def folder(given: argparse.Namespace) -> dict[str, Any]:
         times: dict[tuple[bool, bool, int], list[Timed]] = {each: [] for each in variants}
         for _ in range(given.rounds):
             for variant, taken in times.items():
-                taken.append(timed(lambda variant=variant: run(*variant)))
+                taken.append(timed(partial(run, *variant)))
     before = times[False, True, 2]
     return {
         "scenes": SCENES,
@@ -248,14 +251,16 @@ def write_scenes(scratch: Path, count: int, size: str, different: int = SCENES) 
 @contextlib.contextmanager
 def staged(*, overlapped: bool, spinning: bool) -> Iterator[None]:
     """Folder runs with or without overlap and spinning, while the block runs."""
-    real = surveying.BackgroundWriter, surveying.prefetch, surveying.open_sessions
-    surveying.open_sessions = lambda *a, **k: real[2](*a, **{**k, "spinning": spinning})
-    if not overlapped:
-        surveying.BackgroundWriter, surveying.prefetch = _WriteNow, _read_now
-    try:
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(patch.object(surveying, "open_backend", partial(_open, spinning=spinning)))
+        if not overlapped:
+            patches.enter_context(patch.object(surveying, "BackgroundWriter", _WriteNow))
+            patches.enter_context(patch.object(surveying, "prefetch", _read_now))
         yield
-    finally:
-        surveying.BackgroundWriter, surveying.prefetch, surveying.open_sessions = real
+
+
+def _open(bundle: Bundle, backend: BackendOptions, *, spinning: bool) -> BackendSessions:
+    return open_sessions(bundle, backend=backend.name, threads=backend.threads, spinning=spinning)
 
 
 class _WriteNow:

@@ -1,6 +1,6 @@
 """Accuracy of the miniature on held-out scenes, reference and runtime side by side.
 
-    .venv/bin/python benchmarks/miniature_accuracy.py --count 500 --jobs 2
+    .venv/bin/python -m benchmarks.miniature_accuracy --count 500 --jobs 2
 
 Every scene is asked one question (`refdiff.data.synthetic`). The reference finds its candidates once
 per scene and variant and answers in every mode; the runtime answers in mode `full`. The numbers of a mode are
@@ -20,9 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-
 import refdiff
+from benchmarks.records import provenance
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.options import MODES, BackendOptions, RunOptions, options_for

@@ -1,6 +1,6 @@
 """What fewer bits cost in task accuracy: the miniature in other precisions beside its fp32 bundle.
 
-    .venv/bin/python benchmarks/miniature_precision.py fp16=BUNDLE int8=BUNDLE … --count 500 --jobs 2
+    .venv/bin/python -m benchmarks.miniature_precision fp16=BUNDLE int8=BUNDLE … --count 500 --jobs 2
 
 Every held-out scene is asked one question of the built-in fp32 bundle and of each named bundle, in ONNX
 Runtime, by each of --backends; the built-in one on the CPU, whose answers are the yardstick. Half-precision
@@ -19,13 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, add_entry
-
 import refdiff
+from benchmarks.records import RESULTS, add_entry
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.inspection import inspect
 from refdiff.contracts.options import BackendOptions, RunOptions
+from refdiff.data.sample import true_mask
 from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
 
 VARIANTS = ("official", "edge")
@@ -97,7 +97,7 @@ def _mark(task: tuple[int, tuple[tuple[str, str], ...], tuple[str, ...]]) -> Mar
                 answer = exact if name == EXACT else _answer(folder, variant, backend, sample)
                 kept = answer.candidates.masks[answer.candidates.kept]
                 key = (variant, name, backend)
-                marks[key] = (overlap(answer.mask, sample.truth, kept), compare(exact, answer))
+                marks[key] = (overlap(answer.mask, true_mask(sample), kept), compare(exact, answer))
     return marks
 
 

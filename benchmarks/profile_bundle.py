@@ -1,7 +1,7 @@
 """A bundle's profile as a record, and its page; docs/profiling.md shows the miniature's.
 
-    .venv/bin/python benchmarks/profile_bundle.py [--html page.html]
-    .venv/bin/python benchmarks/profile_bundle.py BUNDLE --image PHOTO --phrase "the wheel" --profiles edge
+    .venv/bin/python -m benchmarks.profile_bundle [--html page.html]
+    .venv/bin/python -m benchmarks.profile_bundle BUNDLE --image PHOTO --phrase "the wheel" --profiles edge
 
 Adds an entry for each profile of arithmetic to results/profile.json; the layers are left out, for size.
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from records import RESULTS, add_entry
-
+from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.options import RunOptions
 from refdiff.profiling import profile, records
 

@@ -1,7 +1,7 @@
 """Does TensorRT-RTX take every graph of a bundle, and what does building cost? No GPU is needed to ask.
 
-    python benchmarks/rtx_builds.py BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
-    python benchmarks/rtx_builds.py BUNDLE --converted KEPT/ours-fp16 --precision fp16
+    python -m benchmarks.rtx_builds BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.rtx_builds BUNDLE --converted KEPT/ours-fp16 --precision fp16
 
 Each graph is built in its own process, at the sizes of the profile edge: by `refdiff build`, and the plans
 stay in the bundle; or, of graphs that full_size_precision.py --keep left, by the same room, and the plans are
@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, add_entry
-from watched import run_watched
-
+from benchmarks.records import RESULTS, add_entry
+from benchmarks.watched import run_watched
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
@@ -77,7 +76,7 @@ def built(given: argparse.Namespace, graph: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "refdiff", "build", str(given.bundle), "--flavour", "tensorrt-rtx"]
     command += ["--graph", graph, "--force", "--json"]
     if given.converted:
-        command = [sys.executable, __file__, str(given.bundle), "--child", graph]
+        command = [sys.executable, "-m", "benchmarks.rtx_builds", str(given.bundle), "--child", graph]
         command += ["--converted", str(given.converted)]
     try:
         watched = run_watched(command)

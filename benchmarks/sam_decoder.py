@@ -1,7 +1,7 @@
 """SAM's decoder in two rearranged graphs, beside the original modules in one.
 
-    .venv/bin/python benchmarks/sam_decoder.py mini --rounds 20
-    .venv/bin/python benchmarks/sam_decoder.py full --rounds 3
+    .venv/bin/python -m benchmarks.sam_decoder mini --rounds 20
+    .venv/bin/python -m benchmarks.sam_decoder full --rounds 3
 
 Both are exported by the same exporter and run in ONNX Runtime on one thread, in turns, on the same feeds: 64
 prompts on one picture. `full` has the decoder of all original SAMs, its weights drawn. Masks are drawn of
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from records import RESULTS, add_entry
 
+from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.graphs import (
     MASKS_PER_POINT,
     POINTS_PER_BATCH,
@@ -51,7 +51,9 @@ class OneGraph(SamDecoder):
         self.upscaling = sam.mask_decoder.output_upscaling
         self.hypernetworks = torch.nn.ModuleList(sam.mask_decoder.output_hypernetworks_mlps[1:])
 
-    def forward(self, embedding: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(  # type: ignore[override]  # one graph in place of two: it returns the masks as well
+        self, embedding: torch.Tensor, points: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predicted IoU and all logits."""
         prompts = torch.cat([self._encode(points), self.no_point], dim=1)
         tokens = torch.cat([self.output_tokens, prompts], dim=1)

@@ -1,6 +1,6 @@
 """SAM's image encoder with its position biases summed first, beside segment_anything's own module.
 
-    python benchmarks/sam_encoder.py vit_b vit_h --rounds 5      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.sam_encoder vit_b vit_h --rounds 5      (with tensorrt-rtx installed beside refdiff)
 
 Both are exported by the same exporter, weights drawn. In half precision TensorRT-RTX builds them, which needs
 no GPU: how many attentions are fused, and the activations planned. In float32 ONNX Runtime runs them on the
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from fusion import as_exported, built
-from records import RESULTS, add_entry
 
+from benchmarks.fusion import as_exported, built
+from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.spec import ModelSpec
@@ -95,7 +95,7 @@ def planned(spec: ModelSpec, path: Path) -> dict[str, Any]:
 
 def turns(model: str, paths: Mapping[str, Path], rounds: int) -> dict[str, Any]:
     """Median seconds on the CPU, and how far the embeddings are apart."""
-    command = [sys.executable, __file__, model, "--serve"]
+    command = [sys.executable, "-m", "benchmarks.sam_encoder", model, "--serve"]
     workers = {
         form: subprocess.Popen(  # noqa: S603 - this file, by this interpreter
             [*command, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -129,7 +129,9 @@ def serve(model: str, path: Path) -> None:
     """Run the graph for each line that says so, and answer with the seconds; keep the last embedding."""
     _, graph = contract_of(model)
     session = OrtSession(path, graph)
-    image = np.random.default_rng(0).standard_normal(graph.inputs[0].shape, dtype=np.float32)
+    image = np.random.default_rng(0).standard_normal(
+        [int(side) for side in graph.inputs[0].shape], dtype=np.float32
+    )
     for line in sys.stdin:
         started = time.perf_counter()
         if line.strip() == "run":

@@ -3,21 +3,17 @@
 import importlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from refdiff.contracts.inspection import find_bundle
 from refdiff.engines.factory import open_sessions
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def module(monkeypatch):
+def module():
     pytest.importorskip("onnxruntime")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def row(count, cost):
@@ -72,7 +68,7 @@ def test_as_many_candidates_are_kept_as_the_point_says(module):
 
 
 def test_the_table_and_the_picture_hold_every_curve(module):
-    growth, chart, tables = module("growth"), module("growth_chart"), module("growth_tables")
+    growth, chart, tables = module("growth"), module("growth_chart"), module("tables")
     rows = [row(1, 1.0), row(4, 1.6)]
     fit = {clock: growth.affine_fit(rows, clock) for clock in growth.CLOCKS}
     curves = {name: {"variant": "edge", "points": rows, "fit": fit} for name in ("edge", "edge, sides named")}

@@ -1,0 +1,574 @@
+"""Write the tables of the documents from the records in results/: `python -m benchmarks.tables`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.edge_variants import IN_EDGE, NOT_IN_EDGE
+from refdiff.contracts.graphs import GRAPHS
+from refdiff.engines.memory_plan import HOLDINGS, EngineSize, peak_bytes
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = {
+    "gen": "torch, `gen`",
+    "gen, between-class": "torch, `gen`, second selector",
+    "gen+seg": "torch, `gen+seg`",
+    "disc+seg": "torch, `disc+seg`",
+    "full": "torch, `full`",
+    "runtime": "ONNX Runtime, `full`",
+}
+
+
+def main() -> None:
+    """Replace what stands between the markers of each document, where the record was made."""
+    for document, marker, record, table in (
+        ("README.md", "accuracy", "miniature-accuracy", accuracy_table),
+        ("docs/exporting.md", "exports", "full-size-export", exports_table),
+        ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
+        ("docs/exporting.md", "early-exit", "early-exit", early_exit_table),
+        ("docs/models.md", "formats", "checkpoint-formats", formats_table),
+        ("docs/precision.md", "islands", "attention-islands", islands_table),
+        ("docs/precision.md", "precision", "miniature-precision", precision_table),
+        ("docs/precision.md", "precision-fresh", "miniature-precision-fresh", precision_table),
+        ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
+        ("docs/engines.md", "gpu", "gpu", gpu_table),
+        ("docs/engines.md", "fusion", "fusion", fusion_table),
+        ("docs/engines.md", "sam-encoder", "sam-encoder", encoder_table),
+        ("docs/jetson.md", "memory", "rtx-builds", memory_table),
+        ("docs/precision.md", "conversions", "full-size-precision", conversions_table),
+        ("docs/precision.md", "builds", "rtx-builds", builds_table),
+        ("docs/speed.md", "bench", "bench", bench_table),
+        ("docs/speed.md", "start", "bench", start_line),
+        ("docs/speed.md", "sam-decoder", "sam-decoder", decoder_table),
+        ("docs/speed.md", "growth", "growth", growth_table),
+        (
+            "docs/decisions/0005-which-substitutes-edge-takes.md",
+            "profiles",
+            "edge-substitutes",
+            profiles_table,
+        ),
+        (
+            "docs/decisions/0005-which-substitutes-edge-takes.md",
+            "edge",
+            "edge-substitutes",
+            substitutes_table,
+        ),
+    ):
+        path = RESULTS / f"{record}.json"
+        if path.exists():
+            fill(document, marker, table(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def fill(document: str, name: str, table: str) -> None:
+    """Put a table between the markers of its name."""
+    path = ROOT / document
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, rest = path.read_text(encoding="utf-8").split(begin)
+    _, tail = rest.split(end)
+    path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
+def exports_table(record: dict[str, Any]) -> str:
+    """One row per export."""
+    rows = [
+        "| model, px | seconds | peak memory | of it private | written | largest error | taps' correlation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        outputs = [output for graph in entry["parity"].values() for output in graph.values()]
+        taps = min(entry["parity"][graph]["taps"]["correlation"] for graph in ("unet", "unet_taps"))
+        cells = [
+            f"{entry['seconds']:.0f}",
+            *(_gigabytes(entry[key]) for key in ("peak_rss_bytes", "peak_private_bytes", "written_bytes")),
+            f"{max(output['error'] for output in outputs):.1e}",
+            f"{taps:.9f}",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def pipeline_table(record: dict[str, Any]) -> str:
+    """One row per picture."""
+    rows = [
+        "| bundle, px, picture | candidates torch / runtime | smallest IoU, in order "
+        "| largest score difference | same choice | seconds torch / runtime |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        found, chosen = entry["candidates"], entry["chosen"]
+        cells = [
+            f"{found['reference']} / {found['runtime']}",
+            f"{entry['smallest_iou_in_order']:.6f}",
+            f"{entry['largest_score_difference']:.1e}",
+            "yes" if chosen["reference"] == chosen["runtime"] else "no",
+            f"{entry['reference_seconds']:.0f} / {entry['runtime_seconds']:.0f}",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def early_exit_table(record: dict[str, Any]) -> str:
+    """One row per bundle."""
+    rows = ["| bundle, px | | `unet` | `unet_taps` | ratio |", "|---|---|---|---|---|"]
+    for name, entry in record.items():
+        counts, seconds = entry["multiply_adds_per_picture"], entry["median_seconds"]
+        billions = [f"{counts[graph] / 1e9:.1f} G" for graph in ("unet", "unet_taps")]
+        times = [f"{seconds[graph]:.2f} s" for graph in ("unet", "unet_taps")]
+        rows.append(
+            f"| `{name}` | multiply-adds per picture | {' | '.join(billions)} "
+            f"| {entry['multiply_adds_ratio']:.3f} |"
+        )
+        rows.append(f"| | median time, batch 2 | {' | '.join(times)} | {entry['time_ratio']:.3f} |")
+    return "\n".join(rows)
+
+
+def formats_table(record: dict[str, Any]) -> str:
+    """One row per format."""
+    rows = [
+        "| written as | size | tensors equal to the bit | forward equal to the bit | largest difference "
+        "| open, s | load, s | private memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        counted = f"{entry['equal_tensors']} of {entry['tensors']}" if "tensors" in entry else "renamed"
+        cells = [
+            _gigabytes(entry["written_bytes"]),
+            counted,
+            "yes" if entry["forward_equal"] else "no",
+            f"{entry['largest_forward_difference']:.1e}" if entry["largest_forward_difference"] else "0",
+            f"{entry['seconds_to_describe']:.1f}",
+            f"{entry['seconds_to_load']:.1f}",
+            _gigabytes(entry["peak_private_growth_bytes"]),
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def accuracy_table(record: dict[str, Any]) -> str:
+    """One row per back-end and mode, columns by profile."""
+    rows = ["| computed by | `official` mIoU | oIoU | `edge` mIoU | oIoU |", "|---|---|---|---|---|"]
+    by_variant = record["profiles"]
+    for key, name in NAMES.items():
+        cells = [
+            f"{by_variant[variant]['modes'][key][metric]:.3f}"
+            for variant in ("official", "edge")
+            for metric in ("miou", "oiou")
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    oracle = [
+        f"{by_variant[variant]['modes']['full']['oracle_miou']:.3f}" for variant in ("official", "edge")
+    ]
+    rows.append(f"| best candidate (oracle) | {oracle[0]} | | {oracle[1]} | |")
+    agreements = [by_variant[variant]["agreement"] for variant in ("official", "edge")]
+    agreed = [f"{each['argmax_agreement']:.3f}" for each in agreements]
+    masks = [f"{each['mask_iou']:.4f}" for each in agreements]
+    return "\n".join(rows) + (
+        f"\n\n{record['scenes']} scenes from seed {record['seed']}. Runtime against reference: the same"
+        f" candidate is chosen on {agreed[0]} (`official`) and {agreed[1]} (`edge`) of them; the two masks'"
+        f" mean IoU is {masks[0]} and {masks[1]}."
+    )
+
+
+SHOWN = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+def islands_table(record: dict[str, Any]) -> str:
+    """One row per island tried."""
+    rows = ["| in fp32 | activation memory the builder plans |", "|---|---|"]
+    rows += [f"| {name} | {entry['activation_bytes'] / 1e6:.0f} MB |" for name, entry in record.items()]
+    return "\n".join(rows)
+
+
+def precision_table(record: dict[str, Any]) -> str:
+    """One row per precision and profile."""
+    rows = [
+        "| bundle | size | profile | executed by | mIoU | points lost "
+        "| same choice | mask IoU | heat correlation |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    names = [name for name in SHOWN if name in record] + sorted(set(record) - set(SHOWN))
+    full = record["fp32"]
+    for name in names:
+        entry = record[name]
+        size = f"{entry['size_bytes'] / 1e6:.1f} MB, {entry['size_bytes'] / full['size_bytes']:.3f}x"
+        for variant, backends in entry["profiles"].items():
+            for backend, measured in backends.items():
+                miou = measured["metrics"]["miou"]
+                lost = 100 * (full["profiles"][variant]["ort-cpu"]["metrics"]["miou"] - miou)
+                agreed = measured["agreement_with_fp32"]
+                cells = [
+                    *(f"`{name}`", size, f"`{variant}`", f"`{backend}`", f"{miou:.4f}", f"{lost:+.2f}"),
+                    f"{agreed['argmax_agreement']:.3f}",
+                    f"{agreed['mask_iou']:.4f}",
+                    f"{agreed['heat_correlation']:.6f}",
+                ]
+                rows.append(f"| {' | '.join(cells)} |")
+    counts = sorted({(entry["scenes"], entry["seed"]) for entry in record.values()}, reverse=True)
+    lines = []
+    for count, seed in counts:
+        some = [n for n in names if (record[n]["scenes"], record[n]["seed"]) == (count, seed)]
+        lines.append(f"{', '.join(f'`{n}`' for n in some)}: {count} scenes from seed {seed}")
+    return "\n".join(rows) + f"\n\n{'; '.join(lines)}."
+
+
+def cuda_table(record: dict[str, Any]) -> str:
+    """One row per bundle and profile."""
+    rows = [
+        "| bundle | profile | mIoU | mask IoU | masks with an IoU of 0.99 or more | heat correlation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for variant, backends in entry["profiles"].items():
+            measured = backends["ort-cuda"]
+            agreed = measured["agreement_with_fp32"]
+            cells = [
+                *(f"{name}", f"`{variant}`", f"{measured['metrics']['miou']:.4f}"),
+                f"{agreed['mask_iou']:.4f}",
+                f"{agreed['answers_with_iou_0.99']:.3f}",
+                f"{agreed['heat_correlation']:.6f}",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def gpu_table(record: dict[str, Any]) -> str:
+    """One row per graph of each run in which torch and ONNX Runtime took turns."""
+    others = ("torch-eager", "torch-compile")
+    rows = [
+        "| bundle, graph | ort-cuda | torch-eager | torch-compile | eager / ort-cuda | compile / ort-cuda |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run, entry in record.items():
+        for graph, of in entry["graphs"].items():
+            measured = of["contenders"]
+            if "ort-cuda" not in measured or "torch-eager" not in measured:
+                continue
+            ours = measured["ort-cuda"]["device_ms"]["p50"]
+            cells = [_percentiles(measured.get(name)) for name in ("ort-cuda", *others)]
+            cells += [
+                f"{measured[name]['device_ms']['p50'] / ours:.2f}x" if name in measured else ""
+                for name in others
+            ]
+            rows.append(f"| {run.split(',')[0]} `{graph}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _percentiles(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "not ready in time"
+    times = measured["device_ms"]
+    figures = " / ".join(f"{times[key]:.2f}" for key in ("p50", "p90", "p99"))
+    return f"{figures}; {measured['error']:.0e}"
+
+
+def conversions_table(record: dict[str, Any]) -> str:
+    """One row per graph and tool."""
+    rows = [
+        "| graph | tool | converting, s | with start and ranges, s "
+        "| private memory | peak memory | written |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for tool, run in entry["conversions"].items():
+            if "failed" in run:
+                rows.append(f"| `{name}` | {tool} | failed: {run['failed']} | | | | |")
+                continue
+            sizes = (f"{run[key] / 1e9:.2f} GB" for key in _SIZES)
+            times = f"{run['conversion_seconds']:.1f} | {run['seconds']:.1f}"
+            rows.append(f"| `{name}` | {tool} | {times} | {' | '.join(sizes)} |")
+    return "\n".join(rows)
+
+
+_SIZES = ("peak_private_bytes", "peak_rss_bytes", "written_bytes")
+
+
+def builds_table(record: dict[str, Any]) -> str:
+    """One row per bundle."""
+    rows = ["| bundle | graphs built | plans | largest activations | seconds |", "|---|---|---|---|---|"]
+    for name, entry in record.items():
+        graphs = entry["graphs"].values()
+        built = [graph for graph in graphs if graph["built"]]
+        cells = [
+            f"{len(built)} of {len(entry['graphs'])}",
+            f"{sum(graph['plan_bytes'] for graph in built) / 1e6:.0f} MB",
+            f"{max((graph['activation_bytes'] or 0 for graph in built), default=0) / 1e6:.0f} MB",
+            f"{sum(graph['seconds'] for graph in built):.0f}",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+FULL_SIZE = ("refdiff-vitb 512", "refdiff 512")
+"""Starts of the records' entries that are of real sizes."""
+
+
+OWN_CHOICE = "TensorRT's own choice"
+IN_FLOAT32 = "products in float32"
+
+
+def fusion_table(record: dict[str, Any]) -> str:
+    """One row per graph, and per way to build the UNet; a column per bundle in half precision."""
+    halves = {name: entry["graphs"] for name, entry in record.items() if name.endswith("16")}
+    rows = [f"| graph | {' | '.join(halves)} |", f"|---|{'---|' * len(halves)}"]
+    keys = {(graph, variant) for graphs in halves.values() for graph in graphs for variant in graphs[graph]}
+    for graph, variant in sorted(keys, key=lambda key: (GRAPHS.index(key[0]), key[1])):
+        what = f"`{graph}`" if variant == "as exported" else f"`{graph}`, {variant}"
+        cells = [_fused(graphs.get(graph, {}).get(variant)) for graphs in halves.values()]
+        rows.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def decoder_table(record: dict[str, Any]) -> str:
+    """One row per SAM."""
+    rows = [
+        "| decoder | original, one graph | `sam_decoder` | `sam_masks` | faster by | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    graphs = ("one_graph", "sam_decoder", "sam_masks")
+    for name in ("mini", "full"):
+        entry = record[name]
+        seconds, counts = entry["median_seconds"], entry["multiply_adds"]
+        cells = [f"{1e3 * seconds[graph]:.0f} ms, {counts[graph] / 1e9:.2f} G" for graph in graphs]
+        difference = max(entry["largest_difference_over_range"].values())
+        rows.append(f"| `{name}` | {' | '.join(cells)} | {entry['speed_up']:.2f} | {difference:.0e} |")
+    drawn, prompts = record["full"]["drawn"], record["full"]["prompts"]
+    return "\n".join(rows) + (
+        f"\n\n{prompts} prompts, masks of {drawn} of them; processor time of one thread, and multiply-adds."
+        " Differences are over the output's range. `full` is the decoder of all original SAMs, weights drawn."
+    )
+
+
+def _fused(built: dict[str, Any] | None) -> str:
+    if built is None:
+        return "–"
+    counted = f"{built['fused']} of {built['attentions']}; {built['activation_bytes'] / 1e6:.0f} MB"
+    reasons = {reason for each in built["unfused"].values() for reason in each or [OWN_CHOICE]}
+    if IN_FLOAT32 in reasons:  # whatever else there is, it comes first
+        reasons = {IN_FLOAT32}
+    # An output's name is the softmax's own, and as long.
+    told = {
+        each.split(" are the output ")[0] + " are outputs" if " output " in each else each for each in reasons
+    }
+    return f"{counted}; {', '.join(sorted(told))}" if told else counted
+
+
+def memory_table(record: dict[str, Any]) -> str:
+    """One row per whole bundle of real size: what its plans take on the device, held in each way."""
+    rows = [f"| bundle, px | plans | {' | '.join(HOLDINGS)} |", f"|---|---|{'---|' * len(HOLDINGS)}"]
+    for name, entry in record.items():
+        if not name.startswith(FULL_SIZE) or "unet" not in entry["graphs"]:
+            continue
+        sizes = [
+            EngineSize(
+                name=graph,
+                weights=each["plan_bytes"],
+                activations=each["activation_bytes"],
+                tensors=each.get("tensor_bytes", 0),
+            )
+            for graph, each in entry["graphs"].items()
+            if each["built"] and graph != "unet_taps"  # a part of `unet`
+        ]
+        held = [f"{peak_bytes(sizes, holding) / 1e9:.1f} GB" for holding in HOLDINGS]
+        weights = sum(each.weights for each in sizes)
+        rows.append(f"| {name} | {weights / 1e9:.1f} GB | {' | '.join(held)} |")
+    return "\n".join(rows)
+
+
+def encoder_table(record: dict[str, Any]) -> str:
+    """Two rows per SAM: its encoder as segment_anything has it, and as it is exported."""
+    rows = [
+        "| encoder | as written by | fused, fp16 | activations, fp16 | on a CPU, fp32 | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, entry in record.items():
+        for form, plan in entry["plans"].items():
+            seconds = entry["median_seconds"][form]
+            apart = f"{entry['largest_difference_over_range']:.0e}" if form == "refdiff" else ""
+            rows.append(
+                f"| `{model}` | {form} | {plan['fused']} of {plan['attentions']} "
+                f"| {plan['activation_bytes'] / 1e6:.0f} MB | {seconds:.1f} s | {apart} |"
+            )
+    return "\n".join(rows)
+
+
+CHOOSING, HELD_OUT = 3_000_000, 1_000_000
+TORCH = "torch reference, official"
+
+
+def profiles_table(record: dict[str, Any]) -> str:
+    """The two profiles."""
+    cost = record[f"cost from seed {CHOOSING}"]["variants"]
+    rows = [
+        "| | mIoU, choosing scenes | mIoU, held-out scenes | points over `official`, held out "
+        "| time over torch | picture and phrase | a further phrase |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("official", "edge"):
+        chosen, held = (
+            record[f"accuracy from seed {seed}"]["variants"][name] for seed in (CHOOSING, HELD_OUT)
+        )
+        times = cost[name]
+        cells = [
+            f"{chosen['miou']:.3f}",
+            f"{held['miou']:.3f}",
+            _points(held, "official"),
+            f"1/{1 / times['time_over'][TORCH]:.1f}",
+            f"{times['ms']['p50']:.0f} ms",
+            f"{times['further_phrase_ms']['p50']:.0f} ms",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows) + f"\n\n{_origin(record)}"
+
+
+def substitutes_table(record: dict[str, Any]) -> str:
+    """One row per substitute: alone in `official`, and taken out of or added to `edge`."""
+    rows = [
+        "| substitute | `official` with it: points, choosing | held out | time "
+        "| | `edge`: points, choosing | held out | time | a further phrase |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for names, sign, how in ((IN_EDGE, "-", "without it"), (NOT_IN_EDGE, "+", "with it")):
+        for name in names:
+            alone = _cells(record, f"official + {name}", "official")
+            together = _cells(record, f"edge {sign} {name}", "edge")
+            rows.append(f"| {name} | {' | '.join(alone[:3])} | {how} | {' | '.join(together)} |")
+    return "\n".join(rows)
+
+
+def _cells(record: dict[str, Any], variant: str, base: str) -> list[str]:
+    """Points on both sets of scenes, time for a picture and a phrase, and that of a further phrase."""
+    measured = [record[f"accuracy from seed {seed}"]["variants"][variant] for seed in (CHOOSING, HELD_OUT)]
+    cost = record[f"cost from seed {CHOOSING}"]["variants"]
+    further = cost[variant]["further_phrase_ms"]["p50"] / cost[base]["further_phrase_ms"]["p50"]
+    times = (cost[variant]["time_over"][base], further)
+    return [*(_points(each, base) for each in measured), *(f"{time:.2f}x" for time in times)]
+
+
+def _points(measured: dict[str, Any], base: str) -> str:
+    against = measured["against"][base]
+    return f"{against['points']:+.2f} ± {against['standard_error']:.2f}"
+
+
+def _origin(record: dict[str, Any]) -> str:
+    counts = [record[f"accuracy from seed {seed}"]["scenes"] for seed in (CHOOSING, HELD_OUT)]
+    return (
+        f"Choosing: {counts[0]} scenes from seed {CHOOSING}; held out: {counts[1]} from {HELD_OUT}. Points"
+        " of mIoU ± their standard error over the scenes, which are the same for both. Times: median over"
+        f" {record[f'cost from seed {CHOOSING}']['scenes']} scenes of the ratio within a scene, one thread,"
+        " all variants in turns."
+    )
+
+
+def growth_table(record: dict[str, Any]) -> str:
+    """One row per curve and entry, its points in one cell each; then the lines fitted over phrases."""
+    rows = [
+        "| bundle, px, series | curve | processor seconds (wall clock) | peak memory, MB (of it private) |",
+        "|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for curve, measured in entry["curves"].items():
+            times = [
+                f"{row['label']}: {row['cpu_seconds']['median']:.2f} ({row['seconds']['median']:.2f})"
+                for row in measured["points"]
+            ]
+            peaks = [
+                f"{row['label']}: {row['peak_rss_bytes'] / 1e6:.0f} ({row['peak_private_bytes'] / 1e6:.0f})"
+                for row in measured["points"]
+            ]
+            cells = ["<br>".join(times), "<br>".join(peaks)]
+            rows.append(f"| `{name}` | {curve} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n\n" + fits_table(record)
+
+
+def fits_table(record: dict[str, Any]) -> str:
+    """The line of each curve over phrases, in processor time; the shares by the wall clock too."""
+    rows = [
+        "| bundle, px, series | curve | picture's cost, s | each phrase, s "
+        "| of the first phrase's whole cost (wall clock) | largest distance from the line |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for curve, measured in entry["curves"].items():
+            if "fit" in measured:
+                fit, wall = (measured["fit"][clock] for clock in ("cpu_seconds", "seconds"))
+                cells = [
+                    f"{fit['intercept']:.3f}",
+                    f"{fit['slope']:.4f}",
+                    f"{fit['slope_over_first']:.3f} ({wall['slope_over_first']:.3f})",
+                    f"{fit['largest_relative_residual']:.1%}",
+                ]
+                rows.append(f"| `{name}` | {curve} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+_SHOWN = 5
+"""Graphs of a profile that are named."""
+
+
+def bench_table(record: dict[str, Any]) -> str:
+    """One row per bundle and profile."""
+    rows = [
+        "| bundle, px | computed by | seconds | faster than the original by | outside the graphs "
+        "| most of it in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        rows.append(f"| `{name}` | torch, as released | {_seconds(entry['seconds']['reference'])} | | | |")
+        for variant, ratio in entry["reference_over"].items():
+            cells = [
+                _seconds(entry["seconds"][variant]),
+                f"{ratio:.2f}",
+                f"{100 * entry['share_outside_graphs'][variant]:.1f} %",
+                _graphs([turn[variant] for turn in entry["turns"]]),
+            ]
+            rows.append(f"| `{name}` | runtime, `{variant}` | {' | '.join(cells)} |")
+        many = entry["many"]
+        cells = [
+            f"{_seconds(many['seconds'] / many['phrases'])} a phrase",
+            f"{many['reference_over_official_per_phrase']:.1f} a phrase",
+            f"{100 * (1 - many['graph_seconds'] / many['seconds']):.1f} %",
+            _graphs([many]),
+        ]
+        rows.append(f"| `{name}` | runtime, `official`, {many['phrases']} phrases | {' | '.join(cells)} |")
+    threads = {entry["threads"] for entry in record.values()}
+    return "\n".join(rows) + (
+        f"\n\n{' or '.join(map(str, sorted(threads)))} threads, all contenders in turns in one run; ratios"
+        " are taken within a turn, and the medians of all turns are shown."
+    )
+
+
+def start_line(record: dict[str, Any]) -> str:
+    """What the miniature costs before its first answer."""
+    start = record["mini 128"]["start"]
+    return (
+        f"`import refdiff` takes {start['import_s']:.2f} s, loading the miniature {start['load_s']:.2f} s; a"
+        " process that answers one phrase about a picture of 1280 × 720 px with `edge` holds"
+        f" {start['peak_resident_mb_720p_edge']:.0f} MB at most, of which the bundle's files are"
+        f" {start['weights_mb']:.0f} MB."
+    )
+
+
+def _graphs(answers: list[dict[str, Any]]) -> str:
+    """The slowest graphs with their share of the time."""
+    total = sum(answer["seconds"] for answer in answers)
+    graphs: dict[str, float] = {}
+    for answer in answers:
+        for graph, seconds in answer["seconds_by_graph"].items():
+            graphs[graph] = graphs.get(graph, 0.0) + seconds
+    slowest = sorted(graphs.items(), key=lambda item: -item[1])[:_SHOWN]
+    return ", ".join(f"{graph} {100 * seconds / total:.0f} %" for graph, seconds in slowest)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    main()
