@@ -40,7 +40,7 @@ class Parameter:
     def title(self) -> str:
         """Its flags, or the name of an argument in capitals."""
         if isinstance(self.info, ArgumentInfo):
-            return self.info.metavar or self.name.upper()
+            return (self.info.metavar or self.name.upper()).strip("[]")
         declared = (
             self.info.default,
             *(self.info.param_decls or ()),

@@ -45,7 +45,6 @@ PENDING: tuple[str, ...] = (
     "tests",
     "benchmarks",
     "docs",
-    "README.md",
     "CONTRIBUTING.md",
 )
 """Path prefixes that are still being rewritten."""
