@@ -25,10 +25,9 @@ from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import silent
 from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.trt.attention_blocks import attention_blocks
-from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_parsed
 from refdiff.engines.trt.flavour import load_flavour
-from refdiff.engines.trt.monitor import Watch
+from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import check_parsed, parse
 from refdiff.engines.trt.shapes import shape_profiles

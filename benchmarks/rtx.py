@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.contracts.progress import silent
-from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.flavour import load_flavour
-from refdiff.engines.trt.monitor import Watch
+from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.shapes import Shape, ShapeRange
 from refdiff.errors import EngineError

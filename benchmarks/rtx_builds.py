@@ -25,10 +25,9 @@ from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import silent
-from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.flavour import load_flavour
-from refdiff.engines.trt.monitor import Watch
+from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.plans import find_plans
 from refdiff.engines.trt.shapes import shape_profiles

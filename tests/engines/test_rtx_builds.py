@@ -18,16 +18,15 @@ from refdiff.calibration import calibrate
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.engines import build, lint
-from refdiff.engines.trt.build_log import make_log
+from refdiff.engines.lint import find_risks
 from refdiff.engines.trt.flavour import load_flavour
-from refdiff.engines.trt.lint import findings
+from refdiff.engines.trt.monitor import make_log
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import parse
 from refdiff.engines.trt.plan_store import plans_folder
-from refdiff.engines.trt.shapes import fitting_profile
 from refdiff.engines.trt.validation import check_plan
 from refdiff.export import export
-from tests.support.plans import BUNDLE, MINIATURE
+from tests.support.plans import BUNDLE, MINIATURE, fitting_profile
 
 RTX = load_flavour("tensorrt-rtx")
 
@@ -175,7 +174,7 @@ def test_risks_are_found_in_real_networks(tmp_path):
     path = graph(tmp_path, text, [("s", ones), ("scales", np.array([1, 1, 2, 2], np.float32))])
     found = parsed(path)
     assert found.refusals == ()
-    assert sorted((each.rule, each.layer) for each in findings(RTX, found.network)) == [
+    assert sorted((each.rule, each.layer) for each in find_risks(RTX, found.network)) == [
         ("attention is an output", "p"),
         ("cubic resize", "/r"),
         ("half-precision norm", "/n"),

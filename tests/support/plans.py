@@ -1,5 +1,9 @@
-"""Plans for tests: an identity, and a plan put on disk with its metadata; light, for processes import it."""
+"""Plans for tests: an identity, a plan on disk with its metadata, and which profile fits given shapes.
 
+Imports only light modules, because test processes import it.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, graph_sha256
 from refdiff.engines.trt.plan_store import PlanFiles, drafted, hashed, place
-from refdiff.engines.trt.shapes import shape_profiles
+from refdiff.engines.trt.shapes import ShapeProfile, ShapeRange, shape_profiles
 
 BUNDLE = Path(refdiff.miniature.__file__).parent / "bundle"
 MINIATURE = open_bundle(BUNDLE, verify="size")
@@ -17,7 +21,7 @@ CONTRACT = graph_contract(MINIATURE.spec)
 
 
 def identity(graph: str = "unet", **changes: Any) -> PlanIdentity:
-    """Of a graph of the miniature, built for an Orin with TensorRT 10.3; `changes` are other fields."""
+    """Identity of a miniature's graph, built for an Orin with TensorRT 10.3; `changes` are other fields."""
     fields: dict[str, Any] = {
         "graph": graph,
         "onnx_sha256": graph_sha256(MINIATURE.manifest, graph),
@@ -33,7 +37,7 @@ def identity(graph: str = "unet", **changes: Any) -> PlanIdentity:
 
 
 def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> PlanMetadata:
-    """What a build does once it has the lock."""
+    """Put a plan in its place, as a build does once it has the lock."""
     with drafted(files) as draft:
         draft.write_bytes(content)
         sha256, size = hashed(draft)
@@ -49,3 +53,18 @@ def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> Pl
         )
         place(files, draft, metadata, "said\n")
     return metadata
+
+
+def holds(allowed: ShapeRange, shape: Sequence[int]) -> bool:
+    """Return whether a shape lies within a range."""
+    return len(shape) == len(allowed.least) and all(
+        low <= size <= high for low, size, high in zip(allowed.least, shape, allowed.most, strict=True)
+    )
+
+
+def fitting_profile(profiles: Sequence[ShapeProfile], shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """Return the index of the first profile that holds these input shapes, None if no profile does."""
+    for index, profile in enumerate(profiles):
+        if all(name in shapes and holds(each, shapes[name]) for name, each in profile.items()):
+            return index
+    return None

@@ -26,7 +26,7 @@ from refdiff.diagnostics.packages import read_extras, read_onnxruntime, read_pac
 from refdiff.diagnostics.sources import Sources
 from refdiff.engines.trt.device import Device
 
-DRIVER_REPORT = (sys.executable, "-m", "refdiff.diagnostics.driver_report")
+DRIVER_REPORT = (sys.executable, "-m", "refdiff.engines.trt.device")
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
 _DRIVER_SECONDS = 20.0

@@ -23,7 +23,6 @@ from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.flavour import Flavour, load_flavour
 from refdiff.engines.trt.open import TENSORRT, load_environment, open_plans
 from refdiff.engines.trt.plans import find_plans
-from refdiff.engines.trt.validation import knows
 from refdiff.errors import EngineError, RefdiffError
 
 
@@ -76,7 +75,7 @@ def _attempt_plans(bundle: Bundle, backend: str) -> SmokeTest:
     if refused:
         return dataclasses.replace(trial, said=next(iter(refused.values())))
     try:
-        with contextlib.closing(open_plans(bundle, backend, reason="a trial", capture=False)) as sessions:
+        with contextlib.closing(open_plans(bundle, backend, reason="a trial", cuda_graphs=False)) as sessions:
             said = _run(bundle, sessions, found)
             memory = "" if sessions.memory is None else f", memory: {sessions.memory.reason}"
     except RefdiffError as error:
@@ -86,7 +85,7 @@ def _attempt_plans(bundle: Bundle, backend: str) -> SmokeTest:
 
 def _check_known(flavour: Flavour, device: Device | None) -> None:
     """A plan would be built, and then not load."""
-    if device is not None and not knows(flavour, device.compute_capability):
+    if device is not None and not flavour.supports(device.compute_capability):
         raise EngineError(
             f"{flavour.title} does not know compute capability {device.compute_capability} ({device.name}); "
             "use --backend ort-cuda, or TensorRT: pip install 'refdiff[trt]'"

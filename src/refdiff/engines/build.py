@@ -20,12 +20,11 @@ from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.engines.trt import plan_store
-from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.flavour import Flavour, choose_flavour, load_flavour
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, graph_sha256, recipe_sha256
-from refdiff.engines.trt.monitor import Watch
+from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.options import BuildOptions, check_options
 from refdiff.engines.trt.plan_store import PlanFiles
 from refdiff.engines.trt.shapes import shape_profiles
@@ -181,7 +180,7 @@ class _Maker:
         self._flavour = flavour
         self._device = device
         self._options = options
-        self._profiles = [options_for(bundle.spec, variant=name) for name in variants]
+        self._variants = [options_for(bundle.spec, variant=name) for name in variants]
         self._contract = graph_contract(bundle.spec)
         self._plans = plan_store.plans_folder(bundle)
 
@@ -205,7 +204,7 @@ class _Maker:
             onnx_sha256=graph_sha256(manifest, graph),
             precision=manifest.graphs[graph].precision,
             recipe_sha256=recipe_sha256(manifest, graph),
-            shapes=shape_profiles(self._contract[graph], self._bundle.spec, self._profiles),
+            shapes=shape_profiles(self._contract[graph], self._bundle.spec, self._variants),
             flavour=self._flavour.name,
             version=self._flavour.version,
             targets=self._options.targets(self._flavour, self._device),

@@ -5,8 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from refdiff.engines.trt.attention_blocks import attention_blocks
-from refdiff.engines.trt.build_log import PlanLayer, layers_in_log, layers_of_engine, make_log, with_kernels
+from refdiff.engines.trt.attention_blocks import (
+    PlanLayer,
+    attention_blocks,
+    layers_in_log,
+    layers_of_engine,
+    mark_fused,
+)
+from refdiff.engines.trt.monitor import make_log
 from tests.support.attentions import attention, tensor
 from tests.support.fake_builder import Inspected, Layer, Network, Severity, fake_flavour, fake_tensorrt
 
@@ -121,7 +127,7 @@ def test_fused_is_what_one_kernel_computes_in_every_profile():
     whole = PlanLayer(name="mha", nodes=frozenset({"/MatMul", "/cast", "/Softmax", "/MatMul_1"}))
     part = PlanLayer(name="softmax", nodes=frozenset({"/cast", "/Softmax"}))
     other = PlanLayer(name="gemm", nodes=frozenset({"/MatMul"}))
-    assert [(b.fused, b.kernel) for b in with_kernels(blocks, [other, whole])] == [(True, "mha")]
-    assert [(b.fused, b.kernel) for b in with_kernels(blocks, [other, part])] == [(False, "softmax")]
-    assert [b.fused for b in with_kernels(blocks, [whole, part])] == [False]
-    assert with_kernels(blocks, [other]) == blocks
+    assert [(b.fused, b.kernel) for b in mark_fused(blocks, [other, whole])] == [(True, "mha")]
+    assert [(b.fused, b.kernel) for b in mark_fused(blocks, [other, part])] == [(False, "softmax")]
+    assert [b.fused for b in mark_fused(blocks, [whole, part])] == [False]
+    assert mark_fused(blocks, [other]) == blocks

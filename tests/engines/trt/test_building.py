@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from refdiff.contracts.options import options_for
-from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
-from refdiff.engines.trt.monitor import Watch, run_stoppable
+from refdiff.engines.trt.monitor import Watch, make_log, run_stoppable
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.errors import EngineError, InputError

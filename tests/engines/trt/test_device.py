@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from refdiff.diagnostics.driver_report import driver_report
 from refdiff.diagnostics.gather import DRIVER_REPORT
 from refdiff.engines.trt import device as devices
-from refdiff.engines.trt.device import describe, find_device, free_memory
+from refdiff.engines.trt.device import describe, driver_report, find_device, free_memory
 from tests.support.fake_driver import FakeDriver
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.contracts.session import Timings
 from refdiff.engines.trt import flavour as flavours
-from refdiff.engines.trt import latency_race as device_clock
+from refdiff.engines.trt import latency_race
 from refdiff.engines.trt import open as choice
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.latency_race import ROUNDS, WARM_UPS, LatencyRace, find_latency_race
@@ -37,7 +37,7 @@ class Bench:
         self.module = (fake_rtx if rtx else fake_tensorrt)(behaviour=self.behaviour)
         for name in ("Runtime", "TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy"):
             setattr(self.module, name, getattr(self.machine.trt, name))
-        self.clock = LatencyRace(fake_flavour(self.module), Cuda(self.machine.cuda), GPU, lambda line: None)
+        self.race = LatencyRace(fake_flavour(self.module), Cuda(self.machine.cuda), GPU, lambda line: None)
 
     def plan(self, onnx: Path, config) -> bytes:
         self.profiles.append(config.profiles)
@@ -49,29 +49,29 @@ class Bench:
         for path in forms.values():
             path.parent.mkdir()
             path.write_bytes(b"a graph")
-        return self.clock.medians_ms(GRAPH, forms, FEEDS, scratch=folder)
+        return self.race.medians_ms(GRAPH, forms, FEEDS, scratch=folder)
 
 
 @pytest.mark.parametrize("rtx", [False, True])
 def test_every_form_is_built_for_the_feeds_and_run_in_turns(tmp_path, monkeypatch, rtx):
-    bench, real, told = Bench(rtx=rtx), device_clock._repeated, []
+    bench, real, reported = Bench(rtx=rtx), latency_race._time_repeat, []
 
     def repeated(session):
-        told.append(real(session))
-        return told[-1]
+        reported.append(real(session))
+        return reported[-1]
 
-    monkeypatch.setattr(device_clock, "_repeated", repeated)
+    monkeypatch.setattr(latency_race, "_time_repeat", repeated)
     assert bench.medians(tmp_path) == MS
-    assert told == list(MS.values()) * ROUNDS
+    assert reported == list(MS.values()) * ROUNDS
     assert bench.machine.trt.runs == len(MS) * (WARM_UPS + ROUNDS)
     for profiles in bench.profiles:
         assert profiles == [{name: [list(feed.shape)] * 3 for name, feed in FEEDS.items()}]
 
 
 def test_a_form_that_stalls_once_is_judged_by_its_median(tmp_path, monkeypatch):
-    bench, real = Bench(), device_clock._repeated
+    bench, real = Bench(), latency_race._time_repeat
     stalls = iter([1000.0])
-    monkeypatch.setattr(device_clock, "_repeated", lambda session: real(session) + next(stalls, 0.0))
+    monkeypatch.setattr(latency_race, "_time_repeat", lambda session: real(session) + next(stalls, 0.0))
     assert bench.medians(tmp_path) == MS
 
 
@@ -114,9 +114,9 @@ def test_too_little_memory_is_an_error_and_gives_back_what_there_was(tmp_path):
     assert bench.machine.cuda.is_clean
 
 
-def test_a_device_that_does_not_tell_its_time_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(device_clock.TrtSession, "timings", lambda self: Timings())
-    with pytest.raises(EngineError, match="did not tell how long"):
+def test_a_device_that_reports_no_time_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency_race.TrtSession, "timings", lambda self: Timings())
+    with pytest.raises(EngineError, match="reported no time"):
         Bench().medians(tmp_path)
 
 
@@ -130,42 +130,42 @@ def machine(monkeypatch):
         monkeypatch.setattr(
             flavours, "find_spec", lambda name: module.__spec__ if name == module.__name__ else None
         )
-        monkeypatch.setattr(device_clock, "find_device", lambda: device)
+        monkeypatch.setattr(latency_race, "find_device", lambda: device)
         monkeypatch.setattr(choice, "_import_cuda", lambda backend: Machine().cuda)
 
     return set_up
 
 
 def found():
-    clock, said = find_latency_race(lambda line: None)
-    return clock is not None, said
+    race, said = find_latency_race(lambda line: None)
+    return race is not None, said
 
 
-def test_a_machine_with_a_gpu_and_a_tensorrt_has_a_clock(machine):
+def test_a_machine_with_a_gpu_and_a_tensorrt_has_a_race(machine):
     machine(GPU, Bench().module)
     assert found() == (True, "Fake 8.6, tensorrt 10.3.0")
 
 
-def test_without_a_gpu_there_is_no_clock(machine):
+def test_without_a_gpu_there_is_no_race(machine):
     machine(None, Bench().module)
     assert found() == (False, "this machine shows no GPU")
 
 
-def test_a_gpu_that_tensorrt_does_not_know_has_no_clock(machine):
+def test_a_gpu_that_tensorrt_does_not_know_has_no_race(machine):
     machine(replace(GPU, compute_capability="9.0"), Bench(rtx=True).module)
     assert found() == (False, "tensorrt-rtx 1.7.1 does not know Fake 8.6")
 
 
-def test_without_a_tensorrt_there_is_no_clock(machine):
+def test_without_a_tensorrt_there_is_no_race(machine):
     module = Bench().module
     module.__name__ = "something_else"
     machine(GPU, module)
-    has_clock, said = found()
-    assert not has_clock
+    has_race, said = found()
+    assert not has_race
     assert "no TensorRT is installed" in said
 
 
-def test_a_tensorrt_that_cannot_start_is_no_clock(machine):
+def test_a_tensorrt_that_cannot_start_is_no_race(machine):
     module = Bench().module
 
     def refuse(log):
@@ -173,18 +173,18 @@ def test_a_tensorrt_that_cannot_start_is_no_clock(machine):
 
     module.Runtime = refuse
     machine(GPU, module)
-    has_clock, said = found()
-    assert not has_clock
+    has_race, said = found()
+    assert not has_race
     assert said.startswith("TensorRT's runtime cannot start: tensorrt 10.3.0")
 
 
-def test_a_library_that_is_missing_is_no_clock(machine, monkeypatch):
+def test_a_library_that_is_missing_is_no_race(machine, monkeypatch):
     def missing(backend):
         raise ImportError("libcudart.so.13: cannot open shared object file")
 
     machine(GPU, Bench().module)
     monkeypatch.setattr(choice, "_import_cuda", missing)
-    has_clock, said = found()
-    assert not has_clock
+    has_race, said = found()
+    assert not has_race
     assert "libcudart.so.13" in said
     assert "refdiff doctor" in said

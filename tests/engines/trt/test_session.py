@@ -301,7 +301,7 @@ def test_the_second_run_of_a_shape_is_captured_and_later_ones_replayed(bench: Be
 
 
 def test_without_capture_every_run_is_a_plain_one(bench: Bench) -> None:
-    session = bench.session(capture=False)
+    session = bench.session(cuda_graphs=False)
     for _ in range(3):
         session.run(feeds())
     assert bench.cuda.count("cudaStreamBeginCapture") == 0
@@ -391,9 +391,9 @@ def test_no_gpu_and_no_driver_are_missing_dependencies() -> None:
 def test_compiled_kernels_are_kept_beside_the_plan_and_used_only_if_they_are_its_own(
     tmp_path: Path, damage: str
 ) -> None:
-    path = tmp_path / "sums.plan.jit"
+    plan, path = tmp_path / "sums.plan", tmp_path / "sums.plan.jit"
     bench = Bench(rtx=True)
-    session = bench.session(cache=JitCache(path, "abc"))
+    session = bench.session(cache=JitCache(plan, "abc"))
     session.run(feeds())
     session.close()
     written = path.read_bytes()
@@ -401,7 +401,7 @@ def test_compiled_kernels_are_kept_beside_the_plan_and_used_only_if_they_are_its
         path.write_bytes(written[:-1])
     if damage == "other version":
         bench.trt.__version__ = "1.8.0"
-    again = JitCache(path, "abc" if damage != "other plan" else "abd")
+    again = JitCache(plan, "abc" if damage != "other plan" else "abd")
     engine = Engine(bench.library, plan_of(SUMS), SUMS, cache=again)
     assert (engine._config.cache.kernels != b"") == (damage == "none")
     engine.close()
@@ -416,7 +416,7 @@ def test_a_plan_of_one_profile_is_compiled_for_its_shape_before_it_runs(
     bench = Bench(rtx=True)
     extent = [{"left": [1, 3], "right": [1]}, {"left": [4, 3], "right": [4]}]
     plan = plan_of(SUMS, profiles=[extent] * profiles)
-    engine = Engine(bench.library, plan, SUMS, cache=JitCache(tmp_path / "sums.jit", "abc"))
+    engine = Engine(bench.library, plan, SUMS, cache=JitCache(tmp_path / "sums.plan", "abc"))
     assert engine._config.dynamic_shapes_kernel_specialization_strategy == strategy
     engine.close()
     bench.context.close()
@@ -424,7 +424,7 @@ def test_a_plan_of_one_profile_is_compiled_for_its_shape_before_it_runs(
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path: Path) -> None:
     bench = Bench(rtx=True)
-    session = bench.session(cache=JitCache(tmp_path / "none" / "sums.jit", "abc"))
+    session = bench.session(cache=JitCache(tmp_path / "none" / "sums.plan", "abc"))
     assert session.run(feeds())["once"][0, 0] == 6.0
     session.close()
     bench.context.close()

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.engines.factory import open_sessions
-from refdiff.engines.trt.shapes import ShapeRange, fitting_profile, shape_profiles
+from refdiff.engines.trt.shapes import ShapeRange, shape_profiles
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
 from refdiff.miniature.scenes import render_scene
 from refdiff.runtime.patches import MAX_PAIRS, MAX_PATCHES, class_bucket, patch_bucket, pictures_per_call
-from tests.support.plans import MINIATURE
+from tests.support.plans import MINIATURE, fitting_profile, holds
 
 SPEC = MINIATURE.spec
 VIT_B_16 = dataclasses.replace(
@@ -78,8 +78,8 @@ def test_the_golden_record_fits_what_edge_is_built_for():
 def test_the_usual_size_lies_between_the_least_and_the_most(graph, spec):
     for profile in profiles(graph, "edge", "official", spec=spec):
         for each in profile.values():
-            assert each.holds(each.usual)
-            assert each.holds(each.least)
+            assert holds(each, each.usual)
+            assert holds(each, each.least)
 
 
 @pytest.mark.parametrize("graph", ["vae_encoder", "sam_encoder", "sam_decoder", "sd_text"])
@@ -121,7 +121,7 @@ def test_no_profile_of_several_pictures_asks_for_more_pairs_than_a_call_may_have
 def test_a_size_outside_fits_no_profile():
     shapes = {"latent": (3, 4, 32, 32), "timestep": (3,), "context": (3, 77, 128)}
     assert fitting_profile(profiles("unet", "edge"), shapes) is None
-    assert not ShapeRange(least=(1, 2), usual=(1, 2), most=(1, 2)).holds((1,))
+    assert not holds(ShapeRange(least=(1, 2), usual=(1, 2), most=(1, 2)), (1,))
 
 
 def test_two_profiles_of_the_pipeline_share_what_they_can():

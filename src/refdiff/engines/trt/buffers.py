@@ -1,8 +1,8 @@
-"""Memory that sessions hold: allocated once, grown only when a shape demands it, given back once.
+"""Device and pinned memory of sessions, and their outputs on the device.
 
-A `StreamContext` is what the sessions of one factory share: CUDA, one stream, and one buffer for activations.
-
-An output left on the device: a view of its session's buffer, refused once that moved on.
+Buffers are allocated once and grow only when a shape requires it. The sessions of one factory share a
+`StreamContext`: CUDA, one stream, and one buffer for activations. A `TrtArray` is a view of a session's
+output buffer, invalid once that session runs again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from refdiff.engines.trt.cuda import Cuda
 from refdiff.errors import InputError
 
 ALIGNMENT = 512
-"""Sizes are rounded up to this: cudaMalloc's own alignment, and twice what TensorRT asks of activations."""
+"""Sizes are rounded up to this: cudaMalloc's alignment, and twice what TensorRT requires of activations."""
 
 
 class DeviceBuffer:
-    """A piece of device memory that may be replaced by a larger one.
+    """Device memory that may be replaced by a larger block.
 
     Args:
-        cuda: the device's.
-        purpose: for messages.
+        cuda: CUDA.
+        purpose: what it is for, in messages.
     """
 
     def __init__(self, cuda: Cuda, purpose: str) -> None:
@@ -38,35 +38,31 @@ class DeviceBuffer:
         """0 while nothing is allocated."""
         self.size = 0
 
-    def reserve(self, size: int) -> bool:
-        """Hold at least `size` bytes; what was in a smaller buffer is lost.
-
-        Returns:
-            Whether the address changed.
+    def reserve(self, size: int) -> None:
+        """Allocate at least `size` bytes; the content of a smaller buffer is lost.
 
         Raises:
-            EngineError: there is not enough memory; the smaller buffer is gone as well.
+            EngineError: there is not enough memory; the smaller buffer is freed, too.
         """
         if size <= self.size:
-            return False
+            return
         rounded = -(-size // ALIGNMENT) * ALIGNMENT
         self.free()  # first: both at once may not fit
         self.address = self._cuda.allocate(rounded, self._purpose)
         self.size = rounded
-        return True
 
     def free(self) -> None:
-        """Give it back; calling it twice is fine."""
+        """Free it; calling it twice is fine."""
         address, self.address, self.size = self.address, 0, 0
         if address:
             self._cuda.free(address)
 
 
 class PinnedBuffer:
-    """Page-locked host memory, seen as an array; grows like `DeviceBuffer`.
+    """Page-locked host memory as an array; grows like `DeviceBuffer`.
 
     Args:
-        cuda: the device's.
+        cuda: CUDA.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -75,7 +71,7 @@ class PinnedBuffer:
         self._size = 0
 
     def array(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-        """The buffer as an array of this shape; valid until the next call or `free`."""
+        """Return the buffer as an array of this shape, valid until the next call or `free`."""
         size = nbytes(shape, dtype)
         if size > self._size:
             self.free()
@@ -87,14 +83,14 @@ class PinnedBuffer:
         return np.frombuffer(memory, dtype).reshape(shape)
 
     def free(self) -> None:
-        """Give it back; calling it twice is fine."""
+        """Free it; calling it twice is fine."""
         address, self.address, self._size = self.address, 0, 0
         if address:
             self._cuda.free_pinned(address)
 
 
 class StreamContext:
-    """What the sessions of one factory share: they run one after the other, on one stream.
+    """CUDA, a stream and an activation buffer that the sessions of one factory share.
 
     Args:
         cuda: CUDA.
@@ -106,11 +102,11 @@ class StreamContext:
         self.activations = DeviceBuffer(cuda, "activations shared by all graphs")
 
     def wait(self) -> None:
-        """Until everything enqueued so far is done."""
+        """Wait until everything enqueued so far is done."""
         self.cuda.wait(self.stream)
 
     def close(self) -> None:
-        """Give everything back; calling it twice is fine."""
+        """Free everything; calling it twice is fine."""
         stream, self.stream = self.stream, 0
         try:
             self.activations.free()
@@ -120,7 +116,7 @@ class StreamContext:
 
 
 def nbytes(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
-    """Bytes of an array."""
+    """Return the bytes of an array."""
     return math.prod(shape) * dtype.itemsize
 
 
@@ -128,7 +124,7 @@ class OutputSlot:
     """One output of a session: its device memory, its staging on the host, and how often it was written.
 
     Args:
-        context: the session's.
+        context: of the session.
         name: "graph/output", for messages.
     """
 
@@ -140,11 +136,11 @@ class OutputSlot:
         self._staging = PinnedBuffer(context.cuda)
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> TrtArray:
-        """What the last run left here."""
+        """Return a view of the last run's output."""
         return TrtArray(slot=self, written=self.writes, shape=shape, dtype=dtype)
 
     def start_copy(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Enqueue a copy to the host; the array is good from the stream's next wait to the next copy."""
+        """Enqueue a copy to the host; the array is valid from the stream's next wait to the next copy."""
         staged = self._staging.array(shape, dtype)
         size = nbytes(shape, dtype)
         if size:
@@ -153,7 +149,7 @@ class OutputSlot:
         return staged
 
     def free(self) -> None:
-        """Give the memory back; views are refused from now on."""
+        """Free the memory; views become invalid."""
         self.writes += 1
         self.memory.free()
         self._staging.free()
@@ -176,10 +172,10 @@ class TrtArray:
         return staged.copy()
 
     def address_on(self, context: StreamContext) -> int:
-        """Where the values are, for a session of this context.
+        """Return the address of the values, for a session of this context.
 
         Raises:
-            InputError: they were overwritten, given back, or are another factory's.
+            InputError: they were overwritten or freed, or belong to another factory.
         """
         if self.slot.context is not context:
             raise InputError(

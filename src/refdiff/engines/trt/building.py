@@ -1,12 +1,11 @@
-"""From an ONNX file to a plan file.
+"""Build a plan file from an ONNX file.
 
-In: a graph's file, its shapes and options. Out: the plan's bytes in a file that the caller names, and
-what the build took. Which plan that is and where it belongs is the business of `plan_key` and `plan_store`.
+In: a graph's file, its shapes and options. Out: the plan's bytes in a file that the caller names, and its
+memory and attentions. The identity and the place of plans are in `metadata` and `plan_store`.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,20 +13,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.contracts.atomic_io import report_write_errors, sync, write_file
-from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
-from refdiff.engines.trt.build_log import (
-    BuildLog,
-    activation_bytes,
-    last_error,
+from refdiff.engines.trt.attention_blocks import (
+    AttentionBlock,
+    attention_blocks,
     layers_in_log,
     layers_of_engine,
-    with_kernels,
+    mark_fused,
 )
 from refdiff.engines.trt.flavour import Flavour
-from refdiff.engines.trt.monitor import Watch, make_monitor, run_stoppable
+from refdiff.engines.trt.monitor import (
+    BuildLog,
+    Watch,
+    activation_bytes,
+    last_error,
+    make_monitor,
+    run_stoppable,
+)
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import Parsed, check_parsed, parse
-from refdiff.engines.trt.runtime import Library
+from refdiff.engines.trt.runtime import Library, map_plan
 from refdiff.engines.trt.shapes import Shape, ShapeProfile
 from refdiff.errors import EngineError, InputError
 
@@ -36,7 +40,7 @@ _CURE = "see the build log, and which operators are at risk with: refdiff build 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTask:
-    """One plan to make."""
+    """One plan to build."""
 
     graph: str
     onnx: Path
@@ -46,10 +50,10 @@ class BuildTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What is known of a plan that was made."""
+    """Properties of a plan that was built."""
 
     activation_bytes: int | None
-    """Of device memory that a context takes; None where TensorRT did not say."""
+    """Device memory of one context in bytes; None if TensorRT did not say."""
     attention: tuple[AttentionBlock, ...]
 
 
@@ -59,9 +63,9 @@ def build_plan(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, w
     Args:
         flavour: the TensorRT to build with.
         task: what to build.
-        target: the file to write; its contents are worth nothing unless this returns.
-        log: told everything.
-        watch: told the progress; an interrupted wait stops the build.
+        target: the file to write; it is valid only if this returns.
+        log: receives every message.
+        watch: receives the progress; an interrupted wait stops the build.
 
     Raises:
         EngineError: the parser or the builder refused, or the graph is not of this contract.
@@ -80,8 +84,8 @@ def _build(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch
 def build_parsed(
     flavour: Flavour, parsed: Parsed, task: BuildTask, target: Path, log: BuildLog, watch: Watch
 ) -> Built:
-    """As `build_plan`, of a network that is parsed already, and that may have been changed since."""
-    config = _configured(flavour, parsed, task.options)
+    """Build a plan of a parsed network, which may have been changed since; see `build_plan`."""
+    config = _configure(flavour, parsed, task.options)
     _add_profiles(parsed, config, task.shapes, task.graph)
     monitor = make_monitor(flavour, watch)  # TensorRT keeps no reference of its own
     if monitor is not None:
@@ -100,22 +104,22 @@ def build_parsed(
 
 
 def _attention(flavour: Flavour, parsed: Parsed, plan: Path, log: BuildLog) -> tuple[AttentionBlock, ...]:
-    """The graph's attentions, and whether the plan fused them: by the log, else by the plan's inspector."""
+    """Return the graph's attentions and which the plan fused, by the log or else the plan's inspector."""
     blocks = attention_blocks(parsed.network)
     layers = layers_in_log(log.layers)
     if blocks and not layers:
-        with suppress(EngineError), plan.open("rb") as file:  # without a driver nobody can tell
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            layers = layers_of_engine(flavour.module, Library(flavour.module).load(content, plan.name))
-    return with_kernels(blocks, layers)
+        with suppress(EngineError):  # without a driver it cannot be loaded
+            engine = Library(flavour.module).load(map_plan(plan), plan.name)
+            layers = layers_of_engine(flavour.module, engine)
+    return mark_fused(blocks, layers)
 
 
-def _configured(flavour: Flavour, parsed: Parsed, options: BuildOptions) -> Any:
+def _configure(flavour: Flavour, parsed: Parsed, options: BuildOptions) -> Any:
     trt, config = flavour.module, parsed.builder.create_builder_config()
     tf32 = flavour.builder_flag("TF32")
     if tf32 is not None:
         config.clear_flag(tf32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # kernels that say what they compute
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names what each kernel computes
     for wanted, name in (
         (options.refit, "REFIT"),
         (options.strip_weights, "STRIP_PLAN"),
@@ -144,7 +148,7 @@ def _set_capabilities(flavour: Flavour, config: Any, wanted: Sequence[str]) -> N
 
 
 def _add_profiles(parsed: Parsed, config: Any, shapes: Sequence[ShapeProfile], graph: str) -> None:
-    """Tell the sizes; a network without dynamic axes takes none."""
+    """Add an optimization profile for each set of sizes; a network without dynamic axes takes none."""
     network = parsed.network
     inputs = {
         tensor.name: tuple(tensor.shape) for tensor in map(network.get_input, range(network.num_inputs))
@@ -154,11 +158,11 @@ def _add_profiles(parsed: Parsed, config: Any, shapes: Sequence[ShapeProfile], g
     if not any(-1 in shape for shape in inputs.values()):
         return
     for profile in shapes:
-        ours = parsed.builder.create_optimization_profile()
+        added = parsed.builder.create_optimization_profile()
         for name, each in profile.items():
             if -1 in inputs[name]:
-                ours.set_shape(name, each.least, each.usual, each.most)
-        if config.add_optimization_profile(ours) < 0:
+                added.set_shape(name, each.least, each.usual, each.most)
+        if config.add_optimization_profile(added) < 0:
             raise EngineError(f"TensorRT refuses the shapes {profile} of {graph}; export again")
 
 
@@ -178,7 +182,7 @@ def _check_inputs(graph: str, inputs: Mapping[str, Shape], profile: ShapeProfile
 
 
 def _serialize(flavour: Flavour, parsed: Parsed, config: Any, stream: BinaryIO) -> bool:
-    """Build, straight into the file where TensorRT can; it saves a copy of the plan in memory."""
+    """Build directly into the file where TensorRT can, which saves a copy of the plan in memory."""
     builder = parsed.builder
     if not hasattr(builder, "build_serialized_network_to_stream"):
         plan = builder.build_serialized_network(parsed.network, config)
@@ -206,7 +210,7 @@ def _serialize(flavour: Flavour, parsed: Parsed, config: Any, stream: BinaryIO) 
 
 
 def _read_timing_cache(config: Any, path: Path) -> None:
-    """Use what was measured before; what does not fit this TensorRT or GPU is left unused by TensorRT."""
+    """Load earlier measurements; those of another TensorRT or GPU are refused."""
     try:
         before = path.read_bytes() if path.exists() else b""
     except OSError as error:

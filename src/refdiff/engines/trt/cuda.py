@@ -15,7 +15,7 @@ from typing import Any
 from refdiff.errors import EngineError, MissingDependencyError
 
 _NO_DEVICE = {"cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorStubLibrary"}
-"""Errors that say: there is no GPU here, or no driver, or one too old."""
+"""Errors that mean: no GPU, no driver, or a driver that is too old."""
 
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 
@@ -56,27 +56,27 @@ class Cuda:
             raise MissingDependencyError(f"CUDA sees no GPU, {_NO_DEVICE_CURE}")
 
     def memory(self) -> DeviceMemory:
-        """What the device has, and what of it is free."""
+        """Return the device's memory."""
         free, total = self._call("cudaMemGetInfo")
         return DeviceMemory(free=int(free), total=int(total))
 
     def new_stream(self) -> int:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default one."""
         return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def end_stream(self, stream: int) -> None:
-        """Give a stream back."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
     def wait(self, stream: int) -> None:
-        """Until everything enqueued so far is done."""
+        """Wait until everything enqueued so far is done."""
         self._call("cudaStreamSynchronize", stream)
 
     def allocate(self, size: int, purpose: str) -> int:
         """Allocate device memory.
 
         Raises:
-            EngineError: there is not enough; says for what it was, and how much is free.
+            EngineError: there is not enough; says what it is for and how much is free.
         """
         try:
             return int(self._call("cudaMalloc", size))
@@ -91,15 +91,15 @@ class Cuda:
             ) from error
 
     def free(self, address: int) -> None:
-        """Give device memory back; waits for whatever still uses it."""
+        """Free device memory, after waiting for all work that uses it."""
         self._call("cudaFree", address)
 
     def allocate_pinned(self, size: int) -> int:
-        """Host memory that the device copies from and to directly."""
+        """Allocate host memory that the device copies from and to directly."""
         return int(self._call("cudaMallocHost", size))
 
     def free_pinned(self, address: int) -> None:
-        """Give pinned host memory back."""
+        """Free pinned host memory."""
         self._call("cudaFreeHost", address)
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
@@ -115,38 +115,38 @@ class Cuda:
         self._copy(target, source, size, "cudaMemcpyDeviceToDevice", stream)
 
     def new_event(self, *, timing: bool = False) -> Any:
-        """An event; one without timing is cheaper to record and to wait for."""
+        """Create an event; one without timing is cheaper to record and to wait for."""
         flags = self._runtime.cudaEventDefault if timing else self._runtime.cudaEventDisableTiming
         return self._call("cudaEventCreateWithFlags", flags)
 
     def record(self, event: Any, stream: int) -> None:
-        """Let the event happen when everything enqueued so far is done."""
+        """Record the event once everything enqueued so far is done."""
         self._call("cudaEventRecord", event, stream)
 
     def wait_for(self, event: Any) -> None:
-        """Until the event has happened; one that was never recorded has."""
+        """Wait for the event; returns at once if it was never recorded."""
         self._call("cudaEventSynchronize", event)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Between two events with timing that have happened."""
+        """Return the ms between two recorded events with timing."""
         return float(self._call("cudaEventElapsedTime", start, end))
 
     def end_event(self, event: Any) -> None:
-        """Give an event back."""
+        """Destroy an event."""
         self._call("cudaEventDestroy", event)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        """What `work` enqueues, as a graph that can be launched; nothing is executed.
+        """Capture what `work` enqueues as a graph that can be launched; nothing is executed.
 
         Raises:
-            EngineError: the work cannot be captured; the stream is as before.
+            EngineError: the work cannot be captured; the stream stays usable.
         """
         modes = self._runtime.cudaStreamCaptureMode
         self._call("cudaStreamBeginCapture", stream, modes.cudaStreamCaptureModeThreadLocal)
         try:
             work()
         except BaseException:
-            with self._regardless():
+            with self._ignoring_errors():
                 self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
             raise
         recorded = self._call("cudaStreamEndCapture", stream)
@@ -160,11 +160,11 @@ class Cuda:
         self._call("cudaGraphLaunch", graph, stream)
 
     def end_capture(self, graph: Any) -> None:
-        """Give a captured graph back."""
+        """Destroy a captured graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     @contextlib.contextmanager
-    def _regardless(self) -> Iterator[None]:
+    def _ignoring_errors(self) -> Iterator[None]:
         with contextlib.suppress(EngineError):
             yield
         self._forget_error()
@@ -174,7 +174,7 @@ class Cuda:
         self._call("cudaMemcpyAsync", target, source, size, getattr(kinds, kind), stream)
 
     def _forget_error(self) -> None:
-        """CUDA keeps the last error until somebody reads it."""
+        """Read CUDA's last error, which stays set until it is read."""
         self._runtime.cudaGetLastError()
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -202,7 +202,7 @@ _NO_DEVICE_CURE = (
 
 
 class _CudaError(EngineError):
-    """A call that failed, with CUDA's name of the error."""
+    """A failed call, with CUDA's name of the error."""
 
     def __init__(self, text: str, code: str) -> None:
         super().__init__(text)

@@ -1,8 +1,7 @@
-"""Replaying a run: one launch of a CUDA graph in place of hundreds of kernel launches.
+"""Replay a run as one launch of a CUDA graph instead of hundreds of kernel launches.
 
-TensorRT ties a captured graph to its context's shapes and addresses, so only one is kept, and it is
-dropped when any of them changes. The first run of a shape is a plain one, as TensorRT demands; the second is
-captured.
+TensorRT ties a captured graph to its context's shapes and addresses, so only one is kept, and it is dropped
+when any of them changes. TensorRT requires one plain run of a shape first; the second run is captured.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ class CudaGraph:
 
     Args:
         context: the session's.
-        enabled: False runs everything plainly.
+        enabled: False never captures.
     """
 
     def __init__(self, context: StreamContext, *, enabled: bool) -> None:
@@ -28,15 +27,15 @@ class CudaGraph:
         self._graph: Any = None
         self._runs = 0
         self.refusal: str | None = None
-        """Why this graph cannot be captured; None as long as that is not known."""
+        """Reason why this graph cannot be captured; None while there is none."""
 
     @property
     def is_captured(self) -> bool:
-        """Whether the next run is a replay."""
+        """True if the next run is a replay."""
         return self._graph is not None
 
     def run(self, enqueue: Callable[[], None], is_capturable: Callable[[], bool]) -> None:
-        """Run once: plainly, captured for the first time, or replayed.
+        """Run once: plain, captured for the first time, or replayed.
 
         Raises:
             EngineError: the run failed.
@@ -50,14 +49,14 @@ class CudaGraph:
         self._runs += 1
 
     def drop(self) -> None:
-        """Forget the captured run: shapes or addresses are about to change. Calling it twice is fine."""
+        """Drop the captured run, before shapes or addresses change; calling it twice is fine."""
         graph, self._graph, self._runs = self._graph, None, 0
         if graph is not None:
             self._context.wait()  # it may still be running
             self._context.cuda.end_capture(graph)
 
     def _try_capture(self, enqueue: Callable[[], None], is_capturable: Callable[[], bool]) -> None:
-        """A graph that cannot be captured still runs plainly: the same kernels, launched one by one."""
+        """Capture a run; a graph that cannot be captured runs plain, its kernels launched one by one."""
         if not is_capturable():
             self._refuse("TensorRT says that it is not capturable")
             return

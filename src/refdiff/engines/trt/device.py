@@ -1,11 +1,15 @@
-"""The GPUs of this machine, as the CUDA driver describes them: no package is needed to ask.
+"""Describe this machine's GPUs through the CUDA driver alone; no package is needed.
 
-In: nothing, or an opened driver library. Out: `Device`s, or why there are none.
+In: nothing, or a loaded driver library. Out: `Device`s, or the reason why there are none. As a program,
+`python -m refdiff.engines.trt.device` prints all of it as one JSON document: diagnostics run it in a separate
+process, because a driver without a working GPU can hang its caller.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,29 +21,25 @@ _NAME_BYTES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A GPU that CUDA shows; CUDA_VISIBLE_DEVICES chooses which come first."""
+    """A GPU that CUDA shows, in the order of CUDA_VISIBLE_DEVICES."""
 
     name: str
     compute_capability: str
     """Such as "8.7"."""
     memory_bytes: int
     driver_cuda: str
-    """The newest CUDA the driver knows, such as "13.0"."""
+    """The newest CUDA that the driver supports, such as "13.0"."""
 
 
 def find_device() -> Device | None:
-    """Ask the driver for the GPU that everything here runs on: the first.
-
-    Returns:
-        None where there is no driver, none that works, or no GPU.
-    """
+    """Return the first GPU, on which everything runs; None without a GPU or a working driver."""
     driver = open_driver()
     devices, _ = describe(driver) if driver is not None else ((), "")
     return devices[0] if devices else None
 
 
 def open_driver() -> Any | None:
-    """The driver's library, None where there is none."""
+    """Load the driver's library; None if there is none."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -47,13 +47,13 @@ def open_driver() -> Any | None:
 
 
 def describe(driver: Any) -> tuple[tuple[Device, ...], str]:
-    """All GPUs of a driver.
+    """Describe all GPUs of a driver.
 
     Args:
-        driver: what `open_driver` gave, or a stand-in with the same calls.
+        driver: from `open_driver`, or a stand-in with the same calls.
 
     Returns:
-        The GPUs, the one that is used first; and where there are none, why.
+        The GPUs, first the one that is used; and the reason if there are none.
     """
     count = ctypes.c_int()
     for name, arguments in (("cuInit", (0,)), ("cuDeviceGetCount", (ctypes.byref(count),))):
@@ -66,10 +66,10 @@ def describe(driver: Any) -> tuple[tuple[Device, ...], str]:
 
 
 def free_memory(driver: Any) -> int | None:
-    """Free bytes of the first GPU, as a program on it sees them; None where the driver does not say.
+    """Return the free bytes of the first GPU; None if the driver does not say.
 
     Args:
-        driver: one that `describe` has started.
+        driver: one that `describe` has initialized.
     """
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -82,6 +82,22 @@ def free_memory(driver: Any) -> int | None:
         return None if failed else free.value
     finally:
         driver.cuDevicePrimaryCtxRelease_v2(handle)
+
+
+def driver_report(driver: Any | None) -> dict[str, Any]:
+    """Return the GPUs, the reason if there are none, and the free bytes of the first, ready for JSON.
+
+    Args:
+        driver: from `open_driver`, or a stand-in.
+    """
+    if driver is None:
+        return {"devices": [], "why_none": "there is no NVIDIA driver (no libcuda.so.1)", "memory_free": None}
+    devices, why_none = describe(driver)
+    return {
+        "devices": [dataclasses.asdict(device) for device in devices],
+        "why_none": why_none,
+        "memory_free": free_memory(driver) if devices else None,
+    }
 
 
 def _describe(driver: Any, ordinal: int) -> Device:
@@ -111,3 +127,7 @@ def _error_name(driver: Any, code: int) -> str:
     text = ctypes.c_char_p()
     driver.cuGetErrorName(code, ctypes.byref(text))
     return text.value.decode() if text.value else f"error {code}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(driver_report(open_driver())))  # noqa: T201 - the calling process reads it

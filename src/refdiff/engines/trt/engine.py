@@ -1,8 +1,7 @@
-"""A plan that is loaded: TensorRT's engine and its one execution context, with checked answers.
+"""A loaded plan: TensorRT's engine and its one execution context, with every result checked.
 
-In: the module of a flavour (`tensorrt` or `tensorrt_rtx`, or a stand-in), a plan's bytes and the graph's
-contract. Out: shapes, sizes, and work enqueued on a stream. What a release does not have is asked for by
-name; versions are never compared here.
+In: a TensorRT library, a plan's bytes and the graph's contract. Out: shapes, sizes, and work enqueued on a
+stream. Features that a release may lack are looked up by name; versions are never compared.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ Shape = tuple[int, ...]
 
 
 class Engine:
-    """A graph's engine and its context, which uses activations that somebody else allocates.
+    """A graph's engine and its context; its caller allocates the activations.
 
     Args:
         library: of the plan's flavour.
         plan: the file's bytes, or a map of them.
         graph: the contract the plan must fulfil.
         cache: kernels that TensorRT-RTX compiled earlier.
-        weights: the ONNX file that a plan without weights gets them from.
-        layers: told of every layer of every run, which makes a run wait for its end.
+        weights: the ONNX file from which a plan without weights gets them.
+        layers: receives the time of every layer of every run; each run then waits for its end.
 
     Raises:
         EngineError: the plan cannot be loaded, or is of another graph.
@@ -59,7 +58,7 @@ class Engine:
         """Refuse input shapes that the plan was not built for.
 
         Raises:
-            EngineError: says which shapes it was built for.
+            EngineError: with the shapes it was built for.
         """
         if not self._fitting(shapes):
             built = "; ".join(
@@ -72,7 +71,7 @@ class Engine:
             )
 
     def bind(self, shapes: Mapping[str, Shape], stream: int) -> dict[str, Shape]:
-        """Set the input shapes of the runs that follow, which passed `check_shapes`.
+        """Set the input shapes of later runs; they must have passed `check_shapes`.
 
         Returns:
             The shapes of the outputs.
@@ -95,32 +94,32 @@ class Engine:
         return made
 
     def activation_bytes(self) -> int:
-        """Device memory that the next run needs for activations; call it after `bind`."""
+        """Return the bytes of activations that the next run needs; call it after `bind`."""
         most = _first(self._engine, "device_memory_size_v2", "device_memory_size")
         if not most or self._is_static:
             return int(most)
-        # For these shapes alone; a runtime that does not know answers 0 and gets what suffices for all.
+        # For these shapes alone; if the runtime returns 0, what is enough for all shapes.
         return int(self._context.update_device_memory_size_for_shapes()) or int(most)
 
     def use_activations(self, address: int, size: int) -> None:
-        """Where the activations of the runs that follow go."""
+        """Set the buffer of the activations of later runs."""
         if hasattr(self._context, "set_device_memory"):
             self._context.set_device_memory(address, size)
         else:  # TensorRT before 10.1
             self._context.device_memory = address
 
     def use_tensor(self, name: str, address: int) -> None:
-        """Where an input is read from, or an output written to."""
+        """Set the buffer of an input or output."""
         if not self._context.set_tensor_address(name, address):
             raise self._library.failed(f"{self._graph.name}: no address can be set for {name}")
 
     def enqueue(self, stream: int) -> None:
-        """Run once, as soon as the stream comes to it."""
+        """Enqueue one run on a stream."""
         if not self._context.execute_async_v3(stream):
             raise self._library.failed(f"{self._graph.name} failed")
 
     def is_capturable(self, stream: int) -> bool:
-        """Whether a run of the present shapes can be recorded as a CUDA graph, as far as TensorRT says."""
+        """Return whether TensorRT allows a run of these shapes to be captured as a CUDA graph."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(stream))
 
@@ -128,7 +127,7 @@ class Engine:
         """Free weights and context; calling it twice is fine.
 
         Args:
-            keep_kernels: write down what TensorRT-RTX compiled; not after a failure.
+            keep_kernels: store what TensorRT-RTX compiled; False after a failure.
         """
         cache, self._cache = self._cache, None
         if cache is not None and keep_kernels:
@@ -141,24 +140,24 @@ class Engine:
         how: Any = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._cache is not None:
             self._config = how = self._cache.attach(self._engine, how)
-            self._specialise()
+            self._specialize()
         context = self._engine.create_execution_context(how)
         if context is None:
             raise self._library.failed(f"no execution context for {self._graph.name}")
         return context
 
-    def _specialise(self) -> None:
-        """Have TensorRT-RTX compile for a new shape before its first run, not while slower kernels stand in.
+    def _specialize(self) -> None:
+        """Let TensorRT-RTX compile for a new shape before its first run, instead of running slower kernels.
 
-        A plan of one profile meets a shape or two, and a captured run would keep what stood in. A plan of
-        several meets many shapes, and would stop for each.
+        Only for a plan of one profile, which runs at one or two shapes; a captured run would keep the slower
+        kernels. A plan of several profiles runs at many shapes, and would stop to compile for each.
         """
         strategies = getattr(self._library.module, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is not None and self._engine.num_optimization_profiles == 1:
             self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
 
     def _check_tensors(self) -> None:
-        """Compare names, directions, types and places with the contract."""
+        """Compare names, directions, types and locations with the contract."""
         trt, engine, name = self._library.module, self._engine, self._graph.name
         got = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [each for each in got if engine.get_tensor_mode(each) == trt.TensorIOMode.INPUT]
@@ -186,13 +185,13 @@ class Engine:
         )
 
     def _fitting(self, shapes: Mapping[str, Shape]) -> list[int]:
-        """The optimisation profiles that these shapes are within; the present one first, then by number."""
+        """Return the optimization profiles that include these shapes, the current one first."""
         ranges = self._profiles()
         fitting = [i for i, each in enumerate(ranges) if all(_within(shapes[n], each[n]) for n in shapes)]
         return sorted(fitting, key=lambda index: (index != self._profile, index))
 
     def _profiles(self) -> list[dict[str, tuple[Shape, Shape]]]:
-        """Of each profile: input -> its smallest and its largest shape."""
+        """Return for each profile: input -> its smallest and its largest shape."""
         profiles = []
         for index in range(self._engine.num_optimization_profiles):
             ranges = {}
@@ -214,6 +213,6 @@ def _within(shape: Shape, extent: tuple[Shape, Shape]) -> bool:
     )
 
 
-def _first(thing: Any, *names: str) -> Any:
-    """The first of these attributes that this release has."""
-    return next((getattr(thing, name) for name in names if hasattr(thing, name)), 0)
+def _first(holder: Any, *names: str) -> Any:
+    """Return the first of these attributes that this release has, 0 if it has none."""
+    return next((getattr(holder, name) for name in names if hasattr(holder, name)), 0)

@@ -1,7 +1,7 @@
-"""TensorRT 10.3, 10.x, 11.x and TensorRT-RTX as one thing: the only module that knows how they differ.
+"""One interface to TensorRT 10.3, 10.x, 11.x and TensorRT-RTX: the only module that knows how they differ.
 
-In: a name. Out: a `Flavour`, which holds the imported package and answers what it can do, by looking for the
-attribute (never by comparing versions). What a package has and does not do is in `_IDLE`, with what was seen.
+In: a name. Out: a `Flavour`, which holds the imported package and reports its features by looking for the
+attribute (never by comparing versions). Features that a package has but ignores are listed in `_IGNORED`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from refdiff.errors import EngineError, InputError, MissingDependencyError
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
-    # The second is what the first hands on; an environment of wheels alone has only that.
+    # The first re-exports the second; an environment made of wheels alone has only the second.
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 """Flavour -> its Python package; the first that is installed is taken."""
 
 FLAVOURS = tuple(PACKAGES)
 
-_IDLE: Mapping[str, Mapping[str, str]] = {
+_IGNORED: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {
         "compute_capability": "TensorRT builds for the GPU it runs on",
     },
-    # Seen with 1.7.1 on a machine without a GPU; the attributes are there all the same.
+    # Observed with 1.7.1 on a machine without a GPU; the attributes exist nevertheless.
     "tensorrt-rtx": {
         "timing_cache": "TensorRT-RTX ignores timing caches",
         "hardware_compatible": "TensorRT-RTX plans run on Ampere and later GPUs unless some are named",
         "version_compatible": "TensorRT-RTX has no lean runtime (libnvinfer_lean)",
     },
 }
-"""Flavour -> an option it does not carry out, and why; asking for it is refused by name."""
+"""Flavour -> an option that it ignores -> reason; such an option is refused by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +48,27 @@ class Flavour:
 
     @property
     def version(self) -> str:
-        """The package's own, such as 10.3.0 or 1.7.1.116."""
+        """The package's version, such as 10.3.0 or 1.7.1.116."""
         return str(self.module.__version__)
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """Name and version, for messages."""
         return f"{self.name} {self.version}"
 
     @property
     def builds_without_device(self) -> bool:
-        """Whether a plan can be made for a GPU that is not here."""
+        """True if it can build plans for other GPUs than the installed one."""
         return self.name == "tensorrt-rtx" and bool(self.compute_capabilities())
 
     def why_not(self, option: str) -> str | None:
-        """Why an option (a field of `BuildOptions`) means nothing here; None when it does.
+        """Return the reason why an option (a field of `BuildOptions`) has no effect; None if it has one.
 
         Args:
             option: such as "timing_cache".
         """
-        if option in _IDLE[self.name]:
-            return _IDLE[self.name][option]
+        if option in _IGNORED[self.name]:
+            return _IGNORED[self.name][option]
         builder_flag = _FLAGS_OF.get(option)
         if builder_flag is not None and self.builder_flag(builder_flag) is None:
             return f"{self.title} has no builder flag {builder_flag}"
@@ -78,14 +78,14 @@ class Flavour:
         return None
 
     def builder_flag(self, name: str) -> Any | None:
-        """A member of `BuilderFlag`, None where this version has none of that name."""
+        """Return a member of `BuilderFlag`, None if this version has none of that name."""
         return getattr(self.module.BuilderFlag, name, None)
 
     def network_flags(self) -> int:
-        """What a strongly typed network is created with.
+        """Return the flags that create a strongly typed network.
 
         Raises:
-            EngineError: this version can choose types on its own and cannot be told not to.
+            EngineError: this version chooses types itself, and that cannot be switched off.
         """
         strongly_typed = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         if strongly_typed is not None:
@@ -95,10 +95,10 @@ class Flavour:
                 f"{self.title} cannot keep the types of a graph (no STRONGLY_TYPED networks), expected "
                 "TensorRT 10.3 or newer; upgrade TensorRT"
             )
-        return 0  # there is nothing but strong typing left
+        return 0  # newer versions have only strongly typed networks
 
     def compute_capabilities(self) -> Mapping[str, Any]:
-        """GPU generations a plan can be made for by name, "8.6" -> the member; empty where none can."""
+        """Return the GPUs to build for by name, "8.6" -> member; empty if it builds for this one only."""
         known = getattr(self.module, "ComputeCapability", None)
         if known is None or not hasattr(self.module.IBuilderConfig, "set_compute_capability"):
             return {}
@@ -106,12 +106,21 @@ class Flavour:
         ordered = sorted(names, key=lambda name: int(name[2:]))
         return {f"{name[2:-1]}.{name[-1]}": getattr(known, name) for name in ordered}
 
+    def supports(self, compute_capability: str) -> bool:
+        """Return whether this TensorRT runs on a GPU, as far as it says.
+
+        TensorRT-RTX lists the GPUs that it supports. Observed: 1.7 refuses a portable plan on 9.0, which it
+        does not list.
+        """
+        known = self.compute_capabilities()
+        return self.name != "tensorrt-rtx" or not known or compute_capability in known
+
 
 INSTALL = {
     "tensorrt": "on a Jetson it comes with JetPack, elsewhere: pip install 'refdiff[trt]'",
     "tensorrt-rtx": "pip install 'refdiff[rtx]' (x86-64 only)",
 }
-"""Flavour -> how it is installed."""
+"""Flavour -> how to install it."""
 _FLAGS_OF = {"refit": "REFIT", "strip_weights": "STRIP_PLAN", "version_compatible": "VERSION_COMPATIBLE"}
 _OWNERS_OF = {"hardware_compatible": "HardwareCompatibilityLevel", "compute_capability": "ComputeCapability"}
 
@@ -140,13 +149,13 @@ def load_flavour(name: str) -> Flavour:
 
 
 def choose_flavour(*, has_device: bool) -> tuple[Flavour, str]:
-    """The TensorRT to use when none is named.
+    """Choose the TensorRT to use when none is named.
 
     Args:
-        has_device: whether this machine has a GPU that can be driven.
+        has_device: whether this machine has a usable GPU.
 
     Returns:
-        The flavour, and why it was chosen.
+        The flavour, and the reason for it.
 
     Raises:
         MissingDependencyError: none is installed.
@@ -162,3 +171,8 @@ def choose_flavour(*, has_device: bool) -> tuple[Flavour, str]:
     if has_device:
         return load_flavour("tensorrt"), "both are installed, and this machine has a GPU to build on"
     return load_flavour("tensorrt-rtx"), "it builds without a GPU, and this machine has none"
+
+
+def member_name(member: Any) -> str:
+    """Return the name of an enumeration's member; those of pybind11 have one, stand-ins may not."""
+    return str(getattr(member, "name", member))

@@ -1,40 +1,38 @@
-"""Which of several forms of a graph the GPU here runs faster: each is built, loaded, and run in turns.
+"""Compare the latency of several forms of a graph on this machine's GPU: build each, run them in turns.
 
-In: ONNX files of one contract, and feeds. Out: medians of the device's own time. Plans are thrown away.
+In: ONNX files of one contract, and feeds. Out: medians of the device's own time. The plans are temporary.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import statistics
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
 from refdiff.engines.trt.buffers import StreamContext
-from refdiff.engines.trt.build_log import make_log
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.flavour import Flavour, choose_flavour
-from refdiff.engines.trt.monitor import Tell, Watch
+from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.open import load_environment
 from refdiff.engines.trt.options import BuildOptions
-from refdiff.engines.trt.runtime import SUFFIX, JitCache, Library
+from refdiff.engines.trt.runtime import JitCache, Library, map_plan
 from refdiff.engines.trt.session import TrtSession
 from refdiff.engines.trt.shapes import ShapeProfile, ShapeRange
-from refdiff.engines.trt.validation import knows
 from refdiff.errors import EngineError, MissingDependencyError
 
 WARM_UPS = 5
-"""Runs before those that count: kernels are compiled and CUDA graphs recorded in them."""
+"""Runs before the timed ones, in which kernels are compiled and CUDA graphs are recorded."""
 
 ROUNDS = 50
-"""In each round every form runs once."""
+"""Rounds; every form runs once in each."""
 
 
 class LatencyRace:
@@ -44,16 +42,16 @@ class LatencyRace:
         flavour: the TensorRT that builds and runs them.
         cuda: CUDA.
         device: the GPU.
-        tell: told TensorRT's progress.
+        progress: receives TensorRT's progress.
     """
 
-    def __init__(self, flavour: Flavour, cuda: Cuda, device: Device, tell: Tell) -> None:
+    def __init__(self, flavour: Flavour, cuda: Cuda, device: Device, progress: Progress) -> None:
         self._flavour = flavour
         self._cuda = cuda
         self._library = Library(flavour.module)
-        self._tell = tell
+        self._progress = progress
         self.where = f"{device.name}, {flavour.title}"
-        """What the times are of, for a person."""
+        """GPU and TensorRT, for messages."""
 
     def medians_ms(
         self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array], *, scratch: Path
@@ -62,19 +60,19 @@ class LatencyRace:
 
         Args:
             graph: the contract of all forms.
-            forms: name -> its ONNX file; the names are for the caller and for messages.
-            feeds: of every run.
-            scratch: a folder for the plans, which take as much room as the weights; they stay there.
+            forms: name -> its ONNX file; names appear in the result and in messages.
+            feeds: feeds of every run.
+            scratch: a folder for the plans, which are as large as the weights; they stay there.
 
         Returns:
-            Name -> median of the milliseconds between two CUDA events around a run.
+            Name -> median time in ms between two CUDA events around a run.
 
         Raises:
             EngineError: a form cannot be built or run here, or the device has too little memory for all.
-            InputError: there is no room for the plans.
+            InputError: the plans cannot be written.
         """
-        # All of them first: a build measures kernels, and nothing else may hold the device's memory then.
-        plans = {name: self._built(graph, name, onnx, feeds, scratch) for name, onnx in forms.items()}
+        # All of them first: a build measures kernels, and nothing else may use the device meanwhile.
+        plans = {name: self._build(graph, name, onnx, feeds, scratch) for name, onnx in forms.items()}
         context = StreamContext(self._cuda)
         with contextlib.ExitStack() as stack:
             stack.callback(context.close)
@@ -88,10 +86,10 @@ class LatencyRace:
             times: dict[str, list[float]] = {name: [] for name in sessions}
             for _ in range(ROUNDS):
                 for name, session in sessions.items():
-                    times[name].append(_repeated(session))
+                    times[name].append(_time_repeat(session))
             return {name: statistics.median(each) for name, each in times.items()}
 
-    def _built(
+    def _build(
         self, graph: GraphSpec, name: str, onnx: Path, feeds: Mapping[str, Array], scratch: Path
     ) -> Path:
         shapes = {tensor: tuple(values.shape) for tensor, values in feeds.items()}
@@ -100,47 +98,44 @@ class LatencyRace:
         }
         task = BuildTask(graph=graph.name, onnx=onnx, shapes=(profile,), options=BuildOptions())
         plan = scratch / f"{name}.plan"
-        watch = Watch(f"{graph.name} in {name}", self._tell)
+        watch = Watch(f"{graph.name} in {name}", self._progress)
         build_plan(self._flavour, task, plan, make_log(self._flavour), watch)
         return plan
 
     def _load(self, graph: GraphSpec, plan: Path) -> Engine:
-        with plan.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # As in a run: with a cache, TensorRT-RTX compiles for the shapes at once (`Engine._specialise`).
-        cache = JitCache(plan.with_name(plan.name + SUFFIX), plan.name)
-        return Engine(self._library, content, graph, cache=cache)
+        # As in a run: with a cache, TensorRT-RTX compiles for the shapes at once (`Engine._specialize`).
+        return Engine(self._library, map_plan(plan), graph, cache=JitCache(plan, plan.name))
 
 
-def _repeated(session: TrtSession) -> float:
-    """Run once more; how long the device took."""
+def _time_repeat(session: TrtSession) -> float:
+    """Run again on the same feeds and return the device's time in ms."""
     session.repeat()
     elapsed = session.timings().device_ms
     if elapsed is None:
-        raise EngineError(f"{session.graph.name}: the device did not tell how long it ran")
+        raise EngineError(f"{session.graph.name}: the device reported no time")
     return elapsed
 
 
-def find_latency_race(tell: Tell) -> tuple[LatencyRace | None, str]:
-    """The clock of this machine, where it has a GPU and a TensorRT that runs on it.
+def find_latency_race(progress: Progress) -> tuple[LatencyRace | None, str]:
+    """Prepare a race on this machine, if it has a GPU and a TensorRT that runs on it.
 
     Args:
-        tell: told TensorRT's progress.
+        progress: receives TensorRT's progress.
 
     Returns:
-        The clock, or None; and what it is, or why there is none.
+        The race and what it runs on; or None and the reason.
     """
     device = find_device()
     if device is None:
         return None, "this machine shows no GPU"
     try:
         flavour, _ = choose_flavour(has_device=True)
-        if not knows(flavour, device.compute_capability):
+        if not flavour.supports(device.compute_capability):
             return None, f"{flavour.title} does not know {device.name}"
         _, cuda, _ = load_environment(flavour.name)
-        clock = LatencyRace(flavour, cuda, device, tell)
+        race = LatencyRace(flavour, cuda, device, progress)
     except (EngineError, MissingDependencyError) as error:
         return None, str(error)
-    except (ImportError, OSError) as error:  # a library that is not there, which nobody here asked for
+    except (ImportError, OSError) as error:  # a missing library; the caller did not ask for TensorRT
         return None, f"TensorRT or CUDA cannot be loaded: {error}; see: refdiff doctor"
-    return clock, clock.where
+    return race, race.where

@@ -1,16 +1,13 @@
-"""What a plan is made from, and the one hash of all of it.
+"""A plan's identity and the JSON file next to it (docs/engines.md, "When a plan is loaded").
 
-In: a bundle's manifest, the shapes, the TensorRT and the GPU. Out: a `PlanIdentity`. Two builds with the
-same key may share a plan; anything else is another plan.
+`PlanIdentity` is everything that determines a plan: the graph, the sizes, the TensorRT, the GPUs and the
+options. Builds with the same key may share a plan. `PlanMetadata` adds the plan's hash and sizes; every field
+is checked when the file is read. The plan itself stays as TensorRT wrote it, so that trtexec and Triton load
+it.
 
-The JSON beside a plan: what it was made from, for which GPU, and its own hash (DESIGN §4).
-
-In: a path. Out: a `PlanMetadata`, every field of which has been checked. The plan itself is left as TensorRT
-wrote it, so that trtexec and Triton load it.
-
-    engines/tensorrt-sm87/unet.plan    TensorRT's own bytes
-    engines/tensorrt-sm87/unet.json    this
-    engines/tensorrt-sm87/unet.log     what TensorRT said while it built
+    engines/tensorrt-sm87/unet.plan    TensorRT's own format
+    engines/tensorrt-sm87/unet.json    the metadata
+    engines/tensorrt-sm87/unet.log     TensorRT's messages during the build
 """
 
 from __future__ import annotations
@@ -48,25 +45,25 @@ Flag = bool | int | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class PlanIdentity:
-    """Everything that decides what is in a plan."""
+    """Everything that determines a plan."""
 
     graph: str
     onnx_sha256: str
-    """Of the graph's files, external data included: one hash over their names and hashes in the manifest."""
+    """Hash over the names and hashes of the graph's files in the manifest, external data included."""
     precision: str
     recipe_sha256: str | None
-    """Of the bundle's recipe, None for an untouched export."""
+    """Hash of the bundle's recipe, None for a graph without one."""
     shapes: tuple[ShapeProfile, ...]
     flavour: str
     version: str
     targets: tuple[str, ...]
     """Compute capabilities such as "8.7", or `PORTABLE` or `AMPERE_PLUS` alone."""
     flags: Mapping[str, Flag]
-    """What else the builder was told, by option."""
+    """All other settings of the builder, by option."""
 
     @property
     def key(self) -> str:
-        """Hexadecimal sha256 of all of the above."""
+        """Hexadecimal sha256 of all fields."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -76,7 +73,7 @@ class PlanIdentity:
         return device_key(self.flavour, self.targets)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             "graph": self.graph,
             "onnx_sha256": self.onnx_sha256,
@@ -97,9 +94,9 @@ class PlanIdentity:
 
 
 def device_key(flavour: str, targets: tuple[str, ...]) -> str:
-    """The folder of a bundle's plans for these targets.
+    """Return the name of the folder of a bundle's plans for these targets.
 
-    The version is not part of it: a plan of another version is found there, refused by name and replaced.
+    The version is not part of it, so a plan of another version is found there, refused and replaced.
 
     Args:
         flavour: such as "tensorrt".
@@ -110,10 +107,10 @@ def device_key(flavour: str, targets: tuple[str, ...]) -> str:
 
 
 def graph_sha256(manifest: Manifest, graph: str) -> str:
-    """One hash of a graph's ONNX file and its external data, from the hashes the manifest holds.
+    """Return one hash of a graph's ONNX file and its external data, from the hashes in the manifest.
 
     Args:
-        manifest: of a bundle that was opened and so verified.
+        manifest: of an opened, so verified, bundle.
         graph: one of its graphs.
     """
     digest = hashlib.sha256()
@@ -123,7 +120,7 @@ def graph_sha256(manifest: Manifest, graph: str) -> str:
 
 
 def recipe_sha256(manifest: Manifest, graph: str) -> str | None:
-    """The hash of the recipe a graph was made by, None where there is none."""
+    """Return the hash of a graph's recipe, None if it has none."""
     recipe = manifest.graphs[graph].recipe
     return None if recipe is None or recipe not in manifest.files else manifest.files[recipe].sha256
 
@@ -133,23 +130,23 @@ METADATA_FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PlanMetadata:
-    """What is known of a plan without loading it."""
+    """Everything that is known of a plan without loading it."""
 
     identity: PlanIdentity
     plan_sha256: str
     plan_bytes: int
     activation_bytes: int | None
-    """Device memory of one context, as the builder planned it; None where it did not say."""
+    """Device memory of one context in bytes, as the builder planned it; None if it did not say."""
     attention: tuple[AttentionBlock, ...]
-    """Of the graph, and whether the plan fused each."""
+    """The graph's attentions, and whether the plan fused each."""
     seconds: float
-    """What the build took, parsing included."""
+    """Duration of the build, parsing included."""
     built_on: str | None
-    """Name of the GPU of the machine that built it; None where there was none."""
+    """Name of the GPU of the machine that built it; None if there was none."""
     refdiff_version: str
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del document["identity"]
         document["attention"] = [dataclasses.asdict(block) for block in self.attention]
@@ -161,7 +158,7 @@ class PlanMetadata:
         }
 
     def to_text(self) -> str:
-        """The file's content."""
+        """Return the content of the file."""
         return json.dumps(self.to_json(), indent=1) + "\n"
 
     @classmethod
@@ -169,7 +166,7 @@ class PlanMetadata:
         """Read what `to_json` wrote.
 
         Raises:
-            EngineError: not a plan's metadata, of another format, a value that is none, or changed by hand.
+            EngineError: not a plan's metadata, another format, an invalid value, or changed by hand.
         """
         if not isinstance(document, dict):
             raise EngineError(f"{where}: expected a JSON object, got {type(document).__name__}; {_CURE}")
@@ -199,12 +196,12 @@ _CURE = "build the plan again with: refdiff build BUNDLE --force"
 
 
 def metadata_path(plan: Path) -> Path:
-    """Where the metadata of a plan lies."""
+    """Return the path of a plan's metadata."""
     return plan.with_suffix(".json")
 
 
 def read_metadata(plan: Path) -> PlanMetadata:
-    """The metadata of a plan; the plan itself is not looked at (`validation` does that).
+    """Read the metadata of a plan; the plan itself is not checked (see `validation`).
 
     Raises:
         EngineError: it is missing, unreadable, or not a plan's metadata.

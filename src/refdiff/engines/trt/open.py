@@ -1,7 +1,7 @@
-"""From the name of a TensorRT back-end to sessions: what has to be here for it, and the cure where it is not.
+"""Open a bundle's plans with a TensorRT back-end, or report what is missing and its cure.
 
-In: a bundle and a back-end's name, or the question whether plans should be preferred. Out: `TrtSessions`.
-Nothing heavy is imported before it is known that the bundle has plans, or that they were asked for.
+In: a bundle, and the name of a back-end or none. Out: `TrtSessions`. TensorRT and CUDA are imported only if
+the bundle has plans or the back-end was requested by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TENSORRT = FLAVOURS
 """Back-ends that run plans."""
 
 _EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
-"""Back-end -> the extra that brings cuda-python."""
+"""Back-end -> the extra that installs cuda-python."""
 
 
 def open_plans(
@@ -33,17 +33,17 @@ def open_plans(
     *,
     reason: str,
     memory: str | None = None,
-    capture: bool = True,
+    cuda_graphs: bool = True,
     measure: Measure | None = None,
 ) -> TrtSessions:
-    """Sessions of a bundle's plans; nothing is on the device yet.
+    """Open sessions of a bundle's plans; nothing is loaded to the device yet.
 
     Args:
         bundle: an opened one.
         backend: one of `TENSORRT`.
         reason: why it was chosen.
         memory: see `refdiff.engines.factory.open_sessions`.
-        capture: replay runs of unchanging shapes as CUDA graphs.
+        cuda_graphs: replay runs of unchanging shapes as CUDA graphs.
         measure: see `refdiff.engines.factory.open_sessions`.
 
     Raises:
@@ -56,7 +56,7 @@ def open_plans(
     flavour, cuda, device = load_environment(backend)
     plans, refused = find_plans(bundle, flavour, device)
     if not plans:
-        raise EngineError(_nothing_fits(bundle, backend, refused))
+        raise EngineError(_no_plan_message(bundle, backend, refused))
     return TrtSessions(
         bundle,
         flavour,
@@ -66,13 +66,13 @@ def open_plans(
         refused=refused,
         reason=reason,
         memory=memory,
-        capture=capture,
+        cuda_graphs=cuda_graphs,
         measure=measure,
     )
 
 
 def load_environment(backend: str) -> tuple[Flavour, Cuda, Device | None]:
-    """Everything that plans of any bundle need.
+    """Load everything that plans of any bundle need: TensorRT, CUDA and the GPU.
 
     Args:
         backend: one of `TENSORRT`.
@@ -87,16 +87,16 @@ def load_environment(backend: str) -> tuple[Flavour, Cuda, Device | None]:
 def prefer_plans(
     bundle: Bundle, *, has_driver: bool, memory: str | None = None, measure: Measure | None = None
 ) -> tuple[TrtSessions | None, str]:
-    """The bundle's plans, if every graph has one that fits this machine.
+    """Open the bundle's plans if every graph has one that fits this machine.
 
     Args:
         bundle: an opened one.
         has_driver: whether this machine has an NVIDIA driver.
         memory: see `refdiff.engines.factory.open_sessions`.
-        measure: likewise.
+        measure: see `refdiff.engines.factory.open_sessions`.
 
     Returns:
-        The sessions, or None; and why not, empty where the bundle has no plans and none could be expected.
+        The sessions and ""; or None and the reason, which is empty without plans and without a driver.
 
     Raises:
         InputError: the memory is neither a size nor a holding.
@@ -126,8 +126,8 @@ def prefer_plans(
     return None, "; ".join(reasons)
 
 
-def _nothing_fits(bundle: Bundle, backend: str, refused: Mapping[str, str]) -> str:
-    """The first plan's fault, where there is a plan at all."""
+def _no_plan_message(bundle: Bundle, backend: str, refused: Mapping[str, str]) -> str:
+    """Return the fault of the first plan, or that there is none."""
     if has_plans(bundle, backend):
         return next(iter(refused.values()))
     return (

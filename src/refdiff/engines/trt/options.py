@@ -1,7 +1,7 @@
-"""What a build may be asked for, and who refuses what.
+"""Options of a build, and the check that a TensorRT and a GPU support them.
 
-In: the caller's wishes, the TensorRT and the GPU. Out: targets and flags of the plan, or an error that names
-the option. Precision is no option: it is in the graph (DESIGN §5).
+In: options, the TensorRT and the GPU. Out: targets and flags of the plan, or an error that names the option.
+Precision is not an option: it is in the graph (docs/precision.md).
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ class BuildOptions:
     """How plans are built."""
 
     compute_capabilities: tuple[str, ...] = ()
-    """GPUs to build for, such as "8.6"; none leaves TensorRT-RTX its portable default. Not for TensorRT."""
+    """GPUs to build for, such as "8.6", with TensorRT-RTX; none: a portable plan."""
     workspace_bytes: int | None = None
-    """Most device memory one layer may use while it runs; None leaves the device's whole memory."""
+    """Most device memory that one layer may use while it runs; None: all of it."""
     timing_cache: Path | None = None
-    """A file of measured kernels, read if it is there and written after each build."""
+    """A file of kernel measurements, read if it exists and written after each build."""
     refit: bool = False
-    """Weights can be exchanged in the built plan."""
+    """The built plan accepts other weights."""
     strip_weights: bool = False
-    """The plan holds no weights; they are refitted from the ONNX file when it is loaded."""
+    """The plan contains no weights; they are loaded from the ONNX file with it."""
     version_compatible: bool = False
     """The plan runs with later versions of the same major TensorRT."""
     hardware_compatible: bool = False
     """The plan runs on every GPU from Ampere on, at some cost in speed."""
 
     def targets(self, flavour: Flavour, device: Device | None) -> tuple[str, ...]:
-        """What the plan is for: compute capabilities, or `PORTABLE` or `AMPERE_PLUS` alone.
+        """Return the plan's targets: compute capabilities, or `PORTABLE` or `AMPERE_PLUS` alone.
 
         Args:
             flavour: the TensorRT that builds.
-            device: the GPU here; `check_options` has made sure of one where it is needed.
+            device: this machine's GPU; `check_options` requires one where the build needs it.
         """
         if flavour.builds_without_device:
             return tuple(sorted(set(self.compute_capabilities), key=_number)) or (PORTABLE,)
@@ -52,9 +52,10 @@ class BuildOptions:
         return (device.compute_capability,)
 
     def flags(self) -> Mapping[str, Flag]:
-        """What else decides what is in a plan. TF32 is always off: what was checked as fp32 stays fp32.
+        """Return all other settings that determine a plan, by name.
 
-        Layers carry their names and nodes, which costs no time and tells what was fused.
+        TF32 is always off, so that what was checked as fp32 stays fp32. Layers keep their names and nodes,
+        which costs no time and shows what was fused.
         """
         return {
             "refit": self.refit,
@@ -68,13 +69,13 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions, flavour: Flavour, device: Device | None) -> None:
-    """Refuse what cannot be carried out, before any work.
+    """Refuse options that cannot be honoured, before any work.
 
     Raises:
-        InputError: an option this flavour does not have, two that exclude each other, an unknown GPU.
+        InputError: an option that this flavour does not have, two that exclude each other, an unknown GPU.
         MissingDependencyError: there is no GPU, and this build needs one.
     """
-    for option, name in _asked(options):
+    for option, name in _given(options):
         reason = flavour.why_not(option)
         if reason is not None:
             raise InputError(f"got {name}, but {reason}; leave it out")
@@ -104,8 +105,8 @@ def parse_size(text: str) -> int:
     return size
 
 
-def _asked(options: BuildOptions) -> Iterator[tuple[str, str]]:
-    """Options that were given, as `Flavour.why_not` calls them and as the command line does."""
+def _given(options: BuildOptions) -> Iterator[tuple[str, str]]:
+    """Yield the options that are set: the name for `Flavour.why_not`, and that of the command line."""
     given = {
         "compute_capability": bool(options.compute_capabilities),
         "timing_cache": options.timing_cache is not None,
@@ -114,8 +115,8 @@ def _asked(options: BuildOptions) -> Iterator[tuple[str, str]]:
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
     }
-    for option, asked in given.items():
-        if asked:
+    for option, is_given in given.items():
+        if is_given:
             yield option, f"--{option.replace('_', '-')}"
 
 
@@ -125,8 +126,8 @@ def _check_without_device(options: BuildOptions, flavour: Flavour) -> None:
             f"{flavour.title} builds on the GPU it builds for, and this machine has none (or no driver); "
             "build on the device, or for RTX GPUs with: --flavour tensorrt-rtx"
         )
-    for asked, name in ((options.refit, "--refit"), (options.strip_weights, "--strip-weights")):
-        if asked:  # seen with 1.7.1: its compiler loads refittable kernels into a driver
+    for is_given, name in ((options.refit, "--refit"), (options.strip_weights, "--strip-weights")):
+        if is_given:  # observed with 1.7.1: its compiler loads refittable kernels into a driver
             raise MissingDependencyError(
                 f"{flavour.title} needs a GPU for {name}, and this machine has none (or no driver); "
                 "build on the device, or leave it out"

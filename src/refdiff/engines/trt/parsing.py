@@ -1,7 +1,8 @@
-"""An ONNX file as a strongly typed TensorRT network, or why not: node, operator, reason and what to do.
+"""Parse an ONNX file into a strongly typed TensorRT network, or report node, operator, reason and cure.
 
-The parser is handed the file's path, not its bytes: it maps the weights beside it and copies none (seen:
-parsing 512 MB of weights takes 1 MB of memory). The parser owns those maps: it lives as long as its network.
+The parser gets the file's path, not its bytes, so it maps the weights next to it and copies none (measured:
+parsing 512 MB of weights takes 1 MB of memory). The parser owns those maps, so it must live as long as its
+network.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refdiff.engines.trt.build_log import BuildLog, last_error
-from refdiff.engines.trt.flavour import Flavour
+from refdiff.engines.trt.flavour import Flavour, member_name
+from refdiff.engines.trt.monitor import BuildLog, last_error
 from refdiff.errors import EngineError
 
 _OPERATOR_CURES = {
@@ -21,7 +22,7 @@ _OPERATOR_CURES = {
     "If": "export again with refdiff, whose graphs have no branches",
     "Loop": "export again with refdiff, whose graphs have no loops",
 }
-"""Operator -> what to do about it."""
+"""Operator -> cure."""
 
 _CURE = "export the bundle again; in a graph changed by hand, replace the operator"
 
@@ -31,7 +32,7 @@ _TEXT_CURES = {
     "Failed to parse the ONNX model": "it is no ONNX file; copy or export the bundle again",
     "cannot be found": "the file is missing; copy or export the bundle again",
 }
-"""What a reason contains -> what to do about it."""
+"""Text that a reason contains -> cure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +40,20 @@ class Refusal:
     """One complaint of the parser."""
 
     node: str
-    """As the exporter named it; empty where the complaint is about no node."""
+    """Name that the exporter gave it; empty if the complaint is not about a node."""
     operator: str
     reason: str
     cure: str
 
     def __str__(self) -> str:
-        """One line."""
+        """Return one line."""
         where = f"node {self.node} ({self.operator}): " if self.node or self.operator else ""
         return f"{where}{self.reason}; {self.cure}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """What became of a file; it keeps everything alive that the network needs."""
+    """A parsed file; keeps everything alive that the network needs."""
 
     builder: Any
     network: Any
@@ -65,30 +66,28 @@ def parse(flavour: Flavour, path: Path, log: BuildLog) -> Parsed:
 
     Args:
         flavour: the TensorRT to parse with.
-        path: the file, its weights beside it.
-        log: told everything.
+        path: the file, its weights in the same folder.
+        log: receives every message.
 
     Returns:
-        A network; with refusals it is not whole.
+        The network; with refusals it is incomplete.
 
     Raises:
-        EngineError: TensorRT cannot start, or cannot type strongly.
+        EngineError: TensorRT cannot start, or has no strongly typed networks.
     """
     try:
         builder = flavour.module.Builder(log)
     except Exception as error:  # TensorRT's binding raises its own kinds when its libraries cannot start
-        raise EngineError(
-            f"{flavour.title} cannot start: {last_error(log)}; mend the installation"
-        ) from error
+        raise EngineError(f"{flavour.title} cannot start: {last_error(log)}; fix the installation") from error
     network = builder.create_network(flavour.network_flags())
     parser = flavour.module.OnnxParser(network, log)
-    taken = parser.parse_from_file(str(path))
-    refusals = () if taken else tuple(_refusals(parser)) or (_unexplained(log),)
+    accepted = parser.parse_from_file(str(path))
+    refusals = () if accepted else tuple(_refusals(parser)) or (_unexplained(log),)
     return Parsed(builder=builder, network=network, parser=parser, refusals=refusals)
 
 
 def check_parsed(parsed: Parsed, flavour: Flavour, graph: str) -> None:
-    """Raise when the parser refused anything.
+    """Raise if the parser refused anything.
 
     Raises:
         EngineError: names the first node it refused.
@@ -97,13 +96,18 @@ def check_parsed(parsed: Parsed, flavour: Flavour, graph: str) -> None:
         raise EngineError(f"{flavour.title} refuses {graph}: {parsed.refusals[0]}")
 
 
+def layer_kind(layer: Any) -> str:
+    """Return TensorRT's name for what a layer does, such as "SOFTMAX"."""
+    return member_name(layer.type)
+
+
 def _refusals(parser: Any) -> Iterator[Refusal]:
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         reason = _reason(str(error.desc()))
-        operator = _told(error, "node_operator")
+        operator = _field(error, "node_operator")
         yield Refusal(
-            node=_told(error, "node_name"),
+            node=_field(error, "node_name"),
             operator=operator,
             reason=reason,
             cure=_cure(operator, reason),
@@ -115,13 +119,13 @@ def _unexplained(log: BuildLog) -> Refusal:
     return Refusal(node="", operator="", reason=reason, cure=_cure("", reason))
 
 
-def _told(error: Any, what: str) -> str:
-    """What this version's errors may not say yet."""
+def _field(error: Any, what: str) -> str:
+    """Return a property of an error; empty if this version has none of that name."""
     return str(getattr(error, what)()) if hasattr(error, what) else ""
 
 
 def _reason(description: str) -> str:
-    """The description without the driver's complaints, on one line."""
+    """Return the description on one line, without the driver's complaints."""
     lines = [line for line in description.splitlines() if "catchCudaError" not in line]
     return " ".join(" ".join(lines).split())
 

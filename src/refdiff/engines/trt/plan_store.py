@@ -1,11 +1,11 @@
-"""Where plans lie, how they get there, and when one may be used again.
+"""Store plans in a bundle, and find those that can be reused.
 
     BUNDLE/engines/<device key>/<graph>.plan, .json (metadata), .log
-    BUNDLE/engines/<device key>/.lock       held while a plan is built; the system releases a dead build's
+    BUNDLE/engines/<device key>/.lock       held during a build; the system releases it when the process dies
 
-In: an identity and a builder. Out: a plan with its metadata. A plan counts only with a metadata that names
-its hash, and the metadata is written last: what a killed build leaves behind is never loaded, and is cleared
-away by the next build.
+In: an identity and a builder. Out: a plan with its metadata. A plan is valid only with metadata that contain
+its hash, and the metadata are written last: the remains of a killed build are never loaded, and the next
+build removes them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def plans_folder(bundle: Bundle) -> Path:
-    """Where a bundle's plans lie: beside its graphs.
+    """Return the folder of a bundle's plans.
 
-    The plans of the built-in bundle lie in the user's cache: a package is not written into.
+    It is in the bundle; for the built-in one, in the user's cache, because a package is not written to.
     """
     folder = bundle.path.resolve()
     if not folder.is_relative_to(_PACKAGE):
@@ -54,32 +54,32 @@ class PlanFiles:
 
     @property
     def plan(self) -> Path:
-        """TensorRT's bytes."""
+        """The plan in TensorRT's format."""
         return self.folder / f"{self.graph}.plan"
 
     @property
     def metadata(self) -> Path:
-        """What they were made from."""
+        """The plan's metadata."""
         return metadata_path(self.plan)
 
     @property
     def log(self) -> Path:
-        """What TensorRT said."""
+        """TensorRT's messages during the build."""
         return self.folder / f"{self.graph}.log"
 
     @property
     def failed_log(self) -> Path:
-        """What it said when it failed last; gone after the next good build."""
+        """TensorRT's messages during a failed build; deleted by the next successful one."""
         return self.folder / f"{self.graph}.failed.log"
 
 
 def plan_files(plans: Path, identity: PlanIdentity) -> PlanFiles:
-    """The files of a plan below a bundle's folder of plans."""
+    """Return the files of a plan below a bundle's folder of plans."""
     return PlanFiles(plans / identity.device_key, identity.graph)
 
 
 def reusable(files: PlanFiles, identity: PlanIdentity) -> PlanMetadata | None:
-    """The metadata of a plan that was built from exactly this and is whole; None where there is none."""
+    """Return the metadata of an intact plan of the same identity; None if there is none."""
     try:
         metadata = read_metadata(files.plan)
     except EngineError:
@@ -93,11 +93,11 @@ def reusable(files: PlanFiles, identity: PlanIdentity) -> PlanMetadata | None:
 
 @contextmanager
 def locked(files: PlanFiles, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the folder of a device's plans: one build at a time, of whatever process.
+    """Lock the folder of a device's plans, so that one process builds at a time.
 
     Args:
-        files: of the plan to be built; its folder is made.
-        waiting: called once when another build holds it.
+        files: of the plan to be built; its folder is created.
+        waiting: called once if another build holds the lock.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -111,16 +111,16 @@ def locked(files: PlanFiles, waiting: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def drafted(files: PlanFiles) -> Iterator[Path]:
-    """A file to build a plan into; it is gone when the block ends, unless `place` has taken it.
+    """Provide a file to build a plan into; it is deleted at the end of the block unless `place` has moved it.
 
-    Drafts of builds that were killed are removed first. Only for whoever holds the lock.
+    Drafts of killed builds are removed first. The caller must hold the lock.
 
     Raises:
         InputError: the folder cannot be written to.
     """
     with _writing(files.folder):
-        for left in files.folder.glob(f".{files.graph}.*.partial"):
-            left.unlink(missing_ok=True)
+        for draft in files.folder.glob(f".{files.graph}.*.partial"):
+            draft.unlink(missing_ok=True)
     draft = draft_path(files.plan)
     try:
         yield draft
@@ -129,18 +129,18 @@ def drafted(files: PlanFiles) -> Iterator[Path]:
 
 
 def hashed(draft: Path) -> tuple[str, int]:
-    """The hash and the size of a draft, for its metadata."""
+    """Return the sha256 and the bytes of a draft, for its metadata."""
     return hash_file(draft), draft.stat().st_size
 
 
 def place(files: PlanFiles, draft: Path, metadata: PlanMetadata, log: str) -> None:
-    """Put a built plan in its place, its metadata last; only for whoever holds the lock.
+    """Put a built plan in its place, its metadata last; the caller must hold the lock.
 
     Raises:
         InputError: the folder cannot be written to.
     """
     with _writing(files.folder):
-        files.metadata.unlink(missing_ok=True)  # from here on, the old plan does not count
+        files.metadata.unlink(missing_ok=True)  # from here on, the old plan is invalid
         draft.replace(files.plan)
         write_file(files.log, log)
         files.failed_log.unlink(missing_ok=True)
@@ -150,7 +150,7 @@ def place(files: PlanFiles, draft: Path, metadata: PlanMetadata, log: str) -> No
 
 
 def keep_failed_log(files: PlanFiles, log: str) -> Path:
-    """Keep what TensorRT said of a build that failed; an older plan stays as it is.
+    """Keep the log of a failed build; an older plan stays valid.
 
     Raises:
         InputError: the folder cannot be written to.

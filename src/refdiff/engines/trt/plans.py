@@ -1,7 +1,7 @@
-"""The plans of a bundle that can run here, found by their metadata; and why graphs have none.
+"""Find the plans of a bundle that can run on this machine, by their metadata.
 
-In: a bundle, a TensorRT, the GPU. Out: graph -> `FoundPlan`. Only sizes are compared here unless more
-is asked for: a plan's bytes are hashed when it is loaded.
+In: a bundle, a TensorRT, the GPU. Out: graph -> `FoundPlan`, and graph -> reason for those without a plan. By
+default only the sizes of plans are compared; their bytes are hashed when they are loaded.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from refdiff.errors import EngineError
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPlan:
-    """A plan that fits bundle, TensorRT and GPU, as far as its metadata says."""
+    """A plan whose metadata fit bundle, TensorRT and GPU."""
 
     path: Path
     metadata: PlanMetadata
 
     def size(self, graph: GraphSpec) -> EngineSize:
-        """What it takes on the device."""
+        """Return the device memory that it needs."""
         profiles = self.metadata.identity.shapes
         return EngineSize(
             name=graph.name,
@@ -52,17 +52,17 @@ class FoundPlan:
 def find_plans(
     bundle: Bundle, flavour: Flavour, device: Device | None, *, verify: Verify = "size"
 ) -> tuple[Mapping[str, FoundPlan], Mapping[str, str]]:
-    """Look through the bundle's plans.
+    """Check the bundle's plans.
 
     Args:
         bundle: an opened one.
         flavour: the TensorRT that will load them.
         device: the GPU that will run them.
-        verify: "hash" reads every byte; loading does so in any case.
+        verify: "hash" reads every byte; loading always does.
 
     Returns:
-        The plan of each graph that has one, and for each other graph why it has none, cure included;
-        faults of plans come before their absence.
+        The plan of each graph that has one; and for each other graph the reason and the cure, faulty plans
+        before missing ones.
     """
     found, faults, absent = dict[str, FoundPlan](), dict[str, str](), dict[str, str]()
     for graph in bundle.manifest.graphs:
@@ -77,12 +77,12 @@ def find_plans(
 
 
 def has_plans(bundle: Bundle, flavour: str) -> bool:
-    """Whether a bundle holds any plan of a flavour, fitting or not; no package is needed to ask."""
+    """Return whether a bundle contains any plan of a flavour, fitting or not; needs no package."""
     return any(True for _ in _plans_of(bundle, flavour))
 
 
 def plan_bytes(bundle: Bundle, flavour: str) -> int:
-    """Size of all plans of a flavour, fitting or not."""
+    """Return the bytes of all plans of a flavour, fitting or not."""
     return sum(path.stat().st_size for path in _plans_of(bundle, flavour))
 
 
@@ -105,7 +105,7 @@ def _first_fitting(
 ) -> FoundPlan:
     first: EngineError | None = None
     for path in paths:
-        found = _fitting(path, bundle, graph, flavour, device, verify)
+        found = _check(path, bundle, graph, flavour, device, verify)
         if isinstance(found, FoundPlan):
             return found
         first = first or found
@@ -115,10 +115,10 @@ def _first_fitting(
     )
 
 
-def _fitting(
+def _check(
     path: Path, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None, verify: Verify
 ) -> FoundPlan | EngineError:
-    """The plan, or why it is not one that can run here."""
+    """Return the plan, or the error that says why it cannot run here."""
     try:
         metadata = check_plan(path, bundle, graph, flavour, device, verify=verify)
     except EngineError as error:
@@ -127,7 +127,7 @@ def _fitting(
 
 
 def _tensor_bytes(graph: GraphSpec, profile: ShapeProfile) -> int:
-    """Of inputs and outputs at their largest."""
+    """Return the bytes of inputs and outputs at their largest."""
     sizes = {
         axis: size
         for tensor in graph.inputs

@@ -1,19 +1,19 @@
-"""TensorRT's own runtime, which turns a plan into an engine, and what it says when it does not.
+"""TensorRT's runtime, which turns plans into engines, and its cache of compiled kernels.
 
-In: the module of a flavour (`tensorrt` or `tensorrt_rtx`, or a stand-in). Out: engines, and errors that carry
-what TensorRT logged.
+In: the module of a flavour (`tensorrt` or `tensorrt_rtx`, or a stand-in) and plans. Out: engines, and errors
+with what TensorRT logged.
 
-Kernels that TensorRT-RTX compiled on this machine, kept beside the plan so that the next start is fast.
-
-The file is `<plan>.jit`: a magic line, the sha256 of everything after it, the plan's key, and TensorRT-RTX's
-own blob. A file that is damaged, or of another plan, is not looked at; one that TensorRT-RTX finds to be of
-another driver, device or version is not used. Either is replaced when the session closes.
+TensorRT-RTX compiles kernels when an engine runs; `JitCache` stores them in `<plan>.jit`, so that the next
+start is fast. The file is a magic line, the sha256 of everything after it, the plan's key, and TensorRT-RTX's
+blob. A file that is damaged or of another plan is not read, and one that TensorRT-RTX finds to be of another
+driver, device or version is not used. Either is replaced when the session closes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ _LINES_KEPT = 3
 
 
 class Library:
-    """One flavour of TensorRT, ready to load plans; what it logs as an error goes into our errors.
+    """One flavour of TensorRT, ready to load plans; its logged errors become part of ours.
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
-        host_code: let plans bring the runtime they were built with (TensorRT's version-compatible plans).
+        host_code: allow plans that contain the runtime they were built with (version-compatible plans).
 
     Raises:
         EngineError: TensorRT cannot start here.
@@ -41,21 +41,21 @@ class Library:
         self._log = _error_log(module, self._lines)  # TensorRT keeps no reference of its own
         try:
             self.runtime = module.Runtime(self._log)
-        except TypeError as error:  # pybind11's word for a library that cannot start, as without a driver
+        except TypeError as error:  # of pybind11, for a library that cannot start, as without a driver
             raise self.failed("TensorRT's runtime cannot start") from error
         if host_code:
             self.runtime.engine_host_code_allowed = True
 
     def load(self, plan: Any, name: str, weights: Path | None = None) -> Any:
-        """The engine of a plan.
+        """Load the engine of a plan.
 
         Args:
             plan: its bytes.
-            name: of the graph, for messages.
-            weights: the ONNX file that a plan without weights gets them from.
+            name: the graph's name, for messages.
+            weights: the ONNX file from which a plan without weights gets them.
 
         Raises:
-            EngineError: TensorRT refuses it; says why.
+            EngineError: TensorRT refuses the plan or the weights.
         """
         self._lines.clear()
         engine = self.runtime.deserialize_cuda_engine(plan)
@@ -69,14 +69,20 @@ class Library:
         return engine
 
     def failed(self, what: str) -> EngineError:
-        """An error with what TensorRT logged since the last one."""
+        """Return an error with what TensorRT logged since the last one."""
         lines = " | ".join(" ".join(line.split()) for line in self._lines) or "it says nothing more"
         self._lines.clear()
         return EngineError(f"{what}: {self.module.__name__} {self.module.__version__}: {lines}")
 
 
+def map_plan(path: Path) -> mmap.mmap:
+    """Map a plan's bytes into memory, so that loading it needs no copy on the host."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 def _error_log(module: Any, lines: deque[str]) -> Any:
-    """A logger of this flavour; its base class belongs to the module."""
+    """Make a logger of this flavour, whose base class belongs to the module."""
 
     class Errors(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -89,8 +95,7 @@ def _error_log(module: Any, lines: deque[str]) -> Any:
     return Errors()
 
 
-SUFFIX = ".jit"
-
+_SUFFIX = ".jit"
 _MAGIC = b"refdiff jit cache 1\n"
 _HASH_BYTES = 32
 
@@ -99,24 +104,24 @@ class JitCache:
     """The compiled kernels of one plan.
 
     Args:
-        path: of the file.
-        key: what tells the plan from others: its hash.
+        plan: path of the plan.
+        key: hash of the plan.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        self._path = path
+    def __init__(self, plan: Path, key: str) -> None:
+        self._path = plan.with_name(plan.name + _SUFFIX)
         self._key = key.encode() + b"\n"
         self._cache: Any = None
         self._stored: bytes | None = None
 
     @staticmethod
     def fits(engine: Any) -> bool:
-        """Whether this flavour compiles kernels when it runs, and lets them be kept."""
+        """Return whether this flavour compiles kernels at run time and can store them."""
         make = getattr(engine, "create_runtime_config", None)
         return make is not None and hasattr(make(), "create_runtime_cache")
 
     def attach(self, engine: Any, strategy: Any) -> Any:
-        """A configuration for the engine's context that reads and fills the cache."""
+        """Return a configuration for the engine's context that reads and fills the cache."""
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         self._cache = config.create_runtime_cache()
@@ -127,9 +132,9 @@ class JitCache:
         return config
 
     def save(self) -> None:
-        """Write what was compiled since, if anything was; a folder that cannot be written is left alone.
+        """Write newly compiled kernels, if there are any; a folder that cannot be written is no error.
 
-        Nothing depends on the file: without it the kernels are compiled again at the next start.
+        Without the file the kernels are compiled again at the next start.
         """
         if self._cache is None:
             return
@@ -151,6 +156,6 @@ class JitCache:
         return rest[len(self._key) :]
 
     def _write(self, blob: bytes) -> None:
-        """Whole or not at all: another process may be reading it."""
+        """Write the file in one step, because another process may be reading it."""
         rest = self._key + blob
         write_file(self._path, _MAGIC + hashlib.sha256(rest).digest() + rest)

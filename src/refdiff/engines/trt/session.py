@@ -1,7 +1,8 @@
-"""A TensorRT session: named arrays in, named arrays out, everything in between on one stream.
+"""A TensorRT session: named arrays in, named arrays out, all work on one stream.
 
 Inputs go through pinned staging into device buffers, or come from another session's outputs on the device.
-Every output has device memory, because TensorRT writes them all; only those asked for are copied to the host.
+Every output has device memory, because TensorRT writes them all; only the requested ones are copied to the
+host.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ class TrtSession:
         graph: the contract.
         context: shared by the sessions of one factory.
         load: makes the graph's engine; called at the first run, and again after `unload`.
-        activations: where the engine's activations go; None: memory of its own.
-        before_run: called before the engine is needed, so that others can make room.
-        max_batch: most rows of the axis b that the plan takes; None where that is not known.
-        capture: replay runs of unchanging shapes as CUDA graphs; not where layers are told of.
-        timed: take the device's time of every run.
-        layers: what the engine tells of its layers.
+        activations: buffer of the engine's activations; None: a separate one.
+        before_run: called before the engine is needed, so that other sessions can be unloaded.
+        max_batch: most rows of the axis b that the plan takes; None: unknown.
+        cuda_graphs: replay runs of unchanging shapes as CUDA graphs; ignored if layers are timed.
+        timed: measure the device's time of every run.
+        layers: the log that the engine reports its layers' times to; None: they are not timed.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class TrtSession:
         *,
         activations: DeviceBuffer | None = None,
         before_run: Callable[[TrtSession], None] | None = None,
-        capture: bool = True,
+        cuda_graphs: bool = True,
         max_batch: int | None = None,
         timed: bool = False,
         layers: LayerLog | None = None,
@@ -72,13 +73,13 @@ class TrtSession:
         self._outputs = {name: OutputSlot(context, f"{graph.name}/{name}") for name in graph.output_names}
         self._dtypes = {t.name: np.dtype(t.dtype) for t in (*graph.inputs, *graph.outputs)}
         self._shapes: dict[str, Shape] = {}
-        self._made: dict[str, Shape] = {}
+        self._produced: dict[str, Shape] = {}
         self._used: tuple[int, int] | None = None
         self._staged: Any = context.cuda.new_event()
         self._closed = False
         self._timer = RunTimer(context) if timed else None
         self._layers = layers
-        self.cuda_graph = CudaGraph(context, enabled=capture and layers is None)
+        self.cuda_graph = CudaGraph(context, enabled=cuda_graphs and layers is None)
 
     @property
     def graph(self) -> GraphSpec:
@@ -87,17 +88,17 @@ class TrtSession:
 
     @property
     def max_batch(self) -> int | None:
-        """Most rows the plan takes at once."""
+        """Most rows that the plan takes at once."""
         return self._max_batch
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are on the device."""
+        """True if the weights are on the device."""
         return self._engine is not None
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed, by its user or by a failure."""
+        """True if it was closed, by its user or after a failure."""
         return self._closed
 
     @overload
@@ -120,16 +121,19 @@ class TrtSession:
         """Run once; see `refdiff.contracts.session.Session`."""
         wanted = self._enqueue(feeds, outputs)
         if keep_on_device:
-            return {name: self._outputs[name].view(self._made[name], self._dtypes[name]) for name in wanted}
+            return {
+                name: self._outputs[name].view(self._produced[name], self._dtypes[name]) for name in wanted
+            }
         with self._closing_on_failure():
             staged = {
-                name: self._outputs[name].start_copy(self._made[name], self._dtypes[name]) for name in wanted
+                name: self._outputs[name].start_copy(self._produced[name], self._dtypes[name])
+                for name in wanted
             }
             self._context.wait()
             return {name: array.copy() for name, array in staged.items()}
 
     def repeat(self) -> None:
-        """Run again on what the last run was fed, and wait for the device: for measuring.
+        """Run again on the feeds of the last run and wait for the device, to measure.
 
         Raises:
             InputError: there was no run since the weights were loaded.
@@ -153,17 +157,17 @@ class TrtSession:
         )
 
     def load(self) -> None:
-        """Bring the weights to the device now, not at the first run.
+        """Load the weights to the device now instead of at the first run.
 
         Raises:
             EngineError: the plan cannot be loaded; the session is closed.
         """
         self._check_open()
         with self._closing_on_failure():
-            self._loaded()
+            self._load_engine()
 
     def unload(self) -> None:
-        """Take weights and activations off the device; outputs that were left there stay."""
+        """Remove weights and activations from the device; outputs that were kept there stay."""
         with self._closing_on_failure():
             self.cuda_graph.drop()
             self._context.wait()
@@ -183,7 +187,7 @@ class TrtSession:
             return
         self._closed = True
         engine, self._engine = self._engine, None
-        with contextlib.ExitStack() as stack:  # each in turn, whatever fails
+        with contextlib.ExitStack() as stack:  # every callback runs, even if others fail
             stack.callback(self._context.cuda.end_event, self._staged)
             if self._timer is not None:
                 stack.callback(self._timer.close)
@@ -200,15 +204,15 @@ class TrtSession:
             stack.callback(self.cuda_graph.drop)
 
     def _enqueue(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> list[str]:
-        """Check, bind, copy in and start; returns the outputs asked for."""
+        """Check, bind, copy in and start a run; return the names of the requested outputs."""
         check_feeds(self._graph, feeds)
         wanted = wanted_outputs(self._graph, outputs)
         self._check_open()
         sources = {name: self._source(feed) for name, feed in feeds.items()}
         with self._closing_on_failure():
-            engine = self._loaded()
+            engine = self._load_engine()
         shapes = {name: tuple(feed.shape) for name, feed in feeds.items()}
-        engine.check_shapes(shapes)  # a refusal leaves the session as it was
+        engine.check_shapes(shapes)  # a refusal leaves the session usable
         with self._closing_on_failure():
             self._bind(engine, shapes)
             self._copy_in(sources)
@@ -223,7 +227,7 @@ class TrtSession:
             slot.writes += 1
 
     def _source(self, feed: Feed) -> Array | tuple[int, int]:
-        """A host array, or address and size of what lies on the device."""
+        """Return a host array, or address and size of a device array."""
         if isinstance(feed, np.ndarray):
             return feed
         if not isinstance(feed, TrtArray):
@@ -232,7 +236,7 @@ class TrtSession:
             )
         return feed.address_on(self._context), nbytes(feed.shape, feed.dtype)
 
-    def _loaded(self) -> Engine:
+    def _load_engine(self) -> Engine:
         if self._before_run is not None:
             self._before_run(self)
         if self._engine is None:
@@ -240,28 +244,28 @@ class TrtSession:
         return self._engine
 
     def _bind(self, engine: Engine, shapes: dict[str, Shape]) -> None:
-        """Set shapes and addresses where they changed; in a steady state nothing is done."""
+        """Set shapes and addresses that changed; while nothing changes, do nothing."""
         activations = self._activations
         if shapes != self._shapes:
             self.cuda_graph.drop()
             self._shapes = {}
-            self._made = engine.bind(shapes, self._context.stream)
+            self._produced = engine.bind(shapes, self._context.stream)
             for name, shape in shapes.items():
                 self._inputs[name].reserve(max(nbytes(shape, self._dtypes[name]), 1))
                 engine.use_tensor(name, self._inputs[name].address)
-            for name, shape in self._made.items():
+            for name, shape in self._produced.items():
                 self._outputs[name].memory.reserve(max(nbytes(shape, self._dtypes[name]), 1))
                 engine.use_tensor(name, self._outputs[name].memory.address)
             activations.reserve(engine.activation_bytes())
             self._shapes, self._used = shapes, None
         if self._used != (activations.address, activations.size):
-            self.cuda_graph.drop()  # another session made the shared buffer grow
+            self.cuda_graph.drop()  # another session has enlarged the shared buffer
             engine.use_activations(activations.address, activations.size)
             self._used = (activations.address, activations.size)
 
     def _copy_in(self, sources: Mapping[str, Array | tuple[int, int]]) -> None:
         cuda, stream = self._context.cuda, self._context.stream
-        cuda.wait_for(self._staged)  # the staging may still be read by the last run's copies
+        cuda.wait_for(self._staged)  # the last run's copies may still read the staging
         for name, source in sources.items():
             target = self._inputs[name].address
             if isinstance(source, tuple):
@@ -277,7 +281,7 @@ class TrtSession:
 
     @contextlib.contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
-        """After a failure nothing on the device can be relied on: all of it is given back."""
+        """Close the session after a failure, because nothing on the device is reliable then."""
         try:
             yield
         except BaseException:

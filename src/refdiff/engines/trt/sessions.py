@@ -1,11 +1,10 @@
-"""A bundle's plans behind the SessionFactory protocol: loaded late, held as the memory plan says.
+"""The session factory of a bundle's plans, loaded late and held as the memory plan says.
 
 In: a bundle, a TensorRT, CUDA, and the plans found. Out: sessions that share a stream and run one at a time.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from functools import partial
 
@@ -19,7 +18,7 @@ from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.engine import Engine
 from refdiff.engines.trt.flavour import Flavour
 from refdiff.engines.trt.plans import FoundPlan
-from refdiff.engines.trt.runtime import SUFFIX, JitCache, Library
+from refdiff.engines.trt.runtime import JitCache, Library, map_plan
 from refdiff.engines.trt.session import TrtSession
 from refdiff.engines.trt.timing import LayerLog
 from refdiff.engines.trt.validation import Verify, check_plan, check_validity
@@ -33,13 +32,13 @@ class TrtSessions:
         bundle: an opened one.
         flavour: the TensorRT that loads the plans.
         cuda: CUDA.
-        device: the GPU, as plans depend on it.
-        plans: of each graph that has one.
-        refused: graph -> why it has none.
+        device: the GPU.
+        plans: graph -> its plan.
+        refused: graph -> reason why it has no plan.
         reason: why this back-end was chosen.
         memory: a budget such as "8GB", or a holding; None: what fits.
-        capture: replay runs of unchanging shapes as CUDA graphs.
-        measure: what the sessions measure beside their work.
+        cuda_graphs: replay runs of unchanging shapes as CUDA graphs.
+        measure: what the sessions measure; None: nothing.
 
     Raises:
         InputError: the memory is neither a size nor a holding.
@@ -56,7 +55,7 @@ class TrtSessions:
         refused: Mapping[str, str],
         reason: str,
         memory: str | None = None,
-        capture: bool = True,
+        cuda_graphs: bool = True,
         measure: Measure | None = None,
     ) -> None:
         self._bundle = bundle
@@ -65,9 +64,9 @@ class TrtSessions:
         self._device = device
         self._plans = dict(plans)
         self.refused = dict(refused)
-        """Graph -> why it cannot be run."""
+        """Graph -> reason why it cannot be run."""
         self._budget, self._wanted = read_memory(memory)
-        self._capture = capture
+        self._cuda_graphs = cuda_graphs
         self._measure = measure
         self._layers: dict[str, LayerLog] = {}
         self._contract = graph_contract(bundle.spec)
@@ -81,7 +80,7 @@ class TrtSessions:
         """How the plans are held; None before the first graph is opened."""
 
     def open(self, name: str) -> TrtSession:
-        """The session of graph `name`, opened on the first call and kept; one that failed is opened anew.
+        """Return the session of graph `name`, opened on the first call and kept; a failed one is replaced.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -93,7 +92,7 @@ class TrtSessions:
         return session
 
     def close(self) -> None:
-        """Close every session that was opened, and give the device back; calling it twice is fine."""
+        """Close every session and free the device; calling it twice is fine."""
         context, self._context = self._context, None
         try:
             for session in self._open.values():
@@ -112,7 +111,7 @@ class TrtSessions:
             )
         if name not in self._plans:
             raise EngineError(self.refused.get(name) or f"{self._bundle.path} has no plan of {name}")
-        context = self._started()
+        context = self._start()
         staged = self.memory is not None and self.memory.holding == "staged"
         shared = self.memory is not None and self.memory.holding == "shared"
         if self._measure == "layers":
@@ -123,7 +122,7 @@ class TrtSessions:
             partial(self._load, name),
             activations=context.activations if shared else None,
             before_run=self._make_room if staged else None,
-            capture=self._capture,
+            cuda_graphs=self._cuda_graphs,
             max_batch=self._plans[name].max_batch(self._contract[name]),
             timed=self._measure == "runs",
             layers=self._layers.get(name),
@@ -132,8 +131,8 @@ class TrtSessions:
             session.load()
         return session
 
-    def _started(self) -> StreamContext:
-        """The context, once it is known that what is asked for fits."""
+    def _start(self) -> StreamContext:
+        """Plan the memory and make the context at the first call; return the context."""
         if self._context is None:
             sizes = [plan.size(self._contract[name]) for name, plan in self._plans.items()]
             free = self._cuda.memory().free
@@ -142,13 +141,13 @@ class TrtSessions:
         return self._context
 
     def _make_room(self, session: TrtSession) -> None:
-        """Staged: whoever else is loaded goes."""
+        """Unload all other sessions, where plans are staged."""
         for other in self._open.values():
             if other is not session and other.is_loaded:
                 other.unload()
 
     def _load(self, name: str) -> Engine:
-        """Check the plan, every byte of it the first time, and bring it to the device."""
+        """Check the plan, every byte of it the first time, and load it to the device."""
         plan = self._plans[name]
         verify: Verify = "size" if name in self._verified else "hash"
         metadata = check_plan(plan.path, self._bundle, name, self._flavour, self._device, verify=verify)
@@ -157,10 +156,9 @@ class TrtSessions:
             flags = [each.metadata.identity.flags for each in self._plans.values()]
             host_code = any(bool(each.get("version_compatible")) for each in flags)
             self._library = Library(self._flavour.module, host_code=host_code)
-        with plan.path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = map_plan(plan.path)
         check_validity(self._flavour, self._library.runtime, content, where=plan.path)
-        cache = JitCache(plan.path.with_name(plan.path.name + SUFFIX), metadata.plan_sha256)
+        cache = JitCache(plan.path, metadata.plan_sha256)
         stripped = bool(metadata.identity.flags.get("strip_weights"))
         weights = self._bundle.graph_path(name) if stripped else None
         layers = self._layers.get(name)

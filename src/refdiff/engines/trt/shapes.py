@@ -1,7 +1,7 @@
-"""The sizes a plan is made for: one optimisation profile for each way the pipeline feeds a graph.
+"""The sizes a plan is built for: one optimization profile for each way the pipeline feeds a graph.
 
 In: a graph's contract, the model's sizes, the pipeline's options. Out: for every input its smallest, most
-usual and largest shape. The pipeline pads to a few sizes (`runtime.buckets`), which are read from there.
+usual and largest shape. The pipeline pads to a few sizes, which are read from `runtime.patches`.
 
 Axes: b = batch, p = patches, c = class tokens, t = c + p; n = decoded prompts, k = prompts that are drawn.
 """
@@ -32,64 +32,50 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRange:
-    """What one input may be."""
+    """The shapes that one input may have."""
 
     least: Shape
     usual: Shape
-    """What the plan is tuned for."""
+    """The shape that the plan is tuned for."""
     most: Shape
-
-    def holds(self, shape: Sequence[int]) -> bool:
-        """Whether a shape is inside."""
-        return len(shape) == len(self.least) and all(
-            low <= size <= high for low, size, high in zip(self.least, shape, self.most, strict=True)
-        )
 
 
 ShapeProfile = Mapping[str, ShapeRange]
-"""Every input of a graph -> its range: one of TensorRT's optimisation profiles."""
+"""Every input of a graph -> its range: one of TensorRT's optimization profiles."""
 
 _Axes = tuple[Sizes, Sizes, Sizes]
-"""Least, usual and most of each dynamic axis."""
+"""Least, usual and largest size of each dynamic axis."""
 
 
 def shape_profiles(
-    graph: GraphSpec, spec: ModelSpec, profiles: Sequence[Options]
+    graph: GraphSpec, spec: ModelSpec, variants: Sequence[Options]
 ) -> tuple[ShapeProfile, ...]:
-    """All sizes that the pipeline runs a graph at.
+    """Return all sizes at which the pipeline runs a graph.
 
     Args:
         graph: its contract.
         spec: the model's sizes.
-        profiles: of the pipeline; the plan serves each of them.
+        variants: options of the pipeline; the plan serves each of them.
 
     Returns:
         At least one, in a fixed order, no two the same. A graph without dynamic axes has one.
 
     Raises:
-        InputError: no profile was named.
+        InputError: no variant was given.
     """
-    if not profiles:
-        raise InputError("got no profile, expected edge or official")
+    if not variants:
+        raise InputError("got no variant, expected edge or official")
     found: list[ShapeProfile] = []
-    for axes in _axes(graph.name, spec, profiles):
+    for axes in _axes(graph.name, spec, variants):
         profile = {tensor.name: _range(tensor.shape, axes) for tensor in graph.inputs}
         if profile not in found:
             found.append(profile)
     return tuple(found)
 
 
-def fitting_profile(profiles: Sequence[ShapeProfile], shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Index of the first profile that holds these input shapes, None when no profile does."""
-    for index, profile in enumerate(profiles):
-        if all(name in shapes and each.holds(shapes[name]) for name, each in profile.items()):
-            return index
-    return None
-
-
-def _axes(name: str, spec: ModelSpec, profiles: Sequence[Options]) -> Iterator[_Axes]:
+def _axes(name: str, spec: ModelSpec, variants: Sequence[Options]) -> Iterator[_Axes]:
     if name == "clip_image":
-        for options in profiles:
+        for options in variants:
             yield from _crops(spec.clip, options)
             yield _surroundings(spec.clip, options)
         return
@@ -97,17 +83,17 @@ def _axes(name: str, spec: ModelSpec, profiles: Sequence[Options]) -> Iterator[_
         drawing = {"n": POINTS_PER_BATCH, "k": POINTS_PER_DRAWING}
         yield {"n": 1, "k": 1}, drawing, drawing
         return
-    batches = [_batches(name, options) for options in profiles]
+    batches = [_batches(name, options) for options in variants]
     least, usual, most = (max(each[i] for each in batches) for i in range(3))
     yield {"b": least}, {"b": usual}, {"b": most}
 
 
 def _batches(name: str, options: Options) -> tuple[int, int, int]:
-    """Least, usual and most of the batch, as `runtime.generative` and `runtime.discriminative` feed it."""
+    """Return least, usual and largest batch, as `runtime.attention_branch` and `clip_branch` feed it."""
     passes = len(options.attention.timesteps)
-    if name == "unet":  # all passes but the last; only the first is of one prompt alone
+    if name == "unet":  # all passes but the last; only the first has one prompt alone
         return 1, 2 if passes > 2 else 1, 2
-    if name == "unet_taps":  # the last pass; of one prompt alone where it is also the first
+    if name == "unet_taps":  # the last pass; it has one prompt alone if it is also the first
         return 1, 2 if passes > 1 else 1, 2
     if name == "clip_text":  # the phrase, its head word, and what it is compared with
         compared = MOST_OTHERS if options.crops.negative else 1 if options.fusion.place else 0
@@ -116,7 +102,7 @@ def _batches(name: str, options: Options) -> tuple[int, int, int]:
 
 
 def _crops(clip: ClipSpec, options: Options) -> Iterator[_Axes]:
-    """Candidates cut out: one class token each, several pictures to a call."""
+    """Yield the axes of cropped candidates: one class token each, several crops in a call."""
     trained = clip.grid**2
     ladder = (trained,) if options.crops.letterbox else patch_buckets(clip)
     candidates = options.proposals.keep_largest
@@ -134,10 +120,10 @@ def _crops(clip: ClipSpec, options: Options) -> Iterator[_Axes]:
 
 
 def _surroundings(clip: ClipSpec, options: Options) -> _Axes:
-    """The whole picture once, a class token for each candidate."""
+    """Return the axes of the whole image, with a class token for each candidate."""
     ladder, side = patch_buckets(clip), options.crops.soft_long_side // clip.patch_size
     largest = patch_bucket(clip, min(side**2, ladder[-1])) if side else ladder[-1]
-    usual = patch_bucket(clip, max(1, largest * 3 // 4))  # a picture of 4 by 3
+    usual = patch_bucket(clip, max(1, largest * 3 // 4))  # an image of 4 by 3
     classes = class_bucket(min(options.proposals.keep_largest, CLASS_BUCKETS[-1]))
     return _clip_sizes(1, ladder[0], 1), _clip_sizes(1, usual, classes), _clip_sizes(1, largest, classes)
 

@@ -1,7 +1,4 @@
-"""What the device itself needs for a run: two CUDA events around what is enqueued.
-
-The time of each layer, as TensorRT's profiler reports it; works with `tensorrt` and `tensorrt_rtx`.
-"""
+"""Measure the device's time of a run by two CUDA events, and of each layer by TensorRT's profiler."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from refdiff.engines.trt.buffers import StreamContext
 
 
 class RunTimer:
-    """Used in a `with` block around the enqueuing of a run; copies outside of it are not counted.
+    """Measures what is enqueued in a `with` block; copies outside of it are not counted.
 
     Args:
         context: the session's.
@@ -37,7 +34,7 @@ class RunTimer:
             self._has_run = True
 
     def elapsed_ms(self) -> float | None:
-        """Of the last run, once it is done; None before the first.
+        """Wait for the last run and return its time in ms; None before the first run.
 
         Raises:
             EngineError: the run failed on the device.
@@ -48,31 +45,31 @@ class RunTimer:
         return self._context.cuda.elapsed_ms(self._begun, self._ended)
 
     def close(self) -> None:
-        """Give the events back."""
+        """Free the events."""
         self._context.cuda.end_event(self._begun)
         self._context.cuda.end_event(self._ended)
 
 
 class LayerLog:
-    """Adds up what an execution context reports.
+    """Sums the times that an execution context reports.
 
     Args:
-        module: the TensorRT whose context it is for.
+        module: `tensorrt` or `tensorrt_rtx`.
     """
 
     def __init__(self, module: Any) -> None:
         self._calls: dict[str, int] = {}
         self._ms: dict[str, float] = {}
         self.profiler = _make_profiler(module, self)
-        """For a context's attribute of this name; kept here, because a context does not own it."""
+        """The context's attribute of this name; kept here, because a context does not own it."""
 
     def add(self, name: str, ms: float) -> None:
-        """A layer ran."""
+        """Add one run of a layer."""
         self._calls[name] = self._calls.get(name, 0) + 1
         self._ms[name] = self._ms.get(name, 0.0) + ms
 
     def times(self) -> Sequence[LayerTime]:
-        """Of all runs so far; TensorRT does not name a layer's operator."""
+        """Return the times of all runs so far; TensorRT does not name a layer's operator."""
         return tuple(
             LayerTime(name=name, operator="", calls=calls, ms=self._ms[name])
             for name, calls in self._calls.items()

@@ -1,7 +1,7 @@
-"""Everything that is checked before a plan is loaded; plans are code, so an unknown one is never loaded.
+"""Check a plan before it is loaded; plans are code, so an unknown one is never loaded.
 
-In: a plan's path, the bundle, and what is here (TensorRT, GPU). Out: its metadata, or an error that names the
-constraint that failed and the command that mends it. Nothing is rebuilt here.
+In: a plan's path, the bundle, TensorRT and the GPU. Out: its metadata, or an error that names the constraint
+that failed and the command that fixes it. Nothing is rebuilt here.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def check_plan(
 
     Args:
         plan: its path.
-        bundle: an opened bundle, whose own files are therefore what its manifest says.
-        graph: the graph the plan shall stand for.
+        bundle: an opened bundle, so its own files match its manifest.
+        graph: the graph that the plan must compute.
         flavour: the TensorRT that will load it.
-        device: the GPU that will run it; None skips what depends on it, for a check without a GPU.
+        device: the GPU that will run it; None skips the checks that depend on it.
         verify: "hash" reads every byte of the plan; "size" only compares its size.
 
     Raises:
@@ -63,7 +63,7 @@ def check_plan(
 
 
 def check_validity(flavour: Flavour, runtime: Any, plan_bytes: Any, *, where: Path) -> str | None:
-    """Ask TensorRT-RTX itself whether it can run a plan on this machine; TensorRT has no such question.
+    """Query TensorRT-RTX whether it can run a plan on this machine; TensorRT has no such query.
 
     Args:
         flavour: the TensorRT that will load it.
@@ -72,21 +72,21 @@ def check_validity(flavour: Flavour, runtime: Any, plan_bytes: Any, *, where: Pa
         where: the plan's path, for messages.
 
     Returns:
-        A warning when it will run slower than it could; None when all is well or there is nobody to ask.
+        A warning if it will run slower than it could; None if it is valid or cannot be queried.
 
     Raises:
-        EngineError: it says no.
+        EngineError: it cannot run.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return None
     validity, diagnostics = runtime.get_engine_validity(plan_bytes)
-    answer = flavour.module.EngineValidity
-    if validity == answer.VALID:
+    kinds = flavour.module.EngineValidity
+    if validity == kinds.VALID:
         return None
     reasons = (
         ", ".join(_reasons(flavour, int(diagnostics))) or "no reason given; is there a GPU and a driver?"
     )
-    if validity == answer.SUBOPTIMAL:
+    if validity == kinds.SUBOPTIMAL:
         return f"{where} runs here, but not at its best ({reasons})"
     raise EngineError(
         f"{flavour.title} says {where} cannot run on this machine ({reasons}); build it again with: "
@@ -127,7 +127,7 @@ def _flag(metadata: PlanMetadata, name: str) -> bool:
 
 
 def _version_fits(theirs: str, ours: str, *, compatible: bool) -> bool:
-    """The same version; or, of a version-compatible plan, a later one of the same major version."""
+    """Return whether ours is the same, or later within the major version of a compatible plan."""
     if theirs == ours or not compatible:
         return theirs == ours
     built, here = _numbers(theirs), _numbers(ours)
@@ -140,19 +140,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _target_fits(targets: tuple[str, ...], compute_capability: str, flavour: Flavour) -> bool:
     if targets == (PORTABLE,):
-        return _is_recent(compute_capability) and knows(flavour, compute_capability)
+        return _is_recent(compute_capability) and flavour.supports(compute_capability)
     if targets == (AMPERE_PLUS,):
         return _is_recent(compute_capability)
     return compute_capability in targets
-
-
-def knows(flavour: Flavour, compute_capability: str) -> bool:
-    """Whether a TensorRT runs on a GPU, as far as it says.
-
-    TensorRT-RTX names the GPUs it knows; seen: a portable plan of 1.7 is refused on 9.0, which it does not.
-    """
-    known = flavour.compute_capabilities()
-    return flavour.name != "tensorrt-rtx" or not known or compute_capability in known
 
 
 def _is_recent(compute_capability: str) -> bool:

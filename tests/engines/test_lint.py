@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.engines.trt.lint import RISKS, findings
+from refdiff.engines.lint import RISKS, find_risks
 from tests.support.fake_builder import Layer, Network, Tensor, fake_flavour, fake_tensorrt
 
 FLAVOUR = fake_flavour(fake_tensorrt())
@@ -16,7 +16,7 @@ def tensor(name="x", shape=(1, 4, 8, 8), dtype="FLOAT"):
 
 def rules(*layers, inputs=(), outputs=()):
     network = Network(inputs=list(inputs), outputs=list(outputs), layers=list(layers))
-    found = findings(FLAVOUR, network)
+    found = find_risks(FLAVOUR, network)
     assert all(each.because == RISKS[each.rule] for each in found)
     return [(each.rule, each.layer) for each in found]
 
@@ -76,10 +76,10 @@ def test_logits_that_leave_the_graph_are_no_risk():
 
 
 def test_pictures_of_any_size_are_a_risk_and_batches_are_none():
-    assert rules(inputs=[tensor("image", (1, 3, -1, -1))]) == [("dynamic picture size", "image")]
+    assert rules(inputs=[tensor("image", (1, 3, -1, -1))]) == [("dynamic image size", "image")]
     assert rules(inputs=[tensor("latent", (-1, 4, 64, 64)), tensor("mask", (-1, -1, -1))]) == []
 
 
 def test_every_risk_is_documented():
-    text = (Path(__file__).parents[3] / "docs" / "engines.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
     assert [rule for rule in RISKS if f"| {rule} |" not in text] == []
