@@ -24,13 +24,14 @@ from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
+from refdiff.contracts.parity import Parity
 from refdiff.contracts.session import Array
 from refdiff.errors import BundleError, GateError, InputError, MissingDependencyError
 from refdiff.passes.convert import convert_graph
-from refdiff.verification import check
-from refdiff.verification import parity as climbing
-from refdiff.verification.ladder import Ladder
+from refdiff.verification import check, parity
+from refdiff.verification.report import Ladder
 from refdiff.verification.tables import check_page
+from refdiff.verification.task_agreement import TaskAgreement
 from tests.support.damage import copy_of, edit_manifest, rehash
 from tests.support.planted import nan_in_weight, overflow, planted, scale_times
 from tests.support.recipes import eight_bit_recipe_of
@@ -264,24 +265,26 @@ def test_without_the_package_that_looks_inside_the_graph_is_still_named(
     def without(*rest: object) -> None:
         raise MissingDependencyError("the search for the node that breaks needs onnx_ir")
 
-    monkeypatch.setattr(climbing, "find_fault", without)
+    monkeypatch.setattr(parity, "find_first_divergence", without)
     report = check.check(drifted, golden_only=True)
-    assert report.ladder.fault_not_run == "the search for the node that breaks needs onnx_ir"
+    assert report.ladder.divergence_not_found == "the search for the node that breaks needs onnx_ir"
     _, out, _ = said_by(report, monkeypatch, capsys)
     assert "First graph outside its tolerance: clip_text (vector)" in squeezed(out)
 
 
 def test_the_ladder_goes_from_fp32_over_fp16_to_int8(three_rungs: check.CheckReport) -> None:
     assert three_rungs.passed, three_rungs.failure
-    rungs = three_rungs.ladder.rungs
+    rungs = three_rungs.ladder.results
     assert [each.precision for each in rungs] == ["fp32", "fp16", "int8"]
     assert [each.backend for each in rungs] == ["ort-cpu", "ort-rounded", "ort-rounded"]
     assert three_rungs.backend == "ort-rounded"
     for each in rungs:
-        graphs = list(dict.fromkeys(step.graph for step in each.steps))
+        graphs = list(dict.fromkeys(output.graph for output in each.outputs))
         assert graphs == list(GRAPHS)
-    first, half, eight = ({(step.graph, step.output): step for step in each.steps} for each in rungs)
-    assert all(step.before is None for step in first.values())
+    first, half, eight = (
+        {(output.graph, output.output): output for output in each.outputs} for each in rungs
+    )
+    assert all(output.before is None for output in first.values())
     key = ("sd_text", "context")
     assert first[key].torch.error < half[key].torch.error < eight[key].torch.error
     assert half[key].before is not None
@@ -291,9 +294,9 @@ def test_the_ladder_goes_from_fp32_over_fp16_to_int8(three_rungs: check.CheckRep
 def test_a_graph_that_stayed_in_fp16_is_judged_by_the_tolerance_of_fp16(
     three_rungs: check.CheckReport, monkeypatch, capsys
 ) -> None:
-    limits = {verdict.name: verdict.limit for verdict in three_rungs.golden}
+    limits = {verdict.name: verdict.limit for verdict in three_rungs.ladder.judged.error_verdicts()}
     assert (limits["sd_text"], limits["clip_text"]) == (0.1, 0.005)
-    precisions = {step.graph: step.precision for step in three_rungs.ladder.judged.steps}
+    precisions = {output.graph: output.precision for output in three_rungs.ladder.judged.outputs}
     assert precisions == {**dict.fromkeys(GRAPHS, "fp16"), "sd_text": "int8"}
     _, out, _ = said_by(three_rungs, monkeypatch, capsys)
     assert "clip_text (fp16)" in out
@@ -304,10 +307,10 @@ def test_a_graph_that_stayed_in_fp16_is_judged_by_the_tolerance_of_fp16(
 def test_recorded_feeds_are_compared_with_the_first_rung(
     three_rungs: check.CheckReport, monkeypatch, capsys
 ) -> None:
-    for each in three_rungs.ladder.rungs:
-        measured = {step.graph for step in each.steps if step.feeds is not None}
+    for each in three_rungs.ladder.results:
+        measured = {output.graph for output in each.outputs if output.feeds is not None}
         assert measured == (set() if each.precision == "fp32" else {"sd_text", "clip_image"})
-    assert [verdict.name for verdict in three_rungs.feeds] == [
+    assert [verdict.name for verdict in three_rungs.ladder.judged.feeds_verdicts()] == [
         "sd_text on recorded feeds",
         "sd_text correlation on recorded feeds",
         "clip_image on recorded feeds",
@@ -315,7 +318,9 @@ def test_recorded_feeds_are_compared_with_the_first_rung(
     ]
     code, out, _ = said_by(three_rungs, monkeypatch, capsys, "--json")
     assert code == 0
-    assert [each["name"] for each in json.loads(out)["feeds"]] == [each.name for each in three_rungs.feeds]
+    assert [each["name"] for each in json.loads(out)["feeds"]] == [
+        each.name for each in three_rungs.ladder.judged.feeds_verdicts()
+    ]
     _, out, _ = said_by(three_rungs, monkeypatch, capsys)
     assert "on feeds" in out
     assert "On recorded feeds" in check_page(three_rungs).to_html()
@@ -326,12 +331,13 @@ def test_a_fault_that_only_recorded_feeds_show_is_found_on_them(fp16: Path, tmp_
     bright = {"image": feeds["image"] * np.float32(2**14)}
     folder = recorded(tmp_path / "feeds", {"vae_encoder": bright})
     report = check.check(fp16, feeds=folder, golden_only=True)
-    assert all(verdict.passed for verdict in (*report.golden, *report.golden_correlation))
-    assert [verdict.name for verdict in report.feeds if not verdict.passed] == [
+    judged = report.ladder.judged
+    assert all(verdict.passed for verdict in (*judged.error_verdicts(), *judged.correlation_verdicts()))
+    assert [verdict.name for verdict in judged.feeds_verdicts() if not verdict.passed] == [
         "vae_encoder on recorded feeds",
         "vae_encoder correlation on recorded feeds",
     ]
-    fault = report.ladder.fault
+    fault = report.ladder.divergence
     assert fault is not None
     assert (fault.graph, fault.cause) == ("vae_encoder", "not finite")
     assert fault.result.difference.largest_expected is not None
@@ -341,8 +347,10 @@ def test_a_fault_that_only_recorded_feeds_show_is_found_on_them(fp16: Path, tmp_
 def test_a_more_exact_bundle_that_fails_is_said_and_is_no_failure_of_the_bundle(
     three_rungs: check.CheckReport, failed: Failed, monkeypatch, capsys
 ) -> None:
-    first, _, judged = three_rungs.ladder.rungs
-    ladder = Ladder(rungs=(first, failed.report.ladder.judged, judged), fault=failed.report.ladder.fault)
+    first, _, judged = three_rungs.ladder.results
+    ladder = Ladder(
+        results=(first, failed.report.ladder.judged, judged), divergence=failed.report.ladder.divergence
+    )
     report = dataclasses.replace(three_rungs, ladder=ladder)
     assert report.passed
     assert report.failure is None
@@ -362,9 +370,9 @@ def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
     page = tmp_path / "page.html"
     report = check.check(tiny_bundle, count=1, variants=["edge"], stack=calm_stack(), report=page)
     assert report.passed, report.failure
-    assert report.count == 1
-    floor = report.noise_floor["edge"]
-    assert list(floor) == [verdict.name for verdict in report.reference["edge"]]
+    assert report.task.count == 1
+    floor = report.task.noise_floor["edge"]
+    assert list(floor) == [verdict.name for verdict in report.task.verdicts["edge"]]
     assert 0 < floor["heat_correlation"] < 0.99, "another seed is another draw"
     assert "edge heat_correlation" in {verdict.name for verdict in report.verdicts}
     _, out, _ = said_by(report, monkeypatch, capsys, "--json")
@@ -388,13 +396,16 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
     bundle, node = planted(tiny_bundle, tmp_path / "bundle", "sd_text", nan)
     page = tmp_path / "page.html"
     report = check.check(bundle, count=1, variants=["edge"], stack=calm_stack(), report=page)
-    assert report.unanswered is not None
-    assert "in variant edge: graph sd_text returned context with values that are not fin" in report.unanswered
-    assert "refdiff check" not in report.unanswered
-    assert (report.reference, report.noise_floor, report.worst) == ({}, {}, ())
+    assert report.task.unanswered is not None
+    assert (
+        "in variant edge: graph sd_text returned context with values that are not fin"
+        in report.task.unanswered
+    )
+    assert "refdiff check" not in report.task.unanswered
+    assert (report.task.verdicts, report.task.noise_floor, report.task.worst) == ({}, {}, ())
     code, out, err = said_by(report, monkeypatch, capsys)
     assert code == 1
-    assert f"The bundle does not answer {report.unanswered}." in squeezed(out)
+    assert f"The bundle does not answer {report.task.unanswered}." in squeezed(out)
     assert f"node {node} (MatMul) is the first whose result is not finite" in err
     assert "does not answer" in page.read_text(encoding="utf-8")
 
@@ -402,12 +413,14 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
 def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     three_rungs: check.CheckReport, monkeypatch, capsys
 ) -> None:
-    report = dataclasses.replace(three_rungs, unanswered="“a mug” on scene 3 in variant edge: NaN")
+    report = dataclasses.replace(
+        three_rungs, task=TaskAgreement(unanswered="“a mug” on scene 3 in variant edge: NaN")
+    )
     assert not report.passed
     code, out, err = said_by(report, monkeypatch, capsys, "--json")
     assert code == 1
-    assert json.loads(out)["reference_unanswered"] == report.unanswered
-    assert err.endswith(f"\nerror: the bundle does not answer {report.unanswered}\n")
+    assert json.loads(out)["reference_unanswered"] == report.task.unanswered
+    assert err.endswith(f"\nerror: the bundle does not answer {report.task.unanswered}\n")
 
 
 @pytest.mark.parametrize("lacking", ["clip_text/out/vector", "unet/out/eps", "sam_decoder/in/points"])
@@ -504,9 +517,12 @@ def test_feeds_of_another_model_are_refused(fp16: Path, tmp_path: Path, capsys) 
 def test_a_report_that_failed_can_be_raised(tiny_bundle: Path) -> None:
     report = check.check(tiny_bundle, golden_only=True)
     report.require()
-    assert [verdict.name for verdict in report.golden] == list(GRAPHS)
-    first, *rest = report.golden
-    failed = dataclasses.replace(report, golden=(dataclasses.replace(first, value=float("inf")), *rest))
+    judged = report.ladder.judged
+    assert [verdict.name for verdict in judged.error_verdicts()] == list(GRAPHS)
+    first, *rest = judged.outputs
+    broken = dataclasses.replace(first, torch=Parity(float("inf"), 1.0))
+    ladder = Ladder(results=(dataclasses.replace(judged, outputs=(broken, *rest)),))
+    failed = dataclasses.replace(report, ladder=ladder)
     with pytest.raises(GateError, match="gates failed: sd_text inf"):
         failed.require()
 
@@ -517,8 +533,8 @@ def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Pa
 
     report = check.check(tiny_bundle, count=1, stack=calm_stack())
     assert report.not_run is None
-    assert list(report.reference) == ["official", "edge"]
-    measured = {verdict.name for verdict in report.reference["edge"]}
+    assert list(report.task.verdicts) == ["official", "edge"]
+    measured = {verdict.name for verdict in report.task.verdicts["edge"]}
     assert measured >= {"heat_correlation", "candidate_recall", "mask_iou", "argmax_agreement"}
     assert report.passed, report.failure
 

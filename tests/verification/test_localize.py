@@ -21,9 +21,9 @@ from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.quantize import Quantise
-from refdiff.verification import localize as fault_search
+from refdiff.verification import localize
 from refdiff.verification.divergence import Cause, NodeResult
-from refdiff.verification.localize import Counterparts, find_fault
+from refdiff.verification.localize import TensorMatcher, find_first_divergence
 from tests.support.planted import Plant, nan_in_weight, overflow, scale_times, weight_times
 from tests.support.recipes import eight_bit_recipe_of
 from tests.support.small_graphs import BUNDLE, noise, small_graph
@@ -81,7 +81,7 @@ def search(
 ) -> tuple[Cause, NodeResult] | None:
     limit = graph_tolerance("int8" if precision == "smoothed" else precision, graph)
     sound = None if alone else exact or BUNDLE / f"{graph}.onnx"
-    return find_fault(path, sound, golden(graph), limit)
+    return find_first_divergence(path, sound, golden(graph), limit)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_no_node_of_a_healthy_graph_is_outside_its_tolerance(converted, graph, p
     assert 0 < found[1].difference.error < graph_tolerance("int8", graph).error
 
 
-def test_every_float_tensor_of_a_converted_graph_has_its_counterpart(converted):
+def test_every_float_tensor_of_a_converted_graph_has_its_match(converted):
     sound = ir.load(BUNDLE / "sd_text.onnx").graph
     for precision in ("fp16", "int8"):
-        known = Counterparts(sound)
+        known = TensorMatcher(sound)
         for each in ir.load(converted("sd_text", precision)).graph:
             if each.op_type != "QuantizeLinear":
-                assert known.of(each, 0) is not None, each.name
+                assert known.match(each, 0) is not None, each.name
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -191,9 +191,9 @@ def test_few_bytes_at_a_time_find_the_same(converted, monkeypatch):
     path, _ = planted(converted("clip_text", "fp16"), nan_in_weight("blocks.0/MatMul"))
     whole = search(path, "clip_text")
     asked: list[Sequence[str]] = []
-    real = fault_search._reader
+    real = localize._reader
 
-    def counted(model: ir.Model, folder: Path, feeds: Mapping[str, Array]) -> fault_search.Read:
+    def counted(model: ir.Model, folder: Path, feeds: Mapping[str, Array]) -> localize.Read:
         read = real(model, folder, feeds)
 
         def counting(names: Sequence[str]) -> dict[str, Array]:
@@ -202,8 +202,8 @@ def test_few_bytes_at_a_time_find_the_same(converted, monkeypatch):
 
         return counting
 
-    monkeypatch.setattr(fault_search, "_reader", counted)
-    monkeypatch.setattr(fault_search, "MOST_BYTES", 1)
+    monkeypatch.setattr(localize, "_reader", counted)
+    monkeypatch.setattr(localize, "MOST_BYTES", 1)
     # A NaN is not equal to itself, so what was found is compared as text.
     assert str(search(path, "clip_text")) == str(whole)
     assert {len(names) for names in asked} == {1}
@@ -227,7 +227,7 @@ def searched(
     ir.save(broken, folder / "broken.onnx")
     if sound is not None:
         ir.save(sound, folder / "sound.onnx")
-    return find_fault(
+    return find_first_divergence(
         folder / "broken.onnx", None if sound is None else folder / "sound.onnx", {"x": x}, LIMIT
     )
 
@@ -248,7 +248,7 @@ def test_infinities_that_both_graphs_have_are_no_fault(tmp_path):
     assert searched(model, model, tmp_path, x) is None
 
 
-def test_a_node_of_another_operator_is_no_counterpart(tmp_path):
+def test_a_node_of_another_operator_is_no_match(tmp_path):
     broken, sound = (
         small_graph("float[4] x => float[4] y", f"a = {operator}(x) y = Neg(a)")
         for operator in ("Relu", "Abs")
@@ -270,26 +270,26 @@ def test_what_was_put_in_between_carries_the_error_of_what_it_read(tmp_path):
     assert (found[0], found[1].node) == ("largest growth", "a"), "`y` adds nothing to what `a` did"
 
 
-def test_the_counterpart_of_q_dq_is_what_they_were_given():
+def test_the_match_of_q_dq_is_what_they_were_given():
     signature, body = "float[2, 4] x => float[2, 3] y", "a = Relu(x) b = MatMul(a, w) y = MatMul(b, v)"
     weights = {"w": noise(4, 3), "v": noise(3, 3)}
     sound, broken = (small_graph(signature, body, weights) for _ in range(2))
     quantised = Quantized(type="int8", nodes=("b", "y"), ranges={"a": 3.0, "b": 9.0}, method="minmax")
     Quantise(quantised, ("b", "y"))(broken)
-    known = Counterparts(sound.graph)
+    known = TensorMatcher(sound.graph)
     found = {
-        each.name: known.of(each, 0).tensor for each in broken.graph if each.op_type == "DequantizeLinear"
+        each.name: known.match(each, 0).tensor for each in broken.graph if each.op_type == "DequantizeLinear"
     }
     assert found == {"a/DQ": "a", "b/DQ": "b", "w/DQ": "w", "v/DQ": "v"}
 
 
-def test_the_counterpart_of_a_cast_input_is_the_input():
+def test_the_match_of_a_cast_input_is_the_input():
     sound = small_graph("float[4] x => float[4] y", "y = Neg(x)")
     broken = small_graph(
         "float[4] x => float[4] y", "h = Cast <to = 10> (x) s = Cast <to = 1> (h) y = Neg(s)"
     )
-    known = Counterparts(sound.graph)
-    assert [known.of(each, 0).tensor for each in broken.graph] == ["x", "x", "y"]
+    known = TensorMatcher(sound.graph)
+    assert [known.match(each, 0).tensor for each in broken.graph] == ["x", "x", "y"]
 
 
 def norm(scale: np.ndarray) -> ir.Graph:
@@ -309,9 +309,9 @@ def norm(scale: np.ndarray) -> ir.Graph:
     ],
 )
 def test_only_powers_of_two_in_a_norm_s_scale_are_smoothing(ours, theirs, factors):
-    known = Counterparts(norm(np.array(theirs))).of(norm(np.array(ours))[0], 0)
+    known = TensorMatcher(norm(np.array(theirs))).match(norm(np.array(ours))[0], 0)
     assert known is not None
     assert (known.factors is None) is (factors is None)
     if factors is not None:
         assert known.factors.tolist() == factors
-        assert known.undone(np.ones((2, 3), np.float32)).tolist() == [factors] * 2
+        assert known.unsmooth(np.ones((2, 3), np.float32)).tolist() == [factors] * 2

@@ -10,8 +10,8 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, InputError, MissingDependencyError
-from refdiff.verification import parity as rungs
-from refdiff.verification.parity import ROUNDED, execution, executions
+from refdiff.verification import parity
+from refdiff.verification.parity import ROUNDED, plan_run, plan_runs
 from tests.support.damage import copy_of, edit_manifest
 
 pytest.importorskip("onnxruntime")
@@ -41,19 +41,19 @@ def _relabel(document: Any, precision: str) -> None:
 
 
 @pytest.fixture
-def stranger(labelled: Labelled, tmp_path: Path) -> Path:
+def retrained(labelled: Labelled, tmp_path: Path) -> Path:
     """A bundle of the miniature in fp16, exported from other weights."""
-    path = copy_of(labelled("fp16"), tmp_path / "stranger")
+    path = copy_of(labelled("fp16"), tmp_path / "retrained")
     edit_manifest(path, lambda document: document["sources"].update(unet="0" * 64))
     return path
 
 
 def ladder(bundle: Path | str, *against: Path, backend: str = "ort-cpu") -> list[str]:
-    return [each.precision for each in executions(find_bundle(bundle), against, backend)]
+    return [each.precision for each in plan_runs(find_bundle(bundle), against, backend)]
 
 
 def test_the_built_in_bundle_is_the_first_rung_of_a_bundle_of_the_miniature(labelled: Labelled) -> None:
-    first, judged = executions(find_bundle(labelled("fp16")), (), "ort-cpu")
+    first, judged = plan_runs(find_bundle(labelled("fp16")), (), "ort-cpu")
     assert first.bundle.path == find_bundle("mini").path
     assert judged.bundle.path == labelled("fp16")
     assert (first.precision, judged.precision) == ("fp32", "fp16")
@@ -76,12 +76,12 @@ def test_the_more_exact_come_first_in_whatever_order_they_are_named(labelled: La
 
 
 def test_an_fp32_bundle_that_is_named_replaces_the_built_in_one(labelled: Labelled) -> None:
-    first, _ = executions(find_bundle(labelled("fp16")), [labelled("fp32")], "ort-cpu")
+    first, _ = plan_runs(find_bundle(labelled("fp16")), [labelled("fp32")], "ort-cpu")
     assert first.bundle.path == labelled("fp32")
 
 
-def test_a_bundle_of_other_weights_has_no_built_in_rung(stranger: Path) -> None:
-    assert ladder(stranger) == ["fp16"]
+def test_a_bundle_of_other_weights_has_no_built_in_rung(retrained: Path) -> None:
+    assert ladder(retrained) == ["fp16"]
 
 
 def test_a_bundle_of_another_model_has_no_built_in_rung(labelled: Labelled, tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_without_the_built_in_bundle_the_ladder_is_shorter(
     def absent(path: Path | str) -> Bundle:
         raise BundleError("the built-in bundle is not in this installation")
 
-    monkeypatch.setattr(rungs, "find_bundle", absent)
-    assert [each.precision for each in executions(bundle, (), "ort-cpu")] == ["fp16"]
+    monkeypatch.setattr(parity, "find_bundle", absent)
+    assert [each.precision for each in plan_runs(bundle, (), "ort-cpu")] == ["fp16"]
 
 
-def test_a_bundle_of_other_weights_is_refused(labelled: Labelled, stranger: Path) -> None:
-    with pytest.raises(InputError, match=r"stranger is of mini, .*int8 of mini with other weights or sizes"):
-        ladder(labelled("int8"), stranger)
+def test_a_bundle_of_other_weights_is_refused(labelled: Labelled, retrained: Path) -> None:
+    with pytest.raises(InputError, match=r"retrained is of mini, .*int8 of mini with other weights or sizes"):
+        ladder(labelled("int8"), retrained)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_precision_without_gates_is_refused(labelled: Labelled, tmp_path: Path
 def test_on_a_cpu_half_precision_is_rounded_and_fp32_is_not(labelled: Labelled) -> None:
     pytest.importorskip("onnx_ir")
     for precision in ("fp16", "bf16", "int8", "fp8"):
-        first, judged = executions(find_bundle(labelled(precision)), (), "auto")
+        first, judged = plan_runs(find_bundle(labelled(precision)), (), "auto")
         assert (first.backend, first.note) == ("ort-cpu", None)
         assert judged.backend == ROUNDED
         assert judged.note is not None
@@ -157,16 +157,16 @@ def test_a_bundle_with_one_graph_in_half_precision_is_rounded(labelled: Labelled
     pytest.importorskip("onnx_ir")
     path = copy_of(labelled("fp32"), tmp_path / "mixed")
     edit_manifest(path, lambda document: document["graphs"]["clip_text"].update(precision="fp16"))
-    assert execution(find_bundle(path), "auto").backend == ROUNDED
+    assert plan_run(find_bundle(path), "auto").backend == ROUNDED
 
 
 def test_a_back_end_that_was_asked_for_is_taken_and_its_shortcoming_is_said(labelled: Labelled) -> None:
-    judged = execution(find_bundle(labelled("fp16")), "ort-cpu")
+    judged = plan_run(find_bundle(labelled("fp16")), "ort-cpu")
     assert judged.backend == "ort-cpu"
     assert judged.note == (
         "this CPU's kernels compute half precision in float32; --backend ort-rounded executes it"
     )
-    assert execution(find_bundle("mini"), "ort-cpu").note is None
+    assert plan_run(find_bundle("mini"), "ort-cpu").note is None
 
 
 def test_without_the_package_that_rounds_the_report_says_what_was_computed(
@@ -177,13 +177,13 @@ def test_without_the_package_that_rounds_the_report_says_what_was_computed(
             raise MissingDependencyError("back-end ort-rounded needs onnx_ir, which is not installed")
         return open_sessions(bundle, backend=backend)
 
-    monkeypatch.setattr(rungs, "open_sessions", without)
-    judged = execution(find_bundle(labelled("fp16")), "auto")
+    monkeypatch.setattr(parity, "open_sessions", without)
+    judged = plan_run(find_bundle(labelled("fp16")), "auto")
     assert judged.backend == "ort-cpu"
     assert judged.note is not None
     assert judged.note.startswith("computed in float32, not as a device will: back-end ort-rounded needs")
     with pytest.raises(MissingDependencyError):
-        execution(find_bundle(labelled("fp16")), ROUNDED)
+        plan_run(find_bundle(labelled("fp16")), ROUNDED)
 
 
 def test_an_unknown_back_end_is_refused(labelled: Labelled) -> None:

@@ -1,6 +1,6 @@
-"""`check`: is a bundle still the reference? Golden tensors everywhere, the torch reference where torch is.
+"""`check`: compare a bundle with its golden tensors, and with the torch reference where torch is installed.
 
-The golden tensors are climbed as a ladder: torch, then the bundle's more exact siblings, then the bundle.
+The golden tensors are compared as a parity ladder: torch, the bundle's more exact siblings, then the bundle.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from refdiff.data.sample import Sample
 from refdiff.data.synthetic import HELD_OUT_FROM, RenderedScenes
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
-from refdiff.verification.ladder import judge_rung
-from refdiff.verification.parity import EXACT, Execution, climb, executions
+from refdiff.verification.parity import EXACT, BackendRun, compare_precisions, plan_runs
 from refdiff.verification.report import CheckReport
 from refdiff.verification.tables import check_page
 from refdiff.verification.task_agreement import TaskAgreement, compare_with_reference, reference_of
@@ -51,13 +50,13 @@ def check(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Measure a bundle against its golden tensors, and against the torch reference where that is installed.
+    """Measure a bundle against its golden tensors, and against the torch reference where torch is installed.
 
     Args:
         bundle: its folder, or "mini" for the built-in one.
-        against: more exact bundles of the same model: the rungs between torch and this bundle. The built-in
-            one in fp32 need not be named.
-        feeds: a recording of `calibrate`, to compare the bundle with its most exact sibling on.
+        against: more exact bundles of the same model, the steps between torch and this bundle. For a bundle
+            of the miniature the built-in one in fp32 is added.
+        feeds: a recording of `calibrate`, on which the bundle is compared with its most exact sibling.
         count: held-out scenes per variant.
         seed: of the first scene.
         variants: which to compare.
@@ -67,9 +66,9 @@ def check(
         golden_only: leave the reference out; needs no torch.
         stack: the torch modules to compare with; None takes those of the bundle's model, where they are
             installed and are the weights it was exported from.
-        report: where an HTML page of it all will be; None writes none.
-        overwrite: replace a page that is there.
-        progress: told one line at each step.
+        report: the HTML page to write; None writes none.
+        overwrite: replace an existing page.
+        progress: called with one line at each step.
 
     Raises:
         BundleError: a bundle is missing, damaged or newer.
@@ -81,30 +80,22 @@ def check(
     page = None if report is None else Path(report)
     if page is not None:
         check_targets([page], overwrite=overwrite)
-    tell, opened = progress or silent, find_bundle(bundle)
+    progress, opened = progress or silent, find_bundle(bundle)
     per_variant = {name: options_for(opened.spec, variant=name, mode=mode) for name in variants}
-    rungs = executions(opened, against, backend.name)
-    ladder = climb(rungs, _open_feeds(feeds, rungs), threads=backend.threads, progress=tell)
+    runs = plan_runs(opened, against, backend.name)
+    ladder = compare_precisions(runs, _open_feeds(feeds, runs), threads=backend.threads, progress=progress)
     modules, not_run = (None, ON_REQUEST) if golden_only else reference_of(opened, stack)
     task = TaskAgreement()
     if modules is not None:
-        task = _compare(rungs[-1], modules, per_variant, tuple(scenes), backend.threads, tell)
-    verdicts = judge_rung(ladder.judged)
+        task = _compare(runs[-1], modules, per_variant, tuple(scenes), backend.threads, progress)
     result = CheckReport(
         bundle=opened.path,
         model=opened.spec.name,
         precision=opened.manifest.precision,
-        backend=rungs[-1].backend,
-        backend_reason=rungs[-1].reason,
+        backend=runs[-1].backend,
+        backend_reason=runs[-1].reason,
         ladder=ladder,
-        golden=verdicts.error,
-        golden_correlation=verdicts.correlation,
-        feeds=verdicts.feeds,
-        reference=task.verdicts,
-        noise_floor=task.noise_floor,
-        count=task.count,
-        worst=task.worst,
-        unanswered=task.unanswered,
+        task=task,
         not_run=not_run,
     )
     if page is not None:
@@ -112,12 +103,12 @@ def check(
     return result
 
 
-def _open_feeds(feeds: Path | str | None, rungs: Sequence[Execution]) -> FeedStore | None:
-    """The recording, which only a ladder of two rungs or more has a use for."""
+def _open_feeds(feeds: Path | str | None, runs: Sequence[BackendRun]) -> FeedStore | None:
+    """Open the recording, which needs two bundles to compare."""
     if feeds is None:
         return None
-    judged = rungs[-1]
-    if len(rungs) < 2:
+    judged = runs[-1]
+    if len(runs) < 2:
         more = "name a more exact bundle (--against), or leave out --feeds"
         raise InputError(
             f"{feeds} holds feeds without torch's answers, and nothing to compare {judged.bundle.path} with; "
@@ -127,15 +118,15 @@ def _open_feeds(feeds: Path | str | None, rungs: Sequence[Execution]) -> FeedSto
 
 
 def _compare(
-    execution: Execution,
+    run: BackendRun,
     stack: ModelStack,
     variants: Mapping[str, Options],
     samples: Sequence[Sample],
     threads: int | None,
-    tell: Progress,
+    progress: Progress,
 ) -> TaskAgreement:
-    sessions = open_sessions(execution.bundle, backend=execution.backend, threads=threads)
+    sessions = open_sessions(run.bundle, backend=run.backend, threads=threads)
     try:
-        return compare_with_reference(execution.bundle, sessions, stack, variants, samples, tell)
+        return compare_with_reference(run.bundle, sessions, stack, variants, samples, progress)
     finally:
         sessions.close()

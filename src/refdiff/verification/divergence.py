@@ -1,8 +1,8 @@
-"""Inside a graph that failed: how far one tensor is from what it should be, and which node is to blame.
+"""Inside a graph that failed: how far each tensor is from what it should be, and at which node it diverges.
 
-In: a node's result in the failing graph, and the same tensor in a more exact one. Out: `Difference`s, and the
-`Fault` they lead to. A node may be as far off as its graph, but as a root mean square: the largest difference
-says little inside a graph, where eight bits clip a few values on purpose.
+In: a node's result in the failing graph, and the same tensor in a more exact one. Out: `TensorDifference`s,
+and the `Divergence` they lead to. A node may be as far off as its graph, but as a root mean square: the
+largest difference says little inside a graph, where eight bits clip a few values on purpose.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Cause = Literal["not finite", "outside its tolerance", "largest growth"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One tensor of the failing graph beside what it should be."""
+class TensorDifference:
+    """How far one tensor of the failing graph is from what it should be."""
 
     error: float
-    """Root mean square of the difference over that of what is expected; infinite for a new non-number."""
+    """Root mean square of the difference over that of the expected values; infinite for a new NaN or Inf."""
     correlation: float | None
     """None where nothing is expected."""
     value: float
-    """Where the difference is largest, or the first non-number."""
+    """The value where the difference is largest, or the first new NaN or Inf."""
     expected: float | None
     """The same element of the more exact graph; None where there is no such tensor."""
     largest: float
@@ -45,46 +45,46 @@ class Difference:
 
     @property
     def is_finite(self) -> bool:
-        """No number turned into a non-number here."""
+        """No value became NaN or infinite here."""
         return math.isfinite(self.error)
 
-    def leaves(self, tolerance: GraphTolerance) -> bool:
-        """Too far from what it should be."""
+    def exceeds(self, tolerance: GraphTolerance) -> bool:
+        """Return whether the tensor is too far from what it should be."""
         related = self.correlation is None or self.correlation >= tolerance.correlation
         return not (self.error <= tolerance.error and related)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeResult:
-    """What one node made of its inputs."""
+    """What one node computed from its inputs."""
 
     node: str
     operator: str
     tensor: str
     type: str
-    """Of the tensor, as ONNX calls it: FLOAT16."""
-    difference: Difference
+    """Type of the tensor as ONNX calls it, for instance FLOAT16."""
+    difference: TensorDifference
     input_error: float
     """The largest error among the tensors it read; 0 where they are exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
-    """The first node of a graph that leaves its tolerance."""
+class Divergence:
+    """The first node of a graph whose result is outside the graph's tolerance."""
 
     precision: str
-    """Of the rung."""
+    """Precision of the bundle."""
     graph: str
     compared_with: str | None
-    """Precision of the rung that says what the tensors should be; None: only non-numbers could be found."""
+    """Precision of the bundle that says what the tensors should be; None: only NaN and Inf could be found."""
     cause: Cause
     result: NodeResult
     tolerance: GraphTolerance
 
     def __str__(self) -> str:
-        return "; ".join((f"{self.precision} {self.graph}: node {self._blamed()}", *self._evidence()))
+        return "; ".join((f"{self.precision} {self.graph}: node {self._cause()}", *self._evidence()))
 
-    def _blamed(self) -> str:
+    def _cause(self) -> str:
         name = f"{self.result.node} ({self.result.operator})"
         difference, limit = self.result.difference, self.tolerance
         if self.cause == "not finite":
@@ -98,10 +98,10 @@ class Fault:
 
     def _evidence(self) -> list[str]:
         difference = self.result.difference
-        parts = [f"it holds {_number(difference.value)}{_beside(difference.expected)}"]
+        parts = [f"it holds {_number(difference.value)}{_with_expected(difference.expected)}"]
         if difference.largest_expected is not None and (difference.is_finite or self._beyond_fp16()):
             parts.append(
-                f"magnitudes reach {_number(difference.largest)}{_beside(difference.largest_expected)}"
+                f"magnitudes reach {_number(difference.largest)}{_with_expected(difference.largest_expected)}"
             )
         if difference.nan or difference.inf:
             parts.append(f"{difference.nan} NaN and {difference.inf} Inf of {difference.size} values")
@@ -143,13 +143,13 @@ class Fault:
         }
 
 
-def difference_of(got: Array, expected: Array | None, tolerance: GraphTolerance) -> Difference:
+def difference_of(got: Array, expected: Array | None, tolerance: GraphTolerance) -> TensorDifference:
     """Compare one tensor, floats of any shape.
 
     Args:
-        got: in the failing graph.
-        expected: in the more exact graph; None, or another shape, looks for non-numbers alone.
-        tolerance: a tensor that varies by less than this has no correlation to speak of.
+        got: its values in the failing graph.
+        expected: its values in the more exact graph; with None, or another shape, only NaN and Inf are found.
+        tolerance: a tensor that varies by less than this counts as perfectly correlated.
     """
     flat = got.astype(np.float64).ravel()
     should = None if expected is None or expected.shape != got.shape else expected.astype(np.float64).ravel()
@@ -157,7 +157,7 @@ def difference_of(got: Array, expected: Array | None, tolerance: GraphTolerance)
     at = int(distance.argmax()) if flat.size else None
     scale = _size(flat if should is None else should) or 1.0
     error = math.inf if np.isinf(distance).any() else _size(distance) / scale
-    return Difference(
+    return TensorDifference(
         error=error,
         correlation=None if should is None else _correlation(flat, should, error, tolerance),
         value=0.0 if at is None else float(flat[at]),
@@ -170,17 +170,22 @@ def difference_of(got: Array, expected: Array | None, tolerance: GraphTolerance)
     )
 
 
-def first_outside(
+def first_outside_tolerance(
     results: Iterable[NodeResult], tolerance: GraphTolerance
 ) -> tuple[Cause, NodeResult] | None:
-    """The node to blame, of results in the graph's order.
+    """Return why and at which node a graph diverges.
 
-    Results are asked for until one is outside the tolerance; where none is, the node whose error grew most
-    over that of its inputs. None where nothing differs at all.
+    Args:
+        results: in the graph's order; taken until one is outside the tolerance.
+        tolerance: the graph's.
+
+    Returns:
+        The first result outside the tolerance; if none is, the one whose error grew most over that of its
+        inputs. None where nothing differs at all.
     """
     seen: list[NodeResult] = []
     for result in results:
-        if result.difference.leaves(tolerance):
+        if result.difference.exceeds(tolerance):
             return "outside its tolerance" if result.difference.is_finite else "not finite", result
         seen.append(result)
     return _largest_growth(seen)
@@ -193,13 +198,13 @@ def _largest_growth(results: Sequence[NodeResult]) -> tuple[Cause, NodeResult] |
 
 
 def _distance(got: Array, expected: Array | None) -> Array:
-    """[k]: how far each value is off; infinite where a non-number stands that should not."""
+    """Return how far each value is off, [k]; infinite where a new NaN or Inf is."""
     if expected is None:
         return np.where(np.isfinite(got), 0.0, np.inf)
     both = np.isfinite(got) & np.isfinite(expected)
     distance = np.full(got.shape, np.inf)
     distance[both] = np.abs(got[both] - expected[both])
-    # A mask's -inf that is there in both is no fault, nor is a NaN that was there before.
+    # A mask's -inf that is in both graphs is no difference, nor is a NaN that was there before.
     distance[~both & ((got == expected) | (np.isnan(got) & np.isnan(expected)))] = 0.0
     return distance
 
@@ -214,7 +219,7 @@ def _correlation(got: Array, expected: Array, error: float, tolerance: GraphTole
 
 
 def _size(values: Array) -> float:
-    """Root mean square of the finite values."""
+    """Return the root mean square of the finite values."""
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
 
@@ -224,7 +229,7 @@ def _largest(values: Array) -> float:
     return float(finite.max()) if finite.size else 0.0
 
 
-def _beside(expected: float | None) -> str:
+def _with_expected(expected: float | None) -> str:
     return "" if expected is None else f" where {_number(expected)} is expected"
 
 

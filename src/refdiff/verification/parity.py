@@ -1,6 +1,7 @@
-"""Which bundles make a ladder, and how each is executed.
+"""The parity ladder: a bundle and its more exact siblings run on the same recorded tensors, graph by graph.
 
-Running the parity ladder: every graph of every rung on the same recorded tensors, one graph at a time.
+In: the bundles of one model and a back-end. Out: a `Ladder` that says how close each output of each bundle
+comes to torch, and at which node the first failing graph diverges.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from refdiff.contracts.session import Array
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 from refdiff.models.choice import MINIATURE
-from refdiff.verification.divergence import Fault
-from refdiff.verification.ladder import Ladder, Rung, Step
-from refdiff.verification.localize import find_fault
+from refdiff.verification.divergence import Divergence
+from refdiff.verification.localize import find_first_divergence
+from refdiff.verification.report import Ladder, OutputParity, PrecisionResult
 
 if TYPE_CHECKING:
     from refdiff.calibration.feeds import FeedStore
@@ -35,31 +36,36 @@ EXACT = "fp32"
 
 ROUNDED = "ort-rounded"
 
+MOST_RECORDS = 16
+"""Recorded feeds of one graph that are replayed, evenly spread over all there are."""
+
+Tensors = Mapping[str, Array]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class BackendRun:
     """A bundle and the back-end that runs it."""
 
     bundle: Bundle
     backend: str
     reason: str
-    """Why this back-end."""
+    """Why this back-end was chosen."""
     note: str | None
     """How half precision is executed; None where there is none."""
 
     @property
     def precision(self) -> str:
-        """The bundle's."""
+        """The bundle's precision."""
         return self.bundle.manifest.precision
 
 
-def executions(bundle: Bundle, against: Sequence[Path | str], backend: str) -> tuple[Execution, ...]:
-    """The bundles of a ladder, the most exact first, the judged one last.
+def plan_runs(bundle: Bundle, against: Sequence[Path | str], backend: str) -> tuple[BackendRun, ...]:
+    """Choose the bundles of a ladder and their back-ends, the most exact first, the judged one last.
 
     Args:
         bundle: the one that is judged.
-        against: more exact bundles of the same model. For a bundle of the miniature the built-in one in fp32
-            need not be named.
+        against: more exact bundles of the same model. For a bundle of the miniature, the built-in one in fp32
+            is added.
         backend: one of `refdiff.engines.factory.BACKENDS`; "auto" without a GPU executes half precision with
             every result rounded, where that can be done.
 
@@ -81,11 +87,11 @@ def executions(bundle: Bundle, against: Sequence[Path | str], backend: str) -> t
             )
     if all(each.manifest.precision != EXACT for each in (bundle, *siblings)):
         siblings = [*_built_in(bundle), *siblings]
-    return tuple(execution(each, backend) for each in (*siblings, bundle))
+    return tuple(plan_run(each, backend) for each in (*siblings, bundle))
 
 
-def execution(bundle: Bundle, backend: str) -> Execution:
-    """How a bundle is run when this back-end was asked for; no graph is loaded."""
+def plan_run(bundle: Bundle, backend: str) -> BackendRun:
+    """Choose how a bundle is run if this back-end was requested; no graph is loaded."""
     sessions = open_sessions(bundle, backend=backend)
     chosen, reason = sessions.backend, sessions.reason
     halves = any(graph.precision != EXACT for graph in bundle.manifest.graphs.values())
@@ -100,7 +106,7 @@ def execution(bundle: Bundle, backend: str) -> Execution:
         note = "every half-precision result rounded, as a device does; this CPU's kernels would not"
     elif halves and chosen == "ort-cpu" and note is None:
         note = f"this CPU's kernels compute half precision in float32; --backend {ROUNDED} executes it"
-    return Execution(bundle=bundle, backend=chosen, reason=reason, note=note)
+    return BackendRun(bundle=bundle, backend=chosen, reason=reason, note=note)
 
 
 def _check_sibling(sibling: Bundle, bundle: Bundle) -> None:
@@ -127,7 +133,7 @@ def _exactness(bundle: Bundle) -> int:
 
 
 def _built_in(bundle: Bundle) -> list[Bundle]:
-    """The built-in bundle, if it is the same model and is installed."""
+    """Return the built-in bundle if it is the same model and is installed."""
     if bundle.spec.name != MINIATURE:
         return []
     try:
@@ -137,171 +143,161 @@ def _built_in(bundle: Bundle) -> list[Bundle]:
     return [built_in] if _same_model(built_in, bundle) else []
 
 
-MOST_RECORDS = 16
-"""Recorded feeds of one graph that are replayed, evenly spread over all there are."""
-
-Tensors = Mapping[str, Array]
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Climbed:
-    """One graph on one rung."""
+class _GraphResult:
+    """One graph of one bundle."""
 
-    steps: tuple[Step, ...]
+    outputs: tuple[OutputParity, ...]
     worst_record: Tensors | None
-    """The recorded feeds on which it is furthest from the first rung."""
+    """The recorded feeds on which it is furthest from the first bundle; None without recorded feeds."""
 
 
-def climb(
-    rungs: Sequence[Execution], feeds: FeedStore | None, *, threads: int | None, progress: Progress
+def compare_precisions(
+    runs: Sequence[BackendRun], feeds: FeedStore | None, *, threads: int | None, progress: Progress
 ) -> Ladder:
-    """Measure every graph of every rung, and look for the node at which the first failing one breaks.
+    """Measure every graph of every bundle, and find the node at which the first failing graph diverges.
 
     Args:
-        rungs: the most exact first; the golden tensors are the last one's.
-        feeds: a recording of the same model, replayed beside the golden feeds; None leaves that out.
+        runs: the most exact first; the golden tensors are the last one's.
+        feeds: a recording of the same model, replayed as well as the golden feeds; None leaves that out.
         threads: as in `load`.
-        progress: told one line at each step.
+        progress: called with one line at each step.
 
     Raises:
         BundleError: a graph or its golden record is missing.
         InputError: a recorded array is damaged, or a precision without gates.
         EngineError: a graph failed to load or run.
     """
-    golden = rungs[-1].bundle.golden()
-    _check_complete(rungs, golden)
-    climbed: dict[str, list[_Climbed]] = {}
+    golden = runs[-1].bundle.golden()
+    _check_complete(runs, golden)
+    compared: dict[str, list[_GraphResult]] = {}
     for name in GRAPHS:
         progress(f"replaying {name}")
         records = [] if feeds is None else thinned_records(feeds, name, MOST_RECORDS)
-        climbed[name] = _climb_graph(rungs, name, golden, records, threads)
-    ladder = Ladder(
-        rungs=tuple(
-            Rung(
-                bundle=str(rung.bundle.path),
-                precision=rung.precision,
-                backend=rung.backend,
-                note=rung.note,
-                steps=tuple(step for each in climbed.values() for step in each[number].steps),
-            )
-            for number, rung in enumerate(rungs)
+        compared[name] = _compare_graph(runs, name, golden, records, threads)
+    results = tuple(
+        PrecisionResult(
+            bundle=str(run.bundle.path),
+            precision=run.precision,
+            backend=run.backend,
+            note=run.note,
+            outputs=tuple(output for each in compared.values() for output in each[number].outputs),
         )
+        for number, run in enumerate(runs)
     )
-    return _explained(ladder, rungs, golden, climbed, progress)
+    return _with_divergence(Ladder(results=results), runs, golden, compared, progress)
 
 
-def _check_complete(rungs: Sequence[Execution], golden: GoldenTensors) -> None:
-    judged = rungs[-1].bundle
+def _check_complete(runs: Sequence[BackendRun], golden: GoldenTensors) -> None:
+    judged = runs[-1].bundle
     for name, graph in graph_contract(judged.spec).items():
-        for rung in rungs:
-            rung.bundle.graph_path(name)
+        for run in runs:
+            run.bundle.graph_path(name)
         feeds, outputs = golden.get(name, ({}, {}))
         if set(feeds) != set(graph.input_names) or set(outputs) != set(graph.output_names):
             raise BundleError(f"{judged.path}: the golden record of graph {name} is missing; export again")
 
 
-def _climb_graph(
-    rungs: Sequence[Execution],
+def _compare_graph(
+    runs: Sequence[BackendRun],
     name: str,
     golden: GoldenTensors,
     records: Sequence[Tensors],
     threads: int | None,
-) -> list[_Climbed]:
+) -> list[_GraphResult]:
     feeds, expected = golden[name]
-    climbed: list[_Climbed] = []
+    compared: list[_GraphResult] = []
     before: Tensors | None = None
     first: Sequence[Tensors] = ()
-    for rung in rungs:
-        results, *on_records = _run(rung, name, [feeds, *records], threads)
+    for run in runs:
+        results, *on_records = _run_graph(run, name, [feeds, *records], threads)
         kept = {key: select_recorded(results[key], record) for key, record in expected.items()}
-        precision = rung.bundle.manifest.graphs[name].precision
+        precision = run.bundle.manifest.graphs[name].precision
         first = first or on_records
-        apart = [] if before is None else _apart(on_records, first)
-        steps = tuple(
-            Step(
+        parities = [] if before is None else _parities(on_records, first)
+        outputs = tuple(
+            OutputParity(
                 graph=name,
                 output=key,
                 precision=precision,
                 torch=measure_parity(kept[key], record),
                 before=None if before is None else measure_parity(kept[key], before[key]),
-                feeds=_worst([each[key] for each in apart]),
+                feeds=reduce(Parity.worse, (each[key] for each in parities)) if parities else None,
                 tolerance=graph_tolerance(precision, name),
             )
             for key, record in expected.items()
         )
-        climbed.append(_Climbed(steps=steps, worst_record=_worst_record(apart, records)))
+        compared.append(_GraphResult(outputs=outputs, worst_record=_worst_record(parities, records)))
         before = kept
-    return climbed
+    return compared
 
 
-def _run(rung: Execution, name: str, runs: Sequence[Tensors], threads: int | None) -> list[dict[str, Array]]:
-    """The graph's outputs, run by run; it is loaded for this alone."""
-    sessions = open_sessions(rung.bundle, backend=rung.backend, threads=threads)
+def _run_graph(
+    run: BackendRun, name: str, feeds: Sequence[Tensors], threads: int | None
+) -> list[dict[str, Array]]:
+    """Return the graph's outputs for each feed; it is loaded for this alone."""
+    sessions = open_sessions(run.bundle, backend=run.backend, threads=threads)
     try:
         session = sessions.open(name)
-        return [session.run(feeds) for feeds in runs]
+        return [session.run(each) for each in feeds]
     finally:
         sessions.close()
 
 
-def _apart(got: Sequence[Tensors], exact: Sequence[Tensors]) -> list[dict[str, Parity]]:
-    """Record by record, how far each output is from the first rung's."""
+def _parities(got: Sequence[Tensors], exact: Sequence[Tensors]) -> list[dict[str, Parity]]:
+    """Return, record by record, how far each output is from the first bundle's."""
     return [
         {key: measure_parity(values, other[key]) for key, values in one.items()}
         for one, other in zip(got, exact, strict=True)
     ]
 
 
-def _worst(measured: Sequence[Parity]) -> Parity | None:
-    return reduce(Parity.worse, measured) if measured else None
-
-
-def _worst_record(apart: Sequence[Mapping[str, Parity]], records: Sequence[Tensors]) -> Tensors | None:
-    errors = [max(each.error for each in outputs.values()) for outputs in apart]
+def _worst_record(parities: Sequence[Mapping[str, Parity]], records: Sequence[Tensors]) -> Tensors | None:
+    errors = [max(each.error for each in outputs.values()) for outputs in parities]
     return records[errors.index(max(errors))] if errors else None
 
 
-def _explained(
+def _with_divergence(
     ladder: Ladder,
-    rungs: Sequence[Execution],
+    runs: Sequence[BackendRun],
     golden: GoldenTensors,
-    climbed: Mapping[str, Sequence[_Climbed]],
+    compared: Mapping[str, Sequence[_GraphResult]],
     progress: Progress,
 ) -> Ladder:
-    """The ladder, with the node at which the first failing graph breaks."""
+    """Add the node at which the first failing graph diverges."""
     failed = ladder.first_failed
     if failed is None:
         return ladder
-    rung, step = failed
-    number = ladder.rungs.index(rung)
-    progress(f"{rung.precision} {step.graph} is outside its tolerance: looking for the node")
-    record = climbed[step.graph][number].worst_record
-    feeds = record if step.golden_passed and record is not None else golden[step.graph][0]
-    exact = rungs[0] if number else None
+    result, output = failed
+    number = ladder.results.index(result)
+    progress(f"{result.precision} {output.graph} is outside its tolerance: looking for the node")
+    record = compared[output.graph][number].worst_record
+    feeds = record if output.golden_passed and record is not None else golden[output.graph][0]
+    exact = runs[0] if number else None
     try:
-        found = find_fault(
-            rungs[number].bundle.graph_path(step.graph),
-            None if exact is None else exact.bundle.graph_path(step.graph),
+        found = find_first_divergence(
+            runs[number].bundle.graph_path(output.graph),
+            None if exact is None else exact.bundle.graph_path(output.graph),
             feeds,
-            step.tolerance,
+            output.tolerance,
         )
     except MissingDependencyError as error:
-        return replace(ladder, fault_not_run=str(error))
+        return replace(ladder, divergence_not_found=str(error))
     if found is None:
-        return replace(ladder, fault_not_run=_nothing_found(exact))
-    cause, result = found
-    fault = Fault(
-        precision=rung.precision,
-        graph=step.graph,
+        return replace(ladder, divergence_not_found=_nothing_found(exact))
+    cause, node = found
+    divergence = Divergence(
+        precision=result.precision,
+        graph=output.graph,
         compared_with=None if exact is None else exact.precision,
         cause=cause,
-        result=result,
-        tolerance=step.tolerance,
+        result=node,
+        tolerance=output.tolerance,
     )
-    return replace(ladder, fault=fault)
+    return replace(ladder, divergence=divergence)
 
 
-def _nothing_found(exact: Execution | None) -> str:
+def _nothing_found(exact: BackendRun | None) -> str:
     if exact is None:
         return (
             "all its tensors are finite, and there is no more exact bundle to compare them with (--against)"

@@ -1,21 +1,167 @@
-"""What `check` measured, as a value: verdicts, the ladder, the noise floor and the worst cases."""
+"""What `check` measured: the parity ladder, the verdicts on it, and the agreement with the torch reference.
+
+The parity ladder starts at torch and has a step per bundle, fp32 first, all fed the same recorded tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from refdiff.accuracy.tolerances import Verdict
+from refdiff.accuracy.tolerances import GraphTolerance, Verdict, judge
+from refdiff.contracts.parity import Parity
 from refdiff.errors import GateError
-from refdiff.verification.ladder import Ladder
-from refdiff.verification.task_agreement import ComparedSample
+from refdiff.verification.divergence import Divergence
+from refdiff.verification.task_agreement import TaskAgreement
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputParity:
+    """How close one output of one graph comes to what it should be."""
+
+    graph: str
+    output: str
+    precision: str
+    """Precision of the graph: in an int8 bundle some graphs may have stayed in half precision."""
+    torch: Parity
+    """Compared with torch's answer, on the golden feeds."""
+    before: Parity | None
+    """Compared with the bundle before, on the golden feeds; None for the first bundle."""
+    feeds: Parity | None
+    """Compared with the first bundle, the worst of all recorded feeds; None without recorded feeds."""
+    tolerance: GraphTolerance
+
+    @property
+    def golden_passed(self) -> bool:
+        """The output is close enough to torch's on the golden feeds."""
+        return self._within(self.torch)
+
+    @property
+    def passed(self) -> bool:
+        """The output is also close enough to the first bundle's on recorded feeds."""
+        return self.golden_passed and (self.feeds is None or self._within(self.feeds))
+
+    def _within(self, measured: Parity) -> bool:
+        limit = self.tolerance
+        return measured.error <= limit.error and measured.correlation >= limit.correlation
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {
+            "graph": self.graph,
+            "output": self.output,
+            "precision": self.precision,
+            "from_torch": _parity_json(self.torch),
+            "from_rung_before": _parity_json(self.before),
+            "on_recorded_feeds": _parity_json(self.feeds),
+            "error_at_most": self.tolerance.error,
+            "correlation_at_least": self.tolerance.correlation,
+            "passed": self.passed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionResult:
+    """One bundle of the ladder: every output of its graphs, in the pipeline's order."""
+
+    bundle: str
+    precision: str
+    backend: str
+    note: str | None
+    """How half precision was executed; None where there is none."""
+    outputs: tuple[OutputParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        """All graphs are within their tolerances."""
+        return self.first_failed is None
+
+    @property
+    def first_failed(self) -> OutputParity | None:
+        """The first output outside its graph's tolerance."""
+        return next((output for output in self.outputs if not output.passed), None)
+
+    def error_verdicts(self) -> tuple[Verdict, ...]:
+        """Return one verdict per graph: the error of its worst output on the golden feeds."""
+        return tuple(_error_verdict(output, torch) for output, torch, _ in self._worst())
+
+    def correlation_verdicts(self) -> tuple[Verdict, ...]:
+        """Return one verdict per graph: the correlation of its worst output on the golden feeds."""
+        return tuple(_correlation_verdict(output, torch) for output, torch, _ in self._worst())
+
+    def feeds_verdicts(self) -> tuple[Verdict, ...]:
+        """Return error and correlation per graph on recorded feeds; empty where there are none."""
+        return tuple(
+            verdict.named(f"{verdict.name} on recorded feeds")
+            for output, _, feeds in self._worst()
+            if feeds is not None
+            for verdict in (_error_verdict(output, feeds), _correlation_verdict(output, feeds))
+        )
+
+    def _worst(self) -> Iterator[tuple[OutputParity, Parity, Parity | None]]:
+        """Yield per graph one output and the worst parities of all its outputs, from torch and on feeds."""
+        graphs: dict[str, list[OutputParity]] = {}
+        for output in self.outputs:
+            graphs.setdefault(output.graph, []).append(output)
+        for outputs in graphs.values():
+            on_feeds = [output.feeds for output in outputs if output.feeds is not None]
+            torch = reduce(Parity.worse, (output.torch for output in outputs))
+            yield outputs[-1], torch, reduce(Parity.worse, on_feeds) if on_feeds else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {
+            "bundle": self.bundle,
+            "precision": self.precision,
+            "backend": self.backend,
+            "note": self.note,
+            "passed": self.passed,
+            "outputs": [output.to_json() for output in self.outputs],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The parity ladder: all bundles, and where the first failing one diverges."""
+
+    results: tuple[PrecisionResult, ...]
+    """The most exact bundle first, the one that is judged last."""
+    divergence: Divergence | None = None
+    """The first node outside its tolerance, in the first graph of the first bundle that has one."""
+    divergence_not_found: str | None = None
+    """Why no node is named though a graph failed; None if one is, or none failed."""
+
+    @property
+    def judged(self) -> PrecisionResult:
+        """The last bundle."""
+        return self.results[-1]
+
+    @property
+    def first_failed(self) -> tuple[PrecisionResult, OutputParity] | None:
+        """The first bundle with a failed graph, and that graph's output."""
+        found = ((result, result.first_failed) for result in self.results)
+        return next(((result, output) for result, output in found if output is not None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        failed = self.first_failed
+        return {
+            "rungs": [result.to_json() for result in self.results],
+            "first_failed": None
+            if failed is None
+            else {"precision": failed[0].precision, "graph": failed[1].graph, "output": failed[1].output},
+            "first_fault": None if self.divergence is None else self.divergence.to_json(),
+            "first_fault_not_run": self.divergence_not_found,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What was measured, beside its limits."""
+    """Everything that was measured, with its limits."""
 
     bundle: Path
     model: str
@@ -25,56 +171,43 @@ class CheckReport:
     """Why the judged bundle ran on it."""
     ladder: Ladder
     """The bundle and its more exact siblings on the same recorded tensors."""
-    golden: tuple[Verdict, ...]
-    """Per graph: the error on the bundle's recorded tensors."""
-    golden_correlation: tuple[Verdict, ...]
-    """Per graph: the correlation on the same tensors."""
-    feeds: tuple[Verdict, ...]
-    """Per graph: error and correlation on recorded feeds, to the most exact sibling; empty without feeds."""
-    reference: Mapping[str, tuple[Verdict, ...]]
-    """Per variant: agreement with the torch reference; empty when that was not run."""
-    noise_floor: Mapping[str, Mapping[str, float]]
-    """Per variant: agreement of the reference with itself under another seed; not a gate."""
-    count: int
-    """Questions, one per scene, that bundle and reference answered under each variant."""
-    worst: tuple[ComparedSample, ...]
-    """The scenes on which bundle and reference differ most."""
-    unanswered: str | None
-    """How the bundle failed at one of the reference's questions; None when it answered all."""
+    task: TaskAgreement
+    """Agreement with the torch reference; empty if that was not run."""
     not_run: str | None
-    """Why the comparison with the reference was not run; None when it was."""
+    """Why the comparison with the reference was not run; None if it was."""
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """All of them; those of the task named with their variant."""
-        graphs = self.golden + self.golden_correlation + self.feeds
+        """All verdicts; those of the task named with their variant."""
+        judged = self.ladder.judged
+        graphs = judged.error_verdicts() + judged.correlation_verdicts() + judged.feeds_verdicts()
         return graphs + tuple(
             verdict.named(f"{variant} {verdict.name}")
-            for variant, verdicts in self.reference.items()
+            for variant, verdicts in self.task.verdicts.items()
             for verdict in verdicts
         )
 
     @property
     def passed(self) -> bool:
-        """Every value that was measured is within its limit, and every question was answered."""
-        return self.unanswered is None and all(verdict.passed for verdict in self.verdicts)
+        """Every measured value is within its limit, and every sample was segmented."""
+        return self.task.unanswered is None and all(verdict.passed for verdict in self.verdicts)
 
     @property
     def shortfall(self) -> str | None:
-        """The failed gates, and the question without an answer; None when all passed."""
+        """The failed gates, and the sample without an answer; None if all passed."""
         failed = [str(verdict) for verdict in self.verdicts if not verdict.passed]
         parts = [f"{len(failed)} of {len(self.verdicts)} gates failed: {'; '.join(failed)}"] if failed else []
-        if self.unanswered is not None:
-            parts.append(f"the bundle does not answer {self.unanswered}")
+        if self.task.unanswered is not None:
+            parts.append(f"the bundle does not answer {self.task.unanswered}")
         return "; ".join(parts) or None
 
     @property
     def failure(self) -> str | None:
-        """One line: `shortfall`, and the node to blame; None when all passed."""
-        fault = self.ladder.fault
-        if self.shortfall is None or fault is None:
+        """One line: the shortfall and the first divergent node; None if all passed."""
+        divergence = self.ladder.divergence
+        if self.shortfall is None or divergence is None:
             return self.shortfall
-        return f"{self.shortfall}. First divergence: {fault}"
+        return f"{self.shortfall}. First divergence: {divergence}"
 
     def require(self) -> None:
         """Refuse a report with a failed gate.
@@ -86,22 +219,41 @@ class CheckReport:
             raise GateError(self.failure)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
+        judged, task = self.ladder.judged, self.task
         return {
             "bundle": str(self.bundle),
             "model": self.model,
             "precision": self.precision,
             "backend": self.backend,
             "backend_reason": self.backend_reason,
-            "backend_note": self.ladder.judged.note,
+            "backend_note": judged.note,
             "passed": self.passed,
-            "golden": [verdict.to_json() for verdict in self.golden],
-            "golden_correlation": [verdict.to_json() for verdict in self.golden_correlation],
-            "feeds": [verdict.to_json() for verdict in self.feeds],
+            "golden": [verdict.to_json() for verdict in judged.error_verdicts()],
+            "golden_correlation": [verdict.to_json() for verdict in judged.correlation_verdicts()],
+            "feeds": [verdict.to_json() for verdict in judged.feeds_verdicts()],
             "ladder": self.ladder.to_json(),
-            "reference": {name: [each.to_json() for each in part] for name, part in self.reference.items()},
-            "noise_floor": {name: dict(part) for name, part in self.noise_floor.items()},
-            "reference_count": self.count,
-            "reference_unanswered": self.unanswered,
+            "reference": {name: [each.to_json() for each in part] for name, part in task.verdicts.items()},
+            "noise_floor": {name: dict(part) for name, part in task.noise_floor.items()},
+            "reference_count": task.count,
+            "reference_unanswered": task.unanswered,
             "reference_not_run": self.not_run,
         }
+
+
+def _error_verdict(output: OutputParity, measured: Parity) -> Verdict:
+    (verdict,) = judge("graph_error", output.precision, {output.graph: measured.error})
+    return verdict
+
+
+def _correlation_verdict(output: OutputParity, measured: Parity) -> Verdict:
+    (verdict,) = judge("graph_correlation", output.precision, {output.graph: measured.correlation})
+    return verdict.named(f"{output.graph} correlation")
+
+
+def _parity_json(parity: Parity | None) -> dict[str, float | None] | None:
+    """Return both numbers; JSON has no infinity, so an error without a number is null."""
+    if parity is None:
+        return None
+    error = parity.error if math.isfinite(parity.error) else None
+    return {"error": error, "correlation": parity.correlation}

@@ -26,9 +26,8 @@ from refdiff.reports import (
     outcome,
 )
 from refdiff.runtime.overlay import heat_overlay, overlay
-from refdiff.verification.divergence import Fault
-from refdiff.verification.ladder import Ladder, Rung
-from refdiff.verification.report import CheckReport
+from refdiff.verification.divergence import Divergence
+from refdiff.verification.report import CheckReport, Ladder, PrecisionResult
 from refdiff.verification.task_agreement import ComparedSample
 
 LONGEST_PX = 360
@@ -41,7 +40,7 @@ def check_page(report: CheckReport) -> Page:
     """Lay out a whole check."""
     failures = [*_failed_gates(report), *_divergence(report.ladder)]
     sections = [*failures, _checked(report), _ladder(report.ladder), _task(report)]
-    if report.worst:
+    if report.task.worst:
         sections.append(_worst_cases(report))
     return Page(
         title=f"refdiff check: {report.model} in {report.precision}",
@@ -54,8 +53,8 @@ def check_page(report: CheckReport) -> Page:
 def _verdict(report: CheckReport) -> str:
     failed = sum(not verdict.passed for verdict in report.verdicts)
     parts = [f"{failed} of {len(report.verdicts)} gates." if failed else f"all {len(report.verdicts)} gates."]
-    if report.unanswered is not None:
-        parts = [*parts[:failed], f"The bundle does not answer {report.unanswered}."]
+    if report.task.unanswered is not None:
+        parts = [*parts[:failed], f"The bundle does not answer {report.task.unanswered}."]
     if not report.passed:
         return " ".join(parts)
     if report.ladder.first_failed is not None:
@@ -73,8 +72,8 @@ def _checked(report: CheckReport) -> Section:
     if report.ladder.judged.note is not None:
         lines.append(f"Half precision: {report.ladder.judged.note}.")
     lines += [
-        f"Compared with {rung.bundle}: {rung.precision}, run on {rung.backend}."
-        for rung in report.ladder.rungs[:-1]
+        f"Compared with {result.bundle}: {result.precision}, run on {result.backend}."
+        for result in report.ladder.results[:-1]
     ]
     return Section(heading="What was checked", lines=lines)
 
@@ -92,42 +91,47 @@ def _divergence(ladder: Ladder) -> list[Section]:
     failed = ladder.first_failed
     if failed is None:
         return []
-    rung, step = failed
-    lines = [f"First graph outside its tolerance: {step.graph} ({step.output}) in {rung.bundle}"]
-    if ladder.fault is None:
-        lines.append(f"NOT RUN: naming the node: {ladder.fault_not_run}")
+    result, output = failed
+    lines = [f"First graph outside its tolerance: {output.graph} ({output.output}) in {result.bundle}"]
+    if ladder.divergence is None:
+        lines.append(f"NOT RUN: naming the node: {ladder.divergence_not_found}")
         return [Section(heading="Where it breaks", lines=lines)]
-    lines.append(f"First divergence: {ladder.fault}")
-    return [Section(heading="Where it breaks", lines=lines, tables=(_divergence_table(ladder.fault),))]
+    lines.append(f"First divergence: {ladder.divergence}")
+    table = _divergence_table(ladder.divergence)
+    return [Section(heading="Where it breaks", lines=lines, tables=(table,))]
 
 
-def _divergence_table(fault: Fault) -> Table:
-    node, difference = fault.result, fault.result.difference
+def _divergence_table(divergence: Divergence) -> Table:
+    node, difference = divergence.result, divergence.result.difference
     facts = [
-        ("graph", fault.graph),
+        ("graph", divergence.graph),
         ("node", f"{node.node} ({node.operator})"),
         ("tensor", f"{node.tensor} ({node.type})"),
-        ("compared with", _compared_with(fault)),
+        ("compared with", _compared_with(divergence)),
         ("error of its inputs", f"{node.input_error:.3g}"),
         ("worst value", _with_expected(difference.value, difference.expected)),
         ("largest magnitude", _with_expected(difference.largest, difference.largest_expected)),
         ("NaN, Inf", f"{difference.nan}, {difference.inf} of {difference.size} values"),
     ]
     if difference.is_finite:
-        limit = f"allowed {fault.tolerance.error:g}"
+        limit = f"allowed {divergence.tolerance.error:g}"
         facts.append(("error", f"{difference.error:.3g} of its size (root mean square), {limit}"))
     if difference.is_finite and difference.correlation is not None:
-        least = fault.tolerance.correlation
+        least = divergence.tolerance.correlation
         facts.append(("correlation", f"{difference.correlation:.6f}, expected {least:g} or more"))
     return facts_table(facts)
 
 
-def _compared_with(fault: Fault) -> str:
+def _compared_with(divergence: Divergence) -> str:
     alone = "looked for NaN and infinity alone"
-    if fault.compared_with is None:
+    if divergence.compared_with is None:
         return f"nothing, {alone}"
-    known = fault.result.difference.expected is not None
-    return fault.compared_with if known else f"nothing, {fault.compared_with} has no such tensor: {alone}"
+    known = divergence.result.difference.expected is not None
+    return (
+        divergence.compared_with
+        if known
+        else f"nothing, {divergence.compared_with} has no such tensor: {alone}"
+    )
 
 
 def _with_expected(got: float, expected: float | None) -> str:
@@ -135,49 +139,49 @@ def _with_expected(got: float, expected: float | None) -> str:
 
 
 def _ladder(ladder: Ladder) -> Section:
-    with_feeds = any(step.feeds is not None for rung in ladder.rungs for step in rung.steps)
+    with_feeds = any(output.feeds is not None for result in ladder.results for output in result.outputs)
     explanation = (
-        "Every rung is fed the bundle's golden tensors. Errors are the largest difference from torch's "
-        "recorded answer over that answer's range, and limits are those of each graph's own precision."
+        "Every bundle is fed the judged bundle's golden tensors. Errors are the largest difference from "
+        "torch's recorded answer over that answer's range; limits are those of each graph's own precision."
     )
     if with_feeds:
-        explanation += " On recorded feeds, errors are from the first rung: torch has not answered them."
-    first = ladder.rungs[0]
+        explanation += " On recorded feeds, errors are from the first bundle: torch has not answered them."
+    first = ladder.results[0]
     return Section(
-        heading="Parity ladder: torch → " + " → ".join(rung.precision for rung in ladder.rungs),
+        heading="Parity ladder: torch → " + " → ".join(result.precision for result in ladder.results),
         explanation=explanation,
         tables=[
-            _rung(rung, first=rung is first, with_feeds=with_feeds and rung is not first)
-            for rung in ladder.rungs
+            _precision_table(result, first=result is first, with_feeds=with_feeds and result is not first)
+            for result in ladder.results
         ],
     )
 
 
-def _rung(rung: Rung, *, first: bool, with_feeds: bool) -> Table:
+def _precision_table(result: PrecisionResult, *, first: bool, with_feeds: bool) -> Table:
     columns = (
         *(Column("graph", grouped=True), Column("output")),
         *numeric("error", "limit", "correlation", "limit"),
-        *(() if first else numeric("from rung before")),
+        *(() if first else numeric("from the one before")),
         *(numeric("on feeds") if with_feeds else ()),
         Column(),
     )
     rows: list[Row] = []
-    for step in rung.steps:
-        kept = "" if step.precision == rung.precision else f" ({step.precision})"
+    for output in result.outputs:
+        kept = "" if output.precision == result.precision else f" ({output.precision})"
         rows.append(
             (
-                f"{step.graph}{kept}",
-                step.output,
-                f"{step.torch.error:.3g}",
-                f"≤ {step.tolerance.error:g}",
-                f"{step.torch.correlation:.6f}",
-                f"≥ {step.tolerance.correlation:g}",
-                *(() if first else (_error(step.before),)),
-                *((_error(step.feeds),) if with_feeds else ()),
-                outcome(passed=step.passed),
+                f"{output.graph}{kept}",
+                output.output,
+                f"{output.torch.error:.3g}",
+                f"≤ {output.tolerance.error:g}",
+                f"{output.torch.correlation:.6f}",
+                f"≥ {output.tolerance.correlation:g}",
+                *(() if first else (_error(output.before),)),
+                *((_error(output.feeds),) if with_feeds else ()),
+                outcome(passed=output.passed),
             )
         )
-    return Table(columns=columns, rows=rows, title=f"{rung.precision}, run on {rung.backend}")
+    return Table(columns=columns, rows=rows, title=f"{result.precision}, run on {result.backend}")
 
 
 def _task(report: CheckReport) -> Section:
@@ -185,16 +189,18 @@ def _task(report: CheckReport) -> Section:
     if report.not_run is not None:
         line = f"NOT RUN: {report.not_run}. Noise floor and worst cases come from this comparison."
         return Section(heading=heading, lines=(line,))
-    if report.unanswered is not None:
-        return Section(heading=heading, lines=(f"The bundle does not answer {report.unanswered}.",))
+    if report.task.unanswered is not None:
+        return Section(heading=heading, lines=(f"The bundle does not answer {report.task.unanswered}.",))
     explanation = (
-        f"{report.count} held-out scenes per variant, asked of the torch reference and of this bundle. The "
-        "noise floor is how well the reference agrees with itself when the seed of its posterior draw and "
-        "noise is another."
+        f"{report.task.count} held-out scenes per variant, segmented by the torch reference and by this "
+        "bundle. The noise floor is how well the reference agrees with itself when the seed of its posterior "
+        "draw and noise is another."
     )
     tables = [
-        _agreement(f"{variant}, {report.count} scenes", verdicts, report.noise_floor.get(variant, {}))
-        for variant, verdicts in report.reference.items()
+        _agreement(
+            f"{variant}, {report.task.count} scenes", verdicts, report.task.noise_floor.get(variant, {})
+        )
+        for variant, verdicts in report.task.verdicts.items()
     ]
     line = "noise floor: the reference's agreement with itself under another seed; no gate"
     return Section(heading=heading, lines=(line,), explanation=explanation, tables=tables)
@@ -224,13 +230,13 @@ def _error(parity: Parity | None) -> str:
 
 
 def _worst_cases(report: CheckReport) -> Section:
-    same = all(case.agreement.mask_iou == 1 for case in report.worst)
+    same = all(case.agreement.mask_iou == 1 for case in report.task.worst)
     line = (
         "Reference and bundle give the same mask on every scene; below, where attention differs most."
         if same
         else "Least mask IoU first; where masks are the same, the largest difference in attention."
     )
-    figures = [case_figure(case, report.precision) for case in report.worst]
+    figures = [case_figure(case, report.precision) for case in report.task.worst]
     return Section(heading="Worst cases", lines=(line,), figures=figures)
 
 

@@ -1,4 +1,4 @@
-"""The task-level half of `check`: torch reference and runtime segment the same samples.
+"""The task-level half of `check`: the torch reference and the runtime segment the same samples.
 
 The reference runs twice, with two seeds: how well it agrees with itself is the noise floor, below which a
 difference between runtime and reference says nothing. The samples on which runtime and reference differ most
@@ -51,7 +51,7 @@ class ComparedSample:
 
     @property
     def badness(self) -> tuple[float, float]:
-        """Larger is worse: the answer first, the map after it."""
+        """Sort key, larger is worse: the mask first, the map after it."""
         return 1.0 - self.agreement.mask_iou, self.heat_difference or 0.0
 
 
@@ -105,8 +105,8 @@ def compare_with_reference(
     """Segment the same samples with reference and runtime, under each variant.
 
     Args:
-        bundle: whose graphs the sessions open.
-        sessions: of the runtime.
+        bundle: the one whose graphs the sessions open.
+        sessions: the runtime's.
         stack: the torch modules the bundle was exported from.
         variants: name -> options.
         samples: images and phrases.
@@ -151,7 +151,7 @@ def compare_with_reference(
 
 
 def reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack | None, str | None]:
-    """The modules to compare with, or why there are none."""
+    """Return the modules to compare with, or why there are none."""
     if given is not None:
         return given, None
     model = bundle.spec.name
