@@ -32,6 +32,7 @@ VERBS = (
     "profile",
     "inspect",
     "doctor",
+    "eval",
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from refdiff.miniature.scenes import LEXICON, RenderedScene, SceneObject, refer, render_scene
 from refdiff.miniature.scenes.description import PLACES, Description, Relation, matches, related
 from refdiff.miniature.scenes.layout import COLOURS
-from refdiff.miniature.scenes.phrases import Referral
+from refdiff.miniature.scenes.phrases import ReferringPhrase
 from refdiff.miniature.scenes.shapes import KINDS
 
 SEEDS = range(150)
@@ -20,7 +20,7 @@ RELATION = re.compile(r" (?:to the )?(left of|right of|behind|in front of|next t
 
 
 @cache
-def told(seed: int) -> tuple[RenderedScene, tuple[Referral, ...]]:
+def phrases_of(seed: int) -> tuple[RenderedScene, tuple[ReferringPhrase, ...]]:
     scene = render_scene(seed)
     return scene, refer(scene, np.random.default_rng(seed))
 
@@ -88,14 +88,14 @@ def test_another_state_words_it_differently():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_phrase_singles_out_its_target(seed):
-    scene, referrals = told(seed)
+    scene, referrals = phrases_of(seed)
     for referral in referrals:
         assert matches(scene, referral.description) == (referral.target,), referral.phrase
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_plain_reading_of_the_text_finds_the_same_target(seed):
-    scene, referrals = told(seed)
+    scene, referrals = phrases_of(seed)
     for referral in referrals:
         if "next to" in referral.phrase or "beside" in referral.phrase:
             assert referral.target in read(scene, referral.phrase), referral.phrase
@@ -105,7 +105,7 @@ def test_a_plain_reading_of_the_text_finds_the_same_target(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_cues_name_what_the_phrase_uses(seed):
-    scene, referrals = told(seed)
+    scene, referrals = phrases_of(seed)
     for referral in referrals:
         words = referral.phrase.split()
         item = scene.objects[referral.target]
@@ -118,28 +118,28 @@ def test_cues_name_what_the_phrase_uses(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_word_outside_the_lexicon_never_occurs(seed):
-    for referral in told(seed)[1]:
+    for referral in phrases_of(seed)[1]:
         assert set(referral.phrase.split()) <= set(LEXICON)
         assert referral.phrase == " ".join(referral.phrase.lower().split())
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_each_object_gets_one_phrase_at_most_and_in_order(seed):
-    targets = [referral.target for referral in told(seed)[1]]
+    targets = [referral.target for referral in phrases_of(seed)[1]]
     assert targets == sorted(set(targets))
 
 
 def test_the_lexicon_is_sorted_and_every_word_of_it_is_used():
     assert list(LEXICON) == sorted(set(LEXICON))
     rng = np.random.default_rng(0)
-    scenes = [told(seed)[0] for seed in SEEDS]
+    scenes = [phrases_of(seed)[0] for seed in SEEDS]
     phrases = [referral.phrase for _ in range(4) for scene in scenes for referral in refer(scene, rng)]
     assert {word for phrase in phrases for word in phrase.split()} == set(LEXICON)
 
 
 def test_nearly_every_object_can_be_singled_out_and_the_families_are_mixed():
-    everything = [referral for seed in SEEDS for referral in told(seed)[1]]
-    objects = sum(len(told(seed)[0].objects) for seed in SEEDS)
+    everything = [referral for seed in SEEDS for referral in phrases_of(seed)[1]]
+    objects = sum(len(phrases_of(seed)[0].objects) for seed in SEEDS)
     assert len(everything) > 0.93 * objects
     share = {
         cue: np.mean([cue in r.cues for r in everything]) for cue in ("colour", "size", "place", "relation")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from refdiff.miniature.scenes import RenderedScene, render_scene
-from refdiff.miniature.scenes.canvas import Easel
+from refdiff.miniature.scenes.canvas import Canvas
 from refdiff.miniature.scenes.layout import COLOURS, SIZES
-from refdiff.miniature.scenes.scene import LEAST_AREA_PX, PICTURE_SIZES_WH
+from refdiff.miniature.scenes.scene import IMAGE_SIZES_WH, LEAST_AREA_PX
 from refdiff.miniature.scenes.shapes import KINDS, draw, extent_of
 
 SEEDS = range(80)
@@ -36,7 +36,7 @@ def test_different_seeds_give_different_pictures():
 def test_a_scene_keeps_its_promises(seed):
     scene = scene_of(seed)
     height, width = scene.image.shape[:2]
-    assert (width, height) in PICTURE_SIZES_WH
+    assert (width, height) in IMAGE_SIZES_WH
     assert scene.image.dtype == np.uint8
     assert scene.image.shape[2] == 3
     assert scene.masks.dtype == np.bool_
@@ -132,11 +132,11 @@ def test_no_shape_touches_the_edge_of_its_patch(kind):
 
 
 def test_a_later_part_covers_an_earlier_one():
-    easel = Easel(extent_of("ball"), 40.0, (1.0, 0.0, 0.0), 1.0)
-    whole = easel.ellipse(0.0, 0.5, 0.3, 0.3)
-    easel.paint(whole)
-    easel.paint(easel.ellipse(0.0, 0.5, 0.15, 0.15), colour=(0.0, 0.0, 1.0))
-    sprite = easel.sprite()
+    canvas = Canvas(extent_of("ball"), 40.0, (1.0, 0.0, 0.0), 1.0)
+    whole = canvas.ellipse(0.0, 0.5, 0.3, 0.3)
+    canvas.paint(whole)
+    canvas.paint(canvas.ellipse(0.0, 0.5, 0.15, 0.15), colour=(0.0, 0.0, 1.0))
+    sprite = canvas.to_sprite()
     x, y = int(sprite.foot_xy[0]), int(sprite.foot_xy[1] - 20)
     assert sprite.rgb[y, x].tolist() == [0.0, 0.0, 1.0]
     assert sprite.rgb[y, x + 9].tolist() == [1.0, 0.0, 0.0]

@@ -10,7 +10,8 @@ import pytest
 
 import refdiff
 from refdiff.contracts.bundle import open_bundle
-from refdiff.evaluation import evaluate
+from refdiff.data.synthetic import RenderedScenes
+from refdiff.evaluation.evaluate import evaluate
 from refdiff.verification import check
 
 ROOM = Path(refdiff.__file__).parent / "miniature"
@@ -25,7 +26,7 @@ def test_weights_and_bundle_stay_within_forty_megabytes():
     assert sum(file.stat().st_size for file in files) <= 40_000_000
 
 
-def test_the_bundle_was_exported_from_the_weights_beside_it():
+def test_the_bundle_was_exported_from_the_weights_next_to_it():
     sources = open_bundle(ROOM / "bundle").manifest.sources
     assert dict(sources) == {
         part: hashlib.sha256((ROOM / "weights" / f"{part}.safetensors").read_bytes()).hexdigest()
@@ -55,6 +56,6 @@ def test_the_runtime_is_the_reference_on_held_out_scenes():
 @pytest.mark.parametrize(("variant", "least"), [("edge", 0.70), ("official", 0.60)])
 def test_held_out_scenes_are_segmented(variant, least):
     """The full measurement is a benchmark; 40 scenes scatter by about 0.05 around it."""
-    report = evaluate.evaluate(count=40, variant=variant, backend="onnx")
+    report = evaluate("mini", RenderedScenes(count=40), variant=variant)
     assert report.metrics.miou >= least
     assert report.metrics.oracle_miou >= report.metrics.miou

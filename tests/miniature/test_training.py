@@ -20,11 +20,11 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wordings():
+def encoder():
     from refdiff.miniature.stack import miniature_tokenizer_json
-    from refdiff.miniature.training.store import Wordings
+    from refdiff.miniature.training.store import PhraseEncoder
 
-    return Wordings(miniature_tokenizer_json())
+    return PhraseEncoder(miniature_tokenizer_json())
 
 
 def test_a_shard_that_reaches_the_held_out_seeds_is_refused(tmp_path):
@@ -39,13 +39,13 @@ def test_a_shard_that_reaches_the_held_out_seeds_is_refused(tmp_path):
 def test_a_stored_scene_is_the_rendered_scene(store):
     from refdiff.miniature.scenes import render_scene
 
-    scene, sample = render_scene(3), store[3]
-    assert np.array_equal(sample.image, scene.image)
-    assert all(np.array_equal(sample.mask(i), mask) for i, mask in enumerate(scene.masks))
-    assert {target for _, target in sample.phrases} <= set(range(len(scene.objects)))
+    scene, stored = render_scene(3), store[3]
+    assert np.array_equal(stored.image, scene.image)
+    assert all(np.array_equal(stored.mask(i), mask) for i, mask in enumerate(scene.masks))
+    assert {target for _, target in stored.phrases} <= set(range(len(scene.objects)))
 
 
-def _vae(store, wordings):
+def _vae(store, encoder):
     from refdiff.miniature import architecture
     from refdiff.miniature.training.autoencoder import vae_loss
 
@@ -53,7 +53,7 @@ def _vae(store, wordings):
     return [vae], vae_loss(vae, store)
 
 
-def _sam(store, wordings):
+def _sam(store, encoder):
     from refdiff.miniature import architecture
     from refdiff.miniature.training.proposals import sam_loss
 
@@ -61,32 +61,32 @@ def _sam(store, wordings):
     return [sam.image_encoder, sam.mask_decoder.iou_prediction_head], sam_loss(sam, store)
 
 
-def _clip(store, wordings):
+def _clip(store, encoder):
     from refdiff.miniature import architecture
     from refdiff.miniature.stack import vocabulary_size
     from refdiff.miniature.training.contrastive import clip_loss
 
     clip = architecture.clip(vocabulary_size())
-    return [clip.visual, clip.transformer], clip_loss(clip, store, wordings)
+    return [clip.visual, clip.transformer], clip_loss(clip, store, encoder)
 
 
-def _diffusion(store, wordings):
+def _diffusion(store, encoder):
     from refdiff.miniature import architecture
     from refdiff.miniature.stack import vocabulary_size
     from refdiff.miniature.training.grounding import encode_store, grounding_loss
 
     text, unet = architecture.text_encoder(vocabulary_size()), architecture.unet()
     latents = encode_store(architecture.autoencoder(), store)
-    return [text, unet], grounding_loss(text, unet, store, wordings, latents)
+    return [text, unet], grounding_loss(text, unet, store, encoder, latents)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [_vae, _sam, _clip, _diffusion])
-def test_a_loss_is_finite_repeatable_and_reaches_every_part(stage, store, wordings):
+def test_a_loss_is_finite_repeatable_and_reaches_every_part(stage, store, encoder):
     import torch
 
     torch.manual_seed(0)
-    parts, loss = stage(store, wordings)
+    parts, loss = stage(store, encoder)
     torch.manual_seed(1)
     first, figures = loss(np.random.default_rng(5), 0.7)
     torch.manual_seed(1)
@@ -108,8 +108,8 @@ def test_the_crop_view_of_training_is_the_towers_own_forward(store):
 
     torch.manual_seed(0)
     visual = architecture.clip(vocabulary_size()).visual.eval()
-    sample = store[0]
-    (view,) = hard_views(sample, sample.mask(0)[None], None, square=True)
+    scene = store[0]
+    (view,) = hard_views(scene, scene.mask(0)[None], None, square=True)
     side, patch = 64, 8
     blocks = torch.from_numpy(view.patches).view(8, 8, 3, patch, patch)
     image = blocks.permute(2, 0, 3, 1, 4).reshape(1, 3, side, side)

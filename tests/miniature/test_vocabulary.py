@@ -33,9 +33,9 @@ def test_a_word_outside_the_lexicon_is_still_spelled_out(cut):
 
 def test_start_and_end_are_the_last_two_tokens():
     from refdiff.miniature.scenes import LEXICON
-    from refdiff.miniature.stack import cut_bpe
+    from refdiff.miniature.stack import reduce_bpe
     from refdiff.runtime.tokenizer import END, START
 
-    tokens, merges = cut_bpe(LEXICON)
+    tokens, merges = reduce_bpe(LEXICON)
     assert (tokens[START], tokens[END]) == (len(tokens) - 2, len(tokens) - 1)
     assert len(tokens) == 512 + len(merges) + 2

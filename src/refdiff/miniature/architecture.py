@@ -1,6 +1,6 @@
-"""The miniature's architecture: the real stack's own classes at a few per cent of their size.
+"""The miniature's architecture: the classes of the real models at a few per cent of their size.
 
-`MINIATURE` says the sizes the reference and the runtime read; the functions build the modules.
+`MINIATURE` holds the sizes that reference and runtime read; the functions build the modules.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ MINIATURE = ModelSpec(
     ),
     clip=ClipSpec(image_size=64, patch_size=8, width=128, embed_dim=96),
 )
-"""The miniature's sizes."""
+"""Sizes of the miniature."""
 
 CLIP_LOGIT_SCALE = 100.0
-"""OpenAI CLIP's trained logit scale; fixed, so that similarities differ by hundredths as the real ones do."""
+"""Trained logit scale of OpenAI CLIP; fixed, so that similarities differ by hundredths as there."""
 
 
 def text_encoder(vocabulary: int) -> CLIPTextModel:
-    """The diffusion model's text encoder: causal, two layers."""
+    """Build the text encoder of the diffusion model: causal, two layers."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
@@ -65,7 +65,7 @@ def text_encoder(vocabulary: int) -> CLIPTextModel:
 
 
 def autoencoder() -> AutoencoderKL:
-    """The VAE: two halvings, four latent channels."""
+    """Build the VAE: two halvings, four latent channels."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -81,7 +81,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
-    """The denoiser: 32x32, 16x16 and 8x8 cells; cross-attention at 16x16 and in the middle."""
+    """Build the denoiser: 32x32, 16x16 and 8x8 cells; cross-attention at 16x16 and in the middle block."""
     return UNet2DConditionModel(
         sample_size=MINIATURE.diffusion.latent_size,
         in_channels=MINIATURE.diffusion.latent_channels,
@@ -97,7 +97,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def sam() -> Sam:
-    """Segment Anything: a five-layer ViT on 8 px patches and the original prompt encoder and mask decoder."""
+    """Build SAM: a five-layer ViT on 8 px patches, the original prompt encoder and mask decoder."""
     spec = MINIATURE.sam
     grid = (spec.embed_size, spec.embed_size)
     return Sam(
@@ -136,7 +136,7 @@ def sam() -> Sam:
 
 
 def clip(vocabulary: int) -> open_clip.CLIP:
-    """CLIP: a four-layer ViT on 8 px patches of 64 px pictures, a two-layer causal text tower."""
+    """Build CLIP: a four-layer ViT on 8 px patches of 64 px images, a two-layer causal text encoder."""
     spec = MINIATURE.clip
     model = open_clip.CLIP(
         embed_dim=spec.embed_dim,

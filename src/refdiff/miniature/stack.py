@@ -1,9 +1,8 @@
-"""CLIP's byte-pair encoding, cut to the merges the miniature's phrases need.
+"""The shipped miniature as a `ModelStack`: half-precision safetensors in, float32 modules out.
 
-The cut keeps the merge order, so every kept word is tokenised exactly as CLIP tokenises it; any other text
-falls back to shorter pieces, down to bytes.
-
-The shipped miniature as a `ModelStack`: half-precision safetensors in, float32 modules out.
+Its tokenizer is CLIP's byte-pair encoding, reduced to the merges that the miniature's phrases need. Merges
+keep their order, so words of the lexicon are tokenized exactly as in CLIP; other text is split into shorter
+pieces, down to bytes.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from refdiff.miniature.scenes import LEXICON
 from refdiff.runtime.tokenizer import END, START, build_tokenizer_json
 
 FIRST_MERGES = 128
-"""Most frequent merges kept besides the lexicon's, so that words outside it are not all bytes."""
+"""Most frequent merges, kept in addition, so that words outside the lexicon are not all bytes."""
 
 
 def miniature_tokenizer_json() -> str:
-    """The miniature's tokenizer as a bundle stores it."""
-    vocabulary, merges = cut_bpe(LEXICON)
+    """Return the miniature's tokenizer as a bundle stores it."""
+    vocabulary, merges = reduce_bpe(LEXICON)
     return build_tokenizer_json(vocabulary, merges)
 
 
 def vocabulary_size() -> int:
-    """Tokens of the cut vocabulary, start and end included."""
-    return len(cut_bpe(LEXICON)[0])
+    """Return the number of tokens of the reduced vocabulary, start and end included."""
+    return len(reduce_bpe(LEXICON)[0])
 
 
-def cut_bpe(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's vocabulary and merges, cut.
+def reduce_bpe(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Reduce CLIP's vocabulary to bytes and the merges of these words.
 
     Returns:
-        token -> id (bytes, bytes that end a word, merges in order, start, end) and the kept merges.
+        Token -> id (bytes, bytes that end a word, merges in order, start, end), and the kept merges.
     """
     full = SimpleTokenizer()
     ranks: dict[tuple[str, str], int] = full.bpe_ranks
@@ -56,7 +55,7 @@ def cut_bpe(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]
 
 
 def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, str]]:
-    """The merges that CLIP's encoder applies to one plain word."""
+    """Return the merges that CLIP's encoder applies to a word."""
     pieces = [*word[:-1], f"{word[-1]}</w>"]
     used: set[tuple[str, str]] = set()
     while len(pieces) > 1:
@@ -74,10 +73,10 @@ def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, s
 
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""One safetensors file per part: vae, text, unet, sam, clip."""
+"""Folder of one safetensors file per part: vae, text, unet, sam, clip."""
 
 NOT_SHIPPED = ("decoder.", "post_quant_conv.")
-"""The VAE's decoder: the method never decodes (METHOD §4), so its weights stay at home."""
+"""Prefixes of the VAE's decoder, which is not shipped: the method never decodes (METHOD §4.8)."""
 
 
 def load_miniature(weights: Path = WEIGHTS) -> ModelStack:
@@ -100,7 +99,7 @@ def load_miniature(weights: Path = WEIGHTS) -> ModelStack:
 
 
 def save_weights(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
-    """Write each part's state in half precision as safetensors, the VAE's without its decoder."""
+    """Write the state of each part in half precision as safetensors, the VAE without its decoder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in parts.items():
         shipped = {k: v for k, v in state.items() if not (name == "vae" and k.startswith(NOT_SHIPPED))}
@@ -109,7 +108,7 @@ def save_weights(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> Non
 
 
 def _load(module: nn.Module, path: Path) -> str:
-    """Load one part and return its file's sha256."""
+    """Load one part, and return the SHA-256 of its file."""
     if not path.is_file():
         raise InputError(
             f"the miniature's weights {path.name} are missing; reinstall refdiff or run: make miniature"

@@ -1,7 +1,7 @@
 """Train the miniature: `python -m refdiff.miniature.train --folder runs/miniature`.
 
 Stages, in order: scenes, vae, sam, clip, diffusion, pack. Each resumes from its last checkpoint; `--stage`
-runs some alone. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same
+runs single ones. Stages that do not depend on each other (sam, clip | vae, diffusion) may run at the same
 time. `pack` writes the half-precision weights that the package ships.
 """
 
@@ -23,30 +23,30 @@ from refdiff.miniature.training.contrastive import clip_loss
 from refdiff.miniature.training.grounding import encode_store, grounding_loss
 from refdiff.miniature.training.loop import Loss, Task, averaged_weights, last_log, train
 from refdiff.miniature.training.proposals import sam_loss
-from refdiff.miniature.training.store import SceneStore, Wordings, render_shard
+from refdiff.miniature.training.store import PhraseEncoder, SceneStore, render_shard
 
 SHARDS, SHARD_SCENES = 20, 1000
 LATENT_SCENES = 12_000
-"""Scenes the diffusion stage sees: their latents are kept in memory."""
+"""Scenes of the diffusion stage, whose latents are kept in memory."""
 
 MINUTES = {"vae": 10.0, "sam": 46.0, "clip": 40.0, "diffusion": 60.0}
 STAGES = ("scenes", *MINUTES, "pack")
 
 
 def main() -> None:
-    """Parse the command line and run the stages."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Train the miniature on rendered scenes.")
     parser.add_argument("--folder", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (repeatable)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scale-minutes", type=float, default=1.0, help="multiply every stage's time budget")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where `pack` writes")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that `pack` writes to")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     for stage in arguments.stage or STAGES:
         if stage == "scenes":
-            _render(arguments.folder, arguments.threads)
+            _render_scenes(arguments.folder, arguments.threads)
         elif stage == "pack":
             pack(arguments.folder, arguments.weights)
         else:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def pack(folder: Path, weights: Path) -> None:
-    """Write the shipped weights from the stages' averaged weights, finished or not."""
+    """Write the shipped weights from the averaged weights of the stages, finished or not."""
     averaged = {name: averaged_weights(folder, name) for name in ("sam", "clip", "diffusion")}
     parts = {
         "vae": torch.load(folder / "vae-scaled.pt", weights_only=True),
@@ -75,7 +75,7 @@ def pack(folder: Path, weights: Path) -> None:
     (weights / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _render(folder: Path, processes: int) -> None:
+def _render_scenes(folder: Path, processes: int) -> None:
     with ProcessPoolExecutor(processes) as pool:
         shards = [
             pool.submit(render_shard, folder / "scenes", n, n * SHARD_SCENES, SHARD_SCENES)
@@ -85,30 +85,30 @@ def _render(folder: Path, processes: int) -> None:
             shard.result()
 
 
-def _train(name: str, modules: dict[str, nn.Module], loss: Loss, folder: Path, minutes: float) -> None:
+def _run_stage(name: str, modules: dict[str, nn.Module], loss: Loss, folder: Path, minutes: float) -> None:
     train(Task(name=name, modules=nn.ModuleDict(modules), loss=loss, minutes=minutes), folder)
 
 
-def _vae(folder: Path, minutes: float) -> None:
+def _train_vae(folder: Path, minutes: float) -> None:
     store = SceneStore(folder / "scenes")
     vae = architecture.autoencoder().to(memory_format=torch.channels_last)
-    _train("vae", {"vae": vae}, vae_loss(vae, store), folder, minutes)
+    _run_stage("vae", {"vae": vae}, vae_loss(vae, store), folder, minutes)
     scale_latents(vae, store)
     torch.save(vae.state_dict(), folder / "vae-scaled.pt")
 
 
-def _sam(folder: Path, minutes: float) -> None:
+def _train_sam(folder: Path, minutes: float) -> None:
     sam = architecture.sam()
-    _train("sam", {"sam": sam}, sam_loss(sam, SceneStore(folder / "scenes")), folder, minutes)
+    _run_stage("sam", {"sam": sam}, sam_loss(sam, SceneStore(folder / "scenes")), folder, minutes)
 
 
-def _clip(folder: Path, minutes: float) -> None:
+def _train_clip(folder: Path, minutes: float) -> None:
     clip = architecture.clip(vocabulary_size())
-    loss = clip_loss(clip, SceneStore(folder / "scenes"), Wordings(miniature_tokenizer_json()))
-    _train("clip", {"clip": clip}, loss, folder, minutes)
+    loss = clip_loss(clip, SceneStore(folder / "scenes"), PhraseEncoder(miniature_tokenizer_json()))
+    _run_stage("clip", {"clip": clip}, loss, folder, minutes)
 
 
-def _diffusion(folder: Path, minutes: float) -> None:
+def _train_diffusion(folder: Path, minutes: float) -> None:
     store = SceneStore(folder / "scenes").first(LATENT_SCENES)
     vae = architecture.autoencoder()
     vae.load_state_dict(torch.load(folder / "vae-scaled.pt", weights_only=True))
@@ -118,15 +118,15 @@ def _diffusion(folder: Path, minutes: float) -> None:
         torch.save(encode_store(vae.to(memory_format=torch.channels_last), store), cache)
     latents = torch.load(cache, weights_only=True)
     unet.to(memory_format=torch.channels_last)
-    loss = grounding_loss(text, unet, store, Wordings(miniature_tokenizer_json()), latents)
-    _train("diffusion", {"text": text, "unet": unet}, loss, folder, minutes)
+    loss = grounding_loss(text, unet, store, PhraseEncoder(miniature_tokenizer_json()), latents)
+    _run_stage("diffusion", {"text": text, "unet": unet}, loss, folder, minutes)
 
 
 _STAGES: dict[str, Callable[[Path, float], None]] = {
-    "vae": _vae,
-    "sam": _sam,
-    "clip": _clip,
-    "diffusion": _diffusion,
+    "vae": _train_vae,
+    "sam": _train_sam,
+    "clip": _train_clip,
+    "diffusion": _train_diffusion,
 }
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from refdiff.errors import RefdiffError
 from refdiff.miniature.scenes.refcoco import write_refcoco
+from refdiff.miniature.scenes.scene import HELD_OUT_FROM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, write, and return the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description="Write rendered scenes in the RefCOCO layout.")
-    parser.add_argument("folder", type=Path, help="must be new or empty")
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1_000_000, help="of the first scene")
+    parser.add_argument("folder", type=Path, help="new or empty folder")
+    parser.add_argument("--count", type=int, default=100, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=HELD_OUT_FROM, help="seed of the first scene")
     given = parser.parse_args(arguments)
     try:
         write_refcoco(given.folder, range(given.seed, given.seed + given.count))

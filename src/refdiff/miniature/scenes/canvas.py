@@ -1,9 +1,9 @@
-"""A patch that the parts of one thing are painted on, oversampled.
+"""An oversampled canvas that one object is painted on.
 
-In: how far the thing reaches, its diameter, colour and light side. Out: a `Sprite`, antialiased.
+In: the object's extent, diameter, colour and light side. Out: an antialiased `Sprite`.
 
-Axes: y/x = patch rows/columns. Drawing coordinates are in diameters: x to the right of the point where the
-thing stands, y up from it.
+Axes: y/x = canvas rows/columns. Drawing coordinates are in diameters of the object: x to the right of its
+standing point, y up from it.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ OVERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Sprite:
-    """One drawn thing, at final resolution.
+    """A drawn object, at final resolution.
 
     Attributes:
         rgb: [y, x, 3] float32, 0..1, premultiplied by `alpha`.
-        alpha: [y, x] float32, 0..1, the covered share of each pixel.
-        foot_xy: where the thing stands, in patch pixels.
+        alpha: [y, x] float32, 0..1, covered share of each pixel.
+        foot_xy: its standing point, px on the canvas.
     """
 
     rgb: Float
@@ -39,24 +39,25 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a shape reaches from its standing point, in diameters."""
+    """The distances a shape covers from its standing point, in diameters."""
 
     half_width: float
     height: float
     shadow: float
 
 
-class Easel:
-    """An oversampled patch that parts are painted on.
+class Canvas:
+    """An oversampled canvas that the parts of an object are painted on, back to front.
 
     Attributes:
         x: [1, x] in diameters, to the right of the standing point.
         y: [y, 1] in diameters, up from the standing point.
-        light: -1 where light falls from the left, +1 from the right.
+        light: -1 if light falls from the left, +1 if from the right.
+        colour: base RGB, 0..1.
     """
 
     def __init__(self, extent: Extent, diameter_px: float, colour: Colour, light: float) -> None:
-        """Lay out a patch that holds `extent` with a pixel to spare on each side."""
+        """Create a canvas that holds `extent` with a margin of one pixel on each side."""
         half = int(np.ceil(extent.half_width * diameter_px)) + 1
         tall = int(np.ceil(extent.height * diameter_px)) + 1
         self.light = light
@@ -73,17 +74,17 @@ class Easel:
         self._alpha = np.zeros(size_yx, np.bool_)
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> Bool:
-        """[y, x] inside of an upright ellipse."""
+        """Return the mask [y, x] of an upright ellipse."""
         inside: Bool = ((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2 <= 1.0
         return inside
 
     def polygon(self, points: Points) -> Bool:
-        """[y, x] inside of a polygon."""
+        """Return the mask [y, x] of a polygon."""
         height, width = self._alpha.shape
-        sheet = Image.new("L", (width, height))
+        image = Image.new("L", (width, height))
         corners = [(self._origin[0] + x * self._scale, self._origin[1] - y * self._scale) for x, y in points]
-        ImageDraw.Draw(sheet).polygon(corners, fill=1)
-        return np.asarray(sheet).astype(np.bool_)
+        ImageDraw.Draw(image).polygon(corners, fill=1)
+        return np.asarray(image).astype(np.bool_)
 
     def paint(
         self,
@@ -96,9 +97,9 @@ class Easel:
 
         Args:
             mask: [y, x].
-            shade: about 0.3 (turned away from the light) to 1.2 (facing it); broadcasts to [y, x].
+            shade: about 0.3 (paint_revolved away from the light) to 1.2 (facing it); broadcasts to [y, x].
             gloss: white light added on top, 0..1; broadcasts to [y, x].
-            colour: RGB, 0..1; the thing's own colour where None.
+            colour: RGB, 0..1; None: the object's colour.
         """
         light = np.broadcast_to(np.asarray(shade, np.float32), mask.shape)[mask][:, None]
         shine = np.broadcast_to(np.asarray(gloss, np.float32), mask.shape)[mask][:, None]
@@ -106,12 +107,12 @@ class Easel:
         self._rgb[mask] = base * light + shine
         self._alpha |= mask
 
-    def turned(self, profile: Points, tilt: float, gloss: float = 0.3) -> None:
+    def paint_revolved(self, profile: Points, tilt: float, gloss: float = 0.3) -> None:
         """Paint a body of revolution.
 
         Args:
             profile: `(height, radius)` pairs, lowest first.
-            tilt: how round the foot looks from above, 0 (seen from the side) to 1 (from above).
+            tilt: roundness of the foot, 0 (seen from the side) to 1 (seen from above).
             gloss: strength of the highlight, 0..1.
         """
         heights = np.array([p[0] for p in profile], np.float32)
@@ -125,8 +126,8 @@ class Easel:
         shine = gloss * np.exp(-(((u - 0.45 * self.light) / 0.13) ** 2))
         self.paint(mask, 0.42 + 0.66 * np.maximum(facing, 0.0), shine)
 
-    def sprite(self) -> Sprite:
-        """The patch at final resolution."""
+    def to_sprite(self) -> Sprite:
+        """Return the canvas at final resolution."""
         step, cells = OVERSAMPLING, np.float32(OVERSAMPLING * OVERSAMPLING)
         rgb = np.zeros_like(self._rgb[::step, ::step])
         alpha = np.zeros(rgb.shape[:2], np.float32)

@@ -1,8 +1,8 @@
-"""What a phrase says, and which objects of a scene it can be taken to mean.
+"""The content of a phrase, and the objects of a scene that it can refer to.
 
-In: a scene and a `Description`. Out: indices of objects. The reading is generous: an object that fits only
-nearly (second from the left by a hair) is in the answer too. So one single index means the description is
-unambiguous.
+In: a scene and a `Description`. Out: indices of objects. Matching is generous: an object that nearly fits
+(the second from the left by a small margin) is included. A single index therefore means that the description
+is unambiguous.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,21 @@ from dataclasses import dataclass
 
 from refdiff.miniature.scenes.scene import RenderedScene, SceneObject
 
-SIDE_MARGIN = 0.12  # of the picture's width: how clearly one thing must be left or right of the next
-DEPTH_MARGIN = 0.12  # of the picture's height: the same for up and down, front and back
-_ALONE_LEFT = 0.42  # of the width: a thing on its own is "left" only when its centre is within this
-_LEFT_OF_FRAME = 0.58  # of the width: the leftmost of several is still not "on the left" beyond this
-_ALONGSIDE = 0.3  # of the height: farther apart in depth than this, "left of" no longer comes to mind
+SIDE_MARGIN = 0.12  # of the image width: least distance between an object and one to its left or right
+DEPTH_MARGIN = 0.12  # of the image height: the same for up and down, front and back
+_ALONE_LEFT = 0.42  # of the width: a single object is "left" only if its centre is within this
+_LEFT_OF_FRAME = 0.58  # of the width: the leftmost of several is not "on the left" beyond this
+_ALONGSIDE = 0.3  # of the height: objects farther apart in depth are not "left of" each other
 
 
 @dataclass(frozen=True)
 class Relation:
-    """`word` says how the target stands to `anchor`, the index of another object."""
+    """A relation to another object.
+
+    Attributes:
+        word: one of `RELATIONS`.
+        anchor: index of the other object.
+    """
 
     word: str
     anchor: int
@@ -27,7 +32,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Description:
-    """Conditions a target meets; an absent one is None.
+    """Conditions on an object; an absent one is None.
 
     Attributes:
         kind: mug, ball and so on.
@@ -44,8 +49,8 @@ class Description:
     relation: Relation | None = None
 
 
-# What a place ranks objects by: numbers in parts of the picture, 0..1; the object with the smallest is meant.
 _Rank = Callable[[SceneObject, float, float], tuple[float, ...]]
+"""Ranks objects for a place, by numbers relative to the image size, 0..1; the smallest is meant."""
 
 
 def _left(item: SceneObject, width: float, _height: float) -> tuple[float, ...]:
@@ -82,7 +87,7 @@ def _size_yx(scene: RenderedScene) -> tuple[int, int]:
 
 
 def _middle(scene: RenderedScene, fits: list[int]) -> list[int]:
-    """The second of three in a row; anything less clear names nobody or everybody."""
+    """Return the second of three in a row; in less clear cases none or all of `fits`."""
     height, width = _size_yx(scene)
     if len(fits) == 1:
         x, y = scene.objects[fits[0]].centre_xy
@@ -113,23 +118,23 @@ def _at_place(scene: RenderedScene, fits: list[int], place: str) -> list[int]:
 
 
 def _gap(a: SceneObject, b: SceneObject) -> tuple[float, float]:
-    """Empty pixels between two boxes, across and down; negative where they overlap."""
+    """Return the empty pixels between two boxes, across and down; negative if they overlap."""
     across = max(a.box_xyxy[0], b.box_xyxy[0]) - min(a.box_xyxy[2], b.box_xyxy[2])
     down = max(a.box_xyxy[1], b.box_xyxy[1]) - min(a.box_xyxy[3], b.box_xyxy[3])
     return float(across), float(down)
 
 
 def related(scene: RenderedScene, index: int, relation: Relation, slack: float = 0.0) -> bool:
-    """Whether object `index` stands to the anchor as `relation` says.
+    """Return whether object `index` has a relation to its anchor.
 
     Args:
         scene: the scene.
-        index: the object in question.
+        index: the object.
         relation: the relation and its anchor.
-        slack: 0 asks for the plain case; 1 also takes in every case somebody might still call so.
+        slack: 0 for clear cases only; 1 includes every case that some people would describe so.
 
     Returns:
-        Always False for the anchor itself.
+        False for the anchor itself.
     """
     if index == relation.anchor:
         return False
@@ -151,14 +156,14 @@ def related(scene: RenderedScene, index: int, relation: Relation, slack: float =
 
 
 def matches(scene: RenderedScene, description: Description) -> tuple[int, ...]:
-    """Every object `description` may be taken to mean.
+    """Find every object that a description can refer to.
 
     Args:
         scene: the scene.
-        description: its conditions; `place` is read among the objects that meet kind, colour and size.
+        description: the conditions; `place` applies among the objects that meet kind, colour and size.
 
     Returns:
-        Ascending indices into `scene.objects`. Exactly one means unambiguous.
+        Ascending indices into `scene.objects`; exactly one if the description is unambiguous.
     """
     fits = [
         index

@@ -1,6 +1,6 @@
-"""Who is in a scene, and where each of them stands.
+"""Choose the objects of a scene and their places.
 
-In: a generator and the picture's size. Out: `Placed` things, farthest first, all inside the picture.
+In: a generator and the image size. Out: `PlacedObject`s, farthest first, all inside the image.
 """
 
 import colorsys
@@ -22,25 +22,25 @@ COLOURS: dict[str, tuple[float, float, float, float, float]] = {
     "white": (45, 40, 0.03, 0.95, 0.03),
     "black": (230, 40, 0.12, 0.15, 0.03),
 }
-# Diameter over the picture's short side. Jitter and perspective move it by 11 % at most: no two sizes meet.
 SIZES: dict[str, float] = {"small": 0.26, "medium": 0.36, "large": 0.48}
-
+"""Diameter relative to the shorter image side. Jitter and perspective change it by 11 % at most, so that
+sizes stay distinct."""
 
 _COUNT_WEIGHTS = (0.15, 0.25, 0.3, 0.2, 0.1)  # for 2..6 objects
-_SIZE_WEIGHTS = {  # the more things, the smaller, or they find no room
+_SIZE_WEIGHTS = {  # more objects are smaller, or they do not fit
     2: (0.25, 0.35, 0.4),
     3: (0.3, 0.38, 0.32),
     4: (0.38, 0.4, 0.22),
     5: (0.48, 0.4, 0.12),
     6: (0.58, 0.36, 0.06),
 }
-_OTHER_SIZE_WEIGHTS = (0.6, 0.4)  # of the two remaining sizes, smaller first
+_OTHER_SIZE_WEIGHTS = (0.6, 0.4)  # weights of the two remaining sizes, smaller first
 _MARGIN_PX = 2
 
 
 @dataclass(frozen=True)
-class Part:
-    """What the cast list says about one thing: its kind, and its colour and size by name."""
+class ObjectSpec:
+    """The kind of an object, and the names of its colour and size."""
 
     kind: str
     colour: str
@@ -48,51 +48,53 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A thing, the point where it stands and its size; it throws a shadow."""
+class PlacedObject:
+    """An object with its standing point and diameter."""
 
-    part: Part
+    spec: ObjectSpec
     foot_xy: tuple[float, float]
     diameter_px: float
 
     @property
     def reach_px(self) -> tuple[float, float]:
-        """Half the width of its shadow, and its height."""
-        extent = extent_of(self.part.kind)
+        """Half the width of the shadow, and the height of the object, px."""
+        extent = extent_of(self.spec.kind)
         return extent.shadow * self.diameter_px, extent.height * self.diameter_px
 
     @property
     def box_xyxy(self) -> tuple[float, float, float, float]:
-        """The box it fills when nothing hides it, px."""
-        extent, (x, y) = extent_of(self.part.kind), self.foot_xy
+        """Box of the object if nothing hides it, px."""
+        extent, (x, y) = extent_of(self.spec.kind), self.foot_xy
         half, tall = extent.half_width * self.diameter_px, extent.height * self.diameter_px
         return x - half, y - tall, x + half, y
 
 
-def _with_repeat(names: tuple[str, ...], count: int, repeat: int, rng: np.random.Generator) -> list[str]:
-    """`count` names, the first `repeat` of them the same and all others different."""
+def _draw_names(names: tuple[str, ...], count: int, repeat: int, rng: np.random.Generator) -> list[str]:
+    """Draw `count` names, the first `repeat` of them the same and all others different."""
     picked = [str(name) for name in rng.permutation(names)[: count - repeat + 1]]
     return [picked[0]] * repeat + picked[1:]
 
 
-def draw_cast(rng: np.random.Generator) -> list[Part]:
-    """Draw up who is in the scene: repeated kinds and colours are common."""
+def draw_objects(rng: np.random.Generator) -> list[ObjectSpec]:
+    """Draw the objects of a scene; repeated kinds and colours are common."""
     count = 2 + int(rng.choice(5, p=_COUNT_WEIGHTS))
     same_kind = int(rng.integers(2, min(count, 4) + 1)) if rng.random() < 0.6 else 1
     share_colour = 0.5 if same_kind > 1 else 0.25
     same_colour = int(rng.integers(2, min(count, 4) + 1)) if rng.random() < share_colour else 1
-    kinds = _with_repeat(KINDS, count, same_kind, rng)
-    colours = _with_repeat(tuple(COLOURS), count, same_colour, rng)
-    if rng.random() < 0.25:  # otherwise those of one kind share the colour too: size and place must tell
+    kinds = _draw_names(KINDS, count, same_kind, rng)
+    colours = _draw_names(tuple(COLOURS), count, same_colour, rng)
+    if (
+        rng.random() < 0.25
+    ):  # otherwise objects of one kind share the colour too, and differ in size and place
         colours = [str(colour) for colour in rng.permutation(colours)]
     sizes = [str(size) for size in rng.choice(tuple(SIZES), count, p=_SIZE_WEIGHTS[count])]
-    if same_kind > 1 and rng.random() < 0.6:  # give "the small one" something to tell apart
+    if same_kind > 1 and rng.random() < 0.6:  # two sizes of one kind, for phrases such as "the small one"
         sizes[1] = str(rng.choice([size for size in SIZES if size != sizes[0]], p=_OTHER_SIZE_WEIGHTS))
-    return [Part(*triple) for triple in zip(kinds, colours, sizes, strict=True)]
+    return [ObjectSpec(*triple) for triple in zip(kinds, colours, sizes, strict=True)]
 
 
-def _crowding(one: Placed, other: Placed) -> float:
-    """Shared box area over the smaller box, 0..1."""
+def _overlap(one: PlacedObject, other: PlacedObject) -> float:
+    """Return the shared box area relative to the smaller box, 0..1."""
     a, b = one.box_xyxy, other.box_xyxy
     wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if wide <= 0 or tall <= 0:
@@ -100,18 +102,22 @@ def _crowding(one: Placed, other: Placed) -> float:
     return wide * tall / min((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
 
 
-def _keep_apart(one: Placed, other: Placed, allowed: float) -> bool:
-    """Whether they share little enough, and it is clear which of them is in front."""
-    return _crowding(one, other) <= allowed and abs(one.foot_xy[1] - other.foot_xy[1]) > 1.5
+def _are_apart(one: PlacedObject, other: PlacedObject, allowed: float) -> bool:
+    """Return whether two objects overlap little enough, and it is clear which of them is in front."""
+    return _overlap(one, other) <= allowed and abs(one.foot_xy[1] - other.foot_xy[1]) > 1.5
 
 
 def _place(
-    part: Part, placed: list[Placed], size_wh: tuple[int, int], horizon_px: float, rng: np.random.Generator
-) -> Placed | None:
-    """Find a place where `part` is inside the picture and hides nobody, or None."""
+    spec: ObjectSpec,
+    placed: list[PlacedObject],
+    size_wh: tuple[int, int],
+    horizon_px: float,
+    rng: np.random.Generator,
+) -> PlacedObject | None:
+    """Find a place inside the image where an object hides no other, or None."""
     width, height = size_wh
-    extent = extent_of(part.kind)
-    nominal = SIZES[part.size] * min(size_wh) * float(rng.uniform(0.96, 1.04))
+    extent = extent_of(spec.kind)
+    nominal = SIZES[spec.size] * min(size_wh) * float(rng.uniform(0.96, 1.04))
     allowed = 0.3 if rng.random() < 0.6 else 0.04
     for _ in range(40):
         depth = float(rng.random())
@@ -119,40 +125,40 @@ def _place(
         top = max(horizon_px + 4, _MARGIN_PX + extent.height * diameter + 1)
         foot_y = top + depth * (height - _MARGIN_PX - 2 - top)
         edge = extent.half_width * diameter + _MARGIN_PX + 1
-        candidate = Placed(part, (float(rng.uniform(edge, width - edge)), foot_y), diameter)
-        if all(_keep_apart(candidate, other, allowed) for other in placed):
+        candidate = PlacedObject(spec, (float(rng.uniform(edge, width - edge)), foot_y), diameter)
+        if all(_are_apart(candidate, other, allowed) for other in placed):
             return candidate
     return None
 
 
 def arrange(
-    parts: list[Part], size_wh: tuple[int, int], horizon_px: float, rng: np.random.Generator
-) -> list[Placed]:
-    """Place everything; start over where somebody finds no room, and with one less where that does not help.
+    specs: list[ObjectSpec], size_wh: tuple[int, int], horizon_px: float, rng: np.random.Generator
+) -> list[PlacedObject]:
+    """Place all objects; if one does not fit, start again, and after 20 attempts without the last object.
 
     Args:
-        parts: the cast.
-        size_wh: picture size.
+        specs: the objects.
+        size_wh: image size.
         horizon_px: the row where the table begins.
-        rng: the scene's generator.
+        rng: generator of the scene.
 
     Returns:
-        Farthest first.
+        The placed objects, farthest first.
     """
     for _ in range(20):
-        placed: list[Placed] = []
-        for part in parts:
-            spot = _place(part, placed, size_wh, horizon_px, rng)
+        placed: list[PlacedObject] = []
+        for spec in specs:
+            spot = _place(spec, placed, size_wh, horizon_px, rng)
             if spot is None:
                 break
             placed.append(spot)
-        if len(placed) == len(parts):
+        if len(placed) == len(specs):
             return sorted(placed, key=lambda item: item.foot_xy[1])
-    return arrange(parts[:-1], size_wh, horizon_px, rng)
+    return arrange(specs[:-1], size_wh, horizon_px, rng)
 
 
-def jittered(colour: str, rng: np.random.Generator) -> Colour:
-    """One of the many shades that go by the name `colour`: RGB, 0..1."""
+def jitter_colour(colour: str, rng: np.random.Generator) -> Colour:
+    """Draw one of the shades that are called `colour`: RGB, 0..1."""
     hue, hue_jitter, saturation, value, value_jitter = COLOURS[colour]
     turned = hue + hue_jitter * float(rng.uniform(-1, 1))
     bright = min(1.0, value + value_jitter * float(rng.uniform(-1, 1)))

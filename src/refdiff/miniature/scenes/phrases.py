@@ -1,7 +1,7 @@
-"""Phrases in the tone of RefCOCO, each of which singles out one object.
+"""Phrases in the style of RefCOCO, each of which singles out one object.
 
-In: a scene and a generator. Out: `Referral`s. A phrase is worded only after `matches` has found its
-description unambiguous, so no phrase here has two readings.
+In: a scene and a generator. Out: `ReferringPhrase`s. A phrase is worded only after `matches` has found its
+description unambiguous.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +13,8 @@ from refdiff.miniature.scenes.layout import COLOURS
 from refdiff.miniature.scenes.scene import RenderedScene
 from refdiff.miniature.scenes.shapes import KINDS
 
-# Weights before rejection: plain kind and colour nearly always work, the others often do not. What comes out
-# is about .20 kind, .28 colour, .10 size, .26 place, .10 relation, .06 without kind.
+# Weights before rejection: kind and colour nearly always work, the others often do not. The resulting shares
+# are about .20 kind, .28 colour, .10 size, .26 place, .10 relation, .06 without kind.
 _FAMILIES: dict[str, float] = {
     "kind": 0.12,
     "colour": 0.13,
@@ -23,8 +23,8 @@ _FAMILIES: dict[str, float] = {
     "relation": 0.06,
     "kindless": 0.03,
 }
-_REDUNDANT = 0.2  # how often a place or size is said though the phrase is unique without it
-_DRAFTS = 10  # tries per family
+_REDUNDANT = 0.2  # share of phrases with a place or size that they do not need
+_DRAFTS = 10  # attempts per family
 _PLACE_WEIGHTS: dict[str, float] = {
     "left": 0.42,
     "right": 0.42,
@@ -64,29 +64,29 @@ _RELATION_WORDS: dict[str, tuple[str, ...]] = {
     "in front of": ("in front of",),
     "next to": ("next to", "beside"),
 }
-_NOBODY = ("one", "thing", "object")
+_GENERIC_NOUNS = ("one", "thing", "object")
 
 
 def _lexicon() -> tuple[str, ...]:
     tables = (_SIZE_WORDS, _BEFORE, _AFTER, _RELATION_WORDS)
     phrases = [phrase for table in tables for group in table.values() for phrase in group]
-    texts = ("the", *phrases, *_NOBODY, *COLOURS, *KINDS)
+    texts = ("the", *phrases, *_GENERIC_NOUNS, *COLOURS, *KINDS)
     return tuple(sorted({word for text in texts for word in text.split()}))
 
 
 LEXICON: tuple[str, ...] = _lexicon()
-"""Every word any phrase can contain, in alphabetical order."""
+"""Every word that a phrase can contain, in alphabetical order."""
 
 
 @dataclass(frozen=True)
-class Referral:
-    """A phrase and what it means.
+class ReferringPhrase:
+    """A phrase and the object it refers to.
 
     Attributes:
         phrase: lower case, words of `LEXICON`, single spaces.
-        target: index into the scene's objects and masks.
-        cues: which of kind, colour, size, place, relation it uses.
-        description: its formal content; `matches` gives exactly `target` for it.
+        target: index of the object and its mask.
+        cues: those of kind, colour, size, place, relation that the phrase uses.
+        description: its content; `matches` returns exactly `target` for it.
     """
 
     phrase: str
@@ -95,18 +95,18 @@ class Referral:
     description: Description
 
 
-def _pick(words: tuple[str, ...], rng: np.random.Generator) -> str:
+def _draw_word(words: tuple[str, ...], rng: np.random.Generator) -> str:
     return words[int(rng.integers(len(words)))]
 
 
-def _noun(description: Description, nobody: str, rng: np.random.Generator) -> str:
-    """Size, colour and kind, in that order, without article."""
-    size = _pick(_SIZE_WORDS[description.size], rng) if description.size else ""
-    return " ".join(word for word in (size, description.colour or "", description.kind or nobody) if word)
+def _noun(description: Description, generic: str, rng: np.random.Generator) -> str:
+    """Return size, colour and kind, in this order, without article."""
+    size = _draw_word(_SIZE_WORDS[description.size], rng) if description.size else ""
+    return " ".join(word for word in (size, description.colour or "", description.kind or generic) if word)
 
 
 def _anchor(scene: RenderedScene, anchor: int, rng: np.random.Generator) -> str:
-    """The other object of a relation, named by kind if that is enough, else by colour and kind."""
+    """Name the other object of a relation, by kind if that is enough, else by colour and kind."""
     item = scene.objects[anchor]
     enough = matches(scene, Description(kind=item.kind)) == (anchor,)
     named = Description(kind=item.kind, colour=None if enough and rng.random() < 0.6 else item.colour)
@@ -114,29 +114,29 @@ def _anchor(scene: RenderedScene, anchor: int, rng: np.random.Generator) -> str:
 
 
 def _is_superlative(words: str) -> bool:
-    """Whether the place compares several things, which makes no sense for one alone."""
+    """Return whether the words compare several objects, which makes no sense for a single one."""
     return "most" in words or "far" in words
 
 
-def _word(scene: RenderedScene, description: Description, rng: np.random.Generator) -> str:
-    """Put a description into words."""
+def _phrase(scene: RenderedScene, description: Description, rng: np.random.Generator) -> str:
+    """Word a description."""
     plain = description.size is None and description.colour is None
-    nobody = "thing" if plain and description.place is None else _pick(_NOBODY, rng)
-    noun, article = _noun(description, nobody, rng), "the " if rng.random() < 0.5 else ""
+    generic = "thing" if plain and description.place is None else _draw_word(_GENERIC_NOUNS, rng)
+    noun, article = _noun(description, generic, rng), "the " if rng.random() < 0.5 else ""
     if description.relation is not None:
-        words = _pick(_RELATION_WORDS[description.relation.word], rng)
+        words = _draw_word(_RELATION_WORDS[description.relation.word], rng)
         return f"{article}{noun} {words} {_anchor(scene, description.relation.anchor, rng)}"
     if description.place is None:
         return article + noun
     alone = len(matches(scene, replace(description, place=None))) == 1
     table, before = (_BEFORE, True) if rng.random() < 0.5 else (_AFTER, False)
     fitting = tuple(words for words in table[description.place] if not (alone and _is_superlative(words)))
-    place = _pick(fitting, rng)
+    place = _draw_word(fitting, rng)
     return f"{article}{place} {noun}" if before else f"{article}{noun} {place}"
 
 
-def _says_size_fairly(scene: RenderedScene, target: int, description: Description) -> bool:
-    """Whether the size word is right by itself and also, as people use it, relative to the others."""
+def _is_size_word_fair(scene: RenderedScene, target: int, description: Description) -> bool:
+    """Return whether the size word is also right relative to the similar objects, as people use it."""
     peers = matches(scene, replace(description, size=None))
     sizes = {scene.objects[index].size for index in peers if index != target}
     own = scene.objects[target].size
@@ -144,7 +144,7 @@ def _says_size_fairly(scene: RenderedScene, target: int, description: Descriptio
 
 
 def _draft(scene: RenderedScene, target: int, family: str, rng: np.random.Generator) -> Description:
-    """A description of the target in the style of `family`; it may turn out ambiguous."""
+    """Draft a description of the target in the style of `family`; it may be ambiguous."""
     item = scene.objects[target]
     colour = item.colour if rng.random() < 0.5 else None
     if family == "kind":
@@ -159,14 +159,14 @@ def _draft(scene: RenderedScene, target: int, family: str, rng: np.random.Genera
         return Description(kind=item.kind, colour=colour, size=size, place=place)
     if family == "relation":
         anchors = [index for index in range(len(scene.objects)) if index != target]
-        relation = Relation(_pick(RELATIONS, rng), int(rng.choice(anchors)))
+        relation = Relation(_draw_word(RELATIONS, rng), int(rng.choice(anchors)))
         return Description(kind=item.kind, colour=colour, relation=relation)
     if rng.random() < 0.6:
         return Description(colour=item.colour, place=place if rng.random() < 0.3 else None)
     return Description(place=place)
 
 
-def _named(scene: RenderedScene, anchor: int) -> bool:
+def _is_anchor_clear(scene: RenderedScene, anchor: int) -> bool:
     item = scene.objects[anchor]
     return matches(scene, Description(kind=item.kind, colour=item.colour)) == (anchor,)
 
@@ -174,14 +174,14 @@ def _named(scene: RenderedScene, anchor: int) -> bool:
 def _singles_out(scene: RenderedScene, target: int, description: Description) -> bool:
     if matches(scene, description) != (target,):
         return False
-    if description.relation is not None and not _named(scene, description.relation.anchor):
+    if description.relation is not None and not _is_anchor_clear(scene, description.relation.anchor):
         return False
     bare = replace(description, place=None, relation=None)
-    return bare.size is None or _says_size_fairly(scene, target, bare)
+    return bare.size is None or _is_size_word_fair(scene, target, bare)
 
 
 def _is_redundant(scene: RenderedScene, target: int, description: Description) -> bool:
-    """Whether dropping the place or the size leaves the phrase unambiguous."""
+    """Return whether the description stays unambiguous without its place or size."""
     without_place, without_size = replace(description, place=None), replace(description, size=None)
     shorter_ones = [shorter for shorter in (without_place, without_size) if shorter != description]
     return any(_singles_out(scene, target, shorter) for shorter in shorter_ones)
@@ -192,10 +192,10 @@ def _is_fit(scene: RenderedScene, target: int, draft: Description, *, may_repeat
 
 
 def _describe(scene: RenderedScene, target: int, rng: np.random.Generator) -> Description | None:
-    """An unambiguous description of the target, or None if none of many drafts is.
+    """Draw an unambiguous description of the target, or None if many drafts fail.
 
-    One family after another, in an order drawn by weight, gets a few drafts; the first that works is taken.
-    Saying more than needed is allowed now and then, and always where nothing shorter works.
+    The families get a few drafts each, in an order drawn by weight; the first unambiguous one is taken.
+    A redundant one is allowed at times, and always if nothing shorter works.
     """
     names, weights = tuple(_FAMILIES), tuple(_FAMILIES.values())
     order = [str(name) for name in rng.choice(names, len(names), replace=False, p=weights)]
@@ -213,19 +213,21 @@ def _cues(description: Description) -> frozenset[str]:
     return frozenset(name for name in names if getattr(description, name) is not None)
 
 
-def refer(scene: RenderedScene, rng: np.random.Generator) -> tuple[Referral, ...]:
+def refer(scene: RenderedScene, rng: np.random.Generator) -> tuple[ReferringPhrase, ...]:
     """Draw one phrase for each object that can be singled out.
 
     Args:
-        scene: what the phrases are about.
-        rng: decides the wording; the same state gives the same phrases.
+        scene: the scene.
+        rng: draws the wording; the same state gives the same phrases.
 
     Returns:
-        At most one referral per object, ordered by target.
+        At most one phrase per object, ordered by target.
     """
     found = []
     for target in range(len(scene.objects)):
         description = _describe(scene, target, rng)
         if description is not None:
-            found.append(Referral(_word(scene, description, rng), target, _cues(description), description))
+            found.append(
+                ReferringPhrase(_phrase(scene, description, rng), target, _cues(description), description)
+            )
     return tuple(found)

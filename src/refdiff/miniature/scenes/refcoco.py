@@ -27,18 +27,20 @@ from refdiff.miniature.scenes.shapes import KINDS
 
 Record: TypeAlias = dict[str, object]
 
-SENTENCES_PER_OBJECT = 3  # at most; RefCOCO has 2.8 on average
+SENTENCES_PER_OBJECT = 3
+"""Most sentences of an object; RefCOCO has 2.8 on average."""
+
 _CATEGORY_IDS = {kind: number for number, kind in enumerate(KINDS, start=1)}
 
 
 def encode_rle(mask: Bool) -> Record:
-    """COCO's uncompressed run lengths.
+    """Encode a mask as COCO's uncompressed run lengths.
 
     Args:
         mask: [y, x].
 
     Returns:
-        `counts`, runs down the columns, beginning with the (perhaps empty) run of False; and `size`, [h, w].
+        `counts`, runs down the columns, starting with the (possibly empty) run of False; and `size`, [h, w].
     """
     flat = mask.ravel(order="F")  # [x*y]
     edges = np.flatnonzero(np.diff(flat)) + 1
@@ -47,8 +49,8 @@ def encode_rle(mask: Bool) -> Record:
 
 
 @dataclass
-class _Tables:
-    """The records gathered so far; an id is a place in its table, from 1."""
+class _Annotations:
+    """The records collected so far; an id is a position in its table, from 1."""
 
     split: str
     images: list[Record] = field(default_factory=list)
@@ -57,16 +59,16 @@ class _Tables:
     sentences: int = 0
 
     def add(self, scene: RenderedScene, file_name: str) -> None:
-        """Enter one scene: its picture, its objects, and what is said about them."""
+        """Add a scene: its image, its objects and the phrases about them."""
         height, width = scene.image.shape[:2]
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        said = _sentences(scene)
+        sentences = _sentences(scene)
         for index, item in enumerate(scene.objects):
             annotation = self._annotation(item, scene.masks[index], image_id)
             self.annotations.append(annotation)
-            if said[index]:
-                self.refs.append(self._ref(annotation, file_name, said[index]))
+            if sentences[index]:
+                self.refs.append(self._ref(annotation, file_name, sentences[index]))
 
     def _annotation(self, item: SceneObject, mask: Bool, image_id: int) -> Record:
         left, top, right, bottom = item.box_xyxy
@@ -106,48 +108,47 @@ class _Tables:
 
 
 def _sentences(scene: RenderedScene) -> list[list[str]]:
-    """Different phrases for each object, in the order drawn; none where it cannot be singled out."""
+    """Draw different phrases for each object; none if it cannot be singled out."""
     rng = np.random.default_rng(scene.seed)
-    said: list[dict[str, None]] = [{} for _ in scene.objects]
+    sentences: list[dict[str, None]] = [{} for _ in scene.objects]
     for _ in range(SENTENCES_PER_OBJECT):
         for referral in refer(scene, rng):
-            said[referral.target][referral.phrase] = None
-    return [list(phrases) for phrases in said]
+            sentences[referral.target][referral.phrase] = None
+    return [list(phrases) for phrases in sentences]
 
 
-def _check(folder: Path, seeds: list[int]) -> None:
+def _check_target(folder: Path, seeds: list[int]) -> None:
     if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file, expected a folder that is new or empty; choose another"
-        raise InputError(msg)
+        raise InputError(f"{folder} is a file, expected a folder that is new or empty; choose another")
     if folder.is_dir() and any(folder.iterdir()):
-        msg = f"{folder} is not empty, expected a folder that is new or empty; choose another or empty it"
-        raise InputError(msg)
+        raise InputError(
+            f"{folder} is not empty, expected a folder that is new or empty; choose another or empty it"
+        )
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        msg = f"got {len(seeds)} seeds, expected at least one, all different and 0 or more"
-        raise InputError(msg)
+        raise InputError(f"got {len(seeds)} seeds, expected at least one, all different and 0 or more")
 
 
 def write_refcoco(folder: Path, seeds: Iterable[int], *, split: str = "val") -> None:
     """Render scenes into `folder`, in the layout of RefCOCO.
 
-    The folder appears complete or not at all: it is written beside its place and then renamed.
+    The folder appears complete or not at all: it is written under another name and then renamed.
 
     Args:
-        folder: where to; new or empty.
-        seeds: one scene each, all different.
-        split: the name every ref carries.
+        folder: new or empty.
+        seeds: of the scenes, all different.
+        split: split of every ref.
 
     Raises:
-        InputError: `folder` holds something already, or the seeds cannot be used.
+        InputError: `folder` is not empty, or the seeds cannot be used.
     """
-    wanted = list(seeds)
-    _check(folder, wanted)
+    ordered = list(seeds)
+    _check_target(folder, ordered)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        draft = Path(beside) / folder.name
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        draft = Path(scratch) / folder.name
         (draft / "images").mkdir(parents=True)
-        tables = _Tables(split)
-        for seed in wanted:
+        tables = _Annotations(split)
+        for seed in ordered:
             scene, file_name = render_scene(seed), f"{seed:08d}.png"
             Image.fromarray(scene.image).save(draft / "images" / file_name)
             tables.add(scene, file_name)

@@ -1,1 +1,1 @@
-"""How the miniature is trained: one module per model, one loop, one store of rendered scenes."""
+"""Training of the miniature: one module per model, one loop, one store of rendered scenes."""

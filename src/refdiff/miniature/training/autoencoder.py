@@ -1,6 +1,6 @@
-"""Stage `vae`: reconstruct crops of pictures through a 4-channel latent, then give the latents unit scale.
+"""Stage `vae`: reconstruct image crops through a 4-channel latent, then scale the latents to unit deviation.
 
-Loss: squares + L1 + gradient L1 (keeps edges) + a small KL.
+Loss: MSE + L1 + L1 of the gradients (keeps edges) + a small KL term.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from torch import Tensor
 
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.training.loop import Loss
-from refdiff.miniature.training.store import Sample, SceneStore
+from refdiff.miniature.training.store import SceneStore, TrainingScene
 
 BATCH, CROP = 16, 64
 KL_WEIGHT = 1e-4
 MSE_WEIGHT = 4.0
-"""Squares weigh the few strongly coloured pixels of the objects more than the wide table."""
+"""MSE gives the few strongly coloured pixels of the objects more weight than the large table."""
 
 
-def square_picture(sample: Sample) -> Tensor:
-    """The padded square picture as the pipeline makes it: [3, S, S] in -1..1."""
-    height, width = sample.labels.shape
+def square_image(scene: TrainingScene) -> Tensor:
+    """Pad the image to a square as the pipeline does: [3, S, S] in -1..1."""
+    height, width = scene.labels.shape
     side = max(height, width)
     canvas = Image.new("RGB", (side, side))
-    canvas.paste(Image.fromarray(sample.image), ((side - width) // 2, (side - height) // 2))
+    canvas.paste(Image.fromarray(scene.image), ((side - width) // 2, (side - height) // 2))
     size = MINIATURE.diffusion.image_size
     pixels = np.asarray(canvas.resize((size, size), Image.Resampling.LANCZOS), np.float32)
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
 
 
 def vae_loss(vae: AutoencoderKL, store: SceneStore) -> Loss:
-    """Loss of a random batch."""
+    """Return the loss function of a random batch."""
 
     def loss(rng: np.random.Generator, _share: float) -> tuple[Tensor, dict[str, float]]:
         images = torch.stack(
-            [_crop(square_picture(store[int(i)]), rng) for i in rng.integers(len(store), size=BATCH)]
+            [_crop(square_image(store[int(i)]), rng) for i in rng.integers(len(store), size=BATCH)]
         )
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -64,14 +64,12 @@ def _crop(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def scale_latents(vae: AutoencoderKL, store: SceneStore, count: int = 256) -> float:
-    """Fold a factor into the quantisation convolutions, so that scaling_factor x latent has unit deviation.
+    """Fold a factor into the quantization convolutions, so that scaling_factor x latent has unit deviation.
 
     Returns:
         The factor.
     """
-    means = torch.stack(
-        [vae.encode(square_picture(store[i])[None]).latent_dist.mean[0] for i in range(count)]
-    )
+    means = torch.stack([vae.encode(square_image(store[i])[None]).latent_dist.mean[0] for i in range(count)])
     factor = float(1 / (MINIATURE.diffusion.scaling_factor * means.std()))
     channels = MINIATURE.diffusion.latent_channels
     vae.quant_conv.weight[:channels] *= factor

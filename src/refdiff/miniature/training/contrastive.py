@@ -1,9 +1,9 @@
-"""Stage `clip`: image and text vectors, trained on the two views the method takes (METHOD §5, §6).
+"""Stage `clip`: image and text vectors, trained on the two views that the method takes (METHOD §5, §6).
 
-For every scene the hard crops of all candidates and their masked-attention vectors are compared with its
-phrases: softmax over the scene's candidates for each view and for the released mixture, plus CLIP's usual
-softmax over the whole batch. The logit scale is fixed at CLIP's 100. One distractor per scene (two objects as
-one mask, or the table) teaches that not every mask is a thing.
+For each scene the hard crops of all candidates and their masked-attention vectors are compared with its
+phrases: softmax over the candidates of the scene for each view and for the released mixture, plus CLIP's
+usual softmax over the whole batch. The logit scale is fixed at CLIP's 100. One distractor per scene (two
+objects as one mask, or the table) teaches that not every mask is an object.
 
 Axes: b = crops or scenes, p = patches, c = class tokens, t = c + p, e = embedding, n = phrases.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from refdiff.contracts.graphs import BLOCKED
 from refdiff.miniature.architecture import CLIP_LOGIT_SCALE, MINIATURE
 from refdiff.miniature.training.loop import Loss
-from refdiff.miniature.training.store import Sample, SceneStore, Wording, Wordings
+from refdiff.miniature.training.store import EncodedPhrase, PhraseEncoder, SceneStore, TrainingScene
 from refdiff.runtime.crops import letterbox, masked_crop, resize_shorter_side
 from refdiff.runtime.masks import boxes
 from refdiff.runtime.patches import (
@@ -46,40 +46,45 @@ HARD_SHARE, SOFT_SHARE, ROOT_SHARE = 0.7, 0.3, 0.5
 
 @dataclass(frozen=True)
 class View:
-    """One picture as the image tower is fed it."""
+    """An image as the image encoder takes it."""
 
     patches: NDArray[np.float32]
+    """[p, 3PP]."""
     grid_yx: tuple[int, int]
     square: bool
+    """The image is square, which selects how positions are interpolated."""
     mask: NDArray[np.float32]
+    """[t, t], additive attention mask."""
 
 
-def candidate_masks(sample: Sample, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """[n + 1, y, x]: the objects, and a distractor."""
-    masks = [sample.mask(i) for i in range(len(sample.objects))]
+def candidate_masks(scene: TrainingScene, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Return masks [n + 1, y, x]: the objects, and a distractor."""
+    masks = [scene.mask(i) for i in range(len(scene.objects))]
     first, second = rng.choice(len(masks), size=2, replace=False)
-    distractor = masks[first] | masks[second] if rng.random() < 0.5 else sample.labels == 0
+    distractor = masks[first] | masks[second] if rng.random() < 0.5 else scene.labels == 0
     return np.stack([*masks, distractor])
 
 
-def soft_view(sample: Sample, masks: NDArray[np.bool_]) -> View:
-    """The whole picture with one class token per mask."""
-    grid = patch_grid(sample.labels.shape, MINIATURE.clip.patch_size)
+def soft_view(scene: TrainingScene, masks: NDArray[np.bool_]) -> View:
+    """Return the whole image with one class token per mask."""
+    grid = patch_grid(scene.labels.shape, MINIATURE.clip.patch_size)
     return View(
-        to_patches(sample.image, MINIATURE.clip),
+        to_patches(scene.image, MINIATURE.clip),
         grid,
-        sample.labels.shape[0] == sample.labels.shape[1],
+        scene.labels.shape[0] == scene.labels.shape[1],
         candidate_attention_mask(sample_on_grid(masks, grid)),
     )
 
 
-def hard_views(sample: Sample, masks: NDArray[np.bool_], direction: Direction, *, square: bool) -> list[View]:
-    """One crop per mask, letterboxed or with the shorter side at CLIP's size."""
-    weights = ramp(direction, sample.image.shape[1])
+def hard_views(
+    scene: TrainingScene, masks: NDArray[np.bool_], direction: Direction, *, square: bool
+) -> list[View]:
+    """Return one crop per mask, letterboxed or with the shorter side at CLIP's size."""
+    weights = ramp(direction, scene.image.shape[1])
     side = MINIATURE.clip.image_size
     views = []
     for mask, box in zip(masks, boxes(masks), strict=True):
-        crop = masked_crop(sample.image, mask, box, weights)
+        crop = masked_crop(scene.image, mask, box, weights)
         aspect = max(crop.shape[:2]) / min(crop.shape[:2])
         small = (
             letterbox(crop, side) if square or aspect > LONGEST_ASPECT else resize_shorter_side(crop, side)
@@ -97,7 +102,7 @@ def hard_views(sample: Sample, masks: NDArray[np.bool_], direction: Direction, *
 
 
 def encode_views(visual: open_clip.transformer.VisionTransformer, views: Sequence[View]) -> list[Tensor]:
-    """Unit vectors [c, e] of every view, computed as one padded batch."""
+    """Return unit vectors [c, e] of each view, computed as one padded batch."""
     table = visual.positional_embedding
     classes = [len(view.mask) - len(view.patches) for view in views]
     most_classes, most_patches = max(classes), max(len(view.patches) for view in views)
@@ -129,7 +134,7 @@ _POSITION_MATRICES: dict[tuple[tuple[int, int], bool], Tensor] = {}
 
 
 def _position_matrix(grid_yx: tuple[int, int], *, square: bool) -> Tensor:
-    """Interpolation of the position table as a matrix [p, g*g], so that it can be trained through."""
+    """Return the interpolation of the position table as a matrix [p, g*g], for gradients to pass through."""
     key = (grid_yx, square)
     if key not in _POSITION_MATRICES:
         identity = np.eye(MINIATURE.clip.grid**2, dtype=np.float32)
@@ -139,8 +144,8 @@ def _position_matrix(grid_yx: tuple[int, int], *, square: bool) -> Tensor:
     return _POSITION_MATRICES[key]
 
 
-def encode_texts(clip: open_clip.CLIP, words: Sequence[Wording]) -> Tensor:
-    """Unit vectors [n, e]; nothing behind the last end token is computed, which is exact: text is causal."""
+def encode_texts(clip: open_clip.CLIP, words: Sequence[EncodedPhrase]) -> Tensor:
+    """Return unit vectors [n, e]; tokens behind the last end token are dropped: exact, as text is causal."""
     length = max(word.clip_end for word in words) + 1
     ids = torch.stack([torch.from_numpy(word.clip_ids[:length]) for word in words]).long()
     x = clip.token_embedding(ids) + clip.positional_embedding[:length]
@@ -150,23 +155,23 @@ def encode_texts(clip: open_clip.CLIP, words: Sequence[Wording]) -> Tensor:
     return F.normalize(clip.ln_final(x)[torch.arange(len(words)), ends] @ clip.text_projection, dim=-1)
 
 
-def clip_loss(clip: open_clip.CLIP, store: SceneStore, wordings: Wordings) -> Loss:
-    """Loss of a random batch of scenes."""
+def clip_loss(clip: open_clip.CLIP, store: SceneStore, encoder: PhraseEncoder) -> Loss:
+    """Return the loss function of a random batch of scenes."""
 
     def loss(rng: np.random.Generator, _share: float) -> tuple[Tensor, dict[str, float]]:
-        samples = [store[int(i)] for i in rng.integers(len(store), size=BATCH)]
-        masks = [candidate_masks(sample, rng) for sample in samples]
-        chosen = [_phrases(sample, wordings, rng) for sample in samples]
+        scenes = [store[int(i)] for i in rng.integers(len(store), size=BATCH)]
+        masks = [candidate_masks(scene, rng) for scene in scenes]
+        chosen = [_draw_phrases(scene, encoder, rng) for scene in scenes]
         square = bool(rng.random() < LETTERBOXED)
         hard_in = [
             hard_views(s, m, phrases[0][0].direction, square=square)
-            for s, m, phrases in zip(samples, masks, chosen, strict=True)
+            for s, m, phrases in zip(scenes, masks, chosen, strict=True)
         ]
         hard_flat = torch.cat(encode_views(clip.visual, [view for views in hard_in for view in views]))
         hard = hard_flat.split([len(views) for views in hard_in])
-        soft = encode_views(clip.visual, [soft_view(s, m) for s, m in zip(samples, masks, strict=True)])
+        soft = encode_views(clip.visual, [soft_view(s, m) for s, m in zip(scenes, masks, strict=True)])
         words = [word for phrases in chosen for word, _ in phrases]
-        texts = encode_texts(clip, [*words, *(wordings[word.root] for word in words)])
+        texts = encode_texts(clip, [*words, *(encoder.encode(word.root) for word in words)])
         whole, root = texts[: len(words)], texts[len(words) :]
         mixed = (1 - ROOT_SHARE) * whole + ROOT_SHARE * root
         losses, hits, row = [], [], 0
@@ -186,19 +191,21 @@ def clip_loss(clip: open_clip.CLIP, store: SceneStore, wordings: Wordings) -> Lo
     return loss
 
 
-def _phrases(sample: Sample, wordings: Wordings, rng: np.random.Generator) -> list[tuple[Wording, int]]:
-    """Up to PHRASES phrases of one direction: the crops depend on it, so a scene is shown under one ramp."""
-    order = rng.permutation(len(sample.phrases))
-    encoded = [(wordings[sample.phrases[i][0]], sample.phrases[i][1]) for i in order]
+def _draw_phrases(
+    scene: TrainingScene, encoder: PhraseEncoder, rng: np.random.Generator
+) -> list[tuple[EncodedPhrase, int]]:
+    """Draw up to PHRASES phrases of one direction: the crops depend on it, so a scene has one ramp."""
+    order = rng.permutation(len(scene.phrases))
+    encoded = [(encoder.encode(scene.phrases[i][0]), scene.phrases[i][1]) for i in order]
     sided = [pair for pair in encoded if pair[0].direction is not None]
     lead = sided[0] if sided and rng.random() < 0.6 else encoded[0]
     return [pair for pair in encoded if pair[0].direction == lead[0].direction][:PHRASES]
 
 
 def _batch_softmax(
-    whole: Tensor, hard: Tensor, chosen: Sequence[Sequence[tuple[Wording, int]]], counts: Sequence[int]
+    whole: Tensor, hard: Tensor, chosen: Sequence[Sequence[tuple[EncodedPhrase, int]]], counts: Sequence[int]
 ) -> Tensor:
-    """CLIP's own loss, text to image, over every crop of the batch."""
+    """Compute CLIP's own loss, text to image, over all crops of the batch."""
     starts = np.cumsum([0, *counts[:-1]])
     rows = [
         int(start) + target for start, phrases in zip(starts, chosen, strict=True) for _, target in phrases

@@ -1,9 +1,9 @@
-"""Stage `diffusion`: denoise latents, and let the tapped attention point at what the phrase names.
+"""Stage `diffusion`: denoise latents, and train the tapped attention to point at the object of the phrase.
 
-A model of this size is not left to ground by denoising alone: a grounding term is added (the miniature's
-model card says so): the tapped logits of the root token and of the last token follow the object's mask, the
-mean over the object is highest among the scene's objects, and the unconditional logits stay flat, since the
-method reads 9 L_c - 8 L_u.
+A model of this size does not learn to ground by denoising alone, so a grounding term is added, as the model
+card of the miniature says: the tapped logits of the root token and of the last token follow the object's
+mask, the mean over the object is highest among the objects of the scene, and the unconditional logits stay
+flat, since the method reads 9 L_c - 8 L_u.
 
 Axes: b = batch, l = tapped layers, q = tap cells (16x16, rows = y), n = objects.
 """
@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from refdiff.miniature.architecture import MINIATURE
-from refdiff.miniature.training.autoencoder import square_picture
+from refdiff.miniature.training.autoencoder import square_image
 from refdiff.miniature.training.loop import Loss
-from refdiff.miniature.training.store import Sample, SceneStore, Wording, Wordings
+from refdiff.miniature.training.store import EncodedPhrase, PhraseEncoder, SceneStore, TrainingScene
 
 BATCH = 24
 MOST_OBJECTS = 6
@@ -34,15 +34,15 @@ CHOICE_WEIGHT = 1.0
 ROOT_WEIGHT, LAST_WEIGHT = 0.7, 1.0
 FLATTEN_FROM = 0.6
 MAP_WEIGHTS = ((1.0, 2.0), (0.2, 8.0))
-"""Of cross-entropy and of squares, before and from `FLATTEN_FROM` on: the cross-entropy finds the object fast
-but spreads the logits, the squares then make object and table flat, as level sets need them."""
+"""Weights of cross-entropy and MSE, before and after `FLATTEN_FROM`: cross-entropy finds the object fast but
+spreads the logits; MSE then makes object and table flat, as level sets need them."""
 LAYER_WEIGHTS = (0.5, 1.0, 1.0)
 OBJECT_LOGIT = 4.0
-"""Where the tapped logit of an object's cell is trained to; the table's is 0."""
+"""Target of the tapped logit in an object's cell; that of the table is 0."""
 
 
 class RecordingProcessor(AttnProcessor2_0):  # type: ignore[misc]
-    """Attends as usual and keeps the head-mean pre-softmax logits (METHOD §4, the identity)."""
+    """Attends as usual and keeps the head-mean pre-softmax logits (METHOD §4.7)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class RecordingProcessor(AttnProcessor2_0):  # type: ignore[misc]
         *args: object,
         **kwargs: object,
     ) -> Tensor:
-        """Attend; `hidden_states` [b, q, w], `encoder_hidden_states` [b, t, d]."""
+        """Attend from `hidden_states` [b, q, w] to `encoder_hidden_states` [b, t, d]."""
         with torch.autocast("cpu", enabled=False):
             query = attn.to_q(hidden_states.float())
             key = attn.to_k(encoder_hidden_states.float())
@@ -66,8 +66,8 @@ class RecordingProcessor(AttnProcessor2_0):  # type: ignore[misc]
         return attended
 
 
-def tap(unet: UNet2DConditionModel) -> list[RecordingProcessor]:
-    """Give every tapped layer a recording processor, for the length of the training."""
+def record_tapped_layers(unet: UNet2DConditionModel) -> list[RecordingProcessor]:
+    """Give each tapped layer a recording processor, for the whole training."""
     processors = []
     for name in MINIATURE.diffusion.tapped_layers:
         processor = RecordingProcessor()
@@ -78,10 +78,10 @@ def tap(unet: UNet2DConditionModel) -> list[RecordingProcessor]:
 
 @torch.no_grad()
 def encode_store(vae: AutoencoderKL, store: SceneStore) -> tuple[Tensor, Tensor]:
-    """All latents, scaled, [scenes, 4, 32, 32], and their posterior deviations, in half precision."""
+    """Return all latents, scaled, [scenes, 4, 32, 32], and their posterior deviations, in half precision."""
     means, deviations = [], []
     for start in range(0, len(store), 64):
-        images = torch.stack([square_picture(store[i]) for i in range(start, min(start + 64, len(store)))])
+        images = torch.stack([square_image(store[i]) for i in range(start, min(start + 64, len(store)))])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(images).latent_dist
         means.append((posterior.mean.float() * MINIATURE.diffusion.scaling_factor).half())
@@ -89,12 +89,12 @@ def encode_store(vae: AutoencoderKL, store: SceneStore) -> tuple[Tensor, Tensor]
     return torch.cat(means), torch.cat(deviations)
 
 
-def cell_shares(sample: Sample) -> Tensor:
-    """Share of each object in each tap cell of the padded square: [n, q]."""
-    height, width = sample.labels.shape
+def cell_shares(scene: TrainingScene) -> Tensor:
+    """Return the share of each object in each tap cell of the padded square: [n, q]."""
+    height, width = scene.labels.shape
     side = max(height, width)
     masks = torch.from_numpy(
-        sample.labels[None] == np.arange(1, len(sample.objects) + 1)[:, None, None]
+        scene.labels[None] == np.arange(1, len(scene.objects) + 1)[:, None, None]
     ).float()
     top, left = (side - height) // 2, (side - width) // 2
     square = F.pad(masks, (left, side - width - left, top, side - height - top))
@@ -105,25 +105,25 @@ def grounding_loss(
     text_encoder: CLIPTextModel,
     unet: UNet2DConditionModel,
     store: SceneStore,
-    wordings: Wordings,
+    encoder: PhraseEncoder,
     latents: tuple[Tensor, Tensor],
 ) -> Loss:
-    """Loss of a random batch."""
-    processors = tap(unet)
+    """Return the loss function of a random batch."""
+    processors = record_tapped_layers(unet)
     spec = MINIATURE.diffusion
     betas = (
         torch.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_timesteps, dtype=torch.float64)
         ** 2
     )
     alphas = torch.cumprod(1 - betas, 0).float()
-    empty = torch.from_numpy(wordings.empty_ids())
+    empty = torch.from_numpy(encoder.empty_ids())
 
     def loss(rng: np.random.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
         torch.manual_seed(int(rng.integers(2**31)))
         indices = rng.integers(len(store), size=BATCH)
-        samples = [store[int(i)] for i in indices]
-        chosen = [sample.phrases[rng.integers(len(sample.phrases))] for sample in samples]
-        words = [wordings[text] for text, _ in chosen]
+        scenes = [store[int(i)] for i in indices]
+        chosen = [scene.phrases[rng.integers(len(scene.phrases))] for scene in scenes]
+        words = [encoder.encode(text) for text, _ in chosen]
         dropped = torch.from_numpy(rng.random(BATCH) < DROP_TEXT)
         ids = torch.stack([torch.from_numpy(word.diffusion_ids) for word in words])
         ids = torch.where(dropped[:, None], empty, ids)
@@ -144,10 +144,10 @@ def grounding_loss(
             torch.stack([p.logits for p in processors if p.logits is not None], dim=1) / OBJECT_LOGIT
         )  # [b, l, q, t]
         trust = alphas[steps] ** 4
-        grounding, choice, picked = _pointing(
-            logits, samples, chosen, words, dropped, trust, MAP_WEIGHTS[share >= FLATTEN_FROM]
+        grounding, choice, picked = _pointing_losses(
+            logits, scenes, chosen, words, dropped, trust, MAP_WEIGHTS[share >= FLATTEN_FROM]
         )
-        flat = _flatness(logits[dropped], rng)
+        flat = _flatness_loss(logits[dropped], rng)
         total = grounding + CHOICE_WEIGHT * choice + flat + DENOISING_WEIGHT * denoising
         figures = {
             "denoise": float(denoising.detach()),
@@ -159,22 +159,22 @@ def grounding_loss(
     return loss
 
 
-def _pointing(
+def _pointing_losses(
     logits: Tensor,
-    samples: Sequence[Sample],
+    scenes: Sequence[TrainingScene],
     chosen: Sequence[tuple[str, int]],
-    words: Sequence[Wording],
+    words: Sequence[EncodedPhrase],
     dropped: Tensor,
     trust: Tensor,
     map_weights: tuple[float, float],
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Map loss, choice loss, and how often the low-noise maps pick the right object (root, last)."""
-    batch, cells = len(samples), logits.shape[2]
+    """Return map loss, choice loss, and how often low-noise maps pick the right object (root, last)."""
+    batch, cells = len(scenes), logits.shape[2]
     shares = torch.zeros(batch, MOST_OBJECTS, cells)
     absent = torch.ones(batch, MOST_OBJECTS, dtype=torch.bool)
-    for i, sample in enumerate(samples):
-        shares[i, : len(sample.objects)] = cell_shares(sample)
-        absent[i, : len(sample.objects)] = False
+    for i, scene in enumerate(scenes):
+        shares[i, : len(scene.objects)] = cell_shares(scene)
+        absent[i, : len(scene.objects)] = False
     targets = torch.tensor([target for _, target in chosen])
     truth = shares[torch.arange(batch), targets][:, None]  # [b, 1, q]
     weight = trust * ~dropped  # [b]
@@ -199,8 +199,8 @@ def _pointing(
     return mapping, choosing, (picked[0], picked[1])
 
 
-def _flatness(unconditional: Tensor, rng: np.random.Generator) -> Tensor:
-    """Squared logits of the empty prompt at the indices a phrase may have: [d, l, q, t] -> scalar."""
+def _flatness_loss(unconditional: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return the mean squared logits of the empty prompt at indices of a phrase: [d, l, q, t] -> []."""
     if not len(unconditional):
         return unconditional.new_zeros(())
     index = torch.from_numpy(rng.integers(1, 12, size=4))

@@ -1,11 +1,10 @@
-"""Attention written out, for training on a CPU: torch's fused kernel is three to four times slower there.
+"""The training loop: limited in time, resumable, logged, with an exponential average of the weights.
 
-Measured at [24, 4, 256, 24] in bfloat16 on one core, forward and backward: 82 ms fused, 23 ms written out.
+The learning rate follows the share of the time budget that is spent, so that a run on a slow machine is fully
+annealed too, after fewer steps; the log has their number.
 
-The one training loop: time-boxed, resumable, logged, with an exponential average of the weights.
-
-The learning rate follows the share of the time budget that is spent, so a run on a slow machine ends as well
-annealed as one on a fast machine, only after fewer steps; the log says how many.
+Training on a CPU uses unfused attention, because torch's fused kernel is three to four times slower there:
+at [24, 4, 256, 24] in bfloat16 on one core, forward and backward, 82 ms fused and 23 ms unfused.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def attention(
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """What `scaled_dot_product_attention` computes; [.., q, d] x [.., k, d] -> [.., q, d]."""
+    """Compute `scaled_dot_product_attention` step by step; [.., q, d] x [.., k, d] -> [.., q, d]."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     logits = (query * factor) @ key.mT
     if is_causal:
@@ -53,8 +52,8 @@ def attention(
 
 
 @contextmanager
-def written_out_attention() -> Iterator[None]:
-    """Every model run inside uses `attention`."""
+def unfused_attention() -> Iterator[None]:
+    """Make models use `attention` while the block runs."""
     with patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
         yield
 
@@ -68,24 +67,24 @@ LOG_EVERY = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one stage trains."""
+    """A stage of the training."""
 
     name: str
     modules: nn.ModuleDict
     loss: Loss
-    """Draws a batch; told the share of the budget that is spent. Returns the loss and figures to log."""
+    """Draws a batch, given the share of the budget that is spent; returns the loss and figures to log."""
     minutes: float
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     average: float = 0.998
-    """Decay of the weights' exponential average."""
+    """Decay of the exponential average of the weights."""
 
 
 def train(task: Task, folder: Path) -> None:
-    """Run `task` to the end of its budget, from its last checkpoint if there is one.
+    """Run a task to the end of its budget, from its last checkpoint if there is one.
 
-    Leaves `folder/NAME.pt` (averaged weights, state to resume from), `folder/NAME.jsonl` (the log), and the
-    averaged weights in `task.modules`.
+    Writes `folder/NAME.pt` (averaged weights, state to resume from) and `folder/NAME.jsonl` (the log), and
+    leaves the averaged weights in `task.modules`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{task.name}.pt"
@@ -108,15 +107,15 @@ def train(task: Task, folder: Path) -> None:
         started = time.monotonic()
         share = state["elapsed_s"] / budget
         for group in optimizer.param_groups:
-            group["lr"] = task.learning_rate * _annealed(share)
-        with written_out_attention():
+            group["lr"] = task.learning_rate * _learning_rate_factor(share)
+        with unfused_attention():
             loss, figures = task.loss(np.random.default_rng((state["step"], len(task.name))), share)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(task.average, (1 + state["step"]) / (10 + state["step"]))
-        _average(averaged, task.modules, decay)
+        _update_average(averaged, task.modules, decay)
         state["step"] += 1
         state["elapsed_s"] += time.monotonic() - started
         for key, value in {"loss": float(loss.detach()), **figures}.items():
@@ -132,25 +131,25 @@ def train(task: Task, folder: Path) -> None:
 
 
 def averaged_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    """The averaged weights of stage `name`, finished or not."""
+    """Return the averaged weights of stage `name`, finished or not."""
     weights: dict[str, Tensor] = torch.load(folder / f"{name}.pt", weights_only=True)["averaged"]
     return weights
 
 
 def last_log(folder: Path, name: str) -> dict[str, float]:
-    """The last line of stage `name`'s log: steps, seconds, mean figures of the last steps."""
+    """Return the last line of a stage's log: steps, seconds, mean figures of the last steps."""
     line: dict[str, float] = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
     return line
 
 
-def _annealed(share: float) -> float:
+def _learning_rate_factor(share: float) -> float:
     if share < WARMUP_SHARE:
         return share / WARMUP_SHARE + 1e-3
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
 
 
 @torch.no_grad()
-def _average(averaged: dict[str, Tensor], modules: nn.Module, decay: float) -> None:
+def _update_average(averaged: dict[str, Tensor], modules: nn.Module, decay: float) -> None:
     for key, value in modules.state_dict().items():
         if value.is_floating_point():
             averaged[key].lerp_(value, 1 - decay)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.training.loop import Loss
-from refdiff.miniature.training.store import Sample, SceneStore
+from refdiff.miniature.training.store import SceneStore, TrainingScene
 
 BATCH = 6
 POINTS = 12
@@ -23,14 +23,14 @@ TABLE_SHARE = 0.25
 IOU_WEIGHT = 2.0
 
 
-def sam_picture(sample: Sample) -> tuple[Tensor, Tensor]:
-    """Encoder input [3, S, S] (resized, normalised, padded) and its labels [S, S] (padding 0)."""
+def sam_image(scene: TrainingScene) -> tuple[Tensor, Tensor]:
+    """Return the encoder input [3, S, S] (resized, normalized, padded) and its labels [S, S] (padding 0)."""
     spec = MINIATURE.sam
-    height, width = sample.labels.shape
+    height, width = scene.labels.shape
     scale = spec.image_size / max(height, width)
     new_wh = (int(width * scale + 0.5), int(height * scale + 0.5))
-    pixels = np.asarray(Image.fromarray(sample.image).resize(new_wh, Image.Resampling.BILINEAR), np.float32)
-    labels = np.asarray(Image.fromarray(sample.labels).resize(new_wh, Image.Resampling.NEAREST))
+    pixels = np.asarray(Image.fromarray(scene.image).resize(new_wh, Image.Resampling.BILINEAR), np.float32)
+    labels = np.asarray(Image.fromarray(scene.labels).resize(new_wh, Image.Resampling.NEAREST))
     normal = (pixels - np.array(spec.pixel_mean, np.float32)) / np.array(spec.pixel_std, np.float32)
     pad = (0, spec.image_size - new_wh[0], 0, spec.image_size - new_wh[1])
     return (
@@ -39,8 +39,8 @@ def sam_picture(sample: Sample) -> tuple[Tensor, Tensor]:
     )
 
 
-def _points(labels: Tensor, objects: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """POINTS random points as (x, y) [n, 2] and the label each must segment [n] (0 = table)."""
+def _draw_points(labels: Tensor, objects: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw POINTS points (x, y) [n, 2], and the label that each must segment [n] (0 = table)."""
     table = rng.random(POINTS) < TABLE_SHARE
     wanted = np.where(table, 0, rng.integers(1, objects + 1, size=POINTS))
     points = np.empty((POINTS, 2), np.float32)
@@ -66,12 +66,12 @@ def _decode(sam: Sam, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor
 
 
 def sam_loss(sam: Sam, store: SceneStore) -> Loss:
-    """Loss of a random batch."""
+    """Return the loss function of a random batch."""
 
     def loss(rng: np.random.Generator, _share: float) -> tuple[Tensor, dict[str, float]]:
-        samples = [store[int(i)] for i in rng.integers(len(store), size=BATCH)]
-        images, labels = zip(*(sam_picture(sample) for sample in samples), strict=True)
-        prompts = [_points(lab, len(s.objects), rng) for lab, s in zip(labels, samples, strict=True)]
+        scenes = [store[int(i)] for i in rng.integers(len(store), size=BATCH)]
+        images, labels = zip(*(sam_image(scene) for scene in scenes), strict=True)
+        prompts = [_draw_points(lab, len(s.objects), rng) for lab, s in zip(labels, scenes, strict=True)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             embeddings = sam.image_encoder(torch.stack(images)).float()
         decoded = [_decode(sam, e, points) for e, (points, _) in zip(embeddings, prompts, strict=True)]
@@ -89,7 +89,7 @@ def sam_loss(sam: Sam, store: SceneStore) -> Loss:
 def _point_loss(
     low_res: Tensor, iou: Tensor, targets: Tensor, on_object: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of all prompts; `targets` are at the encoder's input resolution."""
+    """Compute the loss of all prompts; `targets` are at the input resolution of the encoder."""
     size = targets.shape[-1]
     logits = F.interpolate(low_res[on_object], (size, size), mode="bilinear", align_corners=False)
     truth = targets[on_object][:, None].float().expand_as(logits)

@@ -1,9 +1,7 @@
-"""Phrases as both text towers are fed them; every distinct phrase is tokenised once.
+"""Rendered training scenes on disk, and their phrases as the text encoders take them.
 
-Rendered training scenes on disk: written once by a few processes, read as memory maps.
-
-A shard is three files: `N.images` and `N.labels` (flat uint8), `N.json` (sizes, objects, phrases). A label is
-0 for the table and i + 1 for object i.
+A shard is written once by one process and read as memory maps. It is three files: `N.images` and `N.labels`
+(flat uint8), `N.json` (sizes, objects, phrases). A label is 0 for the table and i + 1 for object i.
 """
 
 from __future__ import annotations
@@ -26,40 +24,44 @@ from refdiff.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Wording:
-    """One phrase, encoded."""
+class EncodedPhrase:
+    """A phrase as both text encoders take it."""
 
     diffusion_ids: NDArray[np.int32]
-    """[77] of the phrase + ", " (METHOD §4.3)."""
+    """[77], tokens of the phrase + ", " (METHOD §4.3)."""
     root_index: int
+    """Position of the root word's token."""
     last_index: int
+    """Position of the last token."""
     clip_ids: NDArray[np.int32]
-    """[77]."""
+    """[77], tokens of the phrase."""
     clip_end: int
+    """Position of the end token."""
     root: str
     direction: Direction
 
 
-class Wordings:
-    """Encodes phrases and remembers them."""
+class PhraseEncoder:
+    """Encodes phrases; each distinct phrase is tokenized once."""
 
     def __init__(self, tokenizer_json: str) -> None:
         self._tokenizer = Tokenizer(tokenizer_json, MINIATURE.context_length)
-        self._known: dict[str, Wording] = {}
+        self._encoded: dict[str, EncodedPhrase] = {}
 
-    def __getitem__(self, text: str) -> Wording:
-        if text not in self._known:
-            self._known[text] = self._encode(text)
-        return self._known[text]
+    def encode(self, text: str) -> EncodedPhrase:
+        """Return the encoded phrase."""
+        if text not in self._encoded:
+            self._encoded[text] = self._tokenize(text)
+        return self._encoded[text]
 
     def empty_ids(self) -> NDArray[np.int32]:
-        """[77] of the unconditional prompt."""
+        """Return the tokens of the unconditional prompt, [77]."""
         return self._tokenizer.diffusion_ids("")
 
-    def _encode(self, text: str) -> Wording:
+    def _tokenize(self, text: str) -> EncodedPhrase:
         phrase = read_phrase(text, word_boundaries=True)
         ids, end = self._tokenizer.clip_ids(text)
-        return Wording(
+        return EncodedPhrase(
             diffusion_ids=self._tokenizer.diffusion_ids(text + ", "),
             root_index=self._tokenizer.focus_indices(phrase, "root")[0],
             last_index=self._tokenizer.focus_indices(phrase, "last")[0],
@@ -71,26 +73,29 @@ class Wordings:
 
 
 PHRASE_DRAWS = 3
-"""How often every object of a scene gets a phrase."""
+"""Phrases that are drawn for each object of a scene."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One training scene: image [y, x, 3] uint8, labels [y, x] uint8, one record per object, phrases."""
+class TrainingScene:
+    """A rendered scene with its phrases."""
 
     image: NDArray[np.uint8]
+    """[y, x, 3] RGB."""
     labels: NDArray[np.uint8]
+    """[y, x]: 0 for the table, i + 1 for object i."""
     objects: tuple[dict[str, Any], ...]
+    """The fields of each `SceneObject`."""
     phrases: tuple[tuple[str, int], ...]
-    """(phrase, index of the object it means)."""
+    """(phrase, index of its object)."""
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """[y, x] visible pixels of object `index`."""
+        """Return the visible pixels [y, x] of object `index`."""
         return np.asarray(self.labels == index + 1)
 
 
 def render_shard(folder: Path, number: int, first_seed: int, count: int) -> None:
-    """Render `count` scenes into shard `number`; a finished shard is left alone.
+    """Render `count` scenes into shard `number`; a finished shard is kept.
 
     Raises:
         ValueError: a seed lies in the held-out range.
@@ -128,7 +133,7 @@ def render_shard(folder: Path, number: int, first_seed: int, count: int) -> None
 
 
 class SceneStore:
-    """All finished shards of a folder as one sequence of samples; a scene without a phrase is passed over."""
+    """The scenes of all finished shards of a folder; a scene without a phrase is skipped."""
 
     def __init__(self, folder: Path) -> None:
         self._records: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int, dict[str, Any]]] = []
@@ -145,16 +150,16 @@ class SceneStore:
         return len(self._records)
 
     def first(self, count: int) -> SceneStore:
-        """The store cut to its first `count` scenes."""
+        """Return a store of the first `count` scenes."""
         cut = copy.copy(self)
         cut._records = self._records[:count]
         return cut
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingScene:
         images, labels, offset, record = self._records[index]
         height, width = record["size"]
         end = offset + height * width
-        return Sample(
+        return TrainingScene(
             image=np.asarray(images[3 * offset : 3 * end]).reshape(height, width, 3),
             labels=np.asarray(labels[offset:end]).reshape(height, width),
             objects=tuple(record["objects"]),
