@@ -1,7 +1,6 @@
 """Fetching checkpoints: from a hub on this machine into a folder, whole and verified, or not at all."""
 
 import ast
-import fcntl
 import hashlib
 import importlib
 import importlib.util
@@ -22,14 +21,14 @@ from refdiff.cli import main
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models import fetch
 from refdiff.models.hub import record as hub_record
-from refdiff.models.hub.folder import default_root, look
+from refdiff.models.hub.folder import default_root, inspect_folder
 from refdiff.models.hub.names import HubName, choose_files, entry_of, parse_hub_name
 from refdiff.models.hub.record import RECORD, read_record, write_record
 from refdiff.models.presets import PRESETS
 from tests.support.fake_hub import FakeHub
 
 REPO = "someone/some-sam"
-WEIGHTS = bytes(range(256)) * 400
+WEIGHTS = bytes(range(256)) * 8000
 FILES = {
     "config.json": b'{"model_type": "sam"}',
     "model.safetensors": WEIGHTS,
@@ -55,7 +54,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
     with FakeHub() as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.address)
         yield fake
@@ -252,7 +250,7 @@ def test_a_download_that_is_cut_off_goes_on_where_it_stopped(sam: FakeHub, tmp_p
     sam.cuts = [50_000]
     assert fetch.fetch(REPO, tmp_path).complete
     first, second = sam.ranges("model.safetensors")
-    assert (first, second) == (None, f"bytes={50_000 // 1024 * 1024}-")
+    assert (first, second) == (None, "bytes=50000-")
     assert (tmp_path / "someone--some-sam/model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -275,12 +273,22 @@ def test_a_stopped_fetch_leaves_no_record_and_the_next_one_continues_it(sam: Fak
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_a_hub_that_ignores_ranges_sends_the_file_from_its_start(sam: FakeHub, tmp_path: Path) -> None:
+    sam.cuts, sam.ignores_ranges = [50_000], True
+    assert fetch.fetch(REPO, tmp_path).complete
+    assert (tmp_path / "someone--some-sam/model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_connection_that_ends_before_the_first_byte_is_tried_again(sam: FakeHub, tmp_path: Path) -> None:
+    sam.cuts = [0]
+    assert fetch.fetch(REPO, tmp_path).complete
+    assert sam.ranges("model.safetensors") == [None, None]
+
+
 @pytest.mark.parametrize("name", NEEDED)
-def test_content_that_has_not_the_announced_hash_is_thrown_away(
-    sam: FakeHub, tmp_path: Path, name: str
-) -> None:
+def test_content_that_has_not_the_announced_hash_is_deleted(sam: FakeHub, tmp_path: Path, name: str) -> None:
     sam.lies = {name: FILES[name][:-1] + b"!"}
-    with pytest.raises(InputError, match="was thrown away"):
+    with pytest.raises(InputError, match="and was deleted"):
         fetch.fetch(REPO, tmp_path)
     folder = tmp_path / "someone--some-sam"
     assert name not in files_in(folder)
@@ -403,41 +411,6 @@ def test_a_second_process_does_not_write_into_the_first_one_s_download(sam: Fake
     assert seen
 
 
-def test_the_folder_of_unfinished_downloads_is_deleted_before_another_process_may_use_it(
-    sam: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    delete, held = shutil.rmtree, []
-
-    def watched(path: Path, **options: bool) -> None:
-        with (Path(path) / "lock").open() as second:
-            try:
-                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.append(path)
-        delete(path, **options)
-
-    monkeypatch.setattr(shutil, "rmtree", watched)
-    assert fetch.fetch(REPO, tmp_path).complete
-    assert held == [tmp_path / "someone--some-sam/.refdiff-fetch"]
-
-
-def test_a_lock_that_was_deleted_while_it_was_waited_for_keeps_nobody_out(
-    sam: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take, delete = fcntl.flock, shutil.rmtree
-
-    def too_late(lock: object, how: int) -> None:
-        delete(tmp_path / "someone--some-sam/.refdiff-fetch")
-        take(lock, how)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(fcntl, "flock", too_late)
-    with pytest.raises(InputError, match=r"has just ended fetching into .*; run it again"):
-        fetch.fetch(REPO, tmp_path)
-    assert sam.downloads() == []
-    monkeypatch.setattr(fcntl, "flock", take)
-    assert fetch.fetch(REPO, tmp_path).complete
-
-
 def test_a_change_that_keeps_the_size_is_noticed_offline_and_undone_online(
     sam: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -494,7 +467,7 @@ def test_a_record_without_times_has_its_files_hashed_and_then_has_them(sam: Fake
     assert record is not None
     timeless = {name: replace(file, mtime_ns=0) for name, file in record.files.items()}
     write_record(folder, replace(record, files=timeless))
-    assert look(folder, HubName(repo=REPO)).verified
+    assert inspect_folder(folder, HubName(repo=REPO)).verified
     assert read_record(folder) == record
 
 
@@ -565,7 +538,7 @@ def test_something_that_answers_and_is_no_hub_is_told_from_one(sam: FakeHub, tmp
 def test_without_the_hub_s_library_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("download", "client", "errors"):
+    for name in ("download", "client"):
         monkeypatch.delitem(sys.modules, f"refdiff.models.hub.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "refdiff", "--to", str(tmp_path)]) == 3
@@ -590,7 +563,7 @@ def test_the_verb_shows_size_licence_and_hash_before_it_downloads(
     before, _, _ = capsys.readouterr().err.partition("downloading")
     assert all(
         fact in before
-        for fact in ("102 kB", "apache-2.0", hashlib.sha256(WEIGHTS).hexdigest()[:16], "missing")
+        for fact in ("2.05 MB", "apache-2.0", hashlib.sha256(WEIGHTS).hexdigest()[:16], "missing")
     )
 
 

@@ -176,13 +176,13 @@ def fetch(
     from refdiff.models import fetch
 
     with working() as tell:
-        report = fetch.plan_fetch(model, to, revision=revision, offline=offline, progress=tell)
+        report = fetch.plan_download(model, to, revision=revision, offline=offline, progress=tell)
     if report.downloads and not dry_run:
         with working():  # on stderr: what is about to happen is not the answer
             print_answer({}, lambda: fetch.fetch_section(report), as_json=False)
     if not dry_run:
         with working() as tell:
-            report = fetch.carry_out(report, tell)
+            report = fetch.download(report, tell)
     print_answer(report.to_json(), lambda: fetch.fetch_section(report), as_json=as_json)
     if report.problem is not None:
         note(f"error: {report.problem}")

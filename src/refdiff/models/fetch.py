@@ -1,4 +1,4 @@
-"""`fetch`: a model's checkpoints into a folder, verified; or, without a network, which files are missing."""
+"""`fetch`: download a model's checkpoints into a folder, verified; offline, list the missing files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.choice import MINIATURE
-from refdiff.models.hub.folder import RepoState, UnreachableError, default_root, look, repo_folder
+from refdiff.models.hub.folder import RepoState, UnreachableError, default_root, inspect_folder, repo_folder
 from refdiff.models.hub.names import HubName, parse_hub_name
 from refdiff.models.presets import PRESETS
 from refdiff.reports import Column, Section, Table, size_text
@@ -36,23 +36,23 @@ class FetchReport:
 
     @property
     def downloads(self) -> bool:
-        """Whether there is something to download that can be."""
+        """Whether something is missing that can be downloaded."""
         return any(repo.listing is not None and repo.lacking for repo in self.repos)
 
     @property
     def problem(self) -> str | None:
-        """Why it is not complete, and what to do, in one line; None where nothing stands in the way."""
+        """One line: why the model is incomplete, and what to do; None if nothing prevents the download."""
         blocked = [repo for repo in self.repos if repo.problem and not repo.complete]
         lines = dict.fromkeys(str(repo.problem) for repo in blocked)
         return "; ".join((*lines, *(repo.advice for repo in blocked))) or None
 
     @property
     def to_download_bytes(self) -> int:
-        """What is lacking, as far as its size is known."""
+        """Size of the missing files, as far as it is known."""
         return sum(row.size_bytes or 0 for repo in self.repos for row in repo.lacking)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return a JSON-ready dictionary."""
         return {
             "model": self.model,
             "folder": str(self.folder),
@@ -70,53 +70,53 @@ def fetch(
     revision: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FetchReport:
-    """Fetch a model's checkpoints; files that are there and verified are not downloaded again.
+    """Download a model's checkpoints; files that are there and verified are not downloaded again.
 
     Args:
         model: a preset, "refdiff" for instance, or owner/name or owner/name/file on the hub.
         to: the folder to fill; None for the one that `export` looks into.
         revision: a branch, tag or commit of owner/name; None for what is there already, or the newest.
-        offline: touch no network, and only say what is there and what is missing.
+        offline: do not use the network; only list what is there and what is missing.
         dry_run: download nothing.
-        progress: told one line at each step.
+        progress: receives a line at each step.
 
     Returns:
-        What is there now. With `offline`, or where the hub cannot be reached, it may be incomplete, and its
-        `problem` says which files belong where.
+        The files that are there now. With `offline`, or if the hub cannot be reached, some may be missing,
+        and `problem` says which files belong where.
 
     Raises:
-        InputError: no such model, revision or file, or the disk does not take it.
-        MissingDependencyError: the connection broke while downloading; the next fetch continues there.
+        InputError: no such model, revision or file, or the disk refuses.
+        MissingDependencyError: the connection failed; the next call continues the download.
     """
-    plan = plan_fetch(model, to, revision=revision, offline=offline, progress=progress)
-    return plan if dry_run else carry_out(plan, progress)
+    plan = plan_download(model, to, revision=revision, offline=offline, progress=progress)
+    return plan if dry_run else download(plan, progress)
 
 
-def plan_fetch(
+def plan_download(
     model: str,
     to: Path | str | None = None,
     *,
     revision: str | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FetchReport:
-    """What `fetch` would do. See there for the arguments and errors."""
+    """Find out what `fetch` would download. See there for the arguments and errors."""
     root = Path(to) if to is not None else default_root()
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is no folder; choose another place")
     problem = "offline, so the hub was not asked" if offline else None
     repos = []
     for wanted in _wanted(model, revision):
-        here = look(repo_folder(root, wanted.repo), wanted, progress or silent)
+        here = inspect_folder(repo_folder(root, wanted.repo), wanted, progress)
         if problem is not None or here.settled:
             repos.append(replace(here, problem=problem))
             continue
         try:
             with require_export(_PURPOSE):
                 from refdiff.models.hub.download import plan_repo
-            repos.append(plan_repo(wanted, root, progress or silent))
+            repos.append(plan_repo(wanted, root, progress))
         except MissingDependencyError as error:
             repos.append(replace(here, problem=str(error)))
             if isinstance(error, UnreachableError):  # the next repository would only wait as long again
@@ -124,13 +124,13 @@ def plan_fetch(
     return FetchReport(model=model, folder=root, repos=tuple(repos))
 
 
-def carry_out(plan: FetchReport, progress: Progress | None = None) -> FetchReport:
-    """Download what a plan lacks. See `fetch` for the errors."""
+def download(plan: FetchReport, progress: Progress = silent) -> FetchReport:
+    """Download the missing files of a plan. See `fetch` for the errors."""
     if all(repo.listing is None for repo in plan.repos):
         return plan
     with require_export(_PURPOSE):
-        from refdiff.models.hub.download import fetch_repo
-    return replace(plan, repos=tuple(fetch_repo(repo, progress or silent) for repo in plan.repos))
+        from refdiff.models.hub.download import download_repo
+    return replace(plan, repos=tuple(download_repo(repo, progress) for repo in plan.repos))
 
 
 def _wanted(model: str, revision: str | None) -> tuple[HubName, ...]:

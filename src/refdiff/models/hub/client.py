@@ -1,24 +1,22 @@
-"""What can go wrong on the way to the hub, said in one line and with this package's exit codes.
+"""The one place that talks to the hub: what a repository holds, and one file of it.
 
-In: errors of the hub's library, of its HTTP client, and of the disk. Out: `refdiff.errors`.
-
-The one place that talks to the hub: what a repository holds, and one file of it.
-
-In: names. Out: `Listing`, and files on the disk whose size and hash are the hub's. A download that was cut
-off is continued by the next one. The hub's library goes by HF_ENDPOINT, HF_TOKEN and the like; what it would
-tell the hub about this machine on the side is switched off.
+In: names. Out: `Listing`, and files on disk whose size and hash are the hub's. HF_ENDPOINT, HF_TOKEN and the
+other variables of the hub's library apply; its telemetry is disabled. Files are read with the library's HTTP
+session and not with `hf_hub_download`, which starts an interrupted download again from the first byte
+(huggingface_hub#4306): a weight file of several gigabytes is continued here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_url
+from huggingface_hub import HfApi, ModelInfo, constants, get_session, hf_hub_url, hf_raise_for_status
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -27,78 +25,25 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined,unused-ignore]
 
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.manifest import refdiff_version
+from refdiff.contracts.progress import Progress
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
-from refdiff.models.hub.folder import HubFile, Listing, Tell, UnreachableError, hub_address
+from refdiff.models.hub.folder import HubFile, Listing, UnreachableError, hub_address
 from refdiff.models.hub.names import check_inside, is_hidden
 
 HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
-"""The base of all errors of the library's HTTP client, which differs from release to release."""
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn the errors of the library, its HTTP client and the disk into this package's."""
-    try:
-        yield
-    except RefdiffError:
-        raise
-    except (HFValidationError, HfHubHTTPError, EntryNotFoundError) as error:
-        raise _refusal(what, error) from error
-    except (HTTP_ERROR, ConnectionError) as error:
-        raise UnreachableError(
-            f"cannot reach the hub at {hub_address()} for {what} ({_line(error)}); run it again with a "
-            "network, and what was downloaded so far is kept"
-        ) from error
-    except OSError as error:
-        raise _disk_refusal(what, error) from error
-    except (ValueError, KeyError, TypeError) as error:  # an answer in another format than the hub's
-        raise UnreachableError(
-            f"what answers at {hub_address()} for {what} is no hub ({_line(error)}); look at HF_ENDPOINT, "
-            "the proxy, or the network's login page"
-        ) from error
-
-
-def _refusal(what: str, error: Exception) -> RefdiffError:
-    place = f"{hub_address()}/{'/'.join(what.split('/')[:2])}"
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    if isinstance(error, GatedRepoError):
-        return MissingDependencyError(
-            f"{what} is gated: accept its conditions at {place}, then log in with: hf auth login"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return InputError(f"{what} has no such revision at the hub; look at {place}")
-    if isinstance(error, RepositoryNotFoundError):
-        return InputError(f"the hub knows no model {what}, or it is private; look at {place}, or log in")
-    if isinstance(error, (EntryNotFoundError, HFValidationError)) or status == 404:
-        return InputError(f"the hub does not have {what} ({_line(error)}); look at {place}")
-    if status in (401, 403):
-        return MissingDependencyError(
-            f"the hub does not give {what} to this user (status {status}); look at {place}, then log in "
-            "with: hf auth login"
-        )
-    return UnreachableError(f"the hub failed at {what} ({_line(error)}); try again later")
-
-
-def _disk_refusal(what: str, error: OSError) -> RefdiffError:
-    if error.errno is None:  # the library's own, of a stream that ended early
-        return UnreachableError(f"{what} came incomplete ({_line(error)}); run it again, and it continues")
-    return InputError(
-        f"cannot write {error.filename or what}: {error.strerror}; free space or choose another folder"
-    )
-
-
-def _line(error: BaseException) -> str:
-    """An error's first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
+"""Base of all errors of the library's HTTP client, which differs from release to release."""
 
 _TIMEOUT_S = 15
-_STEPS = 20
+_TRIES = 5
+"""Attempts in a row that may fail without receiving a byte."""
+
+_RETRY_PAUSE_S = 1.0
+_RETRIED_STATUS = (408, 429)
+_PROGRESS_STEPS = 20
 """Progress lines of a large file."""
 
 
@@ -111,16 +56,16 @@ def list_repo(repo: str, revision: str | None = None) -> Listing:
 
     Raises:
         InputError: no such repository or revision, or its file names lead outside it.
-        MissingDependencyError: the hub cannot be reached, or wants a login.
+        MissingDependencyError: the hub cannot be reached, or requires a login.
     """
-    with explained(repo), _discreet():
+    with _translate_errors(repo), _without_telemetry():
         api = HfApi(endpoint=hub_address(), library_name="refdiff", library_version=refdiff_version())
         info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
     if not info.sha:
         raise UnreachableError(f"the hub at {hub_address()} names no commit of {repo}; is it a hub at all?")
-    names = [sibling.rfilename for sibling in info.siblings or ()]
-    for name in names:
-        check_inside(name, repo)
+    siblings = info.siblings or ()
+    for sibling in siblings:
+        check_inside(sibling.rfilename, repo)
     return Listing(
         repo=repo,
         revision=revision,
@@ -129,24 +74,24 @@ def list_repo(repo: str, revision: str | None = None) -> Listing:
         files={
             sibling.rfilename: HubFile(
                 size_bytes=sibling.size or 0,
-                sha256=_hash(sibling.lfs.sha256 if sibling.lfs else None, 64),
-                blob=_hash(sibling.blob_id, 40),
+                sha256=_check_hash(sibling.lfs.sha256 if sibling.lfs else None, 64),
+                blob=_check_hash(sibling.blob_id, 40),
             )
-            for sibling in info.siblings or ()
+            for sibling in siblings
             if not is_hidden(sibling.rfilename)
         },
     )
 
 
-def is_hub_file(path: Path, file: HubFile) -> bool:
-    """Whether a file on the disk has the hub's size and hash."""
+def matches_hub(path: Path, file: HubFile) -> bool:
+    """Return whether a file on disk has the hub's size and hash."""
     if path.stat().st_size != file.size_bytes:
         return False
     return hash_file(path) == file.sha256 if file.sha256 is not None else _git_hash(path) == file.blob
 
 
-def draft_of(file: HubFile, name: str, unfinished: Path) -> Path:
-    """Where a file is while it is not whole; by its content, so that revisions do not mix.
+def partial_path(file: HubFile, name: str, unfinished: Path) -> Path:
+    """Return where a file is until it is whole; named by its hash, so that revisions do not mix.
 
     Raises:
         InputError: the hub states no hash.
@@ -157,98 +102,102 @@ def draft_of(file: HubFile, name: str, unfinished: Path) -> Path:
     return unfinished / f"{identity}.partial"
 
 
-def download(listing: Listing, name: str, unfinished: Path, tell: Tell) -> Path:
+def download_file(listing: Listing, name: str, unfinished: Path, progress: Progress) -> Path:
     """Download one file, or the rest of it, and verify it.
 
     Args:
         listing: of its repository.
         name: of the file there.
         unfinished: folder for files that are not whole yet.
-        tell: told how far it is.
+        progress: receives a line for every twentieth of the file.
 
     Returns:
         The whole file, still in `unfinished`.
 
     Raises:
-        InputError: it is not what the hub announced (and is thrown away), there is no such file, or the disk
-            is full or read-only.
-        MissingDependencyError: the hub cannot be reached, or wants a login.
+        InputError: the content is not what the hub announced (and is deleted), there is no such file, or the
+            disk is full or read-only.
+        MissingDependencyError: the hub cannot be reached, or requires a login.
     """
-    file = listing.files[name]
-    draft = draft_of(file, name, unfinished)
-    with explained(f"{listing.repo}/{name}"), _discreet():
-        draft.touch()
-        if draft.stat().st_size > file.size_bytes:
-            draft.unlink()
-            draft.touch()
-        _continue(listing, name, draft, _Meter(f"{listing.repo}/{name}", file.size_bytes, tell))
-    tell(f"verifying {listing.repo}/{name}")
-    if not is_hub_file(draft, file):
-        draft.unlink()
+    file, title = listing.files[name], f"{listing.repo}/{name}"
+    partial = partial_path(file, name, unfinished)
+    with _translate_errors(title), _without_telemetry():
+        partial.touch()
+        if partial.stat().st_size > file.size_bytes:
+            partial.write_bytes(b"")
+        _complete(listing, name, partial, _progress_by_steps(title, file.size_bytes, progress))
+    progress(f"verifying {title}")
+    if not matches_hub(partial, file):
+        partial.unlink()
         raise InputError(
-            f"{listing.repo}/{name}: what was downloaded has not the hash {file.sha256 or file.blob} the hub "
-            "states, and was thrown away; fetch it again, and distrust the proxy or mirror if it stays so"
+            f"{title}: the download does not have the hash {file.sha256 or file.blob} that the hub states, "
+            "and was deleted; fetch it again, and distrust the proxy or mirror if that does not help"
         )
-    return draft
+    return partial
 
 
-class _Meter:
-    """Stands for a progress bar in the library's calls, and tells one line per step instead."""
-
-    def __init__(self, name: str, size_bytes: int, tell: Tell) -> None:
-        self._name, self._size, self._tell = name, max(size_bytes, 1), tell
-        self._done = self._told = 0
-
-    def __call__(self, *, initial: int = 0, **_: Any) -> _Meter:
-        self._done, self._told = initial, -1
-        self.update(0)
-        return self
-
-    def __enter__(self) -> _Meter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, count: int) -> None:
-        self._done += count
-        step = _STEPS * self._done // self._size
-        if step != self._told:
-            self._told = step
-            self._tell(f"downloading {self._name}: {100 * step // _STEPS} % of {self._size / 1e6:.1f} MB")
-
-
-def _continue(listing: Listing, name: str, draft: Path, meter: _Meter) -> None:
-    """Fill a file up; tried anew for as long as each try adds something."""
+def _complete(listing: Listing, name: str, partial: Path, report: Callable[[int], None]) -> None:
+    """Append what a partial file lacks; try again as long as some attempts receive something."""
     size = listing.files[name].size_bytes
+    failures, done = 0, partial.stat().st_size
+    report(done)
+    while done < size:
+        error = _append(listing, name, partial, report)
+        before, done = done, partial.stat().st_size
+        failures = 0 if done > before else failures + 1
+        if failures == _TRIES or (error is None and done < size):
+            raise error or OSError(f"got {done} of {size} bytes")
+        if error is not None:
+            time.sleep(_RETRY_PAUSE_S)
+
+
+def _append(listing: Listing, name: str, partial: Path, report: Callable[[int], None]) -> Exception | None:
+    """Append to a partial file until the connection ends; return the error that ended it, if it may pass."""
     url = hf_hub_url(listing.repo, name, revision=listing.commit, endpoint=hub_address())
-    headers = build_hf_headers(library_name="refdiff", library_version=refdiff_version())
-    headers["accept-encoding"] = "identity"  # a place in a compressed stream is no place in the file
-    while True:
-        before = draft.stat().st_size
-        try:
-            with draft.open("r+b") as stream:
-                stream.seek(before)
-                http_get(
-                    url,
-                    stream,
-                    resume_size=before,
-                    headers=headers,
-                    expected_size=size,
-                    tqdm_class=cast("Any", meter),
-                )
-        except HfHubHTTPError:
+    # An offset into a compressed stream would be no offset into the file.
+    headers = {"accept-encoding": "identity"}
+    if start := partial.stat().st_size:
+        headers["range"] = f"bytes={start}-"
+    headers = build_hf_headers(library_name="refdiff", library_version=refdiff_version(), headers=headers)
+    try:
+        with (
+            get_session().stream(
+                "GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True
+            ) as response,
+            partial.open("r+b") as stream,
+        ):
+            hf_raise_for_status(response)
+            stream.seek(start if response.status_code == 206 else 0)  # 200: the server ignores ranges
+            stream.truncate()
+            for chunk in response.iter_bytes():
+                stream.write(chunk)
+                report(stream.tell())
+    except HfHubHTTPError as error:
+        if error.response.status_code not in _RETRIED_STATUS:
             raise
-        except HTTP_ERROR:
-            if draft.stat().st_size <= before:
-                raise
-        else:
-            return
+        return error
+    except HTTP_ERROR as error:
+        return error
+    return None
+
+
+def _progress_by_steps(title: str, size: int, progress: Progress) -> Callable[[int], None]:
+    """Return a function that takes the bytes a file has by now, and reports each new twentieth."""
+    reported = -1
+
+    def report(done: int) -> None:
+        nonlocal reported
+        step = _PROGRESS_STEPS * done // max(size, 1)
+        if step != reported:
+            reported = step
+            progress(f"downloading {title}: {100 * step // _PROGRESS_STEPS} % of {size / 1e6:.1f} MB")
+
+    return report
 
 
 @contextmanager
-def _discreet() -> Iterator[None]:
-    """Keeps the library from asking the hub which programs to report, and from reporting them."""
+def _without_telemetry() -> Iterator[None]:
+    """Keep the library from asking the hub which programs to report, and from reporting them."""
     before = constants.HF_HUB_DISABLE_TELEMETRY
     constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
@@ -257,13 +206,13 @@ def _discreet() -> Iterator[None]:
         constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
-def _hash(text: str | None, digits: int) -> str | None:
-    """A hash, if it is one: it becomes part of a path."""
+def _check_hash(text: str | None, digits: int) -> str | None:
+    """Return a hash if it is one, else None: it becomes part of a path."""
     return text if text is not None and re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) else None
 
 
 def _licence(info: ModelInfo) -> str | None:
-    """From the card, or from the tag that the hub makes of it."""
+    """Return the licence that the card names, or the tag that the hub derives from it."""
     card = info.card_data
     named = card.get("license_name") or card.get("license") if card is not None else None
     tags = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
@@ -271,7 +220,65 @@ def _licence(info: ModelInfo) -> str | None:
 
 
 def _git_hash(path: Path) -> str:
-    """As git names a file's content: sha1 over its kind, its size and its bytes."""
+    """Return git's hash of a file's content: sha1 over its kind, its size and its bytes."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _translate_errors(what: str) -> Iterator[None]:
+    """Turn errors of the library, its HTTP client and the disk into one line and an exit code."""
+    try:
+        yield
+    except RefdiffError:
+        raise
+    except (HFValidationError, HfHubHTTPError, EntryNotFoundError) as error:
+        raise _refusal(what, error) from error
+    except (HTTP_ERROR, ConnectionError) as error:
+        raise UnreachableError(
+            f"cannot reach the hub at {hub_address()} for {what} ({_first_line(error)}); run it again with a "
+            "network, and what was downloaded so far is kept"
+        ) from error
+    except OSError as error:
+        raise _disk_refusal(what, error) from error
+    except (ValueError, KeyError, TypeError) as error:  # an answer in another format than the hub's
+        raise UnreachableError(
+            f"what answers at {hub_address()} for {what} is no hub ({_first_line(error)}); check "
+            "HF_ENDPOINT, the proxy, or the network's login page"
+        ) from error
+
+
+def _refusal(what: str, error: Exception) -> RefdiffError:
+    page = f"{hub_address()}/{'/'.join(what.split('/')[:2])}"
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if isinstance(error, GatedRepoError):
+        return MissingDependencyError(
+            f"{what} is gated: accept its conditions at {page}, then log in with: hf auth login"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return InputError(f"{what} has no such revision at the hub; look at {page}")
+    if isinstance(error, RepositoryNotFoundError):
+        return InputError(f"the hub knows no model {what}, or it is private; look at {page}, or log in")
+    if isinstance(error, (EntryNotFoundError, HFValidationError)) or status == 404:
+        return InputError(f"the hub does not have {what} ({_first_line(error)}); look at {page}")
+    if status in (401, 403):
+        return MissingDependencyError(
+            f"the hub does not give {what} to this user (status {status}); look at {page}, then log in "
+            "with: hf auth login"
+        )
+    return UnreachableError(f"the hub failed at {what} ({_first_line(error)}); try again later")
+
+
+def _disk_refusal(what: str, error: OSError) -> RefdiffError:
+    if error.errno is None:  # a stream that ended early
+        return UnreachableError(
+            f"{what} came incomplete ({_first_line(error)}); run it again to continue the download"
+        )
+    return InputError(
+        f"cannot write {error.filename or what}: {error.strerror}; free space or choose another folder"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,59 +1,49 @@
-"""From the name of a model to files on this machine: looked up, and downloaded where that is allowed.
+"""Find a model by its name, and download what this machine lacks of it.
 
-In: a path, or a name on the hub. Out: the path to load. Places are tried in this order, the network last: the
-path itself, the folder `refdiff fetch` fills, the cache of the hub's own library, the hub.
+In: a path, or a name on the hub. Out: the path to load. Places are searched in this order, the network last:
+the path itself, the folder that `refdiff fetch` fills, the cache of the hub's own library, the hub.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 from huggingface_hub import constants
 
-from refdiff.contracts.atomic_io import hash_file
+from refdiff.contracts.atomic_io import hash_file, lock_file
+from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.models.hub.client import download, draft_of, is_hub_file, list_repo
+from refdiff.models.hub.client import download_file, list_repo, matches_hub, partial_path
 from refdiff.models.hub.folder import (
     UNFINISHED,
     FileRow,
     Listing,
     RepoState,
-    Tell,
     default_root,
     hub_address,
-    look,
+    inspect_folder,
     repo_folder,
-    silent,
 )
 from refdiff.models.hub.names import HubName, choose_files, parse_hub_name, with_shards
-from refdiff.models.hub.record import (
-    RECORD,
-    Record,
-    RecordedFile,
-    is_unchanged,
-    write_record,
-)
+from refdiff.models.hub.record import RECORD, Record, RecordedFile, is_unchanged, write_record
 from refdiff.models.presets import known_source
 
 
 def resolve(
-    name: str, *, checkpoints: Path | None = None, offline: bool = False, progress: Tell | None = None
+    name: str, *, checkpoints: Path | None = None, offline: bool = False, progress: Progress = silent
 ) -> Path:
     """Find a model, and download it if it is nowhere on this machine.
 
     Args:
         name: a file or folder; or owner/name, owner/name@revision, owner/name/file on the hub.
-        checkpoints: the folder `refdiff fetch` filled; None for its default place. Downloads go there too.
-        offline: never touch the network.
-        progress: told one line at each step.
+        checkpoints: the folder that `refdiff fetch` filled, None for its default; downloads go there too.
+        offline: never use the network.
+        progress: receives a line at each step.
 
     Returns:
         The file or folder to load.
@@ -62,7 +52,6 @@ def resolve(
         InputError: no such file and no such name, or a checkpoint folder that does not exist.
         MissingDependencyError: it is not here, and may not or cannot be downloaded.
     """
-    tell = progress or silent
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -70,8 +59,8 @@ def resolve(
     if checkpoints is not None and not checkpoints.is_dir():
         raise InputError(f"{checkpoints} is not a folder; fill one with: refdiff fetch MODEL --to DIR")
     root = checkpoints or default_root()
-    here = look(repo_folder(root, wanted.repo), wanted, tell)
-    found = next((state for state in (here, _cached(wanted)) if state.complete), None)
+    here = inspect_folder(repo_folder(root, wanted.repo), wanted, progress)
+    found = next((state for state in (here, _inspect_library_cache(wanted)) if state.complete), None)
     if found is not None:
         return found.entry
     if offline:
@@ -79,82 +68,79 @@ def resolve(
             f"{wanted.text} is not on this machine, and --offline forbids a download: {here.advice}"
         )
     try:
-        return fetch_repo(plan_repo(wanted, root, tell), tell).entry
+        return download_repo(plan_repo(wanted, root, progress), progress).entry
     except MissingDependencyError as error:
         raise type(error)(f"{error}; or {here.advice}") from error
 
 
-def plan_repo(wanted: HubName, root: Path, tell: Tell) -> RepoState:
-    """Compare what is in a fetch folder with the hub, which is asked only if the folder does not say enough.
+def plan_repo(wanted: HubName, root: Path, progress: Progress) -> RepoState:
+    """Compare a model's folder with the hub, which is asked only if the folder does not settle it.
 
     Args:
         wanted: the model.
-        root: the fetch folder.
-        tell: told one line at each step.
+        root: the folder of all models.
+        progress: receives a line at each step.
 
     Raises:
         InputError: the hub has no such model, or not in a layout that can be loaded.
-        MissingDependencyError: the hub cannot be reached, or wants a login.
+        MissingDependencyError: the hub cannot be reached, or requires a login.
     """
-    folder = repo_folder(root, wanted.repo)
-    here = look(folder, wanted, tell)
+    here = inspect_folder(repo_folder(root, wanted.repo), wanted, progress)
     if here.settled:
         return here
-    tell(f"asking the hub for {wanted.text}")
+    progress(f"asking the hub for {wanted.text}")
     listing = list_repo(wanted.repo, wanted.revision)
-    names = _needed(wanted, listing)
-    return replace(
-        here,
-        listing=listing,
-        files=tuple(_compared(here, name, listing, tell) for name in names),
-    )
+    names = _choose_listed(wanted, listing)
+    files = tuple(_compare(here, name, listing, progress) for name in names)
+    return replace(here, listing=listing, files=files)
 
 
-def fetch_repo(plan: RepoState, tell: Tell) -> RepoState:
+def download_repo(plan: RepoState, progress: Progress) -> RepoState:
     """Download what a plan lacks, verify it, and record it.
 
     Args:
         plan: of `plan_repo`.
-        tell: told one line at each step.
+        progress: receives a line at each step.
 
     Returns:
         The folder afterwards, complete and verified.
 
     Raises:
-        InputError: a file is not what the hub announced, or the disk does not take it.
-        MissingDependencyError: the connection broke for good; what was downloaded stays and is continued.
+        InputError: a file is not what the hub announced, the disk does not take it, or another process is
+            downloading into the folder.
+        MissingDependencyError: the connection failed; the next download continues where it stopped.
     """
     listing = plan.listing
     if listing is None:
         return plan
     try:
-        with working_folder(plan.folder) as unfinished:
-            check_space(plan, listing, unfinished)
+        with _locked_folder(plan.folder) as unfinished:
+            _check_space(plan, listing, unfinished)
             if plan.lacking:  # from here on, the record of what is replaced would be wrong
                 (plan.folder / RECORD).unlink(missing_ok=True)
             for row in plan.lacking:
-                draft = download(listing, row.name, unfinished, tell)
-                _place(draft, plan.folder / row.name, _recorded(plan, row.name), tell)
+                partial = download_file(listing, row.name, unfinished, progress)
+                _place(partial, plan.folder / row.name, plan.recorded(row.name), progress)
             write_record(plan.folder, _new_record(plan, listing))
     except OSError as error:
         raise InputError(
             f"cannot write {error.filename or plan.folder}: {error.strerror or error}; free space or choose "
             "another folder"
         ) from error
-    return replace(look(plan.folder, plan.wanted), listing=listing)
+    return replace(inspect_folder(plan.folder, plan.wanted), listing=listing)
 
 
-def _cached(wanted: HubName) -> RepoState:
-    """The model in the cache of the hub's library, which documents its layout: refs, a folder per commit."""
+def _inspect_library_cache(wanted: HubName) -> RepoState:
+    """Return the model's state in the cache of the hub's library, whose layout is documented."""
     cache = Path(constants.HF_HUB_CACHE) / f"models--{wanted.repo.replace('/', '--')}"
     revision = wanted.revision or constants.DEFAULT_REVISION
     reference = cache / "refs" / revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-    return look(cache / "snapshots" / commit, wanted)
+    return inspect_folder(cache / "snapshots" / commit, wanted)
 
 
-def _needed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
-    """The files to fetch, all of which the hub has."""
+def _choose_listed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
+    """Return the files to fetch, all of which the hub has."""
     known = known_source(wanted.repo)
     if wanted.file is not None:
         names = with_shards(wanted.file, listing.files)
@@ -169,16 +155,17 @@ def _needed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
     return names
 
 
-def _compared(here: RepoState, name: str, listing: Listing, tell: Tell) -> FileRow:
-    file, path, recorded = listing.files[name], here.folder / name, _recorded(here, name)
+def _compare(here: RepoState, name: str, listing: Listing, progress: Progress) -> FileRow:
+    """Compare a file of the folder with the hub's listing; read it only if the record does not settle it."""
+    file, path, recorded = listing.files[name], here.folder / name, here.recorded(name)
     if not path.is_file():
         return FileRow(name=name, state="missing", size_bytes=file.size_bytes, sha256=file.sha256)
     mtime_ns = path.stat().st_mtime_ns
     if recorded is not None and recorded.sha256 == file.sha256:
-        same = is_unchanged(path, recorded, tell)
+        same = is_unchanged(path, recorded, progress)
     else:
-        tell(f"verifying {listing.repo}/{name}")
-        same = is_hub_file(path, file)
+        progress(f"verifying {listing.repo}/{name}")
+        same = matches_hub(path, file)
     return FileRow(
         name=name,
         state="present" if same else "differs",
@@ -188,15 +175,15 @@ def _compared(here: RepoState, name: str, listing: Listing, tell: Tell) -> FileR
     )
 
 
-def _place(draft: Path, path: Path, recorded: RecordedFile | None, tell: Tell) -> None:
-    """Rename a download to its place; what was there is kept aside, unless an earlier fetch put it there."""
+def _place(partial: Path, path: Path, recorded: RecordedFile | None, progress: Progress) -> None:
+    """Rename a download to its place; the file there is kept aside unless an earlier download wrote it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not (recorded is not None and hash_file(path) == recorded.sha256):
         numbers = itertools.count(1)
         aside = next(a for n in numbers if not (a := path.with_name(f"{path.name}.old-{n}")).exists())
         path.rename(aside)
-        tell(f"{path} was not what the hub has; it is now {aside.name}")
-    draft.replace(path)
+        progress(f"{path} was not what the hub has; it is now {aside.name}")
+    partial.replace(path)
 
 
 def _new_record(plan: RepoState, listing: Listing) -> Record:
@@ -218,59 +205,33 @@ def _new_record(plan: RepoState, listing: Listing) -> Record:
     )
 
 
-def _recorded(plan: RepoState, name: str) -> RecordedFile | None:
-    return plan.record.files.get(name) if plan.record else None
-
-
 @contextmanager
-def working_folder(folder: Path) -> Iterator[Path]:
-    """The folder for unfinished downloads, which one process at a time may write to.
+def _locked_folder(folder: Path) -> Iterator[Path]:
+    """Yield the folder for unfinished downloads, to one process at a time.
 
-    It is deleted, still locked, only when all is well: what a stopped download left is continued.
-
-    Args:
-        folder: the repository's; made if it is missing.
+    It is deleted if the block ends well; otherwise the next download continues what is in it.
 
     Raises:
-        InputError: another process is at work in it.
-        OSError: the disk does not take it.
+        InputError: another process is downloading into the repository's folder.
+        OSError: the disk refuses.
     """
+
+    def refuse() -> None:
+        raise InputError(f"another process is fetching into {folder}; wait for it to end")
+
     unfinished = folder / UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
-    with (unfinished / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is fetching into {folder}; wait for it to end") from error
-        if not _is_in_place(lock):
-            raise InputError(f"another process has just ended fetching into {folder}; run it again")
+    with lock_file(folder.with_name(f".{folder.name}.lock"), on_busy=refuse):
+        unfinished.mkdir(exist_ok=True)
         yield unfinished
-        for draft in unfinished.glob("*.partial"):  # before the lock, which the next process could then take
-            draft.unlink()
-        # A file system over the network may keep the open lock until it is closed: an empty folder stays.
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _is_in_place(lock: TextIO) -> bool:
-    """Whether an open file is still the one at its path: else its lock keeps nobody out."""
-    path = Path(lock.name)
-    return path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
-
-
-def check_space(plan: RepoState, listing: Listing, unfinished: Path) -> None:
-    """Refuse a download that the disk has no room for.
-
-    Args:
-        plan: what is lacking.
-        listing: how large it is.
-        unfinished: the folder of `working_folder`, where a part of it may be.
-
-    Raises:
-        InputError: too little space is left.
-    """
+def _check_space(plan: RepoState, listing: Listing, unfinished: Path) -> None:
+    """Refuse a download that the disk has no room for, considering what is there of it."""
     files = {row.name: listing.files[row.name] for row in plan.lacking}
-    drafts = {draft_of(file, name, unfinished) for name, file in files.items()}
-    started = sum(draft.stat().st_size for draft in drafts if draft.exists())
+    partials = {partial_path(file, name, unfinished) for name, file in files.items()}
+    started = sum(partial.stat().st_size for partial in partials if partial.exists())
     needed = sum(file.size_bytes for file in files.values()) - started
     free = shutil.disk_usage(unfinished).free
     if needed > free:

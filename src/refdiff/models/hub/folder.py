@@ -1,38 +1,35 @@
 """The folder that `refdiff fetch` fills: what belongs in it, and what is there.
 
-    DIR/<owner>--<name>/            the repository's files, named as on the hub
-    DIR/<owner>--<name>/refdiff-fetch.json
-                                    commit, licence, sizes, hashes and times; written last, so only of whole
-                                    files
-    DIR/<owner>--<name>/.refdiff-fetch/
-                                    downloads that are not finished
+    DIR/<owner>--<name>/                     the repository's files, named as on the hub
+    DIR/<owner>--<name>/refdiff-fetch.json   commit, licence, sizes, hashes and times of whole files
+    DIR/<owner>--<name>/.refdiff-fetch/      unfinished downloads
+    DIR/.<owner>--<name>.lock                held while a process downloads
 
-Nothing here touches the network or needs more than this package does on a device.
+Nothing here uses the network, nor the hub's library.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.names import HubName, entry_of, expected_files, is_hidden, is_index
 from refdiff.models.hub.record import RECORD, Record, RecordedFile, is_unchanged, read_record, write_record
 from refdiff.models.presets import known_source
 
-Tell = Callable[[str], None]
-
 UNFINISHED = ".refdiff-fetch"
 
 _HUB = "https://huggingface.co"
 FileState = Literal["present", "unverified", "missing", "differs"]
-"""present: there, and what the hub has. unverified: there, and nothing is known to compare it with. differs:
-there, and something else: of another revision, cut off, or changed."""
+"""present: verified against the hub. unverified: there, and nothing is known to compare it with. differs:
+there, but of another revision, cut off, or changed."""
 
 
 class UnreachableError(MissingDependencyError):
@@ -41,22 +38,22 @@ class UnreachableError(MissingDependencyError):
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """What the hub says of a file."""
+    """A file according to the hub."""
 
     size_bytes: int
     sha256: str | None
-    """None of small files, which are not in large-file storage."""
+    """None for small files, which are not in large-file storage."""
     blob: str | None
-    """Git's own hash, which small files are checked by."""
+    """Git's hash, by which small files are verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What the hub says of a repository at one commit."""
+    """A repository at one commit, according to the hub."""
 
     repo: str
     revision: str | None
-    """As it was asked for: a branch, a tag, or None for the newest."""
+    """The requested revision: a branch, a tag, or None for the newest."""
     commit: str
     licence: str | None
     files: Mapping[str, HubFile]
@@ -71,7 +68,7 @@ class FileRow:
     size_bytes: int | None = None
     sha256: str | None = None
     mtime_ns: int | None = None
-    """When a file that is present was last changed; read before it was compared."""
+    """Modification time of a file that is present, read before it was compared."""
 
     @property
     def usable(self) -> bool:
@@ -86,12 +83,12 @@ class RepoState:
     wanted: HubName
     folder: Path
     files: tuple[FileRow, ...]
-    """Empty where it cannot be known without the hub."""
+    """Empty if it is not known without the hub."""
     record: Record | None = None
     listing: Listing | None = field(default=None, repr=False)
-    """Where the hub was asked."""
+    """The hub's answer, if it was asked."""
     problem: str | None = None
-    """Why the hub could not be asked, or did not give the files."""
+    """Why the hub was not asked, or did not give the files."""
 
     @property
     def complete(self) -> bool:
@@ -100,15 +97,12 @@ class RepoState:
 
     @property
     def verified(self) -> bool:
-        """Whether all of it had the hub's hashes when it was last hashed, and was not touched since.
-
-        Only size and time are looked at where they are as recorded (see `is_unchanged`).
-        """
+        """Whether every file had the hub's hash when last read, and has the same size and time since."""
         return bool(self.files) and all(row.state == "present" for row in self.files)
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing to ask the hub: all is here, and not of a revision that may have moved."""
+        """Whether the hub need not be asked: all files are here, of a revision that cannot have moved."""
         revision = self.wanted.revision
         pinned = self.record is not None and self.record.is_commit(revision)
         return self.verified and (revision is None or pinned)
@@ -120,75 +114,75 @@ class RepoState:
 
     @property
     def commit(self) -> str | None:
-        """The commit of the files, where it is known."""
+        """The commit of the files, if it is known."""
         source = self.listing or self.record
         return source.commit if source else None
 
     @property
     def licence(self) -> str | None:
-        """As the repository's card names it, where it is known."""
+        """The licence that the repository's card names, if it is known."""
         source = self.listing or self.record or known_source(self.wanted.repo)
         return source.licence if source else None
 
+    def recorded(self, name: str) -> RecordedFile | None:
+        """Return the record of a file, if there is one."""
+        return self.record.files.get(name) if self.record else None
+
     @property
     def lacking(self) -> tuple[FileRow, ...]:
-        """What has to be downloaded."""
+        """The files that have to be downloaded."""
         return tuple(row for row in self.files if not row.usable)
 
     def url(self, name: str | None = None) -> str:
-        """Where a browser finds a file, or the list of all files."""
+        """Return the address of a file, or of the list of all files."""
         revision = self.commit or self.wanted.revision or "main"
         place = f"tree/{revision}" if name is None else f"resolve/{revision}/{name}"
         return f"{hub_address()}/{self.wanted.repo}/{place}"
 
     @property
     def advice(self) -> str:
-        """Which files to put where, in one line."""
+        """One line that says which files to put where."""
         names = ", ".join(row.name for row in self.lacking) or "all files of the model"
         return f"put {names} from {self.url()} into {self.folder}, each under the name it has there"
 
 
 def hub_address() -> str:
-    """The hub's address: the usual one, or what the hub's own variable says."""
+    """Return the hub's address: the usual one, or the one in HF_ENDPOINT."""
     return (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
 
 
 def repo_folder(root: Path, repo: str) -> Path:
-    """A repository's own folder; the hub allows no "--" in names, so no two share one."""
+    """Return a repository's folder; the hub allows no "--" in names, so no two share one."""
     return root / repo.replace("/", "--")
 
 
 def default_root() -> Path:
-    """Where models are fetched to if no folder is named."""
+    """Return the folder that models are fetched to if none is named."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "refdiff" / "checkpoints"
 
 
-def silent(line: str) -> None:
-    """For a caller who does not want to know."""
+def inspect_folder(folder: Path, wanted: HubName, progress: Progress = silent) -> RepoState:
+    """Find out what of a model is in a folder, without the hub.
 
-
-def look(folder: Path, wanted: HubName, tell: Tell = silent) -> RepoState:
-    """What of a model is in a folder, as far as can be told without the hub.
-
-    Recorded files are compared with the record (see `is_unchanged`), others by name only. A recorded file
-    that was touched and is still the same has its new time recorded, so that it is hashed once; where the
-    folder cannot be written to, each time.
+    Recorded files are compared with the record (see `is_unchanged`), others by name only. If a recorded file
+    was touched but not changed, its new time is recorded, so that it is hashed once; in a read-only folder it
+    is hashed each time.
 
     Args:
         folder: the repository's, which may be missing.
         wanted: the model.
-        tell: told one line before a file is hashed.
+        progress: receives a line before a file is hashed.
     """
     record = read_record(folder)
     if record is not None and record.repo != wanted.repo:
         record = None
     names = needed_files(folder, wanted, record.files if record else ())
-    rows = tuple(_row(folder, name, wanted, record, tell) for name in names)
-    return RepoState(wanted=wanted, folder=folder, files=rows, record=_retimed(folder, rows, record))
+    rows = tuple(_row(folder, name, wanted, record, progress) for name in names)
+    return RepoState(wanted=wanted, folder=folder, files=rows, record=_update_times(folder, rows, record))
 
 
-def _row(folder: Path, name: str, wanted: HubName, record: Record | None, tell: Tell) -> FileRow:
+def _row(folder: Path, name: str, wanted: HubName, record: Record | None, progress: Progress) -> FileRow:
     path, recorded = folder / name, record.files.get(name) if record else None
     if not path.is_file():
         return FileRow(name=name, state="missing", **_facts(recorded))
@@ -199,7 +193,7 @@ def _row(folder: Path, name: str, wanted: HubName, record: Record | None, tell: 
         state: FileState = "unverified" if whole else "differs"
         return FileRow(name=name, state=state, size_bytes=path.stat().st_size)
     mtime_ns = path.stat().st_mtime_ns
-    if not is_unchanged(path, recorded, tell):
+    if not is_unchanged(path, recorded, progress):
         return FileRow(name=name, state="differs", **_facts(recorded))
     return FileRow(name=name, state="present", mtime_ns=mtime_ns, **_facts(recorded))
 
@@ -208,8 +202,8 @@ def _facts(recorded: RecordedFile | None) -> dict[str, Any]:
     return {"size_bytes": recorded.size_bytes, "sha256": recorded.sha256} if recorded else {}
 
 
-def _retimed(folder: Path, rows: tuple[FileRow, ...], record: Record | None) -> Record | None:
-    """The record, with the times that the verified files have now."""
+def _update_times(folder: Path, rows: tuple[FileRow, ...], record: Record | None) -> Record | None:
+    """Return the record with the times that the verified files have now, and write it if it changed."""
     if record is None:
         return None
     times = {row.name: row.mtime_ns for row in rows if row.mtime_ns is not None}
@@ -218,22 +212,22 @@ def _retimed(folder: Path, rows: tuple[FileRow, ...], record: Record | None) -> 
     }
     if files == record.files:
         return record
-    retimed = replace(record, files=files)
+    updated = replace(record, files=files)
     with suppress(OSError):  # a folder that may only be read
-        write_record(folder, retimed)
-    return retimed
+        write_record(folder, updated)
+    return updated
 
 
 def needed_files(folder: Path, wanted: HubName, recorded: Collection[str]) -> tuple[str, ...]:
-    """The files that the loaders need of a model.
+    """Return the files that the loaders need of a model.
 
     Args:
         folder: the repository's, which may be missing.
         wanted: the model.
-        recorded: names of the files that were fetched into the folder, and may have been lost since.
+        recorded: names of the files that were fetched into the folder, and may be missing now.
 
     Returns:
-        Names relative to the folder; none where the folder does not tell.
+        Names relative to the folder; none if the folder does not determine them.
     """
     known = known_source(wanted.repo)
     if wanted.file is not None:
@@ -250,7 +244,7 @@ def needed_files(folder: Path, wanted: HubName, recorded: Collection[str]) -> tu
 
 
 def shards_of(folder: Path, index: str) -> tuple[str, ...] | None:
-    """The shards that an index names, relative to the folder; None if it cannot be read or names none."""
+    """Return the shards that an index names, relative to the folder; None if it is unreadable or empty."""
     path = folder / index
     try:
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
@@ -262,7 +256,7 @@ def shards_of(folder: Path, index: str) -> tuple[str, ...] | None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names a file beside the index, as the loaders demand: another could be anywhere."""
+    """Return whether a name is a file in the index's own folder, as the loaders require."""
     return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 

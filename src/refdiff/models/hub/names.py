@@ -1,13 +1,7 @@
-"""Names on the hub: reading `owner/name/file@revision`, and choosing the needed files of a repository.
+"""Names on the hub: `owner/name/file@revision`, and which files of a repository are needed.
 
-In: what a person typed, and the names of the files a repository or folder has. Out: `HubName`, and the files
-that this package's loaders read, safetensors before pickles. Nothing here touches the network or a disk.
-
-Which files a model needs in a folder, as far as the folder itself tells.
-
-In: a folder that may be incomplete (a stopped fetch, a part of the hub library's cache). Out: names, also of
-files that are not there. The shards of an index that is there are read out of it. Nothing here touches the
-network or needs more than Python.
+In: a name as typed, and the names of the files that a repository or folder has. Out: `HubName`, and the files
+that this package's loaders read, safetensors rather than pickles. Nothing here uses the network or a disk.
 """
 
 from __future__ import annotations
@@ -27,14 +21,14 @@ _PATTERN = re.compile(
 _DIFFUSERS_INDEX = "model_index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _TOKENIZER = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
-"""Either names the padding token. The first is what every release of transformers writes."""
+"""Either names the padding token; every release of transformers writes the first."""
 
 _DIFFUSERS_PARTS = {
     "text_encoder": ("model", "pytorch_model"),
     "vae": ("diffusion_pytorch_model",) * 2,
     "unet": ("diffusion_pytorch_model",) * 2,
 }
-"""Part -> how its safetensors and its pickles are called."""
+"""Part -> names of its safetensors and of its pickles, without suffix."""
 
 _VARIANTS = ("", ".fp16")
 _FOLDER_WEIGHTS = (
@@ -45,7 +39,7 @@ _FOLDER_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Weights of a CLIP or SAM that lie beside their configuration, best first."""
+"""Weights of a CLIP or SAM next to their configuration, preferred first."""
 
 _FOLDER_SETTINGS = (
     "config.json",
@@ -68,16 +62,16 @@ class HubName:
 
     @property
     def text(self) -> str:
-        """As a person writes it."""
+        """The name as a user writes it."""
         file = f"/{self.file}" if self.file else ""
         return f"{self.repo}{file}" + (f"@{self.revision}" if self.revision else "")
 
 
 def parse_hub_name(text: str) -> HubName:
-    """Read `owner/name`, with `/file` and `@revision` after it or not.
+    """Read `owner/name`, optionally followed by `/file` and `@revision`.
 
     Raises:
-        InputError: it is written otherwise.
+        InputError: it has another form.
     """
     match = _PATTERN.fullmatch(text)
     if match is None or ".." in match["repo"]:
@@ -103,17 +97,17 @@ def check_inside(name: str, repo: str) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is the hub's or this package's own bookkeeping."""
+    """Return whether a file is bookkeeping of the hub or of this package."""
     return any(part.startswith(".") for part in name.split("/"))
 
 
 def is_index(name: str) -> bool:
-    """Whether a file says which shards its model's weights are in."""
+    """Return whether a file lists the shards of its model's weights."""
     return _INDEX.fullmatch(name) is not None
 
 
 def with_shards(weights: str, names: Collection[str]) -> tuple[str, ...]:
-    """A file of weights, and after an index those of `names` that are called as its shards."""
+    """Return a weight file, followed, if it is an index, by those of `names` that are its shards."""
     index = _INDEX.fullmatch(weights)
     if index is None:
         return (weights,)
@@ -123,7 +117,7 @@ def with_shards(weights: str, names: Collection[str]) -> tuple[str, ...]:
 
 
 def choose_files(names: Collection[str], repo: str) -> tuple[str, ...]:
-    """The files that the loaders need, of those a repository has.
+    """Return the files of a repository that the loaders need.
 
     Args:
         names: relative to the repository, with forward slashes.
@@ -140,10 +134,10 @@ def choose_files(names: Collection[str], repo: str) -> tuple[str, ...]:
 
 
 def expected_files(names: Collection[str], repo: str) -> tuple[str, ...]:
-    """As `choose_files`, for a repository of which some files may be lacking: those are named too.
+    """Return the files that the loaders need, also those that a repository or folder lacks.
 
-    Where any of several files would do and none is there, the best one is named. What a layout cannot do
-    without is known of a diffusers folder only.
+    Where one of several files is enough and none is there, the preferred one is returned. Missing files are
+    known only for a diffusers folder.
 
     Raises:
         InputError: there is no model of a known layout, or there are several single files.
@@ -168,7 +162,7 @@ def expected_files(names: Collection[str], repo: str) -> tuple[str, ...]:
 
 
 def entry_of(folder: Path, files: Collection[str], file: str | None = None) -> Path:
-    """What a loader is given: the file that was asked for, a lone checkpoint, or else the folder."""
+    """Return what a loader reads: the requested file, a lone checkpoint, or else the folder."""
     if file is not None:
         return folder / file
     lone = next(iter(files)) if len(files) == 1 else None
@@ -186,7 +180,7 @@ def _diffusers_files(names: Collection[str]) -> Iterator[str]:
 
 
 def _part_weights(part: str) -> list[str]:
-    """Full precision before half, safetensors before a pickle, one file before shards."""
+    """Return file names in order of preference: full precision, then safetensors, then one file."""
     safe, pickled = _DIFFUSERS_PARTS[part]
     return [
         f"{part}/{name}"
@@ -197,7 +191,7 @@ def _part_weights(part: str) -> list[str]:
 
 
 def _alternatives(name: str) -> str:
-    """A file of a diffusers folder, and what would do in its place."""
+    """Return a file of a diffusers folder and its alternatives, for a message."""
     if name in _TOKENIZER:
         return " or ".join(_TOKENIZER)
     part = name.split("/", 1)[0]

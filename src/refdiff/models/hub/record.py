@@ -1,21 +1,18 @@
-"""What was fetched into a repository's folder and compared with the hub's hashes: one small JSON file.
+"""The record of a repository's folder: the files that were fetched and had the hub's hashes, as JSON.
 
-In and out: `Record`. It is written last, so what it names was whole; whether a file still is, is told by its
-size and time, and by its hash where those do not settle it. Nothing here touches the network.
-
-The folder for downloads that are not finished: one process at a time, and room enough on the disk.
-
-In: a repository's folder, and what it lacks. Out: the folder beside its files that drafts are written to.
+It is written last, so the files it names were whole; their sizes and times, and where those differ their
+hashes, say whether they still are. Nothing here uses the network.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from refdiff.contracts.atomic_io import hash_file, write_file
+from refdiff.contracts.progress import Progress
 
 RECORD = "refdiff-fetch.json"
 
@@ -29,12 +26,12 @@ class RecordedFile:
     size_bytes: int
     sha256: str
     mtime_ns: int = 0
-    """When it was last changed; 0, of an older record, settles nothing."""
+    """Modification time; 0 in older records, which do not have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What was fetched into a folder."""
+    """The files that were fetched into a folder, and where they are from."""
 
     repo: str
     revision: str | None
@@ -43,16 +40,16 @@ class Record:
     files: Mapping[str, RecordedFile]
 
     def is_at(self, revision: str | None) -> bool:
-        """Whether this is a revision, as far as can be told without the hub."""
+        """Return whether this is a revision, as far as is known without the hub."""
         return revision in (None, self.revision) or self.is_commit(revision)
 
     def is_commit(self, revision: str | None) -> bool:
-        """Whether a revision is the recorded commit, which never moves as a branch does."""
+        """Return whether a revision is the recorded commit, which unlike a branch never moves."""
         return revision is not None and len(revision) >= 7 and self.commit.startswith(revision)
 
 
 def read_record(folder: Path) -> Record | None:
-    """The folder's record; None where there is none that can be read, so that files are verified anew."""
+    """Read the folder's record; None if it is missing or unreadable, so that files are verified again."""
     try:
         document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if document.pop("format") != _FORMAT:
@@ -63,29 +60,29 @@ def read_record(folder: Path) -> Record | None:
         return None
 
 
-def is_unchanged(path: Path, recorded: RecordedFile, tell: Callable[[str], None]) -> bool:
-    """Whether a file is what was recorded; it is read only where its size is right and its time is not.
+def is_unchanged(path: Path, recorded: RecordedFile, progress: Progress) -> bool:
+    """Return whether a file is as recorded; it is read only if its size agrees and its time does not.
 
-    A change that keeps size and time goes unnoticed.
+    A change that keeps both size and time is not noticed.
 
     Args:
-        path: of a file that exists.
-        recorded: what it was.
-        tell: told one line before a file is read, which may take a while.
+        path: an existing file.
+        recorded: the record of it.
+        progress: receives a line before the file is read, which may take a while.
     """
     facts = path.stat()
     if facts.st_size != recorded.size_bytes:
         return False
     if facts.st_mtime_ns == recorded.mtime_ns:
         return True
-    tell(f"verifying {path}, which was touched since it was fetched")
+    progress(f"verifying {path}, which was touched since it was fetched")
     return hash_file(path) == recorded.sha256
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Put a record down, whole or not at all.
+    """Write a record, whole or not at all.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the disk refuses.
     """
     write_file(folder / RECORD, json.dumps({"format": _FORMAT, **asdict(record)}, indent=2) + "\n")
