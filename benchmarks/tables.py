@@ -23,14 +23,14 @@ NAMES = {
 
 
 def main() -> None:
-    """Replace what stands between the markers of each document, where the record was made."""
+    """Replace the text between the markers of each document whose record exists."""
     for document, marker, record, table in (
         ("README.md", "accuracy", "miniature-accuracy", accuracy_table),
         ("docs/exporting.md", "exports", "full-size-export", exports_table),
         ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
         ("docs/exporting.md", "early-exit", "early-exit", early_exit_table),
         ("docs/models.md", "formats", "checkpoint-formats", formats_table),
-        ("docs/precision.md", "islands", "attention-islands", islands_table),
+        ("docs/precision.md", "fp32-regions", "attention-regions", regions_table),
         ("docs/precision.md", "precision", "miniature-precision", precision_table),
         ("docs/precision.md", "precision-fresh", "miniature-precision-fresh", precision_table),
         ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
@@ -72,9 +72,9 @@ def fill(document: str, name: str, table: str) -> None:
 
 
 def exports_table(record: dict[str, Any]) -> str:
-    """One row per export."""
+    """Return one row per export."""
     rows = [
-        "| model, px | seconds | peak memory | of it private | written | largest error | taps' correlation |",
+        "| model, px | seconds | peak memory | private part | written | largest error | taps' correlation |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
@@ -91,9 +91,9 @@ def exports_table(record: dict[str, Any]) -> str:
 
 
 def pipeline_table(record: dict[str, Any]) -> str:
-    """One row per picture."""
+    """Return one row per image."""
     rows = [
-        "| bundle, px, picture | candidates torch / runtime | smallest IoU, in order "
+        "| bundle, px, image | candidates torch / runtime | smallest IoU, in order "
         "| largest score difference | same choice | seconds torch / runtime |",
         "|---|---|---|---|---|---|",
     ]
@@ -111,14 +111,14 @@ def pipeline_table(record: dict[str, Any]) -> str:
 
 
 def early_exit_table(record: dict[str, Any]) -> str:
-    """One row per bundle."""
+    """Return one row per bundle."""
     rows = ["| bundle, px | | `unet` | `unet_taps` | ratio |", "|---|---|---|---|---|"]
     for name, entry in record.items():
         counts, seconds = entry["multiply_adds_per_picture"], entry["median_seconds"]
         billions = [f"{counts[graph] / 1e9:.1f} G" for graph in ("unet", "unet_taps")]
         times = [f"{seconds[graph]:.2f} s" for graph in ("unet", "unet_taps")]
         rows.append(
-            f"| `{name}` | multiply-adds per picture | {' | '.join(billions)} "
+            f"| `{name}` | multiply-adds per image | {' | '.join(billions)} "
             f"| {entry['multiply_adds_ratio']:.3f} |"
         )
         rows.append(f"| | median time, batch 2 | {' | '.join(times)} | {entry['time_ratio']:.3f} |")
@@ -126,9 +126,9 @@ def early_exit_table(record: dict[str, Any]) -> str:
 
 
 def formats_table(record: dict[str, Any]) -> str:
-    """One row per format."""
+    """Return one row per format."""
     rows = [
-        "| written as | size | tensors equal to the bit | forward equal to the bit | largest difference "
+        "| layout | size | bit-identical tensors | bit-identical forward pass | largest difference "
         "| open, s | load, s | private memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -152,7 +152,7 @@ def _gigabytes(count: int) -> str:
 
 
 def accuracy_table(record: dict[str, Any]) -> str:
-    """One row per back-end and mode, columns by profile."""
+    """Return one row per back-end and mode, columns by variant."""
     rows = ["| computed by | `official` mIoU | oIoU | `edge` mIoU | oIoU |", "|---|---|---|---|---|"]
     by_variant = record["profiles"]
     for key, name in NAMES.items():
@@ -171,25 +171,25 @@ def accuracy_table(record: dict[str, Any]) -> str:
     masks = [f"{each['mask_iou']:.4f}" for each in agreements]
     return "\n".join(rows) + (
         f"\n\n{record['scenes']} scenes from seed {record['seed']}. Runtime against reference: the same"
-        f" candidate is chosen on {agreed[0]} (`official`) and {agreed[1]} (`edge`) of them; the two masks'"
-        f" mean IoU is {masks[0]} and {masks[1]}."
+        f" candidate is chosen on {agreed[0]} (`official`) and {agreed[1]} (`edge`) of them; the mean IoU"
+        f" of the two masks is {masks[0]} and {masks[1]}."
     )
 
 
 SHOWN = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
-def islands_table(record: dict[str, Any]) -> str:
-    """One row per island tried."""
-    rows = ["| in fp32 | activation memory the builder plans |", "|---|---|"]
+def regions_table(record: dict[str, Any]) -> str:
+    """Return one row per fp32 region that was tried."""
+    rows = ["| in fp32 | activation memory planned by the builder |", "|---|---|"]
     rows += [f"| {name} | {entry['activation_bytes'] / 1e6:.0f} MB |" for name, entry in record.items()]
     return "\n".join(rows)
 
 
 def precision_table(record: dict[str, Any]) -> str:
-    """One row per precision and profile."""
+    """Return one row per precision and variant."""
     rows = [
-        "| bundle | size | profile | executed by | mIoU | points lost "
+        "| bundle | size | variant | executed by | mIoU | points lost "
         "| same choice | mask IoU | heat correlation |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -219,9 +219,9 @@ def precision_table(record: dict[str, Any]) -> str:
 
 
 def cuda_table(record: dict[str, Any]) -> str:
-    """One row per bundle and profile."""
+    """Return one row per bundle and variant."""
     rows = [
-        "| bundle | profile | mIoU | mask IoU | masks with an IoU of 0.99 or more | heat correlation |",
+        "| bundle | variant | mIoU | mask IoU | masks with an IoU of 0.99 or more | heat correlation |",
         "|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
@@ -239,7 +239,7 @@ def cuda_table(record: dict[str, Any]) -> str:
 
 
 def gpu_table(record: dict[str, Any]) -> str:
-    """One row per graph of each run in which torch and ONNX Runtime took turns."""
+    """Return one row per graph of each run in which torch and ONNX Runtime took turns."""
     others = ("torch-eager", "torch-compile")
     rows = [
         "| bundle, graph | ort-cuda | torch-eager | torch-compile | eager / ort-cuda | compile / ort-cuda |",
@@ -269,9 +269,9 @@ def _percentiles(measured: dict[str, Any] | None) -> str:
 
 
 def conversions_table(record: dict[str, Any]) -> str:
-    """One row per graph and tool."""
+    """Return one row per graph and tool."""
     rows = [
-        "| graph | tool | converting, s | with start and ranges, s "
+        "| graph | tool | conversion, s | with start and ranges, s "
         "| private memory | peak memory | written |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -290,7 +290,7 @@ _SIZES = ("peak_private_bytes", "peak_rss_bytes", "written_bytes")
 
 
 def builds_table(record: dict[str, Any]) -> str:
-    """One row per bundle."""
+    """Return one row per bundle."""
     rows = ["| bundle | graphs built | plans | largest activations | seconds |", "|---|---|---|---|---|"]
     for name, entry in record.items():
         graphs = entry["graphs"].values()
@@ -306,7 +306,7 @@ def builds_table(record: dict[str, Any]) -> str:
 
 
 FULL_SIZE = ("refdiff-vitb 512", "refdiff 512")
-"""Starts of the records' entries that are of real sizes."""
+"""Prefixes of the entries of full-size bundles."""
 
 
 OWN_CHOICE = "TensorRT's own choice"
@@ -314,7 +314,7 @@ IN_FLOAT32 = "products in float32"
 
 
 def fusion_table(record: dict[str, Any]) -> str:
-    """One row per graph, and per way to build the UNet; a column per bundle in half precision."""
+    """Return one row per graph, and per way to build the UNet; a column per bundle in half precision."""
     halves = {name: entry["graphs"] for name, entry in record.items() if name.endswith("16")}
     rows = [f"| graph | {' | '.join(halves)} |", f"|---|{'---|' * len(halves)}"]
     keys = {(graph, variant) for graphs in halves.values() for graph in graphs for variant in graphs[graph]}
@@ -326,9 +326,9 @@ def fusion_table(record: dict[str, Any]) -> str:
 
 
 def decoder_table(record: dict[str, Any]) -> str:
-    """One row per SAM."""
+    """Return one row per SAM."""
     rows = [
-        "| decoder | original, one graph | `sam_decoder` | `sam_masks` | faster by | largest difference |",
+        "| decoder | original, one graph | `sam_decoder` | `sam_masks` | speed-up | largest difference |",
         "|---|---|---|---|---|---|",
     ]
     graphs = ("one_graph", "sam_decoder", "sam_masks")
@@ -341,7 +341,8 @@ def decoder_table(record: dict[str, Any]) -> str:
     drawn, prompts = record["full"]["drawn"], record["full"]["prompts"]
     return "\n".join(rows) + (
         f"\n\n{prompts} prompts, masks of {drawn} of them; processor time of one thread, and multiply-adds."
-        " Differences are over the output's range. `full` is the decoder of all original SAMs, weights drawn."
+        " Differences are over the output's range. `full` is the decoder of all original SAMs, with random"
+        " weights."
     )
 
 
@@ -350,17 +351,17 @@ def _fused(built: dict[str, Any] | None) -> str:
         return "–"
     counted = f"{built['fused']} of {built['attentions']}; {built['activation_bytes'] / 1e6:.0f} MB"
     reasons = {reason for each in built["unfused"].values() for reason in each or [OWN_CHOICE]}
-    if IN_FLOAT32 in reasons:  # whatever else there is, it comes first
+    if IN_FLOAT32 in reasons:  # it hides all other reasons
         reasons = {IN_FLOAT32}
-    # An output's name is the softmax's own, and as long.
-    told = {
+    # The name of an output is that of the softmax, which is long.
+    shown = {
         each.split(" are the output ")[0] + " are outputs" if " output " in each else each for each in reasons
     }
-    return f"{counted}; {', '.join(sorted(told))}" if told else counted
+    return f"{counted}; {', '.join(sorted(shown))}" if shown else counted
 
 
 def memory_table(record: dict[str, Any]) -> str:
-    """One row per whole bundle of real size: what its plans take on the device, held in each way."""
+    """Return one row per full-size bundle: the device memory of its plans, for each way to hold them."""
     rows = [f"| bundle, px | plans | {' | '.join(HOLDINGS)} |", f"|---|---|{'---|' * len(HOLDINGS)}"]
     for name, entry in record.items():
         if not name.startswith(FULL_SIZE) or "unet" not in entry["graphs"]:
@@ -382,7 +383,7 @@ def memory_table(record: dict[str, Any]) -> str:
 
 
 def encoder_table(record: dict[str, Any]) -> str:
-    """Two rows per SAM: its encoder as segment_anything has it, and as it is exported."""
+    """Return two rows per SAM: its encoder as segment_anything writes it, and as it is exported."""
     rows = [
         "| encoder | as written by | fused, fp16 | activations, fp16 | on a CPU, fp32 | largest difference |",
         "|---|---|---|---|---|---|",
@@ -403,11 +404,11 @@ TORCH = "torch reference, official"
 
 
 def profiles_table(record: dict[str, Any]) -> str:
-    """The two profiles."""
+    """Return one row per variant."""
     cost = record[f"cost from seed {CHOOSING}"]["variants"]
     rows = [
         "| | mIoU, choosing scenes | mIoU, held-out scenes | points over `official`, held out "
-        "| time over torch | picture and phrase | a further phrase |",
+        "| time over torch | image and phrase | further phrase |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in ("official", "edge"):
@@ -428,10 +429,10 @@ def profiles_table(record: dict[str, Any]) -> str:
 
 
 def substitutes_table(record: dict[str, Any]) -> str:
-    """One row per substitute: alone in `official`, and taken out of or added to `edge`."""
+    """Return one row per substitute: alone in `official`, and taken out of or added to `edge`."""
     rows = [
         "| substitute | `official` with it: points, choosing | held out | time "
-        "| | `edge`: points, choosing | held out | time | a further phrase |",
+        "| | `edge`: points, choosing | held out | time | further phrase |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for names, sign, how in ((IN_EDGE, "-", "without it"), (NOT_IN_EDGE, "+", "with it")):
@@ -443,7 +444,7 @@ def substitutes_table(record: dict[str, Any]) -> str:
 
 
 def _cells(record: dict[str, Any], variant: str, base: str) -> list[str]:
-    """Points on both sets of scenes, time for a picture and a phrase, and that of a further phrase."""
+    """Return points on both sets of scenes, the time of an image and a phrase, and of a further phrase."""
     measured = [record[f"accuracy from seed {seed}"]["variants"][variant] for seed in (CHOOSING, HELD_OUT)]
     cost = record[f"cost from seed {CHOOSING}"]["variants"]
     further = cost[variant]["further_phrase_ms"]["p50"] / cost[base]["further_phrase_ms"]["p50"]
@@ -467,9 +468,9 @@ def _origin(record: dict[str, Any]) -> str:
 
 
 def growth_table(record: dict[str, Any]) -> str:
-    """One row per curve and entry, its points in one cell each; then the lines fitted over phrases."""
+    """Return one row per curve and entry, its points in one cell each; then the lines fitted over phrases."""
     rows = [
-        "| bundle, px, series | curve | processor seconds (wall clock) | peak memory, MB (of it private) |",
+        "| bundle, px, series | curve | processor seconds (wall clock) | peak memory, MB (private part) |",
         "|---|---|---|---|",
     ]
     for name, entry in record.items():
@@ -488,10 +489,10 @@ def growth_table(record: dict[str, Any]) -> str:
 
 
 def fits_table(record: dict[str, Any]) -> str:
-    """The line of each curve over phrases, in processor time; the shares by the wall clock too."""
+    """Return the line fitted to each curve over phrases, in processor time; shares by wall clock too."""
     rows = [
-        "| bundle, px, series | curve | picture's cost, s | each phrase, s "
-        "| of the first phrase's whole cost (wall clock) | largest distance from the line |",
+        "| bundle, px, series | curve | image, s | each phrase, s "
+        "| share of the first phrase's total (wall clock) | largest distance from the line |",
         "|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
@@ -509,14 +510,14 @@ def fits_table(record: dict[str, Any]) -> str:
 
 
 _SHOWN = 5
-"""Graphs of a profile that are named."""
+"""Number of graphs that a row names."""
 
 
 def bench_table(record: dict[str, Any]) -> str:
-    """One row per bundle and profile."""
+    """Return one row per bundle and variant."""
     rows = [
-        "| bundle, px | computed by | seconds | faster than the original by | outside the graphs "
-        "| most of it in |",
+        "| bundle, px | computed by | seconds | speed-up over the original | outside the graphs "
+        "| slowest graphs |",
         "|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
@@ -531,8 +532,8 @@ def bench_table(record: dict[str, Any]) -> str:
             rows.append(f"| `{name}` | runtime, `{variant}` | {' | '.join(cells)} |")
         many = entry["many"]
         cells = [
-            f"{_seconds(many['seconds'] / many['phrases'])} a phrase",
-            f"{many['reference_over_official_per_phrase']:.1f} a phrase",
+            f"{_seconds(many['seconds'] / many['phrases'])} per phrase",
+            f"{many['reference_over_official_per_phrase']:.1f} per phrase",
             f"{100 * (1 - many['graph_seconds'] / many['seconds']):.1f} %",
             _graphs([many]),
         ]
@@ -545,18 +546,18 @@ def bench_table(record: dict[str, Any]) -> str:
 
 
 def start_line(record: dict[str, Any]) -> str:
-    """What the miniature costs before its first answer."""
+    """Return the start-up cost of the miniature."""
     start = record["mini 128"]["start"]
     return (
         f"`import refdiff` takes {start['import_s']:.2f} s, loading the miniature {start['load_s']:.2f} s; a"
-        " process that answers one phrase about a picture of 1280 × 720 px with `edge` holds"
-        f" {start['peak_resident_mb_720p_edge']:.0f} MB at most, of which the bundle's files are"
+        " process that answers one phrase on an image of 1280 × 720 px with `edge` takes"
+        f" {start['peak_resident_mb_720p_edge']:.0f} MB of memory at most, including the bundle's files with"
         f" {start['weights_mb']:.0f} MB."
     )
 
 
 def _graphs(answers: list[dict[str, Any]]) -> str:
-    """The slowest graphs with their share of the time."""
+    """Return the slowest graphs with their share of the time."""
     total = sum(answer["seconds"] for answer in answers)
     graphs: dict[str, float] = {}
     for answer in answers:

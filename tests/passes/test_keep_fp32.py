@@ -119,7 +119,7 @@ def test_bfloat16_leaves_what_onnx_has_none_of() -> None:
 @pytest.mark.parametrize("name", MINIATURE)
 def test_only_operators_of_their_own_are_islands_of_one_node(name: str, half: Half) -> None:
     # Widening a softmax by the product before it keeps TensorRT from fusing the attention; it was measured
-    # (benchmarks/results/attention-islands.json). bfloat16 has operators that stay single wherever they are.
+    # (benchmarks/results/attention-regions.json). bfloat16 has operators that stay single wherever they are.
     model = miniature_graph(name)
     alone = {"Softmax"} if half == "fp16" else {"Softmax", "Einsum"}
     kinds = {node.name: node.op_type for node in model.graph}

@@ -4,7 +4,7 @@
 
 One self-attention of SD 1.5 at 512 px (4,096 tokens, 8 heads of 40, two pictures), three ways: no island,
 softmax alone in fp32, and softmax with the product before it. The logits are 537 MB in half precision: an
-attention that holds less was fused. Writes results/attention-islands.json.
+attention that holds less was fused. Writes results/attention-regions.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHAPES = {"states": (PICTURES, TOKENS, WIDTH)}
 
 ISLANDS = {"none": (), "softmax": ("softmax",), "softmax and its product": ("softmax", "logits")}
 
-RECORD = RESULTS / "attention-islands.json"
+RECORD = RESULTS / "attention-regions.json"
 
 
 def main() -> None:
