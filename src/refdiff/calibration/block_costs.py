@@ -23,10 +23,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.calibration.task_accuracy import Trials, trials
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.recipe import GraphRecipe, Recipe, Rule
 from refdiff.errors import InputError
-from refdiff.models.choice import MINIATURE
 
 
 def block_of(node: str) -> str:
@@ -102,7 +102,9 @@ def measure_costs(
             variant=variant,
             count=count,
             truth=(
-                "the scenes' true masks" if source.spec.name == MINIATURE else "the fp32 bundle's answers"
+                "the scenes' true masks"
+                if source.spec.name == MINIATURE_NAME
+                else "the fp32 bundle's answers"
             ),
             half_miou=measured.half_miou,
             costs=tuple(sorted(costs, key=lambda cost: -cost.cost_points)),

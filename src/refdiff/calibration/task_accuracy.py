@@ -18,6 +18,7 @@ from refdiff.accuracy.metrics import iou
 from refdiff.calibration.convert import convert
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress
@@ -28,7 +29,6 @@ from refdiff.data.synthetic import SENSITIVITY_FROM, RenderedScenes
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
-from refdiff.models.choice import MINIATURE
 
 PURPOSE = "measuring a precision"
 
@@ -75,7 +75,7 @@ class Trials:
             return self._miou(paths)
 
     def _true_masks(self) -> list[Bool]:
-        if self._source.spec.name == MINIATURE:
+        if self._source.spec.name == MINIATURE_NAME:
             return [true_mask(each) for each in self._samples]
         with _segmenting(self._source, "ort-cpu", {}, self._options) as answer:
             return [answer(each) for each in self._samples]

@@ -10,7 +10,10 @@ from typing import Any
 from refdiff.contracts.bundle import Bundle, Manifest, open_bundle
 from refdiff.errors import BundleError, InputError
 
-BUILT_IN = ("mini", "built-in")
+MINIATURE_NAME = "mini"
+"""Name of the built-in model, and of its bundle."""
+
+BUILT_IN = (MINIATURE_NAME, "built-in")
 """Names of the bundle inside the package; write ./mini for a folder of that name."""
 
 

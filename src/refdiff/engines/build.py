@@ -15,7 +15,7 @@ from typing import Any
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import Progress, silent
@@ -29,7 +29,6 @@ from refdiff.engines.trt.options import BuildOptions, check_options
 from refdiff.engines.trt.plan_store import PlanFiles
 from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.errors import BundleError, EngineError, InputError
-from refdiff.models.choice import MINIATURE
 
 BUILT_VARIANTS = ("edge",)
 """Variants whose sizes a plan is built for where none is named."""
@@ -160,7 +159,7 @@ def check_size(bundle: Bundle, size: int | None) -> None:
     if size in (None, have):
         return
     cure = "leave it out: the miniature has no other"
-    if bundle.spec.name != MINIATURE:
+    if bundle.spec.name != MINIATURE_NAME:
         cure = f"leave it out, or export another bundle with: refdiff export MODEL --size {size}"
     raise InputError(f"got --size {size}, but the graphs of {bundle.path} are for {have} px; {cure}")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
@@ -15,8 +16,7 @@ from refdiff.models.presets import PRESETS
 if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack
 
-MINIATURE = "mini"
-MODELS = (MINIATURE, *PRESETS)
+MODELS = (MINIATURE_NAME, *PRESETS)
 """Stacks that have a name."""
 
 DEFAULT_SIZE = 512
@@ -32,7 +32,7 @@ class ModelChoice:
     part is the name of an architecture instead, "vit_l" for instance.
     """
 
-    name: str = MINIATURE
+    name: str = MINIATURE_NAME
     diffusion: str | None = None
     sam: str | None = None
     clip: str | None = None
@@ -53,7 +53,7 @@ class ModelChoice:
     @property
     def built_in(self) -> bool:
         """The miniature: small enough for anything."""
-        return self.name == MINIATURE
+        return self.name == MINIATURE_NAME
 
     @property
     def title(self) -> str:

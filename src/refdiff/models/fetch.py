@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.models.choice import MINIATURE
 from refdiff.models.hub.folder import RepoState, UnreachableError, default_root, inspect_folder, repo_folder
 from refdiff.models.hub.names import HubName, parse_hub_name
 from refdiff.models.presets import PRESETS
@@ -142,7 +142,7 @@ def _wanted(model: str, revision: str | None) -> tuple[HubName, ...]:
     if "/" not in model:
         raise InputError(
             f"unknown model {model!r}; choose one of: {', '.join(PRESETS)}, or name owner/name on the hub"
-            + ("; the miniature is built in, there is nothing to fetch" if model == MINIATURE else "")
+            + ("; the miniature is built in, there is nothing to fetch" if model == MINIATURE_NAME else "")
         )
     wanted = parse_hub_name(model)
     if revision is not None and wanted.revision not in (None, revision):

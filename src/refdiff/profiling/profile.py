@@ -15,7 +15,7 @@ from typing import Any
 
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
 from refdiff.contracts.manifest import MANIFEST_NAME, refdiff_version
 from refdiff.contracts.options import (
     DEFAULT_BACKEND,
@@ -36,7 +36,6 @@ from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.open import TENSORRT
 from refdiff.errors import InputError
 from refdiff.loading import open_backend, segmenter_of
-from refdiff.models.choice import MINIATURE
 from refdiff.profiling.compare_backends import contest
 from refdiff.profiling.macs import Arithmetic
 from refdiff.profiling.measuring import open_yardstick, require_polygraphy
@@ -164,7 +163,7 @@ def _inputs(
     if image is not None or phrase is not None:
         lone = "--scenes too" if scenes is not None else "no --phrase" if phrase is None else "no --image"
         raise InputError(f"your own image needs --image and --phrase and nothing else, got {lone}")
-    if bundle.spec.name.split("-")[0] != MINIATURE:
+    if bundle.spec.name.split("-")[0] != MINIATURE_NAME:
         raise InputError(
             f"the built-in scenes are for the miniature, {bundle.path} is of {bundle.spec.name}; "
             "name an image and a phrase: --image photo.jpg --phrase 'the red mug'"

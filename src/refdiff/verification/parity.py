@@ -17,13 +17,12 @@ from refdiff.accuracy.tolerances import exactness, graph_tolerance
 from refdiff.calibration.calibrate import thinned_records
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
-from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
 from refdiff.contracts.parity import Parity, measure_parity, select_recorded
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, InputError, MissingDependencyError
-from refdiff.models.choice import MINIATURE
 from refdiff.verification.divergence import Divergence
 from refdiff.verification.localize import find_first_divergence
 from refdiff.verification.report import Ladder, OutputParity, PrecisionResult
@@ -134,7 +133,7 @@ def _exactness(bundle: Bundle) -> int:
 
 def _built_in(bundle: Bundle) -> list[Bundle]:
     """Return the built-in bundle if it is the same model and is installed."""
-    if bundle.spec.name != MINIATURE:
+    if bundle.spec.name != MINIATURE_NAME:
         return []
     try:
         built_in = find_bundle("mini")

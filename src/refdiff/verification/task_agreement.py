@@ -17,6 +17,7 @@ import numpy as np
 from refdiff.accuracy.agreement import Agreement, compare, summarise
 from refdiff.accuracy.tolerances import Verdict, judge
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options
 from refdiff.contracts.progress import Progress
@@ -25,7 +26,7 @@ from refdiff.contracts.session import SessionFactory
 from refdiff.data.sample import Sample
 from refdiff.errors import EngineError, MissingDependencyError
 from refdiff.loading import segmenter_of
-from refdiff.models.choice import MINIATURE, load_miniature
+from refdiff.models.choice import load_miniature
 
 if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack
@@ -155,7 +156,7 @@ def reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack |
     if given is not None:
         return given, None
     model = bundle.spec.name
-    if model != MINIATURE:
+    if model != MINIATURE_NAME:
         return None, f"the checkpoints of {model!r} are not in the bundle"
     try:
         stack = load_miniature(PURPOSE)
