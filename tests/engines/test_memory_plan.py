@@ -8,6 +8,7 @@ from refdiff.engines.memory_plan import (
     HOLDINGS,
     RESERVE_BYTES,
     EngineSize,
+    parse_size,
     peak_bytes,
     plan_memory,
     read_memory,
@@ -100,7 +101,7 @@ def test_nothing_that_fits_is_refused_with_what_would() -> None:
     assert str(refused.value) == (
         "the engines do not fit: 500MB are free, they take: resident 1.8GB, shared 1.6GB, staged 930MB "
         "(largest: sam); end other programs on the device, take a more compact precision (fp16, int8), "
-        "or build for smaller pictures"
+        "or export for smaller images"
     )
 
 
@@ -128,3 +129,17 @@ def test_memory_that_is_neither_is_refused(text: str) -> None:
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="budget of 0 bytes"):
         plan_memory(PAIR, free=10**10, budget=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("512 MiB", 512 << 20), ("1.5gb", 1_500_000_000), ("100", 100), ("7kB", 7000)],
+)
+def test_a_size_is_read_as_people_write_it(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-4GB", "4 XB", "0", "4GB!", "1e9"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(InputError, match='such as "8GB"'):
+        parse_size(text)

@@ -162,7 +162,7 @@ def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(
         return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
 
     monkeypatch.setattr(ort_module.ort, "InferenceSession", create)
-    with pytest.raises(EngineError, match="asked for TensorrtExecutionProvider, ONNX Runtime started CPU"):
+    with pytest.raises(EngineError, match="requested TensorrtExecutionProvider, ONNX Runtime started CPU"):
         OrtSession(sums, SUMS, backend="ort-tensorrt")
     assert told == {"fallback": "1", "provider": "TensorrtExecutionProvider"}
 
@@ -172,7 +172,7 @@ def test_a_silent_fall_back_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: both)
     fallen = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(ort_module.ort, "InferenceSession", lambda *a, **k: fallen)
-    with pytest.raises(EngineError, match="asked for CUDAExecutionProvider, ONNX Runtime started CPU"):
+    with pytest.raises(EngineError, match="requested CUDAExecutionProvider, ONNX Runtime started CPU"):
         OrtSession(sums, SUMS, backend="ort-cuda")
 
 

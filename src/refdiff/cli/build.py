@@ -58,8 +58,9 @@ def build(
     """
     from refdiff.engines.build import BUILT_VARIANTS
     from refdiff.engines.build import build as build_plans
+    from refdiff.engines.memory_plan import parse_size
     from refdiff.engines.tables import build_section
-    from refdiff.engines.trt.options import BuildOptions, parse_size
+    from refdiff.engines.trt.options import BuildOptions
 
     if lint:
         _lint(bundle, flavour, graph or (), size=size, fusion=fusion, as_json=as_json)

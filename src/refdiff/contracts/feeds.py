@@ -1,4 +1,4 @@
-"""Feeds: the check every session makes at its edge, and what of them a record needs."""
+"""Check the feeds of a graph, and prepare them for a run or a record."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from refdiff.errors import InputError
 
 
 def check_feeds(graph: GraphSpec, feeds: Mapping[str, Feed]) -> None:
-    """Compare names, dtypes and shapes; a named dimension must be the same number everywhere.
+    """Check names, dtypes and shapes; a named dimension must have the same size everywhere.
 
     Raises:
-        InputError: the first difference, with what was got and what was expected.
+        InputError: the first difference.
     """
     missing = [name for name in graph.input_names if name not in feeds]
     surplus = [name for name in feeds if name not in graph.input_names]
@@ -30,10 +30,10 @@ def check_feeds(graph: GraphSpec, feeds: Mapping[str, Feed]) -> None:
 
 
 def wanted_outputs(graph: GraphSpec, outputs: Sequence[str] | None) -> list[str]:
-    """The outputs to compute, None meaning all.
+    """Return the names of the outputs to compute; None means all.
 
     Raises:
-        InputError: an output the graph does not have.
+        InputError: the graph does not have one of them.
     """
     if outputs is None:
         return list(graph.output_names)
@@ -51,12 +51,12 @@ def feeds_to_host(feeds: Mapping[str, Feed]) -> dict[str, Array]:
 
 
 def read_rows(graph: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Feeds without what the graph is given and does not read: the same answer from fewer bytes.
+    """Return the feeds without rows that the graph does not read, which give the same results.
 
     Args:
-        graph: whose feeds these are. `sam_masks` is fed all 64 prompts and reads those that are chosen; at
-            full size one prompt's features take 4 MB.
-        feeds: what it is fed.
+        graph: `sam_masks` is fed all 64 prompts and reads only the chosen ones; at full size the features of
+            one prompt have 4 MB. Other graphs read everything.
+        feeds: input -> array.
     """
     if graph.name != "sam_masks":
         return dict(feeds)
@@ -66,10 +66,10 @@ def read_rows(graph: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def half_rounded(array: Array) -> Array:
-    """A copy at half-precision values, so that a half-precision graph can be fed exactly the same.
+    """Return a copy at half-precision values, which a half-precision graph can be fed without loss.
 
     Args:
-        array: of any shape; other types than float32 keep their values.
+        array: any shape; other types than float32 keep their values.
 
     Returns:
         The same shape and dtype.

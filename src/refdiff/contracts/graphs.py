@@ -1,10 +1,10 @@
-"""The graph contract: names, dtypes and shapes of every engine, once.
+"""The graph contract: names, dtypes and shapes of every graph, defined once.
 
-The exporter checks what it wrote against it, sessions check what they are fed, fakes and docs are
-made from it. A dimension is an int (static) or a name (dynamic).
+The exporter checks its files against it, sessions check their feeds, and fakes and docs are made from it. A
+dimension is an int (static) or a name (dynamic).
 
-    b = batch   p = patches   c = class tokens   l = tapped layers   g = tap grid side
-    n = decoded prompts   k = those of them that masks are wanted of
+    b = batch   p = patches   c = class tokens   t = c + p
+    n = decoded prompts   k = prompts whose masks are drawn
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from refdiff.contracts.spec import ModelSpec
 Dimension = int | str
 
 POINTS_PER_BATCH = 64
-"""Prompts per SAM decoder call: the automatic mode's `points_per_batch`, static in the graph."""
+"""Prompts of one call of SAM's decoder: `points_per_batch` of its automatic mode, static in the graph."""
 
 POINTS_PER_DRAWING = 16
-"""Most prompts whose masks one call of `sam_masks` draws: 0.5 GB of activations instead of 2 at full size."""
+"""Most prompts of one call of `sam_masks`: 0.5 GB of activations at full size, instead of 2 GB for all 64."""
 
 MASKS_PER_POINT = 3
 """SAM's multimask outputs per prompt."""
 
 BLOCKED = -1.0e4
-"""Additive attention mask value for a blocked pair: finite, and exact in half precision (FIELD §4)."""
+"""Additive attention mask value for a blocked pair: finite, and exact in half precision (onnxscript#2479)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One engine: what goes in, what comes out."""
+    """The inputs and outputs of one graph."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -74,7 +74,7 @@ GRAPHS = (
 
 
 def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
-    """The graphs of a stack of this size, by name, in the order of `GRAPHS`."""
+    """Return the graphs of a model of this size, by name, in the order of `GRAPHS`."""
     diffusion, sam, clip, length = spec.diffusion, spec.sam, spec.clip, spec.context_length
     latent = ("b", diffusion.latent_channels, diffusion.latent_size, diffusion.latent_size)
     taps = _f32("taps", "b", len(diffusion.tapped_layers), diffusion.tap_size**2, length)

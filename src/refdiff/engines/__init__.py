@@ -1,1 +1,1 @@
-"""Back-ends behind the Session protocol."""
+"""Run a bundle's graphs with ONNX Runtime or TensorRT, and build TensorRT's plans."""

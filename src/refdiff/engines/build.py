@@ -1,7 +1,6 @@
-"""`build`: a bundle in, TensorRT plans of its graphs beside it out; and `lint`, which only parses.
+"""`build`: build TensorRT plans of a bundle's graphs, in the bundle.
 
-A plan that was built from exactly the same graph, sizes, TensorRT, GPU and flags is kept; anything else is
-built.
+A plan that was built from exactly the same graph, sizes, TensorRT, GPU and flags is kept; any other is built.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.errors import BundleError, EngineError, InputError
 
 BUILT_VARIANTS = ("edge",)
-"""Variants whose sizes a plan is built for where none is named."""
+"""Variants whose sizes a plan is built for by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,30 +40,30 @@ class BuiltGraph:
     plan: Path
     metadata: PlanMetadata
     reused: bool
-    """It was there, built from exactly the same."""
+    """True if it existed and was built from exactly the same."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {"plan": str(self.plan), "reused": self.reused, **self.metadata.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What `build` did."""
+    """Result of `build`."""
 
     bundle: Path
     flavour: str
     version: str
     reason: str
-    """Why this flavour."""
+    """Reason for choosing this flavour."""
     targets: tuple[str, ...]
     """Compute capabilities, or "portable" or "ampere-plus" alone."""
     device: str | None
-    """The GPU of this machine, None where there is none."""
+    """The GPU of this machine, None if there is none."""
     graphs: tuple[BuiltGraph, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             **document,
@@ -85,26 +84,25 @@ def build(
     force: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build plans, or keep those that are there.
+    """Build plans, or keep existing ones.
 
     Args:
-        bundle: its folder, or "mini", whose plans lie in the user's cache.
+        bundle: its folder, or "mini", whose plans are stored in the user's cache.
         flavour: "tensorrt", "tensorrt-rtx", or "auto".
-        graphs: which; none means all.
-        variants: of the pipeline, whose sizes the plans serve.
-        options: of the builder.
-        size: side in px of the picture the diffusion model sees, for a caller who wants to be sure: a bundle
-            has one.
-        force: build even what is there.
-        progress: told TensorRT's own progress.
+        graphs: names; none means all.
+        variants: the variants of the pipeline whose sizes the plans must serve.
+        options: options of the builder.
+        size: the side in px of the diffusion model's input that the caller expects; a bundle has one.
+        force: build even if an equal plan exists.
+        progress: receives TensorRT's progress.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: an unknown name, another size than the bundle's, an option this flavour does not have, a
-            place that cannot be written to.
-        MissingDependencyError: no TensorRT, or none that can build without a GPU where there is none.
+        InputError: an unknown name, another size than the bundle's, an option that this flavour does not
+            have, or a folder that cannot be written to.
+        MissingDependencyError: no TensorRT is installed, or no GPU is present and this TensorRT needs one.
         EngineError: TensorRT refused a graph; the message names the build log. Plans built before it stay.
-        KeyboardInterrupt: Ctrl-C; the plan that was being built is not there.
+        KeyboardInterrupt: Ctrl-C; the unfinished plan is deleted.
     """
     tell, wanted = progress or silent, options or BuildOptions()
     opened, device = find_bundle(bundle), find_device()
@@ -112,7 +110,7 @@ def build(
     check_size(opened, size)
     trt, reason = choose(flavour, device)
     check_options(wanted, trt, device)
-    maker = _Maker(opened, trt, device, wanted, tuple(variants))
+    builder = _Builder(opened, trt, device, wanted, tuple(variants))
     return BuildReport(
         bundle=opened.path,
         flavour=trt.name,
@@ -120,12 +118,12 @@ def build(
         reason=reason,
         targets=wanted.targets(trt, device),
         device=None if device is None else device.name,
-        graphs=tuple(maker.make(name, tell, force=force) for name in names),
+        graphs=tuple(builder.build(name, tell, force=force) for name in names),
     )
 
 
 def choose(flavour: str, device: Device | None) -> tuple[Flavour, str]:
-    """The TensorRT of that name, and why it was chosen.
+    """Load the TensorRT of that name; return it and the reason for it.
 
     Raises:
         InputError: no such flavour.
@@ -137,7 +135,7 @@ def choose(flavour: str, device: Device | None) -> tuple[Flavour, str]:
 
 
 def chosen_graphs(bundle: Bundle, graphs: Sequence[str]) -> tuple[str, ...]:
-    """The graphs of a bundle by name, in its order; none means all.
+    """Return the names of the chosen graphs of a bundle, in its order; none means all.
 
     Raises:
         InputError: it has no such graph.
@@ -153,7 +151,7 @@ def check_size(bundle: Bundle, size: int | None) -> None:
     """Refuse a size that a bundle's graphs do not have.
 
     Raises:
-        InputError: it is another one.
+        InputError: the bundle's size is another one.
     """
     have = bundle.spec.diffusion.image_size
     if size in (None, have):
@@ -164,8 +162,8 @@ def check_size(bundle: Bundle, size: int | None) -> None:
     raise InputError(f"got --size {size}, but the graphs of {bundle.path} are for {have} px; {cure}")
 
 
-class _Maker:
-    """Makes the plans of one bundle, one after the other."""
+class _Builder:
+    """Builds the plans of one bundle, one after the other."""
 
     def __init__(
         self,
@@ -183,15 +181,15 @@ class _Maker:
         self._contract = graph_contract(bundle.spec)
         self._plans = plan_store.plans_folder(bundle)
 
-    def make(self, graph: str, tell: Progress, *, force: bool) -> BuiltGraph:
-        """Build a plan, unless one is there that was built from exactly the same."""
+    def build(self, graph: str, tell: Progress, *, force: bool) -> BuiltGraph:
+        """Build a plan, unless an equal one exists."""
         identity = self._identity(graph)
         files = plan_store.plan_files(self._plans, identity)
         with plan_store.locked(files, lambda: tell(f"{graph}: waiting for another build in {files.folder}")):
-            there = None if force else plan_store.reusable(files, identity)
-            if there is not None:
+            existing = None if force else plan_store.reusable(files, identity)
+            if existing is not None:
                 tell(f"{graph}: {files.plan} is there")
-                return BuiltGraph(plan=files.plan, metadata=there, reused=True)
+                return BuiltGraph(plan=files.plan, metadata=existing, reused=True)
             return BuiltGraph(plan=files.plan, metadata=self._build(files, identity, tell), reused=False)
 
     def _identity(self, graph: str) -> PlanIdentity:

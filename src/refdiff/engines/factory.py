@@ -1,4 +1,4 @@
-"""The one place that imports a back-end: late, by name, and with the extra to install when it is missing."""
+"""Open a bundle's graphs with a back-end chosen by name; the only module that imports back-ends, and late."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _DRIVER_SIGNS = (
     Path("/dev/nvhost-gpu"),
     Path("/dev/nvmap"),
 )
-"""Files an NVIDIA driver makes: the first two on a PC, the others on a Jetson."""
+"""Files of an NVIDIA driver: the first two on a PC, the others on a Jetson."""
 
 
 class BackendSessions(Protocol):
-    """A session factory that says what it is."""
+    """A session factory with the name of its back-end."""
 
     backend: str
-    """Which back-end was chosen."""
+    """Name of the back-end."""
     reason: str
-    """Why."""
+    """Why it was chosen."""
 
     def open(self, name: str) -> Session:
-        """The session of graph `name`, opened on the first call and kept."""
+        """Return the session of graph `name`, opened on the first call and kept."""
         ...
 
     def close(self) -> None:
@@ -46,10 +46,7 @@ class BackendSessions(Protocol):
 
 
 class OrtSessions:
-    """Opens a bundle's graphs in ONNX Runtime.
-
-    `backend` is what was chosen, `reason` says why.
-    """
+    """Opens a bundle's graphs in ONNX Runtime; `reason` says why `backend` was chosen."""
 
     def __init__(
         self,
@@ -73,7 +70,7 @@ class OrtSessions:
         self.reason = reason
 
     def open(self, name: str) -> Session:
-        """The session of graph `name`, opened on the first call and kept.
+        """Return the session of graph `name`, opened on the first call and kept.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -112,23 +109,23 @@ def open_sessions(
     spinning: bool = False,
     measure: Measure | None = None,
 ) -> BackendSessions:
-    """A session factory for a bundle; no graph is loaded yet.
+    """Make a session factory for a bundle; no graph is loaded yet.
 
     Args:
         bundle: a verified bundle.
-        backend: one of `BACKENDS`; "auto" takes the bundle's plans where they fit this machine, else the GPU
-            when ONNX Runtime can drive it, else the CPU.
+        backend: one of `BACKENDS`; "auto" takes the bundle's plans if they fit this machine, else the GPU if
+            ONNX Runtime can use it, else the CPU.
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
-        memory: of the device, for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None
-            takes what fits.
-        spinning: whether ONNX Runtime's threads stay busy while they wait for each other; False leaves the
-            cores to other work of this process.
-        measure: what the sessions are to measure beside their work; None: nothing.
+        memory: device memory for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None:
+            the fastest that fits.
+        spinning: keep ONNX Runtime's threads busy while they wait for each other; False leaves the cores to
+            other work of this process.
+        measure: what the sessions measure; None: nothing.
 
     Raises:
-        InputError: no such back-end, or a memory that means nothing or that the back-end cannot keep to.
+        InputError: no such back-end, or a memory that cannot be read or that the back-end does not support.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
-        EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
+        EngineError: a TensorRT back-end was requested, and the bundle has no plan that fits.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(BACKENDS)}")
@@ -159,7 +156,7 @@ def open_sessions(
 
 
 def has_driver() -> bool:
-    """Whether this machine has an NVIDIA driver."""
+    """Return whether this machine has an NVIDIA driver."""
     return any(sign.exists() for sign in _DRIVER_SIGNS)
 
 
@@ -172,9 +169,9 @@ def _choose(module: ModuleType) -> tuple[str, str]:
 
 
 def import_ort(backend: str) -> ModuleType:
-    """`refdiff.engines.ort`, with what the back-end needs beside it.
+    """Import `refdiff.engines.ort` and what else the back-end needs.
 
-    Only the named package's absence is reported as such; a broken installation keeps its traceback.
+    Only the absence of a named package becomes an error of ours; a broken installation keeps its traceback.
 
     Raises:
         MissingDependencyError: a package is not installed.
@@ -195,11 +192,11 @@ def import_ort(backend: str) -> ModuleType:
 
 
 _EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export", "onnx": "export"}
-"""Package -> the extra that brings it."""
+"""Package -> the extra that installs it."""
 
 
 def load_check_session() -> type[CheckSession]:
-    """`CheckSession`, whose package is asked for now.
+    """Import and return `CheckSession`, so that a missing package is reported before any work.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.

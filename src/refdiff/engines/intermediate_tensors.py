@@ -1,4 +1,4 @@
-"""The tensors inside a graph, on given feeds: what ranges, headroom and comparisons are made from."""
+"""Read tensors inside a graph on given feeds, for ranges, dynamic range and comparisons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refdiff.passes.graph_files import load_typed
 from refdiff.passes.round_half import HALVES, round_every_node
 
 MOST_BYTES = 1 << 30
-"""Of the tensors asked for in one run; more are fetched in several runs."""
+"""Bytes of the tensors read in one run; more are read in several runs."""
 
 
 def probe(
@@ -27,22 +27,21 @@ def probe(
     most_bytes: int = MOST_BYTES,
     reduction: Callable[[ir.Value], Sequence[ir.Node]] | None = None,
 ) -> Iterator[tuple[int, str, Array]]:
-    """Run a graph on each of the feeds and hand out tensors by name.
+    """Run a graph on each of the feeds and yield tensors by name.
 
-    Half-precision results are rounded at every node (`rounded`), whatever this processor's kernels can do.
+    Half-precision results are rounded at every node (`passes.round_half`), on any processor.
 
     Args:
-        model: a graph whose tensors have their types, which is left as it is; or its file.
+        model: a graph whose tensors have types, which is not modified; or its file.
         feeds: one mapping of arrays for each run.
-        names: tensors, inner ones or outputs.
-        folder: where the weights of a graph lie; of a file, its own folder.
-        most_bytes: of tensors held at once.
-        reduction: nodes to put behind each tensor; the result of the last one is handed out in its place. It
-            is taken to be small: one run serves all tensors.
+        names: names of inner tensors or outputs.
+        folder: folder of the weights of a graph; for a file, its own folder.
+        most_bytes: largest size of the tensors in memory at once.
+        reduction: makes nodes to append to each tensor; the result of the last one is yielded in its place.
+            It is assumed to be small, so one run serves all tensors.
 
     Yields:
-        Index of the feed, name, values: float32 where the tensor is of half precision. Each pair once, in no
-        promised order.
+        Index of the feed, name, values: float32 for a half-precision tensor. Each pair once, in any order.
 
     Raises:
         InputError: the graph has no such tensor, or tensors without a type.
@@ -52,28 +51,26 @@ def probe(
     largest = max((_batch(feed) for feed in feeds), default=1)
     most = most_bytes if reduction is None else math.inf
     for group in _groups(graph, list(dict.fromkeys(names)), largest, most):
-        session = CheckSession(_exposing(graph, group, reduction or _read), folder=folder)
+        session = CheckSession(_expose(graph, group, reduction or _copy_node), folder=folder)
         for index, feed in enumerate(feeds):
             results = session.run(feed, [_probed(name) for name in group])
             for name in group:
                 yield index, name, results.pop(_probed(name))
 
 
-def _exposing(
-    model: ir.Model, names: Sequence[str], making: Callable[[ir.Value], Sequence[ir.Node]]
-) -> bytes:
-    """The graph with what is made of these tensors as its only outputs."""
+def _expose(model: ir.Model, names: Sequence[str], making: Callable[[ir.Value], Sequence[ir.Node]]) -> bytes:
+    """Return the serialized graph with the results of `making` as its only outputs."""
     copy = model.clone()
     values = _values(copy.graph)
-    outputs = [_exposed(copy.graph, values[name], making(values[name])) for name in names]
+    outputs = [_expose_value(copy.graph, values[name], making(values[name])) for name in names]
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(outputs)
     round_every_node(copy)
     return bytes(ir.serde.serialize_model(copy).SerializeToString())
 
 
-def _read(value: ir.Value) -> Sequence[ir.Node]:
-    """A copy of the value, float32 where it is of half precision inside."""
+def _copy_node(value: ir.Value) -> Sequence[ir.Node]:
+    """Return the node that copies a value, as float32 if it is of half precision."""
     half = value.dtype in HALVES
     attributes = [ir.AttrInt64("to", int(ir.DataType.FLOAT))] if half else []
     node = ir.Node("", "Cast" if half else "Identity", [value], attributes=attributes)
@@ -82,8 +79,8 @@ def _read(value: ir.Value) -> Sequence[ir.Node]:
     return [node]
 
 
-def _exposed(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Value:
-    """The result of the nodes, under a name of its own: an output cannot be read twice under one name."""
+def _expose_value(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Value:
+    """Add the nodes and return their result under a new name, since output names must be unique."""
     out = nodes[-1].outputs[0]
     out.name = _probed(str(value.name))
     producer = value.producer()
@@ -115,13 +112,13 @@ def _groups(model: ir.Model, names: Sequence[str], batch: int, most_bytes: float
 
 
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
-    made = (value for node in graph for value in node.outputs)
-    every = (*graph.inputs, *graph.initializers.values(), *made)
+    results = (value for node in graph for value in node.outputs)
+    every = (*graph.inputs, *graph.initializers.values(), *results)
     return {str(value.name): value for value in every}
 
 
 def _bytes(value: ir.Value, batch: int) -> int:
-    """About how much one run makes of it; a dimension without a size counts as the batch."""
+    """Return the approximate bytes of a value in one run; a dimension without a size counts as the batch."""
     sizes = [] if value.shape is None else [size if isinstance(size, int) else batch for size in value.shape]
     return 4 * math.prod(sizes)
 

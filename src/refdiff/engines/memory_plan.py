@@ -1,12 +1,12 @@
-"""How much of a bundle is on the device at once: decided from sizes, before anything is loaded.
+"""Decide how much of a bundle is on the device at once, from sizes alone, before anything is loaded.
 
-In: each engine's bytes, and what the device has free or the user allows. Out: one of three ways to hold them.
+In: each engine's bytes, and the free memory or the user's budget. Out: one of three ways to hold them.
 
     resident   everything stays: all weights, all activations
     shared     all weights stay; one buffer serves whichever graph runs, as large as the largest needs
     staged     one graph at a time: load, run, unload
 
-In all three, inputs and outputs of every graph stay, because graphs hand them to each other.
+In all three, inputs and outputs of every graph stay, because graphs pass them to each other.
 """
 
 from __future__ import annotations
@@ -20,32 +20,41 @@ from refdiff.errors import EngineError, InputError
 
 Holding = Literal["resident", "shared", "staged"]
 HOLDINGS: tuple[Holding, ...] = get_args(Holding)
-"""The fastest first."""
+"""All ways, fastest first."""
 
 RESERVE_BYTES = 256 << 20
-"""Of free memory left to CUDA itself: kernels that are loaded late, and pieces too small to use."""
+"""Free memory left to CUDA itself, for kernels that are loaded later and for fragmentation."""
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+}
 
 _EXPECTED = 'expected a size such as "8GB" or "900MiB"'
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSize:
-    """What one engine takes on the device, in bytes."""
+    """Device memory that one engine needs, in bytes."""
 
     name: str
     weights: int
-    """Of the plan: weights and code."""
+    """Weights and code of the plan."""
     activations: int
-    """Most that any shape it was built for needs."""
+    """Most activations of any shape that it was built for."""
     tensors: int
     """Inputs and outputs at their largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What was chosen."""
+    """The chosen way."""
 
     holding: Holding
     peak: int
@@ -53,7 +62,7 @@ class MemoryPlan:
     limit: int
     """Bytes that may be used."""
     reason: str
-    """One clause for a person."""
+    """One clause, for messages."""
 
 
 def plan_memory(
@@ -62,14 +71,14 @@ def plan_memory(
     """Choose the fastest holding that fits.
 
     Args:
-        sizes: of all engines that may run.
+        sizes: sizes of all engines that may run.
         free: device memory that is free now.
-        budget: what the user allows; None: what is free, less a reserve.
-        holding: what the user wants; None: the fastest that fits.
+        budget: the user's limit in bytes; None: all free memory, less a reserve.
+        holding: the user's choice; None: the fastest that fits.
 
     Raises:
         InputError: the budget is not positive.
-        EngineError: nothing fits; says what each holding takes.
+        EngineError: nothing fits; says what each holding needs.
     """
     if budget is not None and budget < 1:
         raise InputError(f"got a memory budget of {budget} bytes, {_EXPECTED}")
@@ -85,7 +94,7 @@ def plan_memory(
 
 
 def peak_bytes(engines: Iterable[EngineSize], holding: Holding) -> int:
-    """Most bytes on the device at once."""
+    """Return the most bytes on the device at once."""
     every = tuple(engines)
     tensors = sum(each.tensors for each in every)
     weights = sum(each.weights for each in every)
@@ -97,10 +106,10 @@ def peak_bytes(engines: Iterable[EngineSize], holding: Holding) -> int:
 
 
 def read_memory(text: str | None) -> tuple[int | None, Holding | None]:
-    """What a user wrote: a budget in bytes, or a holding by name.
+    """Read a budget in bytes or the name of a holding.
 
     Args:
-        text: such as "8GB", "900 MiB" or "staged"; None: nothing.
+        text: such as "8GB", "900 MiB" or "staged"; None: neither.
 
     Returns:
         Budget and holding, for `plan_memory`.
@@ -113,11 +122,23 @@ def read_memory(text: str | None) -> tuple[int | None, Holding | None]:
     for holding in HOLDINGS:
         if text.strip().lower() == holding:
             return None, holding
+    try:
+        return parse_size(text), None
+    except InputError as error:
+        raise InputError(f"got memory {text!r}, {_EXPECTED}, or one of: {', '.join(HOLDINGS)}") from error
+
+
+def parse_size(text: str) -> int:
+    """Read a size in bytes, such as "4GB", "512 MiB" or "1000000".
+
+    Raises:
+        InputError: not a size, or not a positive one.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = None if match is None else _UNITS.get(match[2].upper())
-    if match is None or unit is None or not (size := int(float(match[1]) * unit)):
-        raise InputError(f"got memory {text!r}, {_EXPECTED}, or one of: {', '.join(HOLDINGS)}")
-    return size, None
+    size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
+    if size < 1:
+        raise InputError(f"got {text!r}, {_EXPECTED}")
+    return size
 
 
 def _refusal(
@@ -131,18 +152,18 @@ def _refusal(
 
 def _cure(peaks: dict[Holding, int], limit: int, available: int) -> str:
     fitting = [each for each in HOLDINGS if peaks[each] <= limit]
-    if fitting:  # only not the one that was asked for
+    if fitting:  # but not the requested one
         return f"use --memory {fitting[0]}, or leave it out"
     least = min(peaks.values())
     if least <= available:
         return f"give --memory {_readable(least)} or more"
     return (
         "end other programs on the device, take a more compact precision (fp16, int8), "
-        "or build for smaller pictures"
+        "or export for smaller images"
     )
 
 
 def _readable(size: int) -> str:
-    """Rounded up, so that what is printed is enough when it is given back."""
+    """Return a size as text, rounded up, so that the printed budget is enough."""
     unit, name = next(((u, n) for u, n in ((10**9, "GB"), (10**6, "MB")) if size >= u), (10**3, "KB"))
     return f"{-(-size * 10 // unit) / 10:g}{name}"

@@ -1,14 +1,9 @@
-"""The time of each node, as ONNX Runtime's profiler writes it down.
+"""Run graphs in ONNX Runtime.
 
-In: session options before the session is made, and the session when it has run. Out: `LayerTime`s. ONNX
-Runtime writes into a file; it lies in a temporary folder that goes with the session.
-
-A graph in ONNX Runtime on the CPU, its weights left in their file: for checks, not for speed.
-
-ONNX Runtime behind the Session protocol.
-
-The provider is named by the caller and verified after creation: ONNX Runtime falls back to the CPU when a
-provider cannot start, and that is an error here, never a slower run.
+`OrtSession` implements the Session protocol. The caller names the provider, and it is verified after
+creation: ONNX Runtime falls back to the CPU if a provider cannot start, and here that is an error, never a
+slower run. `LayerFile` reads the time of each node from ONNX Runtime's own profile. `CheckSession` runs a
+graph on the CPU with its weights left in their file, for checks and not for speed.
 """
 
 from __future__ import annotations
@@ -26,16 +21,17 @@ from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
 from refdiff.errors import EngineError, InputError
 
-_SUFFIX = "_kernel_time"
-"""Of the events that are a node's own work."""
+_ERRORS_ONLY = 3
+_KERNEL = "_kernel_time"
+"""Suffix of the events that are a node's own work."""
 
 
 class LayerFile:
-    """Where one session's nodes are written down.
+    """ONNX Runtime's profile of one session, in a temporary folder.
 
     Args:
-        options: of the session, told here to profile.
-        name: of the graph.
+        options: options of the session, in which profiling is enabled.
+        name: name of the graph.
     """
 
     def __init__(self, options: Any, name: str) -> None:
@@ -45,14 +41,14 @@ class LayerFile:
         options.profile_file_prefix = str(Path(self._folder.name) / name)
 
     def read(self, session: Any) -> Sequence[LayerTime]:
-        """What the session wrote; the first call ends its profiling.
+        """Read what the session wrote; the first call ends its profiling.
 
         Raises:
             EngineError: the session is closed, or its file cannot be read.
         """
         if self._times is None:
             if session is None:
-                raise EngineError("the session is closed; ask for its layers before")
+                raise EngineError("the session is closed; read its layers before")
             path = Path(session.end_profiling())
             try:
                 events = json.loads(path.read_text(encoding="utf-8"))
@@ -75,17 +71,14 @@ def layer_times(events: Sequence[Mapping[str, Any]]) -> Sequence[LayerTime]:
     found: dict[str, tuple[str, int, float]] = {}
     for event in events:
         name = str(event.get("name", ""))
-        if event.get("cat") != "Node" or not name.endswith(_SUFFIX):
+        if event.get("cat") != "Node" or not name.endswith(_KERNEL):
             continue
         operator, calls, ms = found.get(name, (str(event["args"].get("op_name", "")), 0, 0.0))
         found[name] = (operator, calls + 1, ms + float(event["dur"]) / 1e3)
     return tuple(
-        LayerTime(name=name.removesuffix(_SUFFIX), operator=operator, calls=calls, ms=ms)
+        LayerTime(name=name.removesuffix(_KERNEL), operator=operator, calls=calls, ms=ms)
         for name, (operator, calls, ms) in found.items()
     )
-
-
-_ERRORS_ONLY = 3
 
 
 class CheckSession:
@@ -94,8 +87,8 @@ class CheckSession:
     Measured on SD 1.5's UNet at 512 px: 0.6 GB of private memory instead of 5.5 GB.
 
     Args:
-        model: the ONNX file, or a serialised graph.
-        folder: where a serialised graph's weights lie.
+        model: the ONNX file, or a serialized graph.
+        folder: folder of a serialized graph's weights.
 
     Raises:
         EngineError: ONNX Runtime cannot load the graph.
@@ -111,7 +104,7 @@ class CheckSession:
             )
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
-        # In the graph's order: what only looks at a tensor runs before the next one is made, not at the end.
+        # In the graph's order, so that a node that only reads a tensor runs before the next tensor is made.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -149,8 +142,8 @@ PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
 _ALSO = {"ort-tensorrt": " and TensorRT"}
 
 _SLOW_FUSIONS = ("SkipLayerNormFusion",)
-"""Rewrites that ONNX Runtime's CPU runs slower than what they replace: the sum and norm of SAM's decoder in
-one operator took 9.3 ms, and 2.3 ms in two (1.32, the miniature, one thread)."""
+"""Fusions that are slower on ONNX Runtime's CPU: sum and norm of SAM's decoder took 9.3 ms in one operator,
+and 2.3 ms in two (1.32, the miniature, one thread)."""
 
 
 class OrtSession:
@@ -171,15 +164,15 @@ class OrtSession:
         Args:
             path: the ONNX file.
             graph: the contract it must fulfil.
-            backend: a name of `PROVIDERS`. "ort-tensorrt" runs all of the graph or nothing; "ort-rounded" is
-                the CPU, every half-precision result rounded.
+            backend: a name of `PROVIDERS`. "ort-tensorrt" runs all of the graph or fails; "ort-rounded" is
+                the CPU with every half-precision result rounded.
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
-            spinning: whether these threads stay busy while they wait for each other's next piece of work.
-            measure: "layers" has ONNX Runtime write down every node's time, which makes every run slower.
+            spinning: keep these threads busy while they wait for each other.
+            measure: "layers" records every node's time, which makes every run slower.
 
         Raises:
             InputError: the thread count is not positive.
-            EngineError: the provider is absent, did not start, or the file is not this graph.
+            EngineError: the provider is missing or did not start, or the file is not this graph.
             ModuleNotFoundError: "ort-rounded" rewrites graphs with onnx_ir, which is not installed.
         """
         self._graph = graph
@@ -196,7 +189,7 @@ class OrtSession:
 
     @property
     def max_batch(self) -> int | None:
-        """Any number; of TensorRT's provider, which builds an engine for each new size, one phrase's."""
+        """2 with TensorRT's provider, which builds an engine for each new size; else None: any number."""
         return 2 if self._backend == "ort-tensorrt" else None
 
     def run(
@@ -237,7 +230,7 @@ class OrtSession:
 
 
 def session_options(threads: int | None, *, spinning: bool = False) -> Any:
-    """ONNX Runtime's options for so many threads inside one operator.
+    """Return ONNX Runtime's options for so many threads inside one operator.
 
     Raises:
         InputError: the thread count is not positive.
@@ -246,8 +239,8 @@ def session_options(threads: int | None, *, spinning: bool = False) -> Any:
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERRORS_ONLY
-    # Activations go back to the system after each run. SD 1.5's UNet at 512 px, one picture: 3.8 GB of
-    # private memory instead of 5.5 GB after two runs, 11.6 s of processor time instead of 11.5 s.
+    # Activations are freed after each run. SD 1.5's UNet at 512 px, one image: 3.8 GB of private memory
+    # instead of 5.5 GB after two runs, 11.6 s of processor time instead of 11.5 s.
     options.enable_cpu_mem_arena = False
     if threads is not None:
         if threads < 1:
@@ -257,10 +250,10 @@ def session_options(threads: int | None, *, spinning: bool = False) -> Any:
 
 
 def create_session(path: Path, backend: str, options: Any) -> Any:
-    """ONNX Runtime's own session of a graph, on the provider of the back-end and no other.
+    """Create ONNX Runtime's session of a graph, on the provider of the back-end and no other.
 
     Raises:
-        EngineError: the provider is absent or did not start, or ONNX Runtime cannot load the graph.
+        EngineError: the provider is missing or did not start, or ONNX Runtime cannot load the graph.
     """
     provider, _ = PROVIDERS[backend]
     if provider not in ort.get_available_providers():
@@ -269,19 +262,19 @@ def create_session(path: Path, backend: str, options: Any) -> Any:
             f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
             f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
         )
-    session = _loaded(path, backend, options)
+    session = _load(path, backend, options)
     started = session.get_providers()[0]
     if started != provider:
         raise EngineError(
-            f"{path.name}: asked for {provider}, ONNX Runtime started {started}; "
-            "mend the CUDA installation, or use ort-cpu"
+            f"{path.name}: requested {provider}, ONNX Runtime started {started}; "
+            "fix the CUDA installation, or use ort-cpu"
         )
     session.disable_fallback()
     return session
 
 
-def _loaded(path: Path, backend: str, options: Any) -> Any:
-    if backend == "ort-tensorrt":  # it hands what it cannot do to the CPU, unless it is told not to
+def _load(path: Path, backend: str, options: Any) -> Any:
+    if backend == "ort-tensorrt":  # by default it runs unsupported nodes on the CPU
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         model, options = _source(path, backend, options)
@@ -298,7 +291,7 @@ def _loaded(path: Path, backend: str, options: Any) -> Any:
 
 
 def _source(path: Path, backend: str, options: Any) -> tuple[Path | bytes, Any]:
-    """The file to load, or for "ort-rounded" the rewritten graph, its weights left in place."""
+    """Return the file to load, or for "ort-rounded" the rewritten graph, its weights left in place."""
     if backend != "ort-rounded":
         return path, options
     from refdiff.passes.round_half import rounded_model

@@ -1,4 +1,4 @@
-"""What a reader sees of built plans and of a lint."""
+"""Lay out the reports of `build` and `lint` as tables."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ Precision is not an option: it is in the graph (docs/precision.md).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
 from refdiff.engines.trt.metadata import AMPERE_PLUS, PORTABLE, Flag
 from refdiff.errors import InputError, MissingDependencyError
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +87,6 @@ def check_options(options: BuildOptions, flavour: Flavour, device: Device | None
             )
     if device is None:
         _check_without_device(options, flavour)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size as people write it: "4GB", "512 MiB", "1000000".
-
-    Raises:
-        InputError: not a size, or not a positive one.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
-    if size < 1:
-        raise InputError(f"got {text!r}, expected a size such as 4GB or 512MiB")
-    return size
 
 
 def _given(options: BuildOptions) -> Iterator[tuple[str, str]]:

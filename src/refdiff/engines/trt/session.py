@@ -24,8 +24,7 @@ from refdiff.engines.trt.buffers import (
     TrtArray,
     nbytes,
 )
-from refdiff.engines.trt.cuda_graph import CudaGraph
-from refdiff.engines.trt.engine import Engine, Shape
+from refdiff.engines.trt.engine import CudaGraph, Engine, Shape
 from refdiff.engines.trt.timing import LayerLog, RunTimer
 from refdiff.errors import EngineError, InputError, RefdiffError
 
