@@ -1,8 +1,8 @@
-"""What an fp32 island in an attention costs: TensorRT-RTX's activation memory, asked of its builder.
+"""Measure the cost of an fp32 region in an attention: the activation memory that TensorRT-RTX plans.
 
-    python -m benchmarks.attention_islands      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.attention_regions      (needs tensorrt-rtx)
 
-One self-attention of SD 1.5 at 512 px (4,096 tokens, 8 heads of 40, two pictures), three ways: no island,
+One self-attention of SD 1.5 at 512 px (4,096 tokens, 8 heads of 40, two images), three ways: no region,
 softmax alone in fp32, and softmax with the product before it. The logits are 537 MB in half precision: an
 attention that holds less was fused. Writes results/attention-regions.json.
 """
@@ -21,7 +21,7 @@ from benchmarks.rtx import RTX, build
 TOKENS, HEADS, WIDTH, PICTURES = 4096, 8, 320, 2
 SHAPES = {"states": (PICTURES, TOKENS, WIDTH)}
 
-ISLANDS = {"none": (), "softmax": ("softmax",), "softmax and its product": ("softmax", "logits")}
+REGIONS = {"none": (), "softmax": ("softmax",), "softmax and its product": ("softmax", "logits")}
 
 RECORD = RESULTS / "attention-regions.json"
 
@@ -30,15 +30,15 @@ def main() -> None:
     """Build the three graphs."""
     from refdiff.passes.half_precision import HalfPrecision
 
-    for name, islands in ISLANDS.items():
+    for name, nodes in REGIONS.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "attention.onnx"
-            ir.save(HalfPrecision("fp16", islands)(attention()), path)
+            ir.save(HalfPrecision("fp16", nodes)(attention()), path)
             add_entry(RECORD, name, {"tensorrt_rtx": RTX.version, **build(path, SHAPES)})
 
 
 def attention() -> ir.Model:
-    """Four products and a softmax, in fp32, Q scaled first."""
+    """Return four products and a softmax, in fp32, with Q scaled first."""
     nodes: list[ir.Node] = []
     rng = np.random.default_rng(0)
     states = _value("states", (PICTURES, TOKENS, WIDTH))

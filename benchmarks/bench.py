@@ -1,4 +1,4 @@
-"""The whole pipeline beside the original arithmetic, in turns in one run (or: make bench).
+"""Compare the complete pipeline with the original arithmetic, in turns in one run (or: make bench).
 
     .venv/bin/python -m benchmarks.bench                                  the miniature, on held-out scenes
     .venv/bin/python -m benchmarks.bench BUNDLE --photo PHOTO --phrase "the left wheel" --rounds 1
@@ -7,7 +7,7 @@ Three contenders answer the same question one after the other, and each ratio is
 
     reference   Ref-Diff in torch as released: four UNet passes, every mask before the filter, no caches
     official    the runtime, ONNX Runtime on the CPU, the same arithmetic
-    edge        the runtime, the profile a robot runs
+    edge        the runtime, the variant for deployment
 
 BUNDLE is one that `refdiff export MODEL --random-weights` wrote; torch draws the same weights again. Random
 weights make random predicted IoUs, so the thresholds are set, before the clock starts, to let the same share
@@ -108,7 +108,7 @@ def main() -> None:
 def asked(
     bundle: Bundle, sessions: SessionFactory, given: argparse.Namespace
 ) -> tuple[list[Question], dict[str, Options]]:
-    """What is asked, and the two profiles."""
+    """Return the samples, and the two variants."""
     options = {name: options_for(bundle.spec, variant=name) for name in ("official", "edge")}
     if bundle.manifest.random_seed is None:
         seeds = range(HELD_OUT, HELD_OUT + 10 * given.scenes)
@@ -133,7 +133,7 @@ def asked(
 
 
 def warmed(bundle: Bundle, contenders: Mapping[str, Any], questions: list[Question]) -> list[Question]:
-    """The questions, after everybody has answered the last one; a full-size pass is long enough cold."""
+    """Return the samples, after a warm-up on the last one; a full-size pass is long enough when cold."""
     if bundle.manifest.random_seed is None:
         for contender in contenders.values():
             contender(*questions[-1])
@@ -163,7 +163,7 @@ def reference(bundle: Bundle, options: Options) -> Callable[..., dict[str, Any]]
 def runtime(
     bundle: Bundle, sessions: SessionFactory, options: Options, watch: Stopwatch
 ) -> Callable[..., dict[str, Any]]:
-    """The runtime; a picture is encoded once for all its phrases, and no text is known from before."""
+    """Run the runtime: an image is encoded once for all its phrases, and no text is cached from before."""
 
     def ask(image: Array, phrases: Sequence[str]) -> dict[str, Any]:
         segmenter = segmenter_of(bundle, sessions, options)
@@ -231,7 +231,7 @@ def start() -> dict[str, Any]:
 
 
 def fresh(code: str) -> str:
-    """What a new Python prints."""
+    """Return the output of a fresh Python process."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout  # noqa: S603
 
 

@@ -232,7 +232,7 @@ FORMATS: Mapping[str, Format] = {
         draw=full.draw_transformers_clip,
         write=full.write_transformers,
         load=load_clip,
-        answers=full.normalised,
+        answers=full.normalized,
         their_answers=full.transformers_clip_answers,
     ),
     "CLIP ViT-L/14, bare .safetensors": Format(

@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def make_feeds(spec: ModelSpec) -> dict[str, Array]:
-    """A latent and contexts of both branches, as large as real ones."""
+    """Return a latent and the contexts of both branches, in real sizes."""
     rng, diffusion = np.random.default_rng(0), spec.diffusion
     latent = (2, diffusion.latent_channels, diffusion.latent_size, diffusion.latent_size)
     return {

@@ -1,4 +1,4 @@
-"""What each cheap substitute of METHOD §10 gives and costs, alone and together, beside `official`.
+"""Measure gain and cost of each cheap substitute of METHOD §10, alone and together, against `official`.
 
     .venv/bin/python -m benchmarks.edge_substitutes accuracy --seed 3000000 --count 200     # choosing
     .venv/bin/python -m benchmarks.edge_substitutes accuracy --seed 1000000 --count 200     # held out
@@ -6,10 +6,10 @@
 
 The miniature's fp32 bundle in ONNX Runtime on one thread. Settings are chosen on scenes that neither training
 nor any other record uses (seeds from 3,000,000) and confirmed on the held-out ones. Accuracy and cost are
-measured apart: for accuracy, variants share the results of equal graph runs on a scene; for cost, every
-variant answers each scene anew, and then a second phrase on it, all of them in turns, the torch reference of
-`official` among them. Answers are kept in runs/ as they come, so an interrupted run goes on. Writes
-results/edge-substitutes.json, one entry per kind and first seed.
+measured separately: for accuracy, variants share the results of equal graph runs on a scene; for cost, every
+variant answers each scene without caches, and then a second phrase on it, all of them in turns, including
+the torch reference of `official`. Answers are kept in runs/ as they come, so an interrupted run resumes.
+Writes results/edge-substitutes.json, one entry per kind and first seed.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ TORCH = "torch reference, official"
 
 
 class SharedRuns:
-    """Sessions that run equal feeds once, until they are told to forget."""
+    """Sessions that run equal feeds once, until their cache is cleared."""
 
     def __init__(self, inner: SessionFactory) -> None:
         self._inner = inner
         self._known: dict[str, dict[str, Array]] = {}
 
     def open(self, name: str) -> Any:
-        """The session of a graph."""
+        """Open the session of a graph."""
         return _SharedSession(self._inner.open(name), self._known)
 
     def forget(self) -> None:
-        """Start anew: the next scene has nothing in common with this one."""
+        """Clear the cache: the next scene has nothing in common with this one."""
         self._known.clear()
 
     def close(self) -> None:
@@ -146,13 +146,13 @@ def _marks(tried: Sequence[Variant], samples: Sequence[Sample]) -> dict[tuple[st
 
 
 def key(options: Any) -> str:
-    """A short name of what answers: options, bundle and commit."""
+    """Return a short name for options, bundle and commit."""
     return hashlib.blake2b(f"{options!r} {program()}".encode(), digest_size=8).hexdigest()
 
 
 @cache
 def program() -> str:
-    """The bundle and the commit that answer."""
+    """Return the bundle and the commit."""
     return f"{hash_file(find_bundle('mini').path / MANIFEST_NAME)} {provenance()['commit']}"
 
 

@@ -53,7 +53,7 @@ class Variant:
 
 
 def changed(options: Options, changes: Changes) -> Options:
-    """The options with other values."""
+    """Return the options with other values."""
     groups = {group: replace(getattr(options, group), **dict(values)) for group, values in changes.items()}
     return replace(options, **groups)
 

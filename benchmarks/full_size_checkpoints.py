@@ -38,7 +38,7 @@ Answers = Mapping[str, torch.Tensor]
 
 
 def draw_diffusion(configs: DiffusionConfigs) -> Modules:
-    """The three modules, the VAE with its decoder, as every original file has it."""
+    """Return the three modules, the VAE with its decoder, as every original file has it."""
     builders: Mapping[str, Callable[[], Any]] = {
         "text_encoder": partial(build_text_encoder, configs),
         "vae": partial(AutoencoderKL, **configs.vae),
@@ -68,7 +68,7 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_diffusers(modules: Modules, folder: Path) -> Path:
-    """A pipeline's folder in the half-precision variant."""
+    """Write a pipeline's folder in half precision."""
     path: Path = write_folder("sd1", folder / "pipeline", modules=modules, variant="fp16")
     return path
 
@@ -96,28 +96,28 @@ def draw_sam(sizes: SamSizes) -> Modules:
 
 
 def draw_transformers_sam() -> Modules:
-    """Transformers' ViT-B; the epsilon of its decoder's norms is 1e-6, not 1e-5 as segment_anything's."""
+    """Return transformers' ViT-B; its decoder's norms have an epsilon of 1e-6, segment_anything's 1e-5."""
     sam = drawn(lambda: SamModel(SamConfig()), seed=SEED, name="sam")
     sam.prompt_encoder.shared_embedding = sam.shared_image_embedding  # one tensor; they were drawn apart
     return {"sam": sam}
 
 
 def write_pth(modules: Modules, folder: Path) -> Path:
-    """A state dict in torch's zip."""
+    """Write a state dict in torch's zip format."""
     path = folder / "sam.pth"
     torch.save(modules["sam"].state_dict(), path)
     return path
 
 
 def write_transformers(modules: Modules, folder: Path) -> Path:
-    """What `save_pretrained` writes."""
+    """Write a folder with `save_pretrained`."""
     (module,) = modules.values()
     module.save_pretrained(folder)
     return folder
 
 
 def _prompted() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A picture, and two prompts of one point each."""
+    """Return an image, and two prompts of one point each."""
     image = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(2))
     return image, torch.tensor([[[200.0, 700.0]], [[512.0, 300.0]]]), torch.tensor([[1], [1]])
 
@@ -138,7 +138,7 @@ def sam_answers(modules: Modules) -> Answers:
 
 
 def transformers_sam_answers(modules: Modules) -> Answers:
-    """The same of transformers' module."""
+    """Return the same results from transformers' module."""
     sam, (image, points, labels) = modules["sam"], _prompted()
     embedding = sam.get_image_embeddings(image)
     found = sam(image_embeddings=embedding, input_points=points[None], input_labels=labels[None])
@@ -154,7 +154,7 @@ def draw_clip(sizes: ClipSizes) -> Modules:
 
 
 def draw_transformers_clip() -> Modules:
-    """Transformers' ViT-B/16 with QuickGELU, as OpenAI's is published there."""
+    """Return transformers' ViT-B/16 with QuickGELU, as OpenAI's is published there."""
     config = CLIPConfig(
         vision_config={"patch_size": 16, "hidden_act": "quick_gelu"},
         text_config={"hidden_act": "quick_gelu", "bos_token_id": 49_406, "eos_token_id": 49_407},
@@ -176,7 +176,7 @@ def write_archive(modules: Modules, folder: Path) -> Path:
         archived.register_buffer(name, torch.tensor(value))
     pictures, ids = _seen_and_read()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants nobody to write these any more
+        warnings.simplefilter("ignore")  # torch deprecates writing these
         torch.jit.trace(archived, (pictures.half(), ids), check_trace=False).save(str(path))
     return path
 
@@ -190,7 +190,7 @@ def write_open_clip_folder(modules: Modules, folder: Path) -> Path:
 
 
 def write_bare(modules: Modules, folder: Path) -> Path:
-    """Weights and nothing beside them."""
+    """Write the weights and nothing else."""
     path = folder / "clip.safetensors"
     save_file(modules["clip"].state_dict(), path)
     return path
@@ -203,13 +203,13 @@ def clip_answers(modules: Modules) -> Answers:
 
 
 def transformers_clip_answers(modules: Modules) -> Answers:
-    """The same of transformers' module, which normalises them."""
+    """Return the same results from transformers' module, which normalizes them."""
     pictures, ids = _seen_and_read()
     found = modules["clip"](input_ids=ids, pixel_values=pictures)
     return {"image": found.image_embeds, "text": found.text_embeds}
 
 
-def normalised(modules: Modules) -> Answers:
+def normalized(modules: Modules) -> Answers:
     """open_clip's vectors as transformers' module returns its own."""
     answers = clip_answers(modules)
     return {name: torch.nn.functional.normalize(values, dim=-1) for name, values in answers.items()}

@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def ask_runtime(given: argparse.Namespace) -> tuple[Options, Segmentation, float]:
-    """The runtime's answer, under thresholds of its making, and the seconds it took."""
+    """Return the runtime's answer, with the given thresholds, and its time in seconds."""
     bundle, image = open_bundle(given.bundle, verify="size"), read_picture(given.photo)
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
     options = thresholds(bundle, sessions, image, given.keep_share, given.min_area)
@@ -96,7 +96,7 @@ def ask_runtime(given: argparse.Namespace) -> tuple[Options, Segmentation, float
 
 
 def choice_of(bundle: Bundle) -> ModelChoice:
-    """The random model the bundle was exported from."""
+    """Return the random model that the bundle was exported from."""
     seed = bundle.manifest.random_seed
     if seed is None:
         raise SystemExit(f"{bundle.path} has trained weights; this benchmark draws its own")
@@ -108,7 +108,7 @@ def choice_of(bundle: Bundle) -> ModelChoice:
 def thresholds(
     bundle: Bundle, sessions: SessionFactory, image: NDArray[np.uint8], keep_share: float, min_area_px: int
 ) -> Options:
-    """The `official` profile with thresholds in gaps between values, so that rounding flips no mask."""
+    """Return `official` with thresholds in gaps between values, so that rounding flips no mask."""
     options, spec = options_for(bundle.spec, variant="official"), bundle.spec.sam
     pixels, resized_yx = sam_input(image, spec)
     embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
@@ -135,7 +135,7 @@ def thresholds(
 
 
 def gap_at(values: NDArray[np.floating], share: float) -> float:
-    """A number above about this share of the values: the middle of the widest gap near that place."""
+    """Return a number above about this share of the values: the middle of the widest gap near that place."""
     ordered = np.sort(values.astype(np.float64))
     centre, reach = int(share * len(ordered)), max(1, len(ordered) // 50)
     low = max(0, centre - reach)

@@ -1,11 +1,11 @@
-"""Time and memory of changing a full-size graph's precision, beside ONNX Runtime's own tools in the same run.
+"""Measure the conversion of full-size graphs to fewer bits, and ONNX Runtime's own tools in the same run.
 
     .venv/bin/python -m benchmarks.full_size_precision BUNDLE unet --half --rounds 3
     .venv/bin/python -m benchmarks.full_size_precision BUNDLE unet --int8
 
 BUNDLE is an fp32 bundle (random weights will do). Every conversion is a child process of its own; ours and
 theirs take turns. Adds an entry per graph to results/full-size-precision.json. Both read the graph from the
-disk and write it there with its weights beside it.
+disk and write it there with its weights next to it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def summarised(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ours_half(bundle: Path, graph: str, target: Path) -> dict[str, float]:
-    """The pass of this toolkit with its own islands."""
+    """Convert with the pass of this toolkit and its default fp32 regions."""
     import onnx_ir as ir
 
     from refdiff.contracts.recipe import GraphRecipe
@@ -153,8 +153,8 @@ def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     fed = [node for node in nodes if node not in match_rules(alone, nodes, where=graph)]
     ranges = collect(probe, source, [feeds_of(bundle, graph)], data_inputs(model, fed), method="minmax")
     measured = time.perf_counter()
-    quantised = Quantized(type="int8", nodes=nodes, ranges=ranges, method="minmax", weights_alone=alone)
-    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantised))
+    quantized = Quantized(type="int8", nodes=nodes, ranges=ranges, method="minmax", weights_alone=alone)
+    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantized))
     return {
         "ranges_seconds": measured - started,
         "conversion_seconds": time.perf_counter() - measured,
@@ -162,7 +162,7 @@ def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
 
 
 def theirs_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
-    """The static quantiser of onnxruntime on the same feed: QDQ, per channel, symmetric."""
+    """Convert with the static quantizer of onnxruntime on the same feed: QDQ, per channel, symmetric."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class OneFeed(CalibrationDataReader):  # type: ignore[misc]
@@ -189,7 +189,7 @@ def theirs_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
 
 
 def feeds_of(bundle: Path, graph: str) -> Any:
-    """The golden feed of a graph."""
+    """Return the golden feed of a graph."""
     from refdiff.contracts.bundle import open_bundle
 
     return dict(open_bundle(bundle, verify="size").golden()[graph][0])

@@ -1,6 +1,6 @@
 """Which attentions TensorRT-RTX fuses, and whether the UNet's taps cost it any. No GPU is needed.
 
-    python -m benchmarks.fusion BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.fusion BUNDLE [--graphs unet …]      (needs tensorrt-rtx)
     python -m benchmarks.fusion BUNDLE --converted KEPT/ours-fp16 --precision fp16
 
 Every graph is built as it is. The UNet is built two ways more: without its taps, and with what the released

@@ -1,4 +1,4 @@
-"""Every graph of a bundle on this GPU: is it right, and how long does it take, beside torch on the same GPU.
+"""Check and time every graph of a bundle on this GPU, in turns with torch on the same GPU.
 
     .venv/bin/python -m benchmarks.gpu [BUNDLE] [--rounds 40] [--programs FOLDER]      (or: make gpu)
 
@@ -135,7 +135,7 @@ def compare(bundle: Bundle, graph: str, able: list[Worker], found: dict[str, Any
 
 
 def take_times(graph: str, able: list[Worker], found: dict[str, Any], rounds: int, ends: float) -> None:
-    """Runs in turns; what was measured when the time is up is what is recorded."""
+    """Run in turns; record what was measured when the time is up."""
     taken: dict[str, dict[str, list[float]]] = {w.name: {"host": [], "device": []} for w in able}
     for _ in range(rounds):
         if time.monotonic() > ends:
@@ -170,7 +170,7 @@ def each(
 
 
 def failure(take: Callable[[Worker], None], worker: Worker) -> WorkerError | None:
-    """What went wrong, if anything did."""
+    """Return the error, if there was one."""
     try:
         take(worker)
     except WorkerError as error:
@@ -179,7 +179,7 @@ def failure(take: Callable[[Worker], None], worker: Worker) -> WorkerError | Non
 
 
 def note(found: dict[str, Any], graph: str, worker: Worker, error: WorkerError) -> None:
-    """What failed, in the record and on the terminal."""
+    """Write a failure to the record and the terminal."""
     found[graph]["failures"][worker.name] = str(error)
     say(f"{graph} {worker.name} FAILED: {error}")
 
@@ -195,18 +195,18 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def describe(device: Device) -> dict[str, Any]:
-    """The GPU, its driver and what it is allowed to do."""
+    """Return the GPU, its driver, clocks and power limit."""
     command = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
-        told = None
+        answer = None
     return {
         "name": device.name,
         "compute_capability": device.compute_capability,
         "memory_bytes": device.memory_bytes,
         "driver_cuda": device.driver_cuda,
-        "driver, clock, power": told,
+        "driver, clock, power": answer,
     }
 
 

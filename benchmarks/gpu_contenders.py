@@ -95,7 +95,7 @@ class Ort:
         import onnxruntime
 
         if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA's libraries from the packages beside it
+            onnxruntime.preload_dlls()  # CUDA's libraries from the packages installed with it
         self._ort, self._backend = onnxruntime, backend
         self._bundle = open_bundle(folder, verify="size")
         self._sessions: dict[str, Any] = {}
@@ -196,7 +196,7 @@ class Torch:
 
 
 def make(name: str, folder: Path, programs: Path | None) -> Contender:
-    """The contender of that name."""
+    """Return the contender of that name."""
     if name.startswith("ort-"):
         return Ort(folder, name)
     if name.startswith("torch-"):

@@ -1,6 +1,6 @@
 """Contenders in processes of their own: one that crashes or hangs is written down, and the others go on.
 
-A question goes to a worker, an answer comes back; whoever asks decides how long it waits.
+A request goes to a worker, a result comes back; the caller decides how long to wait.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, name: str, folder: Path, programs: Path | None) -> None:
-    """Answer until told to stop. The feeds are the golden ones, read here: a pipe is too narrow for them."""
+    """Answer requests until the stop request; golden feeds are read here, too large for a pipe."""
     golden = open_bundle(folder, verify="size").golden()
     contender: Contender | None = None
 
@@ -98,13 +98,13 @@ def _serve(pipe: Connection, name: str, folder: Path, programs: Path | None) -> 
         return _carried_out(contender, verb, graph, golden[graph][0], times)
 
     while (question := pipe.recv())[0] != "stop":
-        pipe.send(_told(partial(answered, *question)))
+        pipe.send(_outcome(partial(answered, *question)))
     pipe.close()
     os._exit(0)  # libraries that disagree about who unloads first
 
 
-def _told(work: Callable[[], Any]) -> tuple[bool, Any]:
-    """What came of it: the value, or the error in one line, whatever it was."""
+def _outcome(work: Callable[[], Any]) -> tuple[bool, Any]:
+    """Return the value, or any error in one line."""
     try:
         return True, work()
     except Exception as error:

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.growth                  the miniature, all four series
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.growth --bundle BUNDLE --phrases 1 4 --rounds 1
 
-Every run is a picture encoded anew and all its phrases asked, in ONNX Runtime on the CPU. The points of a
+Every run encodes the image and segments all its phrases, in ONNX Runtime on the CPU. The points of a
 series run in turns, back and forth from round to round; the peak memory of each is that of a process of its
 own which does that one run. Where other programs share the cores, the processor time says more than the wall
 clock, so both are kept. A bundle of random
@@ -83,7 +83,7 @@ def random_thresholds(bundle: Bundle, given: argparse.Namespace) -> dict[str, An
 
 
 def measure(bundle: Bundle, chosen: Sequence[Point], given: argparse.Namespace) -> dict[str, Any]:
-    """Times in turns, then each point's memory in a process of its own."""
+    """Measure times in turns, then each point's memory in a separate process."""
     runs: list[list[dict[str, Any]]] = [[] for _ in chosen]
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
     answer(bundle, sessions, chosen[0])  # opens the graphs
@@ -103,7 +103,7 @@ def measure(bundle: Bundle, chosen: Sequence[Point], given: argparse.Namespace) 
 
 
 def answer(bundle: Bundle, sessions: SessionFactory, point: Point) -> dict[str, Any]:
-    """One run of a point: a picture encoded anew, every phrase asked, and what it took."""
+    """Run a point once: encode the image, segment every phrase, return the times."""
     image, asked = picture(point.size_xy), phrases(point.phrases, sided=point.sided)
     segmenter = segmenter_of(bundle, sessions, point.options(bundle.spec))
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -121,7 +121,7 @@ def answer(bundle: Bundle, sessions: SessionFactory, point: Point) -> dict[str, 
 
 
 def run_alone(bundle: str, point: Point, threads: int) -> None:
-    """What the child does: one run, and a moment for the watcher to see its high-water mark."""
+    """Run once in the child, and wait for the watcher to read the high-water mark."""
     opened = find_bundle("mini") if bundle == "mini" else open_bundle(Path(bundle), verify="size")
     answer(opened, open_sessions(opened, backend="ort-cpu", threads=threads), point)
     time.sleep(0.2)
@@ -129,7 +129,7 @@ def run_alone(bundle: str, point: Point, threads: int) -> None:
 
 def memory(bundle: str, point: Point, threads: int) -> dict[str, int]:
     """Peak memory of a process that runs the point once."""
-    told = json.dumps(dataclasses.asdict(point))
+    request = json.dumps(dataclasses.asdict(point))
     command = [
         sys.executable,
         "-m",
@@ -139,14 +139,14 @@ def memory(bundle: str, point: Point, threads: int) -> dict[str, int]:
         "--threads",
         str(threads),
         "--point",
-        told,
+        request,
     ]
     used = run_watched(command)
     return {"peak_rss_bytes": used.peak_rss_bytes, "peak_private_bytes": used.peak_private_bytes}
 
 
 def summary(point: Point, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A point's row in the record: medians, least and most, every value."""
+    """Return a point's row in the record: medians, minimum and maximum, every value."""
     row: dict[str, Any] = {
         "value": point.value,
         "label": point.label,

@@ -1,6 +1,6 @@
-"""What is measured of growth: points on curves in four series, and the pictures and phrases they use.
+"""Points of the growth measurement: curves in four series, and the images and phrases they use.
 
-A point is plain data, so that a child process can be told to measure one.
+A point is plain data, so that it can be passed to a child process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALL_MASKS = {"points_per_side": 16, "pred_iou_threshold": 0.0, "stability_thresh
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One measurement: what is asked, of which picture, under which options."""
+    """A measurement: image, phrases and options."""
 
     curve: str
     """Name of the line it lies on."""
@@ -59,7 +59,7 @@ class Point:
     """Changes of its crop options."""
 
     def options(self, spec: ModelSpec) -> Options:
-        """The profile with this point's changes."""
+        """Return the variant with this point's changes."""
         base = options_for(spec, variant=self.variant)
         return dataclasses.replace(
             base,
@@ -71,7 +71,7 @@ class Point:
 def points(
     series: str, variants: Sequence[str], *, counts: Sequence[int], thresholds: Mapping[str, Any]
 ) -> list[Point]:
-    """The points of a series, curve by curve.
+    """Return the points of a series, curve by curve.
 
     Args:
         series: one of `SERIES`.
@@ -126,7 +126,7 @@ def points(
 
 
 def picture(size_xy: tuple[int, int]) -> NDArray[np.uint8]:
-    """The same four rendered scenes, two by two, at any size: [y, x, 3]."""
+    """Return the same four rendered scenes, two by two, at any size: [y, x, 3]."""
     page = Image.new("RGB", (2 * TILE_XY[0], 2 * TILE_XY[1]))
     for number in range(4):
         scene = Image.fromarray(render_scene(HELD_OUT + number).image)

@@ -93,16 +93,16 @@ def _loop(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -
         segmenter.segment(scene, phrase)
 
 
-def _anew(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -> None:
+def _encode_each(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -> None:
     for phrase in some:
         segmenter.segment(segmenter.encode(image), phrase)
 
 
-WAYS = {"segment_many": _many, "segment in a loop": _loop, "encode for each phrase": _anew}
+WAYS = {"segment_many": _many, "segment in a loop": _loop, "encode for each phrase": _encode_each}
 
 
 def phrases(given: argparse.Namespace) -> dict[str, Any]:
-    """`segment_many`, `segment` in a loop, and everything anew for each phrase; encoding counts always."""
+    """Time `segment_many`, `segment` in a loop, and one encoding per phrase; encoding always counts."""
     bundle = find_bundle("mini")
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
     asked = list(dict.fromkeys(each.phrase for each in islice(scene_samples(range(SEED, SEED + 400)), 200)))
@@ -171,7 +171,7 @@ def rows(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def folder(given: argparse.Namespace) -> dict[str, Any]:
-    """A folder run, its stages one after the other or at the same time, its threads spinning or not."""
+    """Run a folder with its stages in sequence or overlapped, and its threads spinning or not."""
     with tempfile.TemporaryDirectory() as scratch:
         pictures, out = write_scenes(Path(scratch), SCENES, given.size), Path(scratch) / "out"
 
@@ -213,18 +213,18 @@ def folder(given: argparse.Namespace) -> dict[str, Any]:
 def memory(given: argparse.Namespace) -> dict[str, Any]:
     """Peak memory and processor time of the command on folders of growing length."""
     entries = []
-    for told in ENVIRONMENTS:
+    for variables in ENVIRONMENTS:
         for length in LENGTHS:
             with tempfile.TemporaryDirectory() as scratch:
                 pictures = write_scenes(Path(scratch), length, given.size, DIFFERENT)
                 command = [sys.executable, "-m", "refdiff", "segment", "mini", str(pictures), *PHRASES]
-                with environment(told):
+                with environment(variables):
                     before = children_cpu()
                     watched = run_watched([*command, "-o", str(Path(scratch) / "out")])
             entries.append(
                 {
                     "pictures": length,
-                    "environment": told,
+                    "environment": variables,
                     "seconds": round(watched.seconds, 2),
                     "cpu_seconds": round(children_cpu() - before, 2),
                     "peak_rss_bytes": watched.peak_rss_bytes,
@@ -235,7 +235,7 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_scenes(scratch: Path, count: int, size: str, different: int = SCENES) -> Path:
-    """A folder of so many held-out scenes as JPEG files, repeated where not all are different."""
+    """Write a folder of held-out scenes as JPEG files, repeated where not all are different."""
     target = scratch / "pictures"
     target.mkdir()
     scenes = islice(scene_samples(range(SEED, SEED + 4 * different)), different)
@@ -286,10 +286,10 @@ def _read_now(items: Sequence[Any], read: Callable[[Any], Any], *, ahead: int) -
 
 
 @contextlib.contextmanager
-def environment(told: dict[str, str]) -> Iterator[None]:
-    """What children are told of OpenBLAS's threads and malloc's arenas; where nothing, they choose."""
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set the children's variables for OpenBLAS's threads and malloc's arenas."""
     before = {name: os.environ.pop(name, None) for name in ("OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX")}
-    os.environ.update(told)
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -331,7 +331,7 @@ def ratio(slow: Sequence[Timed], fast: Sequence[Timed]) -> dict[str, float]:
 
 
 def affine(times: dict[int, list[Timed]]) -> dict[str, float]:
-    """The line through the least processor times: milliseconds at no phrase, and for each."""
+    """Fit a line to the least processor times: milliseconds without a phrase, and for each."""
     counts = np.array(list(times), float)
     taken = np.array([1e3 * min(cpu for _, cpu in each) for each in times.values()])
     weights = 1 / taken  # relative errors: the shortest counts as much as the longest

@@ -1,9 +1,9 @@
-"""What fewer bits cost in task accuracy: the miniature in other precisions beside its fp32 bundle.
+"""Measure what fewer bits cost in task accuracy: the miniature against its fp32 bundle.
 
     .venv/bin/python -m benchmarks.miniature_precision fp16=BUNDLE int8=BUNDLE … --count 500 --jobs 2
 
 Every held-out scene is asked one question of the built-in fp32 bundle and of each named bundle, in ONNX
-Runtime, by each of --backends; the built-in one on the CPU, whose answers are the yardstick. Half-precision
+Runtime, by each of --backends; the built-in one on the CPU, whose answers are the reference. Half-precision
 arithmetic is executed by ort-rounded, which rounds every result, and by ort-cuda. Adds an entry per bundle to
 results/miniature-precision.json, or to --output.
 """

@@ -1,6 +1,6 @@
 """Does TensorRT-RTX take every graph of a bundle, and what does building cost? No GPU is needed to ask.
 
-    python -m benchmarks.rtx_builds BUNDLE [--graphs unet …]      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.rtx_builds BUNDLE [--graphs unet …]      (needs tensorrt-rtx)
     python -m benchmarks.rtx_builds BUNDLE --converted KEPT/ours-fp16 --precision fp16
 
 Each graph is built in its own process, at the sizes of the profile edge: by `refdiff build`, and the plans
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def recorded(entry: str) -> dict[str, Any]:
-    """The graphs of an entry that are there already."""
+    """Return the graphs that an entry already has."""
     document = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     return dict(document.get(entry, {}).get("graphs", {}))
 
@@ -99,7 +99,7 @@ def tensor_bytes(bundle: Bundle, graph: str) -> int:
 
 
 def alone(folder: Path, graph: str, converted: Path) -> dict[str, Any]:
-    """A graph that is in no bundle, at the sizes of the one it was converted from."""
+    """Build a graph that is in no bundle, at the sizes of the one it was converted from."""
     bundle, flavour = open_bundle(folder, verify="size"), load_flavour("tensorrt-rtx")
     options = [options_for(bundle.spec, variant="edge")]
     shapes = shape_profiles(graph_contract(bundle.spec)[graph], bundle.spec, options)

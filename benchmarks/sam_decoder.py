@@ -1,4 +1,4 @@
-"""SAM's decoder in two rearranged graphs, beside the original modules in one.
+"""Compare SAM's decoder in two rearranged graphs with the original modules in one.
 
     .venv/bin/python -m benchmarks.sam_decoder mini --rounds 20
     .venv/bin/python -m benchmarks.sam_decoder full --rounds 3

@@ -1,6 +1,6 @@
-"""SAM's image encoder with its position biases summed first, beside segment_anything's own module.
+"""Compare SAM's image encoder, its position biases summed first, with segment_anything's own module.
 
-    python -m benchmarks.sam_encoder vit_b vit_h --rounds 5      (with tensorrt-rtx installed beside refdiff)
+    python -m benchmarks.sam_encoder vit_b vit_h --rounds 5      (needs tensorrt-rtx)
 
 Both are exported by the same exporter, weights drawn. In half precision TensorRT-RTX builds them, which needs
 no GPU: how many attentions are fused, and the activations planned. In float32 ONNX Runtime runs them on the
@@ -84,7 +84,7 @@ def measured(model: str, folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def planned(spec: ModelSpec, path: Path) -> dict[str, Any]:
-    """What TensorRT-RTX makes of a form in half precision."""
+    """Build a form in half precision with TensorRT-RTX."""
     islands = default_islands(ir.load(path).graph)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         half = Path(folder) / path.name

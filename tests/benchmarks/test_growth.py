@@ -34,7 +34,7 @@ def test_costs_on_a_line_give_that_line_back(module):
     assert fit == {"intercept": 2, "slope": 0.5, "slope_over_first": 0.2, "largest_relative_residual": 0}
 
 
-def test_costs_off_the_line_are_told_by_the_residual(module):
+def test_the_residual_shows_costs_off_the_line(module):
     fit = module("growth").affine_fit([row(1, 1.0), row(2, 2.0), row(3, 9.0)], "seconds")
     assert fit["largest_relative_residual"] > 0.2
 
