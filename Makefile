@@ -13,9 +13,13 @@ PINS := pyproject.toml constraints.txt
 # The variable hides a notice about MkDocs 2.0, which the pins exclude.
 MKDOCS := NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs
 
+# A worker gets whole files, in the order of tests/conftest.py, so that none makes the other's fixtures.
+WORKERS ?= 2
+PYTEST := .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format-check lint types imports docs docs-check format gpu bench miniature clean
+.PHONY: help demo test test-quick check format-check lint types imports docs docs-check format gpu bench miniature clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,8 +27,11 @@ help: ## list the targets
 demo: $(LEAN) ## see it work, offline, in the lean environment (no torch)
 	.venv-demo/bin/refdiff demo --output demo-out
 
-test: $(FULL) ## run the tests
-	.venv/bin/python -m pytest
+test: $(FULL) ## run all tests, in WORKERS=2 processes
+	$(PYTEST)
+
+test-quick: $(FULL) ## run the tests that take less than two seconds each
+	$(PYTEST) -m "not slow"
 
 check: $(FULL) ## what CI runs: format, lint, types, import contracts, documentation, tests
 	@$(MAKE) --no-print-directory format-check

@@ -2,22 +2,50 @@
 
 import ctypes
 import functools
-import hashlib
-import importlib.metadata
 import importlib.util
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.support.made_once import made_once
+
 # Property tests share small machines with model runs: a slow example is no failure, a wrong one is.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker; torch reads this when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_MAKERS = ("torch", "onnx-ir", "onnxscript", "diffusers", "transformers", "open_clip_torch", "numpy")
-"""Packages whose version decides what an export writes."""
+LONGEST_FIRST = (
+    "tests/export/test_export.py",
+    "tests/export/test_bring_your_own.py",
+    "tests/engines/test_rtx_builds.py",
+    "tests/calibration/test_precision.py",
+    "tests/cli/test_bad_input.py",
+    "tests/verification/test_check.py",
+    "tests/models/test_diffusion.py",
+    "tests/models/test_ldm.py",
+    "tests/passes/test_fuse_attention.py",
+    "tests/calibration/test_fp32_proposals.py",
+)
+"""Files that take long; whole files are handed to the workers, and the last one should be a short one."""
+
+SHARED_SOURCES = tuple(
+    f"src/refdiff/{room}"
+    for room in ("contracts", "data", "engines/ort.py", "miniature", "passes", "runtime")
+)
+EXPORT_SOURCES = (*SHARED_SOURCES, "src/refdiff/export", "src/refdiff/models")
+"""What decides an exported bundle, next to its stack."""
+CONVERSION_SOURCES = (
+    *SHARED_SOURCES,
+    "src/refdiff/accuracy",
+    "src/refdiff/calibration",
+    "src/refdiff/engines/intermediate_tensors.py",
+)
+"""What decides the miniature's recorded feeds and its bundles of fewer bits."""
 
 
 @functools.cache
@@ -29,6 +57,12 @@ def has_nvidia_device() -> bool:
         return False
     count = ctypes.c_int(0)
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly has shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -48,37 +82,45 @@ def no_clock() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(request: pytest.FixtureRequest) -> Path:
-    """A real bundle of the tiny stack; read it, copy it, do not change it.
-
-    Exporting it takes most of a minute, so it is kept in pytest's cache under a hash of everything it is
-    made from: `pytest --cache-clear` makes it anew.
-    """
+    """A real bundle of the tiny stack; read it, copy it, do not change it."""
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed: pip install 'refdiff[export]'")
-    folder = request.config.cache.mkdir(f"tiny-bundle-{_digest_of_its_makers()}") / "bundle"
-    if not folder.exists():
+
+    def make(output: Path) -> None:
         from refdiff.export.export import export_stack
         from tests.support.calm_stack import calm_stack
 
-        export_stack(calm_stack(), output=folder, progress=lambda line: None)
-    return folder
+        export_stack(calm_stack(), output=output, progress=lambda line: None)
+
+    stacks = ("tests/support/calm_stack.py", "tests/support/tiny_stack.py")
+    return made_once(request.config.cache, "tiny", sources=(*EXPORT_SOURCES, *stacks), make=make)
 
 
-def _digest_of_its_makers() -> str:
-    root = Path(__file__).parent.parent
-    rooms = (root / "src/refdiff" / room for room in ("contracts", "export", "passes", "runtime"))
-    files = [
-        root / name
-        for name in (
-            "tests/support/tiny_stack.py",
-            "tests/support/calm_stack.py",
-            "src/refdiff/export/export.py",
-        )
-    ]
-    files += (path for room in rooms for path in sorted(room.rglob("*.py")))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    for package in _MAKERS:
-        digest.update(importlib.metadata.version(package).encode())
-    return digest.hexdigest()[:16]
+@pytest.fixture(scope="session")
+def mini_feeds(request: pytest.FixtureRequest) -> Path:
+    """What the miniature's graphs were fed on one scene; read it, do not change it."""
+
+    def make(output: Path) -> None:
+        from refdiff.calibration.calibrate import calibrate
+
+        calibrate("mini", output=output, count=1)
+
+    return made_once(request.config.cache, "feeds", sources=CONVERSION_SOURCES, make=make)
+
+
+@pytest.fixture(scope="session")
+def mini_in(request: pytest.FixtureRequest, mini_feeds: Path) -> Callable[[str], Path]:
+    """Precision -> the miniature's bundle in it, in a folder of its name; read it, do not change it."""
+
+    def bundle(precision: str) -> Path:
+        def make(output: Path) -> None:
+            import refdiff.miniature
+            from refdiff.export.export import export
+
+            mini = Path(refdiff.miniature.__file__).parent / "bundle"
+            feeds = mini_feeds if precision in ("int8", "fp8") else None
+            export(str(mini), precision=precision, feeds=feeds, output=output)
+
+        return made_once(request.config.cache, precision, sources=CONVERSION_SOURCES, make=make)
+
+    return bundle

@@ -19,7 +19,6 @@ import refdiff
 from refdiff import engines
 from refdiff.accuracy.metrics import iou, pairwise_iou
 from refdiff.accuracy.tolerances import GraphTolerance
-from refdiff.calibration import block_costs, calibrate
 from refdiff.calibration import convert as converting
 from refdiff.calibration import precision as precision_room
 from refdiff.calibration.block_costs import (
@@ -36,7 +35,7 @@ from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.parity import correlation
-from refdiff.contracts.recipe import Quantized, Rule, read_recipe
+from refdiff.contracts.recipe import Quantized, Recipe, Rule, read_recipe
 from refdiff.errors import EngineError, GateError, InputError, MissingDependencyError
 from refdiff.export.export import export
 from refdiff.miniature.scenes import render_scene
@@ -45,24 +44,24 @@ from refdiff.passes.graph_files import check_contract
 from tests.support.small_graphs import BUNDLE
 
 
-@pytest.fixture(scope="module")
-def feeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("calibration") / "feeds"
-    calibrate.calibrate(BUNDLE, output=folder, count=1)
-    return folder
-
-
-@pytest.fixture(scope="module", params=["fp16", "bf16", "int8", "fp8"])
-def converted(request, feeds, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("converted") / request.param
-    given = feeds if request.param in ("int8", "fp8") else None
-    export(str(BUNDLE), precision=request.param, feeds=given, output=folder)
-    return folder
+@pytest.fixture(params=["fp16", "bf16", "int8", "fp8"])
+def converted(request, mini_in) -> Path:
+    return mini_in(request.param)
 
 
 def recipe(half="fp16"):
     bundle = open_bundle(BUNDLE)
     return half_recipe(BUNDLE, model=bundle.spec.name, sources=bundle.manifest.sources, half=half)
+
+
+def with_eight_bits_in(path: Path, *names: str) -> Recipe:
+    """Return a written recipe with these graphs alone in eight bits, which is converted in half the time."""
+    made = read_recipe(path)
+    graphs = {
+        name: graph if name in names else dataclasses.replace(graph, quantized=None)
+        for name, graph in made.graphs.items()
+    }
+    return dataclasses.replace(made, graphs=graphs)
 
 
 HALF_BY_RULE = ("sam_decoder", "sam_masks")
@@ -127,7 +126,7 @@ def test_a_recipe_gives_the_same_bytes_again(converted, tmp_path):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_eight_bits_outside_the_tolerance_fall_back_and_say_why(feeds, tmp_path, monkeypatch):
+def test_eight_bits_outside_the_tolerance_fall_back_and_say_why(mini_in, tmp_path, monkeypatch):
     real = converting.graph_tolerance
     strict = GraphTolerance(error=1e-9, correlation=0.0)
 
@@ -135,11 +134,11 @@ def test_eight_bits_outside_the_tolerance_fall_back_and_say_why(feeds, tmp_path,
         return strict if (precision, name) == ("int8", "clip_text") else real(precision, name)
 
     monkeypatch.setattr(converting, "graph_tolerance", tolerance)
-    lines: list[str] = []
-    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "b", progress=lines.append)
+    made, lines = with_eight_bits_in(mini_in("int8") / "recipe.json", "sd_text", "clip_text"), []
+    convert(BUNDLE, made, precision="int8", output=tmp_path / "b", progress=lines.append)
     manifest = open_bundle(tmp_path / "b").manifest
     precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
-    assert precisions == {name: precision_of(name, "int8") for name in GRAPHS} | {"clip_text": "fp16"}
+    assert precisions == dict.fromkeys(GRAPHS, "fp16") | {"sd_text": "int8"}
     (said,) = [line for line in lines if line.startswith("clip_text: fp16")]
     assert "kept out of eight bits: in int8 vector is" in said
     left = read_recipe(tmp_path / "b" / "recipe.json").graphs["clip_text"].excluded
@@ -170,29 +169,28 @@ class Clock:
         return dict(zip(("int8", "fp16"), self.times[graph.name], strict=True))
 
 
-def test_eight_bits_stay_only_where_a_device_is_faster_with_them(feeds, tmp_path):
-    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "int8")
-    made, lines = read_recipe(tmp_path / "int8" / "recipe.json"), []
-    clock = Clock({"sd_text": (1, 2), "clip_text": (2, 1), "vae_encoder": (2, 2), "unet": (1, 2)})
+def test_eight_bits_stay_only_where_a_device_is_faster_with_them(mini_in, tmp_path):
+    eight = ("sd_text", "clip_text", "vae_encoder", "clip_image")
+    made, lines = with_eight_bits_in(mini_in("int8") / "recipe.json", *eight), []
+    clock = Clock({"sd_text": (1, 2), "clip_text": (2, 1), "vae_encoder": (2, 2)})
     output = tmp_path / "b"
     convert(BUNDLE, made, precision="int8", output=output, clock=clock, progress=lines.append)
-    eight = [name for name, graph in made.graphs.items() if graph.quantized is not None]
     assert sorted(clock.asked) == sorted(eight)
     slower = {"clip_text", "vae_encoder"}
     for name, graph in open_bundle(output).manifest.graphs.items():
-        assert graph.precision == ("fp16" if name in slower else precision_of(name, "int8"))
+        assert graph.precision == ("int8" if name in set(eight) - slower else "fp16")
     written = read_recipe(output / "recipe.json").graphs
     for name in slower:
         assert written[name].excluded[-1].origin == "gate"
         assert "int8 takes 2.000 ms, in fp16" in written[name].excluded[-1].because
     (kept,) = [line for line in lines if line.startswith("sd_text")]
     assert kept.endswith("; 1.000 ms, in fp16 2.000 ms (a GPU)")
-    (unknown,) = [line for line in lines if line.startswith("sam_encoder")]
+    (unknown,) = [line for line in lines if line.startswith("clip_image")]
     assert unknown.endswith("; not timed: no memory left")
     assert not [path for path in output.rglob("*") if path.name.startswith(".half")]
 
 
-def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(feeds, tmp_path, monkeypatch):
+def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(mini_in, tmp_path, monkeypatch):
     real = converting.graph_tolerance
     strict = GraphTolerance(error=1e-9, correlation=0.0)
 
@@ -201,8 +199,8 @@ def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(feeds, t
 
     monkeypatch.setattr(converting, "graph_tolerance", tolerance)
     clock, lines, output = Clock(dict.fromkeys(GRAPHS, (2, 1))), [], tmp_path / "b"
-    monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (clock, "a GPU"))
-    export(str(BUNDLE), precision="int8", feeds=feeds, output=output, progress=lines.append)
+    made = with_eight_bits_in(mini_in("int8") / "recipe.json", "sd_text", "clip_text")
+    convert(BUNDLE, made, precision="int8", output=output, clock=clock, progress=lines.append)
     manifest = open_bundle(output).manifest
     assert manifest.precision == "int8"
     assert [name for name, graph in manifest.graphs.items() if graph.precision == "int8"] == ["clip_text"]
@@ -210,14 +208,15 @@ def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(feeds, t
     assert "; 2.000 ms, in fp16 1.000 ms (a GPU): slower, and kept, for fp16 is outside its" in kept
 
 
-def test_a_bundle_without_eight_bits_is_not_called_after_them(feeds, tmp_path, monkeypatch):
+def test_a_bundle_without_eight_bits_is_not_called_after_them(mini_in, tmp_path):
+    made = with_eight_bits_in(mini_in("int8") / "recipe.json", "clip_text")
     clock = Clock(dict.fromkeys(GRAPHS, (2, 1)))
-    monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (clock, "a GPU"))
-    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "b")
+    convert(BUNDLE, made, precision="int8", output=tmp_path / "b", clock=clock)
     assert open_bundle(tmp_path / "b").manifest.precision == "fp16"
     again = tmp_path / "again"
     export(str(BUNDLE), precision="fp16", recipe=tmp_path / "b" / "recipe.json", output=again)
-    assert (again / "unet.onnx").read_bytes() == (tmp_path / "b" / "unet.onnx").read_bytes()
+    for name in ("clip_text.onnx", "unet.onnx"):
+        assert (again / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_without_onnxruntime_it_is_said_what_is_missing(tmp_path, monkeypatch):
@@ -237,19 +236,21 @@ def test_half_precision_is_not_timed(tmp_path):
 
 
 @pytest.mark.parametrize("timed", [True, False])
-def test_the_clock_is_looked_for_unless_it_is_not_wanted(timed, feeds, tmp_path, monkeypatch):
+def test_the_clock_is_looked_for_unless_it_is_not_wanted(timed, mini_in, tmp_path, monkeypatch):
     clock = Clock(dict.fromkeys(GRAPHS, (2, 1)))
     monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (clock, "a GPU"))
-    lines, output = [], tmp_path / "b"
-    export(str(BUNDLE), precision="int8", feeds=feeds, timed=timed, output=output, progress=lines.append)
+    path, output, lines = tmp_path / "recipe.json", tmp_path / "b", []
+    path.write_text(with_eight_bits_in(mini_in("int8") / "recipe.json", "clip_text").to_text())
+    export(str(BUNDLE), precision="int8", recipe=path, timed=timed, output=output, progress=lines.append)
     assert ("eight bits have to be faster on a GPU" in lines) == timed
     assert open_bundle(output).manifest.graphs["clip_text"].precision == ("fp16" if timed else "int8")
 
 
-def test_without_a_gpu_it_is_said_that_nothing_is_timed(feeds, tmp_path, monkeypatch):
+def test_without_a_gpu_it_is_said_that_nothing_is_timed(mini_in, tmp_path, monkeypatch):
     monkeypatch.setattr(precision_room, "find_latency_race", lambda tell: (None, "this machine shows no GPU"))
-    lines = []
-    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "b", progress=lines.append)
+    path, lines = tmp_path / "recipe.json", []
+    path.write_text(with_eight_bits_in(mini_in("int8") / "recipe.json", "clip_text").to_text())
+    export(str(BUNDLE), precision="int8", recipe=path, output=tmp_path / "b", progress=lines.append)
     assert [line for line in lines if "by accuracy alone" in line and "shows no GPU" in line]
 
 
@@ -269,10 +270,10 @@ def test_a_recipe_of_other_weights_is_refused(tmp_path):
 
 def test_a_recipe_that_names_an_unknown_node_is_refused(tmp_path):
     made = recipe()
-    graph = made.graphs["clip_text"]
+    graph = made.graphs["sd_text"]
     graph = dataclasses.replace(graph, fp32=(*graph.fp32, Rule(nodes=("nobody/*",), because="a test")))
-    wrong = dataclasses.replace(made, graphs={**made.graphs, "clip_text": graph})
-    with pytest.raises(InputError, match=r"clip_text: .*nobody"):
+    wrong = dataclasses.replace(made, graphs={**made.graphs, "sd_text": graph})
+    with pytest.raises(InputError, match=r"sd_text: .*nobody"):
         convert(BUNDLE, wrong, precision="fp16", output=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
@@ -314,9 +315,8 @@ def test_a_recipe_of_another_precision_is_refused(tmp_path):
         export(str(BUNDLE), precision="fp16", recipe=path, output=tmp_path / "b")
 
 
-def test_a_recipe_of_eight_bits_is_no_half_precision_recipe(feeds, tmp_path):
-    export(str(BUNDLE), precision="int8", feeds=feeds, output=tmp_path / "int8")
-    written = tmp_path / "int8" / "recipe.json"
+def test_a_recipe_of_eight_bits_is_no_half_precision_recipe(mini_in, tmp_path):
+    written = mini_in("int8") / "recipe.json"
     with pytest.raises(InputError, match="is a recipe for int8, got --precision fp16"):
         export(str(BUNDLE), precision="fp16", recipe=written, output=tmp_path / "b")
 
@@ -395,14 +395,16 @@ def test_a_budget_keeps_as_many_blocks_as_it_pays_for(points, kept, monkeypatch)
     )
 
 
-def test_each_block_is_tried_alone_and_drawn(feeds, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(block_costs, "blocks", lambda nodes: dict(list(blocks(nodes).items())[-1:]))
+def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys, monkeypatch):
+    """Of two graphs: every block is one run of the pipeline."""
+    tried = ("sd_text", "clip_text")
+    made = with_eight_bits_in(mini_in("int8") / "recipe.json", *tried)
+    monkeypatch.setattr(precision_room, "eight_bit_recipe", lambda *rest, **options: made)
     picture = tmp_path / "costs.png"
-    arguments = ["sensitivity", str(BUNDLE), "--feeds", str(feeds), "--count", "1", "--json"]
-    assert main([*arguments, "--picture", str(picture)]) == 0
+    assert main(["sensitivity", str(BUNDLE), "--count", "1", "--json", "--picture", str(picture)]) == 0
     report = json.loads(capsys.readouterr().out)
-    tried = {(cost["graph"], cost["block"]) for cost in report["costs"]}
-    assert {graph for graph, _ in tried} == set(GRAPHS) - {"unet_taps", *HALF_BY_RULE}
+    expected = [(name, block) for name in tried for block in blocks(made.graphs[name].quantized.nodes)]
+    assert sorted((cost["graph"], cost["block"]) for cost in report["costs"]) == sorted(expected)
     points = [cost["cost_points"] for cost in report["costs"]]
     assert points == sorted(points, reverse=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
