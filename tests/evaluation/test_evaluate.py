@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 
 from refdiff.cli import main
+from refdiff.contracts.options import RunOptions
 from refdiff.data.sample import Sample, SampleList
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
 from refdiff.evaluation.evaluate import evaluate
 from refdiff.miniature import evaluate as alias
 
+GEN = RunOptions(mode="gen")
+
 
 def test_evaluate_measures_the_runtime(tiny_bundle: Path) -> None:
     lines: list[str] = []
-    report = evaluate(tiny_bundle, RenderedScenes(count=2), mode="gen", progress=lines.append)
+    report = evaluate(tiny_bundle, RenderedScenes(count=2), options=GEN, progress=lines.append)
     document = report.to_json()
     assert document["count"] == 2
     assert document["seed"] == 1_000_000
@@ -29,7 +32,7 @@ def test_evaluate_measures_the_runtime(tiny_bundle: Path) -> None:
 @pytest.mark.slow
 def test_evaluate_measures_the_same_in_two_processes(tiny_bundle: Path) -> None:
     scenes = RenderedScenes(count=3)
-    one, two = (evaluate(tiny_bundle, scenes, mode="gen", jobs=jobs) for jobs in (1, 2))
+    one, two = (evaluate(tiny_bundle, scenes, options=GEN, jobs=jobs) for jobs in (1, 2))
     assert one.metrics == two.metrics
 
 
@@ -80,4 +83,4 @@ def test_the_reference_of_another_model_is_refused(tiny_bundle: Path) -> None:
 def test_a_sample_without_a_mask_is_refused(tiny_bundle: Path) -> None:
     photo = Sample(id="photo", image=np.zeros((32, 48, 3), np.uint8), phrase="the mug")
     with pytest.raises(InputError, match="photo has no true mask"):
-        evaluate(tiny_bundle, SampleList((photo,)), mode="gen")
+        evaluate(tiny_bundle, SampleList((photo,)), options=GEN)

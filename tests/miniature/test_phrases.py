@@ -175,7 +175,7 @@ def test_the_leftmost_of_two_on_the_right_is_not_on_the_left():
     assert matches(scene, Description(kind="mug", place="left")) == ()
 
 
-def test_the_middle_of_two_is_nobody_in_particular():
+def test_the_middle_of_two_is_ambiguous():
     scene = table(("mug", "red", "small", 60, 50), ("mug", "red", "small", 140, 50))
     assert matches(scene, Description(kind="mug", place="middle")) == (0, 1)
 

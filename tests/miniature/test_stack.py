@@ -10,6 +10,7 @@ import pytest
 
 import refdiff
 from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.options import RunOptions
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.evaluation.evaluate import evaluate
 from refdiff.verification import check
@@ -56,6 +57,6 @@ def test_the_runtime_is_the_reference_on_held_out_scenes():
 @pytest.mark.parametrize(("variant", "least"), [("edge", 0.70), ("official", 0.60)])
 def test_held_out_scenes_are_segmented(variant, least):
     """The full measurement is a benchmark; 40 scenes scatter by about 0.05 around it."""
-    report = evaluate("mini", RenderedScenes(count=40), variant=variant)
+    report = evaluate("mini", RenderedScenes(count=40), options=RunOptions(variant=variant))
     assert report.metrics.miou >= least
     assert report.metrics.oracle_miou >= report.metrics.miou

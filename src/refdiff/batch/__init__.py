@@ -1,1 +1,1 @@
-"""Batch inference: one picture, many phrases, folders of pictures, and the files that result."""
+"""Inference on one image or on many: predictions, their files, resumable folders, and the demo."""

@@ -36,7 +36,7 @@ _GOOD_FROM = 0.5  # IoU; the usual threshold of a hit
 
 @dataclass(frozen=True, kw_only=True)
 class SheetEntry:
-    """One scene of the sheet."""
+    """A scene of the sheet."""
 
     image: Picture
     result: Segmentation

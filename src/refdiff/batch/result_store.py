@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refdiff.batch.prediction import Prediction, save
+from refdiff.batch.prediction import Prediction
+from refdiff.batch.prediction_files import save
 from refdiff.contracts.atomic_io import (
     is_draft,
     lock_file,

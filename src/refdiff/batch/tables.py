@@ -1,4 +1,4 @@
-"""What a reader sees of one prediction, of a folder's predictions, and of the demo."""
+"""The tables of one prediction, of a folder's predictions, and of the demo."""
 
 from __future__ import annotations
 

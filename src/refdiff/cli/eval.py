@@ -23,6 +23,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a bundle, or of the torch reference, on held-out rendered scenes."""
+    from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.data.synthetic import RenderedScenes
     from refdiff.evaluation import evaluate
     from refdiff.evaluation.report import evaluation_table
@@ -32,9 +33,8 @@ def evaluate(
             bundle,
             RenderedScenes(count=count, seed=seed),
             runtime=runtime,
-            backend=backend,
-            variant=variant,
-            mode=mode,
+            options=RunOptions(variant=variant, mode=mode),
+            backend=BackendOptions(name=backend),
             jobs=jobs,
             progress=progress,
         )

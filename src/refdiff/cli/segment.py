@@ -129,14 +129,14 @@ def _one(
     *,
     as_json: bool,
 ) -> None:
-    from refdiff.batch import prediction
+    from refdiff.batch import prediction, prediction_files
     from refdiff.batch.tables import prediction_table
 
-    prediction.check_outputs(picture, **outputs)
+    prediction_files.check_outputs(picture, **outputs)
     with working() as tell:
         tell(f"segmenting {picture}")
         found = prediction.segment(bundle, picture, phrase, focus=focus, options=options, backend=backend)
-        files = prediction.save(found, **outputs)
+        files = prediction_files.save(found, **outputs)
     document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     _note(backend.name, found.backend, found.backend_reason, found.model, found.random_weights)
     print_answer(document, lambda: prediction_table(found, files), as_json=as_json)

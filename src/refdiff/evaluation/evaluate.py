@@ -5,6 +5,7 @@ In: samples. Out: an `EvaluationReport`, with metrics of all samples and of thos
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import time
 from collections import defaultdict
@@ -19,14 +20,13 @@ from refdiff.accuracy.metrics import Metrics, Overlap, metrics, overlap
 from refdiff.batch.prefetch import map_ahead
 from refdiff.contracts.inspection import BUILT_IN, check_trained, find_bundle
 from refdiff.contracts.optional import require_export
-from refdiff.contracts.options import options_for
+from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.results import Segmentation
 from refdiff.data.sample import Dataset, Sample, true_mask
-from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.evaluation.report import EvaluatedModel, EvaluationReport
-from refdiff.loading import segmenter_of
+from refdiff.loading import open_backend, segmenter_of
 from refdiff.models.choice import load_miniature
 
 RUNTIMES = ("torch", "onnx")
@@ -44,7 +44,7 @@ _SAMPLES_AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class SampleScore:
-    """How well one sample was segmented."""
+    """The score of one sample."""
 
     overlap: Overlap
     cues: frozenset[str]
@@ -59,9 +59,8 @@ def evaluate(
     dataset: Dataset,
     *,
     runtime: str = "onnx",
-    backend: str = "auto",
-    variant: str = "edge",
-    mode: str = "full",
+    options: RunOptions = DEFAULT_RUN,
+    backend: BackendOptions = DEFAULT_BACKEND,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> EvaluationReport:
@@ -71,9 +70,8 @@ def evaluate(
         bundle: its folder, or "mini" for the built-in one, the only one that the torch reference exists for.
         dataset: samples with true masks.
         runtime: "onnx" for the bundle's graphs, "torch" for the reference.
-        backend: see `load`; not for the reference.
-        variant: see `load`; "paper" needs the reference.
-        mode: see `load`.
+        options: what is computed.
+        backend: where and how the graphs run; not for the reference.
         jobs: number of processes.
         progress: called with one line every few samples.
 
@@ -85,7 +83,7 @@ def evaluate(
     """
     if jobs < 1:
         raise InputError(f"got {jobs} jobs, expected 1 or more")
-    model = EvaluatedModel(bundle=str(bundle), runtime=runtime, backend=backend, variant=variant, mode=mode)
+    model = EvaluatedModel(bundle=str(bundle), runtime=runtime, options=options, backend=backend)
     report, start = progress or silent, time.perf_counter()
     chosen, reason = _backend(model)
     scores: list[SampleScore] = []
@@ -114,10 +112,12 @@ def _backend(model: EvaluatedModel) -> tuple[str, str] | tuple[None, None]:
             raise InputError(
                 f"the torch reference exists for the built-in miniature only, got {model.bundle}; name mini"
             )
-        if model.backend != "auto":
-            raise InputError(f"back-end {model.backend!r} runs graphs, not the torch reference; leave it out")
+        if model.backend.name != "auto":
+            raise InputError(
+                f"back-end {model.backend.name!r} runs graphs, not the torch reference; leave it out"
+            )
         return None, None
-    sessions = open_sessions(find_bundle(model.bundle), backend=model.backend)
+    sessions = open_backend(find_bundle(model.bundle), model.backend)
     sessions.close()
     return sessions.backend, sessions.reason
 
@@ -155,18 +155,18 @@ def _score_in_worker(model: EvaluatedModel, sample: Sample) -> SampleScore:
 @cache
 def _open_in_worker(model: EvaluatedModel) -> Segment:
     """Open the model once for a worker process; its sessions live as long as the process."""
-    return _open(model, ExitStack(), threads=1)
+    one_thread = dataclasses.replace(model.backend, threads=1)
+    return _open(dataclasses.replace(model, backend=one_thread), ExitStack())
 
 
-def _open(model: EvaluatedModel, stack: ExitStack, threads: int | None = None) -> Segment:
+def _open(model: EvaluatedModel, stack: ExitStack) -> Segment:
     """Open the model; `stack` closes it."""
     if model.runtime == "torch":
         return _open_reference(model)
     bundle = find_bundle(model.bundle)
-    check_trained(bundle, allow_random_weights=False)
-    options = options_for(bundle.spec, variant=model.variant, mode=model.mode)
-    sessions = open_sessions(bundle, backend=model.backend, threads=threads)
-    segmenter = stack.enter_context(segmenter_of(bundle, sessions, options))
+    check_trained(bundle, allow_random_weights=model.options.allow_random_weights)
+    options = model.options.pipeline_options(bundle.spec)
+    segmenter = stack.enter_context(segmenter_of(bundle, open_backend(bundle, model.backend), options))
     return lambda sample: segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
 
 
@@ -177,9 +177,7 @@ def _open_reference(model: EvaluatedModel) -> Segment:
         from refdiff.reference.pipeline import Reference
     torch.set_num_threads(_TORCH_THREADS)
     stack = load_miniature(PURPOSE)
-    reference = Reference(
-        stack=stack, options=options_for(stack.spec, variant=model.variant, mode=model.mode)
-    )
+    reference = Reference(stack=stack, options=model.options.pipeline_options(stack.spec))
     return lambda sample: reference.segment(sample.read(), sample.phrase)
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate` measured, as a value, a document and a table."""
+"""The report of `evaluate`, as a value, a document and a table."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.accuracy.metrics import Metrics
+from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.reports import Column, Table, numeric
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """What is evaluated, and with which options."""
+    """A model and the options it is evaluated with."""
 
     bundle: str
     runtime: str
-    """One of `RUNTIMES`."""
-    backend: str
-    """A back-end's name or "auto"; the torch reference has none."""
-    variant: str
-    mode: str
+    """"torch" or "onnx"."""
+    options: RunOptions
+    backend: BackendOptions
+    """Where and how the graphs run; ignored by the torch reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class EvaluationReport:
             "backend": self.backend,
             "backend_reason": self.backend_reason,
             "bundle": self.model.bundle if self.model.runtime == "onnx" else None,
-            "variant": self.model.variant,
-            "mode": self.model.mode,
+            "variant": self.model.options.variant,
+            "mode": self.model.options.mode,
             "seed": self.seed,
             **_metrics_json(self.metrics),
             "unmatched": self.unmatched,
@@ -62,8 +62,8 @@ def evaluation_table(report: EvaluationReport) -> Table:
     levels = tuple(report.metrics.precision_at)
     groups = {"all": report.metrics, **{f"with {cue}": part for cue, part in report.by_cue.items()}}
     return Table(
-        title=f"{model.runtime}, {model.variant}, {model.mode}: {report.metrics.count} samples, "
-        f"{report.seconds:.0f} s",
+        title=f"{model.runtime}, {model.options.variant}, {model.options.mode}: "
+        f"{report.metrics.count} samples, {report.seconds:.0f} s",
         columns=(
             Column("phrases"),
             *numeric("count", "mIoU", "oIoU", *(f"Pr@{level}" for level in levels), "oracle mIoU"),

@@ -1,4 +1,4 @@
-"""Phrases in the style of RefCOCO, each of which singles out one object.
+"""Phrases in the style of RefCOCO, each referring to exactly one object.
 
 In: a scene and a generator. Out: `ReferringPhrase`s. A phrase is worded only after `matches` has found its
 description unambiguous.
