@@ -40,12 +40,58 @@ _JOINTS = re.compile(r"_|(?<=[a-z0-9])(?=[A-Z])")
 
 SUFFIXES = {".py", ".md", ".toml", ".yml", ".css", ".js", ""}
 PLACES = ("src", "tests", "benchmarks", "docs", "docker")
+ALLOWED = {
+    "src/refdiff/contracts/recipe.py": "quantised",  # a key of the file format
+    "tests/contracts/test_recipe.py": "quantised",
+    "src/refdiff/miniature/scenes/phrases.py": "beside",  # words of the phrases that users write
+    "src/refdiff/runtime/lexicon.py": "beside",
+    "tests/miniature/test_phrases.py": "beside",
+}
+"""File -> the word that it may hold."""
+
 PENDING: tuple[str, ...] = (
-    "src/refdiff",
-    "tests",
-    "benchmarks",
-    "docs",
-    "CONTRIBUTING.md",
+    "benchmarks/full_size_precision.py",
+    "benchmarks/sam_encoder.py",
+    "src/refdiff/miniature/scenes/phrases.py",
+    *(
+        f"src/refdiff/{room}"
+        for room in (
+            "accuracy",
+            "calibration",
+            "cli",
+            "contracts",
+            "diagnostics",
+            "errors",
+            "export",
+            "models",
+            "passes",
+            "profiling",
+            "reference",
+            "runtime",
+            "verification",
+        )
+    ),
+    *(
+        f"tests/{room}"
+        for room in (
+            "benchmarks",
+            "calibration",
+            "conftest",
+            "contracts",
+            "diagnostics",
+            "engines",
+            "export",
+            "miniature",
+            "models",
+            "passes",
+            "profiling",
+            "reference",
+            "reports",
+            "runtime",
+            "support",
+            "verification",
+        )
+    ),
 )
 """Path prefixes that are still being rewritten."""
 
@@ -73,6 +119,7 @@ def test_no_banned_word_is_written_anywhere():
         for path in written_files()
         if path != Path(__file__) and not (name := path.relative_to(ROOT).as_posix()).startswith(PENDING)
         for number, word in findings(path.read_text(encoding="utf-8"))
+        if ALLOWED.get(name) != word.lower()
     ]
     assert not found
 
@@ -94,4 +141,5 @@ if __name__ == "__main__":  # everything, whatever is pending: python tests/docs
         name = path.relative_to(ROOT).as_posix()
         if path != Path(__file__) and name.startswith(tuple(sys.argv[1:]) or ""):
             for number, word in findings(path.read_text(encoding="utf-8")):
-                print(f"{name}:{number}: {word}")  # noqa: T201
+                if ALLOWED.get(name) != word.lower():
+                    print(f"{name}:{number}: {word}")  # noqa: T201
