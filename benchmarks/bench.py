@@ -45,7 +45,7 @@ from refdiff.models.choice import ModelChoice, load_choice
 from refdiff.profiling.spans import Stopwatch
 from refdiff.profiling.timed_sessions import TimedSessions
 from refdiff.reference.pipeline import Reference
-from refdiff.runtime.image import read_picture
+from refdiff.runtime.image import read_image
 
 RECORD = RESULTS / "bench.json"
 HELD_OUT = 1_000_000
@@ -118,7 +118,7 @@ def asked(
         raise SystemExit(f"{bundle.path} has random weights: name a picture with --photo")
     with Image.open(given.photo) as photo:
         photo.thumbnail((1280, 720))
-        image = read_picture(np.asarray(photo.convert("RGB")))
+        image = read_image(np.asarray(photo.convert("RGB")))
     official = thresholds(bundle, sessions, image, 0.4, 300)
     same = official.proposals
     edge = dataclasses.replace(

@@ -36,9 +36,10 @@ from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.models.choice import ModelChoice, load_choice
 from refdiff.reference.pipeline import Reference
-from refdiff.runtime.image import read_picture
+from refdiff.runtime.image import read_image
 from refdiff.runtime.masks import stability
-from refdiff.runtime.proposals import grid_points, picture_points
+from refdiff.runtime.point_prompts import grid_points
+from refdiff.runtime.proposals import to_sam_pixels
 from refdiff.runtime.resize import sam_input
 
 RECORD = RESULTS / "full-size-pipeline.json"
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    bundle, image = open_bundle(given.bundle), read_picture(given.photo)
+    bundle, image = open_bundle(given.bundle), read_image(given.photo)
     # In a child: the back-end's memory is gone before torch takes its own.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
         options, runtime, runtime_s = child.submit(ask_runtime, given).result()
@@ -86,7 +87,7 @@ def main() -> None:
 
 def ask_runtime(given: argparse.Namespace) -> tuple[Options, Segmentation, float]:
     """Return the runtime's answer, with the given thresholds, and its time in seconds."""
-    bundle, image = open_bundle(given.bundle, verify="size"), read_picture(given.photo)
+    bundle, image = open_bundle(given.bundle, verify="size"), read_image(given.photo)
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
     options = thresholds(bundle, sessions, image, given.keep_share, given.min_area)
     started = time.perf_counter()
@@ -112,7 +113,7 @@ def thresholds(
     options, spec = options_for(bundle.spec, variant="official"), bundle.spec.sam
     pixels, resized_yx = sam_input(image, spec)
     embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
-    points = picture_points(grid_points(options.proposals.points_per_side), resized_yx)
+    points = to_sam_pixels(grid_points(options.proposals.points_per_side), resized_yx)
     predicted, steady = [], []
     for start in range(0, len(points), POINTS_PER_BATCH):
         feeds = {"embedding": embedding, "points": points[start : start + POINTS_PER_BATCH]}

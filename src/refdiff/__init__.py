@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from refdiff.loading import load as load
     from refdiff.models.fetch import fetch as fetch
     from refdiff.profiling.profile import profile as profile
-    from refdiff.runtime.encoded_image import Scene as EncodedImage  # noqa: F401 - public under this name
+    from refdiff.runtime.encoded_image import EncodedImage as EncodedImage
     from refdiff.runtime.pipeline import Segmenter as Segmenter
     from refdiff.verification.check import check as check
 
@@ -66,7 +66,7 @@ _HOMES = {
 }
 """Public name -> the module of this package that defines it."""
 
-_NAMES_THERE = {"EncodedImage": "Scene", "export_model": "export"}
+_NAMES_THERE = {"export_model": "export"}
 """Names that differ in their module: `refdiff.export` is a package."""
 
 __all__ = ["__version__", *_HOMES]

@@ -10,17 +10,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.options import CropOptions
+from refdiff.contracts.options import CropOptions, Options
 from refdiff.contracts.results import Candidates
 from refdiff.engines.ort import OrtSession
 from refdiff.export.onnx_export import export_graph
 from refdiff.export.wrappers import TorchSessions, clip_positions, wrap
 from refdiff.reference import clip as reference
 from refdiff.reference.crops import position_ramp
-from refdiff.runtime import clip_branch as discriminative
-from refdiff.runtime import patches
-from refdiff.runtime.crops import masked_crop, resize_shorter_side
-from refdiff.runtime.patches import CLASS_BUCKETS, patch_buckets
+from refdiff.runtime import clip_inputs
+from refdiff.runtime.clip_branch import ClipBranch, unit
+from refdiff.runtime.clip_inputs import CLASS_BUCKETS, masked_crop, patch_buckets, resize_shorter_side
 from refdiff.runtime.spatial import ramp
 from tests.support.tiny_stack import TINY, tiny_stack
 
@@ -80,6 +79,12 @@ def _picture(size_yx=PICTURE_YX):
     return np.random.default_rng(1).integers(0, 256, (*size_yx, 3), dtype=np.uint8)
 
 
+def _branch(sessions, options=None):
+    """CLIP's branch over the sessions; no text is encoded, so it needs no tokenizer."""
+    crops = Options(crops=options or CropOptions())
+    return ClipBranch(sessions, TINY.clip, crops, None, clip_positions(tiny_stack()))
+
+
 def _candidates(count=10, size_yx=PICTURE_YX):
     """Blobs that touch all sides of their boxes, at several places; ten have every aspect."""
     rng = np.random.default_rng(count)
@@ -104,8 +109,7 @@ def _candidates(count=10, size_yx=PICTURE_YX):
 @pytest.mark.parametrize("letterbox", [False, True])
 def test_hard_crops_of_every_aspect_equal_the_references_one_at_a_time(sessions, letterbox, direction):
     options, picture, found = CropOptions(letterbox=letterbox), _picture(), _candidates()
-    positions = clip_positions(tiny_stack())
-    got = discriminative.hard_vectors(sessions, TINY.clip, positions, picture, found, options, direction)
+    got = _branch(sessions, options).hard_vectors(picture, found, direction)
     expected = reference.hard_vectors(
         tiny_stack(), options, picture, found.masks, found.boxes_xyxy_px, position_ramp(direction, PICTURE_YX)
     )
@@ -121,9 +125,7 @@ def test_hard_crops_of_every_aspect_equal_the_references_one_at_a_time(sessions,
 @pytest.mark.parametrize("count", [1, 3, 16, 20])
 def test_masked_attention_in_a_bucket_equals_the_references(sessions, size_yx, count):
     picture, found = _picture(size_yx), _candidates(count, size_yx)
-    got = discriminative.soft_vectors(
-        sessions, TINY.clip, clip_positions(tiny_stack()), picture, found, CropOptions()
-    )
+    got = _branch(sessions).soft_vectors(picture, found)
     expected = reference.soft_vectors(
         tiny_stack(), CropOptions(), picture, found.masks, position_ramp(None, size_yx)
     )
@@ -135,8 +137,7 @@ def test_masked_attention_in_a_bucket_equals_the_references(sessions, size_yx, c
 
 def test_more_candidates_than_one_call_reads_equal_the_references(sessions):
     found = _candidates(CLASS_BUCKETS[-1] + 3)
-    positions = clip_positions(tiny_stack())
-    got = discriminative.soft_vectors(sessions, TINY.clip, positions, _picture(), found, CropOptions())
+    got = _branch(sessions).soft_vectors(_picture(), found)
     expected = reference.soft_vectors(
         tiny_stack(), CropOptions(), _picture(), found.masks, position_ramp(None, PICTURE_YX)
     )
@@ -147,32 +148,32 @@ def test_more_candidates_than_one_call_reads_equal_the_references(sessions):
 def test_a_padded_crop_equals_the_same_graph_without_padding(sessions):
     picture, found, table = _picture(), _candidates(), clip_positions(tiny_stack())
     weights = ramp(None, PICTURE_YX[1])
-    padded = discriminative.hard_vectors(sessions, TINY.clip, table, picture, found, CropOptions(), None)
+    padded = _branch(sessions).hard_vectors(picture, found, None)
     for vector, mask, box in zip(padded, found.masks, found.boxes_xyxy_px, strict=True):
         crop = resize_shorter_side(masked_crop(picture, mask, box, weights), TINY.clip.image_size)
-        grid_yx = patches.patch_grid(crop.shape[:2], TINY.clip.patch_size)
+        grid_yx = clip_inputs.patch_grid(crop.shape[:2], TINY.clip.patch_size)
         square = crop.shape[0] == crop.shape[1]
         feeds = {
-            "patches": patches.to_patches(crop, TINY.clip)[None],
-            "positions": patches.interpolate_positions(table, grid_yx, square=square)[None],
+            "patches": clip_inputs.to_patches(crop, TINY.clip)[None],
+            "positions": clip_inputs.interpolate_positions(table, grid_yx, square=square)[None],
             "slots": np.zeros((1, 1, 1), np.float32),
-            "mask": patches.open_attention_mask(grid_yx[0] * grid_yx[1])[None],
+            "mask": clip_inputs.open_attention_masks([grid_yx[0] * grid_yx[1]], grid_yx[0] * grid_yx[1]),
         }
-        alone = discriminative.unit(sessions.run(feeds)["vectors"][0])[0]
+        alone = unit(sessions.run(feeds)["vectors"][0])[0]
         assert np.abs(vector - alone).max() <= EXACT
 
 
 def test_padded_masked_attention_equals_the_same_graph_without_padding(sessions):
     picture, found, table = _picture(), _candidates(5), clip_positions(tiny_stack())
-    padded = discriminative.soft_vectors(sessions, TINY.clip, table, picture, found, CropOptions())
-    grid_yx = patches.patch_grid(PICTURE_YX, TINY.clip.patch_size)
+    padded = _branch(sessions).soft_vectors(picture, found)
+    grid_yx = clip_inputs.patch_grid(PICTURE_YX, TINY.clip.patch_size)
     feeds = {
-        "patches": patches.to_patches(picture, TINY.clip)[None],
-        "positions": patches.interpolate_positions(table, grid_yx, square=False)[None],
+        "patches": clip_inputs.to_patches(picture, TINY.clip)[None],
+        "positions": clip_inputs.interpolate_positions(table, grid_yx, square=False)[None],
         "slots": np.zeros((1, 5, 1), np.float32),
-        "mask": patches.candidate_attention_mask(patches.sample_on_grid(found.masks, grid_yx))[None],
+        "mask": clip_inputs.candidate_attention_mask(clip_inputs.sample_on_grid(found.masks, grid_yx))[None],
     }
-    alone = discriminative.unit(sessions.run(feeds)["vectors"][0])
+    alone = unit(sessions.run(feeds)["vectors"][0])
     assert np.abs(padded - alone).max() <= EXACT
 
 
@@ -181,10 +182,10 @@ def test_what_fills_the_padding_does_not_matter(sessions):
     rng, clip = np.random.default_rng(5), TINY.clip
     rows = [rng.standard_normal((20, 3 * clip.patch_size**2), dtype=np.float32)]
     feeds = {
-        "patches": patches.padded_rows(rows, 24),
+        "patches": clip_inputs.pad_rows(rows, 24),
         "positions": rng.standard_normal((1, 24, clip.width), dtype=np.float32),
         "slots": np.zeros((1, 1, 1), np.float32),
-        "mask": patches.open_attention_masks([20], 24),
+        "mask": clip_inputs.open_attention_masks([20], 24),
     }
     zeros = sessions.run(feeds)["vectors"]
     feeds["patches"][:, 20:] = 50.0

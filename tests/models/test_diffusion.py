@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.contracts.options import AttentionOptions
 from refdiff.errors import InputError
-from refdiff.runtime.schedule import alphas_cumprod
+from refdiff.runtime.diffusion import alphas_cumprod
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

@@ -14,7 +14,7 @@ from refdiff.contracts.session import Timings
 from refdiff.profiling.samples import BETWEEN, LOADING, Part, Percentiles, by_part, sample_of
 from refdiff.profiling.spans import Stopwatch, trace_of
 from refdiff.profiling.timed_sessions import TimedSessions
-from refdiff.runtime.observer import staged
+from refdiff.runtime.observer import observed
 
 MS = 1_000_000
 
@@ -90,27 +90,27 @@ class Pipeline:
     def __init__(self, watch: Stopwatch, clock: Clock, sessions: TimedSessions) -> None:
         self._observer, self.clock, self.sessions = watch, clock, sessions
 
-    @staged("encode")
+    @observed("encode")
     def encode(self) -> None:
         self.clock.pass_ms(1)
         self._latent()
 
-    @staged("latent")
+    @observed("latent")
     def _latent(self) -> None:
         self.clock.pass_ms(3)
         self.sessions.open("sums").run({"left": np.ones((2, 3), np.float32)})
 
-    @staged("segment")
+    @observed("segment")
     def segment(self, value: int, *, more: int = 0) -> int:
         self._cues()
         return value + more
 
-    @staged("scoring")
+    @observed("scoring")
     def _cues(self) -> None:
         self.clock.pass_ms(4)
         self._crops()
 
-    @staged("crops")
+    @observed("crops")
     def _crops(self) -> None:
         self.clock.pass_ms(5)
 

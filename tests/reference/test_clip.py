@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.options import CropOptions
-from refdiff.runtime import crops as runtime_crops
-from refdiff.runtime import patches as runtime_patches
+from refdiff.runtime import clip_inputs
 from refdiff.runtime import spatial as runtime_places
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -64,7 +63,7 @@ def test_positions_are_fitted_as_the_runtime_fits_them(grid_yx, size_yx):
     visual = tiny_stack().clip.visual
     _, got = clip.positions(visual, grid_yx, size_yx)
     table = visual.positional_embedding[1:].numpy()
-    expected = runtime_patches.interpolate_positions(table, grid_yx, square=size_yx[0] == size_yx[1])
+    expected = clip_inputs.interpolate_positions(table, grid_yx, square=size_yx[0] == size_yx[1])
     assert got.shape == (grid_yx[0] * grid_yx[1], TINY.clip.width)
     np.testing.assert_allclose(got.numpy(), expected, atol=2e-6)
 
@@ -85,7 +84,7 @@ def test_a_class_token_does_not_see_the_patches_outside_its_mask_directly():
     open_to = clip.class_attention(seen) == 0
     expected = [[1, 0, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
     assert open_to.int().tolist() == expected
-    theirs = runtime_patches.candidate_attention_mask(seen.numpy()) == 0
+    theirs = clip_inputs.candidate_attention_mask(seen.numpy()) == 0
     assert np.array_equal(open_to.numpy(), theirs)
 
 
@@ -107,7 +106,7 @@ def test_no_candidate_is_no_vector():
 @pytest.mark.parametrize("grid_yx", [(6, 9), (3, 5), (7, 11)])
 def test_masks_are_sampled_where_the_runtime_samples_them(grid_yx):
     masks = np.random.default_rng(0).random((4, 53, 71)) > 0.5
-    expected = runtime_patches.sample_on_grid(masks, grid_yx)
+    expected = clip_inputs.sample_on_grid(masks, grid_yx)
     assert np.array_equal(clip.masks_on_grid(masks, grid_yx).numpy(), expected)
 
 
@@ -134,15 +133,15 @@ def test_crops_are_the_runtimes_pixel_for_pixel(side):
     image, ramp, weights = tiny_picture(), crops.position_ramp(side, (48, 72)), runtime_places.ramp(side, 72)
     for mask, box in zip(_masks(), _boxes(), strict=True):
         crop = crops.cut_out(image, ramp, mask, box)
-        assert np.array_equal(crop, runtime_crops.masked_crop(image, mask, box, weights))
-        assert np.array_equal(crops.letterbox(crop, SIDE), runtime_crops.letterbox(crop, SIDE))
+        assert np.array_equal(crop, clip_inputs.masked_crop(image, mask, box, weights))
+        assert np.array_equal(crops.letterbox(crop, SIDE), clip_inputs.letterbox(crop, SIDE))
         fitted = crops.fit_shorter_side(crop, SIDE)
         assert min(fitted.shape[:2]) == SIDE
-        assert np.array_equal(fitted, runtime_crops.resize_shorter_side(crop, SIDE))
+        assert np.array_equal(fitted, clip_inputs.resize_shorter_side(crop, SIDE))
 
 
 @pytest.mark.parametrize("limit", [0, 40, 100])
 def test_the_longer_side_is_limited_as_the_runtime_limits_it(limit):
     got = crops.limit_longer_side(tiny_picture(), limit, least=8)
-    assert np.array_equal(got, runtime_crops.shrink_longer_side(tiny_picture(), limit, least=8))
+    assert np.array_equal(got, clip_inputs.shrink_longer_side(tiny_picture(), limit, least=8))
     assert max(got.shape) == (40 if limit == 40 else 72)

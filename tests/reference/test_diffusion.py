@@ -9,10 +9,9 @@ import pytest
 from refdiff.contracts.options import VARIANTS, AttentionOptions
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError, RefdiffError
-from refdiff.runtime import attention_branch as generative
-from refdiff.runtime import heatmap as attention
-from refdiff.runtime import schedule
-from refdiff.runtime.phrase import read_phrase
+from refdiff.runtime import diffusion as runtime
+from refdiff.runtime.attention_branch import AttentionBranch
+from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
@@ -53,7 +52,7 @@ def test_the_levels_are_the_ones_the_method_prints():
     alphas = alphas_cumprod(TINY.diffusion)
     printed = [0.892980537, 0.950524322, 0.998296028]
     np.testing.assert_allclose([alphas[t] for t in (101, 51, 1)], printed, atol=1e-9)
-    np.testing.assert_allclose(alphas, schedule.alphas_cumprod(TINY.diffusion), rtol=1e-12)
+    np.testing.assert_allclose(alphas, runtime.alphas_cumprod(TINY.diffusion), rtol=1e-12)
 
 
 def test_a_ddim_step_with_the_true_noise_lands_on_the_cleaner_level():
@@ -151,11 +150,10 @@ def test_the_runtime_makes_the_same_maps_of_every_generation(tokenizer, predicti
         sources=tiny.sources,
         modules={name: getattr(tiny, name) for name in ("text_encoder", "vae", "unet")},
     )
-    options, phrase, image = VARIANTS["official"], read_phrase("the man on the left"), tiny_picture()
+    options, phrase, image = VARIANTS["official"], parse_phrase("the man on the left"), tiny_picture()
     found = generative_map(stack, options, tokenizer, image, phrase)
-    sessions, attention_options = TorchSessions(stack), options.attention
-    state = generative.latent_state(sessions, diffusion, attention_options, tokenizer, options.seed, image)
-    maps = generative.attend(sessions, diffusion, attention_options, tokenizer, state, phrase)
+    branch = AttentionBranch(TorchSessions(stack), diffusion, options, tokenizer)
+    (maps,) = branch.maps(branch.encode(image), [phrase])
     np.testing.assert_allclose(maps, found.maps, atol=1e-4)
     plain = generative_map(tiny, options, tokenizer, image, phrase).maps
     assert (np.abs(found.maps - plain).max() > 1e-3) == ((prediction, padding) != ("epsilon", "end"))
@@ -178,7 +176,7 @@ def test_the_mean_posterior_is_drawn_from_no_seed_but_its_noise_is():
 
 
 def test_the_heat_is_the_pictures_size_and_spans_0_to_1(tokenizer):
-    phrase = read_phrase("the man on the left")
+    phrase = parse_phrase("the man on the left")
     found = generative_map(tiny_stack(), VARIANTS["official"], tokenizer, tiny_picture(), phrase)
     assert found.heat.shape == (48, 72)
     assert found.heat.dtype == np.float32
@@ -194,7 +192,7 @@ def test_rows_stay_rows_on_the_way_to_the_picture(uint8_lanczos, size_yx):
     options = AttentionOptions(uint8_lanczos=uint8_lanczos)
     heat = heat_on_picture(small, size_yx, options)
     assert heat.shape == size_yx
-    runtimes = attention.heat_map(small[None].numpy(), size_yx, uint8_lanczos=uint8_lanczos)
+    runtimes = runtime.heatmap_on_image(small[None].numpy(), size_yx, uint8_lanczos=uint8_lanczos)
     np.testing.assert_allclose(heat, runtimes, atol=2e-5)
     if size_yx == (48, 72):
         y, x = np.unravel_index(heat.argmax(), heat.shape)
@@ -210,7 +208,7 @@ def test_a_flat_map_is_zero_not_nan():
 def test_the_mean_focus_averages_the_columns_before_it_spreads_them():
     logits = torch.randn(3, 64, 77, generator=torch.Generator().manual_seed(0))
     got = focus_maps(logits, (2, 5), 8).numpy()
-    np.testing.assert_allclose(got, attention.normalised_maps(logits.numpy(), (2, 5), 8), atol=1e-6)
+    np.testing.assert_allclose(got, runtime.normalize_maps(logits.numpy(), (2, 5), 8), atol=1e-6)
 
 
 def test_the_padding_is_black_and_the_picture_centred():

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.options import VARIANTS, AttentionOptions
+from refdiff.contracts.options import VARIANTS, AttentionOptions, Options
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import DiffusionSpec
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.attention_branch import LatentState, attend, encode_latent, latent_state, predicted_noise
-from refdiff.runtime.phrase import read_phrase
+from refdiff.runtime.attention_branch import AttentionBranch
+from refdiff.runtime.diffusion import alphas_cumprod, draw_noise
+from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.resize import diffusion_input
-from refdiff.runtime.schedule import draw
 from refdiff.runtime.tokenizer import END, START, Tokenizer, build_tokenizer_json
 
 SPEC = DiffusionSpec(
@@ -101,41 +101,58 @@ class FakeSession:
         """Nothing is held."""
 
 
-def _state(graphs: FakeGraphs, options: AttentionOptions, seed: int = 3) -> LatentState:
-    return latent_state(graphs, SPEC, options, TOKENIZER, seed, IMAGE)
+def _branch(
+    graphs: FakeGraphs, options: AttentionOptions, spec: DiffusionSpec = SPEC, seed: int = 3
+) -> AttentionBranch:
+    return AttentionBranch(graphs, spec, Options(attention=options, seed=seed), TOKENIZER)
+
+
+def _maps(branch: AttentionBranch, text: str) -> Float:
+    """Return the maps of one phrase on the image."""
+    latent = branch.encode(IMAGE)
+    assert latent is not None
+    (maps,) = branch.maps(latent, [parse_phrase(text)])
+    return maps
+
+
+def _clean(options: AttentionOptions, seed: int) -> Float:
+    """Return the clean latent: what is left of the noised one without its noise."""
+    latent = _branch(FakeGraphs(), options, seed=seed).encode(IMAGE)
+    assert latent is not None
+    assert latent.noised.dtype == np.float32
+    level = alphas_cumprod(SPEC)[options.start_level]
+    return (latent.noised - math.sqrt(1 - level) * draw_noise(seed, LATENT)[1]) / math.sqrt(level)
 
 
 def test_the_latent_is_a_seeded_sample_of_the_posterior() -> None:
     moments = _moments(diffusion_input(IMAGE, 32))
-    wanted = 0.18215 * (moments[:, :4] + np.exp(moments[:, 4:] / 2) * draw(3, LATENT)[0])
-    np.testing.assert_allclose(encode_latent(FakeGraphs(), SPEC, OFFICIAL, 3, IMAGE), wanted, atol=1e-6)
+    wanted = 0.18215 * (moments[:, :4] + np.exp(moments[:, 4:] / 2) * draw_noise(3, LATENT)[0])
+    np.testing.assert_allclose(_clean(OFFICIAL, 3), wanted, atol=1e-6)
 
 
 def test_the_edge_latent_is_the_posterior_mean_whatever_the_seed() -> None:
     mean = 0.18215 * _moments(diffusion_input(IMAGE, 32))[:, :4]
     for seed in (0, 1):
-        latent = encode_latent(FakeGraphs(), SPEC, EDGE, seed, IMAGE)
-        assert latent.dtype == np.float32
-        np.testing.assert_allclose(latent, mean, atol=1e-6)
+        np.testing.assert_allclose(_clean(EDGE, seed), mean, atol=1e-6)
 
 
 def test_the_released_two_passes_are_those_of_the_method() -> None:
     graphs = FakeGraphs()
-    maps = attend(graphs, SPEC, OFFICIAL, TOKENIZER, _state(graphs, OFFICIAL), read_phrase("a red mug"))
+    maps = _maps(_branch(graphs, OFFICIAL), "a red mug")
 
     # METHOD §4.2 to §4.5, both branches in one batch, with its printed numbers.
-    posterior, noise = draw(3, LATENT)
+    posterior, noise = draw_noise(3, LATENT)
     moments = _moments(diffusion_input(IMAGE, 32))
     clean = 0.18215 * (moments[:, :4] + np.exp(moments[:, 4:] / 2) * posterior)
     contexts = _context(np.stack([TOKENIZER.diffusion_ids(text) for text in ("", "a red mug, ")]))
     x = np.repeat(0.944976 * clean + 0.327138 * noise, 2, axis=0)
-    told = np.full(2, 51, np.float32)
-    unconditional, conditional = _eps(x, told, contexts)
+    timestep = np.full(2, 51, np.float32)
+    unconditional, conditional = _eps(x, timestep, contexts)
     e = unconditional + 9 * (conditional - unconditional)
     x0 = (x[:1] - 0.222431 * e) / 0.974948
     following = np.repeat(0.999148 * x0 + 0.041279 * e, 2, axis=0)
     k = 5  # start, a, red, m, u, g: "mug" is three pieces
-    both = (_taps(x, told, contexts), _taps(following, np.ones(2, np.float32), contexts))
+    both = (_taps(x, timestep, contexts), _taps(following, np.ones(2, np.float32), contexts))
     columns = np.concatenate([9 * taps[1] - 8 * taps[0] for taps in both])[:, :, k]
     wanted = [(column - column.min()) / (column.max() - column.min()) for column in columns]
     assert maps.shape == (6, 2, 2)
@@ -145,8 +162,7 @@ def test_the_released_two_passes_are_those_of_the_method() -> None:
 def test_a_predicted_velocity_is_turned_into_the_noise_it_means() -> None:
     spec = dataclasses.replace(SPEC, prediction="v_prediction", padding="zero")
     graphs = FakeGraphs()
-    state = latent_state(graphs, spec, OFFICIAL, TOKENIZER, 3, IMAGE)
-    attend(graphs, spec, OFFICIAL, TOKENIZER, state, read_phrase("a red mug"))
+    _maps(_branch(graphs, OFFICIAL, spec), "a red mug")
 
     # The first pass by the method's numbers: the UNet is told the level of 0.974948 and 0.222431.
     (_, first), (_, conditional) = (call for call in graphs.calls if call[0] == "unet")
@@ -160,42 +176,34 @@ def test_a_predicted_velocity_is_turned_into_the_noise_it_means() -> None:
     np.testing.assert_allclose(last["latent"], following, atol=1e-4)
 
 
-def test_a_velocity_is_solved_for_the_noise_it_was_made_of() -> None:
-    clean, noise = np.random.default_rng(5).standard_normal((2, *LATENT)).astype(np.float32)
-    noisy = np.float32(0.8) * clean + np.float32(0.6) * noise
-    velocity = np.float32(0.8) * noise - np.float32(0.6) * clean
-    found = predicted_noise(velocity, noisy, 0.64, "v_prediction")
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, noise, atol=1e-6)
-    assert predicted_noise(noise, noisy, 0.64, "epsilon") is noise
-
-
 def test_prompts_are_padded_as_the_spec_says() -> None:
     for padding in ("end", "zero"):
         graphs = FakeGraphs()
         spec = dataclasses.replace(SPEC, padding=padding)
-        state = latent_state(graphs, spec, OFFICIAL, TOKENIZER, 3, IMAGE)
-        attend(graphs, spec, OFFICIAL, TOKENIZER, state, read_phrase("red mug"))
+        _maps(_branch(graphs, OFFICIAL, spec), "red mug")
         fed = [feeds["ids"][0].tolist() for name, feeds in graphs.calls if name == "sd_text"]
         wanted = (TOKENIZER.diffusion_ids(text, padding).tolist() for text in ("", "red mug, "))
         assert fed == list(wanted)
         assert (fed[0][-1] == 0) == (padding == "zero")
 
 
-def test_a_second_phrase_reuses_the_picture_and_the_unconditional_first_pass() -> None:
+def test_a_second_phrase_reuses_the_image_and_the_unconditional_first_pass() -> None:
     graphs = FakeGraphs()
-    state = _state(graphs, OFFICIAL)
+    branch = _branch(graphs, OFFICIAL)
+    latent = branch.encode(IMAGE)
     assert graphs.batches() == [("vae_encoder", 1), ("sd_text", 1), ("unet", 1)]
     for text in ("red mug", "mug"):
         graphs.calls.clear()
-        attend(graphs, SPEC, OFFICIAL, TOKENIZER, state, read_phrase(text))
+        branch.heatmap(latent, parse_phrase(text))
         assert graphs.batches() == [("sd_text", 1), ("unet", 1), ("unet_taps", 2)]
 
 
 def test_one_pass_costs_a_phrase_one_early_exit_and_never_the_full_unet() -> None:
     graphs = FakeGraphs()
-    state = _state(graphs, ONE_GUIDED_PASS)
-    maps = attend(graphs, SPEC, ONE_GUIDED_PASS, TOKENIZER, state, read_phrase("red mug"))
+    branch = _branch(graphs, ONE_GUIDED_PASS)
+    latent = branch.encode(IMAGE)
+    assert latent is not None
+    (maps,) = branch.maps(latent, [parse_phrase("red mug")])
     assert graphs.batches() == [
         ("vae_encoder", 1),
         ("sd_text", 1),
@@ -204,12 +212,12 @@ def test_one_pass_costs_a_phrase_one_early_exit_and_never_the_full_unet() -> Non
         ("unet_taps", 1),
     ]
     assert maps.shape == (3, 2, 2)
-    assert state.eps is None
+    assert latent.eps is None
 
 
 def test_without_guidance_the_empty_prompt_is_never_run() -> None:
     graphs = FakeGraphs()
-    attend(graphs, SPEC, EDGE, TOKENIZER, _state(graphs, EDGE), read_phrase("red mug"))
+    _maps(_branch(graphs, EDGE), "red mug")
     assert graphs.batches() == [("vae_encoder", 1), ("sd_text", 1), ("unet_taps", 1)]
 
 
@@ -218,16 +226,15 @@ def test_without_guidance_the_maps_are_what_both_branches_give_at_one(timesteps:
     alone = dataclasses.replace(EDGE, timesteps=timesteps)
     almost = dataclasses.replace(alone, guidance=1 + 1e-9)  # 1 in float32, and still both branches are run
     graphs, both = FakeGraphs(), FakeGraphs()
-    phrase = read_phrase("a red mug")
-    maps = attend(graphs, SPEC, alone, TOKENIZER, _state(graphs, alone), phrase)
-    wanted = attend(both, SPEC, almost, TOKENIZER, _state(both, almost), phrase)
+    maps = _maps(_branch(graphs, alone), "a red mug")
+    wanted = _maps(_branch(both, almost), "a red mug")
     assert len(both.calls) > len(graphs.calls)
     np.testing.assert_allclose(maps, wanted, atol=1e-5)
 
 
 def test_feeds_have_the_dtypes_of_the_contract() -> None:
     graphs = FakeGraphs()
-    attend(graphs, SPEC, OFFICIAL, TOKENIZER, _state(graphs, OFFICIAL), read_phrase("red mug"))
+    _maps(_branch(graphs, OFFICIAL), "red mug")
     for _, feeds in graphs.calls:
         for name, values in feeds.items():
             assert values.dtype == (np.int32 if name == "ids" else np.float32), name
@@ -236,7 +243,7 @@ def test_feeds_have_the_dtypes_of_the_contract() -> None:
 def test_three_passes_give_maps_of_all_three() -> None:
     options = dataclasses.replace(OFFICIAL, timesteps=(101, 51, 1), start_level=151)
     graphs = FakeGraphs()
-    maps = attend(graphs, SPEC, options, TOKENIZER, _state(graphs, options), read_phrase("red mug"))
+    maps = _maps(_branch(graphs, options), "red mug")
     assert maps.shape == (9, 2, 2)
     assert [float(feeds["timestep"][0]) for name, feeds in graphs.calls if "unet" in name] == [
         101,
@@ -247,11 +254,7 @@ def test_three_passes_give_maps_of_all_three() -> None:
 
 
 def test_the_same_seed_gives_the_same_maps_and_another_seed_others() -> None:
-    phrase = read_phrase("red mug")
-    first, again, other = (
-        attend(FakeGraphs(), SPEC, OFFICIAL, TOKENIZER, _state(FakeGraphs(), OFFICIAL, seed), phrase)
-        for seed in (3, 3, 4)
-    )
+    first, again, other = (_maps(_branch(FakeGraphs(), OFFICIAL, seed=seed), "red mug") for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -259,14 +262,14 @@ def test_the_same_seed_gives_the_same_maps_and_another_seed_others() -> None:
 @pytest.mark.parametrize("name", ["vae_encoder", "sd_text", "unet"])
 def test_values_that_are_not_finite_are_an_error_not_a_mask(name: str) -> None:
     with pytest.raises(EngineError, match=f"graph {name} returned .* not finite"):
-        _state(FakeGraphs(broken=name), OFFICIAL)
+        _branch(FakeGraphs(broken=name), OFFICIAL).encode(IMAGE)
 
 
 def test_softmax_attention_is_refused() -> None:
     with pytest.raises(InputError, match="softmax"):
-        _state(FakeGraphs(), VARIANTS["paper"].attention)
+        _branch(FakeGraphs(), VARIANTS["paper"].attention)
 
 
 def test_no_passes_are_refused() -> None:
     with pytest.raises(InputError, match="timesteps"):
-        _state(FakeGraphs(), dataclasses.replace(OFFICIAL, timesteps=()))
+        _branch(FakeGraphs(), dataclasses.replace(OFFICIAL, timesteps=()))

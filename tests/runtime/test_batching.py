@@ -7,7 +7,7 @@ from refdiff.contracts.graphs import GraphSpec
 from refdiff.profiling.spans import Stopwatch
 from refdiff.profiling.timed_sessions import TimedSessions
 from refdiff.runtime.batching import batch_size, run_batched
-from refdiff.runtime.text_cache import TextKeeping
+from refdiff.runtime.text_cache import CachedTextSessions
 
 
 class Doubling:
@@ -59,7 +59,7 @@ class Opening:
 @pytest.mark.parametrize(
     "wrapped",
     [
-        lambda session: TextKeeping(Opening(session)).open("sd_text"),
+        lambda session: CachedTextSessions(Opening(session)).open("sd_text"),
         lambda session: TimedSessions(Opening(session), Stopwatch()).open("sd_text"),
     ],
     ids=["kept texts", "timed"],

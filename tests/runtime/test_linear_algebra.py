@@ -27,7 +27,7 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.engines.factory import open_sessions
 from refdiff.data.synthetic import scene_samples
 from refdiff.runtime.resize import upsample_bilinear
-from refdiff.runtime.patches import interpolate_positions
+from refdiff.runtime.clip_inputs import interpolate_positions
 from refdiff.runtime.resize import MaskResize
 
 bundle = find_bundle("mini")

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from refdiff.contracts.options import FusionOptions
+from refdiff.contracts.options import FusionOptions, Options
 from refdiff.runtime.overlay import LEAST_SIDE, heat_overlay, overlay
 from refdiff.runtime.phrase import Phrase
-from refdiff.runtime.scoring import conclude, level_sets, score_level_sets
+from refdiff.runtime.proposals import level_sets
+from refdiff.runtime.scoring import fuse, heatmap_scores, select
 
 SIZE = (60, 96)
 
@@ -22,11 +23,12 @@ def _heat(size=SIZE, peak=1.0):
 
 def _result(heat, phrase="the small red mug on the left"):
     levels = level_sets(heat)
-    scores = score_level_sets(heat, levels, FusionOptions(level_selector="between-class"))
-    return conclude(Phrase(phrase, "mug", len(phrase)), heat, levels, scores, "the map is flat")
+    options = Options(mode="gen", fusion=FusionOptions(level_selector="between-class"))
+    scores = fuse(options, heatmap_scores(options, heat, levels), levels.kept)
+    return select(levels, scores, Phrase(phrase, "mug", len(phrase)), heat, empty_reason="the map is flat")
 
 
-def test_a_small_picture_is_enlarged_and_gets_a_caption_below():
+def test_a_small_image_is_enlarged_and_gets_a_caption_below():
     drawn = overlay(_image(), _result(_heat()))
     height = SIZE[0] * 5
     assert drawn.dtype == np.uint8
@@ -35,7 +37,7 @@ def test_a_small_picture_is_enlarged_and_gets_a_caption_below():
     assert drawn[height:].max() > 200  # light letters on a dark strip
 
 
-def test_a_large_picture_keeps_its_size():
+def test_a_large_image_keeps_its_size():
     size = (300, 640)
     drawn = overlay(_image(size), _result(_heat(size)))
     assert drawn.shape[1] == 640

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.runtime import phrase as phrase_module
-from refdiff.runtime.phrase import Relation, direction, read_phrase
+from refdiff.runtime.phrase import Relation, direction, parse_phrase
 
 HEADS = {
     "left guy": "guy",
@@ -50,25 +50,25 @@ HEADS = {
 
 @pytest.mark.parametrize(("text", "head"), HEADS.items())
 def test_the_head_is_the_noun_of_the_first_chunk(text: str, head: str) -> None:
-    assert read_phrase(text).root == head
+    assert parse_phrase(text).root == head
 
 
 @pytest.mark.parametrize("text", ["who is holding the ball", "on the left", "in the red shirt"])
 def test_a_phrase_without_a_head_is_its_own_root(text: str) -> None:
-    phrase = read_phrase(text)
+    phrase = parse_phrase(text)
     assert phrase.root == text
     assert phrase.root_end == len(text)
 
 
 def test_the_released_root_is_found_inside_another_word() -> None:
     text = "humanlike statue next to the man"
-    released, mended = (read_phrase(text, focus="man", word_boundaries=b) for b in (False, True))
+    released, mended = (parse_phrase(text, focus="man", word_boundaries=b) for b in (False, True))
     assert text[: released.root_end] == "human"
     assert text[: mended.root_end] == text
 
 
 def test_a_root_ends_where_it_stands() -> None:
-    phrase = read_phrase("the small red mug on the left")
+    phrase = parse_phrase("the small red mug on the left")
     assert phrase.text[: phrase.root_end] == "the small red mug"
 
 
@@ -99,7 +99,7 @@ def test_a_root_ends_where_it_stands() -> None:
     ],
 )
 def test_places_are_sides_of_the_picture(text: str, place: str | None) -> None:
-    assert read_phrase(text).place == place
+    assert parse_phrase(text).place == place
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_places_are_sides_of_the_picture(text: str, place: str | None) -> None:
     ],
 )
 def test_relations_name_the_other_thing(text: str, kind: str, other: str) -> None:
-    assert read_phrase(text).relation == Relation(kind, other)  # type: ignore[arg-type]
+    assert parse_phrase(text).relation == Relation(kind, other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_relations_name_the_other_thing(text: str, kind: str, other: str) -> Non
     ],
 )
 def test_sides_of_the_picture_are_no_relations(text: str) -> None:
-    assert read_phrase(text).relation is None
+    assert parse_phrase(text).relation is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_sides_of_the_picture_are_no_relations(text: str) -> None:
     ],
 )
 def test_sizes_belong_to_the_head(text: str, superlative: str | None, size: str | None) -> None:
-    phrase = read_phrase(text)
+    phrase = parse_phrase(text)
     assert (phrase.superlative, phrase.size) == (superlative, size)
 
 
@@ -193,18 +193,18 @@ def test_direction_looks_for_left_first(text: str, released: str | None, mended:
 def test_the_other_things_of_a_phrase_are_named_the_relations_first(
     text: str, others: tuple[str, ...]
 ) -> None:
-    assert read_phrase(text).others == others
+    assert parse_phrase(text).others == others
 
 
 def test_a_focus_word_overrides_the_reader() -> None:
-    phrase = read_phrase("man in blue Shirt", focus="shirt", word_boundaries=True)
+    phrase = parse_phrase("man in blue Shirt", focus="shirt", word_boundaries=True)
     assert (phrase.root, phrase.root_end) == ("Shirt", 17)
 
 
 @pytest.mark.parametrize("focus", ["mug", " ", ""])
 def test_a_focus_word_that_is_not_in_the_phrase_is_refused(focus: str) -> None:
     with pytest.raises(InputError, match="focus word"):
-        read_phrase("man in blue shirt", focus=focus)
+        parse_phrase("man in blue shirt", focus=focus)
 
 
 @pytest.mark.parametrize(
@@ -212,18 +212,18 @@ def test_a_focus_word_that_is_not_in_the_phrase_is_refused(focus: str) -> None:
 )
 def test_what_is_no_english_phrase_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match="got") as caught:
-        read_phrase(text)
+        parse_phrase(text)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
 
 
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(InputError, match="NoneType"):
-        read_phrase(None)  # type: ignore[arg-type]
+        parse_phrase(None)  # type: ignore[arg-type]
 
 
 def test_white_space_is_collapsed() -> None:
-    assert read_phrase("  the \t red\n mug ").text == "the red mug"
+    assert parse_phrase("  the \t red\n mug ").text == "the red mug"
 
 
 _VOCABULARY = """the left right of mug man's in front behind biggest small red , . who standing next to two
@@ -232,7 +232,7 @@ picture back bigger than us s' light cutting board"""
 
 @given(st.lists(st.sampled_from(_VOCABULARY.split()), max_size=12), st.booleans())
 def test_any_order_of_words_is_read(parts: list[str], word_boundaries: bool) -> None:
-    phrase = read_phrase(" ".join(["a", *parts]), word_boundaries=word_boundaries)
+    phrase = parse_phrase(" ".join(["a", *parts]), word_boundaries=word_boundaries)
     assert phrase.root in phrase.text
     assert phrase.text[: phrase.root_end].endswith(phrase.root)
     assert phrase.relation is None or phrase.relation.other in phrase.text
@@ -241,7 +241,7 @@ def test_any_order_of_words_is_read(parts: list[str], word_boundaries: bool) -> 
 @given(st.text(max_size=80))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        phrase = read_phrase(text)
+        phrase = parse_phrase(text)
     except InputError:
         return
     assert phrase.text[: phrase.root_end].endswith(phrase.root)
@@ -251,7 +251,7 @@ def test_a_missing_spacy_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch)
     phrase_module._spacy_pipeline.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(MissingDependencyError, match="pip install spacy"):
-        read_phrase("left guy", reader="spacy")
+        parse_phrase("left guy", reader="spacy")
 
 
 def test_a_missing_spacy_model_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_a_missing_spacy_model_is_named_with_its_cure(monkeypatch: pytest.Monkey
     phrase_module._spacy_pipeline.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load))
     with pytest.raises(MissingDependencyError, match="spacy download en_core_web_sm"):
-        read_phrase("left guy", reader="spacy")
+        parse_phrase("left guy", reader="spacy")
 
 
 def test_spacy_gives_the_first_root_or_subject(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ def test_spacy_gives_the_first_root_or_subject(monkeypatch: pytest.MonkeyPatch) 
     phrase_module._spacy_pipeline.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: parsed))
     try:
-        assert read_phrase("the who holds it", reader="spacy").root == "who"
-        assert read_phrase("the it", reader="spacy").root == "the it"
+        assert parse_phrase("the who holds it", reader="spacy").root == "who"
+        assert parse_phrase("the it", reader="spacy").root == "the it"
     finally:
         phrase_module._spacy_pipeline.cache_clear()

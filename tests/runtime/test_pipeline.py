@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.options import MODES, VARIANTS
+from refdiff.contracts.options import MODES, VARIANTS, Options
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime import patches as buckets
-from refdiff.runtime.clip_branch import hard_vectors, soft_vectors, text_vectors
-from refdiff.runtime.patches import CLASS_BUCKETS, patch_buckets
-from refdiff.runtime.phrase import read_phrase
+from refdiff.runtime import clip_inputs
+from refdiff.runtime.clip_branch import ClipBranch
+from refdiff.runtime.clip_inputs import CLASS_BUCKETS, patch_buckets
+from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer, build_tokenizer_json
 
@@ -31,6 +31,7 @@ SPEC = ModelSpec(
     clip=ClipSpec(image_size=32, patch_size=8, width=6, embed_dim=5),
 )
 SIZE = (48, 90)
+POSITIONS = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
 
 
 class FakeSession:
@@ -111,8 +112,14 @@ def _segmenter(variant="official", mode="full", factory=None, **changes):
         spec=SPEC,
         options=_options(variant, mode, **changes),
         tokenizer=_tokenizer(),
-        positions=np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32),
+        positions=POSITIONS,
     )
+
+
+def _branch(factory, crops=None):
+    """CLIP's branch alone, without the other stages."""
+    options = Options(crops=crops or VARIANTS["official"].crops)
+    return ClipBranch(factory, SPEC.clip, options, _tokenizer(), POSITIONS)
 
 
 def _image(size=SIZE):
@@ -121,10 +128,10 @@ def _image(size=SIZE):
 
 @pytest.mark.parametrize("variant", ["official", "edge"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_answers_with_a_mask_of_the_picture(variant, mode):
+def test_every_mode_answers_with_a_mask_of_the_image(variant, mode):
     with _segmenter(variant, mode) as segmenter:
-        scene = segmenter.encode(_image())
-        result = segmenter.segment(scene, "the red mug left of the plate")
+        encoded = segmenter.encode(_image())
+        result = segmenter.segment(encoded, "the red mug left of the plate")
     assert result.mask.shape == SIZE
     assert result.mask.any()
     assert np.array_equal(result.mask, result.candidates.masks[result.index])
@@ -150,32 +157,32 @@ def test_a_mode_never_opens_a_graph_it_does_not_need(mode, unused):
     assert set(graph_contract(SPEC)) - {name for name, _ in factory.log} == unused
 
 
-def test_a_second_phrase_on_a_scene_costs_no_image_work_again():
+def test_a_second_phrase_on_an_image_costs_no_image_work_again():
     factory = FakeFactory()
     segmenter = _segmenter(factory=factory)
-    scene = segmenter.encode(_image())
-    segmenter.segment(scene, "the red mug")
+    encoded = segmenter.encode(_image())
+    segmenter.segment(encoded, "the red mug")
     image_work = ("vae_encoder", "sam_encoder", "sam_decoder", "sam_masks", "clip_image")
     before = {name: factory.ran(name) for name in image_work}
-    segmenter.segment(scene, "the blue mug")
+    segmenter.segment(encoded, "the blue mug")
     assert {name: factory.ran(name) for name in before} == before
 
 
 def test_crops_are_computed_once_for_each_direction():
     factory = FakeFactory()
     segmenter = _segmenter("edge", factory=factory)  # letterboxed: all crops of a direction in one call
-    scene = segmenter.encode(_image())
+    encoded = segmenter.encode(_image())
     assert factory.ran("clip_image") == 1
     for phrase, calls in [("mug", 2), ("mug on the left", 3), ("left mug", 3), ("right mug", 4), ("cup", 4)]:
-        segmenter.segment(scene, phrase)
+        segmenter.segment(encoded, phrase)
         assert factory.ran("clip_image") == calls
 
 
 def test_the_same_phrase_gives_the_same_answer_whatever_was_asked_before():
     segmenter = _segmenter()
-    scene = segmenter.encode(_image())
-    segmenter.segment(scene, "the mug on the right")
-    first = segmenter.segment(scene, "the mug on the left")
+    encoded = segmenter.encode(_image())
+    segmenter.segment(encoded, "the mug on the right")
+    first = segmenter.segment(encoded, "the mug on the left")
     fresh = segmenter.segment(segmenter.encode(_image()), "the mug on the left")
     assert np.array_equal(first.scores.total, fresh.scores.total)
 
@@ -183,16 +190,16 @@ def test_the_same_phrase_gives_the_same_answer_whatever_was_asked_before():
 def test_only_kept_candidates_reach_clip():
     factory = FakeFactory()
     segmenter = _segmenter("official", "disc+seg", factory)
-    scene = segmenter.encode(_image())
-    kept = int(scene.candidates.kept.sum())
-    assert kept == 10 < len(scene.candidates)
+    encoded = segmenter.encode(_image())
+    kept = int(encoded.candidates.kept.sum())
+    assert kept == 10 < len(encoded.candidates)
     assert factory.log[-1][1]["slots"] == (1, 16, 1)  # the bucket of ten
-    result = segmenter.segment(scene, "the mug")
-    assert not result.scores.hard[~scene.candidates.kept].any()
-    assert not result.scores.soft[~scene.candidates.kept].any()
+    result = segmenter.segment(encoded, "the mug")
+    assert not result.scores.hard[~encoded.candidates.kept].any()
+    assert not result.scores.soft[~encoded.candidates.kept].any()
 
 
-def test_soft_attention_sees_the_picture_at_its_own_resolution_or_at_the_limit():
+def test_soft_attention_sees_the_image_at_its_own_resolution_or_at_the_limit():
     factory = FakeFactory()
     _segmenter("official", "disc+seg", factory).encode(_image((50, 95)))
     assert factory.log[-1][1]["positions"] == (1, 96, 6)  # the bucket of 6 * 11 patches
@@ -201,20 +208,20 @@ def test_soft_attention_sees_the_picture_at_its_own_resolution_or_at_the_limit()
     assert factory.log[-1][1]["positions"] == (1, 24, 6)  # the bucket of 3 * 6 patches
 
 
-def test_a_scene_keeps_its_own_copy_of_the_picture():
+def test_an_encoded_image_keeps_its_own_copy_of_the_pixels():
     image = _image()
     segmenter = _segmenter()
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     image[:] = 0
-    assert scene.image.any()
+    assert encoded.pixels.any()
     with pytest.raises(ValueError, match="read-only"):
-        scene.image[:] = 0
+        encoded.pixels[:] = 0
 
 
-def test_a_scene_of_other_options_is_refused():
-    scene = _segmenter("official").encode(_image())
-    with pytest.raises(InputError, match="encode the picture with it"):
-        _segmenter("edge").segment(scene, "the mug")
+def test_an_image_of_other_options_is_refused():
+    encoded = _segmenter("official").encode(_image())
+    with pytest.raises(InputError, match="encode the image with it"):
+        _segmenter("edge").segment(encoded, "the mug")
 
 
 def _at_peaks(mode="full", factory=None):
@@ -226,10 +233,10 @@ def _at_peaks(mode="full", factory=None):
 def test_with_peaks_each_phrase_has_candidates_of_its_own_from_one_decoder_call(mode):
     factory = FakeFactory()
     segmenter = _at_peaks(mode, factory)
-    scene = segmenter.encode(_image())
-    assert scene.candidates is None
+    encoded = segmenter.encode(_image())
+    assert encoded.candidates is None
     assert (factory.ran("sam_encoder"), factory.ran("sam_decoder")) == (1, 0)
-    first, second = (segmenter.segment(scene, phrase) for phrase in ("the mug", "the plate"))
+    first, second = (segmenter.segment(encoded, phrase) for phrase in ("the mug", "the plate"))
     assert (factory.ran("sam_encoder"), factory.ran("sam_decoder")) == (1, 2)
     assert not np.array_equal(first.candidates.masks, second.candidates.masks)
     for result in (first, second):
@@ -238,16 +245,16 @@ def test_with_peaks_each_phrase_has_candidates_of_its_own_from_one_decoder_call(
 
 def test_with_peaks_a_phrase_is_answered_the_same_whatever_was_asked_before():
     segmenter = _at_peaks()
-    scene = segmenter.encode(_image())
-    segmenter.segment(scene, "the mug on the right")
-    again = segmenter.segment(scene, "the mug on the left")
+    encoded = segmenter.encode(_image())
+    segmenter.segment(encoded, "the mug on the right")
+    again = segmenter.segment(encoded, "the mug on the left")
     fresh = segmenter.segment(segmenter.encode(_image()), "the mug on the left")
     assert np.array_equal(again.scores.total, fresh.scores.total)
     assert np.array_equal(again.mask, fresh.mask)
 
 
 def test_peaks_without_a_map_are_refused():
-    with pytest.raises(InputError, match="no map with peaks"):
+    with pytest.raises(InputError, match="no heatmap with peaks"):
         _at_peaks("disc+seg")
 
 
@@ -258,13 +265,14 @@ def _wary():
 
 def test_what_looks_like_the_phrases_other_nouns_scores_less():
     phrase, segmenter = "guy with the hat and the dog", _wary()
-    scene = segmenter.encode(_image())
-    scores = segmenter.segment(scene, phrase).scores
+    encoded = segmenter.encode(_image())
+    scores = segmenter.segment(encoded, phrase).scores
     # The fake text tower answers a batch as a whole, so the same batch is asked here.
-    whole, root, hat, dog = text_vectors(FakeFactory(), _tokenizer(), [phrase, "guy", "hat", "dog"])
-    wanted = scene.soft @ (0.5 * (whole + root)) - 0.5 * (scene.soft @ hat + scene.soft @ dog) / 2
+    whole, root, hat, dog = _branch(FakeFactory()).text_vectors([phrase, "guy", "hat", "dog"])
+    soft = encoded.views.soft
+    wanted = soft @ (0.5 * (whole + root)) - 0.5 * (soft @ hat + soft @ dog) / 2
     np.testing.assert_allclose(scores.soft, wanted, atol=1e-6)
-    hard = scene.hard.towards(None, lambda to: pytest.fail("the crops are known"))
+    (hard,) = encoded.views.hard.values()
     wanted = hard @ whole - 0.5 * (hard @ hat + hard @ dog) / 2
     np.testing.assert_allclose(scores.hard, wanted, atol=1e-6)
 
@@ -272,7 +280,7 @@ def test_what_looks_like_the_phrases_other_nouns_scores_less():
 def test_a_phrase_of_one_thing_has_nothing_to_be_unlike():
     plain, wary = _segmenter("official", "disc+seg"), _wary()
     scores = [each.segment(each.encode(_image()), "the red mug").scores.total for each in (plain, wary)]
-    assert read_phrase("the red mug").others == ()
+    assert parse_phrase("the red mug").others == ()
     assert np.array_equal(*scores)
 
 
@@ -289,7 +297,7 @@ def test_nothing_kept_is_no_match_with_a_reason_on_edge_and_the_first_mask_offic
     assert segmenter.segment(segmenter.encode(_image()), "the mug").index == 0
 
 
-def test_a_picture_without_proposals_is_one_candidate():
+def test_an_image_without_proposals_is_one_candidate():
     proposals = dataclasses.replace(VARIANTS["official"].proposals, pred_iou_threshold=0.99)
     segmenter = _segmenter(proposals=proposals)
     result = segmenter.segment(segmenter.encode(_image()), "the mug")
@@ -297,7 +305,7 @@ def test_a_picture_without_proposals_is_one_candidate():
     assert result.mask.all()
 
 
-def test_the_paper_profile_is_refused_with_the_alternatives():
+def test_the_paper_variant_is_refused_with_the_alternatives():
     with pytest.raises(InputError, match="use --variant official or edge, or the torch reference"):
         _segmenter("paper")
 
@@ -336,7 +344,7 @@ def test_the_sessions_close_with_the_segmenter():
 
 
 class _SessionsOf:
-    """CLIP's tower in numpy: one attention block without learnt weights, told by masks and positions."""
+    """CLIP's tower in numpy: one attention block without learnt weights, driven by masks and positions."""
 
     def open(self, name):
         return self
@@ -364,13 +372,13 @@ def test_clip_image_runs_at_the_sizes_of_its_buckets_only():
 
 
 def test_crops_of_unlike_grids_share_a_call():
-    scene = _segmenter("official", "disc+seg").encode(_image())
+    encoded = _segmenter("official", "disc+seg").encode(_image())
     boxes, masks = np.zeros((3, 4), np.int64), np.zeros((3, *SIZE), np.bool_)
     for i, (height, width) in enumerate([(40, 21), (22, 40), (40, 18)]):  # 7x4, 4x7 and 8x4 patches
         boxes[i] = (5, 3, 4 + width, 2 + height)
         masks[i, 3 : 3 + height, 5 : 5 + width] = True
     unlike = dataclasses.replace(
-        scene.candidates,
+        encoded.candidates,
         masks=masks,
         boxes_xyxy_px=boxes,
         areas_px=masks.sum(axis=(1, 2)),
@@ -378,73 +386,67 @@ def test_crops_of_unlike_grids_share_a_call():
         kept=np.ones(3, np.bool_),
     )
     factory = FakeFactory()
-    positions = np.zeros((16, 6), np.float32)
-    hard_vectors(factory, SPEC.clip, positions, scene.image, unlike, VARIANTS["official"].crops, None)
+    _branch(factory).hard_vectors(encoded.pixels, unlike, None)
     assert [shapes["patches"] for _, shapes in factory.log] == [(3, 32, 192)]
 
 
 def test_a_batch_of_crops_is_bounded_in_memory(monkeypatch):
-    monkeypatch.setattr(buckets, "MAX_PAIRS", 3 * 17**2)
+    monkeypatch.setattr(clip_inputs, "MAX_PAIRS", 3 * 17**2)
     factory = FakeFactory()
     segmenter = _segmenter("edge", "disc+seg", factory)
-    scene = segmenter.encode(_image())
+    encoded = segmenter.encode(_image())
     before = len(factory.log)
-    segmenter.segment(scene, "the mug")
+    segmenter.segment(encoded, "the mug")
     batches = [shapes["patches"][0] for graph, shapes in factory.log[before:] if graph == "clip_image"]
-    kept = int(scene.candidates.kept.sum())
+    kept = int(encoded.candidates.kept.sum())
     assert batches == [3] * (kept // 3) + [kept % 3] * (kept % 3 > 0)
 
 
 def test_more_candidates_than_class_tokens_are_read_in_several_calls():
-    crops = VARIANTS["official"].crops
-    scene = _segmenter("official", "disc+seg").encode(_image())
-    repeats = 2 + CLASS_BUCKETS[-1] // len(scene.candidates)
-    index = np.tile(np.arange(len(scene.candidates)), repeats)
+    encoded = _segmenter("official", "disc+seg").encode(_image())
+    repeats = 2 + CLASS_BUCKETS[-1] // len(encoded.candidates)
+    index = np.tile(np.arange(len(encoded.candidates)), repeats)
     many = dataclasses.replace(
-        scene.candidates,
-        masks=scene.candidates.masks[index],
-        boxes_xyxy_px=scene.candidates.boxes_xyxy_px[index],
-        areas_px=scene.candidates.areas_px[index],
-        predicted_iou=scene.candidates.predicted_iou[index],
+        encoded.candidates,
+        masks=encoded.candidates.masks[index],
+        boxes_xyxy_px=encoded.candidates.boxes_xyxy_px[index],
+        areas_px=encoded.candidates.areas_px[index],
+        predicted_iou=encoded.candidates.predicted_iou[index],
         kept=np.ones(len(index), np.bool_),
     )
-    few = dataclasses.replace(scene.candidates, kept=np.ones(len(scene.candidates), np.bool_))
-    positions = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    few = dataclasses.replace(encoded.candidates, kept=np.ones(len(encoded.candidates), np.bool_))
     assert len(many) > CLASS_BUCKETS[-1]
     together, alone = (
-        soft_vectors(_SessionsOf(), SPEC.clip, positions, scene.image, candidates, crops)
-        for candidates in (many, few)
+        _branch(_SessionsOf()).soft_vectors(encoded.pixels, candidates) for candidates in (many, few)
     )
     assert np.allclose(together, alone[index], atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["official", "edge"])
 def test_a_candidates_vectors_do_not_depend_on_the_other_candidates(variant):
-    crops = VARIANTS[variant].crops
-    scene = _segmenter("official", "disc+seg").encode(_image())
-    positions = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
-    alone_kept = np.zeros(len(scene.candidates), dtype=np.bool_)
-    index = int(np.flatnonzero(scene.candidates.kept)[3])
+    branch = _branch(_SessionsOf(), VARIANTS[variant].crops)
+    encoded = _segmenter("official", "disc+seg").encode(_image())
+    alone_kept = np.zeros(len(encoded.candidates), dtype=np.bool_)
+    index = int(np.flatnonzero(encoded.candidates.kept)[3])
     alone_kept[index] = True
-    alone = dataclasses.replace(scene.candidates, kept=alone_kept)
-    arguments = (_SessionsOf(), SPEC.clip, positions, scene.image)
-    for vectors, ramped in ((hard_vectors, ("left",)), (soft_vectors, ())):
-        together = vectors(*arguments, scene.candidates, crops, *ramped)[index]
-        assert np.allclose(together, vectors(*arguments, alone, crops, *ramped)[index], atol=1e-5)
+    alone = dataclasses.replace(encoded.candidates, kept=alone_kept)
+    for vectors, ramped in ((branch.hard_vectors, ("left",)), (branch.soft_vectors, ())):
+        together = vectors(encoded.pixels, encoded.candidates, *ramped)[index]
+        assert np.allclose(together, vectors(encoded.pixels, alone, *ramped)[index], atol=1e-5)
         assert np.isclose(np.linalg.norm(together), 1)
 
 
-def test_a_scene_of_another_bundles_graphs_is_refused():
-    scene = _segmenter("edge").encode(_image())
+def test_an_image_of_another_bundles_graphs_is_refused():
+    encoded = _segmenter("edge").encode(_image())
     with pytest.raises(InputError, match="another bundle's graphs"):
-        _segmenter("edge").segment(scene, "the mug")
+        _segmenter("edge").segment(encoded, "the mug")
 
 
 def test_an_explicit_focus_moves_the_map_in_edge_too():
     segmenter = _segmenter("edge", mode="gen")
-    scene = segmenter.encode(_image())
-    plain = segmenter.segment(scene, "the mug of the king")
-    said = segmenter.segment(scene, "the mug of the king", focus="mug")
+    encoded = segmenter.encode(_image())
+    plain = segmenter.segment(encoded, "the mug of the king")
+    said = segmenter.segment(encoded, "the mug of the king", focus="mug")
     assert said.root == "mug"
     assert not np.array_equal(plain.heat, said.heat)
 

@@ -103,10 +103,10 @@ def test_many_phrases_get_the_answers_of_one_at_a_time(image, variant, mode):
     with refdiff.load(
         "mini", options=RunOptions(variant=variant, mode=mode), backend=BackendOptions(name="ort-cpu")
     ) as segmenter:
-        scene = segmenter.encode(image)
-        alone = [segmenter.segment(scene, phrase) for phrase in PHRASES]
+        encoded = segmenter.encode(image)
+        alone = [segmenter.segment(encoded, phrase) for phrase in PHRASES]
         for rows in (1, 2, 5):
-            together = segmenter.segment_many(scene, PHRASES, batch_size=rows)
+            together = segmenter.segment_many(encoded, PHRASES, batch_size=rows)
             assert len(together) == len(PHRASES)
             for got, expected in zip(together, alone, strict=True):
                 _assert_same(got, expected)
@@ -124,10 +124,10 @@ def test_no_phrase_is_no_answer(image, edge):
 
 def test_text_work_is_done_once_for_all_phrases_and_image_work_not_at_all(image):
     sessions, segmenter = _watched()
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     sessions.fed.clear()
     phrases = [f"the {colour} mug" for colour in ("red", "blue", "green", "white", "black")]
-    segmenter.segment_many(scene, phrases)
+    segmenter.segment_many(encoded, phrases)
     assert sessions.rows("sd_text") == {5: 1}
     assert sessions.rows("clip_text") == {6: 1}, "five phrases and their one head word"
     assert sessions.rows("unet_taps") == {2: 2, 1: 1}
@@ -137,9 +137,9 @@ def test_text_work_is_done_once_for_all_phrases_and_image_work_not_at_all(image)
 
 def test_a_guided_pass_takes_both_branches_of_a_phrase_in_one_call(image):
     sessions, segmenter = _watched("official", "gen")
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     sessions.fed.clear()
-    segmenter.segment_many(scene, PHRASES[:3])
+    segmenter.segment_many(encoded, PHRASES[:3])
     assert sessions.rows("unet") == {2: 1, 1: 1}
     assert sessions.rows("unet_taps") == {2: 3}
 
@@ -158,20 +158,20 @@ def test_a_session_is_never_fed_more_than_it_takes(image, variant, mode, max_bat
 def test_more_phrases_than_share_their_text_work_are_all_answered(image, edge):
     phrases = [f"the mug number {letter}" for letter in "abcdefghijklmnopqrs"]
     assert len(phrases) > TEXT_ROWS
-    scene = edge.encode(image)
-    together = edge.segment_many(scene, phrases)
+    encoded = edge.encode(image)
+    together = edge.segment_many(encoded, phrases)
     assert [each.phrase for each in together] == phrases
-    _assert_same(together[-1], edge.segment(scene, phrases[-1]))
+    _assert_same(together[-1], edge.segment(encoded, phrases[-1]))
 
 
 def test_a_phrase_that_cannot_be_used_is_named_before_any_graph_runs(image):
     sessions, segmenter = _watched(mode="gen")
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     sessions.fed.clear()
     with pytest.raises(InputError, match=r"phrase 2 of 3, '42': .*English"):
-        segmenter.segment_many(scene, ["mug", "42", "book"])
+        segmenter.segment_many(encoded, ["mug", "42", "book"])
     with pytest.raises(InputError, match=r"phrase 3 of 3, .*shorten it"):
-        segmenter.segment_each(scene, ["mug", "book", "mug " * 90])
+        segmenter.segment_each(encoded, ["mug", "book", "mug " * 90])
     assert not sessions.fed
 
 
@@ -182,8 +182,8 @@ def test_no_row_is_refused(image, edge):
 
 def test_each_answer_is_computed_when_it_is_taken(image):
     sessions, segmenter = _watched(mode="gen")
-    scene = segmenter.encode(image)
-    answers = segmenter.segment_each(scene, PHRASES)
+    encoded = segmenter.encode(image)
+    answers = segmenter.segment_each(encoded, PHRASES)
     before = len(sessions.fed)
     next(answers)
     assert len(sessions.fed) > before
@@ -201,8 +201,8 @@ def test_an_internal_switch_leaves_the_answer_as_it_is(image, switch, variant, t
     for each in ({}, changes):
         _, segmenter = _watched(variant, **each)
         with segmenter:
-            scene = segmenter.encode(image)
-            answers.append([segmenter.segment(scene, phrase) for phrase in PHRASES[:2]])
+            encoded = segmenter.encode(image)
+            answers.append([segmenter.segment(encoded, phrase) for phrase in PHRASES[:2]])
     for quick, plain in zip(*answers, strict=True):
         assert np.array_equal(quick.candidates.masks, plain.candidates.masks)
         assert np.array_equal(quick.mask, plain.mask)
@@ -210,13 +210,13 @@ def test_an_internal_switch_leaves_the_answer_as_it_is(image, switch, variant, t
         assert np.array_equal(quick.heat, plain.heat)
 
 
-def test_no_work_is_done_twice_for_a_picture_nor_for_what_cannot_win(image):
+def test_no_work_is_done_twice_for_an_image_nor_for_what_cannot_win(image):
     """Three phrases, the last of them again; three candidates pass the area filter."""
     phrases = (*PHRASES[:2], PHRASES[0])
     sessions, segmenter = _watched("official", proposals=_proposals("official", keep_largest=3))
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     for phrase in phrases:
-        segmenter.segment(scene, phrase)
+        segmenter.segment(encoded, phrase)
     prompts = options_for(find_bundle("mini").spec, variant="official").proposals.points_per_side ** 2
     assert sessions.total_rows("sam_encoder") == sessions.total_rows("vae_encoder") == 1
     assert 0 < sessions.total_rows("sam_masks") < prompts, "only prompts that pass the predicted-IoU filter"
@@ -229,13 +229,13 @@ def test_no_work_is_done_twice_for_a_picture_nor_for_what_cannot_win(image):
 
 def test_without_a_text_cache_an_equal_text_runs_again(image):
     sessions, segmenter = _watched("official", "gen", cache_texts=False)
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     for _ in range(2):
-        segmenter.segment(scene, PHRASES[0])
+        segmenter.segment(encoded, PHRASES[0])
     assert sessions.total_rows("sd_text") == 1 + 2
 
 
-def test_a_picture_too_large_for_the_masked_attention_is_refused_before_any_graph_runs():
+def test_an_image_too_large_for_the_masked_attention_is_refused_before_any_graph_runs():
     sessions, segmenter = _watched("official")
     with segmenter:
         with pytest.raises(InputError, match="14400 CLIP patches, at most 8192 fit; use --variant edge"):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.contracts.graphs import POINTS_PER_BATCH
-from refdiff.runtime.point_prompts import map_prompts, peak_points
+from refdiff.runtime.point_prompts import grid_points, map_prompts, peak_points
 
 SIZE = (48, 90)
 
@@ -20,6 +20,10 @@ def _px(points, size_yx=SIZE):
     return points * np.array(size_yx[::-1])
 
 
+def test_points_lie_in_the_cells_middles_row_by_row():
+    assert grid_points(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+
+
 def test_peaks_lie_on_the_hills_highest_first():
     found = _px(peak_points(_hills((10, 20, 0.6), (30, 70, 1.0), (40, 10, 0.3)), 3))
     assert np.abs(found - np.array([[70, 30], [20, 10], [10, 40]])).max() < 2
@@ -30,7 +34,7 @@ def test_no_more_peaks_than_were_asked_for():
     np.testing.assert_array_equal(peak_points(heat, 2), peak_points(heat, 3)[:2])
 
 
-def test_a_hill_cut_off_by_the_edge_of_the_picture_has_a_peak():
+def test_a_hill_cut_off_by_the_edge_of_the_image_has_a_peak():
     (x, y), *_ = _px(peak_points(_hills((0, 89, 1.0)), 1))
     assert y < 2
     assert x > 87
@@ -64,7 +68,7 @@ def test_prompts_fit_one_decoder_call_and_the_peaks_stay():
 
 @pytest.mark.parametrize("size_yx", [(1, 1), (1, 200), (300, 7), (720, 1280)])
 @given(st.integers(0, 2**32 - 1), st.integers(1, 16))
-def test_prompts_lie_in_a_picture_of_any_size(size_yx, seed, peaks):
+def test_prompts_lie_in_an_image_of_any_size(size_yx, seed, peaks):
     heat = np.random.default_rng(seed).random(size_yx, dtype=np.float32)
     prompts = map_prompts(heat, peaks=peaks, points_per_side=8)
     assert 1 <= len(prompts) <= POINTS_PER_BATCH

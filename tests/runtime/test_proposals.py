@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from refdiff.contracts.options import ProposalOptions
+from refdiff.contracts.options import Options, ProposalOptions
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime.masks import boxes
-from refdiff.runtime.proposals import embed, grid_points, keep_by_area, picture_points, propose, propose_at
+from refdiff.runtime.point_prompts import grid_points
+from refdiff.runtime.proposals import MaskProposer, keep_by_area, to_sam_pixels
 from refdiff.runtime.small_regions import region_sizes
 
 SPEC = SamSpec(image_size=64, embed_channels=16, embed_size=4)
@@ -69,7 +70,11 @@ def _image():
 
 def _propose(sessions=None, **options):
     settings = {"points_per_side": 3, "stability_threshold": 0.5} | options
-    return propose(sessions or _Sessions(), SPEC, _image(), ProposalOptions(**settings))
+    return _proposer(sessions or _Sessions(), **settings).encode(_image()).candidates
+
+
+def _proposer(sessions, **options):
+    return MaskProposer(sessions, SPEC, Options(proposals=ProposalOptions(**options)))
 
 
 def test_candidates_come_in_decreasing_predicted_iou_with_their_measures():
@@ -82,7 +87,7 @@ def test_candidates_come_in_decreasing_predicted_iou_with_their_measures():
         assert mask[y0 : y1 + 1, x0 : x1 + 1].sum() == mask.sum()
 
 
-def test_masks_are_drawn_of_prompts_with_a_good_enough_one_alone():
+def test_masks_are_decoded_only_of_prompts_above_the_iou_threshold():
     sessions = _Sessions()
     few = _propose(sessions, points_per_side=8, pred_iou_threshold=0.93)  # of point i: 0.95 - i / 1000
     assert sessions.drawn == list(range(20))
@@ -105,7 +110,7 @@ def test_a_short_batch_is_filled_with_its_last_point_whose_masks_are_dropped():
     assert len(found) <= 81 * 3
 
 
-def test_a_picture_where_nothing_is_found_is_one_candidate():
+def test_an_image_where_nothing_is_found_is_one_candidate():
     found = _propose(pred_iou_threshold=0.99)
     assert len(found) == 1
     assert found.masks.all()
@@ -113,7 +118,7 @@ def test_a_picture_where_nothing_is_found_is_one_candidate():
     assert found.kept.tolist() == [True]
 
 
-def test_an_engine_that_returns_nan_is_not_taken_for_an_empty_picture():
+def test_an_engine_that_returns_nan_is_not_taken_for_an_empty_image():
     with pytest.raises(EngineError, match="sam_decoder returned values that are not finite"):
         _propose(_Sessions(spoil=np.nan))
     with pytest.raises(EngineError, match="sam_masks returned values that are not finite"):
@@ -158,17 +163,12 @@ def test_of_masks_that_become_alike_without_small_regions_the_clean_one_stays():
 
 def test_prompts_may_lie_anywhere():
     sessions = _Sessions()
-    embedding = embed(sessions, SPEC, _image())
-    options = ProposalOptions(stability_threshold=0.5)
-    found = propose_at(np.array([[0.5, 0.25]]), sessions, SPEC, embedding, SIZE, options)
+    proposer = _proposer(sessions, stability_threshold=0.5)
+    found = proposer.propose_at(np.array([[0.5, 0.25]]), proposer.embed(_image()), SIZE)
     assert (sessions.points[0] == [32, 9.5]).all()  # of a resized picture of 38 by 64 px
     x0, y0, x1, y1 = found.boxes_xyxy_px[0]
     assert abs((x0 + x1) / 2 - 30) <= 1
     assert abs((y0 + y1) / 2 - 9) <= 1
-
-
-def test_points_lie_in_the_cells_middles_row_by_row():
-    assert grid_points(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
 
 
 def test_the_filter_keeps_the_largest_above_both_least_areas():
@@ -186,7 +186,7 @@ def test_points_equal_segment_anythings(size):
 
     resize = ResizeLongestSide(1024)
     theirs = resize.apply_coords(build_point_grid(7) * np.array(size)[None, ::-1], size)
-    ours = picture_points(grid_points(7), resize.get_preprocess_shape(*size, 1024))
+    ours = to_sam_pixels(grid_points(7), resize.get_preprocess_shape(*size, 1024))
     assert np.allclose(ours, theirs, atol=1e-4)
 
 
@@ -253,13 +253,11 @@ def test_candidates_equal_segment_anythings_automatic_mode(size, least_iou):
 
     sam = _tiny_sam(torch)
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    options = ProposalOptions(
-        points_per_side=9, pred_iou_threshold=least_iou, stability_threshold=0.1, nms_iou=0.9
-    )
+    options = {"points_per_side": 9, "pred_iou_threshold": least_iou, "stability_threshold": 0.1}
     theirs = SamAutomaticMaskGenerator(
         sam, points_per_side=9, pred_iou_thresh=least_iou, stability_score_thresh=0.1, box_nms_thresh=0.9
     ).generate(image)
-    ours = propose(_TorchSessions(sam, torch), SPEC, image, options)
+    ours = _proposer(_TorchSessions(sam, torch), **options, nms_iou=0.9).encode(image).candidates
     assert len(theirs) > 1
     assert np.allclose(ours.predicted_iou, [record["predicted_iou"] for record in theirs], atol=1e-4)
     same = ours.masks == np.stack([record["segmentation"] for record in theirs])

@@ -3,17 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.contracts.options import FusionOptions
+from refdiff.contracts.options import FusionOptions, Options, ProposalOptions
 from refdiff.errors import EngineError
 from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.proposals import level_sets
 from refdiff.runtime.scoring import (
     attention_contrast,
     between_class_variance,
     choose,
-    conclude,
     fuse,
-    level_sets,
-    score_level_sets,
+    heatmap_scores,
+    select,
 )
 
 PARTS = {
@@ -26,7 +26,14 @@ ALL = np.ones(3, dtype=np.bool_)
 
 
 def _fuse(mode="full", parts=None, kept=ALL, drop_filtered=False, **weights):
-    return fuse(FusionOptions(**weights), mode, parts or PARTS, kept, drop_filtered=drop_filtered)
+    proposals = ProposalOptions(drop_filtered=drop_filtered)
+    options = Options(mode=mode, proposals=proposals, fusion=FusionOptions(**weights))
+    return fuse(options, parts or PARTS, kept)
+
+
+def _score_levels(heat, levels, **weights):
+    options = Options(mode="gen", fusion=FusionOptions(**weights))
+    return fuse(options, heatmap_scores(options, heat, levels), levels.kept)
 
 
 def _heat():
@@ -113,8 +120,8 @@ def test_level_sets_are_nested_and_an_empty_one_is_not_kept():
 def test_contrast_picks_the_peak_and_between_class_variance_the_object():
     heat = _heat()
     levels = level_sets(heat)
-    peak = choose(score_level_sets(heat, levels, FusionOptions(level_selector="contrast")))
-    thing = choose(score_level_sets(heat, levels, FusionOptions(level_selector="between-class")))
+    peak = choose(_score_levels(heat, levels, level_selector="contrast"))
+    thing = choose(_score_levels(heat, levels, level_selector="between-class"))
     assert np.array_equal(levels.masks[peak], heat > 0.9)
     assert np.array_equal(levels.masks[thing], heat > 0.5)
 
@@ -133,10 +140,22 @@ def test_between_class_variance_is_otsus(seed):
 def test_a_flat_map_matches_nothing_and_says_why():
     heat = np.zeros((4, 7), np.float32)
     levels = level_sets(heat)
-    scores = score_level_sets(heat, levels, FusionOptions())
-    result = conclude(Phrase("the mug", "mug", 7), heat, levels, scores, "the attention map is flat")
+    scores = _score_levels(heat, levels)
+    result = select(
+        levels, scores, Phrase("the mug", "mug", 7), heat, empty_reason="the attention map is flat"
+    )
     assert result.index is None
     assert result.mask.shape == (4, 7)
     assert not result.mask.any()
     assert result.reason == "the attention map is flat"
     assert result.score == -np.inf
+
+
+def test_a_levels_scores_are_its_contrast_whichever_way_it_is_chosen():
+    heat = _heat()
+    levels = level_sets(heat * np.float32(0.7))
+    for selector in ("contrast", "between-class"):
+        scores = _score_levels(heat, levels, level_selector=selector)
+        assert np.array_equal(scores.generative, attention_contrast(heat, levels.masks))
+        assert np.array_equal(np.isfinite(scores.total), levels.kept)
+        assert not scores.hard.any() and not scores.soft.any() and not scores.place.any()

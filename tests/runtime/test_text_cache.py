@@ -7,7 +7,7 @@ import pytest
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.errors import InputError
-from refdiff.runtime.text_cache import TextKeeping
+from refdiff.runtime.text_cache import CachedTextSessions
 
 TEXT = GraphSpec(
     "clip_text",
@@ -51,7 +51,7 @@ def feeds(*sums, end=1):
 
 def test_only_unknown_rows_are_run_and_answers_keep_their_order():
     factory = Factory()
-    session = TextKeeping(factory).open("clip_text")
+    session = CachedTextSessions(factory).open("clip_text")
     session.run(feeds(1, 2))
     answer = session.run(feeds(3, 2, 3, 1))["vector"]
     assert factory.session.asked == [1, 2, 3]
@@ -60,14 +60,14 @@ def test_only_unknown_rows_are_run_and_answers_keep_their_order():
 
 def test_every_input_tells_texts_apart():
     factory = Factory()
-    session = TextKeeping(factory).open("clip_text")
+    session = CachedTextSessions(factory).open("clip_text")
     assert session.run(feeds(1, end=1))["vector"][0, 0] == 101
     assert session.run(feeds(1, end=2))["vector"][0, 0] == 201
 
 
 def test_the_least_recently_used_text_goes_first():
     factory = Factory()
-    session = TextKeeping(factory, most=2).open("clip_text")
+    session = CachedTextSessions(factory, most=2).open("clip_text")
     for total in (1, 2, 1, 3, 1, 2):
         session.run(feeds(total))
     assert factory.session.asked == [1, 2, 3, 2]
@@ -75,13 +75,13 @@ def test_the_least_recently_used_text_goes_first():
 
 
 def test_an_answer_that_a_caller_changes_is_not_what_is_kept():
-    session = TextKeeping(Factory()).open("clip_text")
+    session = CachedTextSessions(Factory()).open("clip_text")
     session.run(feeds(1))["vector"][:] = 0
     assert session.run(feeds(1))["vector"][0, 0] == 101
 
 
 def test_several_threads_get_their_own_answers():
-    session = TextKeeping(Factory(), most=4).open("clip_text")
+    session = CachedTextSessions(Factory(), most=4).open("clip_text")
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda i: session.run(feeds(i % 7))["vector"][0, 0], range(200)))
     assert answers == [100 + i % 7 for i in range(200)]
@@ -89,7 +89,7 @@ def test_several_threads_get_their_own_answers():
 
 def test_other_graphs_are_handed_through_and_closing_reaches_the_sessions():
     factory = Factory()
-    keeping = TextKeeping(factory)
+    keeping = CachedTextSessions(factory)
     assert keeping.open("sam_encoder") is factory.session
     session = keeping.open("clip_text")
     session.run(feeds(1))
@@ -100,6 +100,6 @@ def test_other_graphs_are_handed_through_and_closing_reaches_the_sessions():
 
 
 def test_feeds_that_do_not_fit_are_refused_though_they_may_be_known():
-    session = TextKeeping(Factory()).open("clip_text")
+    session = CachedTextSessions(Factory()).open("clip_text")
     with pytest.raises(InputError, match="expected exactly ids, end"):
         session.run({"ids": feeds(1)["ids"]})

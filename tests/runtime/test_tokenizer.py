@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.errors import InputError
-from refdiff.runtime.phrase import Phrase, read_phrase
+from refdiff.runtime.phrase import Phrase, parse_phrase
 from refdiff.runtime.tokenizer import END, START, Tokenizer, build_tokenizer_json
 
 MERGES = (("g", "u"), ("gu", "y</w>"), ("o", "n</w>"), ("l", "e"), ("f", "t</w>"), ("le", "ft</w>"))
@@ -139,7 +139,7 @@ def test_the_last_and_the_mean_focus_pass_over_punctuation() -> None:
 
 @given(words.filter(lambda text: any("a" <= letter.lower() <= "z" for letter in text)))
 def test_focus_never_points_at_the_start_or_the_padding(text: str) -> None:
-    phrase = read_phrase(text)
+    phrase = parse_phrase(text)
     _, end = SMALL.clip_ids(phrase.text)
     for focus in ("root", "last", "mean"):
         indices = SMALL.focus_indices(phrase, focus)

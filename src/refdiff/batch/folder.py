@@ -38,7 +38,7 @@ from refdiff.engines.factory import BackendSessions
 from refdiff.errors import EngineError, InputError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.batching import UNET_ROWS
-from refdiff.runtime.image import read_picture
+from refdiff.runtime.image import read_image
 
 IMAGES_AHEAD = 1
 """Images that are read while another is segmented: reading one takes less time than its graphs."""
@@ -164,7 +164,7 @@ def segment_many(
         )
         if folder is None:
             report(f"segmenting {work[0].path}")
-            predictions = tuple(predict(read_picture(work[0].path), work[0].phrases))
+            predictions = tuple(predict(read_image(work[0].path), work[0].phrases))
             work = [dataclasses.replace(work[0], missing=work[0].phrases)]
             matched = sum(each.matched for each in predictions)
         else:
@@ -249,7 +249,7 @@ def _read(store: ResultStore, work: _Work) -> _Work:
     missing = tuple(each for each in work.phrases if store.record(work.name, sha256, each) is None)
     found = dataclasses.replace(work, sha256=sha256, missing=missing)
     try:
-        return dataclasses.replace(found, pixels=read_picture(data, name=work.name) if missing else None)
+        return dataclasses.replace(found, pixels=read_image(data, name=work.name) if missing else None)
     except InputError as error:
         return dataclasses.replace(found, fault=str(error))
 

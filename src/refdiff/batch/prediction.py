@@ -25,7 +25,7 @@ from refdiff.contracts.results import Segmentation
 from refdiff.engines.factory import BackendSessions
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
-from refdiff.runtime.phrase import read_phrase
+from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.pipeline import Segmenter
 
 PARTS = ("hard", "soft", "generative", "place")
@@ -122,7 +122,7 @@ def segment(
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
         EngineError: a graph failed, or no plan fits.
     """
-    read_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
+    parse_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=options.allow_random_weights)
     sessions = open_backend(opened, backend)
@@ -150,11 +150,11 @@ def predict(
         sessions: the segmenter's sessions.
     """
     start = time.perf_counter()
-    scene = segmenter.encode(image)
-    encoded = time.perf_counter()
-    result = segmenter.segment(scene, phrase, focus=focus)
-    took_ms = 1e3 * (encoded - start), 1e3 * (time.perf_counter() - encoded)
-    return _prediction(segmenter, scene.image, result, bundle, sessions, took_ms)
+    encoded = segmenter.encode(image)
+    encoded_at = time.perf_counter()
+    result = segmenter.segment(encoded, phrase, focus=focus)
+    took_ms = 1e3 * (encoded_at - start), 1e3 * (time.perf_counter() - encoded_at)
+    return _prediction(segmenter, encoded.pixels, result, bundle, sessions, took_ms)
 
 
 def predict_each(
@@ -177,12 +177,12 @@ def predict_each(
         batch_size: largest batch of the UNet.
     """
     start = time.perf_counter()
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     last = time.perf_counter()
     encode_ms = 1e3 * (last - start)
-    for result in segmenter.segment_each(scene, phrases, batch_size=batch_size):
+    for result in segmenter.segment_each(encoded, phrases, batch_size=batch_size):
         took_ms = encode_ms, 1e3 * (time.perf_counter() - last)
-        yield _prediction(segmenter, scene.image, result, bundle, sessions, took_ms)
+        yield _prediction(segmenter, encoded.pixels, result, bundle, sessions, took_ms)
         last = time.perf_counter()
 
 

@@ -14,6 +14,8 @@ from refdiff.contracts.graphs import GraphSpec
 Array = NDArray[Any]
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
+ImageArray = NDArray[np.uint8]
+"""[y, x, 3] RGB, 0..255."""
 
 
 class DeviceArray(Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from refdiff.data.sample import Sample, SampleList
 from refdiff.errors import InputError
-from refdiff.runtime.image import read_picture
+from refdiff.runtime.image import read_image
 from refdiff.runtime.phrase import checked_text
 
 IMAGE_SUFFIXES = frozenset(
@@ -115,7 +115,7 @@ def check_images(samples: Iterable[Sample]) -> None:
 
 def _read_fault(path: Path) -> InputError | None:
     try:
-        read_picture(path)
+        read_image(path)
     except InputError as error:
         return error
     return None

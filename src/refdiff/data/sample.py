@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.session import Bool
 from refdiff.errors import InputError
-from refdiff.runtime.image import read_picture
-from refdiff.runtime.phrase import read_phrase
+from refdiff.runtime.image import read_image
+from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.tokenizer import Tokenizer
 
 ImageSource: TypeAlias = Path | bytes | NDArray[np.uint8]
@@ -49,7 +49,7 @@ class Sample:
         Raises:
             InputError: the image is missing, damaged or no still picture.
         """
-        return read_picture(self.image, name=self.id)
+        return read_image(self.image, name=self.id)
 
 
 def true_mask(sample: Sample) -> Bool:
@@ -132,6 +132,6 @@ def check_phrases(samples: Iterable[Sample], tokenizer: Tokenizer) -> None:
 
 def _check_phrase(sample: Sample, tokenizer: Tokenizer) -> None:
     try:
-        tokenizer.check_length(read_phrase(sample.phrase, word_boundaries=True).text)
+        tokenizer.check_length(parse_phrase(sample.phrase, word_boundaries=True).text)
     except InputError as error:
         raise InputError(f"{sample.id}: {error}") from error

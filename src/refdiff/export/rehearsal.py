@@ -16,10 +16,11 @@ from refdiff.contracts.results import Candidates
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.data.sample import Sample
-from refdiff.runtime.attention_branch import attend, latent_state
-from refdiff.runtime.clip_branch import hard_vectors, soft_vectors, text_vectors
-from refdiff.runtime.phrase import direction, read_phrase
-from refdiff.runtime.proposals import propose
+from refdiff.errors import InputError
+from refdiff.runtime.attention_branch import AttentionBranch
+from refdiff.runtime.clip_branch import ClipBranch
+from refdiff.runtime.phrase import direction, parse_phrase
+from refdiff.runtime.proposals import MaskProposer
 from refdiff.runtime.tokenizer import Tokenizer
 
 
@@ -82,25 +83,27 @@ class Rehearsal:
         {"sam": self._sam, "diffusion": self._diffusion, "clip": self._clip}[stage](sessions)
 
     def _sam(self, sessions: SessionFactory) -> None:
-        """Look for candidates (METHOD §2)."""
-        self._candidates = [
-            propose(sessions, self._spec.sam, sample.read(), options.proposals)
-            for options, sample in self._runs
-        ]
+        """Propose masks (METHOD §2)."""
+        self._candidates = []
+        for options, sample in self._runs:
+            found = MaskProposer(sessions, self._spec.sam, options).encode(sample.read()).candidates
+            if found is None:
+                raise InputError("the rehearsal needs candidates before it has a phrase; set peaks to 0")
+            self._candidates.append(found)
 
     def _diffusion(self, sessions: SessionFactory) -> None:
-        """Read the attention (METHOD §4)."""
-        spec, tokenizer = self._spec.diffusion, self._tokenizer
+        """Compute the heatmaps (METHOD §4)."""
         for options, sample in self._runs:
-            state = latent_state(sessions, spec, options.attention, tokenizer, options.seed, sample.read())
-            attend(sessions, spec, options.attention, tokenizer, state, read_phrase(sample.phrase))
+            branch = AttentionBranch(sessions, self._spec.diffusion, options, self._tokenizer)
+            branch.heatmap(branch.encode(sample.read()), parse_phrase(sample.phrase))
 
     def _clip(self, sessions: SessionFactory) -> None:
-        """Look at the candidates (METHOD §5, §6)."""
-        spec, positions = self._spec.clip, self._positions()
+        """Encode the candidates and the texts (METHOD §3, §5, §6)."""
+        positions = self._positions()
         for (options, sample), candidates in zip(self._runs, self._candidates, strict=True):
-            crops, image, query = options.crops, sample.read(), read_phrase(sample.phrase)
-            side = direction(query.text, word_boundaries=crops.word_boundaries)
-            soft_vectors(sessions, spec, positions, image, candidates, crops)
-            hard_vectors(sessions, spec, positions, image, candidates, crops, side)
-            text_vectors(sessions, self._tokenizer, [query.text, query.root])
+            branch = ClipBranch(sessions, self._spec.clip, options, self._tokenizer, positions)
+            image, query = sample.read(), parse_phrase(sample.phrase)
+            branch.soft_vectors(image, candidates)
+            side = direction(query.text, word_boundaries=options.crops.word_boundaries)
+            branch.hard_vectors(image, candidates, side)
+            branch.text_vectors([query.text, query.root])

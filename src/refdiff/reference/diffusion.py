@@ -24,8 +24,8 @@ from refdiff.contracts.session import Float
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.contracts.stack import ModelStack
 from refdiff.reference.taps import tapped
+from refdiff.runtime.diffusion import draw_noise
 from refdiff.runtime.phrase import Phrase
-from refdiff.runtime.schedule import draw
 from refdiff.runtime.tokenizer import Tokenizer
 
 FLAT = 1e-8
@@ -65,7 +65,7 @@ def encode_picture(stack: ModelStack, options: Options, image: NDArray[np.uint8]
     pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0 * 2.0 - 1.0)  # [y, x, 3]
     posterior: Any = vae.encode(pixels.permute(2, 0, 1)[None].to(vae.device)).latent_dist
     shape = (1, spec.latent_channels, spec.latent_size, spec.latent_size)
-    posterior_draw, noise = (torch.from_numpy(d).to(vae.device) for d in draw(options.seed, shape))
+    posterior_draw, noise = (torch.from_numpy(d).to(vae.device) for d in draw_noise(options.seed, shape))
     sample: torch.Tensor = posterior.mean
     if options.attention.sample_posterior:
         sample = posterior.mean + posterior.std * posterior_draw

@@ -20,7 +20,7 @@ from refdiff.reference.crops import named_side, position_ramp
 from refdiff.reference.diffusion import generative_map
 from refdiff.reference.proposals import propose
 from refdiff.reference.scoring import choose, contrast, fuse, level_sets, score_levels
-from refdiff.runtime.phrase import Phrase, read_phrase
+from refdiff.runtime.phrase import Phrase, parse_phrase
 from refdiff.runtime.point_prompts import map_prompts
 from refdiff.runtime.spatial import heat_ramp, place_scores
 from refdiff.runtime.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ class Reference:
 
     def _read(self, phrase: str, focus: str | None) -> Phrase:
         options = self._options
-        query = read_phrase(
+        query = parse_phrase(
             phrase, focus=focus, word_boundaries=options.crops.word_boundaries, reader=options.reader
         )
         self._tokenizer.check_length(query.text)

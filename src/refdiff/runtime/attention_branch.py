@@ -1,235 +1,260 @@
-"""Phrase -> attention maps: METHOD §4 over the diffusion graphs.
+"""Where Stable Diffusion's UNet attends to a phrase, as a heatmap over the image (METHOD §4).
 
-What depends on the picture alone, the unconditional first pass included, is computed once and kept as a
-`LatentState`; a phrase then costs one conditional pass, plus a batch of two for every later pass.
+What depends on the image alone, the unconditional first pass included, is computed once and kept as a
+`LatentState`. A phrase then costs one conditional first pass, and two rows of every later pass.
 
 Axes: c = latent channels, s = latent side, l = tapped layers, q = query cells, t = tokens, d = context width,
-m = maps, g = grid side, k = phrases.
+m = maps = layers x passes, g = grid side, k = phrases, y/x = image rows/columns.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
-from refdiff.contracts.options import AttentionOptions
-from refdiff.contracts.session import Array, Float, SessionFactory
-from refdiff.contracts.spec import DiffusionSpec, Prediction
+from refdiff.contracts.options import AttentionOptions, Options
+from refdiff.contracts.session import Array, Float, ImageArray, SessionFactory
+from refdiff.contracts.spec import DiffusionSpec
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime.batching import TEXT_ROWS, UNET_ROWS, batch_size, run_batched
-from refdiff.runtime.heatmap import guided_branches, normalised_maps
+from refdiff.runtime.diffusion import (
+    add_noise,
+    alphas_cumprod,
+    clean_latent,
+    ddim_step,
+    draw_noise,
+    guide,
+    heatmap_on_image,
+    normalize_maps,
+    predicted_noise,
+)
+from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase import Phrase
-from refdiff.runtime.resize import Picture, diffusion_input
-from refdiff.runtime.schedule import add_noise, alphas_cumprod, ddim_step, draw
+from refdiff.runtime.resize import diffusion_input
+from refdiff.runtime.spatial import heat_ramp
 from refdiff.runtime.tokenizer import Tokenizer
 
-LOGVAR_RANGE = (-30.0, 20.0)
-"""Source: diffusers, DiagonalGaussianDistribution."""
-
 PROMPT_SUFFIX = ", "
-"""What the release writes behind the phrase."""
+"""What the release appends to the phrase."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatentState:
-    """The diffusion branch's share of a picture; any number of phrases use it."""
+    """The part of the attention branch that needs no phrase; any number of phrases use it."""
 
+    size_yx: tuple[int, int]
+    """The image's size in px."""
     noised: Float
     """[1, c, s, s], at level `start_level`."""
-    empty_context: Float | None
-    """[1, t, d], of the unconditional prompt; None at guidance 1, which does not look at it."""
-    eps: Float | None
-    """[1, c, s, s], what the UNet predicted in the unconditional first pass, noise or velocity; None where it
-    is the only pass."""
-    taps: Float | None
+    empty_context: Float | None = None
+    """[1, t, d], of the unconditional prompt; None at guidance 1, which does not use it."""
+    eps: Float | None = None
+    """[1, c, s, s], the UNet's output in the unconditional first pass, noise or velocity; None where it is
+    the only pass."""
+    taps: Float | None = None
     """[1, l, q, t], of the same pass; None at guidance 1."""
 
 
-def encode_latent(
-    sessions: SessionFactory, spec: DiffusionSpec, options: AttentionOptions, seed: int, image: Picture
-) -> Float:
-    """The picture's clean latent z0 (METHOD §4.2).
+class AttentionBranch:
+    """Computes heatmaps with the graphs `vae_encoder`, `sd_text`, `unet` and `unet_taps`.
 
     Args:
-        sessions: opens `vae_encoder`.
-        spec: the model's sizes.
-        options: posterior sample or mean.
-        seed: of the posterior's draw.
-        image: [y, x, 3].
-
-    Returns:
-        [1, c, s, s].
-    """
-    moments = _run(sessions, "vae_encoder", {"image": diffusion_input(image, spec.image_size)})["moments"]
-    mean, logvar = np.split(moments, 2, axis=1)  # [1, c, s, s] each
-    if options.sample_posterior:
-        posterior, _ = draw(seed, mean.shape)
-        mean = mean + np.exp(0.5 * np.clip(logvar, *LOGVAR_RANGE)) * posterior
-    return np.asarray(spec.scaling_factor * mean, np.float32)
-
-
-def latent_state(
-    sessions: SessionFactory,
-    spec: DiffusionSpec,
-    options: AttentionOptions,
-    tokenizer: Tokenizer,
-    seed: int,
-    image: Picture,
-) -> LatentState:
-    """Everything that depends on the picture alone.
-
-    Args:
-        sessions: opens `vae_encoder`, `sd_text`, and `unet` or `unet_taps`.
-        spec: the model's sizes.
-        options: the passes.
+        sessions: opens the graphs.
+        spec: Stable Diffusion's sizes.
+        options: of the segmenter.
         tokenizer: of the bundle.
-        seed: of the posterior's draw and the noise.
-        image: [y, x, 3].
+        observer: notified of the stages "latent" and "attention".
 
     Raises:
-        InputError: the options ask for what the graphs do not expose.
-        EngineError: a graph returned values that are not finite.
+        InputError: the options need an output that the graphs do not have, or no pass at all.
     """
-    _check_options(options)
-    clean = encode_latent(sessions, spec, options, seed, image)
-    _, noise = draw(seed, clean.shape)
-    noised = add_noise(clean, noise, float(alphas_cumprod(spec)[options.start_level]))
-    if options.guidance == 1:
-        return LatentState(noised=noised, empty_context=None, eps=None, taps=None)
-    context = _contexts(sessions, spec, tokenizer, [""])
-    eps, taps = _pass(sessions, options, 0, noised, context)
-    return LatentState(noised=noised, empty_context=context, eps=eps, taps=taps)
+
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        spec: DiffusionSpec,
+        options: Options,
+        tokenizer: Tokenizer,
+        observer: Observer | None = None,
+    ) -> None:
+        _check(options.attention)
+        self._sessions = sessions
+        self._spec = spec
+        self._options = options
+        self._attention = options.attention
+        self._tokenizer = tokenizer
+        self._observer = observer or NullObserver()
+        self._alphas = alphas_cumprod(spec)  # [train_timesteps]
+
+    @observed("latent")
+    def encode(self, image: ImageArray) -> LatentState | None:
+        """Return everything that depends on the image alone (METHOD §4.1 to §4.3).
+
+        Args:
+            image: [y, x, 3] RGB.
+
+        Returns:
+            None in mode `disc+seg`, which has no heatmap.
+
+        Raises:
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        if self._options.mode == "disc+seg":
+            return None
+        attention, spec = self._attention, self._spec
+        moments = self._run("vae_encoder", {"image": diffusion_input(image, spec.image_size)})["moments"]
+        shape = (1, moments.shape[1] // 2, *moments.shape[2:])
+        posterior_noise, noise = draw_noise(self._options.seed, shape)
+        clean = clean_latent(
+            moments, posterior_noise if attention.sample_posterior else None, spec.scaling_factor
+        )
+        noised = add_noise(clean, noise, float(self._alphas[attention.start_level]))
+        size_yx = (image.shape[0], image.shape[1])
+        if attention.guidance == 1:
+            return LatentState(size_yx=size_yx, noised=noised)
+        context = self._contexts([""])
+        eps, taps = self._run_unet(0, noised, context)
+        return LatentState(size_yx=size_yx, noised=noised, empty_context=context, eps=eps, taps=taps)
+
+    def heatmap(self, latent: LatentState | None, phrase: Phrase) -> Float | None:
+        """Return the heatmap [y, x], 0..1, of one phrase: see `heatmaps`."""
+        return next(self.heatmaps(latent, [phrase]))
+
+    def heatmaps(
+        self, latent: LatentState | None, phrases: Sequence[Phrase], *, batch_size: int = UNET_ROWS
+    ) -> Iterator[Float | None]:
+        """Compute the heatmap c of each phrase (METHOD §4.6, §10.4); the UNet runs as they are taken.
+
+        Args:
+            latent: from `encode`.
+            phrases: such as passed `Tokenizer.check_length`.
+            batch_size: phrases of a UNet call at most; later passes take two rows for a phrase.
+
+        Yields:
+            For each phrase [y, x], 0..1; None in mode `disc+seg`.
+
+        Raises:
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        if latent is None:
+            yield from repeat(None, len(phrases))
+            return
+        maps = self.maps(latent, phrases, batch_size=batch_size)
+        for phrase, of_phrase in zip(phrases, maps, strict=True):
+            yield self._place_on_image(of_phrase, latent.size_yx, phrase)
+
+    def maps(
+        self, latent: LatentState, phrases: Sequence[Phrase], *, batch_size: int = UNET_ROWS
+    ) -> Iterator[Float]:
+        """Compute the maps of every tapped layer and pass, passes in order (METHOD §4.3 to §4.5).
+
+        Args:
+            latent: from `encode`.
+            phrases: as for `heatmaps`.
+            batch_size: as for `heatmaps`.
+
+        Yields:
+            For each phrase [m, g, g], 0..1.
+        """
+        for first in range(0, len(phrases), TEXT_ROWS):
+            contexts, columns = self._encode_phrases(phrases[first : first + TEXT_ROWS])
+            for start in range(0, len(columns), batch_size):
+                some = slice(start, start + batch_size)
+                yield from self._attend(latent, contexts[some], columns[some], batch_size)
+
+    @observed("attention")
+    def _encode_phrases(self, phrases: Sequence[Phrase]) -> tuple[Float, list[tuple[int, ...]]]:
+        """Return the UNet's contexts [k, t, d], and each phrase's columns of the attention."""
+        contexts = self._contexts([phrase.text + PROMPT_SUFFIX for phrase in phrases])
+        return contexts, [self._tokenizer.focus_indices(phrase, self._attention.focus) for phrase in phrases]
+
+    @observed("attention")
+    def _attend(
+        self, latent: LatentState, contexts: Float, columns: Sequence[Sequence[int]], rows: int
+    ) -> list[Float]:
+        """Return the maps [m, g, g] of the phrases of `contexts` [k, t, d], read at each one's columns."""
+        attention, spec = self._attention, self._spec
+        both = _paired(latent.empty_context, contexts)  # [2k, t, d]; [k, t, d] at guidance 1
+        branches = len(both) // len(contexts)
+        x = np.repeat(latent.noised, len(contexts), axis=0)  # [k, c, s, s]
+        maps: list[list[Float]] = [[] for _ in contexts]
+        for index in range(len(attention.timesteps)):
+            if index == 0:  # the unconditional row is in `latent`
+                eps, taps = self._run_unet(0, x, contexts, rows)
+                eps = None if eps is None else _paired(latent.eps, eps)  # [2k, c, s, s]
+                taps = _paired(latent.taps, taps)  # [2k, l, q, t]
+            else:
+                eps, taps = self._run_unet(index, np.repeat(x, branches, axis=0), both, rows)
+            for i, logits in enumerate(_guided(taps, branches, attention.guidance)):
+                maps[i].append(normalize_maps(logits, columns[i], spec.tap_size))
+            if eps is not None:
+                x = self._step(x, _guided(eps, branches, attention.guidance), index)
+        return [np.concatenate(of_phrase) for of_phrase in maps]
+
+    @observed("attention")
+    def _place_on_image(self, maps: Float, size_yx: tuple[int, int], phrase: Phrase) -> Float:
+        """Return the heatmap [y, x] of maps [m, g, g], under the position ramp where the options say so."""
+        heatmap = heatmap_on_image(maps, size_yx, uint8_lanczos=self._attention.uint8_lanczos)
+        return heatmap * heat_ramp(phrase, size_yx) if self._options.fusion.ramp_on_heat else heatmap
+
+    def _contexts(self, prompts: Sequence[str]) -> Float:
+        """Return the UNet's context of each prompt: [k, t, d]."""
+        ids = np.stack([self._tokenizer.diffusion_ids(prompt, self._spec.padding) for prompt in prompts])
+        return self._run("sd_text", {"ids": ids}, TEXT_ROWS)["context"]
+
+    def _run_unet(
+        self, index: int, x: Float, context: Float, rows: int = UNET_ROWS
+    ) -> tuple[Float | None, Float]:
+        """Run pass `index`: its prediction and taps; the last pass stops at the taps (METHOD §4.8)."""
+        timesteps = self._attention.timesteps
+        feeds = {
+            "latent": x,
+            "timestep": np.full(len(x), timesteps[index], np.float32),
+            "context": context,
+        }
+        is_last = index == len(timesteps) - 1
+        outputs = self._run("unet_taps" if is_last else "unet", feeds, rows)
+        return None if is_last else outputs["eps"], outputs["taps"]
+
+    def _step(self, x: Float, output: Float, index: int) -> Float:
+        """Step from pass `index` to the next. All arrays [k, c, s, s].
+
+        As released, the levels are those of the timesteps the UNet is fed, though the first latent is noised
+        to `start_level` (METHOD §4.3).
+        """
+        now, following = self._attention.timesteps[index : index + 2]
+        level = float(self._alphas[now])
+        eps = predicted_noise(output, x, level, self._spec.prediction)
+        return ddim_step(x, eps, level, float(self._alphas[following]))
+
+    def _run(self, graph: str, feeds: dict[str, Array], rows: int = 1) -> dict[str, Array]:
+        """Run a graph, at most `rows` rows at a time, and refuse values that are not finite."""
+        session = self._sessions.open(graph)
+        outputs = run_batched(session, feeds, batch_size(session, rows))
+        for name, values in outputs.items():
+            if not np.isfinite(values).all():
+                raise EngineError(
+                    f"graph {graph} returned {name} with values that are not finite, expected finite ones; "
+                    "compare it with the reference: refdiff check BUNDLE"
+                )
+        return outputs
 
 
-def attend(
-    sessions: SessionFactory,
-    spec: DiffusionSpec,
-    options: AttentionOptions,
-    tokenizer: Tokenizer,
-    state: LatentState,
-    phrase: Phrase,
-) -> Float:
-    """The maps of one phrase: see `attend_each`.
-
-    Returns:
-        [m, g, g], 0..1.
-    """
-    return next(attend_each(sessions, spec, options, tokenizer, state, [phrase]))
-
-
-def attend_each(
-    sessions: SessionFactory,
-    spec: DiffusionSpec,
-    options: AttentionOptions,
-    tokenizer: Tokenizer,
-    state: LatentState,
-    phrases: Sequence[Phrase],
-    rows: int = UNET_ROWS,
-) -> Iterator[Float]:
-    """The maps of each phrase, of every tapped layer and pass (METHOD §4.3 to §4.5).
-
-    Args:
-        sessions: opens `sd_text`, `unet_taps`, and `unet` where there is more than one pass.
-        spec: the model's sizes.
-        options: the same ones the state was made with.
-        tokenizer: of the bundle.
-        state: of the picture.
-        phrases: such as passed `Tokenizer.check_length`.
-        rows: most of a UNet call; later passes take two for a phrase.
-
-    Yields:
-        For each phrase [m, g, g], 0..1, passes in order; `attention.heat_map` puts them on the picture. The
-        UNet runs as they are taken.
-    """
-    _check_options(options)
-    prompts = [phrase.text + PROMPT_SUFFIX for phrase in phrases]
-    contexts = _contexts(sessions, spec, tokenizer, prompts)  # [k, t, d]
-    columns = [tokenizer.focus_indices(phrase, options.focus) for phrase in phrases]
-    for start in range(0, len(phrases), rows):
-        some = slice(start, start + rows)
-        yield from _maps(sessions, spec, options, state, contexts[some], columns[some], rows)
-
-
-def _maps(
-    sessions: SessionFactory,
-    spec: DiffusionSpec,
-    options: AttentionOptions,
-    state: LatentState,
-    contexts: Float,
-    columns: Sequence[Sequence[int]],
-    rows: int,
-) -> list[Float]:
-    """The maps [m, g, g] of the phrases of these contexts [k, t, d], read at each phrase's columns."""
-    alphas = alphas_cumprod(spec)
-    both = _paired(state.empty_context, contexts)  # [2k, t, d]; [k, t, d] at guidance 1
-    branches = len(both) // len(contexts)
-
-    latent = np.repeat(state.noised, len(contexts), axis=0)  # [k, c, s, s]
-    maps: list[list[Float]] = [[] for _ in contexts]
-    for index in range(len(options.timesteps)):
-        if index == 0:
-            eps, taps = _pass(sessions, options, 0, latent, contexts, rows)  # conditional alone
-            eps = None if eps is None else _paired(state.eps, eps)  # [2k, c, s, s]
-            taps = _paired(state.taps, taps)  # [2k, l, q, t]
-        else:
-            repeated = np.repeat(latent, branches, axis=0)
-            eps, taps = _pass(sessions, options, index, repeated, both, rows)
-        for i, logits in enumerate(_guided(taps, branches, options.guidance)):
-            maps[i].append(normalised_maps(logits, columns[i], spec.tap_size))
-        if eps is not None:
-            told, following = options.timesteps[index : index + 2]
-            guided = _guided(eps, branches, options.guidance)
-            # The release's off-by-one: the latent is one level noisier than the UNet and the step are told.
-            level = float(alphas[told])
-            noise = predicted_noise(guided, latent, level, spec.prediction)
-            latent = ddim_step(latent, noise, level, float(alphas[following]))
-    return [np.concatenate(of_phrase) for of_phrase in maps]
-
-
-def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Prediction) -> Float:
-    """The noise a UNet's output stands for.
-
-    A velocity v = sqrt(a)·eps - sqrt(1 - a)·x0 of x = sqrt(a)·x0 + sqrt(1 - a)·eps gives
-    eps = sqrt(a)·v + sqrt(1 - a)·x. Source: Salimans & Ho 2022, arXiv 2202.00512, section 4. It is linear in
-    v, and guidance's weights sum to 1, so a guided velocity gives the guided noise.
-
-    Args:
-        output: of the UNet, [k, c, s, s].
-        noisy: x, the latent it was fed, of the same shape.
-        alpha: the level it was told.
-        prediction: what it was trained to predict.
-
-    Returns:
-        eps, of the same shape.
-    """
-    if prediction == "epsilon":
-        return output
-    return np.asarray(math.sqrt(alpha) * output + math.sqrt(1.0 - alpha) * noisy, np.float32)
-
-
-def _check_options(options: AttentionOptions) -> None:
+def _check(options: AttentionOptions) -> None:
     if options.softmax:
         raise InputError(
-            "got a variant that reads softmax attention, which no exported graph exposes; "
-            "use the variant official or edge here, and the torch reference for paper"
+            "the options follow the paper's text and read per-head softmax attention, which no exported graph"
+            " has; use --variant official or edge, or the torch reference"
         )
     if not options.timesteps:
         raise InputError("got no timesteps, expected at least one pass; use the timesteps of a variant")
 
 
-def _contexts(
-    sessions: SessionFactory, spec: DiffusionSpec, tokenizer: Tokenizer, prompts: Sequence[str]
-) -> Float:
-    """The UNet's context of each prompt: [k, t, d]."""
-    ids = np.stack([tokenizer.diffusion_ids(prompt, spec.padding) for prompt in prompts])
-    return _run(sessions, "sd_text", {"ids": ids}, TEXT_ROWS)["context"]
-
-
 def _paired(unconditional: Float | None, conditional: Float) -> Float:
-    """[1, …] and [k, …] -> [2k, …]: before each phrase's row the one that all share, if there is one."""
+    """Put the shared row [1, …] before each phrase's row of [k, …]: [2k, …]; [k, …] where there is none."""
     if unconditional is None:
         return conditional
     shared = np.broadcast_to(unconditional, conditional.shape)
@@ -237,35 +262,6 @@ def _paired(unconditional: Float | None, conditional: Float) -> Float:
 
 
 def _guided(paired: Float, branches: int, guidance: float) -> Float:
-    """[branches * k, …] -> [k, …]."""
+    """Guide each phrase's rows: [branches * k, …] -> [k, …]."""
     of_phrases = paired.reshape(-1, branches, *paired.shape[1:])
-    return np.stack([guided_branches(each, guidance) for each in of_phrases])
-
-
-def _pass(
-    sessions: SessionFactory,
-    options: AttentionOptions,
-    index: int,
-    latent: Float,
-    context: Float,
-    rows: int = UNET_ROWS,
-) -> tuple[Float | None, Float]:
-    """UNet pass number `index`: what it predicts, and the taps. The last pass stops at the taps."""
-    timestep = np.full(len(latent), options.timesteps[index], np.float32)
-    feeds = {"latent": latent, "timestep": timestep, "context": context}
-    is_last = index == len(options.timesteps) - 1
-    graph = "unet_taps" if is_last else "unet"
-    outputs = _run(sessions, graph, feeds, rows)
-    return None if is_last else outputs["eps"], outputs["taps"]
-
-
-def _run(sessions: SessionFactory, graph: str, feeds: dict[str, Array], rows: int = 1) -> dict[str, Array]:
-    session = sessions.open(graph)
-    outputs = run_batched(session, feeds, batch_size(session, rows))
-    for name, values in outputs.items():
-        if not np.isfinite(values).all():
-            raise EngineError(
-                f"graph {graph} returned {name} with values that are not finite, expected finite ones; "
-                "compare it with the reference: refdiff check BUNDLE"
-            )
-    return outputs
+    return np.stack([guide(each, guidance) for each in of_phrases])

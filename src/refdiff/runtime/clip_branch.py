@@ -1,17 +1,11 @@
-"""CLIP's view of the candidates: text vectors, hard crops, soft masked attention (METHOD §3, §5, §6).
+"""CLIP's view of the candidates: text vectors, crops, soft masked attention (METHOD §3, §5, §6, §10.4).
 
-All vectors leave this module with unit length. A candidate that the area filter took out is not computed,
-which is exact, because no candidate's vector depends on another's (METHOD §2); its vector is zero.
-Pictures reach the graph padded to a few sizes (see `buckets`), which is exact too.
+All vectors have unit length. A candidate that the area filter took out is not computed, which is exact,
+because no candidate's vector depends on another's (METHOD §2); its vector is zero. Images reach the graph
+padded to a few sizes (see `clip_inputs`), which is exact too.
 
-Axes: n = candidates, e = CLIP embedding, p = patches, b = batch, c = class tokens.
-
-What CLIP says of the candidates, and where they lie (METHOD §5, §6, §10.4 to §10.7).
-
-In: a scene's picture and candidates, a read phrase. Out: the discriminative parts of the score.
-
-Axes: n = candidates, e = CLIP embedding, y/x = picture rows/columns, g = CLIP's training grid, w = its token
-width.
+Axes: n = candidates, e = CLIP embedding, p = patches, b = batch, c = class tokens, g = CLIP's training grid,
+w = its token width, y/x = image rows/columns.
 """
 
 from __future__ import annotations
@@ -19,158 +13,62 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.options import CropOptions, Options
+from refdiff.contracts.options import Options
 from refdiff.contracts.results import Candidates
-from refdiff.contracts.session import Float, SessionFactory
+from refdiff.contracts.session import Float, ImageArray, SessionFactory
 from refdiff.contracts.spec import ClipSpec
+from refdiff.errors import InputError
 from refdiff.runtime.batching import TEXT_ROWS, batch_size, run_batched
-from refdiff.runtime.crops import letterbox, masked_crop, resize_shorter_side, shrink_longer_side, shrunk_size
-from refdiff.runtime.encoded_image import Scene
-from refdiff.runtime.observer import Observer, staged
-from refdiff.runtime.patches import (
+from refdiff.runtime.clip_inputs import (
     CLASS_BUCKETS,
     candidate_attention_mask,
     class_bucket,
+    images_per_call,
     interpolate_positions,
+    letterbox,
+    masked_crop,
     open_attention_masks,
-    padded_rows,
+    pad_rows,
     patch_bucket,
     patch_grid,
-    pictures_per_call,
+    resize_shorter_side,
     sample_on_grid,
+    shrink_longer_side,
+    shrunk_size,
     to_patches,
 )
+from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase import Phrase, direction
 from refdiff.runtime.spatial import Direction, place_scores, ramp
 from refdiff.runtime.tokenizer import Tokenizer
 
-Picture = NDArray[np.uint8]
+Texts = Mapping[str, Float]
+"""Text -> its vector [e]."""
 
 
-def text_vectors(sessions: SessionFactory, tokenizer: Tokenizer, texts: Sequence[str]) -> Float:
-    """Unit CLIP text vectors [b, e] of plain texts: no template, no logit scale.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipViews:
+    """An image's candidates as CLIP sees them; any number of phrases use it."""
 
-    Args:
-        sessions: opens `clip_text`.
-        tokenizer: of the bundle.
-        texts: one or more.
-    """
-    encoded = [tokenizer.clip_ids(text) for text in texts]
-    feeds = {
-        "ids": np.stack([ids for ids, _ in encoded]).astype(np.int32),
-        "end": np.array([end for _, end in encoded], dtype=np.int32),
-    }
-    session = sessions.open("clip_text")
-    return unit(run_batched(session, feeds, batch_size(session, TEXT_ROWS))["vector"])
-
-
-def hard_vectors(
-    sessions: SessionFactory,
-    clip: ClipSpec,
-    positions: Float,
-    image: Picture,
-    candidates: Candidates,
-    options: CropOptions,
-    direction: Direction,
-) -> Float:
-    """Unit vector h_i of each candidate cut out on black (METHOD §5). Returns [n, e].
-
-    Crops of one bucket share calls, whatever their patch grids.
-    """
-    weights = ramp(direction, image.shape[1])  # [x]
-    fit = letterbox if options.letterbox else resize_shorter_side
-    by_bucket: dict[int, list[tuple[int, Picture]]] = defaultdict(list)
-    for i in np.flatnonzero(candidates.kept):
-        crop = masked_crop(image, candidates.masks[i], candidates.boxes_xyxy_px[i], weights)
-        crop = fit(crop, clip.image_size)
-        by_bucket[patch_bucket(clip, math.prod(_grid(crop, clip)))].append((int(i), crop))
-    vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
-    for padded_to, crops in by_bucket.items():
-        together = pictures_per_call(1 + padded_to)
-        for some in _slices(len(crops), together):
-            indices, pictures = zip(*crops[some], strict=True)
-            vectors[list(indices)] = _plain_tower(sessions, clip, positions, pictures, padded_to)
-    return vectors
-
-
-def soft_vectors(
-    sessions: SessionFactory,
-    clip: ClipSpec,
-    positions: Float,
-    image: Picture,
-    candidates: Candidates,
-    options: CropOptions,
-) -> Float:
-    """Unit vector o_i of each candidate seen in its surroundings by masked attention (METHOD §6).
-
-    Returns:
-        [n, e].
-    """
-    vectors = np.zeros((len(candidates), clip.embed_dim), dtype=np.float32)
-    kept = np.flatnonzero(candidates.kept)
-    if not len(kept):
-        return vectors
-    picture = shrink_longer_side(image, options.soft_long_side, least=clip.patch_size)
-    grid_yx = _grid(picture, clip)
-    padded_to = patch_bucket(clip, math.prod(grid_yx))
-    patches = padded_rows([to_patches(picture, clip)], padded_to)
-    places = padded_rows([_positions(positions, picture, clip)], padded_to)
-    for some in _slices(len(kept), CLASS_BUCKETS[-1]):
-        on_patches = sample_on_grid(candidates.masks[kept[some]], grid_yx)  # [c, p]
-        classes = class_bucket(len(on_patches))
-        feeds = {
-            "patches": patches,
-            "positions": places,
-            "slots": np.zeros((1, classes, 1), dtype=np.float32),
-            "mask": candidate_attention_mask(on_patches, classes=classes, patches=padded_to)[None],
-        }
-        seen = sessions.open("clip_image").run(feeds)["vectors"][0, : len(on_patches)]
-        vectors[kept[some]] = unit(seen)
-    return vectors
-
-
-def unit(vectors: Float) -> Float:
-    """Vectors [..., e] at length 1; a zero vector stays zero."""
-    lengths = np.linalg.norm(vectors.astype(np.float32), axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)), dtype=np.float32)
-
-
-def _plain_tower(
-    sessions: SessionFactory, clip: ClipSpec, positions: Float, crops: Sequence[Picture], padded_to: int
-) -> Float:
-    """Unit vectors [b, e] of crops of one bucket, by the usual CLIP tower: one class token, no mask."""
-    patches = [to_patches(crop, clip) for crop in crops]
-    feeds = {
-        "patches": padded_rows(patches, padded_to),
-        "positions": padded_rows([_positions(positions, crop, clip) for crop in crops], padded_to),
-        "slots": np.zeros((len(crops), 1, 1), dtype=np.float32),
-        "mask": open_attention_masks([len(each) for each in patches], padded_to),
-    }
-    return unit(sessions.open("clip_image").run(feeds)["vectors"][:, 0])
-
-
-def _grid(picture: Picture, clip: ClipSpec) -> tuple[int, int]:
-    return patch_grid(picture.shape[:2], clip.patch_size)
-
-
-def _positions(table: Float, picture: Picture, clip: ClipSpec) -> Float:
-    """The position table fitted to a picture: [p, w]."""
-    height, width = picture.shape[:2]
-    return interpolate_positions(table, _grid(picture, clip), square=height == width)
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    """`length` items, `step` at a time."""
-    return (slice(start, start + step) for start in range(0, length, step))
+    image: ImageArray
+    """[y, x, 3]."""
+    candidates: Candidates
+    soft: Float = field(repr=False)
+    """[n, e] vectors of the masked attention."""
+    hard: dict[Direction, Float] = field(default_factory=dict, repr=False)
+    """[n, e] vectors of the crops by the side that the position ramp favors, computed for the first phrase
+    that needs them. They depend on the image alone: whichever phrase comes first, they are the same."""
 
 
 class ClipBranch:
-    """Both of CLIP's views of the candidates, over the graphs `clip_text` and `clip_image`.
+    """Scores candidates with the graphs `clip_text` and `clip_image`.
 
     Args:
         sessions: opens the graphs.
@@ -178,103 +76,219 @@ class ClipBranch:
         options: of the segmenter.
         tokenizer: of the bundle.
         positions: [g*g, w], the position table without the class token's row.
-        observer: told of every stage.
+        observer: notified of the stages "soft", "text" and "crops".
+
+    Raises:
+        InputError: the options need what the runtime does not compute, or the table does not fit the spec.
     """
 
     def __init__(
         self,
-        *,
         sessions: SessionFactory,
         spec: ClipSpec,
         options: Options,
         tokenizer: Tokenizer,
         positions: Float,
-        observer: Observer,
+        observer: Observer | None = None,
     ) -> None:
+        _check(spec, options, positions)
         self._sessions = sessions
         self._spec = spec
         self._options = options
         self._tokenizer = tokenizer
         self._positions = positions
-        self._observer = observer
+        self._observer = observer or NullObserver()
+        self._is_used = options.mode in ("disc+seg", "full")
 
-    def check_size(self, image: NDArray[np.uint8]) -> None:
-        """Refuse a picture [y, x, 3] that the masked attention cannot see, before anything is computed.
+    def check_size(self, image: ImageArray) -> None:
+        """Refuse an image [y, x, 3] that the masked attention cannot see, before anything is computed.
 
         Raises:
             InputError: it has no CLIP patch, or too many.
         """
-        patch = self._spec.patch_size
-        patch_grid(shrunk_size(image.shape[:2], self._options.crops.soft_long_side, least=patch), patch)
+        if self._is_used:
+            patch = self._spec.patch_size
+            patch_grid(shrunk_size(image.shape[:2], self._options.crops.soft_long_side, least=patch), patch)
 
-    @staged("soft")
-    def soft(self, image: NDArray[np.uint8], candidates: Candidates) -> Float:
-        """Masked-attention vectors [n, e] (METHOD §6)."""
-        options = self._options
-        return soft_vectors(self._sessions, self._spec, self._positions, image, candidates, options.crops)
+    def encode(self, image: ImageArray, candidates: Candidates | None) -> ClipViews | None:
+        """Return the candidates as CLIP sees them (METHOD §6).
 
-    @staged("text")
-    def texts(self, queries: Sequence[Phrase]) -> Mapping[str, Float]:
-        """The vector [e] of every text of these phrases, each computed once (METHOD §3)."""
-        texts = list(dict.fromkeys(text for query in queries for text in self._texts_of(query)))
-        return dict(zip(texts, text_vectors(self._sessions, self._tokenizer, texts), strict=True))
+        Returns:
+            None in modes that do not use CLIP, and for candidates that wait for a phrase's heatmap.
 
-    def cues(
-        self, scene: Scene, candidates: Candidates, query: Phrase, texts: Mapping[str, Float]
-    ) -> dict[str, Float]:
-        """The parts of the score that CLIP and the candidates' places decide, each [n]."""
+        Raises:
+            EngineError: a graph failed.
+        """
+        if candidates is None or not self._is_used:
+            return None
+        return ClipViews(image=image, candidates=candidates, soft=self.soft_vectors(image, candidates))
+
+    def encode_text(self, phrase: Phrase) -> Texts:
+        """Return the vector of every text of one phrase: see `encode_texts`."""
+        return next(self.encode_texts([phrase]))
+
+    def encode_texts(self, phrases: Sequence[Phrase]) -> Iterator[Texts]:
+        """Compute the vector of every text of each phrase (METHOD §3); the graph runs as they are taken.
+
+        Yields:
+            For each phrase a mapping that holds its texts, and may hold others; empty in modes without CLIP.
+        """
+        for some in _slices(len(phrases), TEXT_ROWS):
+            texts = [text for phrase in phrases[some] for text in self._texts_of(phrase)]
+            distinct = list(dict.fromkeys(texts)) if self._is_used else []
+            vectors = dict(zip(distinct, self.text_vectors(distinct), strict=True)) if distinct else {}
+            yield from repeat(vectors, len(phrases[some]))
+
+    def scores(self, views: ClipViews | None, phrase: Phrase, texts: Texts) -> dict[str, Float]:
+        """Return the parts of the score that CLIP and the candidates' places decide, each [n].
+
+        Args:
+            views: from `encode`; None has no parts.
+            phrase: what is looked for.
+            texts: from `encode_text`, of this phrase.
+        """
+        if views is None:
+            return {}
         crops = self._options.crops
-        side = direction(query.text, word_boundaries=crops.word_boundaries)
-        hard = self._hard(scene, candidates, side)
-        whole, root, *others = (texts[text] for text in self._texts_of(query))
+        hard = self._hard(views, direction(phrase.text, word_boundaries=crops.word_boundaries))
+        whole, root, *others = (texts[text] for text in self._texts_of(phrase))
         unlike = crops.negative * np.mean(others, axis=0) if crops.negative and others else 0.0
         shares = (crops.hard_root_weight, crops.soft_root_weight)
         hard_text, soft_text = ((1 - share) * whole + share * root - unlike for share in shares)
-        parts = {"hard": _cosines(hard, hard_text), "soft": _cosines(scene.soft, soft_text)}
+        parts = {"hard": _cosines(hard, hard_text), "soft": _cosines(views.soft, soft_text)}
         if self._options.fusion.place:
-            similar = _cosines(hard, others[0]) if query.relation is not None else None
-            parts["place"] = _places(query, candidates, scene.size_yx, similar)
+            similarity = _cosines(hard, others[0]) if phrase.relation is not None else None
+            parts["place"] = _place_scores_of_kept(phrase, views, similarity)
         return parts
 
-    def _texts_of(self, query: Phrase) -> list[str]:
-        """What CLIP is asked: the phrase, its head word, and what it is compared with."""
-        related = query.relation is not None and bool(self._options.fusion.place)
-        named = query.others if self._options.crops.negative else query.others[:1] if related else ()
-        return [query.text, query.root, *named]
+    @observed("text")
+    def text_vectors(self, texts: Sequence[str]) -> Float:
+        """Return the vectors [b, e] of plain texts: no template, no logit scale."""
+        encoded = [self._tokenizer.clip_ids(text) for text in texts]
+        feeds = {
+            "ids": np.stack([ids for ids, _ in encoded]).astype(np.int32),
+            "end": np.array([end for _, end in encoded], dtype=np.int32),
+        }
+        session = self._sessions.open("clip_text")
+        return unit(run_batched(session, feeds, batch_size(session, TEXT_ROWS))["vector"])
 
-    @staged("crops")
-    def _hard(self, scene: Scene, candidates: Candidates, side: Direction) -> Float:
-        """Crop vectors [n, e] under the side's ramp (METHOD §5); kept in the scene."""
-        options = self._options
+    def hard_vectors(self, image: ImageArray, candidates: Candidates, side: Direction) -> Float:
+        """Return the vector h_i of each candidate cut out on black, under the side's ramp (METHOD §5).
 
-        def vectors(to: Direction) -> Float:
-            return hard_vectors(
-                self._sessions,
-                self._spec,
-                self._positions,
-                scene.image,
-                candidates,
-                options.crops,
-                to,
-            )
+        Crops of one bucket share calls, whatever their patch grids.
 
-        return scene.hard.towards(side, vectors)
+        Returns:
+            [n, e].
+        """
+        spec, weights = self._spec, ramp(side, image.shape[1])  # [x]
+        fit = letterbox if self._options.crops.letterbox else resize_shorter_side
+        by_bucket: dict[int, list[tuple[int, ImageArray]]] = defaultdict(list)
+        for i in np.flatnonzero(candidates.kept):
+            crop = masked_crop(image, candidates.masks[i], candidates.boxes_xyxy_px[i], weights)
+            crop = fit(crop, spec.image_size)
+            by_bucket[patch_bucket(spec, math.prod(self._grid(crop)))].append((int(i), crop))
+        vectors = np.zeros((len(candidates), spec.embed_dim), dtype=np.float32)
+        for padded_to, crops in by_bucket.items():
+            for some in _slices(len(crops), images_per_call(1 + padded_to)):
+                indices, images = zip(*crops[some], strict=True)
+                vectors[list(indices)] = self._run_plain_tower(images, padded_to)
+        return vectors
+
+    @observed("soft")
+    def soft_vectors(self, image: ImageArray, candidates: Candidates) -> Float:
+        """Return the vector o_i of each candidate seen in its surroundings (METHOD §6): [n, e]."""
+        spec = self._spec
+        vectors = np.zeros((len(candidates), spec.embed_dim), dtype=np.float32)
+        kept = np.flatnonzero(candidates.kept)
+        if not len(kept):
+            return vectors
+        seen = shrink_longer_side(image, self._options.crops.soft_long_side, least=spec.patch_size)
+        grid_yx = self._grid(seen)
+        padded_to = patch_bucket(spec, math.prod(grid_yx))
+        patches = pad_rows([to_patches(seen, spec)], padded_to)
+        positions = pad_rows([self._positions_of(seen)], padded_to)
+        for some in _slices(len(kept), CLASS_BUCKETS[-1]):
+            on_patches = sample_on_grid(candidates.masks[kept[some]], grid_yx)  # [c, p]
+            classes = class_bucket(len(on_patches))
+            feeds = {
+                "patches": patches,
+                "positions": positions,
+                "slots": np.zeros((1, classes, 1), dtype=np.float32),
+                "mask": candidate_attention_mask(on_patches, classes=classes, patches=padded_to)[None],
+            }
+            outputs = self._sessions.open("clip_image").run(feeds)["vectors"]
+            vectors[kept[some]] = unit(outputs[0, : len(on_patches)])
+        return vectors
+
+    @observed("crops")
+    def _hard(self, views: ClipViews, side: Direction) -> Float:
+        """Return the crops' vectors [n, e] under the side's ramp, computed once."""
+        if side not in views.hard:
+            views.hard[side] = self.hard_vectors(views.image, views.candidates, side)
+        return views.hard[side]
+
+    def _run_plain_tower(self, crops: Sequence[ImageArray], padded_to: int) -> Float:
+        """Return the vectors [b, e] of crops of one bucket: one class token each, no mask."""
+        patches = [to_patches(crop, self._spec) for crop in crops]
+        feeds = {
+            "patches": pad_rows(patches, padded_to),
+            "positions": pad_rows([self._positions_of(crop) for crop in crops], padded_to),
+            "slots": np.zeros((len(crops), 1, 1), dtype=np.float32),
+            "mask": open_attention_masks([len(each) for each in patches], padded_to),
+        }
+        return unit(self._sessions.open("clip_image").run(feeds)["vectors"][:, 0])
+
+    def _texts_of(self, phrase: Phrase) -> list[str]:
+        """Return the texts CLIP encodes for a phrase: itself, its head word, and what it is compared with."""
+        related = phrase.relation is not None and bool(self._options.fusion.place)
+        named = phrase.others if self._options.crops.negative else phrase.others[:1] if related else ()
+        return [phrase.text, phrase.root, *named]
+
+    def _grid(self, image: ImageArray) -> tuple[int, int]:
+        return patch_grid(image.shape[:2], self._spec.patch_size)
+
+    def _positions_of(self, image: ImageArray) -> Float:
+        """Return the position table fitted to an image: [p, w]."""
+        height, width = image.shape[:2]
+        return interpolate_positions(self._positions, self._grid(image), square=height == width)
+
+
+def unit(vectors: Float) -> Float:
+    """Scale vectors [..., e] to length 1; a zero vector stays zero."""
+    lengths = np.linalg.norm(vectors.astype(np.float32), axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)), dtype=np.float32)
+
+
+def _check(spec: ClipSpec, options: Options, positions: Float) -> None:
+    if options.crops.ramp_on_soft:
+        raise InputError(
+            "the options follow the paper's text and ramp the masked attention, which the runtime does not"
+            " compute; use --variant official or edge, or the torch reference"
+        )
+    expected = (spec.grid**2, spec.width)
+    if positions.shape != expected:
+        raise InputError(
+            f"CLIP's position table has shape {positions.shape}, expected {expected};"
+            " take table and spec from one bundle"
+        )
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    """Cut `length` items into slices of `step`."""
+    return (slice(start, start + step) for start in range(0, length, step))
 
 
 def _cosines(vectors: Float, text: NDArray[Any]) -> Float:
-    """[n, e] and [e] to [n]; a matrix product would wake the linear algebra library (see `interpolation`)."""
+    """[n, e] and [e] to [n]; a matrix product would wake the linear algebra library (see `resize`)."""
     return np.asarray(np.einsum("ne,e->n", vectors, text), np.float32)
 
 
-def _places(
-    query: Phrase, candidates: Candidates, size_yx: tuple[int, int], other_similarity: Float | None
-) -> Float:
-    """Place scores [n] among the kept candidates, so that what was filtered out is nobody's neighbour."""
-    kept = candidates.kept
+def _place_scores_of_kept(phrase: Phrase, views: ClipViews, other_similarity: Float | None) -> Float:
+    """Return place scores [n], computed among the kept candidates alone; zero for the others."""
+    candidates, kept = views.candidates, views.candidates.kept
     scores = np.zeros(len(candidates), dtype=np.float32)
     if kept.any():
-        similar = None if other_similarity is None else other_similarity[kept]
-        scores[kept] = place_scores(
-            query, candidates.boxes_xyxy_px[kept], candidates.areas_px[kept], size_yx, similar
-        )
+        boxes, areas = candidates.boxes_xyxy_px[kept], candidates.areas_px[kept]
+        similarity = None if other_similarity is None else other_similarity[kept]
+        scores[kept] = place_scores(phrase, boxes, areas, views.image.shape[:2], similarity)
     return scores

@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from refdiff.contracts.session import ImageArray
 from refdiff.errors import InputError
+
+ImageLike = str | Path | bytes | NDArray[Any]
+"""A file's path, a file's bytes, or an array [y, x, 3] uint8 RGB."""
 
 LIMIT_PX = 80_000_000
 """Most pixels a picture may have; below Pillow's own warning, and far above what any encoder here can use."""
@@ -38,9 +42,7 @@ _UNDECODABLE = (
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def read_picture(
-    source: str | Path | bytes | NDArray[Any], *, name: str = "the picture's bytes"
-) -> NDArray[np.uint8]:
+def read_image(source: ImageLike, *, name: str = "the picture's bytes") -> ImageArray:
     """Read a still picture.
 
     Args:
@@ -64,6 +66,13 @@ def read_picture(
         f"got a picture of type {type(source).__name__}, expected a path, bytes or a numpy array; "
         "convert it with numpy.asarray(picture.convert('RGB'))"
     )
+
+
+def read_only_copy(source: ImageLike) -> ImageArray:
+    """Read an image as `read_image` does, into a read-only array [y, x, 3] of its own."""
+    pixels = read_image(source).copy()
+    pixels.setflags(write=False)
+    return pixels
 
 
 def _checked_array(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -1,8 +1,7 @@
-"""The pipeline's stages, and whom it tells when one begins and ends.
+"""The pipeline's named stages, and the observer that is notified when one begins and ends.
 
-A stage is a step of METHOD with a name. `encode` and `segment` are the two verbs the stages lie in; what is
-in a verb and in none of its stages is Python between them. The pipeline tells nobody unless an observer is
-given.
+A stage is a step of docs/method.md. `encode` and `segment` are the two verbs the stages belong to; time in a
+verb and in none of its stages is Python between them.
 """
 
 from __future__ import annotations
@@ -14,33 +13,35 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar, get_args
 
 Verb = Literal["encode", "segment"]
 Stage = Literal[
-    "picture",  # decoding and checking
+    "picture",  # decode and check the image
     "proposals",  # METHOD §2
-    "latent",  # METHOD §4, what the picture alone decides
+    "latent",  # METHOD §4, the part that needs no phrase
     "soft",  # METHOD §6
-    "reading",  # METHOD §3, the phrase's head word
-    "attention",  # METHOD §4, what the phrase decides
+    "reading",  # METHOD §3, parse the phrase
+    "attention",  # METHOD §4, the part that needs the phrase
     "text",  # METHOD §3, CLIP's text vectors
     "crops",  # METHOD §5
     "scoring",  # METHOD §7
 ]
+"""Names of the stages; recorded profiles hold them, so they are never renamed."""
+
 STAGES: tuple[Stage, ...] = get_args(Stage)
 VERBS: tuple[Verb, ...] = get_args(Verb)
 
 
 class Observer(Protocol):
-    """Told of every verb and stage, from outside in."""
+    """Receives every verb and stage; stages nest inside verbs."""
 
     def stage(self, name: Verb | Stage) -> AbstractContextManager[object]:
-        """Entered when it begins, left when it ends, by an error too."""
+        """Return a context that is entered when `name` begins and left when it ends, also by an error."""
         ...
 
 
-class Nobody:
-    """The observer of a pipeline that nobody watches."""
+class NullObserver:
+    """Observer that ignores all events."""
 
     def stage(self, name: Verb | Stage) -> AbstractContextManager[object]:  # noqa: ARG002 - the protocol's
-        """Nothing happens."""
+        """Return a context that does nothing."""
         return _NOTHING
 
 
@@ -56,12 +57,12 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def staged(
+def observed(
     name: Verb | Stage,
 ) -> Callable[[Callable[Concatenate[_S, _P], _R]], Callable[Concatenate[_S, _P], _R]]:
-    """Tell the `_observer` of a method's object of each call, as verb or stage `name`."""
+    """Report each call of a method to its object's `_observer`, as verb or stage `name`."""
 
-    def observed(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
+    def decorate(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
         @wraps(method)
         def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
             with self._observer.stage(name):
@@ -69,4 +70,4 @@ def staged(
 
         return call
 
-    return observed
+    return decorate

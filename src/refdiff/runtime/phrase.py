@@ -63,7 +63,7 @@ class Phrase:
     """The caller said the root outright, so the map is read there whatever the variant's focus."""
 
 
-def read_phrase(
+def parse_phrase(
     text: str, *, focus: str | None = None, word_boundaries: bool = False, reader: Reader = "rules"
 ) -> Phrase:
     """Read a referring phrase.

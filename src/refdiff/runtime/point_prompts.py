@@ -1,6 +1,6 @@
-"""Where to prompt SAM for one phrase: at the peaks of its map (METHOD §10.2).
+"""Where SAM is prompted: on an even grid, or for one phrase at the peaks of its heatmap (METHOD §2, §10.2).
 
-In: the map c [y, x]. Out: points [m, 2] of (x, y), shares of the picture as in `proposals.grid_points`.
+Points are [m, 2] of (x, y), as shares of the image. Axes: y/x = image rows/columns.
 """
 
 from __future__ import annotations
@@ -10,49 +10,56 @@ from numpy.typing import NDArray
 
 from refdiff.contracts.graphs import POINTS_PER_BATCH
 from refdiff.contracts.session import Bool, Float
-from refdiff.runtime.proposals import grid_points
 
 Points = NDArray[np.float64]
 
-_CELLS = 64  # the map is looked at in as many cells along its longer side: four to a cell of SD's 16x16
-_APART = 2.0  # cells: what is nearer to a higher peak is part of it
+_CELLS = 64  # cells along the heatmap's longer side: four to a cell of SD's 16x16
+_APART = 2.0  # cells; a maximum nearer than this to a higher peak belongs to that peak
 
 
-def map_prompts(heat: Float, *, peaks: int, points_per_side: int) -> Points:
-    """The map's highest peaks, then the even grid's points where the map is above its mean, hottest first.
+def grid_points(points_per_side: int) -> Points:
+    """Return SAM's even grid [m, 2] of (x, y) in 0..1, row by row (METHOD §2)."""
+    offset = 1 / (2 * points_per_side)
+    side = np.linspace(offset, 1 - offset, points_per_side)
+    x, y = np.meshgrid(side, side)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def map_prompts(heatmap: Float, *, peaks: int, points_per_side: int) -> Points:
+    """Return the highest peaks, then the grid's points above the mean, highest first (METHOD §10.2).
 
     Args:
-        heat: [y, x], 0..1.
-        peaks: how many of them, at most.
+        heatmap: [y, x], 0..1.
+        peaks: most peaks.
         points_per_side: of the grid.
 
     Returns:
-        [m, 2], at most one decoder call's, at least one.
+        [m, 2], at least one, and no more than one decoder call takes.
     """
     grid = grid_points(points_per_side)
-    warmth = _sampled(heat, grid)
-    hottest = np.argsort(-warmth, kind="stable")
-    warm = grid[hottest[warmth[hottest] > heat.mean()]]
-    return np.concatenate([peak_points(heat, peaks), warm])[:POINTS_PER_BATCH]
+    values = _sample(heatmap, grid)
+    highest = np.argsort(-values, kind="stable")
+    above = grid[highest[values[highest] > heatmap.mean()]]
+    return np.concatenate([peak_points(heatmap, peaks), above])[:POINTS_PER_BATCH]
 
 
-def peak_points(heat: Float, most: int) -> Points:
-    """The highest local maxima of the map, no two close together, highest first: [m, 2], m <= most."""
-    cells = _cells(heat.shape[0], heat.shape[1])  # [rows, columns, 2]
-    seen = _sampled(heat, cells)  # [rows, columns]
-    tops = np.argwhere(_is_top(seen))
-    tops = tops[np.argsort(-seen[tuple(tops.T)], kind="stable")]
+def peak_points(heatmap: Float, most: int) -> Points:
+    """Return the highest local maxima, no two close together, highest first: [m, 2], m <= most."""
+    cells = _cell_centers(heatmap.shape[0], heatmap.shape[1])  # [rows, columns, 2]
+    values = _sample(heatmap, cells)  # [rows, columns]
+    maxima = np.argwhere(_is_maximum(values))
+    maxima = maxima[np.argsort(-values[tuple(maxima.T)], kind="stable")]
     chosen: list[NDArray[np.intp]] = []
-    for top in tops:
-        if all(np.hypot(*(top - other)) > _APART for other in chosen):
-            chosen.append(top)
+    for cell in maxima:
+        if all(np.hypot(*(cell - other)) > _APART for other in chosen):
+            chosen.append(cell)
         if len(chosen) == most:
             break
     return np.asarray(cells[tuple(np.array(chosen).T)])
 
 
-def _cells(height: int, width: int) -> Points:
-    """The middles of square cells over the picture, no cell smaller than a pixel: [rows, columns, 2]."""
+def _cell_centers(height: int, width: int) -> Points:
+    """Return the centers of square cells over the image, no cell smaller than a pixel: [rows, columns, 2]."""
     longer = max(height, width)
     cell = max(1.0, longer / _CELLS)
     rows, columns = (max(1, round(side / cell)) for side in (height, width))
@@ -60,21 +67,21 @@ def _cells(height: int, width: int) -> Points:
     return np.stack([x, y], axis=-1)
 
 
-def _sampled(heat: Float, points: Points) -> Float:
-    """The map's values at points [..., 2]: [...]."""
-    height, width = heat.shape
+def _sample(heatmap: Float, points: Points) -> Float:
+    """Return the heatmap's values at points [..., 2]: [...]."""
+    height, width = heatmap.shape
     rows, columns = points[..., 1] * height, points[..., 0] * width
-    return np.asarray(heat[rows.astype(np.intp), columns.astype(np.intp)])
+    return np.asarray(heatmap[rows.astype(np.intp), columns.astype(np.intp)])
 
 
-def _is_top(seen: Float) -> Bool:
-    """Which cells no neighbour exceeds: [rows, columns]."""
-    framed = np.pad(seen, 1, constant_values=-np.inf)
-    rows, columns = seen.shape
+def _is_maximum(values: Float) -> Bool:
+    """Return whether no neighbor exceeds a cell: [rows, columns]."""
+    framed = np.pad(values, 1, constant_values=-np.inf)
+    rows, columns = values.shape
     around = [
         framed[1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + columns]
         for dy in (-1, 0, 1)
         for dx in (-1, 0, 1)
         if (dy, dx) != (0, 0)
     ]
-    return np.asarray(seen >= np.max(around, axis=0))
+    return np.asarray(values >= np.max(around, axis=0))

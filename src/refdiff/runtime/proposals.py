@@ -1,6 +1,8 @@
-"""Candidates: SAM's automatic mode over two sessions, and the area filter (METHOD §2).
+"""The masks a phrase chooses from: SAM's automatic mode with the area filter, or a heatmap's level sets.
 
-Axes: m = grid points, p = prompts of one decoder call, k = masks, n = candidates, y/x = picture rows/columns.
+METHOD §2, §8, §10.1, §10.2.
+
+Axes: m = point prompts, p = prompts of one decoder call, k = masks, n = candidates, y/x = image rows/columns.
 """
 
 from __future__ import annotations
@@ -13,99 +15,225 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
-from refdiff.contracts.options import ProposalOptions
+from refdiff.contracts.options import Options, ProposalOptions
 from refdiff.contracts.results import Candidates
-from refdiff.contracts.session import Array, Bool, Feed, Float, SessionFactory, to_host
+from refdiff.contracts.session import Array, Bool, Feed, Float, ImageArray, SessionFactory, to_host
 from refdiff.contracts.spec import SamSpec
-from refdiff.errors import EngineError
+from refdiff.errors import EngineError, InputError
 from refdiff.runtime import masks
+from refdiff.runtime.observer import NullObserver, Observer, observed
+from refdiff.runtime.point_prompts import Points, grid_points, map_prompts
 from refdiff.runtime.resize import MaskResize, sam_input, sam_size
 from refdiff.runtime.small_regions import without_small_regions
 
 MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
-_CHUNK_PX = 1 << 20  # pixels of logits looked at together: 4 MiB, which a processor's cache holds
+_CHUNK_PX = 1 << 20  # pixels of logits processed together: 4 MiB, which a processor's cache holds
+
+LEVELS = np.arange(5, 100, 5, dtype=np.float32) / 100
+"""Levels at which mode `gen` cuts the heatmap: 5, 10, ..., 95 % (METHOD §8)."""
 
 
-def propose(
-    sessions: SessionFactory,
-    spec: SamSpec,
-    image: NDArray[np.uint8],
-    options: ProposalOptions,
-) -> Candidates:
-    """Every candidate mask of the picture, best predicted IoU first.
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """The part of the proposals that needs no phrase; any number of phrases use it."""
+
+    size_yx: tuple[int, int]
+    """The image's size in px."""
+    candidates: Candidates | None = None
+    """None where they depend on the phrase's heatmap: in mode `gen`, and at the heatmap's peaks."""
+    embedding: Float | None = None
+    """SAM's image embedding on the host; kept only where SAM is prompted for each phrase."""
+
+
+class MaskProposer:
+    """Proposes masks with the graphs `sam_encoder`, `sam_decoder` and `sam_masks`.
 
     Args:
-        sessions: opens `sam_encoder`, `sam_decoder` and `sam_masks`.
+        sessions: opens the graphs.
         spec: SAM's sizes.
-        image: [y, x, 3].
-        options: grid, thresholds and area filter.
+        options: of the segmenter.
+        observer: notified of the stage "proposals".
 
     Raises:
-        EngineError: a graph failed or returned values that are not finite.
-
-    Returns:
-        At least one candidate: where SAM finds nothing, all of the picture is one.
+        InputError: SAM is to be prompted at a heatmap's peaks, and the mode has no heatmap.
     """
-    embedding = embed(sessions, spec, image)
-    grid = grid_points(options.points_per_side)
-    size_yx = (image.shape[0], image.shape[1])
-    return propose_at(grid, sessions, spec, embedding, size_yx, options)
+
+    empty_reason = "no proposal passes the filters"
+    """Why no candidate can win, where none can."""
+
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        spec: SamSpec,
+        options: Options,
+        observer: Observer | None = None,
+    ) -> None:
+        if options.proposals.peaks and options.mode == "disc+seg":
+            raise InputError(
+                "mode 'disc+seg' has no heatmap with peaks to prompt SAM at;"
+                " take another mode, or set peaks to 0"
+            )
+        self._sessions = sessions
+        self._spec = spec
+        self._options = options.proposals
+        self._observer = observer or NullObserver()
+
+    @observed("proposals")
+    def encode(self, image: ImageArray) -> Proposals:
+        """Return everything that depends on the image alone: its candidates, or SAM's embedding of it.
+
+        Args:
+            image: [y, x, 3] RGB.
+
+        Raises:
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        size_yx = (image.shape[0], image.shape[1])
+        embedding = self.embed(image)
+        if self._options.peaks:
+            return Proposals(size_yx=size_yx, embedding=to_host(embedding))  # outlives the encoder's next run
+        candidates = self.propose_at(grid_points(self._options.points_per_side), embedding, size_yx)
+        return Proposals(size_yx=size_yx, candidates=candidates)
+
+    @observed("proposals")
+    def candidates(self, proposals: Proposals, heatmap: Float | None) -> Candidates:
+        """Return the candidates for a phrase: the image's, or those at its heatmap's peaks (METHOD §10.2).
+
+        Args:
+            proposals: from `encode`.
+            heatmap: [y, x], 0..1, of the phrase; None in mode `disc+seg`.
+
+        Raises:
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        if proposals.candidates is not None:
+            return proposals.candidates
+        options, embedding = self._options, proposals.embedding
+        if embedding is None:
+            raise _not_encoded()
+        prompts = map_prompts(
+            _required(heatmap), peaks=options.peaks, points_per_side=options.points_per_side
+        )
+        return self.propose_at(prompts, embedding, proposals.size_yx)
+
+    def embed(self, image: ImageArray) -> Feed:
+        """Return SAM's embedding of an image; on a device it stays there, valid until the encoder runs again.
+
+        Raises:
+            EngineError: the graph failed or returned values that are not finite.
+        """
+        pixels, _ = sam_input(image, self._spec)
+        embedding = self._sessions.open("sam_encoder").run({"image": pixels}, keep_on_device=True)[
+            "embedding"
+        ]
+        if isinstance(embedding, np.ndarray):  # one on the device is checked by what the decoder makes of it
+            _check_finite("sam_encoder", embedding)
+        return embedding
+
+    def propose_at(self, prompts: Points, embedding: Feed, size_yx: tuple[int, int]) -> Candidates:
+        """Return the candidates at some points, best predicted IoU first.
+
+        Args:
+            prompts: [m, 2] of (x, y), shares of the image.
+            embedding: from `embed`.
+            size_yx: the image's size in px.
+
+        Returns:
+            At least one candidate: where SAM finds nothing, the whole image is one.
+
+        Raises:
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        spec, options = self._spec, self._options
+        resized_yx = sam_size(size_yx, spec.image_size)
+        resize = MaskResize(
+            low_res=spec.low_res_size, square=spec.image_size, resized_yx=resized_yx, size_yx=size_yx
+        )
+        chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
+        found = [
+            _keep_stable(resize(low_res[start : start + chunk]), predicted[start : start + chunk], options)
+            for low_res, predicted in self._decode(embedding, to_sam_pixels(prompts, resized_yx))
+            for start in range(0, len(low_res), chunk)
+        ]
+        unique = _drop_duplicates(found, options.nms_iou)
+        if unique is not None and options.min_region_share > 0:
+            unique = _drop_small_regions(unique, size_yx, options)
+        return _to_candidates(unique, size_yx, options)
+
+    def _decode(self, embedding: Feed, points: Float) -> Iterator[tuple[Float, Float]]:
+        """Yield low-resolution logits [k, l, l] and predicted IoU [k] of the masks above the IoU threshold.
+
+        SAM applies the threshold to masks at the image's size. Here it decides which masks are decoded, and
+        which of them are upsampled.
+        """
+        decoder, mask_decoder = self._sessions.open("sam_decoder"), self._sessions.open("sam_masks")
+        for start in range(0, len(points), POINTS_PER_BATCH):
+            batch = points[start : start + POINTS_PER_BATCH]
+            # The graph is static: repeat the last point, and drop its masks.
+            padded = np.concatenate([batch, np.repeat(batch[-1:], POINTS_PER_BATCH - len(batch), axis=0)])
+            decoded = dict(decoder.run({"embedding": embedding, "points": padded}, keep_on_device=True))
+            iou = to_host(decoded.pop("iou"))
+            if not np.isfinite(iou).all():
+                _check_finite("sam_encoder", to_host(embedding))  # name the graph where it begins
+                raise _not_finite("sam_decoder")
+            iou = iou[: len(batch)]
+            good = self._is_good(iou)  # [p, 3]
+            every = self._options.decode_all_prompts
+            rows = np.arange(len(batch)) if every else np.flatnonzero(good.any(axis=1))
+            for first in range(0, len(rows), POINTS_PER_DRAWING):
+                chosen = rows[first : first + POINTS_PER_DRAWING]
+                low_res = mask_decoder.run({**decoded, "chosen": chosen.astype(np.int32)})["low_res"]
+                _check_finite("sam_masks", low_res)
+                yield low_res[good[chosen]], iou[chosen][good[chosen]]
+
+    def _is_good(self, predicted_iou: Float) -> Bool:
+        """Return whether each predicted IoU is above the threshold; a threshold of 0 is none, as in SAM."""
+        if self._options.pred_iou_threshold <= 0:
+            return np.ones(predicted_iou.shape, dtype=np.bool_)
+        return np.asarray(predicted_iou > self._options.pred_iou_threshold)
 
 
-def embed(sessions: SessionFactory, spec: SamSpec, image: NDArray[np.uint8]) -> Feed:
-    """SAM's embedding of a picture; on a device it stays there, good until the encoder's next run.
+class LevelSetProposer:
+    """Proposes the level sets of the phrase's heatmap: mode `gen`, without SAM (METHOD §8)."""
 
-    Raises:
-        EngineError: the graph failed or returned values that are not finite.
-    """
-    pixels, _ = sam_input(image, spec)
-    embedding = sessions.open("sam_encoder").run({"image": pixels}, keep_on_device=True)["embedding"]
-    if isinstance(embedding, np.ndarray):  # one on the device is judged by what the decoder makes of it
-        _check_finite("sam_encoder", embedding)
-    return embedding
+    empty_reason = "the attention map is flat"
+
+    def encode(self, image: ImageArray) -> Proposals:
+        """Return the image's size: all candidates depend on the phrase."""
+        return Proposals(size_yx=(image.shape[0], image.shape[1]))
+
+    def candidates(self, proposals: Proposals, heatmap: Float | None) -> Candidates:  # noqa: ARG002 - as SAM's
+        """Return the level sets of the phrase's heatmap [y, x], 0..1."""
+        return level_sets(_required(heatmap))
 
 
-def propose_at(
-    prompts: NDArray[np.float64],
-    sessions: SessionFactory,
-    spec: SamSpec,
-    embedding: Feed,
-    size_yx: tuple[int, int],
-    options: ProposalOptions,
-) -> Candidates:
-    """As `propose`, on an embedded picture and at points [m, 2] of (x, y), shares of the picture."""
-    resized_yx = sam_size(size_yx, spec.image_size)
-    points = picture_points(prompts, resized_yx)
-    resize = MaskResize(
-        low_res=spec.low_res_size, square=spec.image_size, resized_yx=resized_yx, size_yx=size_yx
+def proposer_for(
+    sessions: SessionFactory, spec: SamSpec, options: Options, observer: Observer | None = None
+) -> MaskProposer | LevelSetProposer:
+    """Return the proposer of the options' mode."""
+    return LevelSetProposer() if options.mode == "gen" else MaskProposer(sessions, spec, options, observer)
+
+
+def level_sets(heatmap: Float) -> Candidates:
+    """Return the masks {heatmap >= level}, largest first; a level above all of the heatmap is not kept."""
+    levels = heatmap[None] >= LEVELS[:, None, None]  # [n, y, x]
+    areas_px = masks.areas(levels)
+    return Candidates(
+        masks=levels,
+        predicted_iou=np.ones(len(levels), dtype=np.float32),
+        areas_px=areas_px,
+        boxes_xyxy_px=masks.boxes(levels),
+        kept=areas_px > 0,
     )
-    chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
-    found = [
-        _survivors(resize(low_res[start : start + chunk]), predicted[start : start + chunk], options)
-        for low_res, predicted in _drawn(sessions, embedding, points, options)
-        for start in range(0, len(low_res), chunk)
-    ]
-    unique = _without_duplicates(found, options.nms_iou)
-    if unique is not None and options.min_region_share > 0:
-        unique = _tidied(unique, size_yx, options)
-    return _candidates(unique, size_yx, options)
 
 
-def grid_points(points_per_side: int) -> NDArray[np.float64]:
-    """SAM's even grid [m, 2] of (x, y) in 0..1, row by row."""
-    offset = 1 / (2 * points_per_side)
-    side = np.linspace(offset, 1 - offset, points_per_side)
-    x, y = np.meshgrid(side, side)
-    return np.stack([x, y], axis=-1).reshape(-1, 2)
-
-
-def picture_points(prompts: NDArray[np.float64], resized_yx: tuple[int, int]) -> Float:
-    """Points [m, 2], from 0..1 to px of SAM's resized picture; the half-pixel shift is the decoder's."""
+def to_sam_pixels(prompts: Points, resized_yx: tuple[int, int]) -> Float:
+    """Scale points [m, 2] from 0..1 to px of SAM's resized image; the decoder adds the half pixel."""
     return np.asarray(prompts * np.array(resized_yx[::-1]), dtype=np.float32)
 
 
 def keep_by_area(areas_px: NDArray[np.int64], size_yx: tuple[int, int], options: ProposalOptions) -> Bool:
-    """The area filter of METHOD §2: among the largest, and above both minimum areas. [n] -> [n]."""
+    """Apply the area filter of METHOD §2: among the largest, and above both minimum areas. [n] -> [n]."""
     largest = np.argsort(-areas_px, kind="stable")[: options.keep_largest]
     kept = np.zeros(len(areas_px), dtype=np.bool_)
     kept[largest] = True
@@ -115,7 +243,7 @@ def keep_by_area(areas_px: NDArray[np.int64], size_yx: tuple[int, int], options:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is kept of one chunk until duplicates go; masks are packed to bits, so 1,000 of them fit."""
+    """Masks until duplicates are dropped, packed to bits so that 1,000 of them fit in memory."""
 
     packed: NDArray[np.uint8]
     """[k, ceil(y*x / 8)]."""
@@ -123,62 +251,17 @@ class _Found:
     boxes: NDArray[np.int64]
 
 
-def _drawn(
-    sessions: SessionFactory, embedding: Feed, points: Float, options: ProposalOptions
-) -> Iterator[tuple[Float, Float]]:
-    """Low-resolution logits [k, l, l] and predicted IoU [k] of the masks that are good enough.
-
-    SAM asks for the predicted IoU once its masks are as large as the picture. Here it decides whose masks are
-    drawn at all, and which of them are blown up.
-    """
-    decoder, masks_of = sessions.open("sam_decoder"), sessions.open("sam_masks")
-    for start in range(0, len(points), POINTS_PER_BATCH):
-        batch = points[start : start + POINTS_PER_BATCH]
-        missing = POINTS_PER_BATCH - len(batch)  # the graph is static: repeat the last point, drop its masks
-        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        decoded = dict(decoder.run({"embedding": embedding, "points": padded}, keep_on_device=True))
-        iou = to_host(decoded.pop("iou"))
-        if not np.isfinite(iou).all():
-            _check_finite("sam_encoder", to_host(embedding))  # what is wrong there is wrong here
-            raise _not_finite("sam_decoder")
-        iou = iou[: len(batch)]
-        good = _good(iou, options)  # [p, 3]
-        rows = np.arange(len(batch)) if options.decode_all_prompts else np.flatnonzero(good.any(axis=1))
-        for first in range(0, len(rows), POINTS_PER_DRAWING):
-            chosen = rows[first : first + POINTS_PER_DRAWING]
-            low_res = masks_of.run({**decoded, "chosen": chosen.astype(np.int32)})["low_res"]
-            _check_finite("sam_masks", low_res)
-            yield low_res[good[chosen]], iou[chosen][good[chosen]]
-
-
-def _good(predicted: Float, options: ProposalOptions) -> Bool:
-    """Whose predicted IoU is above the threshold; a threshold of 0 is none, as in SAM."""
-    if options.pred_iou_threshold <= 0:
-        return np.ones(predicted.shape, dtype=np.bool_)
-    return np.asarray(predicted > options.pred_iou_threshold)
-
-
-def _check_finite(graph: str, values: Array) -> None:
-    """NaN passes no threshold, so without this a broken engine would look like a picture without objects."""
-    if not np.isfinite(values).all():
-        raise _not_finite(graph)
-
-
-def _not_finite(graph: str) -> EngineError:
-    return EngineError(f"{graph} returned values that are not finite; find where: refdiff check BUNDLE")
-
-
-def _survivors(logits: Float, predicted: Float, options: ProposalOptions) -> _Found:
-    """The stable masks of one chunk; SAM's crop-edge filter never fires on a whole picture."""
+def _keep_stable(logits: Float, predicted_iou: Float, options: ProposalOptions) -> _Found:
+    """Keep the stable masks of a chunk; SAM's crop-edge filter never applies to a whole image."""
     stability = masks.stability(logits, threshold=MASK_THRESHOLD, offset=options.stability_offset)
-    steady = stability >= options.stability_threshold
-    binary = logits[steady] > MASK_THRESHOLD
+    stable = stability >= options.stability_threshold
+    binary = logits[stable] > MASK_THRESHOLD
     packed = np.packbits(binary.reshape(len(binary), math.prod(binary.shape[1:])), axis=1)
-    return _Found(packed, predicted[steady], masks.boxes(binary))
+    return _Found(packed, predicted_iou[stable], masks.boxes(binary))
 
 
-def _without_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
-    """Everything found, best predicted IoU first, duplicates gone; None when nothing was found."""
+def _drop_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
+    """Merge the chunks, best predicted IoU first, without duplicates; None when nothing was found."""
     found = [part for part in found if len(part.predicted_iou)]
     if not found:
         return None
@@ -188,40 +271,55 @@ def _without_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
     return _Found(np.concatenate([part.packed for part in found])[best], predicted[best], boxes[best])
 
 
-def _tidied(found: _Found, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
-    """The masks without small regions; of two that have become alike the clean one stays, as in SAM."""
+def _drop_small_regions(found: _Found, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
+    """Remove small regions; of two masks that become alike the unchanged one stays (METHOD §10.1)."""
     least_px = options.min_region_share * size_yx[0] * size_yx[1]
-    binary = _unpacked(found.packed, size_yx)
-    tidy = np.stack([without_small_regions(mask, least_px) for mask in binary])
-    clean = (tidy == binary).all(axis=(1, 2)).astype(np.float32)
-    boxes = masks.boxes(tidy)
-    best = np.sort(masks.suppress_duplicates(boxes, clean, max_iou=options.nms_iou))
-    packed = np.packbits(tidy[best].reshape(len(best), -1), axis=1)
+    binary = _unpack(found.packed, size_yx)
+    cleaned = np.stack([without_small_regions(mask, least_px) for mask in binary])
+    unchanged = (cleaned == binary).all(axis=(1, 2)).astype(np.float32)
+    boxes = masks.boxes(cleaned)
+    best = np.sort(masks.suppress_duplicates(boxes, unchanged, max_iou=options.nms_iou))
+    packed = np.packbits(cleaned[best].reshape(len(best), -1), axis=1)
     return _Found(packed, found.predicted_iou[best], boxes[best])
 
 
-def _unpacked(packed: NDArray[np.uint8], size_yx: tuple[int, int]) -> Bool:
-    flat = np.unpackbits(packed, axis=1, count=size_yx[0] * size_yx[1])
-    return flat.view(np.bool_).reshape(-1, *size_yx)
-
-
-def _candidates(found: _Found | None, size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
+def _to_candidates(found: _Found | None, size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
+    """Measure and filter the masks; where nothing was found, the whole image is the one candidate."""
     if found is None:
         binary = np.ones((1, *size_yx), dtype=np.bool_)
         predicted, boxes = np.zeros(1, dtype=np.float32), masks.boxes(binary)
     else:
-        binary = _unpacked(found.packed, size_yx)
+        binary = _unpack(found.packed, size_yx)
         predicted, boxes = found.predicted_iou.astype(np.float32), found.boxes
     areas_px = masks.areas(binary)
     kept = keep_by_area(areas_px, size_yx, options)
-    if (
-        found is None and options.drop_filtered
-    ):  # the release answers with the whole picture; edge with no match
+    if found is None and options.drop_filtered:  # `edge` answers "no match", the release the whole image
         kept[:] = False
     return Candidates(
-        masks=binary,
-        predicted_iou=predicted,
-        areas_px=areas_px,
-        boxes_xyxy_px=boxes,
-        kept=kept,
+        masks=binary, predicted_iou=predicted, areas_px=areas_px, boxes_xyxy_px=boxes, kept=kept
     )
+
+
+def _unpack(packed: NDArray[np.uint8], size_yx: tuple[int, int]) -> Bool:
+    flat = np.unpackbits(packed, axis=1, count=size_yx[0] * size_yx[1])
+    return flat.view(np.bool_).reshape(-1, *size_yx)
+
+
+def _check_finite(graph: str, values: Array) -> None:
+    """Refuse NaN: it passes no threshold, so a broken engine would look like an image without objects."""
+    if not np.isfinite(values).all():
+        raise _not_finite(graph)
+
+
+def _not_finite(graph: str) -> EngineError:
+    return EngineError(f"{graph} returned values that are not finite; find where: refdiff check BUNDLE")
+
+
+def _required(heatmap: Float | None) -> Float:
+    if heatmap is None:
+        raise _not_encoded()
+    return heatmap
+
+
+def _not_encoded() -> InputError:
+    return InputError("an image without candidates needs a heatmap; encode it again with this segmenter")

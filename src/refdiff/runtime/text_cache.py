@@ -23,7 +23,7 @@ MOST_ROWS = 256
 """Texts that a graph keeps, the least recently used go first: at full size 60 MB of `sd_text`'s states."""
 
 
-class TextKeeping:
+class CachedTextSessions:
     """A session factory that remembers what its text graphs answered.
 
     Args:
@@ -34,14 +34,14 @@ class TextKeeping:
     def __init__(self, inner: SessionFactory, *, most: int = MOST_ROWS) -> None:
         self._inner = inner
         self._most = most
-        self._kept: dict[str, _KeepingSession] = {}
+        self._kept: dict[str, _CachedSession] = {}
 
     def open(self, name: str) -> Session:
         """The session of graph `name`."""
         session = self._inner.open(name)
         if name not in TEXT_GRAPHS:
             return session
-        kept = self._kept.setdefault(name, _KeepingSession(self._most))
+        kept = self._kept.setdefault(name, _CachedSession(self._most))
         kept.inner = session  # a factory may open a session anew
         return kept
 
@@ -51,7 +51,7 @@ class TextKeeping:
         self._inner.close()
 
 
-class _KeepingSession:
+class _CachedSession:
     """A session that runs only rows it has not seen; several threads may use it."""
 
     inner: Session

@@ -13,7 +13,7 @@ from refdiff.engines.trt.shapes import ShapeRange, shape_profiles
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
 from refdiff.miniature.scenes import render_scene
-from refdiff.runtime.patches import MAX_PAIRS, MAX_PATCHES, class_bucket, patch_bucket, pictures_per_call
+from refdiff.runtime.clip_inputs import MAX_PAIRS, MAX_PATCHES, class_bucket, images_per_call, patch_bucket
 from tests.support.plans import MINIATURE, fitting_profile, holds
 
 SPEC = MINIATURE.spec
@@ -101,7 +101,7 @@ def clip_feed(pictures, patches, classes, clip=VIT_B_16.clip):
 @given(st.integers(1, MAX_PATCHES), st.integers(1, 10))
 def test_official_takes_crops_of_every_shape_and_number(patches, crops):
     padded = patch_bucket(VIT_B_16.clip, patches)
-    feed = clip_feed(min(crops, pictures_per_call(1 + padded)), padded, 1)
+    feed = clip_feed(min(crops, images_per_call(1 + padded)), padded, 1)
     assert fitting_profile(profiles("clip_image", "official", spec=VIT_B_16), feed) is not None
 
 

@@ -1,7 +1,7 @@
 """The sizes a plan is built for: one optimization profile for each way the pipeline feeds a graph.
 
 In: a graph's contract, the model's sizes, the pipeline's options. Out: for every input its smallest, most
-usual and largest shape. The pipeline pads to a few sizes, which are read from `runtime.patches`.
+usual and largest shape. The pipeline pads to a few sizes, which are read from `runtime.clip_inputs`.
 
 Axes: b = batch, p = patches, c = class tokens, t = c + p; n = decoded prompts, k = prompts that are drawn.
 """
@@ -16,12 +16,12 @@ from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING, Dimen
 from refdiff.contracts.options import Options
 from refdiff.contracts.spec import ClipSpec, ModelSpec
 from refdiff.errors import InputError
-from refdiff.runtime.patches import (
+from refdiff.runtime.clip_inputs import (
     CLASS_BUCKETS,
     class_bucket,
+    images_per_call,
     patch_bucket,
     patch_buckets,
-    pictures_per_call,
 )
 from refdiff.runtime.phrase import MOST_OTHERS
 
@@ -108,7 +108,7 @@ def _crops(clip: ClipSpec, options: Options) -> Iterator[_Axes]:
     candidates = options.proposals.keep_largest
 
     def most_pictures(patches: int) -> int:
-        return min(candidates, pictures_per_call(1 + patches))
+        return min(candidates, images_per_call(1 + patches))
 
     for pictures, buckets in groupby(ladder, most_pictures):
         sizes = list(buckets)

@@ -24,16 +24,18 @@ from refdiff.contracts.graphs import BLOCKED
 from refdiff.miniature.architecture import CLIP_LOGIT_SCALE, MINIATURE
 from refdiff.miniature.training.loop import Loss
 from refdiff.miniature.training.store import EncodedPhrase, PhraseEncoder, SceneStore, TrainingScene
-from refdiff.runtime.crops import letterbox, masked_crop, resize_shorter_side
-from refdiff.runtime.masks import boxes
-from refdiff.runtime.patches import (
+from refdiff.runtime.clip_inputs import (
     candidate_attention_mask,
     interpolate_positions,
-    open_attention_mask,
+    letterbox,
+    masked_crop,
+    open_attention_masks,
     patch_grid,
+    resize_shorter_side,
     sample_on_grid,
     to_patches,
 )
+from refdiff.runtime.masks import boxes
 from refdiff.runtime.spatial import Direction, ramp
 
 BATCH = 10
@@ -95,7 +97,7 @@ def hard_views(
                 to_patches(small, MINIATURE.clip),
                 grid,
                 small.shape[0] == small.shape[1],
-                open_attention_mask(grid[0] * grid[1]),
+                open_attention_masks([grid[0] * grid[1]], grid[0] * grid[1])[0],
             )
         )
     return views

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.scenes import HELD_OUT_FROM, refer, render_scene
-from refdiff.runtime.phrase import direction, read_phrase
+from refdiff.runtime.phrase import direction, parse_phrase
 from refdiff.runtime.spatial import Direction
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ class PhraseEncoder:
         return self._tokenizer.diffusion_ids("")
 
     def _tokenize(self, text: str) -> EncodedPhrase:
-        phrase = read_phrase(text, word_boundaries=True)
+        phrase = parse_phrase(text, word_boundaries=True)
         ids, end = self._tokenizer.clip_ids(text)
         return EncodedPhrase(
             diffusion_ids=self._tokenizer.diffusion_ids(text + ", "),

@@ -6,32 +6,99 @@ from hypothesis import strategies as st
 from refdiff.contracts.graphs import BLOCKED
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
-from refdiff.runtime.patches import (
+from refdiff.runtime.clip_inputs import (
+    CLASS_BUCKETS,
+    MAX_PAIRS,
+    MAX_PATCHES,
     candidate_attention_mask,
+    class_bucket,
+    images_per_call,
     interpolate_positions,
-    open_attention_mask,
+    letterbox,
+    masked_crop,
     open_attention_masks,
-    padded_rows,
+    pad_rows,
+    patch_bucket,
+    patch_buckets,
     patch_grid,
+    resize_shorter_side,
     sample_on_grid,
+    shrink_longer_side,
     to_patches,
 )
+from refdiff.runtime.spatial import ramp
 
 CLIP = ClipSpec(image_size=32, patch_size=8, width=6, embed_dim=5)
 GRIDS = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
-def _picture(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def _image(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_crop_is_the_candidate_on_black_with_both_box_corners():
+    image, mask = _image(9, 14), np.zeros((9, 14), dtype=np.bool_)
+    mask[2:5, 3:8] = True
+    mask[2, 3] = False
+    crop = masked_crop(image, mask, np.array([3, 2, 7, 4]), ramp(None, 14))
+    assert crop.shape == (3, 5, 3)
+    assert crop[0, 0].tolist() == [0, 0, 0]
+    assert np.array_equal(crop[1:], image[3:5, 3:8])
+
+
+def test_the_ramp_weighs_a_crop_by_its_place_in_the_image():
+    image, mask = np.full((4, 12, 3), 200, np.uint8), np.ones((4, 12), dtype=np.bool_)
+    crop = masked_crop(image, mask, np.array([6, 0, 11, 3]), ramp("left", 12))
+    assert crop[0, :, 0].tolist() == [int(200 * weight) for weight in np.linspace(1, 0, 8)[6:]] + [0] * 4
+
+
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_the_shorter_side_gets_the_size_and_the_aspect_is_kept(height, width):
+    resized = resize_shorter_side(_image(height, width), 32)
+    assert min(resized.shape[:2]) == 32
+    assert max(resized.shape[:2]) == int(32 * max(height, width) / min(height, width))
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("size", [(40, 91), (91, 40), (17, 23), (300, 120), (64, 64)])
+def test_the_resize_is_torchvisions_within_one_grey_level(size):
+    import torch
+    from torchvision.transforms import functional as vision
+
+    image = _image(*size)
+    theirs = vision.resize(torch.from_numpy(image).permute(2, 0, 1), [48], antialias=True)
+    difference = resize_shorter_side(image, 48).astype(int) - theirs.permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(difference).max() <= 1
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_a_letterboxed_crop_is_square_and_centred(height, width):
+    square = letterbox(np.full((height, width, 3), 255, np.uint8), 32)
+    rows, columns = square[..., 0].any(axis=1), square[..., 0].any(axis=0)
+    assert square.shape == (32, 32, 3)
+    for filled in (rows, columns):
+        before, after = filled.argmax(), filled[::-1].argmax()
+        assert after - before in (0, 1)
+
+
+def test_shrinking_never_enlarges_and_zero_leaves_the_image_alone():
+    image = _image(30, 50)
+    assert shrink_longer_side(image, 80, least=8) is image
+    assert shrink_longer_side(image, 0, least=8) is image
+    assert shrink_longer_side(image, 25, least=8).shape == (15, 25, 3)
+
+
+def test_shrinking_a_strip_keeps_one_patch_of_height():
+    assert shrink_longer_side(_image(10, 400), 100, least=8).shape == (8, 100, 3)
 
 
 def test_what_does_not_fill_a_patch_is_ignored():
-    image = _picture(25, 39)
+    image = _image(25, 39)
     assert patch_grid((25, 39), 8) == (3, 4)
     assert np.array_equal(to_patches(image, CLIP), to_patches(image[:24, :32], CLIP))
 
 
-def test_patches_are_normalised():
+def test_patches_are_normalized():
     grey = np.full((8, 16, 3), 51, np.uint8)
     values = to_patches(grey, CLIP).reshape(2, 3, 64)
     expected = (0.2 - np.array(CLIP.pixel_mean)) / np.array(CLIP.pixel_std)
@@ -42,7 +109,7 @@ def test_patches_are_normalised():
 def test_patches_times_flat_weights_are_the_convolution():
     import torch
 
-    image, weights = _picture(27, 44), torch.randn(6, 3, 8, 8)
+    image, weights = _image(27, 44), torch.randn(6, 3, 8, 8)
     pixels = (image / 255 - np.array(CLIP.pixel_mean)) / np.array(CLIP.pixel_std)
     theirs = torch.nn.functional.conv2d(
         torch.from_numpy(pixels).float().permute(2, 0, 1)[None], weights, stride=8
@@ -51,17 +118,17 @@ def test_patches_times_flat_weights_are_the_convolution():
     assert np.allclose(ours, theirs[0].flatten(1).T.numpy(), atol=1e-4)
 
 
-def test_a_picture_below_one_patch_is_refused():
+def test_an_image_below_one_patch_is_refused():
     with pytest.raises(InputError, match="smaller than one CLIP patch"):
         patch_grid((7, 100), 8)
 
 
-def test_a_picture_with_too_many_patches_names_the_cure():
+def test_an_image_with_too_many_patches_names_the_cure():
     with pytest.raises(InputError, match="--variant edge or shrink"):
         patch_grid((4000, 3000), 16)
 
 
-def test_a_full_hd_picture_has_few_enough_patches():
+def test_a_full_hd_image_has_few_enough_patches():
     assert patch_grid((1080, 1920), 16) == (67, 120)
 
 
@@ -70,7 +137,7 @@ def test_the_training_grid_takes_the_table_as_it_is():
     assert interpolate_positions(table, (4, 4)) is table
 
 
-def test_the_training_grid_under_a_picture_that_is_not_square_is_interpolated():
+def test_the_training_grid_under_an_image_that_is_not_square_is_interpolated():
     table = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
     assert not np.allclose(interpolate_positions(table, (4, 4), square=False), table)
 
@@ -117,8 +184,8 @@ def test_class_tokens_see_themselves_and_their_own_patches():
 
 
 def test_the_plain_tower_blocks_nothing():
-    assert open_attention_mask(6).shape == (7, 7)
-    assert not open_attention_mask(6).any()
+    assert open_attention_masks([6], 6).shape == (1, 7, 7)
+    assert not open_attention_masks([6], 6).any()
 
 
 def test_padding_sees_nothing_but_finite_things_and_is_seen_by_nothing():
@@ -142,7 +209,7 @@ def test_each_crop_of_a_batch_hides_its_own_padding():
 
 
 def test_tables_of_unlike_lengths_become_one_batch():
-    batch = padded_rows([np.ones((1, 2), np.float32), np.full((3, 2), 2, np.float32)], 4)
+    batch = pad_rows([np.ones((1, 2), np.float32), np.full((3, 2), 2, np.float32)], 4)
     assert batch.dtype == np.float32
     assert batch[..., 0].tolist() == [[1, 0, 0, 0], [2, 2, 2, 0]]
 
@@ -161,3 +228,46 @@ def test_positions_of_real_size_equal_torchs_bicubic(side, grid):
     ours = interpolate_positions(table, grid, square=False)
     error = np.abs(ours - theirs[0].flatten(1).T.numpy()).max()
     assert error <= 1e-5 * (table.max() - table.min())
+
+
+def _clip(grid):
+    return ClipSpec(image_size=16 * grid, patch_size=16, width=6, embed_dim=5)
+
+
+def test_the_ladder_of_vit_b_16():
+    expected = (196, 296, 392, 592, 784, 1176, 1568, 2352, 3136, 4704, 6272, 8192)
+    assert patch_buckets(_clip(14)) == expected
+
+
+@given(st.integers(1, 40))
+def test_every_ladder_starts_at_the_training_grid_and_ends_at_the_most_patches(grid):
+    ladder = patch_buckets(_clip(grid))
+    assert (ladder[0], ladder[-1]) == (grid**2, MAX_PATCHES)
+    assert list(ladder) == sorted(set(ladder))
+    assert not any(count % 8 for count in ladder[1:])
+
+
+@given(st.integers(1, 40), st.integers(1, MAX_PATCHES))
+def test_a_count_is_padded_to_the_next_rung_and_by_at_most_half(grid, patches):
+    bucket, ladder = patch_bucket(_clip(grid), patches), patch_buckets(_clip(grid))
+    assert bucket == min(count for count in ladder if count >= patches)
+    assert bucket < 1.5 * patches + 8 or bucket == grid**2
+
+
+@pytest.mark.parametrize("grid", [7, 8, 14, 16, 24])
+def test_the_training_grid_is_never_padded(grid):
+    assert patch_bucket(_clip(grid), grid**2) == grid**2
+
+
+@pytest.mark.parametrize(("classes", "bucket"), [(1, 1), (2, 16), (10, 16), (20, 32), (33, 64), (64, 64)])
+def test_class_tokens_are_padded(classes, bucket):
+    assert class_bucket(classes) == bucket
+    assert bucket in CLASS_BUCKETS
+
+
+@given(st.integers(1, MAX_PATCHES))
+def test_a_call_takes_as_many_images_as_its_memory_allows_but_one_always(tokens):
+    images = images_per_call(tokens)
+    assert images >= 1
+    assert images == 1 or images * tokens**2 <= MAX_PAIRS
+    assert (images + 1) * tokens**2 > MAX_PAIRS

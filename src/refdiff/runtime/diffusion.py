@@ -1,0 +1,168 @@
+"""Arithmetic of the attention branch: noise levels, guidance, and logits to a heatmap (METHOD §4.3 to §4.6).
+
+A level is a cumulative alpha, 0..1: 1 is a clean latent. Levels are float64, latents and maps float32.
+
+Axes: l = tapped layers, q = query cells = g*g, rows first, g = grid side, t = tokens, m = maps = layers x
+passes, y/x = image rows/columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refdiff.contracts.session import Array, Float
+from refdiff.contracts.spec import DiffusionSpec, Prediction
+from refdiff.runtime.resize import crop_square, upsample_bilinear
+
+EPS = 1e-8
+"""Added to the denominator of every min-max: a flat map becomes zeros (METHOD §9)."""
+
+LOGVAR_RANGE = (-30.0, 20.0)
+"""Bounds of the posterior's log variance. Source: diffusers, DiagonalGaussianDistribution."""
+
+
+def draw_noise(seed: int, shape: tuple[int, ...]) -> tuple[Float, Float]:
+    """Draw the random numbers of the attention branch; the runtime and the reference draw the same ones.
+
+    Args:
+        seed: the options' seed.
+        shape: the latent's shape.
+
+    Returns:
+        Standard normals for the posterior sample, then for the noise. Both are always drawn, so the noise is
+        the same where no posterior is sampled.
+    """
+    rng = np.random.default_rng(seed)
+    posterior = rng.standard_normal(shape, dtype=np.float32)
+    return posterior, rng.standard_normal(shape, dtype=np.float32)
+
+
+def clean_latent(moments: Float, posterior_noise: Float | None, scaling_factor: float) -> Float:
+    """Return the clean latent z0 of the VAE's moments (METHOD §4.2).
+
+    Args:
+        moments: [1, 2c, s, s], the posterior's mean and log variance.
+        posterior_noise: [1, c, s, s] standard normals; None takes the mean.
+        scaling_factor: of the model's spec.
+
+    Returns:
+        [1, c, s, s].
+    """
+    mean, logvar = np.split(moments, 2, axis=1)  # [1, c, s, s] each
+    if posterior_noise is not None:
+        mean = mean + np.exp(0.5 * np.clip(logvar, *LOGVAR_RANGE)) * posterior_noise
+    return np.asarray(scaling_factor * mean, np.float32)
+
+
+def alphas_cumprod(spec: DiffusionSpec) -> NDArray[np.float64]:
+    """Return the levels of the scaled-linear schedule: [train_timesteps], decreasing."""
+    root_betas = np.linspace(math.sqrt(spec.beta_start), math.sqrt(spec.beta_end), spec.train_timesteps)
+    return np.cumprod(1.0 - root_betas**2, dtype=np.float64)
+
+
+def add_noise(clean: Float, noise: Float, alpha: float) -> Float:
+    """Return a clean latent noised to level `alpha`; all arrays have one shape."""
+    return np.asarray(math.sqrt(alpha) * clean + math.sqrt(1.0 - alpha) * noise, np.float32)
+
+
+def ddim_step(noisy: Float, eps: Float, alpha_now: float, alpha_next: float) -> Float:
+    """Take one deterministic DDIM step (eta = 0).
+
+    Args:
+        noisy: the latent, taken to be at level `alpha_now`.
+        eps: the noise predicted in it, of the same shape.
+        alpha_now: level the clean latent is computed from.
+        alpha_next: level of the result.
+
+    Returns:
+        The next latent, of the same shape.
+    """
+    clean = (noisy - math.sqrt(1.0 - alpha_now) * eps) / math.sqrt(alpha_now)
+    return add_noise(np.asarray(clean, np.float32), eps, alpha_next)
+
+
+def predicted_noise(output: Float, noisy: Float, alpha: float, prediction: Prediction) -> Float:
+    """Return the noise that a UNet's output stands for.
+
+    A velocity v = sqrt(a)·eps - sqrt(1 - a)·x0 of x = sqrt(a)·x0 + sqrt(1 - a)·eps gives
+    eps = sqrt(a)·v + sqrt(1 - a)·x. Source: Salimans & Ho 2022, arXiv 2202.00512, section 4. It is linear in
+    v, and guidance's weights sum to 1, so a guided velocity gives the guided noise.
+
+    Args:
+        output: of the UNet, [k, c, s, s].
+        noisy: x, the latent it was fed, of the same shape.
+        alpha: the level of the timestep it was fed.
+        prediction: what it was trained to predict.
+
+    Returns:
+        eps, of the same shape.
+    """
+    if prediction == "epsilon":
+        return output
+    return np.asarray(math.sqrt(alpha) * output + math.sqrt(1.0 - alpha) * noisy, np.float32)
+
+
+def guide(branches: Float, guidance: float) -> Float:
+    """Return U + guidance (C - U), of logits or of predictions.
+
+    Args:
+        branches: [2, ...], the unconditional one first; or [1, ...], the conditional one alone, which is the
+            result at guidance 1.
+        guidance: 9 in the release.
+
+    Returns:
+        [...].
+    """
+    if len(branches) == 1:
+        return np.asarray(branches[0])
+    unconditional, conditional = branches
+    guided: Float = unconditional + np.float32(guidance) * (conditional - unconditional)
+    return guided
+
+
+def normalize_maps(logits: Float, token_indices: Sequence[int], grid_side: int, eps: float = EPS) -> Float:
+    """Return the chosen tokens' columns as maps, each scaled to 0..1.
+
+    Args:
+        logits: [l, q, t].
+        token_indices: the columns that are averaged.
+        grid_side: g.
+        eps: added to each map's range.
+
+    Returns:
+        [l, g, g], rows = y. A flat map is zero.
+    """
+    columns = logits[:, :, list(token_indices)].mean(axis=2, dtype=np.float32)  # [l, q]
+    maps = columns.reshape(-1, grid_side, grid_side)  # [l, g, g]
+    low = maps.min(axis=(1, 2), keepdims=True)
+    high = maps.max(axis=(1, 2), keepdims=True)
+    scaled: Float = (maps - low) / (high - low + np.float32(eps))
+    return scaled
+
+
+def heatmap_on_image(maps: Float, size_yx: tuple[int, int], *, uint8_lanczos: bool) -> Float:
+    """Return the mean map, resized to the image and scaled to 0..1.
+
+    Args:
+        maps: [m, g, g], 0..1, over the padded square.
+        size_yx: the image's size in px.
+        uint8_lanczos: resize through 8 bits with LANCZOS, as released; False: float bilinear.
+
+    Returns:
+        [y, x], 0..1.
+    """
+    mean, side = maps.mean(axis=0, dtype=np.float32), max(size_yx)  # [g, g]
+    if uint8_lanczos:
+        levels = Image.fromarray((mean * np.float32(255.0)).astype(np.uint8))  # truncates, as released
+        square: Array = np.asarray(levels.resize((side, side), Image.Resampling.LANCZOS))
+        square = square.astype(np.float32) / np.float32(255.0)  # [S, S]
+    else:
+        square = upsample_bilinear(mean, (side, side))
+    heatmap = crop_square(square, size_yx)  # [y, x]
+    low, high = heatmap.min(), heatmap.max()
+    return np.ascontiguousarray((heatmap - low) / (high - low + np.float32(EPS)), np.float32)
