@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.diagnostics.checks import check_machine, check_packages
-from refdiff.diagnostics.facts import Diagnosis, readable
+from refdiff.diagnostics.facts import Diagnosis, format_size
 from refdiff.diagnostics.packages import ORT_REPORT
 from refdiff.diagnostics.sources import Ran
 from tests.support.machines import (
@@ -63,7 +63,7 @@ def test_full_power_and_held_clocks_need_no_cure(tmp_path: Path) -> None:
     assert (said["clocks"].found, said["clocks"].cure) == ("cpu 2601 MHz", "")
 
 
-def test_a_power_mode_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_power_mode_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     machine = orin_jetpack6(tmp_path)
     del machine.answers["nvpmodel"]
     line = lines(machine)["power mode"]
@@ -80,7 +80,7 @@ def test_a_power_mode_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         ("R39 (release), REVISION: 2.0,", None, "ok"),
     ],
 )
-def test_a_jetpack_with_too_old_a_tensorrt_is_told(
+def test_a_jetpack_with_too_old_a_tensorrt_is_reported(
     tmp_path: Path, release: str, package: str | None, state: str
 ) -> None:
     machine = orin_jetpack6(tmp_path)
@@ -99,7 +99,7 @@ def test_a_gpu_that_only_nvidia_smi_sees_is_a_broken_cuda(tmp_path: Path) -> Non
     assert "restart" in line.cure
 
 
-def test_of_several_gpus_the_used_one_is_told(tmp_path: Path) -> None:
+def test_of_several_gpus_the_used_one_is_reported(tmp_path: Path) -> None:
     machine = rtx_workstation(tmp_path)
     machine.devices = [*machine.devices, *machine.devices]
     found = [each.found for each in check_machine(machine.facts()) if each.name == "GPU"]
@@ -107,20 +107,20 @@ def test_of_several_gpus_the_used_one_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("version", "state"), [("3.10.12", "ok"), ("3.13.0", "ok"), ("3.14.1", "warn")])
-def test_a_python_that_was_not_tested_is_told(tmp_path: Path, version: str, state: str) -> None:
+def test_a_python_that_was_not_tested_is_reported(tmp_path: Path, version: str, state: str) -> None:
     machine = cpu_box(tmp_path)
     machine.python = version
     assert lines(machine)["Python"].state == state
 
 
-def test_too_little_disk_for_plans_is_told(tmp_path: Path) -> None:
+def test_too_little_disk_for_plans_is_reported(tmp_path: Path) -> None:
     machine = cpu_box(tmp_path)
     machine.disk = 10**8
     assert lines(machine)["disk for plans"].found.startswith("100 MB free in ")
     assert lines(machine)["disk for plans"].state == "warn"
 
 
-def test_an_old_tensorrt_is_told(tmp_path: Path) -> None:
+def test_an_old_tensorrt_is_reported(tmp_path: Path) -> None:
     machine = orin_jetpack6(tmp_path)
     machine.packages = {**machine.packages, "tensorrt": "8.5.2.2"}
     line = lines(machine)["tensorrt"]
@@ -135,7 +135,7 @@ def test_a_gpu_without_any_tensorrt_is_warned_and_a_cpu_is_not(tmp_path: Path) -
     assert warnings(machine) == {"GPU"}
 
 
-def test_an_onnxruntime_without_the_gpu_is_told_where_there_is_one(tmp_path: Path) -> None:
+def test_an_onnxruntime_without_the_gpu_is_reported_where_there_is_one(tmp_path: Path) -> None:
     machine = rtx_workstation(tmp_path)
     machine.packages, machine.providers = {"onnxruntime": "1.32.0"}, CPU_ONLY
     line = lines(machine)["onnxruntime"]
@@ -144,7 +144,7 @@ def test_an_onnxruntime_without_the_gpu_is_told_where_there_is_one(tmp_path: Pat
     assert "NVIDIA publishes" in lines(machine)["onnxruntime"].cure
 
 
-def test_no_onnxruntime_and_a_broken_one_are_told_apart(tmp_path: Path) -> None:
+def test_no_onnxruntime_and_a_broken_one_are_distinguished(tmp_path: Path) -> None:
     machine = cpu_box(tmp_path)
     machine.packages = {}
     assert lines(machine)["onnxruntime"].cure == "pip install 'refdiff[cpu]'"
@@ -155,7 +155,7 @@ def test_no_onnxruntime_and_a_broken_one_are_told_apart(tmp_path: Path) -> None:
     assert lines(machine)["onnxruntime"].found.endswith("SIGILL: it said nothing")
 
 
-def test_extras_are_told_one_by_one(tmp_path: Path) -> None:
+def test_extras_are_reported_one_by_one(tmp_path: Path) -> None:
     said = lines(cpu_box(tmp_path))
     assert said["extra cpu"].found == "complete"
     assert said["extra gpu"].cure.startswith("in place of the extra cpu: pip uninstall onnxruntime")
@@ -180,4 +180,4 @@ def test_extras_of_a_checkout_that_was_not_installed_are_not_known(tmp_path: Pat
     ("size", "text"), [(None, "an unknown amount"), (5 * 10**8, "500 MB"), (2_340_000_000, "2.3 GB")]
 )
 def test_sizes_are_readable(size: int | None, text: str) -> None:
-    assert readable(size) == text
+    assert format_size(size) == text

@@ -31,7 +31,7 @@ def here(monkeypatch: pytest.MonkeyPatch):
     """Puts a machine in the place of this one."""
 
     def put(machine: FakeMachine) -> FakeMachine:
-        machine.trials = {**NOTHING, **machine.trials}
+        machine.tests = {**NOTHING, **machine.tests}
         monkeypatch.setattr(doctoring, "this_machine", machine.sources)
         return machine
 
@@ -46,7 +46,7 @@ def diagnosis(capsys: pytest.CaptureFixture[str], *arguments: str):
 
 def test_one_back_end_that_runs_is_enough(here, tmp_path, capsys) -> None:
     machine = here(cpu_box(tmp_path / "root"))
-    machine.trials["ort-cpu"] = RAN
+    machine.tests["ort-cpu"] = RAN
     code, document, lines = diagnosis(capsys)
     assert (code, document["passed"], document["runs_with"]) == (0, True, ["ort-cpu"])
     assert document["bundle"] is None
@@ -56,7 +56,7 @@ def test_one_back_end_that_runs_is_enough(here, tmp_path, capsys) -> None:
         "ort-cuda is not here",
         "install ort-cuda",
     )
-    assert "files" not in lines, "nobody asked about a bundle"
+    assert "files" not in lines, "no bundle was given"
     assert document["machine"]["host"]["cores"] == 2
 
 
@@ -72,7 +72,7 @@ def test_a_machine_that_only_lacks_plans_is_well_and_a_bundle_without_them_is_no
     here, tmp_path, capsys
 ) -> None:
     machine = here(orin_jetpack6(tmp_path / "root"))
-    machine.trials["tensorrt"] = SmokeTest(runs=False, said="no plans; build them", can_build=True)
+    machine.tests["tensorrt"] = SmokeTest(runs=False, said="no plans; build them", can_build=True)
     code, _, lines = diagnosis(capsys)
     assert (code, lines["verdict"]["found"]) == (0, "plans can be built and run here with tensorrt")
     code, _, lines = diagnosis(capsys, "mini")
@@ -83,15 +83,15 @@ def test_a_machine_that_only_lacks_plans_is_well_and_a_bundle_without_them_is_no
 
 def test_a_bundle_is_verified_and_tried(here, tmp_path, capsys) -> None:
     machine = here(rtx_workstation(tmp_path / "root"))
-    machine.trials |= {"ort-cuda": RAN, "ort-cpu": RAN}
+    machine.tests |= {"ort-cuda": RAN, "ort-cpu": RAN}
     code, document, lines = diagnosis(capsys, "mini")
     assert (code, document["runs_with"]) == (0, ["ort-cuda", "ort-cpu"])
-    assert "every file is what the manifest says" in lines["files"]["found"]
+    assert "every file matches the manifest" in lines["files"]["found"]
     assert lines["verdict"]["found"] == "runs here with ort-cuda, ort-cpu"
     assert {Path(command[-2]).name for command in machine.asked if command[-1] in NOTHING} == {"bundle"}
 
 
-def test_a_damaged_bundle_is_told_and_not_tried(here, tmp_path, capsys) -> None:
+def test_a_damaged_bundle_is_reported_and_not_tried(here, tmp_path, capsys) -> None:
     machine = here(cpu_box(tmp_path / "root"))
     bundle = write_bundle(tmp_path / "bundle")
     (bundle.path / "unet.onnx").write_bytes(b"tenu")
@@ -101,7 +101,7 @@ def test_a_damaged_bundle_is_told_and_not_tried(here, tmp_path, capsys) -> None:
     assert "unet.onnx was changed" in lines["files"]["found"]
     assert "copy or export the bundle again" in lines["files"]["cure"]
     assert not any(command[-1] in NOTHING for command in machine.asked)
-    assert lines["system"]["state"] == "ok", "the machine is told all the same"
+    assert lines["system"]["state"] == "ok", "the machine is described all the same"
 
 
 @pytest.mark.parametrize("what", ["missing", "empty folder", "another's manifest", "a newer format"])
@@ -122,7 +122,7 @@ def test_what_is_no_bundle_ends_with_2(what, here, tmp_path, capsys) -> None:
 
 def test_random_weights_are_a_warning(here, tmp_path, capsys) -> None:
     machine = here(cpu_box(tmp_path / "root"))
-    machine.trials["ort-cpu"] = RAN
+    machine.tests["ort-cpu"] = RAN
     bundle = write_bundle(tmp_path / "bundle")
     edit_manifest(bundle.path, lambda m: m.update(random_seed=7))
     code, _, lines = diagnosis(capsys, str(bundle.path))
@@ -132,7 +132,7 @@ def test_random_weights_are_a_warning(here, tmp_path, capsys) -> None:
 
 def test_weights_that_do_not_fit_into_memory_are_not_tried(here, tmp_path, capsys) -> None:
     machine = here(rtx_workstation(tmp_path / "root"))
-    machine.trials |= {"ort-cuda": RAN, "ort-cpu": RAN}
+    machine.tests |= {"ort-cuda": RAN, "ort-cpu": RAN}
     machine.memory_free = 10**6
     machine.write({"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 1000 kB\nSwapFree: 1000 kB\n"})
     code, _, lines = diagnosis(capsys, "mini")
@@ -146,7 +146,7 @@ def test_plans_are_counted_and_the_first_that_does_not_fit_is_named(here, tmp_pa
     machine = here(rtx_workstation(tmp_path / "root"))
     bundle = write_bundle(tmp_path / "bundle")
     write_plan(bundle, "unet")
-    machine.trials["tensorrt"] = SmokeTest(
+    machine.tests["tensorrt"] = SmokeTest(
         runs=False,
         said="sam_encoder is too old; build it again",
         can_build=True,
@@ -162,27 +162,27 @@ def test_plans_are_counted_and_the_first_that_does_not_fit_is_named(here, tmp_pa
         "cure": "build it again",
     }
     assert "plans for tensorrt-rtx" not in lines
-    machine.trials["tensorrt"] = SmokeTest(runs=True, said="ran", can_build=True, fitting=GRAPHS)
+    machine.tests["tensorrt"] = SmokeTest(runs=True, said="ran", can_build=True, fitting=GRAPHS)
     _, _, lines = diagnosis(capsys, str(bundle.path))
     assert lines["plans for tensorrt"]["state"] == "ok"
 
 
-def test_plans_that_nobody_can_judge_are_told(here, tmp_path, capsys) -> None:
+def test_plans_that_cannot_be_checked_are_reported(here, tmp_path, capsys) -> None:
     machine = here(cpu_box(tmp_path / "root"))
-    machine.trials["ort-cpu"] = RAN
+    machine.tests["ort-cpu"] = RAN
     bundle = write_bundle(tmp_path / "bundle")
     write_plan(bundle, "unet")
     _, _, lines = diagnosis(capsys, str(bundle.path))
-    assert "nobody here can say" in lines["plans for tensorrt"]["found"]
+    assert "cannot be checked here" in lines["plans for tensorrt"]["found"]
 
 
-def test_a_trial_that_crashes_or_hangs_is_a_line(here, tmp_path, capsys) -> None:
+def test_a_test_process_that_crashes_or_hangs_is_a_line(here, tmp_path, capsys) -> None:
     machine = here(cpu_box(tmp_path / "root"))
-    machine.trials["ort-cpu"] = RAN
-    del machine.trials["ort-cuda"]
+    machine.tests["ort-cpu"] = RAN
+    del machine.tests["ort-cuda"]
     code, _, lines = diagnosis(capsys)
     assert (code, lines["ort-cuda"]["state"]) == (0, "warn")
-    assert lines["ort-cuda"]["found"].startswith("the trial failed: ")
+    assert lines["ort-cuda"]["found"].startswith("the test failed: ")
 
 
 def test_the_table_has_every_line_and_the_error_goes_to_stderr(here, tmp_path, capsys) -> None:

@@ -87,7 +87,7 @@ def test_a_thor_in_a_container_is_read_off_its_files_alone(tmp_path: Path) -> No
     assert (jetson.l4t, jetson.jetpack, jetson.power_mode) == ("38.2", "7.0", "MAXN")
 
 
-def test_a_power_mode_that_nobody_tells_has_a_reason(tmp_path: Path) -> None:
+def test_a_power_mode_that_is_unknown_has_a_reason(tmp_path: Path) -> None:
     machine = orin_jetpack6(tmp_path)
     machine.answers["nvpmodel"] = Ran(output="", fault="nvpmodel ended with 255: needs root")
     jetson = machine.facts().jetson

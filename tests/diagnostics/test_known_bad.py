@@ -37,7 +37,7 @@ def test_a_machine_in_order_has_none(make: Make, tmp_path: Path) -> None:
     [
         (cpu_box, {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"}, "two ONNX Runtimes"),
         (cpu_box, {"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, "torch and torchvision"),
-        (cpu_box, {"nvidia-modelopt": "0.39.0"}, "ModelOpt beside refdiff"),
+        (cpu_box, {"nvidia-modelopt": "0.39.0"}, "ModelOpt with refdiff"),
         (orin_jetpack6, {"tensorrt": "11.4.1"}, "TensorRT 11 on a Jetson"),
         (thor_jetpack7, {"tensorrt": "11.3.0"}, "TensorRT 11 on a Jetson"),
         (thor_jetpack7, {"tensorrt": "11.4.1"}, "TensorRT 11 on a Jetson"),
@@ -80,7 +80,7 @@ def test_torch_and_torchvision_of_one_build_are_in_order(packages: dict[str, str
         ("12.0", None),
     ],
 )
-def test_tensorrt_rtx_is_told_of_the_gpus_it_does_not_do(
+def test_gpus_that_tensorrt_rtx_does_not_support_are_found(
     capability: str, title: str | None, tmp_path: Path
 ) -> None:
     machine = rtx_workstation(tmp_path)
@@ -107,7 +107,7 @@ def test_jetpack_7_2_2_takes_tensorrt_11_4(tmp_path: Path) -> None:
     assert seen(machine) == {"TensorRT 11 on a Jetson"}
 
 
-def test_an_arm_board_with_the_registry_s_onnxruntime_is_told(tmp_path: Path) -> None:
+def test_an_arm_board_with_the_registry_s_onnxruntime_is_reported(tmp_path: Path) -> None:
     assert seen(thor_jetpack7(tmp_path)) == {"ONNX Runtime on aarch64"}
 
 
@@ -117,7 +117,7 @@ def test_an_arm_server_without_a_gpu_is_not(tmp_path: Path) -> None:
     assert seen(machine) == set()
 
 
-def test_a_jetson_s_tensorrt_that_this_python_does_not_see_is_told(tmp_path: Path) -> None:
+def test_a_jetson_s_tensorrt_that_this_python_does_not_see_is_reported(tmp_path: Path) -> None:
     machine = orin_jetpack6(tmp_path)
     machine.packages = {"onnxruntime-gpu": "1.23.0"}
     (line,) = check_known_bad(machine.facts())

@@ -1,4 +1,4 @@
-"""Commands that describe a machine: missing, hanging, failing ones are told, never raised."""
+"""Commands that describe a machine: missing, hanging, failing ones are reported, never raised."""
 
 import sys
 import time
@@ -30,7 +30,7 @@ def test_a_command_that_hangs_is_cut_off_with_its_children(tmp_path: Path) -> No
     ran = run_command(["sh", "-c", f"sleep 60 & echo $! > {note}; wait"], 2)
     assert ran.fault == "sh gave no answer within 2 s"
     child = int(note.read_text())
-    for _ in range(100):  # whoever adopted it has to notice first
+    for _ in range(100):  # its new parent has to notice first
         if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
             break
         time.sleep(0.05)

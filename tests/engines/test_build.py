@@ -306,7 +306,7 @@ def test_fusion_says_of_each_attention_whether_one_kernel_computes_it(machine, b
         assert words in table
 
 
-def test_an_attention_in_several_kernels_is_told_with_what_stands_in_the_way(machine, behaviour, capsys):
+def test_an_attention_in_several_kernels_is_reported_with_its_obstacles(machine, behaviour, capsys):
     behaviour.layers = attention(head_size=8).layers
     behaviour.says = [(Severity.VERBOSE, MHA.replace("[ONNX Layer: /MatMul_1]", ""))]
     assert main(["build", "mini", "--graph", "unet", "--fusion"]) == 0
@@ -323,7 +323,7 @@ def test_the_inspector_is_asked_where_the_log_lists_no_layers(machines, behaviou
     assert report["graphs"][0]["attention"][0]["fused"] is True
 
 
-def test_where_nobody_says_what_was_fused_the_report_says_so(machine, behaviour, capsys):
+def test_a_report_says_so_where_it_is_unknown_what_was_fused(machine, behaviour, capsys):
     behaviour.layers = attention().layers
     _, report = said(capsys, "--graph", "unet")
     assert report["graphs"][0]["attention"][0]["fused"] is None

@@ -48,7 +48,7 @@ def test_every_extra_it_installs_exists(text):
     assert {extra for each in named for extra in each.split(",")} <= EXTRAS
 
 
-def test_a_jetson_is_told_to_install_no_tensorrt_of_its_own():
+def test_a_jetson_installs_no_other_tensorrt():
     jetson = re.search(r"^jetson = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.M)
     assert "tensorrt" not in jetson[1]
     assert "[trt]" not in DOCUMENTS["jetson.md"] + DOCKERFILE

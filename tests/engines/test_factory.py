@@ -22,7 +22,7 @@ CHEAPEST = {
 }
 """Verb -> arguments with which it does the least."""
 
-TOLD = re.compile(r"^back-end (ort-\w+): (.*onnxruntime.*)$", re.MULTILINE)
+NOTED = re.compile(r"^back-end (ort-\w+): (.*onnxruntime.*)$", re.MULTILINE)
 
 
 def test_no_verb_with_a_back_end_is_left_out_here():
@@ -37,18 +37,18 @@ def test_no_verb_with_a_back_end_is_left_out_here():
 
 
 @pytest.mark.parametrize("verb", CHEAPEST)
-def test_what_auto_came_to_is_told_beside_the_answer_and_in_it(verb, tmp_path, capsys):
+def test_what_auto_chose_is_noted_on_stderr_and_in_the_answer(verb, tmp_path, capsys):
     Image.fromarray(render_scene(1_000_007).image).save(tmp_path / "photo.png")
     arguments = (
         CHEAPEST[verb].replace("PICTURE", str(tmp_path / "photo.png")).replace("FOLDER", str(tmp_path))
     )
     assert main([verb, *arguments.split(), "--json"]) == 0
     streams = capsys.readouterr()
-    said, (told,) = json.loads(streams.out), TOLD.findall(streams.err)
-    assert told == (said["backend"], said["backend_reason"])
+    said, (noted,) = json.loads(streams.out), NOTED.findall(streams.err)
+    assert noted == (said["backend"], said["backend_reason"])
     assert main([verb, *arguments.split(), "--backend", said["backend"], "--json", *again(verb)]) == 0
     streams = capsys.readouterr()
-    assert TOLD.findall(streams.err) == []
+    assert NOTED.findall(streams.err) == []
     assert json.loads(streams.out)["backend_reason"] == "asked for"
 
 

@@ -146,7 +146,7 @@ def test_half_precision_comes_as_float32_and_rounded() -> None:
     half = x.astype(np.float16)
     np.testing.assert_array_equal(found[0, "x.float16"], half)
     np.testing.assert_array_equal(found[0, "a"], half * WEIGHT.astype(np.float16))
-    assert not np.array_equal(found[0, "d"], found[0, "d"].astype(np.float16)), "an island is not rounded"
+    assert not np.array_equal(found[0, "d"], found[0, "d"].astype(np.float16)), "an fp32 node is not rounded"
     np.testing.assert_array_equal(found[0, "y"], found[0, "y"].astype(np.float16))
 
 
@@ -219,7 +219,7 @@ def test_a_graph_without_types_is_refused_and_its_file_is_not(tmp_path: Path) ->
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
 
 
-def test_what_onnx_runtime_refuses_is_told_in_one_line() -> None:
+def test_what_onnx_runtime_refuses_is_reported_in_one_line() -> None:
     with pytest.raises(EngineError, match=r"the graph failed in ONNX Runtime: ") as failed:
         collected(chain(), [{"x": noise(4)}], ["a"])
     assert "\n" not in str(failed.value)

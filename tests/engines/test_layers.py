@@ -44,7 +44,7 @@ def test_a_node_s_kernel_times_are_summed_and_everything_else_is_left_out() -> N
     ]
 
 
-def test_onnx_runtime_tells_the_layers_of_all_runs_and_leaves_no_file(
+def test_onnx_runtime_times_the_layers_of_all_runs_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -62,7 +62,7 @@ def test_onnx_runtime_tells_the_layers_of_all_runs_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_session_that_was_not_told_to_measure_has_no_layers(tmp_path: Path) -> None:
+def test_a_session_that_does_not_measure_has_no_layers(tmp_path: Path) -> None:
     sessions = open_sessions(open_bundle(BUNDLE, verify="size"), backend="ort-cpu", threads=1, measure="runs")
     session = sessions.open("clip_text")
     assert session.timings() == Timings()
@@ -139,7 +139,7 @@ def test_a_failed_run_gives_no_time() -> None:
 
 
 @pytest.mark.parametrize("rtx", [False, True])
-def test_tensorrt_tells_every_layer_of_every_run_and_replays_none(rtx: bool) -> None:
+def test_tensorrt_times_every_layer_of_every_run_and_replays_none(rtx: bool) -> None:
     bench = Bench(layers=True, rtx=rtx)
     for _ in range(3):
         bench.session.run(feeds())

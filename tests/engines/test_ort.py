@@ -151,20 +151,20 @@ def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(
 ) -> None:
     with pytest.raises(EngineError, match=r"ort-tensorrt needs TensorrtExecutionProvider.* and TensorRT, or"):
         OrtSession(sums, SUMS, backend="ort-tensorrt")
-    told: dict[str, str] = {}
+    options: dict[str, str] = {}
     monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
 
     def create(
         model: object, *, sess_options: ort_module.ort.SessionOptions, providers: list, **_: object
     ) -> object:
-        told["fallback"] = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback")
-        told["provider"] = providers[0][0]
+        options["fallback"] = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        options["provider"] = providers[0][0]
         return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
 
     monkeypatch.setattr(ort_module.ort, "InferenceSession", create)
     with pytest.raises(EngineError, match="requested TensorrtExecutionProvider, ONNX Runtime started CPU"):
         OrtSession(sums, SUMS, backend="ort-tensorrt")
-    assert told == {"fallback": "1", "provider": "TensorrtExecutionProvider"}
+    assert options == {"fallback": "1", "provider": "TensorrtExecutionProvider"}
 
 
 def test_a_silent_fall_back_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def feeds(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
 def bundle(request, tmp_path_factory) -> Path:
-    """A copy of the miniature in each precision, so that plans lie beside its graphs."""
+    """A copy of the miniature in each precision, so that plans are stored in it."""
     folder = tmp_path_factory.mktemp("rtx") / request.param
     if request.param == "fp32":
         shutil.copytree(BUNDLE, folder)  # no hard links: onnx_ir refuses weights that have two names
@@ -148,7 +148,7 @@ def parsed(path):
         ),
     ],
 )
-def test_what_the_parser_refuses_is_told_by_node_and_operator(tmp_path, text, node, operator, cure):
+def test_what_the_parser_refuses_is_reported_by_node_and_operator(tmp_path, text, node, operator, cure):
     (refusal,) = parsed(graph(tmp_path, text)).refusals
     assert (refusal.node, refusal.operator) == (node, operator)
     assert cure in refusal.cure
@@ -156,7 +156,7 @@ def test_what_the_parser_refuses_is_told_by_node_and_operator(tmp_path, text, no
     assert "driver" not in str(refusal)
 
 
-def test_a_file_that_is_no_graph_and_one_without_its_weights_are_told_as_such(tmp_path):
+def test_a_file_that_is_no_graph_and_one_without_its_weights_are_named(tmp_path):
     (tmp_path / "junk.onnx").write_bytes(b"not a graph")
     assert "no ONNX file" in parsed(tmp_path / "junk.onnx").refusals[0].cure
     (tmp_path / "sd_text.onnx").write_bytes((BUNDLE / "sd_text.onnx").read_bytes())

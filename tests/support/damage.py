@@ -14,7 +14,7 @@ from refdiff.contracts.atomic_io import hash_file
 
 
 def copy_of(bundle: Path, target: Path) -> Path:
-    """A bundle of one's own to damage."""
+    """A bundle to damage."""
     shutil.copytree(bundle, target)
     return target
 

@@ -1,7 +1,7 @@
-"""The building half of a TensorRT, in memory: what refdiff calls, and nothing that needs a library or a GPU.
+"""The building half of a TensorRT, in memory: the calls that refdiff makes, without a library or a GPU.
 
-`fake_tensorrt` makes a module as one version has it. A plan's bytes are JSON of what the builder was told, so
-that a test reads there what reached it.
+`fake_tensorrt` makes the module of one version. A plan's bytes are JSON of the builder's settings, so
+that a test can read them there.
 """
 
 import enum
@@ -29,7 +29,7 @@ class Severity(enum.IntEnum):
 
 @dataclass
 class Complaint:
-    """A parser's error; `told` are the questions this version answers."""
+    """An error of the parser."""
 
     node: str = ""
     operator: str = ""
@@ -201,7 +201,7 @@ class Behaviour:
     plan_bytes: int = 0
     """Of padding behind the plan."""
     plan: Callable[[Path, "Config"], bytes] | None = None
-    """The plan of a file, where it is to be run; None: what the builder was told."""
+    """The plan of a file, where it is to be run; None: the builder's settings."""
     inspected: str | None = None
     """What the engine inspector says; None: no plan can be loaded here."""
     networks: list[Network] = field(default_factory=list)
@@ -399,7 +399,7 @@ def _goes_on(acts: Behaviour, monitor: Any) -> bool:
 
 
 def _plan(network: Network, config: Config) -> bytes:
-    told = {
+    settings = {
         "network_flags": network.flags,
         "flags": sorted(config.flags),
         "workspace": config.workspace,
@@ -409,4 +409,4 @@ def _plan(network: Network, config: Config) -> bytes:
         "verbosity": config.profiling_verbosity,
         "cache": None if config.cache is None else config.cache.data.decode(),
     }
-    return json.dumps(told).encode()
+    return json.dumps(settings).encode()

@@ -1,6 +1,6 @@
 """An in-memory stand-in for the calls of cuda-python's runtime that refdiff makes.
 
-Device memory is host memory at real addresses. Work is enqueued and done only when somebody waits, so that a
+Device memory is host memory at real addresses. Work is enqueued and done only at the next wait, so that a
 forgotten wait is seen; memory that was freed, or was never allocated, is refused.
 """
 

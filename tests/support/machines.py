@@ -39,7 +39,7 @@ class FakeMachine:
     providers: Sequence[str] = tuple(CPU_ONLY)
     answers: dict[str, str | Ran] = field(default_factory=dict)
     """First word of a command, or all of it -> what it prints, or what it comes to."""
-    trials: dict[str, SmokeTest] = field(default_factory=dict)
+    tests: dict[str, SmokeTest] = field(default_factory=dict)
     disk: int = 50 * 10**9
     requirements: tuple[str, ...] = REQUIREMENTS
     asked: list[tuple[str, ...]] = field(default_factory=list)
@@ -52,8 +52,8 @@ class FakeMachine:
 
     def run(self, command: Sequence[str], seconds: float) -> Ran:
         self.asked.append(tuple(command))
-        if command[-1] in self.trials:
-            return Ran(output=json.dumps(asdict(self.trials[command[-1]])))
+        if command[-1] in self.tests:
+            return Ran(output=json.dumps(asdict(self.tests[command[-1]])))
         known = {
             " ".join(DRIVER_REPORT): json.dumps(
                 {

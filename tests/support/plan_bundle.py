@@ -1,4 +1,4 @@
-"""A bundle of empty graphs with plans of the fake TensorRT beside them, and a machine that runs them."""
+"""A bundle of empty graphs with plans of the fake TensorRT, and a machine that runs them."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,15 +1,9 @@
-"""What the facts of a machine mean: one line each, packages and back-ends apart.
-
-In: facts. Out: lines.
-
-What the facts of Python packages mean: TensorRT, ONNX Runtime, refdiff and its extras.
-
-In: facts. Out: lines.
-"""
+"""Check the facts of a machine and of its Python packages, back-ends excluded: one line each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from refdiff.diagnostics.facts import (
     Diagnosis,
@@ -17,22 +11,23 @@ from refdiff.diagnostics.facts import (
     Extra,
     Jetson,
     Machine,
-    State,
-    readable,
+    format_size,
     version_numbers,
 )
 from refdiff.diagnostics.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
 from refdiff.engines.trt.flavour import INSTALL
 
-SECTION = "machine"
+_line = partial(Diagnosis, "machine")
+_package_line = partial(Diagnosis, "packages")
 
 _TESTED_PYTHONS = ((3, 10), (3, 13))
-_LITTLE_DISK = 10**9
-"""Bytes below which plans of a real model do not fit."""
+_MIN_TENSORRT = (10, 3)
+_MIN_DISK_BYTES = 10**9
+"""Free space below which plans of a real model do not fit."""
 
 
 def check_machine(machine: Machine) -> list[Diagnosis]:
-    """System, GPU, driver, CUDA, Jetson, memory and disks."""
+    """Check system, GPU, driver, CUDA, Jetson, memory and disks."""
     return [
         *_system(machine),
         *_gpus(machine),
@@ -40,10 +35,6 @@ def check_machine(machine: Machine) -> list[Diagnosis]:
         *_memory(machine),
         *(_disk(disk) for disk in machine.disks),
     ]
-
-
-def _line(name: str, state: State, found: str, cure: str = "") -> Diagnosis:
-    return Diagnosis(section=SECTION, name=name, state=state, found=found, cure=cure)
 
 
 def _system(machine: Machine) -> Iterator[Diagnosis]:
@@ -66,12 +57,14 @@ def _gpus(machine: Machine) -> Iterator[Diagnosis]:
         yield _no_gpu(machine)
     for number, gpu in enumerate(gpus.devices):
         used = "" if len(gpus.devices) == 1 else ", the one that is used" if number == 0 else ", not used"
-        found = f"{gpu.name}, compute capability {gpu.compute_capability}, {readable(gpu.memory_bytes)}{used}"
+        found = (
+            f"{gpu.name}, compute capability {gpu.compute_capability}, {format_size(gpu.memory_bytes)}{used}"
+        )
         yield _line("GPU", "ok", found)
     if first is not None or gpus.driver is not None:
         knows = f", knows CUDA {first.driver_cuda}" if first is not None else ""
         yield _line("driver", "ok", f"{gpus.driver or 'version unknown'}{knows}")
-    yield _line("CUDA libraries", "ok", _cuda(machine))
+    yield _line("CUDA libraries", "ok", _cuda_libraries(machine))
 
 
 def _no_gpu(machine: Machine) -> Diagnosis:
@@ -92,8 +85,8 @@ def _no_gpu(machine: Machine) -> Diagnosis:
     )
 
 
-def _cuda(machine: Machine) -> str:
-    """The system's and pip's, since a program may find either."""
+def _cuda_libraries(machine: Machine) -> str:
+    """List the system's and pip's libraries, since a program may load either."""
     found = [f"{name} {', '.join(majors)}" for name, majors in machine.cuda.found.items()]
     toolkit = f"toolkit {machine.cuda.toolkit}, " if machine.cuda.toolkit else ""
     by_pip = [
@@ -149,79 +142,70 @@ def _fastest(jetson: Jetson) -> str | None:
 
 def _memory(machine: Machine) -> Iterator[Diagnosis]:
     host = machine.host
-    yield _line("memory", "ok", f"{readable(host.memory_free)} free of {readable(host.memory_total)}")
+    yield _line("memory", "ok", f"{format_size(host.memory_free)} free of {format_size(host.memory_total)}")
     gpu = machine.gpus.first
     if gpu is not None:
-        found = f"{readable(machine.gpus.memory_free)} free of {readable(gpu.memory_bytes)}"
+        found = f"{format_size(machine.gpus.memory_free)} free of {format_size(gpu.memory_bytes)}"
         shared = ", shared with the processor" if machine.jetson is not None else ""
         yield _line("GPU memory", "ok", found + shared)
 
 
 def _disk(disk: Disk) -> Diagnosis:
-    name, found = f"disk for {disk.purpose}", f"{readable(disk.free)} free in {disk.folder}"
+    name, found = f"disk for {disk.purpose}", f"{format_size(disk.free)} free in {disk.folder}"
     if not disk.writable:
         return _line(name, "warn", f"{found}, which cannot be written to", "build in a copy of the bundle")
-    if disk.free < _LITTLE_DISK:
+    if disk.free < _MIN_DISK_BYTES:
         return _line(
             name, "warn", found, "free some: plans take about as much as the graphs they are built from"
         )
     return _line(name, "ok", found)
 
 
-PACKAGE_CHECKS_SECTION = "packages"
-
-_LEAST_TENSORRT = (10, 3)
-
-
 def check_packages(machine: Machine) -> list[Diagnosis]:
-    """refdiff, its back-ends' packages, its extras."""
+    """Check refdiff, the packages of its back-ends, and its extras."""
     return [
-        _package_checks_line("refdiff", "ok", machine.refdiff),
+        _package_line("refdiff", "ok", machine.refdiff),
         *(_tensorrt(machine, flavour) for flavour in TENSORRTS),
         _onnxruntime(machine),
         *_extras(machine),
     ]
 
 
-def _package_checks_line(name: str, state: State, found: str, cure: str = "") -> Diagnosis:
-    return Diagnosis(section=PACKAGE_CHECKS_SECTION, name=name, state=state, found=found, cure=cure)
-
-
 def _tensorrt(machine: Machine, flavour: str) -> Diagnosis:
     version = tensorrt_version(machine, flavour)
     if version is None:
         return _no_tensorrt(machine, flavour)
-    if flavour == "tensorrt" and version_numbers(version) < _LEAST_TENSORRT:
-        return _package_checks_line(
+    if flavour == "tensorrt" and version_numbers(version) < _MIN_TENSORRT:
+        return _package_line(
             flavour, "warn", f"{version}, needed is 10.3 or later", "update JetPack, or TensorRT"
         )
-    return _package_checks_line(flavour, "ok", version)
+    return _package_line(flavour, "ok", version)
 
 
 def _no_tensorrt(machine: Machine, flavour: str) -> Diagnosis:
-    """Worth a warning where it would be used: on a GPU, with no other TensorRT."""
+    """Report a missing TensorRT; a warning only where it would be used: on a GPU, without the other."""
     if flavour == "tensorrt-rtx" and machine.host.arch != "x86_64":
-        return _package_checks_line(flavour, "ok", f"not installed; there is none for {machine.host.arch}")
+        return _package_line(flavour, "ok", f"not installed; there is none for {machine.host.arch}")
     other = any(name in machine.packages for several in TENSORRTS.values() for name in several)
     wanted = bool(machine.gpus.devices) and not other
-    return _package_checks_line(flavour, "warn" if wanted else "ok", "not installed", INSTALL[flavour])
+    return _package_line(flavour, "warn" if wanted else "ok", "not installed", INSTALL[flavour])
 
 
 def _onnxruntime(machine: Machine) -> Diagnosis:
     runtime = machine.onnxruntime
     if runtime is None:
         cure = "pip install 'refdiff[gpu]'" if machine.gpus.devices else "pip install 'refdiff[cpu]'"
-        return _package_checks_line("onnxruntime", "warn", "not installed", cure)
+        return _package_line("onnxruntime", "warn", "not installed", cure)
     names = [f"{name} {machine.packages[name]}" for name in ONNX_RUNTIMES if name in machine.packages]
     if runtime.fault is not None:
-        return _package_checks_line(
+        return _package_line(
             "onnxruntime", "warn", f"{', '.join(names)}: {runtime.fault}", "install it again"
         )
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in runtime.providers)
     found = f"{', '.join(names)}; providers: {providers}"
     if machine.gpus.devices and "CUDAExecutionProvider" not in runtime.providers:
-        return _package_checks_line("onnxruntime", "warn", f"{found}; none for the GPU", _gpu_cure(machine))
-    return _package_checks_line("onnxruntime", "ok", found)
+        return _package_line("onnxruntime", "warn", f"{found}; none for the GPU", _gpu_cure(machine))
+    return _package_line("onnxruntime", "ok", found)
 
 
 def _gpu_cure(machine: Machine) -> str:
@@ -233,16 +217,16 @@ def _gpu_cure(machine: Machine) -> str:
 def _extras(machine: Machine) -> list[Diagnosis]:
     if not machine.extras:
         found = "not known: refdiff runs from its sources and was not installed"
-        return [_package_checks_line("extras", "warn", found, "pip install it, with -e from its sources")]
+        return [_package_line("extras", "warn", found, "pip install it, with -e from its sources")]
     return [_extra(extra, machine) for extra in machine.extras]
 
 
 def _extra(extra: Extra, machine: Machine) -> Diagnosis:
-    """An extra that is not there is a choice; one with a package too old is a fault."""
+    """Report an extra; a missing one is the user's choice, one with an outdated package is a warning."""
     name, cure = f"extra {extra.name}", f"pip install 'refdiff[{extra.name}]'"
     if extra.name == "gpu" and "onnxruntime" in machine.packages:
         cure = f"in place of the extra cpu: pip uninstall onnxruntime, then {cure}"
     lacks = f"lacks {', '.join(extra.missing)}" if extra.missing else ""
     if extra.outdated:
-        return _package_checks_line(name, "warn", "; ".join(filter(None, (*extra.outdated, lacks))), cure)
-    return _package_checks_line(name, "ok", lacks or "complete", cure if lacks else "")
+        return _package_line(name, "warn", "; ".join(filter(None, (*extra.outdated, lacks))), cure)
+    return _package_line(name, "ok", lacks or "complete", cure if lacks else "")

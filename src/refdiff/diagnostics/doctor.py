@@ -1,8 +1,9 @@
-"""What this machine is, what can run here, and what mends the rest: the verb `doctor`."""
+"""`doctor`: examine this machine, what can run on it, and how to fix the rest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 from refdiff.contracts.bundle import Bundle, Manifest, open_bundle, read_manifest
 from refdiff.contracts.inspection import bundle_path
 from refdiff.contracts.progress import Progress, silent
-from refdiff.diagnostics.backends import Tried, try_backends
+from refdiff.diagnostics.backends import BackendResults, try_backends
 from refdiff.diagnostics.checks import check_machine, check_packages
-from refdiff.diagnostics.facts import Diagnosis, Machine, State, readable
+from refdiff.diagnostics.facts import Diagnosis, Machine, State, format_size
 from refdiff.diagnostics.gather import gather
 from refdiff.diagnostics.known_bad import check_known_bad
 from refdiff.diagnostics.sources import Sources, this_machine
@@ -20,30 +21,33 @@ from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.errors import BundleError
 from refdiff.reports import Cell, Column, Table, Tone
 
+_bundle_line = partial(Diagnosis, "bundle")
+_verdict_line = partial(Diagnosis, "verdict", "verdict")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorReport:
-    """The diagnosis."""
+    """Result of `doctor`."""
 
     bundle: Path | None
-    """The bundle that was asked about; None where it was the machine alone."""
+    """The examined bundle; None if the machine alone was examined."""
     findings: tuple[Diagnosis, ...]
     runs_with: tuple[str, ...]
-    """Back-ends that ran a graph: of the bundle, or of the built-in one."""
+    """Back-ends that ran a graph of the bundle, or of the built-in one."""
     machine: Machine
 
     @property
     def passed(self) -> bool:
-        """Whether the bundle, or where none was asked about anything, runs here."""
+        """True if the bundle runs here; without a bundle, if anything runs here."""
         return all(finding.state != "fail" for finding in self.findings)
 
     @property
     def verdict(self) -> Diagnosis:
-        """The last line, which sums up the others."""
+        """The last line, which summarizes the others."""
         return self.findings[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             "bundle": None if self.bundle is None else str(self.bundle),
             "passed": self.passed,
@@ -59,9 +63,9 @@ def doctor(
     """Examine this machine and, if one is named, whether a bundle runs on it.
 
     Args:
-        bundle: a bundle's folder, or "mini"; None: the machine alone, on which the built-in bundle is tried.
+        bundle: a bundle's folder, or "mini"; None: the machine alone, with the built-in bundle.
         sources: where facts come from; None: this machine.
-        progress: called with a line of progress.
+        progress: receives one line for each step.
 
     Raises:
         BundleError: there is no bundle at the path, its manifest cannot be read, or it is of another format.
@@ -69,17 +73,17 @@ def doctor(
     path = bundle_path("mini" if bundle is None else bundle)
     manifest = read_manifest(path)
     where = this_machine() if sources is None else sources
-    progress("looking at this machine")
-    # Plans are all that refdiff writes: beside the bundle's graphs or, of the built-in one, in a cache.
+    progress("examining this machine")
+    # Plans are all that refdiff writes: in the bundle or, for the built-in one, in a cache.
     machine = gather(where, {"plans": plans_folder(Bundle(path=path, manifest=manifest))})
     progress("verifying the bundle's files")
     opened, integrity = _open(path, manifest)
     if opened is None:
-        tried = Tried(findings=(), runs_with=(), can_build=())
-        verdict = _line("verdict", "fail", f"{path} cannot run here: it is damaged", "see its files above")
+        results = BackendResults(findings=(), runs_with=(), can_build=())
+        verdict = _verdict_line("fail", f"{path} cannot run here: it is damaged", "see its files above")
     else:
-        tried = try_backends(opened, machine, where.run, progress)
-        verdict = _verdict(tried, path) if bundle is not None else _verdict_without_bundle(tried)
+        results = try_backends(opened, machine, where.run, progress)
+        verdict = _verdict(results, path) if bundle is not None else _verdict_without_bundle(results)
     about_bundle = integrity if bundle is not None or opened is None else []
     return DoctorReport(
         bundle=None if bundle is None else path,
@@ -88,55 +92,48 @@ def doctor(
             *check_packages(machine),
             *check_known_bad(machine),
             *about_bundle,
-            *tried.findings,
+            *results.findings,
             verdict,
         ),
-        runs_with=tried.runs_with,
+        runs_with=results.runs_with,
         machine=machine,
     )
 
 
 def _open(path: Path, manifest: Manifest) -> tuple[Bundle | None, list[Diagnosis]]:
-    """The bundle, if its files are what the manifest says; and lines about it."""
+    """Return the bundle if its files match the manifest, and lines about it."""
     try:
         bundle = open_bundle(path)
     except BundleError as error:
         found, _, cure = str(error).partition("; ")
-        return None, [_line("files", "fail", found, cure)]
+        return None, [_bundle_line("files", "fail", found, cure)]
     size = sum(record.size_bytes for record in manifest.files.values())
-    about = (
-        f"{path}: {manifest.spec.name}, {manifest.precision}, {len(manifest.graphs)} graphs, {readable(size)}"
-    )
-    lines = [_line("files", "ok", f"{about}; every file is what the manifest says")]
+    about = f"{path}: {manifest.spec.name}, {manifest.precision}, {len(manifest.graphs)} graphs"
+    lines = [_bundle_line("files", "ok", f"{about}, {format_size(size)}; every file matches the manifest")]
     if manifest.random_seed is not None:
         found = f"random, seed {manifest.random_seed}: its masks mean nothing"
         cure = "export trained weights, or measure with --allow-random-weights"
-        lines.append(_line("weights", "warn", found, cure))
+        lines.append(_bundle_line("weights", "warn", found, cure))
     return bundle, lines
 
 
-def _verdict(tried: Tried, path: Path) -> Diagnosis:
-    if tried.runs_with:
-        return _line("verdict", "ok", f"runs here with {', '.join(tried.runs_with)}")
-    if tried.can_build:
-        cure = f"refdiff build {path} --flavour {tried.can_build[0]}"
-        return _line("verdict", "fail", f"{path} cannot run here: it has no plans that fit", cure)
-    return _line("verdict", "fail", f"{path} cannot run here", "see the lines above, back-ends first")
+def _verdict(results: BackendResults, path: Path) -> Diagnosis:
+    if results.runs_with:
+        return _verdict_line("ok", f"runs here with {', '.join(results.runs_with)}")
+    if results.can_build:
+        cure = f"refdiff build {path} --flavour {results.can_build[0]}"
+        return _verdict_line("fail", f"{path} cannot run here: it has no plans that fit", cure)
+    return _verdict_line("fail", f"{path} cannot run here", "see the lines above, back-ends first")
 
 
-def _verdict_without_bundle(tried: Tried) -> Diagnosis:
-    if tried.runs_with:
-        return _line("verdict", "ok", f"bundles run here with {', '.join(tried.runs_with)}")
-    if tried.can_build:
-        found = f"plans can be built and run here with {', '.join(tried.can_build)}"
-        return _line("verdict", "ok", found, "refdiff build BUNDLE")
+def _verdict_without_bundle(results: BackendResults) -> Diagnosis:
+    if results.runs_with:
+        return _verdict_line("ok", f"bundles run here with {', '.join(results.runs_with)}")
+    if results.can_build:
+        found = f"plans can be built and run here with {', '.join(results.can_build)}"
+        return _verdict_line("ok", found, "refdiff build BUNDLE")
     cure = "install a back-end: pip install 'refdiff[cpu]', or see the lines above"
-    return _line("verdict", "fail", "no back-end can run anything here", cure)
-
-
-def _line(name: str, state: State, found: str, cure: str = "") -> Diagnosis:
-    section = "verdict" if name == "verdict" else "bundle"
-    return Diagnosis(section=section, name=name, state=state, found=found, cure=cure)
+    return _verdict_line("fail", "no back-end can run anything here", cure)
 
 
 _TONES: dict[State, Tone] = {"ok": "good", "warn": "plain", "fail": "bad"}

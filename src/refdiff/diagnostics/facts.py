@@ -1,8 +1,6 @@
-"""One line of a diagnosis: what was looked at, how it is, what was found, and what mends it.
+"""Facts about a machine, and the lines of a diagnosis, as plain values.
 
-What is known of a machine, as plain values; None and empty mean that nobody could say.
-
-Sizes in bytes.
+None and empty values mean unknown. Sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ from typing import Any, Literal
 from refdiff.engines.trt.device import Device
 
 State = Literal["ok", "warn", "fail"]
-"""ok: nothing to do. warn: something will not work, or not as well as it could. fail: nothing runs."""
+"""ok: nothing to do. warn: something fails, or works less well than it could. fail: nothing runs."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Diagnosis:
-    """The line."""
+    """One line: what was checked, its state, what was found, and the cure."""
 
     section: str
     name: str
@@ -30,12 +28,12 @@ class Diagnosis:
     cure: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return dataclasses.asdict(self)
 
 
-def readable(size: int | None) -> str:
-    """A size as people write it."""
+def format_size(size: int | None) -> str:
+    """Return a size in MB or GB."""
     if size is None:
         return "an unknown amount"
     return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e6:.0f} MB"
@@ -54,34 +52,34 @@ class Host:
     cores: int
     memory_total: int | None
     memory_free: int | None
-    """What a program can still take: within the container's limit, if there is one."""
+    """Memory that a program can still allocate, within the container's limit if there is one."""
     swap_free: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpus:
-    """The GPUs, and what drives them."""
+    """The GPUs and their driver."""
 
     devices: tuple[Device, ...]
-    """As CUDA shows them; the first is used."""
+    """GPUs in CUDA's order; the first is used."""
     why_none: str
-    """Why there are none, "" where there are."""
+    """Reason why there are none; empty if there are some."""
     listed: tuple[str, ...]
-    """What nvidia-smi shows."""
+    """Names that nvidia-smi shows."""
     driver: str | None
-    """Its version."""
+    """Version of the driver."""
     memory_free: int | None
-    """Of the first."""
+    """Free memory of the first GPU."""
 
     @property
     def first(self) -> Device | None:
-        """The one that is used."""
+        """The GPU that is used."""
         return self.devices[0] if self.devices else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CudaLibraries:
-    """What the system, not pip, has of CUDA."""
+    """CUDA's libraries of the system, without those from pip."""
 
     toolkit: str | None
     found: Mapping[str, tuple[str, ...]]
@@ -90,7 +88,7 @@ class CudaLibraries:
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """The range a clock moves in, in MHz."""
+    """The range of a clock in MHz."""
 
     name: str
     least: int
@@ -99,7 +97,7 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Jetson:
-    """What only a Jetson has."""
+    """Facts that only a Jetson has."""
 
     model: str
     l4t: str | None
@@ -109,17 +107,17 @@ class Jetson:
     power_modes: Mapping[str, int]
     """Name -> the number that nvpmodel takes."""
     power_fault: str
-    """Why the mode is not known, "" where it is."""
+    """Reason why the mode is unknown; empty if it is known."""
     clocks: tuple[Clock, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxRuntime:
-    """What ONNX Runtime says of itself."""
+    """ONNX Runtime's report of itself."""
 
     providers: tuple[str, ...]
     fault: str | None
-    """Why it cannot be imported."""
+    """Reason why it cannot be imported; None if it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,18 +132,18 @@ class Extra:
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """Room for files."""
+    """Free space of a folder."""
 
     purpose: str
     folder: Path
-    """The folder itself, or the nearest above it that exists."""
+    """The folder itself, or its nearest existing parent."""
     free: int
     writable: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """All of it."""
+    """All facts about a machine."""
 
     refdiff: str
     host: Host
@@ -153,14 +151,14 @@ class Machine:
     cuda: CudaLibraries
     jetson: Jetson | None
     packages: Mapping[str, str]
-    """Package -> version, of those that matter here and are installed."""
+    """Installed package -> version, of those that refdiff uses."""
     onnxruntime: OnnxRuntime | None
     extras: tuple[Extra, ...]
-    """Empty where refdiff was not installed as a package."""
+    """Empty if refdiff was not installed as a package."""
     disks: tuple[Disk, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         document = dataclasses.asdict(self)
         for disk in document["disks"]:
             disk["folder"] = str(disk["folder"])
@@ -168,7 +166,7 @@ class Machine:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The numbers a version starts with: "10.3.0+cu12" -> (10, 3, 0)."""
+    """Return the numbers at the start of a version: "10.3.0+cu12" -> (10, 3, 0)."""
     numbers: list[int] = []
     for part in version.partition("+")[0].split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

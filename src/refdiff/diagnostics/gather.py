@@ -1,12 +1,7 @@
-"""GPUs, driver and CUDA's libraries; nothing of NVIDIA's has to be installed to ask.
+"""Read all facts about a machine from its sources: `gather`.
 
-In: sources. Out: `Gpus`, `CudaLibraries`.
-
-System, processor and memory, from the files in which Linux tells them.
-
-In: sources. Out: `Host`, `Disk`.
-
-From sources to facts: everything that is to be known of a machine, once.
+System, processor and memory come from Linux's files, GPUs from the driver in a separate process, and CUDA's
+libraries from the loader; no package of NVIDIA is needed.
 """
 
 from __future__ import annotations
@@ -30,13 +25,13 @@ DRIVER_REPORT = (sys.executable, "-m", "refdiff.engines.trt.device")
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
 _DRIVER_SECONDS = 20.0
-"""A driver that nobody uses wakes every GPU of the machine before it answers."""
+"""Time limit; an idle driver first wakes every GPU of the machine."""
 
 _LIBRARIES = ("cudart", "cublasLt", "cudnn", "nvinfer")
 
 
 def read_gpus(sources: Sources) -> Gpus:
-    """Ask the driver, and nvidia-smi where there is one."""
+    """Query the driver, and nvidia-smi if it is installed."""
     report = _driver_report(sources)
     rows = _smi_rows(sources)
     return Gpus(
@@ -49,7 +44,7 @@ def read_gpus(sources: Sources) -> Gpus:
 
 
 def read_cuda(sources: Sources) -> CudaLibraries:
-    """What the loader finds, and the toolkit that /usr/local/cuda points to."""
+    """Read the libraries that the loader finds, and the toolkit in /usr/local/cuda."""
     ran = sources.tool("ldconfig", "-p")
     if ran.fault is not None:
         ran = sources.tool("/sbin/ldconfig", "-p")  # not on every user's PATH
@@ -77,7 +72,7 @@ def _smi_rows(sources: Sources) -> list[tuple[str, str]]:
 
 
 def _kernel_driver(sources: Sources) -> str | None:
-    """The version of the kernel's module, which nvidia-smi need not be there for."""
+    """Return the version of the kernel's module, which needs no nvidia-smi."""
     text = sources.text("proc/driver/nvidia/version") or ""
     found = re.search(r"Kernel Module\D.*?(\d+\.\d+(?:\.\d+)?)", text)
     return None if found is None else found[1]
@@ -100,7 +95,7 @@ _CGROUPS = (
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of versions 2 and 1: where a container's limit is, what is used, and what of that the kernel gives back."""
+"""Folder and files of cgroup versions 2 and 1: the limit, the used memory, and its reclaimable part."""
 
 
 def read_host(sources: Sources) -> Host:
@@ -121,10 +116,13 @@ def read_host(sources: Sources) -> Host:
 
 
 def read_disk(sources: Sources, purpose: str, folder: Path) -> Disk:
-    """What is free where a folder is, or will be."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    """Read the free space of a folder that exists or will be created."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     return Disk(
-        purpose=purpose, folder=there, free=sources.disk_free(there), writable=os.access(there, os.W_OK)
+        purpose=purpose,
+        folder=existing,
+        free=sources.disk_free(existing),
+        writable=os.access(existing, os.W_OK),
     )
 
 
@@ -152,11 +150,11 @@ def _match(pattern: str, text: str | None) -> str | None:
 
 
 def gather(sources: Sources, folders: Mapping[str, Path]) -> Machine:
-    """Describe a machine; what cannot be asked is told as such, never raised.
+    """Describe a machine; what cannot be read becomes a fact as well, never an exception.
 
     Args:
-        sources: where to look.
-        folders: purpose -> folder, whose disks are to be looked at.
+        sources: of the machine.
+        folders: purpose -> folder whose disk is described.
     """
     return Machine(
         refdiff=refdiff_version(),

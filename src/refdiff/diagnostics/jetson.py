@@ -1,7 +1,4 @@
-"""What only a Jetson has: model, JetPack, power mode, clocks.
-
-In: sources. Out: a `Jetson`, or None on any other machine.
-"""
+"""Read what only a Jetson has: model, JetPack, power mode, clocks."""
 
 from __future__ import annotations
 
@@ -22,14 +19,14 @@ _JETPACKS = {
     "38.2.1": "7.0",
     "38.4": "7.1",
 }
-"""Jetson Linux -> JetPack, where the package nvidia-jetpack is not installed (NVIDIA's JetPack archive)."""
+"""Jetson Linux -> JetPack, if the package nvidia-jetpack is not installed (NVIDIA's JetPack archive)."""
 
 _KHZ, _HZ = 10**3, 10**6
 """Per MHz, in the units of cpufreq and of devfreq."""
 
 
 def read_jetson(sources: Sources) -> Jetson | None:
-    """Describe the Jetson; None where this is none."""
+    """Describe the Jetson; None on any other machine."""
     model = sources.text("proc/device-tree/model") or ""
     l4t = _l4t(sources.text("etc/nv_tegra_release"))
     if l4t is None and "Jetson" not in model:
@@ -52,14 +49,14 @@ def _l4t(text: str | None) -> str | None:
 
 
 def _jetpack(sources: Sources, l4t: str | None) -> str | None:
-    """The installed package says it best; it is not there on a system that was flashed without."""
+    """Return the version of the installed package, or what Jetson Linux implies."""
     ran = sources.tool("dpkg-query", "--showformat=${Version}", "--show", "nvidia-jetpack")
     found = re.match(r"\d+(\.\d+)+", ran.output) if ran.fault is None else None
     return _JETPACKS.get(l4t or "") if found is None else found[0]
 
 
 def _power_mode(sources: Sources) -> tuple[str | None, str]:
-    """The mode's name and "", or None and why not."""
+    """Return the mode's name and "", or None and the reason."""
     ran = sources.tool("nvpmodel", "-q")
     found = re.search(r"^NV Power Mode: *(\S+)", ran.output, flags=re.MULTILINE)
     if found is not None:

@@ -1,17 +1,18 @@
-"""Combinations that are known not to work, each with its source and that source's date.
+"""Detect combinations that are known not to work, each with its source and that source's date.
 
-In: facts. Out: lines. An entry leaves the list when its source says that it is mended.
+In: facts. Out: lines. An entry is removed when its source says that it is fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from refdiff.diagnostics.facts import Diagnosis, Machine, version_numbers
 from refdiff.diagnostics.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
 
-SECTION = "known-bad combinations"
+_line = partial(Diagnosis, "known-bad combinations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,28 +21,22 @@ class KnownBad:
 
     title: str
     seen: Callable[[Machine], str | None]
-    """What of it is here; None where it is not."""
+    """Returns what of it was found; None if it is not present."""
     cure: str
     source: str
     """An issue as owner/repository#number, or a vendor's page."""
     dated: str
-    """Of the issue, or of the comment in it that says so; of a page, the day it was read."""
+    """Date of the issue or of the comment that says so; for a page, the day it was read."""
 
 
 def check_known_bad(machine: Machine) -> list[Diagnosis]:
-    """A warning for each combination that is here, or one line that says there is none."""
+    """Return a warning for each combination that was found, or one line that there is none."""
     seen = [(entry, found) for entry in KNOWN_BAD if (found := entry.seen(machine)) is not None]
     if not seen:
         none = f"none of the {len(KNOWN_BAD)} that are listed ({max(entry.dated for entry in KNOWN_BAD)})"
-        return [Diagnosis(section=SECTION, name="all", state="ok", found=none)]
+        return [_line("all", "ok", none)]
     return [
-        Diagnosis(
-            section=SECTION,
-            name=entry.title,
-            state="warn",
-            found=f"{found} ({entry.source}, {entry.dated})",
-            cure=entry.cure,
-        )
+        _line(entry.title, "warn", f"{found} ({entry.source}, {entry.dated})", entry.cure)
         for entry, found in seen
     ]
 
@@ -94,7 +89,7 @@ def _tensorrt_wheel_on_jetson(machine: Machine) -> str | None:
 
 
 def _tensorrt_not_seen(machine: Machine) -> str | None:
-    """The library is on the system, and this Python does not see its module."""
+    """Detect TensorRT's library on the system without its module in this Python."""
     majors = machine.cuda.found.get("nvinfer")
     if not majors or any(tensorrt_version(machine, flavour) for flavour in TENSORRTS):
         return None
@@ -136,16 +131,16 @@ def _modelopt(machine: Machine) -> str | None:
     version = machine.packages.get("nvidia-modelopt")
     if version is None:
         return None
-    return f"nvidia-modelopt {version} pins onnx and onnxruntime-gpu to versions of its own"
+    return f"nvidia-modelopt {version} pins onnx and onnxruntime-gpu to other versions"
 
 
 def _build(version: str) -> str:
-    """The part after +, such as "cpu" or "cu126"; "" of the registry's own build."""
+    """Return the part after +, such as "cpu" or "cu126"; empty for the registry's build."""
     return version.partition("+")[2]
 
 
 def _cuda_of(machine: Machine, package: str) -> int | None:
-    """The major version of CUDA that a package is for."""
+    """Return the major version of CUDA that a package is for."""
     if package in ("cuda-bindings", "cuda-python"):
         return version_numbers(machine.packages[package])[0]
     known = (number for number in (12, 13) if f"-cu{number}" in package)
@@ -219,9 +214,9 @@ KNOWN_BAD = (
         dated="2025-12-16",
     ),
     KnownBad(
-        title="ModelOpt beside refdiff",
+        title="ModelOpt with refdiff",
         seen=_modelopt,
-        cure="give it an environment of its own; refdiff quantises without it",
+        cure="use a separate environment for it; refdiff quantizes without it",
         source="NVIDIA/Model-Optimizer#103",
         dated="2024-11-07",
     ),

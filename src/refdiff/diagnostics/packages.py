@@ -1,4 +1,4 @@
-"""Which Python packages are here, none of them imported; a process of its own asks ONNX Runtime.
+"""Read the versions of Python packages without importing them; a separate process queries ONNX Runtime.
 
 In: sources. Out: versions, `OnnxRuntime`, `Extra`s.
 """
@@ -26,11 +26,11 @@ TENSORRTS: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
 }
-"""Flavour -> the packages that bring its module, and carry its version."""
+"""Flavour -> the packages that provide its module and have its version."""
 
 
 def tensorrt_version(machine: Machine, flavour: str) -> str | None:
-    """Of what brings the flavour's module; None where nothing does."""
+    """Return the version of the package that provides a flavour; None if none does."""
     return next((machine.packages[name] for name in TENSORRTS[flavour] if name in machine.packages), None)
 
 
@@ -58,10 +58,10 @@ _OTHERS = (
     "torchvision",
 )
 
-_ASK_ONNX_RUNTIME = "import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))"
-ORT_REPORT = (sys.executable, "-c", _ASK_ONNX_RUNTIME)
+_PRINT_PROVIDERS = "import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))"
+ORT_REPORT = (sys.executable, "-c", _PRINT_PROVIDERS)
 _ORT_SECONDS = 60.0
-"""A cold import from a slow card takes a while."""
+"""Time limit; a cold import from a slow memory card takes long."""
 
 _INSTEAD = {
     "cuda-python": ("cuda-bindings",),
@@ -69,7 +69,7 @@ _INSTEAD = {
     "tensorrt": TENSORRTS["tensorrt"][1:],
     "tensorrt-rtx": TENSORRTS["tensorrt-rtx"][1:],
 }
-"""A required package -> others that bring the same module."""
+"""A required package -> others that provide the same module."""
 
 _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)\s*(>=\s*(?P<least>[\d.]+))?\s*(;\s*(?P<marker>.*))?", flags=re.DOTALL
@@ -77,14 +77,14 @@ _REQUIREMENT = re.compile(
 
 
 def read_packages(sources: Sources) -> dict[str, str]:
-    """Version of each package that matters here and is installed."""
+    """Return the version of each installed package that refdiff uses."""
     names = (*ONNX_RUNTIMES, *(name for several in TENSORRTS.values() for name in several), *_OTHERS)
     versions = {name: sources.version(name) for name in names}
     return {name: version for name, version in versions.items() if version is not None}
 
 
 def read_onnxruntime(sources: Sources) -> OnnxRuntime | None:
-    """Its providers; None where no package brings it."""
+    """Query ONNX Runtime's providers; None if no package provides it."""
     if not any(sources.version(name) for name in ONNX_RUNTIMES):
         return None
     ran = sources.run(ORT_REPORT, _ORT_SECONDS)
@@ -94,7 +94,7 @@ def read_onnxruntime(sources: Sources) -> OnnxRuntime | None:
 
 
 def read_extras(sources: Sources) -> tuple[Extra, ...]:
-    """What each of refdiff's extras lacks here."""
+    """Return what each of refdiff's extras lacks on this machine."""
     lacking: dict[str, tuple[list[str], list[str]]] = {}
     for requirement in sources.requirements:
         parts = _REQUIREMENT.fullmatch(requirement)
@@ -105,14 +105,14 @@ def read_extras(sources: Sources) -> tuple[Extra, ...]:
         missing, outdated = lacking.setdefault(extra[1], ([], []))
         arch = re.search(r"platform_machine == ['\"](\w+)['\"]", marker)
         if arch is None or arch[1] == sources.arch:
-            _look_for(sources, parts["name"], parts["least"], missing, outdated)
+            _check_requirement(sources, parts["name"], parts["least"], missing, outdated)
     return tuple(
         Extra(name=name, missing=tuple(missing), outdated=tuple(outdated))
         for name, (missing, outdated) in sorted(lacking.items())
     )
 
 
-def _look_for(
+def _check_requirement(
     sources: Sources, name: str, least: str | None, missing: list[str], outdated: list[str]
 ) -> None:
     version = next(filter(None, map(sources.version, (name, *_INSTEAD.get(name, ())))), None)

@@ -1,8 +1,7 @@
-"""Tries one back-end on one bundle: `python -m refdiff.diagnostics.smoke_test BUNDLE BACKEND`, JSON out.
+"""Test one back-end on one bundle: `python -m refdiff.diagnostics.smoke_test BUNDLE BACKEND` prints JSON.
 
-The smallest graph is opened as `refdiff segment` would, run on what the bundle recorded of it, and compared
-with the record. A process of its own, because a driver or a library that does not fit can take its process
-down.
+The smallest graph is opened as `refdiff segment` opens it, run on its recorded feeds, and compared with the
+record. It runs in a separate process, because an incompatible driver or library can crash the process.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from refdiff.errors import EngineError, RefdiffError
 
 @dataclass(frozen=True, kw_only=True)
 class SmokeTest:
-    """What came of it."""
+    """Result of testing one back-end."""
 
     runs: bool
     said: str
-    """What ran, or why nothing did, with the cure after a semicolon."""
+    """What ran, or the reason why nothing did, with the cure after a semicolon."""
     can_build: bool = False
-    """Nothing but plans is missing."""
+    """True if only plans are missing."""
     fitting: tuple[str, ...] = ()
-    """Graphs with a plan that is intact and fits TensorRT and GPU."""
+    """Graphs with an intact plan that fits TensorRT and the GPU."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Graph -> why it has none."""
+    """Graph -> reason why it has none."""
 
 
-def attempt(bundle: Bundle, backend: str) -> SmokeTest:
+def run_smoke_test(bundle: Bundle, backend: str) -> SmokeTest:
     """Run a graph with a back-end.
 
     Args:
@@ -50,7 +49,7 @@ def attempt(bundle: Bundle, backend: str) -> SmokeTest:
     """
     try:
         if backend in TENSORRT:
-            return _attempt_plans(bundle, backend)
+            return _test_plans(bundle, backend)
         with contextlib.closing(open_sessions(bundle, backend=backend)) as sessions:
             return SmokeTest(runs=True, said=_run(bundle, sessions, bundle.manifest.graphs))
     except RefdiffError as error:
@@ -58,33 +57,35 @@ def attempt(bundle: Bundle, backend: str) -> SmokeTest:
 
 
 def graph_bytes(bundle: Bundle, graph: str) -> int:
-    """Of a graph's files: about what its weights take."""
+    """Return the bytes of a graph's files, which are about its weights."""
     return sum(bundle.manifest.files[name].size_bytes for name in bundle.manifest.graphs[graph].files)
 
 
-def _attempt_plans(bundle: Bundle, backend: str) -> SmokeTest:
+def _test_plans(bundle: Bundle, backend: str) -> SmokeTest:
     flavour, device = load_flavour(backend), find_device()
     found, refused = find_plans(bundle, flavour, device, verify="hash")
-    trial = SmokeTest(runs=False, said="", fitting=tuple(found), refused=refused)
+    test = SmokeTest(runs=False, said="", fitting=tuple(found), refused=refused)
     try:
         load_environment(backend)
         _check_known(flavour, device)
     except RefdiffError as error:
-        return dataclasses.replace(trial, said=str(error))
-    trial = dataclasses.replace(trial, can_build=True)
+        return dataclasses.replace(test, said=str(error))
+    test = dataclasses.replace(test, can_build=True)
     if refused:
-        return dataclasses.replace(trial, said=next(iter(refused.values())))
+        return dataclasses.replace(test, said=next(iter(refused.values())))
     try:
-        with contextlib.closing(open_plans(bundle, backend, reason="a trial", cuda_graphs=False)) as sessions:
+        with contextlib.closing(
+            open_plans(bundle, backend, reason="a smoke test", cuda_graphs=False)
+        ) as sessions:
             said = _run(bundle, sessions, found)
             memory = "" if sessions.memory is None else f", memory: {sessions.memory.reason}"
     except RefdiffError as error:
-        return dataclasses.replace(trial, said=str(error))
-    return dataclasses.replace(trial, runs=True, said=said + memory)
+        return dataclasses.replace(test, said=str(error))
+    return dataclasses.replace(test, runs=True, said=said + memory)
 
 
 def _check_known(flavour: Flavour, device: Device | None) -> None:
-    """A plan would be built, and then not load."""
+    """Refuse a GPU that TensorRT does not support: its plans would be built and then not load."""
     if device is not None and not flavour.supports(device.compute_capability):
         raise EngineError(
             f"{flavour.title} does not know compute capability {device.compute_capability} ({device.name}); "
@@ -93,11 +94,11 @@ def _check_known(flavour: Flavour, device: Device | None) -> None:
 
 
 def _run(bundle: Bundle, sessions: SessionFactory, graphs: Iterable[str]) -> str:
-    """Run the smallest of some graphs; what was run, for a person."""
+    """Run the smallest of these graphs; return what ran, for messages."""
     golden = bundle.golden()
     recorded = [name for name in graphs if name in golden]
     if not recorded:
-        raise EngineError(f"{bundle.path} holds no recorded run of a graph to repeat; export it again")
+        raise EngineError(f"{bundle.path} has no recorded run to repeat; export it again")
     graph = min(recorded, key=lambda name: graph_bytes(bundle, name))
     feeds, expected = golden[graph]
     outputs = sessions.open(graph).run(feeds, list(expected))
@@ -105,12 +106,10 @@ def _run(bundle: Bundle, sessions: SessionFactory, graphs: Iterable[str]) -> str
         relative_error(select_recorded(outputs[name], record), record) for name, record in expected.items()
     )
     if math.isinf(error):
-        raise EngineError(
-            f"{graph} ran and gave values that are no numbers; see: refdiff check {bundle.path}"
-        )
+        raise EngineError(f"{graph} returned values that are not finite; see: refdiff check {bundle.path}")
     return f"ran {graph}, {error:.0e} off its record"
 
 
 if __name__ == "__main__":
     _, _path, _backend = sys.argv
-    print(json.dumps(dataclasses.asdict(attempt(open_bundle(_path, verify="size"), _backend))))  # noqa: T201 - the answer
+    print(json.dumps(dataclasses.asdict(run_smoke_test(open_bundle(_path, verify="size"), _backend))))  # noqa: T201 - the calling process reads it

@@ -1,6 +1,6 @@
-"""Where facts about a machine come from: files under a root, commands, and package metadata.
+"""Sources of facts about a machine: files under a root, commands, and package metadata.
 
-In: nothing. Out: `Sources`; tests make their own, with a folder for a root and plain functions.
+Tests replace them by a folder and plain functions.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from importlib import metadata
 from pathlib import Path
 
 TOOL_SECONDS = 5.0
-"""Until a command that describes the machine is cut off."""
+"""Time limit of a command that describes the machine."""
 
-_SECONDS_TO_DIE = 1.0
+_KILL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """What a command came to."""
+    """Result of a command."""
 
     output: str
-    """What it printed on stdout."""
+    """Text on stdout."""
     fault: str | None = None
-    """Why that is not to be used: it is not there, hung or failed; None when all is well."""
+    """Reason why the output is not valid: the command is missing, hung or failed; None if it succeeded."""
 
 
 Run = Callable[[Sequence[str], float], Ran]
-"""Command and the seconds it may take -> what it came to; never raises."""
+"""Command, time limit in s -> result; never raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Everything that facts are read from."""
+    """All sources of facts."""
 
     root: Path
-    """Of the file system."""
+    """Root of the file system."""
     run: Run
     version: Callable[[str], str | None]
-    """Name of a package -> its version, None where it is not installed."""
+    """Name of a package -> its version, None if it is not installed."""
     requirements: tuple[str, ...]
-    """refdiff's own, as its metadata lists them; empty where it was not installed as a package."""
+    """refdiff's requirements in its metadata; empty if it was not installed as a package."""
     disk_free: Callable[[Path], int]
-    """Of the disk that holds a folder."""
+    """Folder -> free bytes of its disk."""
     python: str
     """Version of the interpreter."""
     arch: str
     """Such as "x86_64"."""
 
     def text(self, path: str) -> str | None:
-        """Content of a file under the root, without what C puts at the end; None where it cannot be read."""
+        """Return a file's text without NUL, space and line end around it; None if it cannot be read."""
         try:
             content = (self.root / path).read_bytes()
         except OSError:
@@ -64,12 +64,12 @@ class Sources:
         return content.decode(errors="replace").strip("\0\n ")
 
     def tool(self, *command: str) -> Ran:
-        """Run a command that should answer at once."""
+        """Run a command that should return quickly."""
         return self.run(command, TOOL_SECONDS)
 
 
 def this_machine() -> Sources:
-    """The sources of the machine this runs on."""
+    """Return the sources of this machine."""
     return Sources(
         root=Path("/"),
         run=run_command,
@@ -82,9 +82,9 @@ def this_machine() -> Sources:
 
 
 def run_command(command: Sequence[str], seconds: float) -> Ran:
-    """Run a command, in a process group of its own, until it ends or its time is over.
+    """Run a command in a new process group, until it ends or its time limit is reached.
 
-    A Python among the commands imports what this one does, whatever the current folder.
+    A Python command imports from the same paths as this process, independent of the current folder.
     """
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100 - entries may be empty
     try:
@@ -104,10 +104,10 @@ def run_command(command: Sequence[str], seconds: float) -> Ran:
     try:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        _end(process)
+        _kill(process)
         return Ran(output="", fault=f"{Path(command[0]).name} gave no answer within {seconds:g} s")
     except BaseException:
-        _end(process)
+        _kill(process)
         raise
     if process.returncode:
         return Ran(output=output, fault=_failure(command, process.returncode, errors or output))
@@ -115,7 +115,7 @@ def run_command(command: Sequence[str], seconds: float) -> Ran:
 
 
 def installed_version(package: str) -> str | None:
-    """A package's version, without importing it; None where it is not installed."""
+    """Return a package's version without importing it; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -129,12 +129,12 @@ def _requirements() -> tuple[str, ...]:
         return ()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill it with its children; one that hangs in the kernel is left to the kernel."""
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process with its children; one that hangs in the kernel is not waited for."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=_SECONDS_TO_DIE)
+        process.communicate(timeout=_KILL_SECONDS)
 
 
 def _failure(command: Sequence[str], code: int, said: str) -> str:

@@ -38,7 +38,7 @@ def task(graph="clip_image", **options):
 
 
 def built(folder, module, what=None, tell=lambda line: None):
-    """Build, and read from the plan what the builder was told."""
+    """Build, and read from the plan the settings of the builder."""
     flavour, target = fake_flavour(module), folder / "draft"
     log = make_log(flavour)
     made = build_plan(flavour, what or task(), target, log, Watch("clip_image", tell))
@@ -52,13 +52,13 @@ def built(folder, module, what=None, tell=lambda line: None):
 @pytest.mark.parametrize("streams", [True, False], ids=["streaming", "in memory"])
 @pytest.mark.parametrize("make", [fake_tensorrt, fake_rtx], ids=["tensorrt", "rtx"])
 def test_every_build_is_strongly_typed_without_tf32_for_all_sizes(tmp_path, make, streams):
-    told = built(tmp_path, make(behaviour=Behaviour(streams=streams)))
-    assert told["network_flags"] == 1 << 1
-    assert told["flags"] == []
-    assert told["verbosity"] == "DETAILED"  # kernels say which nodes they compute
-    assert len(told["profiles"]) == 2
-    assert told["profiles"][0]["mask"] == [[1, 65, 65], [10, 65, 65], [20, 65, 65]]
-    assert told["activations"] == 4096
+    settings = built(tmp_path, make(behaviour=Behaviour(streams=streams)))
+    assert settings["network_flags"] == 1 << 1
+    assert settings["flags"] == []
+    assert settings["verbosity"] == "DETAILED"  # kernels say which nodes they compute
+    assert len(settings["profiles"]) == 2
+    assert settings["profiles"][0]["mask"] == [[1, 65, 65], [10, 65, 65], [20, 65, 65]]
+    assert settings["activations"] == 4096
 
 
 def test_a_graph_without_dynamic_axes_is_given_no_profile(tmp_path):
@@ -69,8 +69,8 @@ def test_only_dynamic_inputs_are_given_shapes(tmp_path):
     behaviour = Behaviour(
         inputs=[Tensor("latent", (-1, 4, 32, 32)), Tensor("timestep", (1,)), Tensor("context", (-1, 77, 128))]
     )
-    told = built(tmp_path, fake_tensorrt(behaviour=behaviour), task("unet"))
-    assert set(told["profiles"][0]) == {"latent", "context"}
+    settings = built(tmp_path, fake_tensorrt(behaviour=behaviour), task("unet"))
+    assert set(settings["profiles"][0]) == {"latent", "context"}
 
 
 def test_options_reach_the_builder_by_this_version_s_names(tmp_path):
@@ -80,15 +80,15 @@ def test_options_reach_the_builder_by_this_version_s_names(tmp_path):
         "hardware_compatible": True,
         "workspace_bytes": 4096,
     }
-    told = built(tmp_path, fake_tensorrt(), task(**options))
-    assert told["flags"] == ["REFIT", "VERSION_COMPATIBLE"]
-    assert (told["hardware"], told["workspace"]) == ("AMPERE_PLUS", 4096)
+    settings = built(tmp_path, fake_tensorrt(), task(**options))
+    assert settings["flags"] == ["REFIT", "VERSION_COMPATIBLE"]
+    assert (settings["hardware"], settings["workspace"]) == ("AMPERE_PLUS", 4096)
     assert built(tmp_path, fake_tensorrt(), task(strip_weights=True))["flags"] == ["STRIP_PLAN"]
 
 
 def test_named_gpus_reach_rtx(tmp_path):
-    told = built(tmp_path, fake_rtx(), task(compute_capabilities=("8.9", "8.6", "8.9")))
-    assert told["capabilities"] == ["SM86", "SM89"]
+    settings = built(tmp_path, fake_rtx(), task(compute_capabilities=("8.9", "8.6", "8.9")))
+    assert settings["capabilities"] == ["SM86", "SM89"]
 
 
 def test_a_gpu_that_rtx_refuses_after_all_is_named(tmp_path):
@@ -157,7 +157,7 @@ def test_a_graph_of_another_size_is_refused_before_the_build(tmp_path):
         built(tmp_path, fake_tensorrt(behaviour=behaviour), task("sam_encoder"))
 
 
-def test_shapes_that_tensorrt_refuses_are_told(tmp_path):
+def test_shapes_that_tensorrt_refuses_are_reported(tmp_path):
     with pytest.raises(EngineError, match="refuses the shapes"):
         built(tmp_path, fake_tensorrt(behaviour=Behaviour(refused=("profile",))))
 
@@ -179,7 +179,7 @@ def test_a_timing_cache_of_another_gpu_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("streams", [True, False], ids=["streaming", "in memory"])
-def test_a_full_disk_is_told_as_such(streams):
+def test_a_full_disk_is_named(streams):
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     flavour = fake_flavour(fake_tensorrt(behaviour=Behaviour(streams=streams, plan_bytes=1 << 20)))
@@ -209,10 +209,10 @@ def test_a_version_without_a_progress_monitor_builds_all_the_same(tmp_path):
 
 def test_what_the_progress_line_raises_ends_the_build_and_is_raised(tmp_path):
     def broken(line):
-        raise BrokenPipeError("nobody reads")
+        raise BrokenPipeError("no reader")
 
     behaviour = Behaviour(steps=1000)
-    with pytest.raises(BrokenPipeError, match="nobody reads"):
+    with pytest.raises(BrokenPipeError, match="no reader"):
         built(tmp_path, fake_tensorrt(behaviour=behaviour), tell=broken)
 
 
@@ -243,7 +243,7 @@ def test_an_interrupted_wait_stops_the_build_between_two_steps(tmp_path):
     assert 2 < taken < 1000
     assert behaviour.threads == {"refdiff-build"}
     time.sleep(0.1)
-    assert len(steps) == taken  # nobody builds on behind the caller's back
+    assert len(steps) == taken  # nothing is built after the call
 
 
 def test_what_the_work_raises_is_raised_by_the_waiter():

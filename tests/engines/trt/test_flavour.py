@@ -30,7 +30,7 @@ def installed(monkeypatch):
     return install
 
 
-def test_a_network_is_strongly_typed_where_it_can_be_told():
+def test_a_network_is_strongly_typed_where_that_is_a_flag():
     assert fake_flavour(fake_tensorrt()).network_flags() == 1 << 1
 
 

@@ -33,16 +33,16 @@ def files(tmp_path):
     return found
 
 
-def nobody():
-    pytest.fail("nobody else builds here")
+def not_called():
+    pytest.fail("nothing else builds here")
 
 
 def names(files):
     return sorted(path.name for path in files.folder.iterdir() if path.name != ".lock")
 
 
-def test_a_plan_lies_beside_its_metadata_and_log_under_its_device(files):
-    with locked(files, nobody):
+def test_a_plan_is_stored_with_its_metadata_and_log_under_its_device(files):
+    with locked(files, not_called):
         metadata = put(files, b"plan")
     assert files.folder.name == "tensorrt-sm87"
     assert names(files) == ["unet.json", "unet.log", "unet.plan"]
@@ -101,14 +101,17 @@ def test_drafts_of_other_graphs_are_left_alone(files):
     assert other.exists()
 
 
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / ENGINES_NAME).write_text("in the way")
     files = plan_files(tmp_path / ENGINES_NAME, identity())
-    with pytest.raises(InputError, match=r"cannot write plans to .*copy the bundle"), locked(files, nobody):
+    with (
+        pytest.raises(InputError, match=r"cannot write plans to .*copy the bundle"),
+        locked(files, not_called),
+    ):
         pytest.fail("this folder cannot be made")
 
 
-def test_plans_lie_beside_the_graphs_but_never_inside_the_package(tmp_path, monkeypatch):
+def test_plans_are_stored_in_the_bundle_but_never_in_the_package(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert plans_folder(MINIATURE).is_relative_to(tmp_path / "refdiff")
     elsewhere = dataclasses.replace(MINIATURE, path=tmp_path / "copy")
@@ -172,7 +175,7 @@ def test_a_killed_build_leaves_nothing_that_loads_and_the_next_clears_it_away(fi
     assert reusable(files, identity()) is None
     assert not files.plan.exists()
     assert len(names(files)) == 1  # the draft
-    with locked(files, nobody):  # the system has released the lock
+    with locked(files, not_called):  # the system has released the lock
         put(files, b"plan")
     assert names(files) == ["unet.json", "unet.log", "unet.plan"]
 

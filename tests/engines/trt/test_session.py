@@ -185,7 +185,7 @@ def test_a_plan_that_is_none_says_what_tensorrt_said(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("when", "message"), [("context", "no context for you"), ("run", "kernel went away")]
 )
-def test_a_failure_in_tensorrt_is_told_and_everything_is_given_back(
+def test_a_failure_in_tensorrt_is_reported_and_everything_is_freed(
     bench: Bench, when: str, message: str
 ) -> None:
     session = bench.session()
@@ -201,7 +201,7 @@ def test_a_failure_in_tensorrt_is_told_and_everything_is_given_back(
 @pytest.mark.parametrize(
     "call", ["cudaMallocHost", "copy in", "copy out", "cudaStreamSynchronize", "cudaEventSynchronize"]
 )
-def test_a_failure_in_cuda_is_told_and_everything_is_given_back(bench: Bench, call: str) -> None:
+def test_a_failure_in_cuda_is_reported_and_everything_is_freed(bench: Bench, call: str) -> None:
     session = bench.session()
     bench.cuda.fail[call] = Error.cudaErrorIllegalAddress
     with pytest.raises(EngineError, match=r"CUDA failed: what CUDA says .cudaErrorIllegalAddress"):
@@ -264,16 +264,16 @@ def test_an_output_that_was_overwritten_is_refused(bench: Bench) -> None:
 
 def test_an_output_of_another_factory_or_library_is_refused(bench: Bench) -> None:
     other = Bench()
-    stranger, second = other.session(), bench.session(AFTER)
+    foreign, second = other.session(), bench.session(AFTER)
     with pytest.raises(InputError, match="another factory"):
-        second.run({"once": stranger.run(feeds(), keep_on_device=True)["once"]})
+        second.run({"once": foreign.run(feeds(), keep_on_device=True)["once"]})
 
     class Foreign:
         dtype, shape = np.dtype(np.float32), (2, 2)
 
     with pytest.raises(InputError, match="was fed a Foreign"):
         second.run({"once": Foreign()})
-    stranger.close()
+    foreign.close()
     other.context.close()
     second.close()
 
@@ -283,7 +283,7 @@ def test_staging_is_not_rewritten_before_the_device_has_read_it(bench: Bench) ->
     total = second.run(
         {"once": first.run(feeds(value=1.0), keep_on_device=True)["once"]}, keep_on_device=True
     )["total"]
-    first.run(feeds(value=2.0), keep_on_device=True)  # nobody has waited for the first run yet
+    first.run(feeds(value=2.0), keep_on_device=True)  # the first run may still be running
     assert total.to_host()[0, 0] == 24.0
     first.close()
     second.close()
@@ -388,9 +388,7 @@ def test_no_gpu_and_no_driver_are_missing_dependencies() -> None:
 
 
 @pytest.mark.parametrize("damage", ["none", "truncated", "other plan", "other version"])
-def test_compiled_kernels_are_kept_beside_the_plan_and_used_only_if_they_are_its_own(
-    tmp_path: Path, damage: str
-) -> None:
+def test_compiled_kernels_are_stored_with_the_plan_and_used_only_for_it(tmp_path: Path, damage: str) -> None:
     plan, path = tmp_path / "sums.plan", tmp_path / "sums.plan.jit"
     bench = Bench(rtx=True)
     session = bench.session(cache=JitCache(plan, "abc"))

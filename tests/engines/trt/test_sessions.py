@@ -43,7 +43,7 @@ def test_a_graph_is_loaded_when_it_is_opened_and_kept(bundle: Bundle, machine: M
     assert machine.trt.loaded == 0
 
 
-def test_a_session_that_failed_is_opened_anew(bundle: Bundle, machine: Machine) -> None:
+def test_a_session_that_failed_is_opened_again(bundle: Bundle, machine: Machine) -> None:
     sessions = machine.sessions(bundle)
     machine.trt.fail = "run"
     with pytest.raises(EngineError, match="kernel went away"):
@@ -113,7 +113,7 @@ def test_a_plan_that_was_changed_since_it_was_found_is_not_loaded(bundle: Bundle
     assert machine.cuda.is_clean
 
 
-def test_a_graph_without_a_plan_is_told_apart_from_one_the_bundle_lacks(
+def test_a_graph_without_a_plan_is_distinguished_from_one_the_bundle_lacks(
     tmp_path: Path, machine: Machine
 ) -> None:
     bundle = write_bundle(tmp_path / "bundle")

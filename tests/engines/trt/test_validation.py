@@ -176,7 +176,7 @@ def test_a_plan_that_fits_is_handed_its_metadata(tmp_path):
         ({"targets": ("8.6", "8.9")}, r"8.6, 8.9, this Orin is 8.7"),
     ],
 )
-def test_a_plan_of_something_else_is_refused_by_name_with_the_command_that_mends_it(tmp_path, changes, says):
+def test_a_plan_of_something_else_is_refused_by_name_with_the_command_that_fixes_it(tmp_path, changes, says):
     plan = write_plan(tmp_path, **changes)
     cure = f"refdiff build {BUNDLE} --flavour tensorrt --graph unet"
     with pytest.raises(EngineError, match=f"{says}.*{cure}"):
@@ -269,7 +269,7 @@ def answering(validity, diagnostics):
     return fake_flavour(module), runtime
 
 
-def test_rtx_s_own_judgement_is_asked_and_told(tmp_path):
+def test_rtx_itself_is_queried(tmp_path):
     plan = tmp_path / "unet.plan"
     assert check_validity(*answering(VALIDITY.VALID, 0), b"plan", where=plan) is None
     warning = check_validity(*answering(VALIDITY.SUBOPTIMAL, 2), b"plan", where=plan)
