@@ -169,9 +169,9 @@ def runtime(
         segmenter = segmenter_of(bundle, sessions, options)
         watch.take()
         started = time.perf_counter()
-        scene = segmenter.encode(image)
+        encoded = segmenter.encode(image)
         encoded = time.perf_counter()
-        answers = segmenter.segment_many(scene, phrases)
+        answers = segmenter.segment_many(encoded, phrases)
         seconds = time.perf_counter() - started
         graphs: dict[str, float] = {}
         for span in watch.take():

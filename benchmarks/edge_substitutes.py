@@ -205,10 +205,10 @@ class Runner(NamedTuple):
 def _timed(runner: Runner, sample: Sample, other: str) -> tuple[float, float]:
     """Seconds for the picture with its phrase, and for another phrase on it."""
     started = time.perf_counter()
-    scene = runner.encode(sample.read())
-    runner.segment(scene, sample.phrase)
+    encoded = runner.encode(sample.read())
+    runner.segment(encoded, sample.phrase)
     answered = time.perf_counter()
-    runner.segment(scene, other)
+    runner.segment(encoded, other)
     return answered - started, time.perf_counter() - answered
 
 

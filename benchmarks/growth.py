@@ -107,11 +107,11 @@ def answer(bundle: Bundle, sessions: SessionFactory, point: Point) -> dict[str, 
     image, asked = picture(point.size_xy), phrases(point.phrases, sided=point.sided)
     segmenter = segmenter_of(bundle, sessions, point.options(bundle.spec))
     started, cpu_started = time.perf_counter(), time.process_time()
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     for phrase in asked:
-        segmenter.segment(scene, phrase)
+        segmenter.segment(encoded, phrase)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    candidates = scene.candidates
+    candidates = encoded.candidates
     return {
         "seconds": round(seconds, 4),
         "cpu_seconds": round(cpu_seconds, 4),

@@ -88,9 +88,9 @@ def _many(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -
 
 
 def _loop(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -> None:
-    scene = segmenter.encode(image)
+    encoded = segmenter.encode(image)
     for phrase in some:
-        segmenter.segment(scene, phrase)
+        segmenter.segment(encoded, phrase)
 
 
 def _encode_each(segmenter: Segmenter, image: NDArray[np.uint8], some: Sequence[str]) -> None:

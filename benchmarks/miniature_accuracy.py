@@ -88,10 +88,10 @@ def _mark(seed: int) -> dict[str, Marks]:
 
 def _mark_profile(variant: str, sample: Any) -> Marks:
     references, segmenter = _reference(variant), _segmenter(variant)
-    scene = references["full"].encode(sample.read())
-    bare = replace(scene, candidates=None)
+    encoded = references["full"].encode(sample.read())
+    bare = replace(encoded, candidates=None)
     answers = {
-        mode: reference.segment_scene(bare if mode in ("gen", SELECTED) else scene, sample.phrase)
+        mode: reference.segment_scene(bare if mode in ("gen", SELECTED) else encoded, sample.phrase)
         for mode, reference in references.items()
     }
     runtime = segmenter.segment(segmenter.encode(sample.read()), sample.phrase)

@@ -60,8 +60,8 @@ def test_everything_the_pipeline_feeds_fits_a_profile(name):
     options = dataclasses.replace(options, proposals=few)
     spy = Spy(open_sessions(MINIATURE))
     with segmenter_of(MINIATURE, spy, options) as segmenter:
-        scene = segmenter.encode(render_scene(1_000_003).image)
-        segmenter.segment(scene, "the mug left of the blue book")
+        encoded = segmenter.encode(render_scene(1_000_003).image)
+        segmenter.segment(encoded, "the mug left of the blue book")
     assert {graph for graph, _ in spy.seen} >= {"sd_text", "unet_taps", "clip_text", "clip_image"}
     for graph, shapes in spy.seen:
         assert fitting_profile(profiles(graph, name), shapes) is not None, (graph, shapes)
