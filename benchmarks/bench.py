@@ -170,7 +170,7 @@ def runtime(
         watch.take()
         started = time.perf_counter()
         encoded = segmenter.encode(image)
-        encoded = time.perf_counter()
+        encoded_at = time.perf_counter()
         answers = segmenter.segment_many(encoded, phrases)
         seconds = time.perf_counter() - started
         graphs: dict[str, float] = {}
@@ -179,7 +179,7 @@ def runtime(
                 graphs[span.name] = graphs.get(span.name, 0.0) + span.ms / 1e3
         return {
             "seconds": round(seconds, 4),
-            "encode_seconds": round(encoded - started, 4),
+            "encode_seconds": round(encoded_at - started, 4),
             "graph_seconds": round(sum(graphs.values()), 4),
             "seconds_by_graph": {name: round(value, 4) for name, value in graphs.items()},
             "candidates": len(answers[0].candidates),
