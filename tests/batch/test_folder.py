@@ -27,7 +27,7 @@ PHRASES = ["the red mug", "the book"]
 
 
 class FakeSegmenter:
-    """Answers each phrase with a box as wide as the phrase is long, and notes what it was asked."""
+    """Returns a box as wide as the phrase is long, and records the phrases."""
 
     def __init__(self):
         self.options, self.encoded, self.asked, self.stop_at = VARIANTS["edge"], 0, [], None
@@ -92,7 +92,7 @@ def pictures(tmp_path):
     return folder
 
 
-def _ask(pictures, phrases=PHRASES, **given):
+def _segment(pictures, phrases=PHRASES, **given):
     given.setdefault("output", pictures.parent / "out")
     return batch_folder.segment_many(
         "mini", pictures, phrases, backend=BackendOptions(name="ort-cpu"), **given
@@ -108,8 +108,8 @@ def _pixels(path):
         return np.asarray(picture)
 
 
-def _assert_whole(folder):
-    """Every file is a finished one: records with both of their pictures, and no drafts."""
+def _assert_complete(folder):
+    """Check that records have their mask and overlay, and that there are no drafts."""
     for path in folder.rglob("*"):
         assert not path.name.endswith((".partial", ".replaced")), path
         if path.is_dir():
@@ -123,8 +123,8 @@ def _assert_whole(folder):
             assert path.with_suffix(".overlay.png").is_file()
 
 
-def test_every_picture_and_phrase_has_a_mask_an_overlay_a_record_and_a_line(fake, pictures):
-    result = _ask(pictures)
+def test_every_image_and_phrase_gets_a_mask_an_overlay_a_record_and_a_line(fake, pictures):
+    result = _segment(pictures)
     out = result.output
     assert (result.new, result.resumed, result.matched, result.images, result.failures) == (8, 0, 8, 4, {})
     lines = _results(out)
@@ -139,62 +139,62 @@ def test_every_picture_and_phrase_has_a_mask_an_overlay_a_record_and_a_line(fake
         assert json.loads((out / line["files"]["json"]).read_text())["score"] == line["score"] == 0.5
     assert len({line["files"]["mask"] for line in lines}) == 8
     assert fake.encoded == 4
-    _assert_whole(out)
+    _assert_complete(out)
 
 
-def test_phrases_that_look_alike_as_file_names_keep_apart(fake, pictures):
+def test_phrases_with_similar_file_names_do_not_collide(fake, pictures):
     alike = ["the mug", "the mug!", "The Mug", "the mug " + "x" * 60, "the mug " + "x" * 61]
-    assert _ask(pictures, alike).new == 4 * 5
+    assert _segment(pictures, alike).new == 4 * 5
     lines = _results(pictures.parent / "out")
     assert len({line["files"]["mask"] for line in lines}) == 20
 
 
-def test_equal_phrases_are_asked_once(fake, pictures):
-    assert _ask(pictures, ["the mug", " the  mug", "the mug"]).new == 4
+def test_equal_phrases_are_segmented_once(fake, pictures):
+    assert _segment(pictures, ["the mug", " the  mug", "the mug"]).new == 4
 
 
-def test_a_run_given_again_computes_nothing_and_says_the_same(fake, pictures):
-    _ask(pictures)
+def test_a_repeated_run_computes_nothing_and_reports_the_same(fake, pictures):
+    _segment(pictures)
     out = pictures.parent / "out"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    again = _ask(pictures)
+    again = _segment(pictures)
     assert (again.new, again.resumed, again.matched) == (0, 8, 8)
     assert fake.encoded == 4
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_phrase_more_costs_that_phrase_alone(fake, pictures):
-    _ask(pictures)
+def test_an_added_phrase_costs_only_that_phrase(fake, pictures):
+    _segment(pictures)
     fake.asked.clear()
-    result = _ask(pictures, [*PHRASES, "the ball"])
+    result = _segment(pictures, [*PHRASES, "the ball"])
     assert fake.asked == ["the ball"] * 4
     assert (result.new, result.resumed) == (4, 8)
     assert len(_results(result.output)) == 12
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), EngineError("unet failed")])
-def test_a_run_that_was_stopped_keeps_what_it_answered_and_goes_on_there(fake, pictures, error):
+def test_an_interrupted_run_keeps_its_results_and_resumes(fake, pictures, error):
     fake.stop_at = (5, error)
     with pytest.raises(type(error)):
-        _ask(pictures)
+        _segment(pictures)
     out = pictures.parent / "out"
-    _assert_whole(out)
+    _assert_complete(out)
     assert len([path for path in out.rglob("*.json") if path.name != "run.json"]) == 5
     assert not (out / "results.jsonl").exists(), "it is of a whole run"
     assert not [t for t in threading.enumerate() if t.name.startswith(("read", "write"))]
     fake.stop_at = None
-    result = _ask(pictures)
+    result = _segment(pictures)
     assert (result.new, result.resumed) == (3, 5)
     assert len(_results(out)) == 8
 
 
-def test_an_engine_s_failure_names_the_picture_and_where_the_answers_are(fake, pictures):
+def test_an_engine_failure_names_the_image_and_the_output_folder(fake, pictures):
     fake.stop_at = (2, EngineError("graph unet failed"))
     with pytest.raises(EngineError, match=r"a\.jpg: graph unet failed .*the same command resumes"):
-        _ask(pictures)
+        _segment(pictures)
 
 
-def test_a_full_disk_stops_the_run_and_leaves_whole_files(fake, pictures, monkeypatch):
+def test_a_full_disk_stops_the_run_and_leaves_complete_files(fake, pictures, monkeypatch):
     real, calls = result_store.save, []
 
     def save(*arguments, **options):
@@ -205,105 +205,105 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(fake, pictures, monkey
 
     monkeypatch.setattr(result_store, "save", save)
     with pytest.raises(InputError, match="No space left"):
-        _ask(pictures, ["a", "b", "c", "d", "e"])
+        _segment(pictures, ["a", "b", "c", "d", "e"])
     assert len(fake.asked) < 20
-    _assert_whole(pictures.parent / "out")
+    _assert_complete(pictures.parent / "out")
 
 
-def test_a_picture_that_cannot_be_used_stops_no_other_and_is_reported(fake, pictures, capsys):
+def test_an_unusable_image_is_reported_and_stops_no_other(fake, pictures, capsys):
     (pictures / "b.jpg").write_text("no picture")
-    result = _ask(pictures)
+    result = _segment(pictures)
     assert (result.new, result.matched, result.images) == (8, 8, 5)
     assert list(result.failures) == ["b.jpg"]
     (line,) = (each for each in _results(result.output) if each["picture"] == "b.jpg")
     assert "b.jpg is no picture that can be read" in line["error"]
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "b.jpg")
-    repaired = _ask(pictures)
+    repaired = _segment(pictures)
     assert (repaired.new, repaired.resumed, repaired.failures) == (2, 8, {})
 
 
-def test_a_picture_that_was_changed_is_asked_again(fake, pictures):
-    _ask(pictures)
+def test_a_changed_image_is_segmented_again(fake, pictures):
+    _segment(pictures)
     Image.fromarray(np.full((9, 40, 3), 7, np.uint8)).save(pictures / "a.png")
-    result = _ask(pictures)
+    result = _segment(pictures)
     assert (result.new, result.resumed) == (2, 6)
     sizes = {line["picture"]: line["size"] for line in _results(result.output)}
     assert sizes["a.png"] == {"width": 40, "height": 9}
-    _assert_whole(result.output)
+    _assert_complete(result.output)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".png", ".overlay.png"])
-def test_an_answer_that_lost_a_file_or_whose_record_was_cut_off_is_asked_again(fake, pictures, suffix):
-    result = _ask(pictures)
+def test_a_result_with_a_missing_file_or_a_truncated_record_is_computed_again(fake, pictures, suffix):
+    result = _segment(pictures)
     record = result.output / _results(result.output)[3]["files"]["json"]
     if suffix == ".json":
         record.write_text(record.read_text()[:100])
     else:
         record.with_suffix(suffix).unlink()
-    assert _ask(pictures).new == 1
-    assert _ask(pictures).new == 0
+    assert _segment(pictures).new == 1
+    assert _segment(pictures).new == 0
 
 
-def test_drafts_of_a_run_that_was_killed_are_removed(fake, pictures):
-    out = _ask(pictures).output
+def test_drafts_of_a_killed_run_are_removed(fake, pictures):
+    out = _segment(pictures).output
     left = [out / ".results.jsonl.0123456789ab.partial", out / "a.png" / ".the-book.png.0123456789ab.partial"]
     for path in left:
         path.write_text("half")
-    _ask(pictures)
+    _segment(pictures)
     assert not any(path.exists() for path in left)
 
 
-def test_answers_of_other_settings_are_not_mixed_in(fake, pictures):
-    _ask(pictures)
+def test_results_of_other_settings_are_not_mixed_in(fake, pictures):
+    _segment(pictures)
     fake.options = VARIANTS["official"]
     with pytest.raises(InputError, match=r"was written with variant 'edge', this run has 'official'"):
-        _ask(pictures)
-    replaced = _ask(pictures, overwrite=True)
+        _segment(pictures)
+    replaced = _segment(pictures, overwrite=True)
     assert (replaced.new, replaced.resumed) == (8, 0)
     assert {line["variant"] for line in _results(replaced.output)} == {"official"}
 
 
-def test_a_folder_of_something_else_is_left_alone(fake, pictures):
+def test_a_folder_with_other_content_is_not_modified(fake, pictures):
     with pytest.raises(InputError, match=r"is not an output folder: it contains 'a b\.png'"):
-        _ask(pictures, output=pictures)
+        _segment(pictures, output=pictures)
     assert sorted(path.name for path in pictures.iterdir()) == ["a b.png", "a.jpg", "a.png", "é.png"]
     with pytest.raises(InputError, match="is a file, expected a folder"):
-        _ask(pictures, output=pictures / "a.jpg")
+        _segment(pictures, output=pictures / "a.jpg")
 
 
 def test_a_second_run_into_a_folder_is_refused_while_the_first_writes(fake, pictures):
-    out = _ask(pictures).output
+    out = _segment(pictures).output
     with (out / ".lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run is writing to"):
-            _ask(pictures)
-    assert _ask(pictures).resumed == 8
+            _segment(pictures)
+    assert _segment(pictures).resumed == 8
 
 
 def test_a_phrase_that_cannot_be_used_is_refused_before_any_work(fake, pictures):
     for phrases in (["the mug", "#"], ["the mug", "the #"], []):
         with pytest.raises(InputError, match="phrase"):
-            _ask(pictures, phrases)
+            _segment(pictures, phrases)
     assert fake.encoded == 0
     assert not (pictures.parent / "out").exists()
 
 
-def test_a_file_of_phrases_says_what_each_picture_is_asked(fake, pictures):
+def test_a_csv_file_pairs_images_and_phrases(fake, pictures):
     table = pictures.parent / "phrases.csv"
     table.write_text("image,phrase\na.png,the mug\na b.png,the book\na.png,the ball\n", encoding="utf-8")
-    result = _ask(pictures, table)
+    result = _segment(pictures, table)
     asked = [(line["picture"], line["phrase"]) for line in _results(result.output)]
     assert asked == [("a.png", "the mug"), ("a.png", "the ball"), ("a b.png", "the book")]
     table.write_text("image,phrase\nabsent.png,the mug\n")
     with pytest.raises(InputError, match=r"names absent\.png"):
-        _ask(pictures, table)
+        _segment(pictures, table)
     table.write_text("image,phrase\na.png,42\n")
     with pytest.raises(InputError, match=r"phrases\.csv, line 2: a\.png: got phrase '42'"):
-        _ask(pictures, table)
+        _segment(pictures, table)
 
 
-def test_phrases_on_one_picture_are_handed_back_where_no_folder_is_named(fake, pictures):
-    result = _ask(pictures / "a.jpg", output=None)
+def test_predictions_on_one_image_are_returned_if_no_folder_is_named(fake, pictures):
+    result = _segment(pictures / "a.jpg", output=None)
     assert [each.result.phrase for each in result.predictions] == PHRASES
     document = result.to_json()
     assert [each["phrase"] for each in document["answers"]] == PHRASES
@@ -313,17 +313,17 @@ def test_phrases_on_one_picture_are_handed_back_where_no_folder_is_named(fake, p
 
 def test_a_folder_needs_an_output_folder(fake, pictures):
     with pytest.raises(InputError, match="no output folder"):
-        _ask(pictures, output=None)
+        _segment(pictures, output=None)
     with pytest.raises(InputError, match="expected a folder for many results"):
-        _ask(pictures, output=pictures.parent / "out.png")
+        _segment(pictures, output=pictures.parent / "out.png")
 
 
-def test_one_text_is_not_taken_for_many_letters(fake, pictures):
+def test_a_single_string_is_not_a_sequence_of_phrases(fake, pictures):
     with pytest.raises(InputError, match="put it into a list"):
-        _ask(pictures, "the mug")
+        _segment(pictures, "the mug")
 
 
-def test_what_waits_for_the_disk_holds_no_other_candidate_s_mask_and_no_map():
+def test_a_prediction_that_waits_to_be_written_holds_no_heatmap_and_no_other_masks():
     result = _result((20, 30), "the mug")
     prediction = Prediction(
         image=np.zeros((20, 30, 3), np.uint8),
@@ -342,7 +342,7 @@ def test_what_waits_for_the_disk_holds_no_other_candidate_s_mask_and_no_map():
     assert light.result.mask.base is None
 
 
-def test_the_command_ends_with_2_where_a_picture_cannot_be_used_and_says_which(fake, pictures, capsys):
+def test_the_command_exits_with_2_and_names_the_unusable_image(fake, pictures, capsys):
     out = pictures.parent / "out"
     command = ["segment", "mini", str(pictures), *PHRASES, "-o", str(out)]
     assert main([*command, "--json"]) == 0
@@ -355,7 +355,7 @@ def test_the_command_ends_with_2_where_a_picture_cannot_be_used_and_says_which(f
     assert streams.err.splitlines()[-1].startswith("error: b.jpg is no picture")
 
 
-def test_many_phrases_of_one_picture_are_a_table_with_a_row_each(fake, pictures, capsys):
+def test_several_phrases_on_one_image_give_a_table_with_a_row_each(fake, pictures, capsys):
     assert main(["segment", "mini", str(pictures / "a.jpg"), *PHRASES]) == 0
     shown = capsys.readouterr().out
     assert all(phrase in shown for phrase in PHRASES)
@@ -370,7 +370,7 @@ def test_many_phrases_of_one_picture_are_a_table_with_a_row_each(fake, pictures,
         (["--phrases", "phrases.csv"], "got phrases and --phrases"),
     ],
 )
-def test_options_of_one_answer_are_refused_for_many(fake, pictures, extra, complaint, capsys):
+def test_options_of_a_single_prediction_are_refused_for_many(fake, pictures, extra, complaint, capsys):
     assert main(["segment", "mini", str(pictures), *PHRASES, *extra]) == 2
     assert complaint in capsys.readouterr().err
 
@@ -378,7 +378,7 @@ def test_options_of_one_answer_are_refused_for_many(fake, pictures, extra, compl
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as POSIX has them")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_leaves_whole_answers_and_goes_on(tmp_path: Path, sent: signal.Signals):
+def test_a_killed_run_leaves_complete_results_and_resumes(tmp_path: Path, sent: signal.Signals):
     pictures, out = tmp_path / "pictures", tmp_path / "out"
     pictures.mkdir()
     for number in range(8):
@@ -398,22 +398,22 @@ def test_a_killed_run_leaves_whole_answers_and_goes_on(tmp_path: Path, sent: sig
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}
     assert process.returncode == expected[sent]
     if sent != signal.SIGKILL:
-        _assert_whole(out)
+        _assert_complete(out)
     recorded = len(list(out.glob("*/*.json")))
     result = batch_folder.segment_many("mini", pictures, PHRASES, options=RunOptions(mode="gen"), output=out)
     assert result.resumed == recorded > 0
     assert result.new + result.resumed == len(_results(out)) == 16
-    _assert_whole(out)
+    _assert_complete(out)
 
 
-def test_rows_are_refused_where_there_is_one_phrase(pictures, capsys):
+def test_a_batch_size_is_refused_for_one_phrase(pictures, capsys):
     command = ["segment", "mini", str(pictures / "a.jpg"), PHRASES[0], "--batch-size", "4"]
     assert main(command) == 2
     assert "--batch-size is for several phrases; leave it out" in capsys.readouterr().err
 
 
-def test_answers_of_another_refdiff_are_not_mixed_in(fake, pictures, monkeypatch):
-    _ask(pictures)
+def test_results_of_another_refdiff_version_are_not_mixed_in(fake, pictures, monkeypatch):
+    _segment(pictures)
     monkeypatch.setattr(batch_folder, "refdiff_version", lambda: "99.0")
     with pytest.raises(InputError, match="--overwrite"):
-        _ask(pictures)
+        _segment(pictures)

@@ -43,7 +43,7 @@ def test_the_next_item_is_read_while_one_is_worked_on_and_no_more_than_that():
             assert not begun[worked_on + 2].is_set()
 
 
-def test_what_a_reader_raises_is_raised_where_the_item_is_taken_with_its_traceback():
+def test_an_error_of_the_reader_is_raised_at_its_item_with_its_traceback():
     def read_of_a_broken_file(item):
         if item == 2:
             raise OSError("torn")
@@ -62,7 +62,7 @@ def test_what_a_reader_raises_is_raised_where_the_item_is_taken_with_its_traceba
 
 
 @pytest.mark.parametrize("error", [RuntimeError("graph"), KeyboardInterrupt()])
-def test_work_that_is_stopped_reads_no_further(error):
+def test_an_interrupted_block_reads_no_further(error):
     read = []
     with (
         pytest.raises(type(error)),
@@ -74,13 +74,13 @@ def test_work_that_is_stopped_reads_no_further(error):
     assert _no_threads_left()
 
 
-def test_no_items_are_no_work():
+def test_no_items_are_fine():
     with prefetch([], str, ahead=1) as arrived, BackgroundWriter(pending=1):
         assert list(arrived) == []
     assert _no_threads_left()
 
 
-def test_everything_is_written_in_order_by_the_block_s_end():
+def test_everything_is_written_in_order_at_the_end_of_the_block():
     written = []
     with BackgroundWriter(pending=3) as writer:
         for item in range(20):
@@ -89,7 +89,7 @@ def test_everything_is_written_in_order_by_the_block_s_end():
     assert _no_threads_left()
 
 
-def test_a_slow_writer_holds_the_maker_back():
+def test_a_slow_writer_delays_submit():
     gate, begun, two = threading.Event(), threading.Semaphore(0), threading.Event()
     handed_over = []
 
@@ -116,7 +116,7 @@ def test_a_slow_writer_holds_the_maker_back():
     assert handed_over == [0, 1, 2, 3, 4]
 
 
-def test_a_write_that_fails_stops_the_maker_with_its_traceback():
+def test_a_failed_write_raises_in_submit_with_its_traceback():
     written = []
 
     def write_to_a_full_disk(item):
@@ -134,13 +134,13 @@ def test_a_write_that_fails_stops_the_maker_with_its_traceback():
     assert _no_threads_left()
 
 
-def test_the_last_write_s_failure_is_not_lost():
+def test_a_failure_of_the_last_write_is_raised():
     with pytest.raises(ZeroDivisionError), BackgroundWriter(pending=4) as writer:
         writer.submit(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("graph"), KeyboardInterrupt()])
-def test_what_was_handed_over_is_written_when_the_work_is_stopped(error):
+def test_submitted_writes_finish_when_the_block_is_interrupted(error):
     written = []
     with pytest.raises(type(error)), BackgroundWriter(pending=4) as writer:
         for item in range(3):
