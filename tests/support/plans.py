@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import refdiff.miniature
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, graph_sha256
-from refdiff.engines.trt.plan_store import PlanFiles, drafted, hashed, place
+from refdiff.engines.trt.plan_store import PlanFiles, drafted, place
 from refdiff.engines.trt.shapes import ShapeProfile, ShapeRange, shape_profiles
 
 BUNDLE = Path(refdiff.miniature.__file__).parent / "bundle"
@@ -40,11 +41,10 @@ def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> Pl
     """Put a plan in its place, as a build does once it has the lock."""
     with drafted(files) as draft:
         draft.write_bytes(content)
-        sha256, size = hashed(draft)
         metadata = PlanMetadata(
             identity=who or identity(),
-            plan_sha256=sha256,
-            plan_bytes=size,
+            plan_sha256=hash_file(draft),
+            plan_bytes=draft.stat().st_size,
             activation_bytes=4096,
             attention=(),
             seconds=1.5,

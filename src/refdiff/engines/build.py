@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
@@ -21,7 +22,7 @@ from refdiff.contracts.progress import Progress, silent
 from refdiff.engines.trt import plan_store
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.device import Device, find_device
-from refdiff.engines.trt.flavour import Flavour, choose_flavour, load_flavour
+from refdiff.engines.trt.flavour import Flavour, choose_flavour
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, graph_sha256, recipe_sha256
 from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.options import BuildOptions, check_options
@@ -108,7 +109,7 @@ def build(
     opened, device = find_bundle(bundle), find_device()
     names = chosen_graphs(opened, graphs)
     check_size(opened, size)
-    trt, reason = choose(flavour, device)
+    trt, reason = choose_flavour(flavour, has_device=device is not None)
     check_options(wanted, trt, device)
     builder = _Builder(opened, trt, device, wanted, tuple(variants))
     return BuildReport(
@@ -120,18 +121,6 @@ def build(
         device=None if device is None else device.name,
         graphs=tuple(builder.build(name, tell, force=force) for name in names),
     )
-
-
-def choose(flavour: str, device: Device | None) -> tuple[Flavour, str]:
-    """Load the TensorRT of that name; return it and the reason for it.
-
-    Raises:
-        InputError: no such flavour.
-        MissingDependencyError: its package is not installed.
-    """
-    if flavour == "auto":
-        return choose_flavour(has_device=device is not None)
-    return load_flavour(flavour), "asked for"
 
 
 def chosen_graphs(bundle: Bundle, graphs: Sequence[str]) -> tuple[str, ...]:
@@ -222,11 +211,10 @@ class _Builder:
             except EngineError as error:
                 kept = plan_store.keep_failed_log(files, "\n".join(log.lines) + "\n")
                 raise EngineError(f"{error} (build log: {kept})") from error
-            sha256, size = plan_store.hashed(draft)
             metadata = PlanMetadata(
                 identity=identity,
-                plan_sha256=sha256,
-                plan_bytes=size,
+                plan_sha256=hash_file(draft),
+                plan_bytes=draft.stat().st_size,
                 activation_bytes=built.activation_bytes,
                 attention=built.attention,
                 seconds=round(time.perf_counter() - started, 2),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.session import Measure, Session
+from refdiff.contracts.session import Measure, Session, SessionFactory
 from refdiff.engines.trt.open import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
@@ -28,21 +28,13 @@ _DRIVER_SIGNS = (
 """Files of an NVIDIA driver: the first two on a PC, the others on a Jetson."""
 
 
-class BackendSessions(Protocol):
+class BackendSessions(SessionFactory, Protocol):
     """A session factory with the name of its back-end."""
 
     backend: str
     """Name of the back-end."""
     reason: str
     """Why it was chosen."""
-
-    def open(self, name: str) -> Session:
-        """Return the session of graph `name`, opened on the first call and kept."""
-        ...
-
-    def close(self) -> None:
-        """Close every session that was opened."""
-        ...
 
 
 class OrtSessions:

@@ -15,10 +15,10 @@ from typing import Any
 
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.progress import Progress, silent
-from refdiff.engines.build import check_size, choose, chosen_graphs
+from refdiff.engines.build import check_size, chosen_graphs
 from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
 from refdiff.engines.trt.device import find_device
-from refdiff.engines.trt.flavour import Flavour, member_name
+from refdiff.engines.trt.flavour import Flavour, choose_flavour, member_name
 from refdiff.engines.trt.monitor import make_log
 from refdiff.engines.trt.parsing import Refusal, layer_kind, parse
 
@@ -94,7 +94,7 @@ def lint(
     tell, opened = progress or silent, find_bundle(bundle)
     names = chosen_graphs(opened, graphs)
     check_size(opened, size)
-    trt, reason = choose(flavour, find_device())
+    trt, reason = choose_flavour(flavour, has_device=find_device() is not None)
     linted = []
     for name in names:
         tell(f"{name}: parsing")

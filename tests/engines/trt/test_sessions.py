@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.options import ProposalOptions
+from refdiff.contracts.options import Options, ProposalOptions
 from refdiff.engines import factory
 from refdiff.engines.trt import open as choice
 from refdiff.engines.trt.plans import find_plans
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
-from refdiff.runtime.proposals import propose
+from refdiff.runtime.proposals import MaskProposer
 from tests.support.fake_cuda import Error
 from tests.support.plan_bundle import GPU, GRAPHS, SPEC, Machine, feeds_of, write_bundle, write_plan
 
@@ -149,8 +149,8 @@ def test_a_plan_that_does_not_fit_is_refused_by_what_does_not_fit(
 
 def test_what_one_graph_of_sam_hands_the_next_stays_on_the_device(bundle: Bundle, machine: Machine) -> None:
     sessions = machine.sessions(bundle)
-    picture = np.zeros((6, 8, 3), np.uint8)
-    propose(sessions, SPEC.sam, picture, ProposalOptions(points_per_side=12, pred_iou_threshold=0.0))
+    options = Options(proposals=ProposalOptions(points_per_side=12, pred_iou_threshold=0.0))
+    MaskProposer(sessions, SPEC.sam, options).encode(np.zeros((6, 8, 3), np.uint8))
     # 64, 64 and 16 of 144 points, the masks of at most 16 at a time: the embedding, features and tokens.
     assert machine.cuda.count("copy across") == 3 + 2 * (4 + 4 + 1)
     assert machine.cuda.count("copy out") == 3 + (4 + 4 + 1)  # predicted IoU, and masks
@@ -163,7 +163,7 @@ def test_an_embedding_on_the_device_that_is_not_finite_is_blamed_on_the_encoder(
     sessions = machine.sessions(bundle)
     machine.trt.fill = float("nan")
     with pytest.raises(EngineError, match="sam_encoder returned values that are not finite"):
-        propose(sessions, SPEC.sam, np.zeros((6, 8, 3), np.uint8), ProposalOptions())
+        MaskProposer(sessions, SPEC.sam, Options()).encode(np.zeros((6, 8, 3), np.uint8))
     sessions.close()
 
 

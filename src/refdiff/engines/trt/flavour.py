@@ -148,18 +148,22 @@ def load_flavour(name: str) -> Flavour:
         ) from error
 
 
-def choose_flavour(*, has_device: bool) -> tuple[Flavour, str]:
-    """Choose the TensorRT to use when none is named.
+def choose_flavour(name: str = "auto", *, has_device: bool) -> tuple[Flavour, str]:
+    """Load the named TensorRT, or the one that suits this machine.
 
     Args:
+        name: one of `FLAVOURS`, or "auto".
         has_device: whether this machine has a usable GPU.
 
     Returns:
         The flavour, and the reason for it.
 
     Raises:
-        MissingDependencyError: none is installed.
+        InputError: no such flavour.
+        MissingDependencyError: it is not installed, or none is.
     """
+    if name != "auto":
+        return load_flavour(name), "asked for"
     installed = [name for name, packages in PACKAGES.items() if any(map(find_spec, packages))]
     if not installed:
         raise MissingDependencyError(

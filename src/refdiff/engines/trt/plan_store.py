@@ -128,11 +128,6 @@ def drafted(files: PlanFiles) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def hashed(draft: Path) -> tuple[str, int]:
-    """Return the sha256 and the bytes of a draft, for its metadata."""
-    return hash_file(draft), draft.stat().st_size
-
-
 def place(files: PlanFiles, draft: Path, metadata: PlanMetadata, log: str) -> None:
     """Put a built plan in its place, its metadata last; the caller must hold the lock.
 

@@ -103,27 +103,19 @@ def _first_fitting(
     device: Device | None,
     verify: Verify,
 ) -> FoundPlan:
-    first: EngineError | None = None
+    """Return the first plan that can run here, or raise the first plan's fault."""
+    faults = []
     for path in paths:
-        found = _check(path, bundle, graph, flavour, device, verify)
-        if isinstance(found, FoundPlan):
-            return found
-        first = first or found
-    raise first or EngineError(
+        try:
+            metadata = check_plan(path, bundle, graph, flavour, device, verify=verify)
+        except EngineError as error:  # noqa: PERF203 - a few files
+            faults.append(error)
+        else:
+            return FoundPlan(path=path, metadata=metadata)
+    raise next(iter(faults), None) or EngineError(
         f"{bundle.path} has no plan of {graph} for {flavour.name}; "
         f"build it with: refdiff build {bundle.path} --flavour {flavour.name} --graph {graph}"
     )
-
-
-def _check(
-    path: Path, bundle: Bundle, graph: str, flavour: Flavour, device: Device | None, verify: Verify
-) -> FoundPlan | EngineError:
-    """Return the plan, or the error that says why it cannot run here."""
-    try:
-        metadata = check_plan(path, bundle, graph, flavour, device, verify=verify)
-    except EngineError as error:
-        return error
-    return FoundPlan(path=path, metadata=metadata)
 
 
 def _tensor_bytes(graph: GraphSpec, profile: ShapeProfile) -> int:

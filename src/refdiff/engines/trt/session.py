@@ -220,7 +220,7 @@ class TrtSession:
 
     def _start(self, engine: Engine) -> None:
         stream = self._context.stream
-        with self._timer or contextlib.nullcontext():
+        with contextlib.nullcontext() if self._timer is None else self._timer.measure():
             self.cuda_graph.run(lambda: engine.enqueue(stream), lambda: engine.is_capturable(stream))
         for slot in self._outputs.values():
             slot.writes += 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from refdiff.contracts.session import LayerTime
@@ -11,7 +11,7 @@ from refdiff.engines.trt.buffers import StreamContext
 
 
 class RunTimer:
-    """Measures what is enqueued in a `with` block; copies outside of it are not counted.
+    """Measures what is enqueued in a `with` block of `measure`; copies outside of it are not counted.
 
     Args:
         context: the session's.
@@ -23,15 +23,13 @@ class RunTimer:
         self._ended = context.cuda.new_event(timing=True)
         self._has_run = False
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Record the start and, unless the block fails, the end of a run."""
         self._context.cuda.record(self._begun, self._context.stream)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._context.cuda.record(self._ended, self._context.stream)
-            self._has_run = True
+        yield
+        self._context.cuda.record(self._ended, self._context.stream)
+        self._has_run = True
 
     def elapsed_ms(self) -> float | None:
         """Wait for the last run and return its time in ms; None before the first run.
