@@ -42,8 +42,7 @@ from refdiff.data.synthetic import scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.models.choice import ModelChoice, load_choice
-from refdiff.profiling.spans import Stopwatch
-from refdiff.profiling.timed_sessions import TimedSessions
+from refdiff.profiling.spans import Stopwatch, TimedSessions
 from refdiff.reference.pipeline import Reference
 from refdiff.runtime.image import read_image
 

@@ -20,7 +20,7 @@ from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.session import Array
 from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.ort import OrtSession
-from refdiff.profiling.macs import multiply_adds
+from refdiff.profiling.macs import count_macs
 
 RECORD = RESULTS / "early-exit.json"
 GRAPHS = ("unet", "unet_taps")
@@ -42,7 +42,7 @@ def main() -> None:
             started = time.perf_counter()
             session.run(feeds)
             seconds[name].append(time.perf_counter() - started)
-    counts = {name: multiply_adds(bundle.graph_path(name), {"b": 1}) for name in GRAPHS}
+    counts = {name: count_macs(bundle.graph_path(name), {"b": 1}) for name in GRAPHS}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     entry = {
         "batch": 2,

@@ -36,7 +36,7 @@ from refdiff.export.onnx_export import export_graph
 from refdiff.export.sam_graphs import SamDecoder, SamMasks
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.stack import load_miniature
-from refdiff.profiling.macs import multiply_adds
+from refdiff.profiling.macs import count_macs
 
 RECORD = RESULTS / "sam-decoder.json"
 DRAWN = 26
@@ -131,7 +131,7 @@ def _measured(sam: Any, spec: SamSpec, folder: Path, rounds: int) -> dict[str, A
         "onnxruntime": onnxruntime.__version__,
         "median_seconds": {name: round(value, 4) for name, value in medians.items()},
         "speed_up": round(medians["one_graph"] / (medians["sam_decoder"] + medians["sam_masks"]), 2),
-        "multiply_adds": {name: multiply_adds(path, sizes) for name, path in paths.items()},
+        "multiply_adds": {name: count_macs(path, sizes) for name, path in paths.items()},
         "largest_difference_over_range": {
             "iou": float(np.abs(iou - whole["iou"]).max() / np.ptp(whole["iou"])),
             "low_res": float(np.abs(logits - whole["low_res"][chosen]).max() / np.ptp(whole["low_res"])),

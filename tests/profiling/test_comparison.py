@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from refdiff.cli import main
 from refdiff.errors import GateError, InputError
-from refdiff.profiling.comparison import compare, noise_of, read_profile
-from refdiff.profiling.records import compare_profiles
+from refdiff.profiling.comparison import compare, compare_profiles, noise_of
+from refdiff.profiling.records import read_record
 
 
 def record(
@@ -33,7 +33,7 @@ def record(
         "kind": "refdiff profile",
         "format": 1,
         "bundle": {"model": "mini", "manifest_sha256": "ab"},
-        "options": {"profile": "edge", "threads": 2},
+        "options": {"variant": "edge", "threads": 2},
         "machine": {"processor": "one", "cores": 2},
         "peak": {"gflops": 100.0, "rounds": [90.0, 91.0, 92.0]},
         "samples": samples,
@@ -41,7 +41,7 @@ def record(
 
 
 def compared(before: dict, after: dict, **options: bool):
-    return compare(read_profile(before, "a.json"), read_profile(after, "b.json"), **options)
+    return compare(read_record(before, "a.json"), read_record(after, "b.json"), **options)
 
 
 def verdicts(comparison) -> dict[str, str]:
@@ -80,7 +80,7 @@ def test_what_the_machine_itself_became_slower_by_is_allowed_to_every_row() -> N
     after["peak"]["rounds"] = [72.0, 73.0, 74.0]
     calmer = compared(before, after)
     assert not calmer.slower
-    assert calmer.unrest == pytest.approx(91 / 73 - 1)
+    assert calmer.machine_change == pytest.approx(91 / 73 - 1)
 
 
 def test_throttled_rounds_are_left_out() -> None:
@@ -120,6 +120,12 @@ def test_records_of_different_things_are_refused_unless_told(path, value, said) 
     assert len(compared(before, after, allow_different=True).differences) == 1
 
 
+def test_a_record_that_calls_its_variant_a_profile_is_still_comparable() -> None:
+    before, after = record(seed=1), record(seed=2)
+    before["options"] = {"threads": 2, "profile": "edge"}
+    assert compared(before, after).differences == ()
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -138,13 +144,13 @@ def test_a_document_that_is_no_record_is_refused(spoil, said) -> None:
     document = copy.deepcopy(record())
     spoil(document)
     with pytest.raises(InputError, match=said):
-        read_profile(document, "a.json")
+        read_record(document, "a.json")
 
 
 @pytest.mark.parametrize("document", [None, [], "text", 3, {}])
 def test_any_other_json_is_refused(document) -> None:
     with pytest.raises(InputError, match="is no profile"):
-        read_profile(document, "a.json")
+        read_record(document, "a.json")
 
 
 @given(st.lists(st.floats(0.1, 1e3), min_size=5, max_size=40))

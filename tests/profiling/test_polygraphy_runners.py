@@ -14,13 +14,13 @@ pytest.importorskip("polygraphy")
 
 from refdiff.cli import main
 from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.progress import silent
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import EngineError, MissingDependencyError
-from refdiff.profiling import measuring
-from refdiff.profiling.compare_backends import contest
+from refdiff.profiling import compare_backends
 from refdiff.profiling.tables import backends_section
 
-runners = measuring.load_polygraphy(None)
+runners = compare_backends.load_polygraphy(None)
 
 
 class Doubling:
@@ -45,23 +45,23 @@ def test_a_session_runs_as_one_of_polygraphys_runners_by_both_clocks() -> None:
 
 def test_the_comparator_tells_how_far_apart_outputs_are_and_whether_that_is_allowed() -> None:
     first, second = {"y": np.zeros(4, np.float32)}, {"y": np.array([0, 0.5, 0, 0], np.float32)}
-    (near,) = runners.apart(first, second, {"y": 0.6})
+    (near,) = runners.compare(first, second, {"y": 0.6})
     assert (near.max_absolute, near.mean_absolute, near.within) == (0.5, 0.125, True)
-    (far,) = runners.apart(first, second, {"y": 0.4})
+    (far,) = runners.compare(first, second, {"y": 0.4})
     assert not far.within
 
 
 def test_outputs_of_another_shape_or_with_nan_are_outside() -> None:
     zeros = {"y": np.zeros((2, 2), np.float32)}
-    (shaped,) = runners.apart(zeros, {"y": np.zeros(3, np.float32)}, {"y": 1.0})
-    (broken,) = runners.apart(zeros, {"y": np.full((2, 2), np.nan, np.float32)}, {"y": 1.0})
+    (shaped,) = runners.compare(zeros, {"y": np.zeros(3, np.float32)}, {"y": 1.0})
+    (broken,) = runners.compare(zeros, {"y": np.full((2, 2), np.nan, np.float32)}, {"y": 1.0})
     assert not shaped.within
     assert not broken.within
 
 
 def test_outputs_that_are_not_contiguous_are_compared_too() -> None:
     wide = np.arange(12, dtype=np.float32).reshape(3, 4)
-    (same,) = runners.apart({"y": wide[:, ::2]}, {"y": wide[:, ::2]}, {"y": 0.0})
+    (same,) = runners.compare({"y": wide[:, ::2]}, {"y": wide[:, ::2]}, {"y": 0.0})
     assert same.within
 
 
@@ -80,7 +80,7 @@ def test_a_plan_of_the_other_tensorrt_is_refused_not_loaded_by_the_wrong_one(tmp
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
 def test_polygraphy_speaks_the_flavour_it_is_loaded_for_and_the_environment_stays(flavour: str) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from refdiff.profiling.measuring import load_polygraphy;"
+        "import os; from pathlib import Path; from refdiff.profiling.compare_backends import load_polygraphy;"
         f" runners = load_polygraphy({flavour!r}); print(runners.config.USE_TENSORRT_RTX,"
         f" runners.trt_runner(Path('g.plan'), {flavour!r}).name, 'POLYGRAPHY_USE_TENSORRT_RTX' in os.environ)"
     )
@@ -98,13 +98,13 @@ def test_a_missing_polygraphy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(MissingDependencyError, match=r"refdiff\[profile\]"):
-        measuring.load_polygraphy(None)
+        compare_backends.load_polygraphy(None)
 
 
 def test_a_missing_polygraphy_is_told_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(measuring, "find_spec", lambda name: None)
+    monkeypatch.setattr(compare_backends, "find_spec", lambda name: None)
     assert main(["profile", "mini", "--compare-backends"]) == 3
     streams = capsys.readouterr()
     assert "refdiff[profile]" in streams.err
@@ -115,32 +115,34 @@ def test_every_graph_of_a_bundle_is_run_by_ours_and_by_polygraphys_runner(tiny_b
     bundle = find_bundle(tiny_bundle)
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1)
     try:
-        found = contest(bundle, sessions, threads=1, runs=2, warmup=1, tell=lambda line: None)
+        found = compare_backends.compare_backends(
+            bundle, sessions, threads=1, runs=2, warmup=1, progress=silent
+        )
     finally:
         sessions.close()
     assert [each.graph for each in found] == list(bundle.golden())
     for each in found:
-        names = [contender.name for contender in each.contenders]
+        names = [timing.name for timing in each.timings]
         assert names[:2] == ["ort-cpu", "polygraphy ort-cpu"]
-        for contender in each.contenders:
-            assert all(apart.within for apart in contender.from_golden)
-            assert contender.ms.n == 2
-        assert each.contenders[0].from_first == ()
-        assert all(apart.max_absolute == 0 for apart in each.contenders[1].from_first)
+        for timing in each.timings:
+            assert all(difference.within for difference in timing.from_golden)
+            assert timing.ms.n == 2
+        assert each.timings[0].from_first == ()
+        assert all(difference.max_absolute == 0 for difference in each.timings[1].from_first)
         json.dumps(each.to_json(), allow_nan=False)
     (table,) = backends_section(found).tables
     assert {row[-1].text for row in table.cells} == {"ok"}
 
 
 def test_what_cannot_run_here_is_told_with_its_reason(tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:
-    from refdiff.profiling import compare_backends as side_by_side
-
-    monkeypatch.setattr(side_by_side, "has_plans", lambda bundle, name: name == "tensorrt")
-    monkeypatch.setattr(side_by_side, "find_device", lambda: None)
+    monkeypatch.setattr(compare_backends, "has_plans", lambda bundle, name: name == "tensorrt")
+    monkeypatch.setattr(compare_backends, "find_device", lambda: None)
     bundle = find_bundle(tiny_bundle)
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1)
     try:
-        found = contest(bundle, sessions, threads=1, runs=1, warmup=0, tell=lambda line: None)
+        found = compare_backends.compare_backends(
+            bundle, sessions, threads=1, runs=1, warmup=0, progress=silent
+        )
     finally:
         sessions.close()
     assert all("needs an NVIDIA GPU" in each.failures["polygraphy tensorrt"] for each in found)

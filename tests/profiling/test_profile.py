@@ -3,9 +3,9 @@
 import json
 import re
 import sys
+from importlib import resources
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,12 +15,13 @@ pytest.importorskip("onnxruntime")
 
 from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
-from refdiff.errors import InputError
+from refdiff.errors import InputError, MissingDependencyError
 from refdiff.miniature.scenes import render_scene
 from refdiff.profiling import profile, records
 from refdiff.profiling import records as profile_records
-from refdiff.profiling.comparison import read_profile
-from refdiff.profiling.macs import Arithmetic
+from refdiff.profiling.macs import MacCounter
+from refdiff.profiling.matmul_peak import SIDE, MatrixProduct
+from refdiff.profiling.records import read_record
 from refdiff.profiling.report import ProfileReport
 from refdiff.profiling.tables import profile_page
 from tests.reports.test_reports import Reading
@@ -67,7 +68,7 @@ def test_the_shares_of_the_parts_add_up_to_everything(report: ProfileReport) -> 
         "between stages",
     }
     for sample in report.samples:
-        spans = dict(report.questions)[report.questions[report.samples.index(sample)][0]]
+        spans = dict(report.spans)[report.spans[report.samples.index(sample)][0]]
         assert sample.ms == pytest.approx(sum(span.ms for span in spans if span.kind == "verb"))
 
 
@@ -86,10 +87,10 @@ def test_every_graph_that_edge_runs_is_there_with_its_arithmetic(report: Profile
         ),
     }
     assert rows["unet_taps"].calls == 1  # the phrase's branch alone
-    if report.arithmetic_unknown is None:
-        assert rows["sam_encoder"].multiply_adds == 556_236_800
+    if report.macs_problem is None:
+        assert rows["sam_encoder"].macs == 556_236_800
         for row in rows.values():
-            attained = 2 * row.multiply_adds * len(report.samples) / 1e9
+            attained = 2 * row.macs * len(report.samples) / 1e9
             seconds = row.share * sum(sample.ms for sample in report.samples) / 1e3
             assert row.gflops == pytest.approx(attained / seconds, rel=1e-3)
             assert row.of_peak == pytest.approx(row.gflops / report.peak.gflops)
@@ -112,9 +113,9 @@ def test_a_cold_start_is_told_apart_and_loads_every_graph(report: ProfileReport)
 def test_the_kernel_s_memory_is_in_it(report: ProfileReport) -> None:
     use = report.memory
     if sys.platform == "linux":
-        assert use.most.private <= use.most.resident <= use.high_water_resident * 1.01
+        assert use.highest.private <= use.highest.resident <= use.high_water_resident * 1.01
         assert use.loaded.private > use.before.private or use.before.private > 50e6
-        assert use.stages["proposals"].private <= use.most.private
+        assert use.stages["proposals"].private <= use.highest.private
 
 
 def test_layers_carry_the_names_of_the_model_s_modules(report: ProfileReport) -> None:
@@ -132,8 +133,7 @@ def test_the_questions_of_a_throttled_round_are_marked(report: ProfileReport) ->
     assert marked == [RUNS - 1] * SCENES
     lines = conditions(report)
     assert (
-        f"throttled questions: {SCENES} of {SCENES * RUNS}: 17000000.gpu at 306 MHz, 931 at the start"
-        in lines
+        f"throttled samples: {SCENES} of {SCENES * RUNS}: 17000000.gpu at 306 MHz, 931 at the start" in lines
     )
     assert "power mode: MODE_30W" in lines
     assert "17000000.gpu 931 -> 306 MHz" in lines
@@ -149,11 +149,11 @@ def test_the_document_is_json_and_a_record_once_it_is_long_enough(report: Profil
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert document["options"]["questions"][0]["phrase"]
     with pytest.raises(InputError, match="1 of 2 were throttled"):
-        read_profile(document, "a.json")
+        read_record(document, "a.json")
     document["samples"] = [
         {**sample, "round": number, "throttled": []} for number in range(5) for sample in document["samples"]
     ]
-    assert read_profile(document, "a.json").figures["all"][0] > 0
+    assert read_record(document, "a.json").rows["all"][0] > 0
 
 
 def test_the_page_needs_nothing_beside_it_and_holds_every_stage_and_graph(report: ProfileReport) -> None:
@@ -162,7 +162,7 @@ def test_the_page_needs_nothing_beside_it_and_holds_every_stage_and_graph(report
     text = " ".join(read.texts)
     assert "--trace FILE" in text
     for row in report.stages:
-        assert row.part.what in text
+        assert row.part.name in text
     longest = max((layer for each in report.layers for layer in each.layers), key=lambda layer: layer.ms)
     assert longest.name in text
     links = [value for _, name, value in read.attributes if name in ("src", "href", "srcset", "action")]
@@ -252,27 +252,28 @@ def test_without_the_export_extra_multiply_adds_are_unknown_and_it_is_said_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    monkeypatch.delitem(sys.modules, "refdiff.profiling.macs", raising=False)
-    arithmetic = Arithmetic(open_bundle(BUNDLE, verify="size"))
-    assert arithmetic("sam_encoder", {"image": (1, 3, 160, 160)}) is None
-    assert "refdiff[export]" in arithmetic.why_not
+    counter = MacCounter(open_bundle(BUNDLE, verify="size"))
+    assert counter("sam_encoder", {"image": (1, 3, 160, 160)}) is None
+    assert "refdiff[export]" in counter.problem
 
 
-def test_the_yardstick_is_a_product_that_onnx_reads() -> None:
-    product = pytest.importorskip("refdiff.profiling.matmul_peak")
+def test_the_peak_s_graph_is_one_matrix_product() -> None:
     onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(product.product_graph(3))
-    onnx.checker.check_model(model)
+    path = resources.files("refdiff.profiling") / "matmul.onnx"
+    model = onnx.load_from_string(path.read_bytes())
+    onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(product.product_graph(3), providers=["CPUExecutionProvider"])
-    values = np.arange(9, dtype=np.float32).reshape(3, 3)
-    np.testing.assert_array_equal(session.run(None, {"a": values, "b": values.T})[0], values @ values.T)
+    for value in model.graph.input:
+        assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [SIDE, SIDE]
 
 
-def test_the_yardstick_counts_two_operations_for_a_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
-    product = pytest.importorskip("refdiff.profiling.matmul_peak")
-    monkeypatch.setattr(product, "SIDE", 100)
+def test_the_peak_counts_two_operations_for_a_multiply_add() -> None:
     moments = iter((1.0, 1.5))
-    assert product.Product("ort-cpu", 1, clock=lambda: next(moments)).gflops() == pytest.approx(0.004)
+    product = MatrixProduct("ort-cpu", 1, clock=lambda: next(moments))
+    assert product.gflops() == pytest.approx(2 * SIDE**3 / 0.5 / 1e9)
+    assert product.how == f"a float32 product of {SIDE}×{SIDE} in ort-cpu, 1 threads"
+
+
+def test_a_peak_that_cannot_be_measured_here_is_refused() -> None:
+    with pytest.raises(MissingDependencyError, match="ort-cuda"):
+        MatrixProduct("tensorrt-rtx", None)

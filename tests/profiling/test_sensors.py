@@ -126,7 +126,7 @@ def test_memory_nobody_tells_of_is_unknown(tmp_path: Path, text: str | None) -> 
     assert read_memory(status) is None
     with MemorySampler(status) as sampler:
         pass
-    assert sampler.most(0, 1 << 62) is None
+    assert sampler.highest(0, 1 << 62) is None
 
 
 def test_the_sampler_sees_the_most_between_two_moments(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_the_sampler_sees_the_most_between_two_moments(tmp_path: Path) -> None:
             seen = len(sampler._samples)
             while len(sampler._samples) < seen + 3:
                 pass
-    assert sampler.most(0, 1_000_000) == Memory(resident=14 * 1024, private=7 * 1024)
-    assert sampler.most(0, 0) == Memory(resident=2 * 1024, private=1024)
+    assert sampler.highest(0, 1_000_000) == Memory(resident=14 * 1024, private=7 * 1024)
+    assert sampler.highest(0, 0) == Memory(resident=2 * 1024, private=1024)
 
 
 def test_the_larger_of_two_memories_is_taken_by_kind() -> None:

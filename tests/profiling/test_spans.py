@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.session import Timings
-from refdiff.profiling.samples import BETWEEN, LOADING, Part, Percentiles, by_part, sample_of
-from refdiff.profiling.spans import Stopwatch, trace_of
-from refdiff.profiling.timed_sessions import TimedSessions
+from refdiff.profiling.records import trace_of
+from refdiff.profiling.samples import BETWEEN, LOADING, Part, Percentiles, TimedSample, by_part
+from refdiff.profiling.spans import Stopwatch, TimedSessions
 from refdiff.runtime.observer import observed
 
 MS = 1_000_000
@@ -151,7 +151,7 @@ def test_parts_come_in_the_order_of_the_method(watch: Stopwatch, clock: Clock) -
 
 
 def test_a_graph_s_time_is_the_stage_s_it_ran_in(watch: Stopwatch, clock: Clock) -> None:
-    sample = sample_of(ask(watch, clock), round=3, picture=1)
+    sample = TimedSample.of(ask(watch, clock), round=3, index=1)
     ((part, ms, call),) = sample.calls
     assert (str(part), ms) == ("latent/sums", 2.0)
     assert (call.shapes, call.fed_bytes, call.returned_bytes) == ({"left": (2, 3)}, 24, 8)

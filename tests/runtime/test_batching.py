@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.profiling.spans import Stopwatch
-from refdiff.profiling.timed_sessions import TimedSessions
+from refdiff.profiling.spans import Stopwatch, TimedSessions
 from refdiff.runtime.batching import batch_size, run_batched
 from refdiff.runtime.text_cache import CachedTextSessions
 

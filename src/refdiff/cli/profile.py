@@ -63,7 +63,7 @@ def profile(
     """Say where the milliseconds of a bundle go, or whether one such record is slower than another."""
     from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.profiling.profile import profile as profile_bundle
-    from refdiff.profiling.records import profile_outputs, save_profile
+    from refdiff.profiling.records import check_outputs, save_profile
     from refdiff.profiling.tables import profile_page
 
     if compare is not None:
@@ -80,7 +80,7 @@ def profile(
         return
     if bundle is None:
         raise typer.BadParameter("name a bundle, or two records to --compare")
-    profile_outputs(html=html, trace=trace, overwrite=overwrite)
+    check_outputs(html=html, trace=trace, overwrite=overwrite)
     with working() as tell:
         report = profile_bundle(
             bundle,
@@ -104,7 +104,7 @@ def profile(
 
 def _compare(records: tuple[Path, Path], bundle: str | None, *, allow_different: bool, as_json: bool) -> None:
     from refdiff.errors import GateError
-    from refdiff.profiling.records import compare_profiles
+    from refdiff.profiling.comparison import compare_profiles
     from refdiff.profiling.tables import comparison_table
 
     if bundle is not None:

@@ -1,15 +1,9 @@
-"""One graph side by side in several back-ends, run by Polygraphy's runners and compared by its comparator.
-
-In: runners that are not active yet, and feeds. Out: times by our clock around `infer`, Polygraphy's own
-figure beside them, the outputs, and how far outputs are apart. Polygraphy's figure is no latency: its
-maintainers say the tool is not for that (https://github.com/NVIDIA/TensorRT/issues/3260). Its runners copy
-what sessions here do not.
-"""
+"""Polygraphy's runners and comparator, imported by `compare_backends` alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,33 +23,33 @@ from refdiff.engines.ort import create_session, session_options
 from refdiff.errors import EngineError
 
 _SILENT = G_LOGGER.CRITICAL + 1
-"""What it logs at its highest level it raises too."""
+"""Above its highest level: whatever it logs there, it raises too."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ran:
-    """What one runner made of the feeds."""
+class RunnerResult:
+    """Outputs and times of one runner."""
 
     outputs: Mapping[str, Array]
     ms: tuple[float, ...]
-    """Of each run, by our clock."""
+    """Time of each run by our clock."""
     polygraphy_ms: tuple[float, ...]
-    """Of the same runs, as Polygraphy tells it."""
+    """Time of the same runs by Polygraphy's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apart:
+class OutputDifference:
     """How far two outputs of one name are apart, by Polygraphy's comparator."""
 
     output: str
     max_absolute: float
     mean_absolute: float
     within: bool
-    """Nowhere further apart than what was allowed."""
+    """The largest difference is allowed."""
 
 
 class SessionRunner(BaseRunner):  # type: ignore[misc]
-    """A session of refdiff as one of Polygraphy's runners; it is closed by whoever opened it."""
+    """A session of refdiff as one of Polygraphy's runners; its opener closes it."""
 
     def __init__(self, session: Session, name: str) -> None:
         super().__init__(name=name, prefix="refdiff")
@@ -70,17 +64,17 @@ class SessionRunner(BaseRunner):  # type: ignore[misc]
 
 
 def ort_runner(path: Path, backend: str, threads: int | None) -> Any:
-    """Polygraphy's OnnxrtRunner, on the provider and threads that a session of ours would have."""
+    """Return Polygraphy's OnnxrtRunner, with the provider and threads of our sessions."""
     return OnnxrtRunner(
         partial(create_session, path, backend, session_options(threads)), name=f"polygraphy {backend}"
     )
 
 
 def trt_runner(plan: Path, flavour: str) -> Any:
-    """Polygraphy's TrtRunner of a plan of either flavour.
+    """Return Polygraphy's TrtRunner of a plan of either flavour.
 
     Raises:
-        EngineError: this process speaks the other flavour; Polygraphy chooses when it is imported.
+        EngineError: this process uses the other flavour; Polygraphy chooses when it is imported.
     """
     if (flavour == "tensorrt-rtx") != bool(config.USE_TENSORRT_RTX):
         raise EngineError(
@@ -93,19 +87,19 @@ def trt_runner(plan: Path, flavour: str) -> Any:
     return TrtRunner(EngineFromBytes(BytesFromPath(str(plan))), name=f"polygraphy {flavour}")
 
 
-def run(runner: Any, feeds: Mapping[str, Array], *, runs: int, warmup: int) -> Ran:
-    """Activate a runner, run it, and give back what it holds.
+def run(runner: Any, feeds: Mapping[str, Array], *, runs: int, warmup: int) -> RunnerResult:
+    """Activate a runner, run it, and deactivate it.
 
     Args:
         runner: not active yet.
-        feeds: of every run.
-        runs: that count, one or more.
-        warmup: before them.
+        feeds: the same for every run.
+        runs: measured runs, one or more.
+        warmup: runs before them.
 
     Raises:
         EngineError: the runner failed.
     """
-    ms, told, outputs = [], [], dict[str, Array]()
+    ms, polygraphy_ms, outputs = [], [], dict[str, Array]()
     with _quiet(runner.name), runner:
         for number in range(warmup + runs):
             begun = time.perf_counter()
@@ -113,26 +107,28 @@ def run(runner: Any, feeds: Mapping[str, Array], *, runs: int, warmup: int) -> R
             taken = time.perf_counter() - begun
             if number >= warmup:
                 ms.append(1e3 * taken)
-                told.append(1e3 * float(runner.last_inference_time() or 0.0))
+                polygraphy_ms.append(1e3 * float(runner.last_inference_time() or 0.0))
         outputs = {name: values.copy() for name, values in made.items()}  # a runner may reuse its buffers
-    return Ran(outputs=outputs, ms=tuple(ms), polygraphy_ms=tuple(told))
+    return RunnerResult(outputs=outputs, ms=tuple(ms), polygraphy_ms=tuple(polygraphy_ms))
 
 
-def apart(
+def compare(
     first: Mapping[str, Array], second: Mapping[str, Array], allowed: Mapping[str, float]
-) -> tuple[Apart, ...]:
-    """Compare outputs by name.
+) -> tuple[OutputDifference, ...]:
+    """Compare two runners' outputs by name.
 
     Args:
-        first: of one runner.
-        second: of another.
+        first: outputs of one runner.
+        second: outputs of the other.
         allowed: output -> the largest absolute difference.
     """
-    function = _compare_function()(atol=dict(allowed), rtol=0.0, check_error_stat="max", check_shapes=True)
+    # Newer releases have the function as a class, and warn about the older way.
+    make = getattr(comparator, "SimpleCompareFunc", None) or comparator.CompareFunc.simple
+    function = make(atol=dict(allowed), rtol=0.0, check_error_stat="max", check_shapes=True)
     with _quiet("the comparator"):
         found = function(IterationResult(_contiguous(first)), IterationResult(_contiguous(second)))
     return tuple(
-        Apart(
+        OutputDifference(
             output=name,
             max_absolute=float(getattr(result, "max_absdiff", float("inf"))),
             mean_absolute=float(getattr(result, "mean_absdiff", float("inf"))),
@@ -143,20 +139,14 @@ def apart(
 
 
 def _contiguous(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Polygraphy looks at an array's bytes."""
+    """Return arrays whose bytes Polygraphy can read."""
     return {name: np.ascontiguousarray(values) for name, values in outputs.items()}
 
 
-def _compare_function() -> Callable[..., Any]:
-    """Newer releases have it as a class of its own, and say so of the old way."""
-    newer = getattr(comparator, "SimpleCompareFunc", None)
-    return newer or comparator.CompareFunc.simple  # type: ignore[no-any-return]
-
-
 @contextmanager
-def _quiet(who: str) -> Iterator[None]:
+def _quiet(name: str) -> Iterator[None]:
     try:
         with G_LOGGER.verbosity(_SILENT):
             yield
     except PolygraphyException as error:
-        raise EngineError(f"{who} failed in Polygraphy: {' '.join(str(error).split())}") from error
+        raise EngineError(f"{name} failed in Polygraphy: {' '.join(str(error).split())}") from error

@@ -1,8 +1,8 @@
 """`profile`: where the milliseconds go, from the picture's bytes to the mask.
 
 One process, in this order: a cold start, rounds to warm up, measured rounds, a round in which memory is
-sampled, and, where asked for, every graph in other back-ends and a pass in which every layer is written
-down. Percentiles are of the measured rounds alone.
+sampled, and, if requested, every graph in other back-ends and a pass in which every layer is recorded.
+Percentiles are of the measured rounds alone.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from refdiff.diagnostics.sources import installed_version, this_machine
 from refdiff.engines.factory import BackendSessions
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.open import TENSORRT
-from refdiff.errors import InputError
+from refdiff.errors import InputError, MissingDependencyError
 from refdiff.loading import open_backend, segmenter_of
-from refdiff.profiling.compare_backends import contest
-from refdiff.profiling.macs import Arithmetic
-from refdiff.profiling.measuring import open_yardstick, require_polygraphy
+from refdiff.profiling.compare_backends import BackendComparison, require_polygraphy
+from refdiff.profiling.compare_backends import compare_backends as compare_graphs
+from refdiff.profiling.macs import MacCounter
+from refdiff.profiling.matmul_peak import MatrixProduct, PeakThroughput
 from refdiff.profiling.profiled_run import ProfiledRun
-from refdiff.profiling.report import GraphLayers, Peak, ProfileReport
-from refdiff.profiling.rows import graph_rows, stage_rows
+from refdiff.profiling.report import GraphLayers, ProfileReport
+from refdiff.profiling.rows import GraphRow, graph_rows, stage_rows
 from refdiff.profiling.sensors import Sensors, read_memory
-from refdiff.profiling.spans import CLOCK, Stopwatch
-from refdiff.profiling.timed_sessions import TimedSessions
+from refdiff.profiling.spans import CLOCK, Stopwatch, TimedSessions
 from refdiff.runtime.tokenizer import Tokenizer
 
 RUNS, WARMUP = 10, 1
@@ -69,25 +69,25 @@ def profile(
     root: Path = Path("/"),
     progress: Progress | None = None,
 ) -> ProfileReport:
-    """Take a bundle's pipeline apart by time. Random weights are welcome: time does not depend on them.
+    """Measure where a bundle's time goes. Random weights will do: time does not depend on them.
 
     Args:
         bundle: its folder, or "mini" for the built-in one.
-        image: a picture of one's own; None: the miniature's sample scenes.
-        phrase: what is asked of it.
-        scenes: how many scenes, three if None.
-        runs: measured rounds; each asks every question once.
+        image: an image of your own; None runs the miniature's sample scenes.
+        phrase: what to find in it.
+        scenes: number of sample scenes, three if None.
+        runs: measured rounds; each runs every sample once.
         warmup: rounds before them, after the cold start.
         options: what is computed.
         backend: where and how the graphs run.
-        layers: write down every layer's time too.
-        compare_backends: run every graph in every back-end that is here, too, on the golden feeds.
+        layers: record every layer's time too.
+        compare_backends: also run every graph in every available back-end, on the golden feeds.
         root: where the machine's own files begin.
-        progress: told one line at each step.
+        progress: called with one line at each step.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: an unknown option, no runs, or a picture that cannot be used.
+        InputError: an unknown option, no runs, or an image that cannot be used.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing, or Polygraphy where
             back-ends are compared.
         EngineError: a graph failed.
@@ -96,34 +96,29 @@ def profile(
         raise InputError(f"got {runs} runs and {warmup} to warm up, expected 1 and 0 or more")
     if compare_backends:
         require_polygraphy()
-    tell, watch, before = progress or silent, Stopwatch(), read_memory()
-    tell("opening the bundle")
+    progress, watch, before = progress or silent, Stopwatch(), read_memory()
+    progress("opening the bundle")
     with watch.span("step", "open and verify the bundle"):
         opened = find_bundle(bundle)
     inputs = _inputs(opened, image, phrase, scenes)
     # Each sample is segmented many times, and must cost what a phrase costs that has not been seen before.
     pipeline = dataclasses.replace(options.pipeline_options(opened.spec), cache_texts=False)
-
-    def start(measure: Any) -> BackendSessions:
-        return open_backend(opened, backend, measure)
-
     with watch.span("step", "start the back-end"):
-        sessions = start("runs")
+        sessions = open_backend(opened, backend, "runs")
     with segmenter_of(opened, TimedSessions(sessions, watch), pipeline, watch) as segmenter:
-        measured = ProfiledRun(
-            segmenter=segmenter, watch=watch, inputs=inputs, sensors=Sensors(root), tell=tell
+        run = ProfiledRun(
+            segmenter=segmenter, watch=watch, inputs=inputs, sensors=Sensors(root), progress=progress
         )
-        measured.start_cold()
-        measured.yardstick, how = open_yardstick(sessions.backend, backend.threads)
-        measured.run(runs, warmup)
-        use = measured.sample_memory(before)
-        contests = (
-            contest(opened, sessions, threads=backend.threads, runs=runs, warmup=max(warmup, 1), tell=tell)
-            if compare_backends
-            else ()
-        )
-    arithmetic, peak, samples = Arithmetic(opened), Peak.of(measured.peaks, how), measured.samples
-    graphs = graph_rows(samples, count=arithmetic, peak_gflops=peak.gflops, memory=measured.graph_memory)
+        run.run_cold()
+        product, how = _matrix_product(sessions.backend, backend.threads)
+        run.run(runs, warmup, product)
+        memory = run.sample_memory(before)
+        backends: tuple[BackendComparison, ...] = ()
+        if compare_backends:
+            counts = {"runs": runs, "warmup": max(warmup, 1)}
+            backends = compare_graphs(opened, sessions, threads=backend.threads, progress=progress, **counts)
+    count_macs, peak = MacCounter(opened), PeakThroughput.of(run.products, how)
+    graphs = graph_rows(run.samples, count_macs=count_macs, peak_gflops=peak.gflops, memory=run.graph_memory)
     return ProfileReport(
         path=opened.path,
         bundle=_bundle(opened),
@@ -132,23 +127,28 @@ def profile(
         versions=_versions(),
         backend_reason=sessions.reason,
         clocks=_clocks(sessions.backend),
-        cold=measured.cold,
-        samples=tuple(samples),
-        stages=stage_rows(samples),
+        cold=run.cold,
+        samples=tuple(run.samples),
+        stages=stage_rows(run.samples),
         graphs=graphs,
         peak=peak,
-        arithmetic_unknown=arithmetic.why_not,
-        memory=use,
-        start=measured.start,
-        end=measured.end,
-        layers=(
-            _layers(opened, start("layers"), pipeline, inputs, [row.graph for row in graphs], tell)
-            if layers
-            else ()
-        ),
-        contests=contests,
-        questions=tuple(measured.spans),
+        macs_problem=count_macs.problem,
+        memory=memory,
+        start=run.start,
+        end=run.end,
+        layers=_layers(opened, backend, pipeline, inputs, graphs, progress) if layers else (),
+        backends=backends,
+        spans=tuple(run.spans),
     )
+
+
+def _matrix_product(backend: str, threads: int | None) -> tuple[MatrixProduct | None, str]:
+    """Open the matrix product; return it with what it is, or None with why there is none."""
+    try:
+        product = MatrixProduct(backend, threads)
+    except MissingDependencyError as error:
+        return None, str(error)
+    return product, product.how
 
 
 def _inputs(
@@ -187,19 +187,19 @@ def _input_json(sample: Sample) -> dict[str, Any]:
 
 def _layers(
     bundle: Bundle,
-    sessions: BackendSessions,
+    backend: BackendOptions,
     options: Options,
     inputs: Sequence[Sample],
-    graphs: Sequence[str],
-    tell: Progress,
+    graphs: Sequence[GraphRow],
+    progress: Progress,
 ) -> tuple[GraphLayers, ...]:
-    """A pass of its own, because being written down makes a layer slower."""
-    tell("layers")
+    """Record layers in a pass of its own, because recording slows them down."""
+    progress("layers")
+    sessions = open_backend(bundle, backend, "layers")
     with segmenter_of(bundle, sessions, options) as segmenter:
-        for _ in range(_LAYER_ROUNDS):
-            for sample in inputs:
-                segmenter.segment(segmenter.encode(sample.image), sample.phrase)
-        times = {name: tuple(sessions.open(name).timings().layers) for name in graphs}
+        for sample in (*inputs,) * _LAYER_ROUNDS:
+            segmenter.segment(segmenter.encode(sample.image), sample.phrase)
+        times = {row.graph: tuple(sessions.open(row.graph).timings().layers) for row in graphs}
     return tuple(GraphLayers(graph=name, layers=layers) for name, layers in times.items() if layers)
 
 
@@ -237,7 +237,7 @@ def _clocks(backend: str) -> Mapping[str, str | None]:
 
 
 def _machine(root: Path) -> dict[str, Any]:
-    """What tells machines apart, and the mode this one is in."""
+    """Return what distinguishes machines, and this one's power mode."""
     sources = dataclasses.replace(this_machine(), root=root)
     host, jetson, device = read_host(sources), read_jetson(sources), find_device()
     return {

@@ -1,4 +1,4 @@
-"""A segmenter under the watch: what is asked of it, in which order, and what comes of it."""
+"""The measured rounds of a profile: which samples run in which order, and what is recorded meanwhile."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 from refdiff.contracts.progress import Progress
 from refdiff.data.sample import Sample
-from refdiff.profiling.measuring import Yardstick
+from refdiff.profiling.matmul_peak import MatrixProduct
 from refdiff.profiling.report import MemoryUse
-from refdiff.profiling.samples import Sample as TimedSample
-from refdiff.profiling.samples import sample_of
+from refdiff.profiling.samples import TimedSample
 from refdiff.profiling.sensors import (
     Memory,
     MemorySampler,
@@ -23,79 +22,78 @@ from refdiff.profiling.sensors import (
 from refdiff.profiling.spans import Span, Stopwatch
 from refdiff.runtime.pipeline import Segmenter
 
-_PRODUCTS = 5
-"""Runs of the yardstick before a round."""
-
 
 @dataclass(kw_only=True)
 class ProfiledRun:
-    """A segmenter under the watch, and what comes of it."""
+    """Runs samples through a segmenter and records timings."""
 
     segmenter: Segmenter
     watch: Stopwatch
     inputs: Sequence[Sample]
+    """The samples of one round, with the bytes of their image files: decoding is part of the work."""
     sensors: Sensors
-    tell: Progress
-    yardstick: Yardstick | None = None
-    peaks: list[list[float]] = field(default_factory=list)
+    progress: Progress
     cold: tuple[Span, ...] = ()
     samples: list[TimedSample] = field(default_factory=list)
     spans: list[tuple[str, tuple[Span, ...]]] = field(default_factory=list)
+    """Title and spans of every measured sample."""
+    products: list[list[float]] = field(default_factory=list)
+    """GFLOP/s of the matrix product before each round."""
     start: Reading = field(default_factory=Reading)
     end: Reading = field(default_factory=Reading)
     graph_memory: dict[str, Memory] = field(default_factory=dict)
+    """Graph -> highest memory while it ran."""
 
-    def start_cold(self) -> None:
-        """The first question, which loads every graph it needs."""
-        self.tell("cold start")
+    def run_cold(self) -> None:
+        """Run the first sample, which loads every graph it needs."""
+        self.progress("cold start")
         self._segment(self.inputs[0])
         self.cold = self.watch.take()
 
-    def run(self, runs: int, warmup: int) -> None:
-        """The rounds to warm up, and those that count."""
+    def run(self, runs: int, warmup: int, product: MatrixProduct | None) -> None:
+        """Run the rounds to warm up, and those that are measured."""
         for number in range(warmup):
-            self.tell(f"warming up, round {number + 1}/{warmup}")
-            self._round()
+            self.progress(f"warming up, round {number + 1}/{warmup}")
+            self._run_round()
         self.watch.take()
         self.start = self.sensors.read()
         for number in range(runs):
-            self.tell(f"round {number + 1}/{runs}")
-            if self.yardstick is not None:
-                self.peaks.append([self.yardstick.gflops() for _ in range(_PRODUCTS)])
+            self.progress(f"round {number + 1}/{runs}")
+            if product is not None:
+                self.products.append(product.measure_round())
             for index, sample in enumerate(self.inputs):
                 before = self.sensors.read()
                 self._segment(sample)
                 spans = self.watch.take()
                 reasons = throttled(self.start, before, self.sensors.read())
-                self.samples.append(sample_of(spans, round=number, picture=index, throttled=reasons))
+                self.samples.append(TimedSample.of(spans, round=number, index=index, throttled=reasons))
                 self.spans.append((f"round {number + 1}: {sample.id}, {sample.phrase!r}", spans))
         self.end = self.sensors.read()
 
     def sample_memory(self, before: Memory | None) -> MemoryUse:
-        """One more round, with somebody looking at the memory."""
-        self.tell("sampling memory")
+        """Run one more round while the process's memory is sampled."""
+        self.progress("sampling memory")
         loaded = read_memory()
         with MemorySampler() as sampler:
-            self._round()
+            self._run_round()
         spans = self.watch.take()
         stages: dict[str, Memory] = {}
         for span in spans:
-            seen = sampler.most(span.start_ns, span.end_ns)
-            kept = stages if span.kind == "stage" else self.graph_memory if span.kind == "graph" else None
+            seen = sampler.highest(span.start_ns, span.end_ns)
+            kept = {"stage": stages, "graph": self.graph_memory}.get(span.kind)
             if seen is not None and kept is not None:
                 kept[span.name] = seen.larger(kept.get(span.name))
         return MemoryUse(
             before=before,
             loaded=loaded,
-            most=sampler.most(spans[0].start_ns, spans[-1].end_ns),
+            highest=sampler.highest(spans[0].start_ns, spans[-1].end_ns),
             high_water_resident=peak_resident(),
             stages=stages,
         )
 
-    def _round(self) -> None:
+    def _run_round(self) -> None:
         for sample in self.inputs:
             self._segment(sample)
 
     def _segment(self, sample: Sample) -> None:
-        """Segment a sample; decoding its image is part of the work."""
         self.segmenter.segment(self.segmenter.encode(sample.image), sample.phrase)

@@ -1,7 +1,7 @@
-"""What the machine says of itself in files while it works: clocks, temperatures, throttling.
+"""What the kernel reports while the pipeline works: clocks, temperatures, throttling, and memory in use.
 
-In: a root folder, "/" or a test's. Out: facts by name; what a machine does not tell is absent, never guessed.
-A Jetson tells all of it:
+In: files below a root folder, "/" or a test's. What a machine does not report is absent, never guessed. A
+Jetson reports all of it:
 
     sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq      kHz
     sys/class/devfreq/*/cur_freq                              Hz, the GPU's among them
@@ -9,14 +9,9 @@ A Jetson tells all of it:
     sys/class/thermal/cooling_device*/{type,cur_state}        0 while nothing is throttled
     sys/class/hwmon/hwmon*/oc*_event_cnt                      over-current events
     sys/devices/system/cpu/cpu*/thermal_throttle/*_count      on x86
+    proc/self/status                                          memory of the process
 
 Sources: NVIDIA Jetson Linux Developer Guide, Platform Power and Performance; Linux, Documentation/ABI.
-
-How much memory a process holds while it works, sampled beside it.
-
-In: /proc/self/status, read by a thread of its own. Out: the most that was seen between two moments.
-*Resident* is everything in memory, pages of mapped files too; *private* is anonymous memory alone, what
-nobody can drop.
 """
 
 from __future__ import annotations
@@ -25,20 +20,20 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-NOT_TOLD = "not told here"
+NOT_REPORTED = "not reported here"
 
 SLOWER = 0.95
-"""A clock below this share of what it was at the start counts as fallen; governors waver by a little less."""
+"""A clock below this share of its value at the start counts as lowered; governors waver by a little less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the sensors said at one moment."""
+    """The values of all sensors at one moment."""
 
     clocks_hz: Mapping[str, int] = field(default_factory=dict)
     temperatures_c: Mapping[str, float] = field(default_factory=dict)
@@ -46,12 +41,8 @@ class Reading:
     """Counters and cooling states: larger is worse."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return {
-            "clocks_hz": dict(self.clocks_hz),
-            "temperatures_c": dict(self.temperatures_c),
-            "throttling": dict(self.throttling),
-        }
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
 
 
 class Sensors:
@@ -62,75 +53,72 @@ class Sensors:
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
-        system = root / "sys"
-        self._clocks = {
-            **{
-                f"cpu{_number(p.parent.parent)}": (p, 1000) for p in _cpus(system, "cpufreq/scaling_cur_freq")
-            },
-            **{p.parent.name: (p, 1) for p in sorted((system / "class/devfreq").glob("*/cur_freq"))},
+        cpus, classes = root / "sys/devices/system/cpu", root / "sys/class"
+        self._clocks_khz = {
+            f"cpu{_number(path.parent.parent)}": path
+            for path in sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
         }
-        thermal = system / "class/thermal"
-        self._zones = {
-            _named(zone): zone / "temp" for zone in sorted(thermal.glob("thermal_zone*"), key=_number)
+        self._clocks_hz = {
+            path.parent.name: path for path in sorted((classes / "devfreq").glob("*/cur_freq"))
         }
+        self._millidegrees = _by_type(classes / "thermal", "thermal_zone*", "temp")
         self._throttling = {
+            **_by_type(classes / "thermal", "cooling_device*", "cur_state"),
             **{
-                _named(each): each / "cur_state"
-                for each in sorted(thermal.glob("cooling_device*"), key=_number)
+                f"{path.parent.name} {path.name}": path
+                for path in sorted(classes.glob("hwmon/hwmon*/oc*_event_cnt"))
             },
             **{
-                f"{p.parent.name} {p.name}": p
-                for p in sorted(system.glob("class/hwmon/hwmon*/oc*_event_cnt"))
-            },
-            **{
-                f"cpu{_number(p.parent.parent)} {p.name}": p
-                for p in _cpus(system, "thermal_throttle/*_count")
+                f"cpu{_number(path.parent.parent)} {path.name}": path
+                for path in sorted(cpus.glob("cpu[0-9]*/thermal_throttle/*_count"))
             },
         }
 
     def read(self) -> Reading:
-        """All of them now; one that cannot be read is left out."""
-        clocks = {name: _whole(path) for name, (path, _) in self._clocks.items()}
-        zones = {name: _whole(path) for name, path in self._zones.items()}
-        throttling = {name: _whole(path) for name, path in self._throttling.items()}
+        """Read all sensors now; one that cannot be read is absent."""
+        kilohertz = {name: 1000 * value for name, value in _read_all(self._clocks_khz).items()}
         return Reading(
-            clocks_hz={n: v * self._clocks[n][1] for n, v in clocks.items() if v is not None},
-            temperatures_c={n: v / 1000 for n, v in zones.items() if v is not None},
-            throttling={n: v for n, v in throttling.items() if v is not None},
+            clocks_hz=kilohertz | _read_all(self._clocks_hz),
+            temperatures_c={name: value / 1000 for name, value in _read_all(self._millidegrees).items()},
+            throttling=_read_all(self._throttling),
         )
 
 
 def throttled(start: Reading, before: Reading, after: Reading) -> tuple[str, ...]:
-    """Why a sample between two readings is not like one at the start; empty where it is.
+    """Say why the machine was slower during a sample than at the start; empty if it was not.
 
     Args:
         start: under load, before the first sample.
-        before: at the sample's begin.
+        before: at the beginning of the sample.
         after: at its end.
     """
     slower = [
         f"{name} at {now / 1e6:.0f} MHz, {start.clocks_hz[name] / 1e6:.0f} at the start"
         for name, now in after.clocks_hz.items()
-        if name in start.clocks_hz and now < SLOWER * start.clocks_hz[name]
+        if now < SLOWER * start.clocks_hz.get(name, 0)
     ]
     raised = [
         f"{name} went from {before.throttling[name]} to {now}"
         for name, now in after.throttling.items()
-        if name in before.throttling and now > before.throttling[name]
+        if now > before.throttling.get(name, now)
     ]
     held = [
         f"{name} is at {now}, {start.throttling[name]} at the start"
         for name, now in after.throttling.items()
-        if name in start.throttling
-        and name.startswith("cooling ")
-        and now > start.throttling[name]
+        if name.startswith("cooling ")
         and now == before.throttling.get(name)
+        and now > start.throttling.get(name, now)
     ]
     return (*slower, *raised, *held)
 
 
-def _cpus(system: Path, inside: str) -> list[Path]:
-    return sorted((system / "devices/system/cpu").glob(f"cpu[0-9]*/{inside}"))
+def _by_type(folder: Path, pattern: str, file: str) -> dict[str, Path]:
+    """Return files by number and type of their folder: two zones may have one type."""
+    named = {}
+    for each in sorted(folder.glob(pattern), key=_number):
+        kind = "cooling " if each.name.startswith("cooling") else ""
+        named[f"{kind}{_number(each)} {_read_text(each / 'type') or each.name}"] = each / file
+    return named
 
 
 def _number(path: Path) -> int:
@@ -138,24 +126,20 @@ def _number(path: Path) -> int:
     return int(digits.group()) if digits else -1
 
 
-def _named(folder: Path) -> str:
-    """A zone by its number and type: two may be of one type."""
-    kind = "cooling " if folder.name.startswith("cooling") else ""
-    return f"{kind}{_number(folder)} {_text(folder / 'type') or folder.name}"
-
-
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
     except OSError:
         return None
 
 
-def _whole(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
+def _read_all(paths: Mapping[str, Path]) -> dict[str, int]:
+    values = {}
+    for name, path in paths.items():
+        text = _read_text(path)
+        if text is not None and re.fullmatch(r"-?\d+", text):
+            values[name] = int(text)
+    return values
 
 
 STATUS = Path("/proc/self/status")
@@ -164,28 +148,30 @@ SECONDS_BETWEEN = 0.001
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Of the process, in bytes."""
+    """Memory of the process, in bytes."""
 
     resident: int
+    """In memory, pages of mapped files included."""
     private: int
+    """Anonymous memory alone, which the system cannot drop."""
 
     def larger(self, other: Memory | None) -> Memory:
-        """The larger of each kind."""
+        """Return the larger value of each kind."""
         if other is None:
             return self
         return Memory(resident=max(self.resident, other.resident), private=max(self.private, other.private))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {"resident_bytes": self.resident, "private_bytes": self.private}
 
 
 class MemorySampler:
-    """Samples from the begin to the end of its `with` block.
+    """Reads the process's memory in a thread of its own, from the start to the end of its `with` block.
 
     Args:
-        status: the kernel's file; where there is none, nothing is ever seen.
-        clock: the same as the spans', in ns.
+        status: the kernel's file; if there is none, no memory is ever seen.
+        clock: the spans' clock, in ns.
     """
 
     def __init__(self, status: Path = STATUS, clock: Callable[[], int] = time.perf_counter_ns) -> None:
@@ -205,14 +191,13 @@ class MemorySampler:
         self._stop.set()
         self._thread.join()
 
-    def most(self, start_ns: int, end_ns: int) -> Memory | None:
-        """The most of each kind between two moments; None where no sample fell between them."""
-        seen = [memory for at, memory in self._samples if start_ns <= at <= end_ns]
-        if not seen:
-            return None
-        return Memory(
-            resident=max(each.resident for each in seen), private=max(each.private for each in seen)
-        )
+    def highest(self, start_ns: int, end_ns: int) -> Memory | None:
+        """Return the highest value of each kind between two moments; None if there was no sample."""
+        highest: Memory | None = None
+        for at, memory in self._samples:
+            if start_ns <= at <= end_ns:
+                highest = memory.larger(highest)
+        return highest
 
     def _sample(self) -> None:
         while not self._stop.is_set():
@@ -224,22 +209,19 @@ class MemorySampler:
 
 
 def read_memory(status: Path = STATUS) -> Memory | None:
-    """Of this moment; None where the kernel does not tell."""
-    values = _values(status, "VmRSS", "RssAnon")
+    """Read the memory in use now; None if the kernel does not report it."""
+    values = _read_status(status, "VmRSS", "RssAnon")
     return None if values is None else Memory(resident=values[0], private=values[1])
 
 
 def peak_resident(status: Path = STATUS) -> int | None:
-    """The kernel's own high-water mark of the process, in bytes."""
-    values = _values(status, "VmHWM")
+    """Read the kernel's high-water mark of the process's resident memory, in bytes."""
+    values = _read_status(status, "VmHWM")
     return None if values is None else values[0]
 
 
-def _values(status: Path, *names: str) -> list[int] | None:
-    try:
-        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
+def _read_status(status: Path, *names: str) -> list[int] | None:
+    lines = (_read_text(status) or "").splitlines()
     fields = {name: value for name, _, value in (line.partition(":") for line in lines)}
     try:
         return [int(fields[name].split()[0]) * 1024 for name in names]

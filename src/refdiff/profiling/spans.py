@@ -1,11 +1,9 @@
-"""What happened when: one span for every verb, stage, load and run of a graph, nested as they were called.
+"""Spans: when each verb, stage, load and run of a graph began and ended, nested as they were called.
 
-Out: spans in the order they began, times in ns of a monotonic clock whose zero means nothing. One thread.
-
-Spans in Chrome's trace event format, which chrome://tracing and Perfetto open.
-
-In: spans of a cold start and of questions. Out: a JSON-ready document; times in µs since the first span.
-Format: "Trace Event Format", complete events (ph "X").
+`Stopwatch` observes a pipeline, `TimedSessions` wraps the sessions it runs. Spans are in the order in which
+they began, in ns of a monotonic clock whose zero means nothing. One thread. A run whose outputs stay on the
+device is waited for, so that its time is not counted as that of the next graph: work that a device could have
+overlapped is not seen.
 """
 
 from __future__ import annotations
@@ -14,55 +12,59 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, overload
 
+import numpy as np
+
+from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
 from refdiff.runtime.observer import VERBS
 
 Kind = Literal["verb", "stage", "graph", "load", "step"]
-"""A step is what a caller names itself; a load is of a graph, at its first use."""
+"""A step is named by the caller; a load is a graph's, at its first use."""
 
 CLOCK = "time.perf_counter_ns"
-"""CLOCK_MONOTONIC on Linux, whichever step the system's time is set by."""
+"""CLOCK_MONOTONIC on Linux: changes of the system's time do not move it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCall:
-    """What one run of a graph was given and gave."""
+    """What one run of a graph was given and returned."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """Of its feeds."""
+    """Feed -> shape."""
     fed_bytes: int
-    """From the host into the session."""
+    """Copied from the host into the session."""
     returned_bytes: int
-    """From the session to the host; what stays on a device is not counted."""
+    """Copied from the session to the host; what stays on a device is not counted."""
     device_ms: float | None
-    """By the device's own clock, without copies; None where the back-end has none."""
+    """Time by the device's own clock, without copies; None if the back-end has none."""
 
 
 @dataclass(kw_only=True)
 class Span:
-    """From one moment to another."""
+    """A piece of work with its beginning and end."""
 
     name: str
     kind: Kind
     parent: int | None
-    """Index of the span it lies in."""
+    """Index of the enclosing span."""
     start_ns: int
     end_ns: int = 0
     call: GraphCall | None = None
-    """Of a graph."""
+    """Set for kind "graph"."""
 
     @property
     def ms(self) -> float:
-        """How long it was."""
+        """Duration in ms."""
         return (self.end_ns - self.start_ns) / 1e6
 
 
 class Stopwatch:
-    """The observer of a pipeline: writes down a span for whatever it is told of.
+    """The observer of a pipeline that records a span for each event.
 
     Args:
-        clock: in ns, and monotonic.
+        clock: monotonic, in ns.
     """
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
@@ -76,7 +78,7 @@ class Stopwatch:
 
     @contextmanager
     def span(self, kind: Kind, name: str) -> Iterator[Span]:
-        """Write down what happens inside; what is opened inside lies in it."""
+        """Record the `with` block as a span; spans opened inside are its children."""
         span = Span(name=name, kind=kind, parent=self._open[-1] if self._open else None, start_ns=0)
         self._open.append(len(self._spans))
         self._spans.append(span)
@@ -88,60 +90,92 @@ class Stopwatch:
             self._open.pop()
 
     def take(self) -> tuple[Span, ...]:
-        """Everything since the last time; to be called between spans."""
+        """Return the spans since the last call; to be called between spans."""
         taken, self._spans = tuple(self._spans), []
         return taken
 
 
-def trace_of(groups: Sequence[tuple[str, Sequence[Span]]]) -> dict[str, Any]:
-    """A trace of one process and one thread.
+class TimedSession:
+    """A session whose runs are recorded."""
 
-    Args:
-        groups: a title, such as "cold start", and its spans; each group becomes one event around its spans.
-    """
-    events: list[dict[str, Any]] = [
-        _named("process_name", "refdiff profile"),
-        _named("thread_name", "pipeline"),
-    ]
-    begin = min((span.start_ns for _, spans in groups for span in spans), default=0)
-    for title, spans in groups:
-        if not spans:
-            continue
-        start, end = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
-        events.append(_event(title, "question", start - begin, end - start, {}))
-        events += [
-            _event(span.name, span.kind, span.start_ns - begin, span.end_ns - span.start_ns, _details(span))
-            for span in spans
-        ]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    def __init__(self, inner: Session, watch: Stopwatch) -> None:
+        self._inner = inner
+        self._watch = watch
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The contract this session fulfils."""
+        return self._inner.graph
+
+    @property
+    def max_batch(self) -> int | None:
+        """The inner session's."""
+        return self._inner.max_batch
+
+    @overload
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: Literal[False] = False,
+    ) -> dict[str, Array]: ...
+
+    @overload
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool
+    ) -> Mapping[str, Feed]: ...
+
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool = False
+    ) -> Mapping[str, Feed]:
+        """See `refdiff.contracts.session.Session`; returns once the device is done."""
+        with self._watch.span("graph", self._inner.graph.name) as span:
+            results = self._inner.run(feeds, outputs, keep_on_device=keep_on_device)
+            timings = self._inner.timings() if keep_on_device else None  # waits
+        span.call = _call(feeds, results, timings or self._inner.timings())
+        return results
+
+    def timings(self) -> Timings:
+        """See `refdiff.contracts.session.Session`."""
+        return self._inner.timings()
+
+    def close(self) -> None:
+        """Close the session."""
+        self._inner.close()
 
 
-def _event(
-    name: str, category: str, start_ns: int, length_ns: int, details: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "cat": category,
-        "ph": "X",
-        "pid": 1,
-        "tid": 1,
-        "ts": start_ns / 1e3,
-        "dur": length_ns / 1e3,
-        "args": details,
-    }
+class TimedSessions:
+    """Opens timed sessions; the first opening of each is recorded as a load."""
+
+    def __init__(self, inner: SessionFactory, watch: Stopwatch) -> None:
+        self._inner = inner
+        self._watch = watch
+        self._known: set[str] = set()
+
+    def open(self, name: str) -> Session:
+        """See `refdiff.contracts.session.SessionFactory`."""
+        if name not in self._known:
+            with self._watch.span("load", name):
+                self._inner.open(name)
+        session = self._inner.open(name)  # again: a factory may have replaced one that failed
+        self._known.add(name)
+        return TimedSession(session, self._watch)
+
+    def close(self) -> None:
+        """Close every session that was opened."""
+        self._known.clear()
+        self._inner.close()
 
 
-def _named(kind: str, name: str) -> dict[str, Any]:
-    return {"name": kind, "ph": "M", "pid": 1, "tid": 1, "args": {"name": name}}
+def _call(feeds: Mapping[str, Feed], results: Mapping[str, Feed], timings: Timings) -> GraphCall:
+    return GraphCall(
+        shapes={name: tuple(feed.shape) for name, feed in feeds.items()},
+        fed_bytes=_host_bytes(feeds),
+        returned_bytes=_host_bytes(results),
+        device_ms=timings.device_ms,
+    )
 
 
-def _details(span: Span) -> dict[str, Any]:
-    call = span.call
-    if call is None:
-        return {}
-    return {
-        "feeds": {name: "×".join(map(str, shape)) for name, shape in call.shapes.items()},
-        "fed_bytes": call.fed_bytes,
-        "returned_bytes": call.returned_bytes,
-        "device_ms": call.device_ms,
-    }
+def _host_bytes(arrays: Mapping[str, Feed]) -> int:
+    return sum(values.nbytes for values in arrays.values() if isinstance(values, np.ndarray))

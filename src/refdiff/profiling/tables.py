@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from refdiff.profiling.comparison import Comparison
 from refdiff.profiling.report import GraphLayers, ProfileReport
 from refdiff.profiling.samples import Percentiles
-from refdiff.profiling.sensors import NOT_TOLD, Memory
+from refdiff.profiling.sensors import NOT_REPORTED, Memory
 from refdiff.reports import Bar, Cell, Column, Page, Section, Table, numeric, size_text
 
 if TYPE_CHECKING:
-    from refdiff.profiling.compare_backends import GraphContest
-    from refdiff.profiling.polygraphy_runners import Apart
+    from refdiff.profiling.compare_backends import BackendComparison
+    from refdiff.profiling.comparison import Comparison
+    from refdiff.profiling.polygraphy_runners import OutputDifference
 
 _LAYERS_SHOWN = 30
 
@@ -29,15 +29,15 @@ def profile_page(report: ProfileReport) -> Page:
     sections = [_stages(report), _graphs(report), _cold_start(report)]
     if report.layers:
         sections.append(_layers(report.layers))
-    if report.contests:
-        sections.append(backends_section(report.contests))
+    if report.backends:
+        sections.append(backends_section(report.backends))
     sections.append(Section(heading="How it was measured", lines=[*_conditions(report)]))
     return Page(
         title=f"refdiff profile: {report.bundle['model']} in {report.bundle['precision']}, variant "
         f"{options['variant']}, mode {options['mode']}, on {options['backend']}",
         passed=None,
-        verdict=f"A question takes {total.p50:.1f} ms (p90 {total.p90:.1f}, p99 {total.p99:.1f}; "
-        f"{total.n} questions, {len(options['questions'])} a round), from the image's bytes to the mask.",
+        verdict=f"A sample takes {total.p50:.1f} ms (p90 {total.p90:.1f}, p99 {total.p99:.1f}; "
+        f"{total.n} samples, {len(options['questions'])} a round), from the image's bytes to the mask.",
         sections=sections,
     )
 
@@ -60,8 +60,10 @@ def comparison_table(comparison: Comparison) -> Table:
             )
         )
     notes = [f"not alike: {difference}" for difference in comparison.differences]
-    if comparison.unrest:
-        notes.append(f"the machine itself differed by {comparison.unrest:.1%}, on the same matrix product")
+    if comparison.machine_change:
+        notes.append(
+            f"the machine itself differed by {comparison.machine_change:.1%}, on the same matrix product"
+        )
     if any(comparison.left_out):
         notes.append("throttled rounds left out: {} and {}".format(*comparison.left_out))
     notes.append(
@@ -87,7 +89,7 @@ def _stages(report: ProfileReport) -> Section:
         rows.append(
             (
                 stage,
-                row.part.what,
+                row.part.name,
                 f"{row.calls:g}" if row.calls else "",
                 *_percentiles(row.ms),
                 f"{row.share:.1%}",
@@ -113,7 +115,7 @@ def _graphs(report: ProfileReport) -> Section:
     columns = (
         *(Column("graph"), *numeric("calls", "p50 ms", "p90 ms", "p99 ms")),
         *(numeric("device p50 ms") if on_device else ()),
-        *numeric("share", "G multiply-adds", "GFLOP/s", "of peak", "fed", "returned", "private memory"),
+        *numeric("share", "GMACs", "GFLOP/s", "of peak", "fed", "returned", "private memory"),
     )
     rows = []
     for row in report.graphs:
@@ -125,7 +127,7 @@ def _graphs(report: ProfileReport) -> Section:
                 *_percentiles(row.ms),
                 *device,
                 f"{row.share:.1%}",
-                "unknown" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:.3f}",
+                "unknown" if row.macs is None else f"{row.macs / 1e9:.3f}",
                 "unknown" if row.gflops is None else f"{row.gflops:.1f}",
                 "unknown" if row.of_peak is None else f"{row.of_peak:.0%}",
                 size_text(row.fed_bytes),
@@ -135,7 +137,7 @@ def _graphs(report: ProfileReport) -> Section:
         )
     return Section(
         heading="Graphs",
-        explanation="Times and copies are of one call, calls and multiply-adds of one question.",
+        explanation="Times and copies are of one call, calls and multiply-adds (MACs) of one sample.",
         tables=(Table(columns=columns, rows=rows),),
     )
 
@@ -180,20 +182,20 @@ def _layers(graphs: Sequence[GraphLayers]) -> Section:
     )
 
 
-def backends_section(contests: Sequence[GraphContest]) -> Section:
+def backends_section(comparisons: Sequence[BackendComparison]) -> Section:
     """Lay out every graph's runners side by side."""
     rows = []
-    for each in contests:
-        for contender in each.contenders:
-            within = all(apart.within for apart in (*contender.from_golden, *contender.from_first))
+    for each in comparisons:
+        for timing in each.timings:
+            within = all(difference.within for difference in (*timing.from_golden, *timing.from_first))
             rows.append(
                 (
                     each.graph,
-                    contender.name,
-                    *_percentiles(contender.ms),
-                    f"{contender.polygraphy_ms:.2f}",
-                    _largest(contender.from_golden),
-                    _largest(contender.from_first),
+                    timing.name,
+                    *_percentiles(timing.ms),
+                    f"{timing.polygraphy_ms:.2f}",
+                    _largest(timing.from_golden),
+                    _largest(timing.from_first),
                     Cell("ok", "good") if within else Cell("OUTSIDE", "bad"),
                 )
             )
@@ -202,7 +204,7 @@ def backends_section(contests: Sequence[GraphContest]) -> Section:
         *numeric("p50 ms", "p90 ms", "p99 ms", "Polygraphy's", "from torch", "from first"),
         Column("tolerance"),
     )
-    failures = sorted({f"{name}: {why}" for each in contests for name, why in each.failures.items()})
+    failures = sorted({f"{name}: {why}" for each in comparisons for name, why in each.failures.items()})
     notes = [
         "Times by our clock around each runner, on the golden feeds; differences by Polygraphy's comparator, "
         "absolute, and within the graph's tolerance. Polygraphy's own figure is no latency: its maintainers "
@@ -212,7 +214,7 @@ def backends_section(contests: Sequence[GraphContest]) -> Section:
     return Section(heading="Back-ends", tables=(Table(columns=columns, rows=rows, footnotes=notes),))
 
 
-def _largest(differences: Sequence[Apart]) -> str:
+def _largest(differences: Sequence[OutputDifference]) -> str:
     return f"{max(each.max_absolute for each in differences):.2g}" if differences else "–"
 
 
@@ -223,8 +225,8 @@ def _conditions(report: ProfileReport) -> Iterator[str]:
         if clock is not None:
             yield f"clock of {name}: {clock}"
     yield from _peak(report)
-    if report.arithmetic_unknown is not None:
-        yield f"multiply-adds unknown: {report.arithmetic_unknown}"
+    if report.macs_problem is not None:
+        yield f"multiply-adds unknown: {report.macs_problem}"
     yield _memory(report)
     yield from _machine(report)
 
@@ -245,7 +247,7 @@ def _peak(report: ProfileReport) -> Iterator[str]:
 
 def _memory(report: ProfileReport) -> str:
     use = report.memory
-    moments = (("before", use.before), ("loaded", use.loaded), ("most of a round", use.most))
+    moments = (("before", use.before), ("loaded", use.loaded), ("most of a round", use.highest))
     seen = ", ".join(f"{name} {_both(memory)}" for name, memory in moments)
     mark = use.high_water_resident
     highest = "" if mark is None else f"; resident high-water mark {size_text(mark)}"
@@ -253,23 +255,23 @@ def _memory(report: ProfileReport) -> str:
 
 
 def _both(memory: Memory | None) -> str:
-    return NOT_TOLD if memory is None else f"{size_text(memory.resident)} ({size_text(memory.private)})"
+    return NOT_REPORTED if memory is None else f"{size_text(memory.resident)} ({size_text(memory.private)})"
 
 
 def _machine(report: ProfileReport) -> Iterator[str]:
     machine, start, end = report.machine, report.start, report.end
     yield (
         f"machine: {machine['model'] or machine['processor']}, {machine['cores']} cores, "
-        f"GPU: {machine['gpu'] or 'none'}; power mode: {machine['power_mode'] or NOT_TOLD}"
+        f"GPU: {machine['gpu'] or 'none'}; power mode: {machine['power_mode'] or NOT_REPORTED}"
     )
     yield f"clocks, start -> end: {_change(start.clocks_hz, end.clocks_hz, 1e6, 'MHz')}"
     yield f"temperatures, start -> end: {_change(start.temperatures_c, end.temperatures_c, 1, '°C')}"
     if not (start.clocks_hz or start.throttling):
-        yield f"throttling: {NOT_TOLD}"
+        yield f"throttling: {NOT_REPORTED}"
         return
     reasons = sorted({reason for sample in report.samples for reason in sample.throttled})
     shown = f": {'; '.join(reasons[:_REASONS_SHOWN])}" if reasons else ""
-    yield f"throttled questions: {report.throttled} of {len(report.samples)}{shown}"
+    yield f"throttled samples: {report.throttled} of {len(report.samples)}{shown}"
 
 
 def _change(start: Mapping[str, float], end: Mapping[str, float], unit: float, name: str) -> str:
@@ -278,4 +280,4 @@ def _change(start: Mapping[str, float], end: Mapping[str, float], unit: float, n
         for key, value in start.items()
         if key in end
     ]
-    return ", ".join(known) or NOT_TOLD
+    return ", ".join(known) or NOT_REPORTED
