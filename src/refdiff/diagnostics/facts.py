@@ -44,7 +44,7 @@ class Host:
     """The machine without its GPU."""
 
     system: str
-    """Such as "Ubuntu 22.04.5 LTS"."""
+    """Name and version, such as "Ubuntu 22.04.5 LTS"."""
     kernel: str
     arch: str
     python: str
@@ -127,7 +127,7 @@ class Extra:
     name: str
     missing: tuple[str, ...]
     outdated: tuple[str, ...]
-    """Such as "onnx 1.16, needs 1.17"."""
+    """Packages, such as "onnx 1.16, needs 1.17"."""
 
 
 @dataclass(frozen=True, kw_only=True)

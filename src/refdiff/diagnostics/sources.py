@@ -53,7 +53,7 @@ class Sources:
     python: str
     """Version of the interpreter."""
     arch: str
-    """Such as "x86_64"."""
+    """Architecture, such as "x86_64"."""
 
     def text(self, path: str) -> str | None:
         """Return a file's text without NUL, space and line end around it; None if it cannot be read."""

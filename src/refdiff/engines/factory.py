@@ -34,7 +34,7 @@ class BackendSessions(SessionFactory, Protocol):
     backend: str
     """Name of the back-end."""
     reason: str
-    """Why it was chosen."""
+    """Reason for choosing it."""
 
 
 class OrtSessions:

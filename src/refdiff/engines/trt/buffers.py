@@ -24,12 +24,7 @@ ALIGNMENT = 512
 
 
 class DeviceBuffer:
-    """Device memory that may be replaced by a larger block.
-
-    Args:
-        cuda: CUDA.
-        purpose: what it is for, in messages.
-    """
+    """Device memory that may be replaced by a larger block; messages name its `purpose`."""
 
     def __init__(self, cuda: Cuda, purpose: str) -> None:
         self._cuda = cuda
@@ -59,11 +54,7 @@ class DeviceBuffer:
 
 
 class PinnedBuffer:
-    """Page-locked host memory as an array; grows like `DeviceBuffer`.
-
-    Args:
-        cuda: CUDA.
-    """
+    """Page-locked host memory as an array; grows like `DeviceBuffer`."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -90,11 +81,7 @@ class PinnedBuffer:
 
 
 class StreamContext:
-    """CUDA, a stream and an activation buffer that the sessions of one factory share.
-
-    Args:
-        cuda: CUDA.
-    """
+    """CUDA, a stream and an activation buffer that the sessions of one factory share."""
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
@@ -121,12 +108,7 @@ def nbytes(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
 
 
 class OutputSlot:
-    """One output of a session: its device memory, its staging on the host, and how often it was written.
-
-    Args:
-        context: of the session.
-        name: "graph/output", for messages.
-    """
+    """One output of a session: device memory, staging on the host, and how often it was written."""
 
     def __init__(self, context: StreamContext, name: str) -> None:
         self.context = context

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -31,14 +30,6 @@ def import_cudart() -> Any:
     return runtime
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeviceMemory:
-    """Memory of the current device in bytes."""
-
-    free: int
-    total: int
-
-
 class Cuda:
     """CUDA on the current device of the calling thread.
 
@@ -55,10 +46,10 @@ class Cuda:
         if not self._call("cudaGetDeviceCount"):
             raise MissingDependencyError(f"CUDA sees no GPU, {_NO_DEVICE_CURE}")
 
-    def memory(self) -> DeviceMemory:
-        """Return the device's memory."""
-        free, total = self._call("cudaMemGetInfo")
-        return DeviceMemory(free=int(free), total=int(total))
+    def free_memory(self) -> int:
+        """Return the free bytes of the device."""
+        free, _ = self._call("cudaMemGetInfo")
+        return int(free)
 
     def new_stream(self) -> int:
         """Create a stream that does not wait for the default one."""
@@ -86,7 +77,7 @@ class Cuda:
             self._forget_error()
             raise EngineError(
                 f"no {size / 1e6:.0f} MB of device memory left for {purpose} "
-                f"({self.memory().free / 1e6:.0f} MB are free); "
+                f"({self.free_memory() / 1e6:.0f} MB are free); "
                 "end other programs on the device, or give a smaller --memory"
             ) from error
 

@@ -25,7 +25,7 @@ class Device:
 
     name: str
     compute_capability: str
-    """Such as "8.7"."""
+    """Version, such as "8.7"."""
     memory_bytes: int
     driver_cuda: str
     """The newest CUDA that the driver supports, such as "13.0"."""

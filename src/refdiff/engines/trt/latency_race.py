@@ -36,14 +36,7 @@ ROUNDS = 50
 
 
 class LatencyRace:
-    """Times graphs on one GPU.
-
-    Args:
-        flavour: the TensorRT that builds and runs them.
-        cuda: CUDA.
-        device: the GPU.
-        progress: receives TensorRT's progress.
-    """
+    """Builds forms of a graph with one TensorRT and times them on one GPU."""
 
     def __init__(self, flavour: Flavour, cuda: Cuda, device: Device, progress: Progress) -> None:
         self._flavour = flavour

@@ -69,8 +69,12 @@ class PlanIdentity:
 
     @property
     def device_key(self) -> str:
-        """Name of the folder of all plans for these targets, such as tensorrt-sm87."""
-        return device_key(self.flavour, self.targets)
+        """Name of the folder of all plans for these targets, such as tensorrt-sm87.
+
+        The version is not part of it, so a plan of another version is found there, refused and replaced.
+        """
+        names = (f"sm{name.replace('.', '')}" if name[:1].isdigit() else name for name in self.targets)
+        return "-".join((self.flavour, *names))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -91,19 +95,6 @@ class PlanIdentity:
             "targets": list(self.targets),
             "flags": dict(self.flags),
         }
-
-
-def device_key(flavour: str, targets: tuple[str, ...]) -> str:
-    """Return the name of the folder of a bundle's plans for these targets.
-
-    The version is not part of it, so a plan of another version is found there, refused and replaced.
-
-    Args:
-        flavour: such as "tensorrt".
-        targets: compute capabilities, or `PORTABLE` or `AMPERE_PLUS` alone.
-    """
-    names = (f"sm{target.replace('.', '')}" if target[:1].isdigit() else target for target in targets)
-    return "-".join((flavour, *names))
 
 
 def graph_sha256(manifest: Manifest, graph: str) -> str:

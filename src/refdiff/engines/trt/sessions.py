@@ -26,19 +26,9 @@ from refdiff.errors import BundleError, EngineError
 
 
 class TrtSessions:
-    """Opens a bundle's plans. Nothing is on the device before the first graph is opened.
+    """Opens a bundle's plans; nothing is on the device before the first graph is opened.
 
-    Args:
-        bundle: an opened one.
-        flavour: the TensorRT that loads the plans.
-        cuda: CUDA.
-        device: the GPU.
-        plans: graph -> its plan.
-        refused: graph -> reason why it has no plan.
-        reason: why this back-end was chosen.
-        memory: a budget such as "8GB", or a holding; None: what fits.
-        cuda_graphs: replay runs of unchanging shapes as CUDA graphs.
-        measure: what the sessions measure; None: nothing.
+    The options are those of `open_plans`; `refused` maps a graph without a plan to the reason.
 
     Raises:
         InputError: the memory is neither a size nor a holding.
@@ -135,7 +125,7 @@ class TrtSessions:
         """Plan the memory and make the context at the first call; return the context."""
         if self._context is None:
             sizes = [plan.size(self._contract[name]) for name, plan in self._plans.items()]
-            free = self._cuda.memory().free
+            free = self._cuda.free_memory()
             self.memory = plan_memory(sizes, free=free, budget=self._budget, holding=self._wanted)
             self._context = StreamContext(self._cuda)
         return self._context

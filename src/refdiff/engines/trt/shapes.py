@@ -107,15 +107,15 @@ def _crops(clip: ClipSpec, options: Options) -> Iterator[_Axes]:
     ladder = (trained,) if options.crops.letterbox else patch_buckets(clip)
     candidates = options.proposals.keep_largest
 
-    def most_pictures(patches: int) -> int:
+    def most_images(patches: int) -> int:
         return min(candidates, images_per_call(1 + patches))
 
-    for pictures, buckets in groupby(ladder, most_pictures):
+    for images, buckets in groupby(ladder, most_images):
         sizes = list(buckets)
         yield (
             _clip_sizes(1, sizes[0], 1),
-            _clip_sizes(max(1, pictures // 2), sizes[0], 1),
-            _clip_sizes(pictures, sizes[-1], 1),
+            _clip_sizes(max(1, images // 2), sizes[0], 1),
+            _clip_sizes(images, sizes[-1], 1),
         )
 
 
@@ -128,8 +128,8 @@ def _surroundings(clip: ClipSpec, options: Options) -> _Axes:
     return _clip_sizes(1, ladder[0], 1), _clip_sizes(1, usual, classes), _clip_sizes(1, largest, classes)
 
 
-def _clip_sizes(pictures: int, patches: int, classes: int) -> Sizes:
-    return {"b": pictures, "p": patches, "c": classes, "t": patches + classes}
+def _clip_sizes(images: int, patches: int, classes: int) -> Sizes:
+    return {"b": images, "p": patches, "c": classes, "t": patches + classes}
 
 
 def _range(shape: Sequence[Dimension], axes: _Axes) -> ShapeRange:

@@ -11,11 +11,7 @@ from refdiff.engines.trt.buffers import StreamContext
 
 
 class RunTimer:
-    """Measures what is enqueued in a `with` block of `measure`; copies outside of it are not counted.
-
-    Args:
-        context: the session's.
-    """
+    """Measures what is enqueued in a `with` block of `measure`; copies outside of it are not counted."""
 
     def __init__(self, context: StreamContext) -> None:
         self._context = context
@@ -49,11 +45,7 @@ class RunTimer:
 
 
 class LayerLog:
-    """Sums the times that an execution context reports.
-
-    Args:
-        module: `tensorrt` or `tensorrt_rtx`.
-    """
+    """Sums the times that an execution context reports."""
 
     def __init__(self, module: Any) -> None:
         self._calls: dict[str, int] = {}
