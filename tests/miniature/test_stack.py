@@ -50,7 +50,7 @@ def test_the_bundle_repeats_its_golden_record_without_torch():
 def test_the_runtime_is_the_reference_on_held_out_scenes():
     report = check.check("mini", count=6)
     assert report.passed, report.failure
-    assert report.count == 6
+    assert report.task.count == 6
 
 
 @pytest.mark.slow
