@@ -1,11 +1,11 @@
-"""Every error refdiff raises on purpose, as one tree.
+"""Every error that refdiff raises on purpose, as one tree.
 
-The class says who can mend it, and so which exit code the command ends with:
+The class states who can fix it, and so the exit code of the command:
 
     RefdiffError
-    ├── InputError              2   misuse or bad input: a picture, a phrase, an option
-    │   └── BundleError         2   a bundle that is missing, damaged, newer or foreign
-    ├── GateError               1   the work was done and is not good enough
+    ├── InputError              2   wrong usage or unusable input: an image, a phrase, an option
+    │   └── BundleError         2   a bundle that is missing, damaged or newer, or not a bundle
+    ├── GateError               1   the result was computed and is outside its tolerance
     ├── MissingDependencyError  3   a package, driver, device or network is missing
     └── EngineError             3   an engine cannot run here
 """

@@ -56,19 +56,14 @@ PENDING: tuple[str, ...] = (
     *(
         f"src/refdiff/{room}"
         for room in (
-            "accuracy",
             "calibration",
             "cli",
-            "contracts",
-            "diagnostics",
-            "errors",
             "export",
             "models",
             "passes",
             "profiling",
             "reference",
             "runtime",
-            "verification",
         )
     ),
     *(

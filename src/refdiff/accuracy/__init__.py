@@ -1,4 +1,4 @@
-"""How good is it, and is it still the reference: metrics, agreement, and the committed gates.
+"""Metrics, the agreement of runtime and reference, and the committed tolerances.
 
-Pure functions on values; whoever composes hands over the masks and the segmentations.
+All functions are pure; the caller provides masks and segmentations.
 """

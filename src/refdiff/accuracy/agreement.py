@@ -1,4 +1,4 @@
-"""Is the runtime still the reference: the same question answered twice, compared part by part.
+"""Agreement of runtime and reference: two answers to one sample, compared part by part.
 
 In: two `Segmentation`s, or two sets of a graph's outputs. Out: numbers, 1 (or error 0) where they agree.
 
@@ -28,16 +28,16 @@ TIE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """One question; a part is None where the mode or the scene has nothing to compare."""
+    """Agreement on one sample; a part is None where the mode or the image has nothing to compare."""
 
     heat_correlation: float | None
-    """Pearson, over the picture's pixels."""
+    """Pearson correlation over the image's pixels."""
     candidate_recall: float
     """Share of the reference's candidates that the runtime found too, one to one."""
     rank_agreement: float | None
     """Share of pairs of common candidates that both put in the same order."""
     mask_iou: float
-    """Of the two answers."""
+    """IoU of the two answers."""
     argmax_agreement: float
     """1 when both chose the same candidate, or both none; else 0.
 
@@ -62,7 +62,7 @@ def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
 
 
 def summarise(agreements: Sequence[Agreement]) -> dict[str, float]:
-    """Mean of every part over the questions that have it; a part that none has is left out."""
+    """Return the mean of every part over the samples that have it; a part that none has is omitted."""
     means: dict[str, float] = {}
     for field in dataclasses.fields(Agreement):
         values = [value for each in agreements if (value := getattr(each, field.name)) is not None]
@@ -87,7 +87,7 @@ def matched(ious: Float, at_least: float = SAME_CANDIDATE) -> list[tuple[int, in
 
 
 def order_agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
-    """Share of pairs (i, j) that both arrays [k] put in the same order; None where there is no pair."""
+    """Return the share of pairs (i, j) that both arrays [k] order equally; None if there is no pair."""
     upper = np.triu_indices(len(first), k=1)
     one, other = ((each[:, None] - each[None, :])[upper] for each in (first, second))
     if not one.size:
@@ -96,12 +96,12 @@ def order_agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -
 
 
 def graph_error(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
-    """The worst relative error among a graph's outputs."""
+    """Return the largest relative error among a graph's outputs."""
     return max(relative_error(got[name], expected[name]) for name in expected)
 
 
 def _same_choice(reference: int | None, runtime: int | None, ious: Float) -> bool:
-    """Whether [n, m] pairs both choices; among equally near candidates any will do."""
+    """Return whether `ious` [n, m] pairs both choices; any of equally near candidates is accepted."""
     if reference is None or runtime is None:
         return reference is None and runtime is None
     return bool(ious[reference, runtime] >= max(SAME_CANDIDATE, ious[reference].max()))
@@ -114,7 +114,7 @@ def _heat_correlation(first: Float | None, second: Float | None) -> float | None
 def _rank_agreement(
     reference: Segmentation, runtime: Segmentation, pairs: Sequence[tuple[int, int]]
 ) -> float | None:
-    """Over the candidates both found and both allow to win."""
+    """Return the agreement over candidates that both found and that can win in both."""
     one = np.array([reference.scores.total[row] for row, _ in pairs], dtype=np.float64)
     other = np.array([runtime.scores.total[column] for _, column in pairs], dtype=np.float64)
     usable = np.isfinite(one) & np.isfinite(other)

@@ -1,4 +1,4 @@
-"""Referring segmentation's metrics, as the field counts them (METHOD §11).
+"""Metrics of referring segmentation (METHOD §11).
 
 In: masks [y, x] of a picture. Out: numbers 0..1. "Sentence" = one phrase on one picture.
 """
@@ -19,22 +19,22 @@ PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """One sentence: how the answer lies over the truth."""
+    """Overlap of the answer and the true mask of one sentence."""
 
     intersection_px: int
     union_px: int
     best_iou: float
-    """IoU of the best candidate there was: what a perfect choice would have scored."""
+    """IoU of the best candidate: the score of a perfect choice."""
 
     @property
     def iou(self) -> float:
-        """Intersection over union; two empty masks are the same mask."""
+        """Intersection over union; 1 for two empty masks."""
         return self.intersection_px / self.union_px if self.union_px else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Many sentences."""
+    """Metrics over many sentences."""
 
     count: int
     miou: float
@@ -48,13 +48,13 @@ class Metrics:
 
 
 def iou(first: Bool, second: Bool) -> float:
-    """Intersection over union of two masks [y, x]; two empty masks are the same mask."""
+    """Return the intersection over union of two masks [y, x]; 1 for two empty masks."""
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
 def pairwise_iou(rows: Bool, columns: Bool) -> Float:
-    """IoU of every mask with every other: [n, y, x], [m, y, x] -> [n, m]; two empty masks give 1."""
+    """Return the IoU of every pair of masks: [n, y, x], [m, y, x] -> [n, m]; two empty masks give 1."""
     first = rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32)  # [n, y*x]
     second = columns.reshape(len(columns), math.prod(columns.shape[1:])).astype(np.float32)  # [m, y*x]
     shared = first @ second.T  # [n, m], exact below 2**24 px
@@ -78,7 +78,7 @@ def overlap(answer: Bool, truth: Bool, candidates: Bool) -> Overlap:
 
 
 def metrics(overlaps: Sequence[Overlap]) -> Metrics:
-    """Summarise sentences; of none, every number is 0."""
+    """Summarize sentences; every number is 0 if there are none."""
     count = len(overlaps)
     ious = np.array([each.iou for each in overlaps], dtype=np.float64)
     union = sum(each.union_px for each in overlaps)

@@ -1,8 +1,8 @@
-"""What is good enough: the committed table `gates.json`, and the verdict on what was measured.
+"""The committed limits in `gates.json`, and verdicts on measured values.
 
-The table is by precision. A change to a limit carries the measurement that supports it: `measured` is the
-miniature's, on its golden feeds, half-precision results rounded at every node. The one correlation with a
-measurement is the worst of 16 recorded feeds: what is right there is not to fail there.
+The table is keyed by precision. A limit changes only together with the measurement that supports it:
+`measured` is the miniature's value on its golden feeds, with half-precision results rounded at every node.
+The one correlation with a measurement is the worst of 16 recorded feeds, so that correct runs do not fail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Bound = Literal["at_least", "at_most"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One measured value beside its limit."""
+    """A measured value and its limit."""
 
     name: str
     value: float
@@ -31,24 +31,24 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Within the limit; a value that is not a number never is."""
+        """True if the value is within the limit; NaN never is."""
         return self.value >= self.limit if self.bound == "at_least" else self.value <= self.limit
 
     def __str__(self) -> str:
         return f"{self.name} {self.value:.3g}, expected {self.bound.replace('_', ' ')} {self.limit:g}"
 
     def named(self, name: str) -> Verdict:
-        """The same under another name."""
+        """Return the same verdict under another name."""
         return replace(self, name=name)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; JSON has no infinity, so a value without a number is null."""
+        """Return a JSON-ready dictionary; JSON has no infinity, so a value that is not finite is null."""
         value = self.value if math.isfinite(self.value) else None
         return {"name": self.name, "value": value, self.bound: self.limit, "passed": self.passed}
 
 
 def judge(section: Section, precision: str, values: Mapping[str, float]) -> tuple[Verdict, ...]:
-    """Lay each value beside its limit, in the order of `values`.
+    """Compare each value with its limit, in the order of `values`.
 
     Raises:
         InputError: the table has no limit for this precision, or for one of the names.
@@ -64,16 +64,16 @@ def judge(section: Section, precision: str, values: Mapping[str, float]) -> tupl
 
 @dataclass(frozen=True, kw_only=True)
 class GraphTolerance:
-    """How far one graph may be from torch."""
+    """The allowed distance of a graph from torch."""
 
     error: float
-    """Largest difference over the range of torch's output."""
+    """Largest allowed difference, over the range of torch's output."""
     correlation: float
-    """Smallest correlation with it."""
+    """Smallest allowed correlation with it."""
 
 
 def graph_tolerance(precision: str, graph: str) -> GraphTolerance:
-    """The committed limits of one graph.
+    """Return the committed limits of a graph.
 
     Raises:
         InputError: the table has none for this precision or graph.
@@ -84,12 +84,12 @@ def graph_tolerance(precision: str, graph: str) -> GraphTolerance:
 
 
 def precisions() -> tuple[str, ...]:
-    """The precisions the table knows, the most exact first."""
+    """Return the precisions of the table, the most exact first."""
     return tuple(_table())
 
 
 def exactness(precision: str) -> int:
-    """0 for the most exact precision.
+    """Return the rank of a precision, 0 for the most exact.
 
     Raises:
         InputError: the table does not know it.

@@ -1,7 +1,7 @@
 """A bundle on disk: the folder that is copied to a device (docs/architecture.md, "A bundle").
 
     manifest.json         written last, read first
-    <graph>.onnx          one per graph, large weights beside it in <file>.data
+    <graph>.onnx          one per graph, large weights in <file>.data
     tokenizer.json        CLIP's byte-pair encoding
     clip_positions.npy    [grid*grid, width] float32: CLIP's patch positions, without the class row
     golden.npz            <graph>/in/<name> and <graph>/out/<name>: a self-test without torch; an array that

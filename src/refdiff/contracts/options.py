@@ -37,10 +37,11 @@ class ProposalOptions:
     min_area_share: float = 0.0
     """Relative rule of `edge`: share of the picture's pixels."""
     peaks: int = 0
-    """Prompt SAM for each phrase anew, at so many peaks of its map and at the grid's points where the map is
-    above its mean (METHOD §10.2); 0: at the whole grid, once for a picture."""
+    """Number of heatmap peaks at which SAM is prompted for each phrase, in addition to the grid's points
+    where the heatmap is above its mean (METHOD §10.2); 0: the whole grid, once per image."""
     min_region_share: float = 0.0
-    """Holes and islands of masks below this share of the picture's pixels go (METHOD §10.1); 0: none."""
+    """Holes and separate regions of masks below this share of the image's pixels are removed (METHOD §10.1);
+    0: none."""
     drop_filtered: bool = False
     """True: filtered candidates are out. False: the release's score x keep, oddities included (METHOD §9)."""
     decode_all_prompts: bool = False
@@ -53,7 +54,7 @@ class AttentionOptions:
     """The generative map (METHOD §4)."""
 
     timesteps: tuple[int, ...] = (51, 1)
-    """What the UNet is told at each pass; the first pass runs on level `start_level`."""
+    """Timestep input of the UNet at each pass; the first pass runs on level `start_level`."""
     start_level: int = 101
     """Index of the cumulative alpha the first latent is noised to (the release is off by one)."""
     guidance: float = 9.0
@@ -215,7 +216,7 @@ def options_for(
     seed: int = 0,
     reader: str = "rules",
 ) -> Options:
-    """The named variant, with the proposal thresholds that belong to this model's SAM.
+    """Return the named variant with the proposal thresholds that belong to this model's SAM.
 
     Raises:
         InputError: unknown variant, mode or reader.

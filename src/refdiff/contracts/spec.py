@@ -111,7 +111,7 @@ class ModelSpec:
     """Tokens per prompt, start and end included; the same for both text encoders."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -58,7 +58,7 @@ class ModelStack:
     def of(
         cls, *, spec: ModelSpec, tokenizer_json: str, sources: Mapping[str, str], modules: Mapping[str, Any]
     ) -> ModelStack:
-        """A stack of modules that are in memory and stay there."""
+        """Return a stack of modules that are in memory and stay there."""
         loaders = {name: _returning(module) for name, module in modules.items()}
         return cls(spec=spec, tokenizer_json=tokenizer_json, sources=sources, loaders=loaders)
 

@@ -117,7 +117,7 @@ class Divergence:
         return difference.inf > 0 if expected is None else expected > LARGEST_FP16
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; JSON has no infinity, so a value without a number is text."""
+        """Return a JSON-ready dictionary; JSON has no infinity, so a value without a number is text."""
         difference, node = self.result.difference, self.result
         return {
             "precision": self.precision,

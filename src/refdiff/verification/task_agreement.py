@@ -86,7 +86,7 @@ class TaskAgreement:
     count: int = 0
     """Samples that were segmented under each variant."""
     verdicts: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
-    """Per variant: the agreement of runtime and reference, beside its limits."""
+    """Per variant: the agreement of runtime and reference, with its limits."""
     noise_floor: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Per variant: the agreement of the reference with itself under another seed."""
     worst: tuple[ComparedSample, ...] = ()
