@@ -240,7 +240,7 @@ def _reference() -> Runner:
     torch.set_num_threads(1)
     stack = load_miniature()
     reference = Reference(stack=stack, options=options_for(stack.spec, variant="official"))
-    return Runner(reference.encode, reference.segment_scene)
+    return Runner(reference.encode, reference.segment_encoded)
 
 
 def _tell(line: str) -> None:

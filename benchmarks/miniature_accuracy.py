@@ -91,7 +91,7 @@ def _mark_profile(variant: str, sample: Any) -> Marks:
     encoded = references["full"].encode(sample.read())
     bare = replace(encoded, candidates=None)
     answers = {
-        mode: reference.segment_scene(bare if mode in ("gen", SELECTED) else encoded, sample.phrase)
+        mode: reference.segment_encoded(bare if mode in ("gen", SELECTED) else encoded, sample.phrase)
         for mode, reference in references.items()
     }
     runtime = segmenter.segment(segmenter.encode(sample.read()), sample.phrase)

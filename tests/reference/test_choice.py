@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from refdiff.contracts.options import VARIANTS, FusionOptions, ProposalOptions, options_for
+from refdiff.contracts.options import VARIANTS, FusionOptions, Options, ProposalOptions, options_for
 from refdiff.runtime import proposals as runtime_proposals
 from refdiff.runtime import scoring as runtime_scoring
 
@@ -38,7 +38,7 @@ def test_candidates_come_best_first_with_inclusive_boxes():
         assert mask[y0].any() and mask[y1].any() and mask[:, x0].any() and mask[:, x1].any()
 
 
-def test_where_sam_finds_nothing_the_whole_picture_is_the_candidate():
+def test_where_sam_finds_nothing_the_whole_image_is_the_candidate():
     strict = ProposalOptions(points_per_side=2, pred_iou_threshold=99.0)
     found = proposals.propose(tiny_stack(), strict, tiny_picture())
     assert found.masks.shape == (1, 48, 72)
@@ -52,12 +52,12 @@ def test_where_sam_finds_nothing_the_whole_picture_is_the_candidate():
 )
 def test_the_area_filter_is_the_runtimes(changes):
     options, areas = ProposalOptions(**changes), np.array([100, 7, 50, 0, 51, 100])
-    got = proposals.keep(areas, 102, options)
+    got = proposals.keep_by_area(areas, 102, options)
     assert np.array_equal(got, runtime_proposals.keep_by_area(areas, (6, 17), options))
 
 
 def test_an_area_at_the_limit_is_filtered_out():
-    kept = proposals.keep(np.array([10_000, 10_001]), 10**6, ProposalOptions(min_area_px=10_000))
+    kept = proposals.keep_by_area(np.array([10_000, 10_001]), 10**6, ProposalOptions(min_area_px=10_000))
     assert kept.tolist() == [False, True]
 
 
@@ -91,10 +91,7 @@ def test_the_fusion_is_the_runtimes(variant, mode):
     parts = {name: rng.standard_normal(6) for name in ("hard", "soft", "generative", "place")}
     kept = [True, True, False, True, False, True]
     got = _fuse(variant, parts, kept, mode)
-    options = VARIANTS[variant]
-    theirs = runtime_scoring.fuse(
-        options.fusion, mode, parts, np.array(kept), drop_filtered=options.proposals.drop_filtered
-    )
+    theirs = runtime_scoring.fuse(dataclasses.replace(VARIANTS[variant], mode=mode), parts, np.array(kept))
     for field in dataclasses.fields(got):
         np.testing.assert_allclose(getattr(got, field.name), getattr(theirs, field.name), atol=1e-6)
 
@@ -103,14 +100,16 @@ def test_the_fusion_is_the_runtimes(variant, mode):
 def test_level_sets_are_nested_and_scored_as_the_runtime_scores_them(selector):
     heat, _ = _heat_and_masks()
     heat *= np.float32(0.9)  # nothing reaches the highest level
-    levels, theirs = scoring.level_sets(heat), runtime_scoring.level_sets(heat)
+    levels, theirs = scoring.level_sets(heat), runtime_proposals.level_sets(heat)
     assert len(levels) == 19
     assert np.array_equal(levels.masks, theirs.masks)
     assert np.array_equal(levels.boxes_xyxy_px, theirs.boxes_xyxy_px)
     assert not levels.kept[-1]
-    options = FusionOptions(level_selector=selector)
-    got = scoring.score_levels(options, heat, levels)
-    expected = runtime_scoring.score_level_sets(heat, theirs, options)
+    options = Options(mode="gen", fusion=FusionOptions(level_selector=selector))
+    got = scoring.score_levels(options.fusion, heat, levels)
+    expected = runtime_scoring.fuse(
+        options, runtime_scoring.heatmap_scores(options, heat, theirs), theirs.kept
+    )
     np.testing.assert_allclose(got.total, expected.total, atol=1e-6)
     assert scoring.choose(got) == int(expected.total.argmax())
 

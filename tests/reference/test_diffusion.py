@@ -1,4 +1,4 @@
-"""The reference's generative map: schedule, taps, passes, and the way back onto the picture."""
+"""The reference's heatmap: schedule, taps, passes, and the resize to the image."""
 
 import dataclasses
 import math
@@ -21,11 +21,11 @@ from refdiff.reference.diffusion import (
     alphas_cumprod,
     attend,
     ddim_step,
-    encode_picture,
+    encode_image,
     encode_prompts,
     focus_maps,
     generative_map,
-    heat_on_picture,
+    heatmap_on_image,
     noise_of,
     pad_to_square,
 )
@@ -124,7 +124,7 @@ def test_each_pass_is_told_its_own_timestep_and_runs_on_the_stepped_latent(token
     """The two passes written out, as METHOD §4.3 does."""
     stack, options, image = tiny_stack(), VARIANTS["official"], tiny_picture()
     with torch.no_grad():
-        x = encode_picture(stack, options, image)
+        x = encode_image(stack, options, image)
         context = encode_prompts(stack, tokenizer, "the man")
         with tapped(stack.unet, LAYERS) as taps:
             e_u, e_c = stack.unet(x.repeat(2, 1, 1, 1), 51, encoder_hidden_states=context).sample
@@ -170,7 +170,7 @@ def test_a_velocity_is_solved_for_the_noise_it_was_made_of():
 def test_the_mean_posterior_is_drawn_from_no_seed_but_its_noise_is():
     stack, image, edge = tiny_stack(), tiny_picture(), VARIANTS["edge"]
     with torch.no_grad():
-        clean = [encode_picture(stack, dataclasses.replace(edge, seed=seed), image) for seed in (0, 0, 1)]
+        clean = [encode_image(stack, dataclasses.replace(edge, seed=seed), image) for seed in (0, 0, 1)]
     assert torch.equal(clean[0], clean[1])
     assert not torch.equal(clean[0], clean[2])
 
@@ -178,9 +178,9 @@ def test_the_mean_posterior_is_drawn_from_no_seed_but_its_noise_is():
 def test_the_heat_is_the_pictures_size_and_spans_0_to_1(tokenizer):
     phrase = parse_phrase("the man on the left")
     found = generative_map(tiny_stack(), VARIANTS["official"], tokenizer, tiny_picture(), phrase)
-    assert found.heat.shape == (48, 72)
-    assert found.heat.dtype == np.float32
-    assert (found.heat.min(), found.heat.max()) == (0.0, pytest.approx(1.0))
+    assert found.heatmap.shape == (48, 72)
+    assert found.heatmap.dtype == np.float32
+    assert (found.heatmap.min(), found.heatmap.max()) == (0.0, pytest.approx(1.0))
     assert found.maps.shape == (2 * len(LAYERS), 8, 8)
 
 
@@ -190,7 +190,7 @@ def test_rows_stay_rows_on_the_way_to_the_picture(uint8_lanczos, size_yx):
     small = torch.zeros(8, 8)
     small[4, 2:6] = torch.tensor([1.0, 0.8, 0.6, 0.4])  # left of the middle row, inside both croppings
     options = AttentionOptions(uint8_lanczos=uint8_lanczos)
-    heat = heat_on_picture(small, size_yx, options)
+    heat = heatmap_on_image(small, size_yx, options)
     assert heat.shape == size_yx
     runtimes = runtime.heatmap_on_image(small[None].numpy(), size_yx, uint8_lanczos=uint8_lanczos)
     np.testing.assert_allclose(heat, runtimes, atol=2e-5)
@@ -202,7 +202,7 @@ def test_rows_stay_rows_on_the_way_to_the_picture(uint8_lanczos, size_yx):
 def test_a_flat_map_is_zero_not_nan():
     maps = focus_maps(torch.full((2, 64, 77), 3.0), (4,), 8)
     assert torch.equal(maps, torch.zeros(2, 8, 8))
-    assert not heat_on_picture(maps[0], (4, 6), AttentionOptions()).any()
+    assert not heatmap_on_image(maps[0], (4, 6), AttentionOptions()).any()
 
 
 def test_the_mean_focus_averages_the_columns_before_it_spreads_them():

@@ -45,11 +45,11 @@ def test_another_seed_gives_another_map():
     assert not np.allclose(first, second, atol=1e-2)
 
 
-def test_phrases_that_share_a_scene_are_answered_as_if_alone():
+def test_phrases_that_share_an_image_are_answered_as_if_alone():
     reference = _reference("edge")
-    scene = reference.encode(tiny_picture())
-    reference.segment_scene(scene, "man on the right")
-    shared, alone = reference.segment_scene(scene, PHRASE), reference.segment(tiny_picture(), PHRASE)
+    encoded = reference.encode(tiny_picture())
+    reference.segment_encoded(encoded, "man on the right")
+    shared, alone = reference.segment_encoded(encoded, PHRASE), reference.segment(tiny_picture(), PHRASE)
     assert np.array_equal(shared.scores.total, alone.scores.total)
 
 

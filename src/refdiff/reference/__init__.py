@@ -1,1 +1,1 @@
-"""Ref-Diff in torch on the original modules, to be read beside the method: the yardstick."""
+"""Ref-Diff in torch on the original modules; the exported graphs and the runtime are measured against it."""

@@ -1,6 +1,6 @@
-"""CLIP's three readings: of a text, of a candidate cut out, of all candidates at once (METHOD §3, §5, §6).
+"""CLIP's vectors of texts, of candidates cut out, and of candidates in place (METHOD §3, §5, §6).
 
-In: texts; a picture [y, x, 3] uint8 RGB with masks [n, y, x]. Out: unit vectors.
+In: texts; an image [y, x, 3] uint8 RGB with masks [n, y, x]. Out: unit vectors.
 
 Axes: n = candidates (or texts), p = patches (row by row), t = tokens (class tokens, then patches),
 w = width of a token, e = joint embedding, y/x = rows/columns.
@@ -17,17 +17,16 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from refdiff.contracts.options import CropOptions
-from refdiff.contracts.session import Bool, Float
+from refdiff.contracts.session import Bool, Float, ImageArray
 from refdiff.contracts.stack import ModelStack
 from refdiff.reference.crops import (
-    Picture,
     Ramp,
+    apply_ramp,
     cut_out,
     fit_shorter_side,
     letterbox,
     limit_longer_side,
-    normalised,
-    ramped,
+    normalize,
 )
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def text_vectors(stack: ModelStack, tokenizer: Tokenizer, texts: Sequence[str]) -> Float:
-    """What each text means, without a template: [n, e]."""
+    """Encode texts, without a template: [n, e]."""
     ids = np.stack([tokenizer.clip_ids(text)[0] for text in texts])
     return _unit(stack.clip.encode_text(torch.from_numpy(ids).long().to(_device(stack))))
 
@@ -46,39 +45,41 @@ def text_vectors(stack: ModelStack, tokenizer: Tokenizer, texts: Sequence[str]) 
 def hard_vectors(
     stack: ModelStack,
     options: CropOptions,
-    image: Picture,
+    image: ImageArray,
     masks: Bool,
     boxes_xyxy_px: NDArray[np.int64],
     ramp: Ramp,
 ) -> Float:
-    """Every candidate cut out and read on its own, one after the other: [n, e] (METHOD §5)."""
+    """Encode every candidate cut out, one after the other: [n, e] (METHOD §5)."""
     spec, visual = stack.spec.clip, stack.clip.visual
     fit = letterbox if options.letterbox else fit_shorter_side
     vectors = [np.zeros((0, spec.embed_dim), dtype=np.float32)]
     for mask, box in zip(masks, boxes_xyxy_px, strict=True):
         crop = fit(cut_out(image, ramp, mask, box), spec.image_size)
-        tokens = embed(visual, normalised(crop, spec).to(_device(stack)), classes=1)
+        tokens = embed(visual, normalize(crop, spec).to(_device(stack)), classes=1)
         vectors.append(_unit(read_classes(visual, tokens, classes=1)))
     return np.concatenate(vectors)
 
 
 @torch.no_grad()
-def soft_vectors(stack: ModelStack, options: CropOptions, image: Picture, masks: Bool, ramp: Ramp) -> Float:
-    """Every candidate read in its surroundings, by a class token that sees it alone: [n, e] (METHOD §6)."""
+def soft_vectors(
+    stack: ModelStack, options: CropOptions, image: ImageArray, masks: Bool, ramp: Ramp
+) -> Float:
+    """Encode every candidate in place, by a class token that sees its patches alone: [n, e] (METHOD §6)."""
     spec, visual, n = stack.spec.clip, stack.clip.visual, len(masks)
     if n == 0:
         return np.zeros((0, spec.embed_dim), dtype=np.float32)
-    picture = limit_longer_side(ramped(image, ramp), options.soft_long_side, least=spec.patch_size)
-    pixels = normalised(picture, spec).to(_device(stack))
+    seen = limit_longer_side(apply_ramp(image, ramp), options.soft_long_side, least=spec.patch_size)
+    pixels = normalize(seen, spec).to(_device(stack))
     tokens = embed(visual, pixels, classes=n)  # [1, n+p, w]
     grid_yx = (pixels.shape[2] // spec.patch_size, pixels.shape[3] // spec.patch_size)
-    seen = masks_on_grid(masks, grid_yx)  # [n, p]
-    return _unit(read_classes(visual, tokens, classes=n, attention=class_attention(seen).to(tokens.device)))
+    blocked = class_attention(masks_on_grid(masks, grid_yx)).to(tokens.device)  # [t, t]
+    return _unit(read_classes(visual, tokens, classes=n, attention=blocked))
 
 
 def embed(visual: VisionTransformer, pixels: torch.Tensor, *, classes: int) -> torch.Tensor:
-    """Class token copies and patches with their positions, through `ln_pre`: [1, classes + p, w]."""
-    grid = visual.conv1(pixels)  # [1, w, y, x]; what does not fill a patch is left out
+    """Return class token copies and patches with their positions, through `ln_pre`: [1, classes + p, w]."""
+    grid = visual.conv1(pixels)  # [1, w, y, x]; a partial patch is dropped
     patches = grid.flatten(2).transpose(1, 2)  # [1, p, w]
     class_position, patch_positions = positions(visual, (grid.shape[2], grid.shape[3]), pixels.shape[2:])
     class_token = (visual.class_embedding + class_position).expand(1, classes, -1)
@@ -89,10 +90,10 @@ def embed(visual: VisionTransformer, pixels: torch.Tensor, *, classes: int) -> t
 def positions(
     visual: VisionTransformer, grid_yx: tuple[int, int], size_yx: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The class token's position [w] and the patches' [p, w], bicubically fitted to the grid.
+    """Return the class token's position [w] and the patches' [p, w], bicubically fitted to the grid.
 
     As released, after DINO: the scale factor carries a margin of 0.1 patch, and the table is taken as it is
-    only for the training grid under a picture that is square to the pixel.
+    only for the training grid under an image that is square to the pixel.
     """
     table = visual.positional_embedding
     side = visual.grid_size[0]
@@ -106,13 +107,13 @@ def positions(
 
 
 def masks_on_grid(masks: Bool, grid_yx: tuple[int, int]) -> torch.Tensor:
-    """The masks [n, y, x] sampled NEAREST on the patch grid: [n, p]."""
+    """Sample the masks [n, y, x] NEAREST on the patch grid: [n, p]."""
     sampled = F.interpolate(torch.from_numpy(masks).float()[:, None], grid_yx, mode="nearest")
     return sampled.flatten(1) > 0
 
 
 def class_attention(seen: torch.Tensor) -> torch.Tensor:
-    """Who may attend to whom, as an additive mask [t, t] (METHOD §6).
+    """Return the additive attention mask [t, t] (METHOD §6).
 
     Class token i sees itself and the patches of mask i; patches see patches only.
 
@@ -132,7 +133,7 @@ def class_attention(seen: torch.Tensor) -> torch.Tensor:
 def read_classes(
     visual: VisionTransformer, tokens: torch.Tensor, *, classes: int, attention: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The class tokens after all blocks, in the joint embedding: [classes, e]."""
+    """Run all blocks and return the class tokens in the joint embedding: [classes, e]."""
     for block in visual.transformer.resblocks:
         tokens = block(tokens, attn_mask=attention)
     vectors: torch.Tensor = visual.ln_post(tokens[0, :classes]) @ visual.proj

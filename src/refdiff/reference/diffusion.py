@@ -1,6 +1,6 @@
-"""The generative map: where Stable Diffusion looks when it reads the phrase (METHOD §4).
+"""Where Stable Diffusion attends to a phrase, as a heatmap over the image (METHOD §4).
 
-In: a picture [y, x, 3] uint8 RGB and a read phrase. Out: heat [y, x] float32, 0..1.
+In: an image [y, x, 3] uint8 RGB and a parsed phrase. Out: heatmap [y, x] float32, 0..1.
 
 Axes: b = branch (0 unconditional, 1 conditional), m = maps (passes times layers), g = side of the tap grid,
 t = text tokens, k = columns of the phrase's focus, c = latent channels, y/x = rows/columns.
@@ -34,30 +34,30 @@ FLAT = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeMap:
-    """The map, and what it was made of, for tracing."""
+    """The heatmap, and the maps it is the mean of, for tracing."""
 
-    heat: Float
-    """[y, x], 0..1, on the picture."""
+    heatmap: Float
+    """[y, x], 0..1, on the image."""
     maps: Float
-    """[m, g, g], 0..1: every pass and layer on its own, passes first."""
+    """[m, g, g], 0..1: one map for every pass and layer, passes first."""
 
 
 @torch.no_grad()
 def generative_map(
     stack: ModelStack, options: Options, tokenizer: Tokenizer, image: NDArray[np.uint8], phrase: Phrase
 ) -> GenerativeMap:
-    """Read the phrase's focus out of the tapped cross-attentions."""
-    latent = encode_picture(stack, options, image)
+    """Compute the heatmap of the phrase's focus from the tapped cross-attentions."""
+    latent = encode_image(stack, options, image)
     context = encode_prompts(stack, tokenizer, phrase.text)
     logits = attend(stack, options.attention, latent, context)  # [m, g*g, t]
     columns = tokenizer.focus_indices(phrase, options.attention.focus)
     maps = focus_maps(logits, columns, stack.spec.diffusion.tap_size)  # [m, g, g]
-    heat = heat_on_picture(maps.mean(dim=0), image.shape[:2], options.attention)
-    return GenerativeMap(heat=heat, maps=maps.cpu().numpy())
+    heatmap = heatmap_on_image(maps.mean(dim=0), image.shape[:2], options.attention)
+    return GenerativeMap(heatmap=heatmap, maps=maps.cpu().numpy())
 
 
-def encode_picture(stack: ModelStack, options: Options, image: NDArray[np.uint8]) -> torch.Tensor:
-    """The picture as a latent, noised to the first pass's level: [1, c, y, x] (METHOD §4.1-3)."""
+def encode_image(stack: ModelStack, options: Options, image: NDArray[np.uint8]) -> torch.Tensor:
+    """Encode the image as a latent, noised to the first pass's level: [1, c, y, x] (METHOD §4.1 to §4.3)."""
     spec = stack.spec.diffusion
     vae: Any = stack.vae  # diffusers hides its models' methods from type checkers; so below
     square = Image.fromarray(pad_to_square(image))
@@ -74,7 +74,7 @@ def encode_picture(stack: ModelStack, options: Options, image: NDArray[np.uint8]
 
 
 def encode_prompts(stack: ModelStack, tokenizer: Tokenizer, text: str) -> torch.Tensor:
-    """The UNet's contexts of "" and of the phrase with the release's ", " behind it: [b=2, t, width]."""
+    """Return the UNet's contexts of "" and of the phrase with ", " appended, as released: [b=2, t, width]."""
     padding = stack.spec.diffusion.padding
     ids = np.stack([tokenizer.diffusion_ids(prompt, padding) for prompt in ("", text + ", ")])
     encoder = stack.text_encoder
@@ -85,31 +85,31 @@ def encode_prompts(stack: ModelStack, tokenizer: Tokenizer, text: str) -> torch.
 def attend(
     stack: ModelStack, options: AttentionOptions, latent: torch.Tensor, context: torch.Tensor
 ) -> torch.Tensor:
-    """Denoise for the given passes and keep what was looked at, guided as the noise is: [m, g*g, t].
+    """Run the passes and return the tapped logits, guided as the noise is: [m, g*g, t].
 
-    The release is off by one: the first pass runs on level `start_level` and is told its successor, and the
-    step's arithmetic believes what the UNet was told (METHOD §4.3). Nothing follows the last pass.
+    The release is off by one: the first latent is noised to `start_level`, but the UNet is fed the first of
+    `timesteps`, and the step uses the level of that timestep (METHOD §4.3). Nothing follows the last pass.
     """
     spec = stack.spec.diffusion
     unet: Any = stack.unet
     alphas = alphas_cumprod(spec)
-    told = options.timesteps
+    timesteps = options.timesteps
     with tapped(stack.unet, spec.tapped_layers, softmax=options.softmax) as taps:
-        for now, then in zip(told, (*told[1:], None), strict=True):
+        for now, following in zip(timesteps, (*timesteps[1:], None), strict=True):
             both = latent.expand(2, -1, -1, -1)  # [b, c, y, x]
             predicted = unet(both, now, encoder_hidden_states=context).sample
             eps_u, eps_c = noise_of(predicted, both, alphas[now], spec.prediction).chunk(2)
-            if then is not None:
+            if following is not None:
                 eps = eps_u + options.guidance * (eps_c - eps_u)
-                latent = ddim_step(latent, eps, alphas[now], alphas[then])
-        attention = taps.stacked(passes=len(told))  # [pass, layer, b, g*g, t]
+                latent = ddim_step(latent, eps, alphas[now], alphas[following])
+        attention = taps.stacked(passes=len(timesteps))  # [pass, layer, b, g*g, t]
     unconditional, conditional = attention.unbind(dim=2)
     guided = unconditional + options.guidance * (conditional - unconditional)
     return guided.flatten(0, 1)
 
 
 def noise_of(output: torch.Tensor, x: torch.Tensor, alpha: float, prediction: Prediction) -> torch.Tensor:
-    """The noise in x at level `alpha`, from what the UNet predicts: itself, or the velocity.
+    """Return the noise in x at level `alpha`, of a UNet that predicts it or the velocity.
 
     v = sqrt(alpha)·eps - sqrt(1 - alpha)·x0  (Salimans & Ho 2022, arXiv 2202.00512, section 4).
     """
@@ -119,13 +119,13 @@ def noise_of(output: torch.Tensor, x: torch.Tensor, alpha: float, prediction: Pr
 
 
 def ddim_step(x: torch.Tensor, eps: torch.Tensor, alpha: float, alpha_next: float) -> torch.Tensor:
-    """One deterministic DDIM step (eta = 0) from the level `alpha` to the cleaner `alpha_next`."""
+    """Take one deterministic DDIM step (eta = 0) from the level `alpha` to the cleaner `alpha_next`."""
     clean = (x - math.sqrt(1.0 - alpha) * eps) / math.sqrt(alpha)
     return math.sqrt(alpha_next) * clean + math.sqrt(1.0 - alpha_next) * eps
 
 
 def alphas_cumprod(spec: DiffusionSpec) -> list[float]:
-    """The scaled-linear schedule: the running product of 1 - beta, by timestep."""
+    """Return the levels of the scaled-linear schedule: the running product of 1 - beta, by timestep."""
     start, end = math.sqrt(spec.beta_start), math.sqrt(spec.beta_end)
     betas = torch.linspace(start, end, spec.train_timesteps, dtype=torch.float64) ** 2
     alphas: list[float] = torch.cumprod(1.0 - betas, dim=0).tolist()
@@ -133,14 +133,14 @@ def alphas_cumprod(spec: DiffusionSpec) -> list[float]:
 
 
 def focus_maps(logits: torch.Tensor, columns: Sequence[int], side: int) -> torch.Tensor:
-    """The columns of the focus (their mean, when several), each map spread to 0..1: [m, g, g], rows = y."""
+    """Return the mean of the focus columns, each map scaled to 0..1: [m, g, g], rows = y."""
     column = logits[:, :, list(columns)].mean(dim=2)  # [m, g*g]
     low, high = column.amin(dim=1, keepdim=True), column.amax(dim=1, keepdim=True)
     return ((column - low) / (high - low + FLAT)).reshape(-1, side, side)
 
 
-def heat_on_picture(mean_map: torch.Tensor, size_yx: Sequence[int], options: AttentionOptions) -> Float:
-    """The mean map [g, g] laid over the padded square, its padding cut away, spread to 0..1: [y, x]."""
+def heatmap_on_image(mean_map: torch.Tensor, size_yx: Sequence[int], options: AttentionOptions) -> Float:
+    """Resize the mean map [g, g] to the padded square, cut the padding off, scale to 0..1: [y, x]."""
     height, width = size_yx
     side = max(height, width)
     if options.uint8_lanczos:
@@ -150,13 +150,13 @@ def heat_on_picture(mean_map: torch.Tensor, size_yx: Sequence[int], options: Att
         bilinear = F.interpolate(mean_map[None, None], (side, side), mode="bilinear")
         square = bilinear[0, 0].cpu().numpy()
     top, left = (side - height) // 2, (side - width) // 2
-    heat = square[top : top + height, left : left + width]
-    spread: Float = ((heat - heat.min()) / (heat.max() - heat.min() + FLAT)).astype(np.float32)
-    return spread
+    inside = square[top : top + height, left : left + width]
+    heatmap: Float = ((inside - inside.min()) / (inside.max() - inside.min() + FLAT)).astype(np.float32)
+    return heatmap
 
 
 def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture centred on a black square of its longer side: [s, s, 3]."""
+    """Center the image on a black square of its longer side: [s, s, 3]."""
     height, width, _ = image.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2

@@ -1,6 +1,6 @@
-"""Ref-Diff from a picture and a phrase to a mask, in the order of METHOD.md.
+"""Ref-Diff from an image and a phrase to a mask, in the order of docs/method.md.
 
-In: a picture [y, x, 3] uint8 RGB and an English phrase. Out: a `Segmentation`, as the runtime hands it over.
+In: an image [y, x, 3] uint8 RGB and an English phrase. Out: a `Segmentation`, as the runtime returns it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refdiff.contracts.options import Options
 from refdiff.contracts.results import Candidates, Scores, Segmentation
-from refdiff.contracts.session import Float
+from refdiff.contracts.session import Float, ImageArray
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
 from refdiff.reference.clip import hard_vectors, soft_vectors, text_vectors
@@ -29,99 +29,103 @@ Parts = dict[str, NDArray[np.floating]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceScene:
-    """A picture and what SAM found in it: all that phrases share, the rest is computed anew for each."""
+class EncodedReference:
+    """An image and its candidates: all that phrases share, everything else is computed for each of them."""
 
-    image: NDArray[np.uint8]
+    image: ImageArray
     """[y, x, 3] RGB."""
     candidates: Candidates | None
-    """None in mode `gen`, which has no proposals, and where they follow each phrase's map."""
+    """None in mode `gen`, which has no proposals, and where they depend on each phrase's heatmap."""
 
 
 class Reference:
-    """The yardstick: the original modules, one candidate and one step after the other."""
+    """The original modules, one candidate and one step after the other.
+
+    Args:
+        stack: the models.
+        options: any variant, `paper` too.
+    """
 
     def __init__(self, *, stack: ModelStack, options: Options) -> None:
         self._stack = stack
         self._options = options
         self._tokenizer = Tokenizer(stack.tokenizer_json, stack.spec.context_length)
 
-    def segment(self, image: NDArray[np.uint8], phrase: str, *, focus: str | None = None) -> Segmentation:
-        """The mask of what `phrase` names; `focus` is its head word, for a caller who knows better.
+    def segment(self, image: ImageArray, phrase: str, *, focus: str | None = None) -> Segmentation:
+        """Choose the candidate that `phrase` names; `focus` is its head word, where the caller knows it.
 
         Raises:
-            InputError: the picture or the phrase cannot be used.
+            InputError: the image or the phrase cannot be used.
         """
-        return self.segment_scene(self.encode(image), phrase, focus=focus)
+        return self.segment_encoded(self.encode(image), phrase, focus=focus)
 
-    def encode(self, image: NDArray[np.uint8]) -> ReferenceScene:
-        """Look for candidates, without a phrase (METHOD §2).
+    def encode(self, image: ImageArray) -> EncodedReference:
+        """Propose candidates, without a phrase (METHOD §2).
 
         Raises:
-            InputError: not a [y, x, 3] uint8 picture.
+            InputError: not a [y, x, 3] uint8 image.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(
-                f"got a picture of shape {image.shape} and type {image.dtype}, expected [y, x, 3] uint8 RGB"
+                f"got an image of shape {image.shape} and type {image.dtype}, expected [y, x, 3] uint8 RGB"
             )
         if self._options.mode == "gen" or self._options.proposals.peaks:
-            return ReferenceScene(image=image, candidates=None)
-        return ReferenceScene(image=image, candidates=propose(self._stack, self._options.proposals, image))
+            return EncodedReference(image=image, candidates=None)
+        return EncodedReference(image=image, candidates=propose(self._stack, self._options.proposals, image))
 
-    def segment_scene(self, scene: ReferenceScene, phrase: str, *, focus: str | None = None) -> Segmentation:
-        """As `segment`, on candidates found before."""
-        query = self._read(phrase, focus)
-        heat = self._attend(scene, query)
+    def segment_encoded(
+        self, encoded: EncodedReference, phrase: str, *, focus: str | None = None
+    ) -> Segmentation:
+        """Do the same as `segment`, with the candidates of `encode`."""
+        query = self._parse(phrase, focus)  # METHOD §3
+        heatmap = self._attend(encoded.image, query)  # METHOD §4
         if self._options.mode == "gen":
-            return self._level_set(query, _required(heat))
-        candidates = scene.candidates or self._propose_at_peaks(scene.image, _required(heat))
-        parts = self._parts(scene.image, candidates, query, heat)
-        scores = fuse(self._options, parts, candidates.kept)
-        nothing = "no proposal passes the filters"
-        return _segmentation(query, candidates, scores, heat, nothing=nothing)
+            return self._choose_level_set(query, _required(heatmap))  # METHOD §8
+        candidates = encoded.candidates or self._propose_at_peaks(encoded.image, _required(heatmap))
+        parts = self._parts(encoded.image, candidates, query, heatmap)  # METHOD §5, §6
+        scores = fuse(self._options, parts, candidates.kept)  # METHOD §7
+        return _select(candidates, scores, query, heatmap, empty_reason="no proposal passes the filters")
 
-    def _read(self, phrase: str, focus: str | None) -> Phrase:
-        options = self._options
-        query = parse_phrase(
-            phrase, focus=focus, word_boundaries=options.crops.word_boundaries, reader=options.reader
-        )
+    def _parse(self, phrase: str, focus: str | None) -> Phrase:
+        boundaries, reader = self._options.crops.word_boundaries, self._options.reader
+        query = parse_phrase(phrase, focus=focus, word_boundaries=boundaries, reader=reader)
         self._tokenizer.check_length(query.text)
         return query
 
-    def _attend(self, scene: ReferenceScene, query: Phrase) -> Float | None:
-        """The generative map, under the position ramp where the options say so (METHOD §4, §10.4)."""
+    def _attend(self, image: ImageArray, query: Phrase) -> Float | None:
+        """Return the heatmap, under the position ramp where the options say so (METHOD §4, §10.4)."""
         if self._options.mode == "disc+seg":
             return None
-        heat = generative_map(self._stack, self._options, self._tokenizer, scene.image, query).heat
+        heatmap = generative_map(self._stack, self._options, self._tokenizer, image, query).heatmap
         if not self._options.fusion.ramp_on_heat:
-            return heat
-        return (heat * heat_ramp(query, heat.shape)).astype(np.float32)
+            return heatmap
+        return (heatmap * heat_ramp(query, heatmap.shape)).astype(np.float32)
 
-    def _propose_at_peaks(self, image: NDArray[np.uint8], heat: Float) -> Candidates:
-        """What SAM finds where the phrase's map is high (METHOD §10.2)."""
+    def _propose_at_peaks(self, image: ImageArray, heatmap: Float) -> Candidates:
+        """Prompt SAM where the phrase's heatmap is high (METHOD §10.2)."""
         options = self._options.proposals
-        prompts = map_prompts(heat, peaks=options.peaks, points_per_side=options.points_per_side)
+        prompts = map_prompts(heatmap, peaks=options.peaks, points_per_side=options.points_per_side)
         return propose(self._stack, options, image, prompts)
 
-    def _level_set(self, query: Phrase, heat: Float) -> Segmentation:
-        """Mode `gen`: the map proposes and chooses (METHOD §8)."""
-        levels = level_sets(heat)
-        scores = score_levels(self._options.fusion, heat, levels)
-        return _segmentation(query, levels, scores, heat, nothing="the attention map is flat")
+    def _choose_level_set(self, query: Phrase, heatmap: Float) -> Segmentation:
+        """Choose among the heatmap's level sets by the heatmap itself: mode `gen` (METHOD §8)."""
+        levels = level_sets(heatmap)
+        scores = score_levels(self._options.fusion, heatmap, levels)
+        return _select(levels, scores, query, heatmap, empty_reason="the attention map is flat")
 
     def _parts(
-        self, image: NDArray[np.uint8], candidates: Candidates, query: Phrase, heat: Float | None
+        self, image: ImageArray, candidates: Candidates, query: Phrase, heatmap: Float | None
     ) -> Parts:
-        """Every cue of the mode, [n] each (METHOD §5-7)."""
+        """Return every part of the mode's score, [n] each (METHOD §5 to §7)."""
         parts: Parts = {}
-        if heat is not None:
-            parts["generative"] = contrast(heat, candidates.masks, self._options.fusion.contrast_balance)
+        if heatmap is not None:
+            parts["generative"] = contrast(heatmap, candidates.masks, self._options.fusion.contrast_balance)
         if self._options.mode in ("disc+seg", "full"):
-            parts |= self._discriminative_parts(image, candidates, query)
+            parts |= self._clip_parts(image, candidates, query)
         return parts
 
-    def _discriminative_parts(self, image: NDArray[np.uint8], candidates: Candidates, query: Phrase) -> Parts:
-        """CLIP's view (METHOD §5, §6), and the places of `edge` (METHOD §10.4, §10.5)."""
+    def _clip_parts(self, image: ImageArray, candidates: Candidates, query: Phrase) -> Parts:
+        """Return CLIP's parts (METHOD §5, §6), and the places of `edge` (METHOD §10.4, §10.5)."""
         stack, crops, kept = self._stack, self._options.crops, candidates.kept
         if not kept.any():
             return {}
@@ -138,15 +142,15 @@ class Reference:
         )
         hard = hard_vectors(stack, crops, image, masks, boxes, hard_ramp)
         soft = soft_vectors(stack, crops, image, masks, soft_ramp)
-        parts: Parts = {"hard": _spread(hard @ hard_text, kept), "soft": _spread(soft @ soft_text, kept)}
+        parts: Parts = {"hard": _scatter(hard @ hard_text, kept), "soft": _scatter(soft @ soft_text, kept)}
         if self._options.fusion.place and len(masks):
             similarity = self._other_similarity(query, hard)
             place = place_scores(query, boxes, candidates.areas_px[kept], size_yx, similarity)
-            parts["place"] = _spread(place, kept)
+            parts["place"] = _scatter(place, kept)
         return parts
 
     def _unlike(self, query: Phrase) -> Float:
-        """What is taken off the text vectors: the phrase's other nouns (METHOD §10.7)."""
+        """Return what is subtracted from the text vectors: the phrase's other nouns (METHOD §10.7)."""
         negative = self._options.crops.negative
         if not negative or not query.others:
             return np.zeros(self._stack.spec.clip.embed_dim, dtype=np.float32)
@@ -154,24 +158,24 @@ class Reference:
         return np.asarray(negative * others.mean(axis=0), dtype=np.float32)
 
     def _other_similarity(self, query: Phrase, hard: Float) -> Float | None:
-        """How much each kept candidate looks like the thing the phrase relates to: [n]."""
+        """Return how similar each kept candidate is to the thing the phrase relates to: [n]."""
         if query.relation is None:
             return None
         similarity: Float = hard @ text_vectors(self._stack, self._tokenizer, (query.relation.other,))[0]
         return similarity
 
 
-def _spread(values: Float, kept: NDArray[np.bool_]) -> Float:
-    """Values of the kept candidates at their places among all, zero elsewhere: [n]."""
-    spread = np.zeros(len(kept), dtype=np.float32)
-    spread[kept] = values
-    return spread
+def _scatter(values: Float, kept: NDArray[np.bool_]) -> Float:
+    """Put the kept candidates' values at their places among all candidates, zero elsewhere: [n]."""
+    scattered = np.zeros(len(kept), dtype=np.float32)
+    scattered[kept] = values
+    return scattered
 
 
-def _segmentation(
-    query: Phrase, candidates: Candidates, scores: Scores, heat: Float | None, *, nothing: str
+def _select(
+    candidates: Candidates, scores: Scores, query: Phrase, heatmap: Float | None, *, empty_reason: str
 ) -> Segmentation:
-    """The winner's mask, or an empty one for the reason `nothing`."""
+    """Return the best candidate as the answer, or an empty mask with `empty_reason`."""
     index = choose(scores)
     empty = np.zeros(candidates.masks.shape[1:], dtype=np.bool_)
     return Segmentation(
@@ -181,13 +185,13 @@ def _segmentation(
         index=index,
         score=float("-inf") if index is None else float(scores.total[index]),
         scores=scores,
-        heat=heat,
+        heat=heatmap,
         candidates=candidates,
-        reason=nothing if index is None else None,
+        reason=empty_reason if index is None else None,
     )
 
 
-def _required(heat: Float | None) -> Float:
-    if heat is None:
-        raise InputError("mode 'disc+seg' needs candidates; encode the picture with the same options")
-    return heat
+def _required(heatmap: Float | None) -> Float:
+    if heatmap is None:
+        raise InputError("mode 'disc+seg' needs candidates; encode the image with the same options")
+    return heatmap

@@ -1,6 +1,6 @@
-"""The masks a phrase chooses from (METHOD §2): SAM's automatic mode itself, and the filter behind it.
+"""The masks a phrase chooses from (METHOD §2): SAM's own automatic mode, and the area filter.
 
-Axes: n = candidates, y/x = picture rows/columns.
+Axes: n = candidates, y/x = image rows/columns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def propose(
     image: NDArray[np.uint8],
     prompts: NDArray[np.float64] | None = None,
 ) -> Candidates:
-    """All that SAM finds, best predicted IoU first; one all-true mask when it finds nothing (METHOD §2).
+    """Return all masks that SAM finds, best predicted IoU first; one all-true mask where it finds none.
 
     Args:
         stack: the models.
@@ -48,10 +48,10 @@ def propose(
     )
     found = generator.generate(image)
     if not found:
-        whole = candidates_of(np.ones((1, *image.shape[:2]), dtype=np.bool_), np.zeros(1), options)
-        return replace(whole, kept=whole.kept & (not options.drop_filtered))  # edge: no match
+        whole = measure(np.ones((1, *image.shape[:2]), dtype=np.bool_), np.zeros(1), options)
+        return replace(whole, kept=whole.kept & (not options.drop_filtered))  # `edge` answers "no match"
     masks = np.stack([record["segmentation"] for record in found])
-    return candidates_of(masks, np.array([record["predicted_iou"] for record in found]), options)
+    return measure(masks, np.array([record["predicted_iou"] for record in found]), options)
 
 
 def _generator(**settings: Any) -> SamAutomaticMaskGenerator:
@@ -66,7 +66,7 @@ def _generator(**settings: Any) -> SamAutomaticMaskGenerator:
         ) from error
 
 
-def candidates_of(masks: Bool, predicted_iou: NDArray[np.floating], options: ProposalOptions) -> Candidates:
+def measure(masks: Bool, predicted_iou: NDArray[np.floating], options: ProposalOptions) -> Candidates:
     """Measure the masks [n, y, x] and filter them by area."""
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
     return Candidates(
@@ -74,20 +74,20 @@ def candidates_of(masks: Bool, predicted_iou: NDArray[np.floating], options: Pro
         predicted_iou=predicted_iou.astype(np.float32),
         areas_px=areas,
         boxes_xyxy_px=np.stack([box_of(mask) for mask in masks]),
-        kept=keep(areas, masks[0].size, options),
+        kept=keep_by_area(areas, masks[0].size, options),
     )
 
 
-def keep(areas_px: NDArray[np.int64], picture_px: int, options: ProposalOptions) -> Bool:
-    """[n]: among the largest, and larger than the smallest area allowed."""
+def keep_by_area(areas_px: NDArray[np.int64], image_px: int, options: ProposalOptions) -> Bool:
+    """Return whether each area is among the largest, and above both minimum areas: [n]."""
     largest = np.zeros(len(areas_px), dtype=np.bool_)
     largest[np.argsort(-areas_px, kind="stable")[: options.keep_largest]] = True
-    smallest = max(float(options.min_area_px), options.min_area_share * picture_px)
+    smallest = max(float(options.min_area_px), options.min_area_share * image_px)
     return largest & (areas_px > smallest)
 
 
 def box_of(mask: Bool) -> NDArray[np.int64]:
-    """x0, y0, x1, y1 of a mask [y, x], corners included; all zero for an empty one."""
+    """Return x0, y0, x1, y1 of a mask [y, x], corners included; all zero for an empty one."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return np.zeros(4, dtype=np.int64)

@@ -1,6 +1,6 @@
-"""Which candidate the phrase means (METHOD §7), and the candidates of mode `gen` (METHOD §8).
+"""The fused score of each candidate, and the choice (METHOD §7); the candidates of mode `gen` (METHOD §8).
 
-Axes: n = candidates, y/x = picture rows/columns.
+Axes: n = candidates, y/x = image rows/columns.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ ABSENT = 1e-6
 """Added to the pixel counts of both means, so that an absent side counts as zero (METHOD §7)."""
 
 LEVELS_PERCENT = range(5, 100, 5)
-"""Where mode `gen` cuts the map (METHOD §8)."""
+"""Levels at which mode `gen` cuts the heatmap, in percent (METHOD §8)."""
 
 _WEIGHTED = ("hard", "soft", "generative", "place")
 _CLIP_ONLY = ("hard", "soft", "place")
 
 
 def fuse(options: Options, parts: Mapping[str, NDArray[np.floating]], kept: Bool) -> Scores:
-    """Weigh the parts and let the area filter act.
+    """Weigh the parts of the score and apply the area filter.
 
     Args:
-        options: weights, mode, and what a filtered candidate is worth.
-        parts: some of `hard`, `soft`, `generative` and `place`, each [n]; an absent one counts zero.
+        options: weights, mode, and the score of a filtered candidate.
+        parts: some of `hard`, `soft`, `generative` and `place`, each [n]; an absent one is zero.
         kept: [n].
     """
     used = {name: np.zeros(len(kept)) for name in _WEIGHTED} | {
@@ -46,34 +46,34 @@ def fuse(options: Options, parts: Mapping[str, NDArray[np.floating]], kept: Bool
 
 
 def parts_of(mode: Mode) -> tuple[str, ...]:
-    """What the score of a mode is made of (METHOD §1)."""
+    """Return the parts that a mode's score is made of (METHOD §1)."""
     if mode in ("gen", "gen+seg"):
         return ("generative",)
     return _CLIP_ONLY if mode == "disc+seg" else _WEIGHTED
 
 
 def choose(scores: Scores) -> int | None:
-    """The best candidate, the first of equals; None when none can win."""
+    """Return the index of the best candidate, the first of equals; None when none can win."""
     best = int(scores.total.argmax())
     return best if np.isfinite(scores.total[best]) else None
 
 
-def contrast(heat: Float, masks: Bool, balance: float) -> NDArray[np.float64]:
-    """Mean heat [y, x] inside each mask minus mean heat outside it, balanced (METHOD §7, §10.6): [n]."""
-    return np.array([(2.0 - balance) * i - balance * o for i, o in (_means(heat, mask) for mask in masks)])
+def contrast(heatmap: Float, masks: Bool, balance: float) -> NDArray[np.float64]:
+    """Return mean heat inside each mask minus mean heat outside it, balanced (METHOD §7, §10.6): [n]."""
+    return np.array([(2.0 - balance) * i - balance * o for i, o in (_means(heatmap, mask) for mask in masks)])
 
 
-def between_class(heat: Float, masks: Bool) -> NDArray[np.float64]:
-    """w_in * w_out * (mean_in - mean_out)^2 of each mask (METHOD §8): [n]."""
+def between_class(heatmap: Float, masks: Bool) -> NDArray[np.float64]:
+    """Return w_in * w_out * (mean_in - mean_out)^2 of each mask (METHOD §8): [n]."""
     shares = masks.mean(axis=(1, 2))
-    gaps = np.array([i - o for i, o in (_means(heat, mask) for mask in masks)])
+    gaps = np.array([i - o for i, o in (_means(heatmap, mask) for mask in masks)])
     variance: NDArray[np.float64] = shares * (1.0 - shares) * gaps**2
     return variance
 
 
-def level_sets(heat: Float) -> Candidates:
-    """The proposals of mode `gen`, {heat >= level}; a level above all heat is not kept."""
-    masks = np.stack([heat >= np.float32(percent) / np.float32(100) for percent in LEVELS_PERCENT])
+def level_sets(heatmap: Float) -> Candidates:
+    """Return the proposals of mode `gen`, {heatmap >= level}; a level above all of it is not kept."""
+    masks = np.stack([heatmap >= np.float32(percent) / np.float32(100) for percent in LEVELS_PERCENT])
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
     return Candidates(
         masks=masks,
@@ -84,11 +84,11 @@ def level_sets(heat: Float) -> Candidates:
     )
 
 
-def score_levels(options: FusionOptions, heat: Float, levels: Candidates) -> Scores:
-    """The selector of the options among the level sets; an empty one cannot win."""
-    contrasts = contrast(heat, levels.masks, options.contrast_balance)
+def score_levels(options: FusionOptions, heatmap: Float, levels: Candidates) -> Scores:
+    """Score the level sets by the selector of the options; an empty one cannot win."""
+    contrasts = contrast(heatmap, levels.masks, options.contrast_balance)
     by_class = options.level_selector == "between-class"
-    selected = between_class(heat, levels.masks) if by_class else contrasts
+    selected = between_class(heatmap, levels.masks) if by_class else contrasts
     zero = np.zeros(len(levels), dtype=np.float32)
     return Scores(
         hard=zero,
@@ -99,7 +99,7 @@ def score_levels(options: FusionOptions, heat: Float, levels: Candidates) -> Sco
     )
 
 
-def _means(heat: Float, mask: Bool) -> tuple[float, float]:
-    """Mean heat inside and outside a mask [y, x]."""
-    inside, outside = heat[mask].astype(np.float64), heat[~mask].astype(np.float64)
+def _means(heatmap: Float, mask: Bool) -> tuple[float, float]:
+    """Return mean heat inside and outside a mask [y, x]."""
+    inside, outside = heatmap[mask].astype(np.float64), heatmap[~mask].astype(np.float64)
     return float(inside.sum() / (inside.size + ABSENT)), float(outside.sum() / (outside.size + ABSENT))

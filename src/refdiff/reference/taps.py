@@ -1,11 +1,11 @@
-"""What the tapped cross-attentions of a UNet looked at, read out as the method writes it (METHOD §4.4, §4.5).
+"""Record the tapped cross-attentions of a UNet, as the method defines them (METHOD §4.4, §4.5).
 
 In: a diffusers UNet and the names of its tapped layers. Out: per layer and pass the head mean of the
 attention, before the softmax (the release) or after it (the paper's text).
 
-The plain way is the point: heads are split, q k^T is scaled by 1/sqrt(d_head) and averaged over the heads.
-The exported graphs use METHOD's identity on the un-split projections instead, and are measured against this.
-The attention's output is left to the processor that was there before, so tapping changes no number.
+This is the definition, written plainly: heads are split, q k^T is scaled by 1/sqrt(d_head) and averaged over
+the heads. The exported graphs use the identity of METHOD §4.7 on the un-split projections instead, and are
+measured against this. The attention's output comes from the original processor, so tapping changes no number.
 
 Axes: b = batch, h = heads, q = queries (the tap grid, row by row), t = text tokens, d = channels of a head.
 """
@@ -28,21 +28,21 @@ Attention = Any
 """diffusers' `Attention`; its annotations know only diffusers' own processors."""
 
 CROSS_ATTENTION = "transformer_blocks.0.attn2"
-"""Where a tapped layer keeps its attention to the text, in diffusers' names (METHOD §4.4)."""
+"""Path of a tapped layer's attention to the text, in diffusers' names (METHOD §4.4)."""
 
 
 class Taps:
-    """The maps a tapped UNet has left behind."""
+    """The attention maps that a tapped UNet recorded."""
 
     def __init__(self, layers: Sequence[str]) -> None:
         self._maps: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def record(self, layer: str, attention: torch.Tensor) -> None:
-        """Keep one pass of one layer, [b, q, t]."""
+        """Record one pass of one layer, [b, q, t]."""
         self._maps[layer].append(attention)
 
     def stacked(self, *, passes: int) -> torch.Tensor:
-        """All maps: [pass, layer, b, q, t].
+        """Return all maps: [pass, layer, b, q, t].
 
         Raises:
             InputError: not exactly one map per layer and pass was recorded.
@@ -50,7 +50,7 @@ class Taps:
         counts = {layer: len(maps) for layer, maps in self._maps.items()}
         if set(counts.values()) != {passes}:
             raise InputError(
-                f"the UNet left {counts} attention maps, expected {passes} of every layer; "
+                f"the UNet recorded {counts} attention maps, expected {passes} of every layer; "
                 "name each tapped layer that runs once per pass in spec.diffusion.tapped_layers"
             )
         return torch.stack([torch.stack(maps) for maps in self._maps.values()], dim=1)
@@ -58,10 +58,10 @@ class Taps:
 
 @contextmanager
 def tapped(unet: UNet2DConditionModel, layers: Sequence[str], *, softmax: bool = False) -> Iterator[Taps]:
-    """Record the named layers' attention while the block runs; the UNet is as before when it ends.
+    """Record the named layers' attention inside the block; the UNet is restored when it ends.
 
     Args:
-        unet: the model whose processors are swapped.
+        unet: the model whose attention processors are replaced.
         layers: names such as `up_blocks.1.attentions.0`.
         softmax: record probabilities, the softmax of every head averaged (METHOD §8).
 
@@ -83,10 +83,10 @@ def tapped(unet: UNet2DConditionModel, layers: Sequence[str], *, softmax: bool =
 def head_mean_attention(
     attention: Attention, hidden: torch.Tensor, context: torch.Tensor, *, softmax: bool
 ) -> torch.Tensor:
-    """Mean over the heads of q k^T / sqrt(d_head), or of its softmax.
+    """Return the mean over the heads of q k^T / sqrt(d_head), or of its softmax.
 
     Args:
-        attention: whose projections and head count are used.
+        attention: the layer, with its projections and head count.
         hidden: [b, q, channels].
         context: [b, t, width of the text states].
         softmax: take the softmax over the tokens, per head, before the mean.
@@ -102,7 +102,7 @@ def head_mean_attention(
 
 
 class _Tap:
-    """A diffusers attention processor that records, then lets the one it replaces work."""
+    """A diffusers attention processor that records, then calls the one it replaces."""
 
     def __init__(
         self, layer: str, inner: Any, record: Callable[[str, torch.Tensor], None], *, softmax: bool
@@ -135,6 +135,6 @@ def _cross_attention(unet: UNet2DConditionModel, layer: str) -> Attention:
 
 
 def _split_heads(projected: torch.Tensor, heads: int) -> torch.Tensor:
-    """[b, n, h*d] to [b, h, n, d]."""
+    """Reshape [b, n, h*d] to [b, h, n, d]."""
     batch, length, _ = projected.shape
     return projected.view(batch, length, heads, -1).transpose(1, 2)

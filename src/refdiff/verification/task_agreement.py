@@ -133,9 +133,9 @@ def compare_with_reference(
                 what = str(error).partition(";")[0]
                 unanswered = f"“{sample.phrase}” on {sample.id} in variant {name}: {what}"
                 return TaskAgreement(unanswered=unanswered)
-            scene = reference.encode(image)  # the seed changes no proposal: both answers use it
-            theirs = reference.segment_scene(scene, sample.phrase)
-            own.append(compare(theirs, again.segment_scene(scene, sample.phrase)))
+            encoded = reference.encode(image)  # the seed changes no proposal: both answers use it
+            theirs = reference.segment_encoded(encoded, sample.phrase)
+            own.append(compare(theirs, again.segment_encoded(encoded, sample.phrase)))
             agreements.append(compare(theirs, ours))
             worst.add(
                 ComparedSample(
