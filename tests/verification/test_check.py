@@ -379,7 +379,7 @@ def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
     assert json.loads(out)["noise_floor"] == {"edge": floor}
     _, out, _ = said_by(report, monkeypatch, capsys)
     assert f"{floor['heat_correlation']:.4f}" in out
-    assert "noise floor: the reference's agreement with itself under another seed; no gate" in out
+    assert "Noise floor: the reference's agreement with itself under another seed; it is not a gate." in out
     written = page.read_text(encoding="utf-8")
     assert f'<td class="number">{floor["heat_correlation"]:.4f}</td>' in written
     assert "<h2>Worst cases</h2>" in written

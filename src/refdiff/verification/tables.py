@@ -193,8 +193,7 @@ def _task(report: CheckReport) -> Section:
         return Section(heading=heading, lines=(f"The bundle does not answer {report.task.unanswered}.",))
     explanation = (
         f"{report.task.count} held-out scenes per variant, segmented by the torch reference and by this "
-        "bundle. The noise floor is how well the reference agrees with itself when the seed of its posterior "
-        "draw and noise is another."
+        "bundle. The seed is that of the posterior draw and of the noise."
     )
     tables = [
         _agreement(
@@ -202,7 +201,7 @@ def _task(report: CheckReport) -> Section:
         )
         for variant, verdicts in report.task.verdicts.items()
     ]
-    line = "noise floor: the reference's agreement with itself under another seed; no gate"
+    line = "Noise floor: the reference's agreement with itself under another seed; it is not a gate."
     return Section(heading=heading, lines=(line,), explanation=explanation, tables=tables)
 
 
@@ -249,7 +248,7 @@ def case_figure(case: ComparedSample, precision: str) -> Figure:
     """
     image = case.sample.read()
     answers = (("reference", case.reference), (f"{precision} bundle", case.runtime))
-    images = [Image(png=_png(image), caption="scene")]
+    images = [Image(png=_png(image), caption="image")]
     images += [
         Image(png=_png(_answer(image, result)), caption=f"{name}: {_score(result)}")
         for name, result in answers
