@@ -22,7 +22,7 @@ from typing import Any
 
 import refdiff
 from benchmarks.records import provenance
-from refdiff.accuracy.agreement import Agreement, compare, summarise
+from refdiff.accuracy.agreement import Agreement, compare, summarize
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.options import MODES, BackendOptions, RunOptions, options_for
 from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
@@ -77,7 +77,7 @@ def _summary(marks: list[Marks]) -> dict[str, Any]:
     names = (*MODES, SELECTED, "runtime")
     return {
         "modes": {name: asdict(metrics([each.by_mode[name] for each in marks])) for name in names},
-        "agreement": summarise([each.agreement for each in marks]),
+        "agreement": summarize([each.agreement for each in marks]),
     }
 
 

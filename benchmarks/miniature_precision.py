@@ -21,7 +21,7 @@ from typing import Any
 
 import refdiff
 from benchmarks.records import RESULTS, add_entry
-from refdiff.accuracy.agreement import Agreement, compare, summarise
+from refdiff.accuracy.agreement import Agreement, compare, summarize
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.inspection import inspect
 from refdiff.contracts.options import BackendOptions, RunOptions
@@ -81,7 +81,7 @@ def main() -> None:
 def _summary(marks: list[tuple[Overlap, Agreement]]) -> dict[str, Any]:
     return {
         "metrics": asdict(metrics([each for each, _ in marks])),
-        "agreement_with_fp32": summarise([each for _, each in marks]),
+        "agreement_with_fp32": summarize([each for _, each in marks]),
     }
 
 

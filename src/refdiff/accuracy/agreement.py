@@ -1,23 +1,23 @@
 """Agreement of runtime and reference: two answers to one sample, compared part by part.
 
-In: two `Segmentation`s, or two sets of a graph's outputs. Out: numbers, 1 (or error 0) where they agree.
+In: two `Segmentation`s. Out: numbers, 1 where they agree.
 
-Axes: n/m = candidates of the reference/the runtime, y/x = picture rows/columns.
+Axes: n/m = candidates of the reference/the runtime, y/x = image rows/columns.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import iou, pairwise_iou
-from refdiff.contracts.parity import correlation, relative_error
+from refdiff.contracts.parity import correlation
 from refdiff.contracts.results import Segmentation
-from refdiff.contracts.session import Array, Float
+from refdiff.contracts.session import Float
 
 SAME_CANDIDATE = 0.9
 """IoU from which two candidates are one: well above the 0.7 at which SAM merges boxes."""
@@ -48,9 +48,9 @@ class Agreement:
 
 
 def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
-    """Compare two answers to one phrase on one picture."""
+    """Compare two answers to one phrase on one image."""
     ious = pairwise_iou(reference.candidates.masks, runtime.candidates.masks)
-    pairs = matched(ious)
+    pairs = match_candidates(ious)
     answers = iou(reference.mask, runtime.mask)
     return Agreement(
         heat_correlation=_heat_correlation(reference.heat, runtime.heat),
@@ -61,7 +61,7 @@ def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
     )
 
 
-def summarise(agreements: Sequence[Agreement]) -> dict[str, float]:
+def summarize(agreements: Sequence[Agreement]) -> dict[str, float]:
     """Return the mean of every part over the samples that have it; a part that none has is omitted."""
     means: dict[str, float] = {}
     for field in dataclasses.fields(Agreement):
@@ -71,7 +71,7 @@ def summarise(agreements: Sequence[Agreement]) -> dict[str, float]:
     return means
 
 
-def matched(ious: Float, at_least: float = SAME_CANDIDATE) -> list[tuple[int, int]]:
+def match_candidates(ious: Float, at_least: float = SAME_CANDIDATE) -> list[tuple[int, int]]:
     """Pair rows with columns of [n, m], best IoU first, each used once."""
     pairs: list[tuple[int, int]] = []
     rows, columns = set[int](), set[int]()
@@ -93,11 +93,6 @@ def order_agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -
     if not one.size:
         return None
     return float(((np.abs(one) <= TIE) | (np.sign(one) == np.sign(other))).mean())
-
-
-def graph_error(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
-    """Return the largest relative error among a graph's outputs."""
-    return max(relative_error(got[name], expected[name]) for name in expected)
 
 
 def _same_choice(reference: int | None, runtime: int | None, ious: Float) -> bool:

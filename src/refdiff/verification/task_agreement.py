@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refdiff.accuracy.agreement import Agreement, compare, summarise
+from refdiff.accuracy.agreement import Agreement, compare, summarize
 from refdiff.accuracy.tolerances import Verdict, judge
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import MINIATURE_NAME
@@ -146,8 +146,8 @@ def compare_with_reference(
                     agreement=agreements[-1],
                 )
             )
-        verdicts[name] = judge("agreement", bundle.manifest.precision, summarise(agreements))
-        floor[name] = summarise(own)
+        verdicts[name] = judge("agreement", bundle.manifest.precision, summarize(agreements))
+        floor[name] = summarize(own)
     return TaskAgreement(count=len(samples), verdicts=verdicts, noise_floor=floor, worst=worst.cases)
 
 
