@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.records import RESULTS, add_entry
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import RunOptions
 from refdiff.profiling import profile, records
 
@@ -30,11 +31,11 @@ def main() -> None:
     for name in given.profiles:
         report = profile.profile(
             given.bundle,
-            image=given.image,
-            phrase=given.phrase,
+            samples=profile.profile_samples(
+                find_bundle(given.bundle), image=given.image, phrase=given.phrase
+            ),
             options=RunOptions(variant=name),
-            runs=given.runs,
-            layers=name == "edge" and given.html is not None,
+            measure=profile.ProfileOptions(runs=given.runs, layers=name == "edge" and given.html is not None),
         )
         document = report.to_json()
         entry = {**document, "path": Path(given.bundle).name, "layers": []}

@@ -42,13 +42,13 @@ def test_the_weights_say_how_long_each_stage_was_trained():
 
 
 def test_the_bundle_repeats_its_golden_record_without_torch():
-    assert check.check("mini", golden_only=True).passed
+    assert check.check("mini", dataset=None).passed
 
 
 @pytest.mark.slow
 @pytest.mark.needs_torch
 def test_the_runtime_is_the_reference_on_held_out_scenes():
-    report = check.check("mini", count=6)
+    report = check.check("mini", dataset=RenderedScenes(count=6))
     assert report.passed, report.failure
     assert report.task.count == 6
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import BackendOptions
 
 pytest.importorskip("onnxruntime")
@@ -49,11 +50,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> ProfileReport:
 
     report = profile.profile(
         "mini",
-        runs=RUNS,
-        scenes=SCENES,
-        warmup=0,
+        samples=profile.profile_samples(find_bundle("mini"), scenes=SCENES),
+        measure=profile.ProfileOptions(runs=RUNS, warmup=0, layers=True),
         backend=BackendOptions(name="ort-cpu", threads=1),
-        layers=True,
         root=root,
         progress=progress,
     )

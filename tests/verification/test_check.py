@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.contracts.options import RunOptions
+from refdiff.data.synthetic import RenderedScenes
+from refdiff.verification.tables import check_page
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
@@ -30,12 +34,14 @@ from refdiff.errors import BundleError, GateError, InputError, MissingDependency
 from refdiff.passes.convert import convert_graph
 from refdiff.verification import check, parity
 from refdiff.verification.report import Ladder
-from refdiff.verification.tables import check_page
 from refdiff.verification.task_agreement import TaskAgreement
 from tests.support.damage import copy_of, edit_manifest, rehash
 from tests.support.planted import nan_in_weight, overflow, planted, scale_times
 from tests.support.recipes import eight_bit_recipe_of
 from tests.support.small_graphs import BUNDLE
+
+ONE_SCENE = RenderedScenes(count=1)
+EDGE = (RunOptions(variant="edge"),)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +96,8 @@ def failures(fp16: Path, int8: Path, tmp_path_factory: pytest.TempPathFactory) -
         source, graph, plant = PLANTED[fault]
         folder = tmp_path_factory.mktemp(fault)
         bundle, node = planted(sources[source], folder / "bundle", graph, plant)
-        page = folder / "page.html"
-        report = check.check(bundle, golden_only=True, report=page)
-        return Failed(report, page.read_text(encoding="utf-8"), graph, node)
+        report = check.check(bundle, dataset=None)
+        return Failed(report, check_page(report).to_html(), graph, node)
 
     return check_planted
 
@@ -112,7 +117,7 @@ def feeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def three_rungs(fp16: Path, int8: Path, feeds: Path) -> check.CheckReport:
-    return check.check(int8, against=[fp16], feeds=feeds, golden_only=True)
+    return check.check(int8, against=[fp16], feeds=feeds, dataset=None)
 
 
 def recorded(folder: Path, runs: dict[str, dict[str, Array]]) -> Path:
@@ -247,7 +252,7 @@ def test_a_failing_check_ends_with_one_and_replaces_its_report_where_it_may(
 
 
 def test_a_record_that_is_wrong_is_told_from_a_graph_that_is(drifted: Path, monkeypatch, capsys) -> None:
-    report = check.check(drifted, golden_only=True)
+    report = check.check(drifted, dataset=None)
     document = report.to_json()["ladder"]
     assert document["first_fault"] is None
     assert document["first_fault_not_run"].startswith(
@@ -266,7 +271,7 @@ def test_without_the_package_that_looks_inside_the_graph_is_still_named(
         raise MissingDependencyError("the search for the node that breaks needs onnx_ir")
 
     monkeypatch.setattr(parity, "find_first_divergence", without)
-    report = check.check(drifted, golden_only=True)
+    report = check.check(drifted, dataset=None)
     assert report.ladder.divergence_not_found == "the search for the node that breaks needs onnx_ir"
     _, out, _ = said_by(report, monkeypatch, capsys)
     assert "First graph outside its tolerance: clip_text (vector)" in squeezed(out)
@@ -330,7 +335,7 @@ def test_a_fault_that_only_recorded_feeds_show_is_found_on_them(fp16: Path, tmp_
     feeds = open_bundle(BUNDLE, verify="size").golden()["vae_encoder"][0]
     bright = {"image": feeds["image"] * np.float32(2**14)}
     folder = recorded(tmp_path / "feeds", {"vae_encoder": bright})
-    report = check.check(fp16, feeds=folder, golden_only=True)
+    report = check.check(fp16, feeds=folder, dataset=None)
     judged = report.ladder.judged
     assert all(verdict.passed for verdict in (*judged.error_verdicts(), *judged.correlation_verdicts()))
     assert [verdict.name for verdict in judged.feeds_verdicts() if not verdict.passed] == [
@@ -367,8 +372,7 @@ def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
 ) -> None:
     from tests.support.calm_stack import calm_stack
 
-    page = tmp_path / "page.html"
-    report = check.check(tiny_bundle, count=1, variants=["edge"], stack=calm_stack(), report=page)
+    report = check.check(tiny_bundle, dataset=ONE_SCENE, options=EDGE, stack=calm_stack())
     assert report.passed, report.failure
     assert report.task.count == 1
     floor = report.task.noise_floor["edge"]
@@ -380,7 +384,7 @@ def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
     _, out, _ = said_by(report, monkeypatch, capsys)
     assert f"{floor['heat_correlation']:.4f}" in out
     assert "Noise floor: the reference's agreement with itself under another seed; it is not a gate." in out
-    written = page.read_text(encoding="utf-8")
+    written = check_page(report).to_html()
     assert f'<td class="number">{floor["heat_correlation"]:.4f}</td>' in written
     assert "<h2>Worst cases</h2>" in written
     assert written.count("<img ") == 5
@@ -394,8 +398,7 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
 
     nan = nan_in_weight("layers.0.self_attn.q_proj/MatMul")
     bundle, node = planted(tiny_bundle, tmp_path / "bundle", "sd_text", nan)
-    page = tmp_path / "page.html"
-    report = check.check(bundle, count=1, variants=["edge"], stack=calm_stack(), report=page)
+    report = check.check(bundle, dataset=ONE_SCENE, options=EDGE, stack=calm_stack())
     assert report.task.unanswered is not None
     assert (
         "in variant edge: graph sd_text returned context with values that are not fin"
@@ -407,7 +410,7 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
     assert code == 1
     assert f"The bundle does not answer {report.task.unanswered}." in squeezed(out)
     assert f"node {node} (MatMul) is the first whose result is not finite" in err
-    assert "does not answer" in page.read_text(encoding="utf-8")
+    assert "does not answer" in check_page(report).to_html()
 
 
 def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
@@ -428,7 +431,7 @@ def test_a_golden_record_that_is_missing_is_said_before_anything_is_run(lacking:
     bundle = with_golden(BUNDLE, tmp_path / "bundle", lambda arrays: arrays.pop(lacking))
     graph, lines = lacking.partition("/")[0], list[str]()
     with pytest.raises(BundleError, match=f"the golden record of graph {graph} is missing; export again"):
-        check.check(bundle, golden_only=True, progress=lines.append)
+        check.check(bundle, dataset=None, progress=lines.append)
     assert lines == []
 
 
@@ -436,7 +439,7 @@ def test_a_sibling_without_a_graph_is_named(fp16: Path, tmp_path: Path) -> None:
     exact = copy_of(BUNDLE, tmp_path / "exact")
     edit_manifest(exact, lambda document: document["graphs"].pop("clip_text"))
     with pytest.raises(BundleError, match="exact has no graph 'clip_text'"):
-        check.check(fp16, against=[exact], golden_only=True)
+        check.check(fp16, against=[exact], dataset=None)
 
 
 @pytest.mark.parametrize(
@@ -458,8 +461,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(
 
 
 def test_a_check_that_could_not_run_writes_no_report(tmp_path: Path) -> None:
-    with pytest.raises(BundleError):
-        check.check(tmp_path / "nowhere", report=tmp_path / "page.html")
+    assert main(["check", str(tmp_path / "nowhere"), "--report", str(tmp_path / "page.html")]) == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -515,7 +517,7 @@ def test_feeds_of_another_model_are_refused(fp16: Path, tmp_path: Path, capsys) 
 
 
 def test_a_report_that_failed_can_be_raised(tiny_bundle: Path) -> None:
-    report = check.check(tiny_bundle, golden_only=True)
+    report = check.check(tiny_bundle, dataset=None)
     report.require()
     judged = report.ladder.judged
     assert [verdict.name for verdict in judged.error_verdicts()] == list(GRAPHS)
@@ -531,7 +533,7 @@ def test_a_report_that_failed_can_be_raised(tiny_bundle: Path) -> None:
 def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Path) -> None:
     from tests.support.calm_stack import calm_stack
 
-    report = check.check(tiny_bundle, count=1, stack=calm_stack())
+    report = check.check(tiny_bundle, dataset=ONE_SCENE, stack=calm_stack())
     assert report.not_run is None
     assert list(report.task.verdicts) == ["official", "edge"]
     measured = {verdict.name for verdict in report.task.verdicts["edge"]}
@@ -541,4 +543,4 @@ def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Pa
 
 def test_check_refuses_no_scenes(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="got count 0"):
-        check.check(tiny_bundle, count=0)
+        check.check(tiny_bundle, dataset=RenderedScenes(count=0))

@@ -43,25 +43,29 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails."""
-    from refdiff.contracts.options import BackendOptions
+    from refdiff.contracts.atomic_io import check_targets, write_files
+    from refdiff.contracts.options import BackendOptions, RunOptions
+    from refdiff.data.synthetic import RenderedScenes
     from refdiff.verification import check
     from refdiff.verification.tables import check_page
 
+    if report is not None:
+        check_targets([report], overwrite=overwrite)
+    scenes = RenderedScenes(count=count, seed=seed)
+    variants = variant or [each.variant for each in check.CHECKED_RUNS]
     with working() as tell:
         measured = check.check(
             bundle,
             against=against or (),
             feeds=feeds,
-            count=count,
-            seed=seed,
-            variants=variant or check.CHECKED_VARIANTS,
-            mode=mode,
+            dataset=None if golden_only else scenes,
+            options=[RunOptions(variant=name, mode=mode) for name in variants],
             backend=BackendOptions(name=backend, threads=threads),
-            golden_only=golden_only,
-            report=report,
-            overwrite=overwrite,
             progress=tell,
         )
+        if report is not None:
+            page = check_page(measured).to_html().encode(errors="replace")
+            write_files({report: page}, overwrite=overwrite)
     note_backend(backend, measured.backend, measured.backend_reason)
     print_answer(measured.to_json(), lambda: check_page(measured), as_json=as_json)
     if report is not None:

@@ -61,7 +61,10 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Say where the milliseconds of a bundle go, or whether one such record is slower than another."""
+    from refdiff.contracts.bundle import open_bundle
+    from refdiff.contracts.inspection import bundle_path
     from refdiff.contracts.options import BackendOptions, RunOptions
+    from refdiff.profiling.profile import ProfileOptions, profile_samples
     from refdiff.profiling.profile import profile as profile_bundle
     from refdiff.profiling.records import check_outputs, save_profile
     from refdiff.profiling.tables import profile_page
@@ -84,15 +87,14 @@ def profile(
     with working() as tell:
         report = profile_bundle(
             bundle,
-            image=image,
-            phrase=phrase,
-            scenes=scenes,
-            runs=runs,
-            warmup=warmup,
+            samples=profile_samples(
+                open_bundle(bundle_path(bundle), verify="size"), image=image, phrase=phrase, scenes=scenes
+            ),
+            measure=ProfileOptions(
+                runs=runs, warmup=warmup, layers=layers, compare_backends=compare_backends
+            ),
             options=RunOptions(variant=variant, mode=mode),
             backend=BackendOptions(name=backend, threads=threads, memory=memory),
-            layers=layers,
-            compare_backends=compare_backends,
             progress=tell,
         )
         files = save_profile(report, html=html, trace=trace, overwrite=overwrite)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +48,36 @@ from refdiff.profiling.sensors import Sensors, read_memory
 from refdiff.profiling.spans import CLOCK, Stopwatch, TimedSessions
 from refdiff.runtime.tokenizer import Tokenizer
 
-RUNS, WARMUP = 10, 1
 _LAYER_ROUNDS = 2
 _SCENES = 3
 """Scenes of a round if their number is not given: a tall, a wide and a square one."""
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-python")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """How often a profile measures, and what it measures in addition."""
+
+    runs: int = 10
+    """Measured rounds; each runs every sample once."""
+    warmup: int = 1
+    """Rounds before them, after the cold start."""
+    layers: bool = False
+    """Record every layer's time in a pass of its own."""
+    compare_backends: bool = False
+    """Run every graph in every available back-end, on the golden feeds."""
+
+
+DEFAULT_PROFILE = ProfileOptions()
+
+
 def profile(
     bundle: Path | str,
     *,
-    image: Path | str | None = None,
-    phrase: str | None = None,
-    scenes: int | None = None,
-    runs: int = RUNS,
-    warmup: int = WARMUP,
+    samples: Sequence[Sample] | None = None,
+    measure: ProfileOptions = DEFAULT_PROFILE,
     options: RunOptions = DEFAULT_RUN,
     backend: BackendOptions = DEFAULT_BACKEND,
-    layers: bool = False,
-    compare_backends: bool = False,
     root: Path = Path("/"),
     progress: Progress | None = None,
 ) -> ProfileReport:
@@ -73,34 +85,29 @@ def profile(
 
     Args:
         bundle: its folder, or "mini" for the built-in one.
-        image: an image of your own; None runs the miniature's sample scenes.
-        phrase: what to find in it.
-        scenes: number of sample scenes, three if None.
-        runs: measured rounds; each runs every sample once.
-        warmup: rounds before them, after the cold start.
+        samples: from `profile_samples`; None takes three scenes, for bundles of the miniature.
+        measure: how often, and what beside the pipeline's own times.
         options: what is computed.
         backend: where and how the graphs run.
-        layers: record every layer's time too.
-        compare_backends: also run every graph in every available back-end, on the golden feeds.
         root: where the machine's own files begin.
         progress: called with one line at each step.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: an unknown option, no runs, or an image that cannot be used.
+        InputError: an unknown option, no runs, or no samples for a bundle that the scenes do not fit.
         MissingDependencyError: the back-end's package, a GPU or its driver is missing, or Polygraphy where
             back-ends are compared.
         EngineError: a graph failed.
     """
-    if runs < 1 or warmup < 0:
-        raise InputError(f"got {runs} runs and {warmup} to warm up, expected 1 and 0 or more")
-    if compare_backends:
+    if measure.runs < 1 or measure.warmup < 0:
+        raise InputError(f"got {measure.runs} runs and {measure.warmup} to warm up, expected 1 and 0 or more")
+    if measure.compare_backends:
         require_polygraphy()
     progress, watch, before = progress or silent, Stopwatch(), read_memory()
     progress("opening the bundle")
     with watch.span("step", "open and verify the bundle"):
         opened = find_bundle(bundle)
-    inputs = _inputs(opened, image, phrase, scenes)
+    inputs = profile_samples(opened) if samples is None else samples
     # Each sample is segmented many times, and must cost what a phrase costs that has not been seen before.
     pipeline = dataclasses.replace(options.pipeline_options(opened.spec), cache_texts=False)
     with watch.span("step", "start the back-end"):
@@ -111,11 +118,11 @@ def profile(
         )
         run.run_cold()
         product, how = _matrix_product(sessions.backend, backend.threads)
-        run.run(runs, warmup, product)
+        run.run(measure.runs, measure.warmup, product)
         memory = run.sample_memory(before)
         backends: tuple[BackendComparison, ...] = ()
-        if compare_backends:
-            counts = {"runs": runs, "warmup": max(warmup, 1)}
+        if measure.compare_backends:
+            counts = {"runs": measure.runs, "warmup": max(measure.warmup, 1)}
             backends = compare_graphs(opened, sessions, threads=backend.threads, progress=progress, **counts)
     count_macs, peak = MacCounter(opened), PeakThroughput.of(run.products, how)
     graphs = graph_rows(run.samples, count_macs=count_macs, peak_gflops=peak.gflops, memory=run.graph_memory)
@@ -136,7 +143,7 @@ def profile(
         memory=memory,
         start=run.start,
         end=run.end,
-        layers=_layers(opened, backend, pipeline, inputs, graphs, progress) if layers else (),
+        layers=_layers(opened, backend, pipeline, inputs, graphs, progress) if measure.layers else (),
         backends=backends,
         spans=tuple(run.spans),
     )
@@ -151,10 +158,25 @@ def _matrix_product(backend: str, threads: int | None) -> tuple[MatrixProduct | 
     return product, product.how
 
 
-def _inputs(
-    bundle: Bundle, image: Path | str | None, phrase: str | None, scenes: int | None
+def profile_samples(
+    bundle: Bundle,
+    *,
+    image: Path | str | None = None,
+    phrase: str | None = None,
+    scenes: int | None = None,
 ) -> Sequence[Sample]:
-    """Choose the samples of one round: image files' bytes, because decoding is part of the work."""
+    """Choose the samples of one round: image files' bytes, because decoding is part of the work.
+
+    Args:
+        bundle: what will be profiled.
+        image: an image of your own; None takes scenes of the miniature.
+        phrase: what to find in it.
+        scenes: number of scenes; None: three.
+
+    Raises:
+        InputError: an image or a phrase alone, one that cannot be used, or a bundle that the scenes do not
+            fit.
+    """
     if image is not None and phrase is not None and scenes is None:
         sample = image_sample(Path(image), phrase)
         check_phrases([sample], Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length))

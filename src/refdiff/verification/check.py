@@ -10,26 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.calibration.calibrate import open_feeds
-from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, options_for
+from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, RunOptions
 from refdiff.contracts.progress import Progress, silent
-from refdiff.data.sample import Sample
-from refdiff.data.synthetic import HELD_OUT_FROM, RenderedScenes
+from refdiff.data.sample import Dataset, Sample
+from refdiff.data.synthetic import RenderedScenes
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.verification.parity import EXACT, BackendRun, compare_precisions, plan_runs
 from refdiff.verification.report import CheckReport
-from refdiff.verification.tables import check_page
 from refdiff.verification.task_agreement import TaskAgreement, compare_with_reference, reference_of
 
 if TYPE_CHECKING:
     from refdiff.calibration.feeds import FeedStore
     from refdiff.contracts.stack import ModelStack
 
-__all__ = ["CHECKED_VARIANTS", "CheckReport", "check"]
+__all__ = ["CHECKED_RUNS", "CHECKED_SCENES", "CheckReport", "check"]
 
-CHECKED_VARIANTS = ("official", "edge")
+CHECKED_SCENES = RenderedScenes(count=8)
+"""Held-out scenes."""
+
+CHECKED_RUNS = (RunOptions(variant="official"), RunOptions(variant="edge"))
 
 ON_REQUEST = "left out on request"
 
@@ -39,15 +40,10 @@ def check(
     *,
     against: Sequence[Path | str] = (),
     feeds: Path | str | None = None,
-    count: int = 8,
-    seed: int = HELD_OUT_FROM,
-    variants: Sequence[str] = CHECKED_VARIANTS,
-    mode: str = "full",
+    dataset: Dataset | None = CHECKED_SCENES,
+    options: Sequence[RunOptions] = CHECKED_RUNS,
     backend: BackendOptions = DEFAULT_BACKEND,
-    golden_only: bool = False,
     stack: ModelStack | None = None,
-    report: Path | str | None = None,
-    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Measure a bundle against its golden tensors, and against the torch reference where torch is installed.
@@ -57,38 +53,29 @@ def check(
         against: more exact bundles of the same model, the steps between torch and this bundle. For a bundle
             of the miniature the built-in one in fp32 is added.
         feeds: a recording of `calibrate`, on which the bundle is compared with its most exact sibling.
-        count: held-out scenes per variant.
-        seed: of the first scene.
-        variants: which to compare.
-        mode: as in `load`.
+        dataset: what reference and bundle both segment; None leaves the reference out and needs no torch.
+        options: what is computed, one value for each variant.
         backend: where and how the graphs run; "auto" without a GPU runs half precision with every result
             rounded.
-        golden_only: leave the reference out; needs no torch.
         stack: the torch modules to compare with; None takes those of the bundle's model, where they are
             installed and are the weights it was exported from.
-        report: the HTML page to write; None writes none.
-        overwrite: replace an existing page.
         progress: called with one line at each step.
 
     Raises:
         BundleError: a bundle is missing, damaged or newer.
-        InputError: an unknown option, a precision without gates, `against` or `feeds` that do not fit the
-            bundle, or a report that cannot be written.
+        InputError: an unknown option, a precision without gates, or `against` or `feeds` that do not fit
+            the bundle.
         EngineError: a graph failed.
     """
-    scenes = RenderedScenes(count=count, seed=seed)
-    page = None if report is None else Path(report)
-    if page is not None:
-        check_targets([page], overwrite=overwrite)
     progress, opened = progress or silent, find_bundle(bundle)
-    per_variant = {name: options_for(opened.spec, variant=name, mode=mode) for name in variants}
+    per_variant = {each.variant: each.pipeline_options(opened.spec) for each in options}
     runs = plan_runs(opened, against, backend.name)
     ladder = compare_precisions(runs, _open_feeds(feeds, runs), threads=backend.threads, progress=progress)
-    modules, not_run = (None, ON_REQUEST) if golden_only else reference_of(opened, stack)
+    modules, not_run = (None, ON_REQUEST) if dataset is None else reference_of(opened, stack)
     task = TaskAgreement()
-    if modules is not None:
-        task = _compare(runs[-1], modules, per_variant, tuple(scenes), backend.threads, progress)
-    result = CheckReport(
+    if modules is not None and dataset is not None:
+        task = _compare(runs[-1], modules, per_variant, tuple(dataset), backend.threads, progress)
+    return CheckReport(
         bundle=opened.path,
         model=opened.spec.name,
         precision=opened.manifest.precision,
@@ -98,9 +85,6 @@ def check(
         task=task,
         not_run=not_run,
     )
-    if page is not None:
-        write_files({page: check_page(result).to_html().encode(errors="replace")}, overwrite=overwrite)
-    return result
 
 
 def _open_feeds(feeds: Path | str | None, runs: Sequence[BackendRun]) -> FeedStore | None:
