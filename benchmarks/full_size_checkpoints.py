@@ -22,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel, SamConfig, SamModel
 
 from refdiff.models.clip import VIT_B_16, ClipSizes, build_clip
 from refdiff.models.diffusion import DiffusionConfigs, build_text_encoder, build_unet
-from refdiff.models.random_weights import drawn
+from refdiff.models.random_weights import random_module
 from refdiff.models.sam import SamSizes, build_sam
 from tests.models.test_diffusion import write_folder
 from tests.support.ldm_layout import original_state
@@ -44,7 +44,7 @@ def draw_diffusion(configs: DiffusionConfigs) -> Modules:
         "vae": partial(AutoencoderKL, **configs.vae),
         "unet": partial(build_unet, configs),
     }
-    return {name: drawn(build, seed=SEED, name=name) for name, build in builders.items()}
+    return {name: random_module(build, seed=SEED, name=name) for name, build in builders.items()}
 
 
 def write_ldm(modules: Modules, folder: Path, *, suffix: str, open_clip: bool = False) -> Path:
@@ -92,12 +92,12 @@ def diffusion_answers(modules: Modules) -> Answers:
 
 def draw_sam(sizes: SamSizes) -> Modules:
     """segment_anything's module."""
-    return {"sam": drawn(partial(build_sam, sizes), seed=SEED, name="sam")}
+    return {"sam": random_module(partial(build_sam, sizes), seed=SEED, name="sam")}
 
 
 def draw_transformers_sam() -> Modules:
     """Return transformers' ViT-B; its decoder's norms have an epsilon of 1e-6, segment_anything's 1e-5."""
-    sam = drawn(lambda: SamModel(SamConfig()), seed=SEED, name="sam")
+    sam = random_module(lambda: SamModel(SamConfig()), seed=SEED, name="sam")
     sam.prompt_encoder.shared_embedding = sam.shared_image_embedding  # one tensor; they were drawn apart
     return {"sam": sam}
 
@@ -150,7 +150,7 @@ def transformers_sam_answers(modules: Modules) -> Answers:
 
 def draw_clip(sizes: ClipSizes) -> Modules:
     """open_clip's module."""
-    return {"clip": drawn(partial(build_clip, sizes), seed=SEED, name="clip")}
+    return {"clip": random_module(partial(build_clip, sizes), seed=SEED, name="clip")}
 
 
 def draw_transformers_clip() -> Modules:
@@ -159,7 +159,7 @@ def draw_transformers_clip() -> Modules:
         vision_config={"patch_size": 16, "hidden_act": "quick_gelu"},
         text_config={"hidden_act": "quick_gelu", "bos_token_id": 49_406, "eos_token_id": 49_407},
     )
-    return {"clip": drawn(lambda: CLIPModel(config), seed=SEED, name="clip")}
+    return {"clip": random_module(lambda: CLIPModel(config), seed=SEED, name="clip")}
 
 
 def write_archive(modules: Modules, folder: Path) -> Path:

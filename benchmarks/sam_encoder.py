@@ -34,7 +34,7 @@ from refdiff.engines.ort import OrtSession
 from refdiff.export.onnx_export import export_graph
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.miniature.architecture import MINIATURE
-from refdiff.models.random_weights import drawn
+from refdiff.models.random_weights import random_module
 from refdiff.models.sam import VIT_B, VIT_H, SamSizes, build_sam, sam_spec
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.keep_fp32 import default_islands
@@ -73,7 +73,7 @@ def contract_of(model: str) -> tuple[ModelSpec, GraphSpec]:
 def measured(model: str, folder: Path, rounds: int) -> dict[str, Any]:
     """Both forms: what is built of them, and how long they run."""
     spec, graph = contract_of(model)
-    sam = drawn(lambda: build_sam(MODELS[model]), seed=0, name="sam").eval()
+    sam = random_module(lambda: build_sam(MODELS[model]), seed=0, name="sam").eval()
     paths = {}
     for form, make in FORMS.items():
         (folder / form).mkdir()

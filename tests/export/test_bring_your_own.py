@@ -39,7 +39,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from refdiff.models import stacks
 from refdiff.models.clip import ClipSizes, build_clip
 from refdiff.models.diffusion import SD15
-from refdiff.models.random_weights import drawn, scatter_masks
+from refdiff.models.random_weights import random_module, scatter_masks
 from refdiff.models.sam import SamSizes, build_sam
 from refdiff.models.stacks import VOCABULARY
 from refdiff.reference.pipeline import Reference
@@ -103,7 +103,7 @@ def random_clip(sizes: ClipSizes = CLIP) -> Any:
 
 def random_sam() -> Any:
     """Its masks are small, at several places, with steep borders; about half pass the threshold on IoU."""
-    sam = scatter_masks(drawn(partial(build_sam, SAM), seed=0, name="sam"))
+    sam = scatter_masks(random_module(partial(build_sam, SAM), seed=0, name="sam"))
     with torch.no_grad():
         sam.mask_decoder.iou_prediction_head.layers[-1].bias += 1.0
         for network in sam.mask_decoder.output_hypernetworks_mlps:

@@ -31,7 +31,7 @@ from refdiff.export.rehearsal import STAGES
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.export.verify import Recorder, coarse
 from refdiff.export.wrappers import TorchSessions, wrap
-from refdiff.models.random_weights import drawn
+from refdiff.models.random_weights import random_module
 from refdiff.models.sam import SamSizes, build_sam, sam_spec
 from refdiff.passes.early_exit import cut_taps
 from refdiff.passes.graph_files import check_contract
@@ -202,7 +202,7 @@ def test_norms_over_large_groups_are_summed_in_rows_and_agree(
 
 def test_a_sam_of_vit_h_s_head_width_looks_no_position_up_at_run_time(tmp_path: Path) -> None:
     sizes = SamSizes(width=80, depth=2, heads=1, mlp_dim=80, global_blocks=(1,))
-    encoder = SamEncoder(drawn(lambda: build_sam(sizes), seed=0, name="sam")).eval()
+    encoder = SamEncoder(random_module(lambda: build_sam(sizes), seed=0, name="sam")).eval()
     graph = graph_contract(replace(calm_stack().spec, sam=sam_spec(sizes)))["sam_encoder"]
     kinds = {node.op_type for node in onnx_ir.load(export_graph(encoder, graph, tmp_path)).graph}
     assert "Einsum" in kinds

@@ -18,7 +18,7 @@ from refdiff.export.diffusion_graphs import tapped
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
 from refdiff.export.wrappers import clip_positions, wrap
-from refdiff.models.random_weights import drawn
+from refdiff.models.random_weights import random_module
 from refdiff.models.sam import SamSizes, build_sam
 from tests.support.calm_stack import calm_stack
 
@@ -152,7 +152,7 @@ def test_sam_encoder_is_the_image_encoder(stack: ModelStack) -> None:
 def test_a_fusible_image_encoder_is_the_original(sizes: dict[str, Any]) -> None:
     small = {"width": 24, "depth": 2, "heads": 3, "mlp_dim": 32, "global_blocks": (1,), "window_size": 4}
     wanted = SamSizes(**{**small, "image_size": 128, "embed_channels": 16, **sizes})
-    original = drawn(lambda: build_sam(wanted), seed=0, name="sam").eval().image_encoder
+    original = random_module(lambda: build_sam(wanted), seed=0, name="sam").eval().image_encoder
     assert all(block.attn.rel_pos_h.abs().sum() > 0 for block in original.blocks)
     image = draw(1, 3, 128, 128)
     assert_same(FusibleImageEncoder(original)(image), original(image))

@@ -26,11 +26,10 @@ from refdiff.errors import InputError
 from refdiff.export.clip_graphs import ClipImage, ClipText
 from refdiff.models.clip import load_clip
 from refdiff.models.clip.configs import read_open_clip_config
-from refdiff.models.clip.sizes import VIT_B_16, VIT_B_32, VIT_L_14, ClipSizes, build_clip, clip_sizes
+from refdiff.models.clip.sizes import VIT_B_16, VIT_B_32, VIT_L_14, ClipSizes, build_clip, infer_clip_sizes
 from refdiff.models.clip.transformers_layout import to_open_clip, written_by_transformers
-from refdiff.models.files import FOLDER_WEIGHTS
 from refdiff.models.fitting import Part
-from refdiff.models.hub.names import choose_files
+from refdiff.models.hub.names import FOLDER_WEIGHTS, choose_files
 from tests.support.tiny_stack import tiny_stack
 
 pytestmark = pytest.mark.needs_torch
@@ -372,9 +371,9 @@ def test_the_sizes_of_openais_models_are_inferred_from_the_shapes_alone(
     model_cfg = open_clip.get_model_config(name)
     with init_empty_weights(include_buffers=False):
         tensors = open_clip.CLIP(**model_cfg).state_dict()
-    assert clip_sizes(tensors, tmp_path, quick_gelu=True) == expected
+    assert infer_clip_sizes(tensors, tmp_path, quick_gelu=True) == expected
     config = read_open_clip_config(write_config(tmp_path, model_cfg))
-    assert clip_sizes(tensors, tmp_path, quick_gelu=config.quick_gelu, config=config) == expected
+    assert infer_clip_sizes(tensors, tmp_path, quick_gelu=config.quick_gelu, config=config) == expected
 
 
 def test_a_huge_tower_needs_its_config_because_its_heads_are_wider(tmp_path: Path) -> None:
@@ -384,9 +383,9 @@ def test_a_huge_tower_needs_its_config_because_its_heads_are_wider(tmp_path: Pat
     with init_empty_weights(include_buffers=False):
         tensors = open_clip.CLIP(**model_cfg).state_dict()
     with pytest.raises(InputError, match=r"heads of an image tower 1280 wide .* open_clip_config\.json"):
-        clip_sizes(tensors, tmp_path, quick_gelu=False)
+        infer_clip_sizes(tensors, tmp_path, quick_gelu=False)
     config = read_open_clip_config(write_config(tmp_path, model_cfg))
-    assert clip_sizes(tensors, tmp_path, quick_gelu=False, config=config).vision_heads == 16
+    assert infer_clip_sizes(tensors, tmp_path, quick_gelu=False, config=config).vision_heads == 16
 
 
 # Activation

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from refdiff.models.diffusion import SD15, SD21, build_text_encoder, build_unet, load_diffusion
 from refdiff.models.diffusion import ldm as ldm_keys
 from refdiff.models.diffusion.ldm import infer_configs
-from refdiff.models.diffusion.ldm_sizes import Shapes
+from refdiff.models.shapes import Shapes
 from tests.support.ldm_layout import original_state
 from tests.support.small_diffusion import ROWS, SMALL, answers, small_model
 
@@ -136,7 +136,7 @@ def test_the_published_sizes_are_read_off_the_shapes(configs):
         }
     tensors = original_state(**modules, open_clip=configs is SD21)
     assert all(tensor.is_meta for key, tensor in tensors.items() if key.startswith((UNET, VAE)))
-    shapes = Shapes(Path("x"), {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    shapes = Shapes(Path("x"), tensors)
     assert infer_configs(shapes, configs.prediction) == configs
 
 
@@ -146,7 +146,7 @@ def test_a_tower_of_23_blocks_has_lost_its_unused_one_already():
     small = small_model("sd2")
     for unused_block in (True, False):
         tensors = original_state(small["unet"], small["vae"], text, open_clip=True, unused_block=unused_block)
-        shapes = Shapes(Path("x"), {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+        shapes = Shapes(Path("x"), tensors)
         assert infer_configs(shapes, "epsilon").text["num_hidden_layers"] == 23
 
 

@@ -5,7 +5,7 @@ import pytest
 pytestmark = [pytest.mark.needs_torch]
 torch = pytest.importorskip("torch")
 
-from refdiff.models.random_weights import drawn
+from refdiff.models.random_weights import random_module
 
 
 class Small(torch.nn.Module):
@@ -21,7 +21,7 @@ class Small(torch.nn.Module):
 
 
 def states(seed: int, name: str = "small") -> dict[str, torch.Tensor]:
-    return drawn(Small, seed=seed, name=name).state_dict()
+    return random_module(Small, seed=seed, name=name).state_dict()
 
 
 def test_the_same_seed_draws_the_same_whatever_was_drawn_before() -> None:
@@ -47,7 +47,7 @@ def test_the_callers_generator_is_left_alone() -> None:
 
 
 def test_what_passes_through_keeps_its_size() -> None:
-    module = drawn(Small, seed=0, name="small")
+    module = random_module(Small, seed=0, name="small")
     state = module.state_dict()
     assert torch.equal(state["norm.weight"], torch.ones(32))
     assert state["layer.weight"].std().item() == pytest.approx(64**-0.5, rel=0.1)
@@ -58,6 +58,6 @@ def test_what_passes_through_keeps_its_size() -> None:
 
 
 def test_the_module_is_ready_to_run_and_has_no_gradients() -> None:
-    module = drawn(Small, seed=0, name="small")
+    module = random_module(Small, seed=0, name="small")
     assert not module.training
     assert not any(parameter.requires_grad or parameter.is_meta for parameter in module.parameters())

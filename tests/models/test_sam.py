@@ -36,13 +36,11 @@ from refdiff.models.sam import (
     VIT_L,
     SamSizes,
     build_sam,
+    infer_sam_sizes,
     load_sam,
-    sam_sizes,
     sam_spec,
 )
-from refdiff.models.sam import (
-    loading as mobile_sam,
-)
+from refdiff.models.sam.loading import MOBILE_SAM, mobile_sam_builder
 from tests.support.tiny_stack import TINY
 
 SMALL = SamSizes(
@@ -186,7 +184,7 @@ def test_loading_again_gives_another_module_and_leaves_random_numbers_alone(tmp_
 def test_sizes_are_read_off_the_tensors(sizes: SamSizes) -> None:
     with torch.device("meta"):
         tensors = build_sam(sizes).state_dict()
-    assert sam_sizes(tensors, Path("sam.pth")) == sizes
+    assert infer_sam_sizes(tensors, Path("sam.pth")) == sizes
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("vit_b", VIT_B), ("vit_l", VIT_L), ("vit_h", VIT_H)])
@@ -195,7 +193,7 @@ def test_published_sizes_are_those_that_segment_anything_builds(name: str, sizes
         original = segment_anything.sam_model_registry[name]()
         ours = build_sam(sizes)
     tensors = original.state_dict()
-    assert sam_sizes(tensors, Path("sam.pth")) == sizes
+    assert infer_sam_sizes(tensors, Path("sam.pth")) == sizes
     assert sam_spec(sizes) == SamSpec(image_size=1024, embed_channels=256, embed_size=64)
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
         key: value.shape for key, value in tensors.items()
@@ -446,9 +444,9 @@ REL_POS = "image_encoder.blocks.2.attn.rel_pos_h"
             lambda t: t.update({"image_encoder.neck.0.weight": torch.ones(64, 32, 1, 1)}),
             r"image_encoder\.neck\.0\.weight has shape \[64, 32, 1, 1\], expected \[64, 64, 1, 1\]",
         ),
-        (lambda t: t.update({REL_POS: torch.ones(13, 16)}), r"rel_pos_h does not show which blocks"),
+        (lambda t: t.update({REL_POS: torch.ones(13, 16)}), r"rel_pos_h does not determine which blocks"),
         (lambda t: t.update({REL_POS: torch.ones(0, 16)}), r"rel_pos_h has shape \[0, 16\]"),
-        (lambda t: t.update({REL_POS: torch.ones(5)}), r"rel_pos_h has shape \[5\], expected 2 dimensions"),
+        (lambda t: t.update({REL_POS: torch.ones(5)}), r"rel_pos_h has shape \[5\], expected 2 axes"),
         (
             lambda t: t.update({"image_encoder.blocks.0.attn.rel_pos_h": torch.ones(5, 30)}),
             r"rel_pos_h is 30 wide: no whole number of heads in 64",
@@ -562,7 +560,7 @@ def test_a_mobile_sam_without_its_package_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mobile_sam", None)
-    save_file({mobile_sam.MARKER: torch.ones(32, 3, 3, 3)}, tmp_path / "mobile_sam.safetensors")
+    save_file({MOBILE_SAM: torch.ones(32, 3, 3, 3)}, tmp_path / "mobile_sam.safetensors")
     with pytest.raises(MissingDependencyError, match=r"package mobile_sam is not installed: pip install "):
         load_sam(tmp_path / "mobile_sam.safetensors")
 
@@ -571,7 +569,7 @@ def test_a_mobile_sam_without_its_package_says_how_to_get_it(
 def test_a_mobile_sam_computes_the_same_when_its_package_is_here(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(1)
-        source = mobile_sam.mobile_sam_builder()()
+        source = mobile_sam_builder()()
     for name, parameter in source.named_parameters():
         if name.endswith("attention_biases"):  # zero in a fresh one, and kept a second time as a buffer
             torch.nn.init.normal_(parameter)

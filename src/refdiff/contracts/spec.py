@@ -1,6 +1,6 @@
 """The sizes of a model stack: everything that differs between the miniature and SD 1.5 + SAM ViT-H + CLIP.
 
-A spec travels in the bundle's manifest; the reference, the exporter and the runtime read the same one.
+A spec is part of the bundle's manifest; the reference, the exporter and the runtime read the same one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, Literal
 from refdiff.errors import InputError
 
 Prediction = Literal["epsilon", "v_prediction"]
-"""What a UNet was trained to predict, in diffusers' words; the weights do not show it."""
+"""What a UNet was trained to predict, by diffusers' names; the weights do not show it."""
 
 Padding = Literal["end", "zero"]
-"""What fills a prompt up to its length: the end token (SD 1.x) or token 0 (SD 2.x)."""
+"""What pads a prompt to its length: the end token (SD 1.x) or token 0 (SD 2.x)."""
 
 
 CONTEXT_LENGTH = 77
-"""Tokens per prompt of every CLIP text tower there is, start and end included."""
+"""Tokens per prompt of every published CLIP text tower, start and end included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class DiffusionSpec:
     """Stable Diffusion's sizes (METHOD §4)."""
 
     image_size: int
-    """Side in px of the square picture the VAE encodes (1024 in the release)."""
+    """Side in px of the square image that the VAE encodes (1024 in the release)."""
     vae_factor: int
     """Pixels per latent cell (8 in SD 1.5)."""
     latent_channels: int
@@ -41,7 +41,7 @@ class DiffusionSpec:
     tap_size: int
     """Side of the tapped query grid (latent / 4 in SD 1.5)."""
     cut_after: str
-    """The last UNet child that must run for all taps (`up_blocks.1` in SD 1.5)."""
+    """The last child of the UNet that must run for all taps (`up_blocks.1` in SD 1.5)."""
     beta_start: float = 0.00085
     beta_end: float = 0.0120
     train_timesteps: int = 1000
@@ -59,7 +59,7 @@ class SamSpec:
     """SAM's sizes, and the automatic-mode settings that belong to its weights (METHOD §2)."""
 
     image_size: int
-    """Longest side, and padded square side, in px of the encoder's input (1024)."""
+    """Longest side in px of the image, and side of the padded square that the encoder reads (1024)."""
     embed_channels: int
     """Channels of the image embedding (256)."""
     embed_size: int
@@ -75,7 +75,7 @@ class SamSpec:
 
     @property
     def low_res_size(self) -> int:
-        """Side of the decoder's mask logits."""
+        """Side of the decoder's mask logits (256)."""
         return 4 * self.embed_size
 
 
@@ -84,7 +84,7 @@ class ClipSpec:
     """CLIP's sizes (METHOD §5, §6)."""
 
     image_size: int
-    """Side in px of the square training picture (224)."""
+    """Side in px of the square training image (224)."""
     patch_size: int
     width: int
     """Width of the vision tower's tokens (768)."""

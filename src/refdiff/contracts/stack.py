@@ -1,8 +1,7 @@
-"""A torch model stack: what the exporter and the reference are given.
+"""A torch model stack: the input of the exporter and of the reference.
 
-Its five modules are loaded when they are first asked for and let go when their user is done, so that a
-full-size stack never has to be in memory as a whole. The torch types are named for readers and type checkers
-alone; this module imports none of them.
+Its five modules are loaded when they are first used and can be released afterwards, so that a full-size stack
+is never in memory as a whole. The torch types are imported for type checkers only.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ COMPONENTS = ("text_encoder", "vae", "unet", "sam", "clip")
 """The modules of a stack."""
 
 Loader = Callable[[], Any]
-"""Builds one module and loads its weights: in eval mode and float32 on the CPU, without gradients."""
+"""Builds one module and loads its weights: in eval mode, float32, on the CPU, without gradients."""
 
 
 class ModelStack:
-    """The original modules with their sizes.
+    """The original modules, and their sizes.
 
     Args:
         spec: the sizes.
         tokenizer_json: CLIP's byte-pair encoding as the `tokenizers` library's JSON; the same for both text
             encoders.
         sources: component -> sha256 of the weights it is loaded from, or "random, seed N".
-        loaders: component -> what loads it; called again after a `release`.
-        random_seed: of weights that were drawn, not trained; None for a real model.
+        loaders: component -> its loader, which is called again after a `release`.
+        random_seed: of random weights; None for a trained model.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class ModelStack:
         return self._module("clip")
 
     def release(self, *components: str) -> None:
-        """Let go of modules; who still holds one keeps it alive."""
+        """Drop modules; one that is referenced elsewhere stays in memory."""
         for name in components:
             self._loaded.pop(name, None)
 

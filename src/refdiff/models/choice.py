@@ -1,4 +1,4 @@
-"""From the name of a model, or of its three parts, to a torch stack."""
+"""Choose a model stack by its name, or by its three parts, and load it as torch modules."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack
 
 MODELS = (MINIATURE_NAME, *PRESETS)
-"""Stacks that have a name."""
+"""Names of stacks."""
 
 DEFAULT_SIZE = 512
-"""Side in px of the picture Stable Diffusion looks at: SD 1.5's training size. The release's 1024 takes six
+"""Side in px of the image that Stable Diffusion encodes: SD 1.5's training size. The release's 1024 takes six
 times the arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """Which models, and where they come from.
+    """A model stack, and where its parts come from.
 
-    Each part is a hub id, a folder or a file; left out, it is the named model's own. With `random_weights` a
-    part is the name of an architecture instead, "vit_l" for instance.
+    Each part is a hub id, a folder or a file; None: that of the named model. With `random_weights` a part is
+    the name of an architecture instead, such as "vit_l".
     """
 
     name: str = MINIATURE_NAME
@@ -37,31 +37,31 @@ class ModelChoice:
     sam: str | None = None
     clip: str | None = None
     size: int | None = None
-    """Side in px of the picture Stable Diffusion looks at; None: `DEFAULT_SIZE`, or the miniature's own."""
+    """Side in px of the image that Stable Diffusion encodes; None: `DEFAULT_SIZE`, or the miniature's."""
     prediction: str | None = None
-    """What the UNet predicts, where its checkpoint does not say: "epsilon" or "v_prediction"."""
+    """What the UNet predicts, if its checkpoint does not state it: "epsilon" or "v_prediction"."""
     clip_activation: str | None = None
-    """Where CLIP's checkpoint does not say: "gelu" or "quick_gelu"."""
+    """If CLIP's checkpoint does not state it: "gelu" or "quick_gelu"."""
     random_weights: bool = False
     seed: int | None = None
-    """Of random weights; None: 0."""
+    """Seed of random weights; None: 0."""
     checkpoints: Path | None = None
-    """The folder `refdiff fetch` filled."""
+    """The folder that `refdiff fetch` filled."""
     offline: bool = False
-    """Never touch the network."""
+    """Never use the network."""
 
     @property
     def built_in(self) -> bool:
-        """The miniature: small enough for anything."""
+        """Whether it is the miniature, which is part of the package."""
         return self.name == MINIATURE_NAME
 
     @property
     def title(self) -> str:
-        """The stack's name in the manifest: the model's, marked where a part was exchanged."""
+        """The stack's name in the manifest: the model's, with "-custom" if a part was replaced."""
         return f"{self.name}-custom" if any((self.diffusion, self.sam, self.clip)) else self.name
 
     def check(self) -> None:
-        """Refuse what cannot be loaded, before anything is read.
+        """Refuse a choice that cannot be loaded, before anything is read.
 
         Raises:
             InputError: no such model, or options that it does not take.
@@ -79,7 +79,7 @@ class ModelChoice:
             )
         if self.seed is not None and not self.random_weights:
             raise InputError(
-                f"got --seed {self.seed} without --random-weights, whose seed it is; leave it out"
+                f"got --seed {self.seed} without --random-weights, which it belongs to; leave it out"
             )
         if self.random_weights and (self.prediction or self.clip_activation or self.checkpoints):
             raise InputError(
@@ -87,10 +87,10 @@ class ModelChoice:
             )
 
     def check_bundle(self) -> None:
-        """Refuse options where `name` is a bundle's folder.
+        """Refuse options of a model if `name` is a bundle's folder.
 
         Raises:
-            InputError: an option that is a model's.
+            InputError: such an option is set.
         """
         given = [*self._given(), *(["--seed"] if self.seed is not None else [])]
         if given:
@@ -100,7 +100,7 @@ class ModelChoice:
             )
 
     def _given(self) -> list[str]:
-        """The options that choose or change a part."""
+        """Return the options that choose or change a part."""
         options = {
             "--diffusion": self.diffusion,
             "--sam": self.sam,
@@ -114,17 +114,17 @@ class ModelChoice:
         return [option for option, value in options.items() if value is not None]
 
 
-def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> ModelStack:
-    """The torch stack of a choice.
+def load_choice(choice: ModelChoice, purpose: str, progress: Progress = silent) -> ModelStack:
+    """Load the torch stack of a choice.
 
     Args:
         choice: the models.
-        purpose: what the caller wants them for, in messages.
-        tell: told one line at each step.
+        purpose: what they are for, in messages.
+        progress: receives a line at each step.
 
     Raises:
-        InputError: an unknown model, or a checkpoint that cannot be used.
-        MissingDependencyError: torch or a library around it is not installed, or a checkpoint is not here and
+        InputError: an unknown model, or a checkpoint that cannot be used. MissingDependencyError: a package
+        of the extra `export` is not installed, or a checkpoint is missing and
             cannot be downloaded.
     """
     choice.check()
@@ -146,7 +146,7 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
         from refdiff.models.hub.download import resolve
     paths = {
         part: resolve(
-            given or own.repo, checkpoints=choice.checkpoints, offline=choice.offline, progress=tell
+            given or own.repo, checkpoints=choice.checkpoints, offline=choice.offline, progress=progress
         )
         for part, given, own in (
             ("diffusion", choice.diffusion, preset.diffusion),
@@ -164,10 +164,10 @@ def load_choice(choice: ModelChoice, purpose: str, tell: Progress = silent) -> M
 
 
 def load_miniature(purpose: str) -> ModelStack:
-    """The miniature's torch modules.
+    """Load the miniature's torch modules.
 
     Raises:
-        MissingDependencyError: torch or a library around it is not installed.
+        MissingDependencyError: a package of the extra `export` is not installed.
     """
     with require_export(purpose):
         from refdiff.miniature import stack

@@ -1,29 +1,28 @@
-"""Configuration files beside a checkpoint: reading them, and the numbers in them.
+"""Configuration files next to a checkpoint, and the values in them.
 
-In: a path, or a value that a file holds. Out: plain values that can be computed with, or one line about the
-file. JSON as Python reads it has NaN, infinity and integers that no float can hold: none passes for a number
-here.
+In: a path, or a value from a file. Out: plain values to compute with, or one line about the file. JSON as
+Python reads it has NaN, infinity and integers too large for a float: none of them is a number here.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from refdiff.errors import InputError
 
 _DEEPEST = 32
-"""Levels of a file of settings; published ones have six. What walks them may then recurse."""
+"""Most levels of a config, so that it can be processed recursively; published ones have six."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        InputError: it cannot be read, is nested beyond reason, or holds something else.
+        InputError: it cannot be read, is nested too deeply, or holds something else.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -41,35 +40,58 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a number that a float can hold: neither NaN nor infinite, and no bool."""
+    """Return whether a value is a number that a float can hold: no NaN, infinity or boolean."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max  # which NaN is not
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number above 0, and no bool."""
+    """Return whether a value is a whole number above 0, and no boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def positive(value: object, name: str, file: Path) -> float:
-    """A finite number above 0.
-
-    Args:
-        value: as the file has it.
-        name: of the setting, for messages.
-        file: that it stands in, for messages.
+    """Return a setting that must be a finite number above 0.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not.
     """
     if not is_number(value) or value <= 0:
         raise InputError(f"{file}: {name} is {value!r}, expected a finite number above 0")
     return float(value)
 
 
+def positive_whole(value: object, name: str, file: Path) -> int:
+    """Return a setting that must be a whole number above 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not is_whole(value):
+        raise InputError(f"{file}: {name} is {value!r}, expected a whole number above 0")
+    return value
+
+
+def section(document: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
+    """Return a part of a config that must be an object.
+
+    Raises:
+        InputError: it is not.
+    """
+    part = document.get(name)
+    if not isinstance(part, Mapping):
+        raise InputError(f"{file}: {name} is {part!r}, expected an object; fetch it again")
+    return part
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def one_line(error: Exception) -> str:
-    """What an exception says, without line breaks, and with what no terminal can print escaped."""
+    """Return an exception's message without line breaks, unprintable characters escaped."""
     text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
     return " ".join(text.split()) or type(error).__name__
 

@@ -1,6 +1,6 @@
-"""What every loader of this room returns: one of the stack's three models, sized but not yet in memory.
+"""Put a checkpoint's tensors into a module: every tensor must have its place, and every place its tensor.
 
-Putting a checkpoint's tensors into a module: every key has to find its place, and no place stays empty.
+The loaders of this room return a `Part`: one of the stack's three models, sized but not yet in memory.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ Spec = TypeVar("Spec", DiffusionSpec, SamSpec, ClipSpec)
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Generic[Spec]):
-    """A model that can be loaded."""
+    """A model that can be loaded: Stable Diffusion, SAM or CLIP."""
 
     spec: Spec
     loaders: Mapping[str, Loader]
-    """Component of the stack -> what loads it."""
+    """Component of the stack -> its loader."""
     sources: Mapping[str, str]
     """Component -> sha256 of its checkpoint, or "random, seed N"."""
     vocabulary: int | None = None
-    """Rows of the token table, where the model has a text tower."""
+    """Rows of the token table; None for a model without a text tower."""
 
 
 Module = TypeVar("Module", bound=nn.Module)
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""What weights are trained and published in. Narrower kinds need scales that a state dict does not have."""
+"""Accepted dtypes of weights; narrower ones need scales that a state dict does not have."""
 
 
-def fitted(
+def fit_module(
     build: Callable[[], Module],
     tensors: Mapping[str, torch.Tensor],
     *,
     file: Path,
     written_as: Callable[[str], str] = str,
 ) -> Module:
-    """Build a module around a checkpoint's tensors, without a copy where they are float32 already.
+    """Build a module around a checkpoint's tensors; float32 tensors are not copied.
 
     Args:
-        build: makes the module; no memory is spent on the weights it starts with.
+        build: makes the module; its initial weights take no memory.
         tensors: by the module's own names. Half precision becomes float32.
-        file: where they came from, for messages.
+        file: their origin, for messages.
         written_as: from the module's name of a tensor to the file's, for messages.
 
     Returns:
         The module in eval mode, without gradients. It may share memory with `tensors`.
 
     Raises:
-        InputError: a tensor is missing, surplus, of another shape or kind than the module's, or holds NaN.
+        InputError: a tensor is missing, surplus, has another shape or dtype than the module's, or holds NaN.
     """
-    # Buffers are drawn in earnest: the caller's random numbers stay what they were.
+    # Some buffers are random: the caller's random state must not change.
     with torch.random.fork_rng(devices=()), init_empty_weights(include_buffers=False):
         module = build()
     expected = module.state_dict()
@@ -78,37 +78,37 @@ def fitted(
     return module.eval().requires_grad_(requires_grad=False)
 
 
-def stand_ins(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of the same shapes and kinds that cost no memory: one zero each, seen everywhere.
+def make_stand_ins(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors of the same shapes that take no memory: one zero, broadcast.
 
-    For `fitted`, to find what it would refuse without reading a weight. What it refuses by its kind, and what
-    is no floating point number, stands for itself. Meta tensors will do.
+    With them `fit_module` refuses what it would refuse of the real ones, without reading a weight. Integers
+    and tensors of a refused dtype are returned as they are. Meta tensors suffice.
     """
     return {
         name: torch.zeros(()).expand(tensor.shape)
-        if tensor.is_floating_point() and _odd_kind(tensor) is None
+        if tensor.is_floating_point() and _unsupported(tensor) is None
         else tensor
         for name, tensor in tensors.items()
     }
 
 
-def check_kinds(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Refuse what no module takes, before anything is computed of it.
+def check_dtypes(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Refuse tensors that no module accepts, before anything is computed with them.
 
     Args:
         tensors: by the file's names.
-        file: where they came from, for messages.
+        file: their origin, for messages.
 
     Raises:
-        InputError: a tensor is sparse or quantized, or of floating point numbers narrower than 16 bits.
+        InputError: a tensor is sparse, quantized, or has a floating point dtype narrower than 16 bits.
     """
     for name, tensor in tensors.items():
-        problem = _odd_kind(tensor)
+        problem = _unsupported(tensor)
         if problem is not None:
             raise InputError(f"{file}: tensor {name} {problem}")
 
 
-def _odd_kind(tensor: torch.Tensor) -> str | None:
+def _unsupported(tensor: torch.Tensor) -> str | None:
     if tensor.layout != torch.strided:
         return f"is stored as {tensor.layout}, expected a dense tensor; save it with to_dense()"
     if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _FLOATS):
@@ -139,7 +139,7 @@ def _mismatch(got: torch.Tensor, expected: torch.Tensor) -> str | None:
             f"has shape {list(got.shape)}, expected {list(expected.shape)} by the sizes of the others; "
             "this is not a known architecture"
         )
-    odd = _odd_kind(got)
+    odd = _unsupported(got)
     if odd is not None:
         return odd
     if got.is_floating_point() != expected.is_floating_point():
@@ -148,10 +148,10 @@ def _mismatch(got: torch.Tensor, expected: torch.Tensor) -> str | None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite, in one pass without a copy; the weights are read for it."""
+    """Return whether no value is NaN or infinite, in one pass without a copy; this reads the weights."""
     if not tensor.is_floating_point():
         return True
-    # A sum of sound numbers may overflow: only then is it worth looking at each.
+    # The sum of finite numbers may overflow; only then is each one checked.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 

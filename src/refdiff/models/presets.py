@@ -1,6 +1,6 @@
-"""The models that have a name: which repositories on the hub their parts come from, and which files of them.
+"""Named models: the repositories on the hub that their parts come from, and the files of each.
 
-Sizes and hashes are not written here: the hub states them when files are fetched.
+Sizes and hashes are not listed here: the hub states them when files are fetched.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ class Source:
     repo: str
     """owner/name."""
     files: tuple[str, ...]
-    """What the loader of this part reads, and nothing else of the repository."""
+    """The files of the repository that the loader reads."""
     licence: str
-    """As the repository's card names it."""
+    """The licence that the repository's card names."""
     architecture: str
-    """The same architecture among those that can be drawn at random."""
+    """Name of this architecture for random weights."""
     activation: str | None = None
-    """CLIP's, "gelu" or "quick_gelu", where it is known apart from the files."""
+    """CLIP's activation, "gelu" or "quick_gelu", if the files do not state it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A whole stack."""
+    """A named stack."""
 
     name: str
     diffusion: Source
@@ -58,7 +58,7 @@ SD_15 = Source(
     licence="creativeml-openrail-m",
     architecture="sd15",
 )
-"""A mirror of runwayml/stable-diffusion-v1-5, which its owner took off the hub."""
+"""A mirror of runwayml/stable-diffusion-v1-5, which its owner removed from the hub."""
 
 _SAM_FILES = ("config.json", "model.safetensors")
 
@@ -72,7 +72,7 @@ CLIP_VIT_B_16 = Source(
     architecture="vit_b_16",
     activation="quick_gelu",
 )
-"""OpenAI's weights, where open_clip finds them, and their activation: pretrained.py, ViT-B-16, "openai"."""
+"""OpenAI's weights and their activation. Source: open_clip, pretrained.py, ViT-B-16, "openai"."""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -97,6 +97,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def known_source(repo: str) -> Source | None:
-    """What a preset says of a repository; None if no preset names it."""
+    """Return the source with this repository in a preset; None if no preset names it."""
     sources = (source for preset in PRESETS.values() for source in preset.sources)
     return next((source for source in sources if source.repo == repo), None)

@@ -1,13 +1,7 @@
-"""Weights that are drawn instead of trained: to size, build and time engines before any download.
+"""Random weights: to measure, build and time engines before any download.
 
-Every tensor is drawn from a generator seeded by the seed and its own name, so that a module drawn twice is
-the same, whatever was drawn before it.
-
-Random SAM weights whose automatic mode has something to do.
-
-A freshly drawn decoder's masks each cover about half of the picture: all boxes are the picture's own, and
-duplicate removal leaves one. Here one feature of the upscaled embedding is made constant and weighs against
-every mask, so that only peaks of the others remain: small masks, many, at different places.
+Every tensor is drawn from a generator seeded by the seed and the tensor's name, so that a module has the same
+weights whatever was drawn before it.
 """
 
 from __future__ import annotations
@@ -27,25 +21,25 @@ _TABLES = ("embed", "positional", "_token", "rel_pos", "class_")
 """Parts of the names of tensors that are added to states, not multiplied with them."""
 
 
-def drawn(build: Callable[[], Module], *, seed: int, name: str) -> Module:
-    """Build a module with random weights that keep the size of what passes through.
+def random_module(build: Callable[[], Module], *, seed: int, name: str) -> Module:
+    """Build a module with random weights that roughly preserve the variance of its activations.
 
-    Norms start as the identity, matrices and kernels at a variance of 1 / inputs, biases and tables small.
+    Norms are the identity, matrices and kernels have a variance of 1 / inputs, biases and tables are small.
 
     Args:
-        build: makes the module; no memory is spent on the weights it starts with.
+        build: makes the module; its initial weights take no memory.
         seed: of all tensors.
-        name: of the component, so that two components of one shape differ.
+        name: of the component, so that two components of the same shape differ.
 
     Returns:
         The module in eval mode, float32, without gradients.
     """
     with torch.random.fork_rng(devices=()), init_empty_weights(include_buffers=False):
-        torch.manual_seed(_mixed(seed, name))  # some buffers are random by design, as SAM's frequencies
+        torch.manual_seed(_mix(seed, name))  # some buffers are random by design, such as SAM's frequencies
         module = build()
     empty = {key: value for key, value in module.state_dict().items() if value.is_meta}
     module.load_state_dict(
-        {key: _draw(key, value.shape, _mixed(seed, f"{name}.{key}")) for key, value in empty.items()},
+        {key: _draw(key, value.shape, _mix(seed, f"{name}.{key}")) for key, value in empty.items()},
         assign=True,
         strict=False,  # the buffers that `build` filled stay
     )
@@ -63,22 +57,30 @@ def _draw(key: str, shape: torch.Size, seed: int) -> torch.Tensor:
     return torch.empty(shape).normal_(std=shape[1:].numel() ** -0.5, generator=generator)
 
 
-def _mixed(seed: int, name: str) -> int:
+def _mix(seed: int, name: str) -> int:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:7], "little")
 
 
 _GAIN = 60.0
-"""Makes the logits steep, as trained ones are: the mask's border is thin, its stability high."""
+"""Makes the logits as steep as trained ones: the mask's border is thin, its stability high."""
 
 _LEVEL = 1.875
-"""What the constant feature takes from every logit, before the gain: 2.5 times the 0.75 by which the logits
-of a drawn ViT-B vary."""
+"""Subtracted from every logit by the constant feature, before the gain: 2.5 times 0.75, the spread of the
+logits of a random ViT-B."""
 
 
 @torch.no_grad()
 def scatter_masks(sam: Sam) -> Sam:
-    """Change a drawn SAM's mask decoder in place, and return it."""
+    """Change the mask decoder of a random SAM so that its automatic mode finds many small masks.
+
+    Masks of random weights each cover about half of the image: all boxes equal the image's, and duplicate
+    removal keeps one. Here one feature of the upscaled embedding is constant and lowers all logits, so that
+    only the peaks of the others remain.
+
+    Returns:
+        The same module, changed in place.
+    """
     decoder = sam.mask_decoder
     upscaled = decoder.output_upscaling[3]
     upscaled.weight[:, 0] = 0.0

@@ -1,9 +1,4 @@
-"""CLIP's full byte-pair encoding, which both text encoders of a real stack are fed.
-
-In: the vocabulary file that ships with open_clip. Out: the `tokenizers` JSON a bundle stores.
-
-A whole stack out of three models: from checkpoints, or drawn at random at full size.
-"""
+"""A whole model stack: three models from checkpoints or with random weights, and CLIP's tokenizer."""
 
 from __future__ import annotations
 
@@ -30,16 +25,16 @@ from refdiff.models.diffusion import (
     load_diffusion,
 )
 from refdiff.models.fitting import Part
-from refdiff.models.random_weights import drawn, scatter_masks
+from refdiff.models.random_weights import random_module, scatter_masks
 from refdiff.models.sam import VIT_B, VIT_H, VIT_L, SamSizes, build_sam, load_sam, sam_spec
 from refdiff.runtime.tokenizer import END, START, build_tokenizer_json
 
 VOCABULARY = 49_408
-"""Tokens: 256 bytes, 256 bytes that end a word, 48,894 merges, start and end. Source: openai/CLIP."""
+"""Tokens of CLIP: 256 bytes, 256 bytes that end a word, 48,894 merges, start and end. Source: openai/CLIP."""
 
 
 def clip_tokenizer_json() -> str:
-    """The tokenizer as a bundle stores it; the same text every time."""
+    """Return CLIP's tokenizer, from open_clip's vocabulary file, as the `tokenizers` library's JSON."""
     theirs = SimpleTokenizer()
     ranks: dict[tuple[str, str], int] = theirs.bpe_ranks
     letters = list(theirs.byte_encoder.values())
@@ -55,7 +50,7 @@ def check_vocabulary(*rows: int) -> None:
         rows: of each tower's token table.
 
     Raises:
-        InputError: a table has not one row per token of CLIP's vocabulary.
+        InputError: a table does not have one row per token of CLIP's vocabulary.
     """
     for found in rows:
         if found != VOCABULARY:
@@ -82,16 +77,16 @@ def checkpoint_stack(
     prediction: str | None = None,
     activation: str | None = None,
 ) -> ModelStack:
-    """A stack of trained models; weights are read when they are needed.
+    """Make a stack of trained models; weights are read when they are needed.
 
     Args:
         name: of the stack.
         diffusion: see `diffusion.load_diffusion`.
         sam: see `sam.load_sam`.
         clip: see `clip.load_clip`.
-        image_size: side in px of the picture Stable Diffusion looks at.
-        prediction: what the UNet predicts, where its checkpoint does not say.
-        activation: of CLIP, where its checkpoint does not say.
+        image_size: side in px of the image that Stable Diffusion encodes.
+        prediction: of the UNet, if its checkpoint does not state it.
+        activation: of CLIP, if its checkpoint does not state it.
 
     Raises:
         InputError: a checkpoint cannot be used.
@@ -105,36 +100,36 @@ def checkpoint_stack(
 
 
 def random_stack(name: str, *, diffusion: str, sam: str, clip: str, image_size: int, seed: int) -> ModelStack:
-    """A stack of full-size architectures with drawn weights.
+    """Make a stack of full-size architectures with random weights.
 
     Args:
         name: of the stack.
         diffusion: one of `DIFFUSIONS`.
         sam: one of `SAMS`.
         clip: one of `CLIPS`.
-        image_size: side in px of the picture Stable Diffusion looks at.
+        image_size: side in px of the image that Stable Diffusion encodes.
         seed: of the weights.
 
     Raises:
         InputError: no such architecture.
     """
-    configs = _chosen("diffusion", diffusion, DIFFUSIONS)
-    sam_sizes, clip_sizes = _chosen("sam", sam, SAMS), _chosen("clip", clip, CLIPS)
+    configs = _choose("diffusion", diffusion, DIFFUSIONS)
+    sam_sizes, clip_sizes = _choose("sam", sam, SAMS), _choose("clip", clip, CLIPS)
     parts = (
-        _drawn_part(
+        _random_part(
             diffusion_spec(configs, image_size),
             seed,
             text_encoder=partial(build_text_encoder, configs),
             vae=partial(build_vae, configs),
             unet=partial(build_unet, configs),
         ),
-        _drawn_part(sam_spec(sam_sizes), seed, sam=partial(build_sam, sam_sizes), finish=scatter_masks),
-        _drawn_part(clip_spec(clip_sizes), seed, clip=partial(build_clip, clip_sizes)),
+        _random_part(sam_spec(sam_sizes), seed, sam=partial(build_sam, sam_sizes), finish=scatter_masks),
+        _random_part(clip_spec(clip_sizes), seed, clip=partial(build_clip, clip_sizes)),
     )
     return _stack(name, *parts, random_seed=seed)
 
 
-def _untouched(module: Any) -> Any:
+def _unchanged(module: Any) -> Any:
     return module
 
 
@@ -156,13 +151,13 @@ def _stack(
     )
 
 
-def _drawn_part(
-    spec: Any, seed: int, *, finish: Callable[[Any], Any] = _untouched, **builders: Callable[[], Any]
+def _random_part(
+    spec: Any, seed: int, *, finish: Callable[[Any], Any] = _unchanged, **builders: Callable[[], Any]
 ) -> Part[Any]:
-    """A part of random weights; `finish` may shape a module once it is drawn."""
+    """Make a part with random weights; `finish` may change a module afterwards."""
 
     def load(build: Callable[[], Any], name: str) -> Any:
-        return finish(drawn(build, seed=seed, name=name))
+        return finish(random_module(build, seed=seed, name=name))
 
     return Part(
         spec=spec,
@@ -171,7 +166,7 @@ def _drawn_part(
     )
 
 
-def _chosen(part: str, name: str, known: Mapping[str, Any]) -> Any:
+def _choose(part: str, name: str, known: Mapping[str, Any]) -> Any:
     if name not in known:
         raise InputError(
             f"unknown {part} architecture {name!r} for random weights; choose one of: {', '.join(known)}"

@@ -7,8 +7,8 @@ from refdiff.models.clip.sizes import (
     VIT_L_14,
     ClipSizes,
     build_clip,
-    clip_sizes,
     clip_spec,
+    infer_clip_sizes,
 )
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "VIT_L_14",
     "ClipSizes",
     "build_clip",
-    "clip_sizes",
     "clip_spec",
+    "infer_clip_sizes",
     "load_clip",
 ]

@@ -1,10 +1,11 @@
 """CLIP from any usual checkpoint, as open_clip's module.
 
 In: a file or folder: OpenAI's TorchScript archives and state dicts, open_clip's, or transformers' CLIPModel.
-Out: a `Part` whose one component, "clip", is read when it is loaded; the file is fully checked before.
+Out: a `Part` with one component, "clip", whose weights are read when it is loaded; all names and shapes are
+checked before.
 
-Whether a model computes GELU or QuickGELU does not show in its weights. OpenAI's archives say it by entries
-of their own, a config beside the file says it, or the caller does; it is never guessed.
+The weights do not show whether a model computes GELU or QuickGELU. Entries of OpenAI's archives, a config
+next to the file, or the caller state it; it is never guessed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
+from refdiff.models.checkpoint import find_weights, read_checkpoint, split_trainer_prefix
 from refdiff.models.clip.configs import (
     OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,
@@ -26,19 +28,19 @@ from refdiff.models.clip.configs import (
     read_open_clip_config,
     read_transformers_config,
 )
-from refdiff.models.clip.sizes import ClipSizes, build_clip, clip_sizes, clip_spec
+from refdiff.models.clip.sizes import ClipSizes, build_clip, clip_spec, infer_clip_sizes
 from refdiff.models.clip.transformers_layout import is_transformers, to_open_clip, written_by_transformers
-from refdiff.models.files import FOLDER_WEIGHTS, read_checkpoint, trainer_prefix, weights_file
-from refdiff.models.fitting import Part, check_kinds, fitted, stand_ins
+from refdiff.models.fitting import Part, check_dtypes, fit_module, make_stand_ins
+from refdiff.models.hub.names import FOLDER_WEIGHTS
 
 ACTIVATIONS = ("gelu", "quick_gelu")
-"""What `--clip-activation` may be."""
+"""Values of `--clip-activation`; the index says whether it is QuickGELU."""
 
 _OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})
-"""Not weights. Source: openai/CLIP, model.py, build_model; no other archives have them."""
+"""Entries that are no weights. Source: openai/CLIP, model.py, build_model; no other archives have them."""
 
 _CAUSAL_MASK = "attn_mask"
-"""Nor is this: a traced open_clip.CLIP keeps the constant among its buffers."""
+"""No weight either: a traced open_clip.CLIP keeps this constant among its buffers."""
 
 _FOREIGN = {
     "text_decoder.": "a CoCa model",
@@ -49,19 +51,19 @@ _FOREIGN = {
     "visual.attn_pool": "attentional pooling",
     "vision_model.head.": "a SigLIP model",
     "logit_bias": "a SigLIP model",
-    "text.": "a text tower of a class of its own (custom_text)",
+    "text.": "a text tower of another class (custom_text)",
     "image_encoder.": "another model's image encoder (Segment Anything, MobileCLIP)",
 }
-"""Start of a tensor's name -> what it belongs to."""
+"""Start of a tensor's name -> the architecture it belongs to."""
 
 
 @dataclass(frozen=True)
-class _Arranged:
+class _OpenClipTensors:
     """A checkpoint's tensors by open_clip's names."""
 
     tensors: Mapping[str, torch.Tensor]
     written_as: Callable[[str], str]
-    """From open_clip's name to the file's."""
+    """From open_clip's name of a tensor to the file's."""
     from_transformers: bool
     from_openai: bool
 
@@ -70,34 +72,34 @@ def load_clip(source: Path, *, activation: str | None = None) -> Part[ClipSpec]:
     """Open a CLIP checkpoint.
 
     Args:
-        source: a file, or a folder as the hub has it. A config beside the file is read too.
-        activation: "gelu" or "quick_gelu", where nothing else says which; None to leave it to the file.
+        source: a file, or a folder as on the hub. A config next to the file is read too.
+        activation: "gelu" or "quick_gelu", if neither file nor config states it; None otherwise.
 
     Returns:
         The component "clip": an open_clip.CLIP in float32.
 
     Raises:
-        InputError: the file cannot be read; is no CLIP with a ViT and a plain text tower of 77 tokens; lacks
-            a tensor or has one too many; leaves the activation or the number of heads open; or file, config
-            and argument contradict each other.
+        InputError: the file cannot be read; is no CLIP with a ViT and a plain text tower of 77 tokens; has a
+            missing or surplus tensor; does not determine the activation or the number of heads; or file,
+            config and argument contradict each other.
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"got the activation {activation!r}, expected {' or '.join(ACTIVATIONS)}")
-    file = weights_file(source, FOLDER_WEIGHTS, "CLIP")
+    file = find_weights(source, FOLDER_WEIGHTS, "CLIP")
     checkpoint = read_checkpoint(file)
-    check_kinds(checkpoint.tensors, file)
-    outline = _arranged({name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}, file)
+    check_dtypes(checkpoint.tensors, file)
+    outline = _arrange({name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}, file)
     _refuse_foreign(outline, file)
-    config = _config_beside(file, from_transformers=outline.from_transformers)
-    sizes = clip_sizes(
+    config = _read_config(file, from_transformers=outline.from_transformers)
+    sizes = infer_clip_sizes(
         outline.tensors,
         file,
         quick_gelu=_is_quick(file, activation, config, from_openai=outline.from_openai),
         config=config,
         written_as=outline.written_as,
     )
-    # Every name and shape is checked here, without a byte of weights.
-    _fitted(replace(outline, tensors=stand_ins(outline.tensors)), sizes, file)
+    # Checks every name and shape, and reads no weights.
+    _fit(replace(outline, tensors=make_stand_ins(outline.tensors)), sizes, file)
     return Part(
         spec=clip_spec(sizes),
         loaders={"clip": partial(_load, file, sizes)},
@@ -107,18 +109,17 @@ def load_clip(source: Path, *, activation: str | None = None) -> Part[ClipSpec]:
 
 
 def _load(file: Path, sizes: ClipSizes) -> open_clip.CLIP:
-    return _fitted(_arranged(read_checkpoint(file).tensors, file), sizes, file)
+    return _fit(_arrange(read_checkpoint(file).tensors, file), sizes, file)
 
 
-def _fitted(arranged: _Arranged, sizes: ClipSizes, file: Path) -> open_clip.CLIP:
-    return fitted(partial(build_clip, sizes), arranged.tensors, file=file, written_as=arranged.written_as)
+def _fit(arranged: _OpenClipTensors, sizes: ClipSizes, file: Path) -> open_clip.CLIP:
+    return fit_module(partial(build_clip, sizes), arranged.tensors, file=file, written_as=arranged.written_as)
 
 
-def _arranged(tensors: Mapping[str, torch.Tensor], file: Path) -> _Arranged:
-    trainer = trainer_prefix(tensors)
-    tensors = {name[len(trainer) :]: tensor for name, tensor in tensors.items()}
+def _arrange(tensors: Mapping[str, torch.Tensor], file: Path) -> _OpenClipTensors:
+    trainer, tensors = split_trainer_prefix(tensors)
     if is_transformers(tensors):
-        return _Arranged(
+        return _OpenClipTensors(
             to_open_clip(tensors, file),
             lambda name: trainer + written_by_transformers(name),
             from_transformers=True,
@@ -127,11 +128,13 @@ def _arranged(tensors: Mapping[str, torch.Tensor], file: Path) -> _Arranged:
     from_openai = tensors.keys() >= _OPENAI_ENTRIES
     extra = {_CAUSAL_MASK} | (_OPENAI_ENTRIES if from_openai else frozenset())
     tensors = {name: tensor for name, tensor in tensors.items() if name not in extra}
-    return _Arranged(tensors, lambda name: trainer + name, from_transformers=False, from_openai=from_openai)
+    return _OpenClipTensors(
+        tensors, lambda name: trainer + name, from_transformers=False, from_openai=from_openai
+    )
 
 
-def _refuse_foreign(arranged: _Arranged, file: Path) -> None:
-    """Refuse the image-and-text models that are known and are no plain CLIPs."""
+def _refuse_foreign(arranged: _OpenClipTensors, file: Path) -> None:
+    """Refuse known image-and-text models that are no plain CLIPs."""
     for start, what in _FOREIGN.items():
         name = next((name for name in arranged.tensors if name.startswith(start)), None)
         if name is not None:
@@ -141,7 +144,7 @@ def _refuse_foreign(arranged: _Arranged, file: Path) -> None:
             )
 
 
-def _config_beside(file: Path, *, from_transformers: bool) -> ClipConfig | None:
+def _read_config(file: Path, *, from_transformers: bool) -> ClipConfig | None:
     name = TRANSFORMERS_CONFIG if from_transformers else OPEN_CLIP_CONFIG
     path = file.parent / name
     if not path.is_file():
@@ -150,22 +153,22 @@ def _config_beside(file: Path, *, from_transformers: bool) -> ClipConfig | None:
 
 
 def _is_quick(file: Path, activation: str | None, config: ClipConfig | None, *, from_openai: bool) -> bool:
-    """Whether the model was trained with QuickGELU, by everyone who says so."""
-    said: dict[str, bool] = {}
+    """Return whether the model was trained with QuickGELU; all sources that state it must agree."""
+    stated: dict[str, bool] = {}
     if from_openai:
-        said[f"{file} (its entry input_resolution is OpenAI's)"] = True
+        stated[f"{file} (its entry input_resolution is OpenAI's)"] = True
     if config is not None and config.quick_gelu is not None:
-        said[str(config.file)] = config.quick_gelu
+        stated[str(config.file)] = config.quick_gelu
     if activation is not None:
-        said["--clip-activation"] = activation == "quick_gelu"
-    if not said and config is not None:
+        stated["--clip-activation"] = activation == "quick_gelu"
+    if not stated and config is not None:
         return False  # open_clip's own default
-    if not said:
+    if not stated:
         raise InputError(
-            f"{file} does not say whether it was trained with GELU or QuickGELU, and neither does a config "
-            "beside it; pass --clip-activation quick_gelu (OpenAI's weights) or gelu (most of open_clip's)"
+            f"{file} does not state whether it was trained with GELU or QuickGELU, and neither does a config "
+            "next to it; pass --clip-activation quick_gelu (OpenAI's weights) or gelu (most of open_clip's)"
         )
-    if len(set(said.values())) > 1:
-        views = " but ".join(f"{who} says {ACTIVATIONS[quick]}" for who, quick in said.items())
+    if len(set(stated.values())) > 1:
+        views = " but ".join(f"{source} says {ACTIVATIONS[quick]}" for source, quick in stated.items())
         raise InputError(f"{views}; leave out what is wrong")
-    return next(iter(said.values()))
+    return next(iter(stated.values()))

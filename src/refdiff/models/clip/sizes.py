@@ -1,8 +1,8 @@
-"""How large a CLIP is: read off its tensors, and the module and the spec that follow.
+"""CLIP's sizes: inferred from a checkpoint's tensors, and the module and the spec that follow from them.
 
-In: a state dict by open_clip's names (meta tensors will do), and what a config beside it says. Out:
-`ClipSizes`. Only the plain model is known: a ViT that reads its class token, and a causal text tower that
-reads its end token.
+In: a state dict by open_clip's names (meta tensors suffice), and the config next to it. Out: `ClipSizes`.
+Only the plain model is known: a ViT that reads its class token, and a causal text tower that reads its end
+token.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ import torch
 from refdiff.contracts.spec import ClipSpec, ModelSpec
 from refdiff.errors import InputError
 from refdiff.models.clip.configs import ClipConfig
+from refdiff.models.shapes import Shapes
 
 HEAD_WIDTH = 64
 """Source: openai/CLIP, model.py, and the default of open_clip's configs."""
 
 _WIDEST_BY_RULE = 1024
-"""open_clip's wider image towers (H, g, bigG, e) all have wider heads, and their tensors do not show it."""
+"""open_clip's wider image towers (H, g, bigG, e) have wider heads, which the tensors do not show."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSizes:
-    """Everything that tells one plain CLIP from another."""
+    """Everything that distinguishes one plain CLIP from another."""
 
     embed_dim: int
     """Width of the joint embedding."""
     image_size: int
-    """Side of the square picture, px."""
+    """Side of the square image in px."""
     patch_size: int
     vision_width: int
     vision_layers: int
     vision_heads: int
     vision_mlp: int
-    """Width between a block's two linear layers; four times the tower's in most."""
+    """Width between a block's two linear layers, usually four times the tower's."""
     text_width: int
     text_layers: int
     text_heads: int
@@ -88,7 +89,7 @@ VIT_L_14 = dataclasses.replace(
 """OpenAI's ViT-L/14 at 224 px."""
 
 
-def clip_sizes(
+def infer_clip_sizes(
     tensors: Mapping[str, torch.Tensor],
     file: Path,
     *,
@@ -96,68 +97,56 @@ def clip_sizes(
     config: ClipConfig | None = None,
     written_as: Callable[[str], str] = str,
 ) -> ClipSizes:
-    """The sizes of a checkpoint.
+    """Infer the sizes from a checkpoint's tensors.
 
     Args:
         tensors: by open_clip's names; only their shapes are read.
-        file: where they came from, for messages.
+        file: their origin, for messages.
         quick_gelu: the activation.
-        config: what lies beside the file; heads and pixel statistics are taken from it.
+        config: next to the file; heads and pixel statistics are taken from it.
         written_as: from open_clip's name of a tensor to the file's, for messages.
 
     Raises:
-        InputError: the tensors are another architecture's, contradict the config, or leave the number of
+        InputError: the tensors belong to another architecture, contradict the config, or leave the number of
             heads open.
     """
-
-    def shape(name: str, dims: int) -> torch.Size:
-        if name not in tensors:
-            raise InputError(
-                f"{file}: tensor {written_as(name)} is missing; use a checkpoint of a known layout"
-            )
-        found = tensors[name].shape
-        if len(found) != dims or 0 in found:
-            raise InputError(
-                f"{file}: {written_as(name)} has shape {list(found)}, expected {dims} axes, none of them "
-                "empty; this is not a known architecture"
-            )
-        return found
-
-    vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
-    places = shape("visual.positional_embedding", 2)[0] - 1
-    grid = math.isqrt(max(places, 0))
+    shapes = Shapes(file, tensors, written_as)
+    vision_width, _, patch_size, _ = shapes.shape("visual.conv1.weight", 4)
+    places = shapes.shape("visual.positional_embedding", 2)[0] - 1
+    grid = math.isqrt(places)
     if grid < 1 or grid * grid != places:
-        raise InputError(
-            f"{file}: {written_as('visual.positional_embedding')} has {places + 1} rows, expected one for "
-            "the class token and a square of patches"
+        raise shapes.error(
+            "visual.positional_embedding",
+            f"has {places + 1} rows, expected one for the class token and a square of patches",
         )
-    context_length, text_width = shape("positional_embedding", 2)
+    context_length, text_width = shapes.shape("positional_embedding", 2)
     if context_length != ModelSpec.context_length:
-        raise InputError(
-            f"{file}: {written_as('positional_embedding')} has {context_length} rows, expected "
-            f"{ModelSpec.context_length}, which both text encoders share; use a CLIP of that length"
+        raise shapes.error(
+            "positional_embedding",
+            f"has {context_length} rows, expected {ModelSpec.context_length}, as the diffusion model's text "
+            "encoder; use a CLIP of that length",
         )
     sizes = ClipSizes(
-        embed_dim=shape("visual.proj", 2)[1],
+        embed_dim=shapes.shape("visual.proj", 2)[1],
         image_size=patch_size * grid,
         patch_size=patch_size,
         vision_width=vision_width,
-        vision_layers=_layers(tensors, "visual.transformer.resblocks."),
+        vision_layers=shapes.count("visual.transformer.resblocks"),
         vision_heads=config.vision_heads if config else _heads_by_rule(vision_width, "image", file),
-        vision_mlp=shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        vision_mlp=shapes.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         text_width=text_width,
-        text_layers=_layers(tensors, "transformer.resblocks."),
+        text_layers=shapes.count("transformer.resblocks"),
         text_heads=config.text_heads if config else _heads_by_rule(text_width, "text", file),
-        text_mlp=shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        text_mlp=shapes.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         context_length=context_length,
-        vocabulary=shape("token_embedding.weight", 2)[0],
+        vocabulary=shapes.shape("token_embedding.weight", 2)[0],
         quick_gelu=quick_gelu,
     )
-    return sizes if config is None else _agreed(sizes, file, config)
+    return sizes if config is None else _with_config(sizes, file, config)
 
 
 def build_clip(sizes: ClipSizes) -> open_clip.CLIP:
-    """The module, with random weights, or none under accelerate's `init_empty_weights`."""
+    """Build the module, with random weights, or without under accelerate's `init_empty_weights`."""
     return open_clip.CLIP(
         embed_dim=sizes.embed_dim,
         vision_cfg={
@@ -181,7 +170,7 @@ def build_clip(sizes: ClipSizes) -> open_clip.CLIP:
 
 
 def clip_spec(sizes: ClipSizes) -> ClipSpec:
-    """What of the sizes travels with a bundle."""
+    """Return the sizes that a bundle's manifest holds."""
     return ClipSpec(
         image_size=sizes.image_size,
         patch_size=sizes.patch_size,
@@ -192,22 +181,17 @@ def clip_spec(sizes: ClipSizes) -> ClipSpec:
     )
 
 
-def _layers(tensors: Mapping[str, torch.Tensor], start: str) -> int:
-    """Blocks of a tower; where one lacks in between, the fitting misses it by name."""
-    return len({name[len(start) :].split(".")[0] for name in tensors if name.startswith(start)})
-
-
 def _heads_by_rule(width: int, tower: str, file: Path) -> int:
     if width % HEAD_WIDTH or (tower == "image" and width > _WIDEST_BY_RULE):
         raise InputError(
-            f"{file}: the number of heads of an {tower} tower {width} wide cannot be told from the tensors; "
-            "put the model's open_clip_config.json (or transformers' config.json) beside the file"
+            f"{file}: the number of heads of an {tower} tower {width} wide cannot be inferred from its "
+            "tensors; put the model's open_clip_config.json (or transformers' config.json) next to the file"
         )
     return width // HEAD_WIDTH
 
 
-def _agreed(sizes: ClipSizes, file: Path, config: ClipConfig) -> ClipSizes:
-    """The sizes with the config's pixel statistics, if it is this model's config at all."""
+def _with_config(sizes: ClipSizes, file: Path, config: ClipConfig) -> ClipSizes:
+    """Return the sizes with the config's pixel statistics; refuse the config of another model."""
     for name, stated in config.stated.items():
         found = getattr(sizes, name)
         if found != stated:
@@ -222,5 +206,5 @@ def _agreed(sizes: ClipSizes, file: Path, config: ClipConfig) -> ClipSizes:
 
 
 def _ratio(mlp: int, width: int) -> float:
-    """open_clip multiplies and rounds down; half a unit more survives the rounding of the division."""
+    """Return the ratio for open_clip, which multiplies and rounds down; 0.5 absorbs rounding errors."""
     return (mlp + 0.5) / width

@@ -1,7 +1,7 @@
 """transformers' CLIPModel under open_clip's names: keys renamed, query, key and value packed into one tensor.
 
-In: a state dict as CLIPModel writes it. Out: the same weights as open_clip.CLIP names them; nothing is lost,
-a tensor without a counterpart keeps its name.
+In: a state dict as CLIPModel saves it. Out: the same weights by open_clip.CLIP's names; a tensor without a
+counterpart keeps its name.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _NAMES = {
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
     "vision_model.post_layernorm.weight": "visual.ln_post.weight",
-    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",  # spelled so in transformers
+    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",  # transformers' spelling
     "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",
     "visual_projection.weight": "visual.proj",
 }
 
 _TRANSPOSED = {"text_projection", "visual.proj"}
-"""A linear layer's weight there, a matrix to multiply with from the right in open_clip."""
+"""Weights of a linear layer in transformers, matrices multiplied from the right in open_clip."""
 
 _INSIDE_A_BLOCK = {
     "layer_norm1": "ln_1",
@@ -50,20 +50,20 @@ _PACKED = ("q", "k", "v")
 _BLOCK = re.compile(r"(text_model|vision_model)\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _OUR_BLOCK = re.compile(r"((?:visual\.)?transformer)\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
 _NO_WEIGHTS = re.compile(r"(text_model|vision_model)\.embeddings\.position_ids")
-"""0, 1, 2 ...: older releases stored them."""
+"""The constant 0, 1, 2 ..., which older releases saved."""
 
 
 def is_transformers(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a state dict is laid out as CLIPModel's, or a relative's."""
+    """Return whether a state dict has the layout of CLIPModel, or of a related model."""
     return any(name.startswith(tuple(f"{tower}." for tower in _TOWERS)) for name in tensors)
 
 
 def to_open_clip(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
-    """The weights by open_clip's names.
+    """Return the weights by open_clip's names.
 
     Args:
-        tensors: CLIPModel's state dict; meta tensors will do.
-        file: where it came from, for messages.
+        tensors: CLIPModel's state dict; meta tensors suffice.
+        file: its origin, for messages.
 
     Raises:
         InputError: a block lacks one of query, key and value, or their shapes differ.
@@ -84,7 +84,7 @@ def to_open_clip(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, t
 
 
 def written_by_transformers(name: str) -> str:
-    """CLIPModel's name of a tensor of open_clip's; of a packed one, the query's."""
+    """Return CLIPModel's name of an open_clip tensor; the query's for a packed one."""
     for theirs, ours in _NAMES.items():
         if ours == name:
             return theirs
@@ -110,6 +110,6 @@ def _pack(tensors: Mapping[str, torch.Tensor], query: str, file: Path) -> torch.
 
 
 def _is_packed_or_empty(name: str, tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a tensor went in with its block's query, or holds no weights."""
+    """Return whether a tensor was packed with its block's query, or holds no weights."""
     query = re.sub(r"\.self_attn\.[kv]_proj\.", ".self_attn.q_proj.", name)
     return (query != name and query in tensors) or _NO_WEIGHTS.fullmatch(name) is not None

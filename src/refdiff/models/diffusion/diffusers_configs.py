@@ -1,9 +1,8 @@
-"""The config.json of a module of Stable Diffusion, as diffusers and transformers read it.
+"""Configs in a diffusers folder, of the modules and the scheduler, as diffusers and transformers read them.
 
-In: the document. Out: arguments of the module's class that can be computed with: what the document leaves out
-has the class's default, and what it states is of the default's kind.
-
-What a diffusers scheduler_config.json says of a model: its noise levels, and what its UNet predicts.
+In: a config.json. Out: arguments of the module's class: a field that the file leaves out has the class's
+default, and one that it states has the type of that default. In: a scheduler_config.json. Out: the noise
+levels, and what the UNet predicts.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ from transformers.activations import ACT2FN
 from refdiff.contracts.options import AttentionOptions
 from refdiff.contracts.spec import Prediction
 from refdiff.errors import InputError
-from refdiff.models.configs import is_number, is_whole, one_line, positive, read_json
+from refdiff.models.configs import is_number, is_whole, one_line, positive, positive_whole, read_json
 from refdiff.models.diffusion.sizes import TEXT_FIELDS, UNUSED_IDS, Config
 
 _WITHOUT_EFFECT = ("sample_size", "force_upcast", "upcast_attention", "scaling_factor", "dropout")
-"""Fields of a config that change neither a shape nor a result in float32; the scaling is read by itself."""
+"""Fields that change neither a shape nor a result in float32; the scaling factor is read separately."""
 
 _MAY_BE_NULL = ("mid_block_type",)
-"""Null stands for a choice here, not for a default."""
+"""Fields whose null is a choice, not a default."""
 
 
 def module_config(kind: Any, document: Mapping[str, Any], always: Iterable[str], file: Path) -> Config:
-    """A diffusers config: the named fields, and whatever differs from the class's defaults.
+    """Return a diffusers config: the named fields, and those that differ from the class's defaults.
 
     Args:
         kind: class of the module.
-        document: as the file holds it.
-        always: fields that are there even at their defaults; their numbers count something.
+        document: content of the file.
+        always: fields that are returned even at their defaults; their numbers are counts.
         file: for messages.
 
     Raises:
-        InputError: a field is unknown, or its value is of another kind than its default.
+        InputError: a field is unknown, or its value has another type than its default.
     """
     parameters = inspect.signature(kind.__init__).parameters
     defaults = {name: item.default for name, item in parameters.items() if name != "self"}
@@ -64,10 +63,10 @@ def module_config(kind: Any, document: Mapping[str, Any], always: Iterable[str],
 
 
 def text_config(document: Mapping[str, Any], file: Path) -> Config:
-    """Of CLIPTextConfig: `TEXT_FIELDS`.
+    """Return the `TEXT_FIELDS` of CLIPTextConfig.
 
     Raises:
-        InputError: a field is of another kind than the class has it, or the fields do not go together.
+        InputError: a field has another type than in the class, or the fields contradict each other.
     """
     defaults = CLIPTextConfig()
     fields = {key: document.get(key, getattr(defaults, key)) for key in TEXT_FIELDS}
@@ -77,8 +76,8 @@ def text_config(document: Mapping[str, Any], file: Path) -> Config:
         elif key == "hidden_act":
             if not isinstance(value, str) or value not in ACT2FN:
                 raise InputError(f"{file}: {key} is {value!r}, expected the name of an activation, as 'gelu'")
-        elif not is_whole(value):
-            raise InputError(f"{file}: {key} is {value!r}, expected a whole number above 0")
+        else:
+            positive_whole(value, key, file)
     if fields["hidden_size"] % fields["num_attention_heads"]:
         raise InputError(
             f"{file}: num_attention_heads is {fields['num_attention_heads']}, expected a divisor of "
@@ -86,7 +85,7 @@ def text_config(document: Mapping[str, Any], file: Path) -> Config:
         )
     try:
         CLIPTextConfig(**fields, **UNUSED_IDS)
-    except Exception as error:  # whose class differs from release to release
+    except Exception as error:  # its class differs between releases
         raise InputError(f"{file} is not a CLIP text config ({one_line(error)}); fetch it again") from error
     return fields
 
@@ -96,7 +95,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _check(value: Any, default: Any, *, counts: bool, where: str) -> None:
-    """Refuse what is not of the default's kind; a list stands for one value per level."""
+    """Refuse a value of another type than the default; a list has one value per level."""
     if isinstance(default, tuple) and not isinstance(value, tuple):
         raise InputError(f"{where} is {value!r}, expected a list with one entry per level")
     kind = default[0] if isinstance(default, tuple) else default
@@ -107,7 +106,7 @@ def _check(value: Any, default: Any, *, counts: bool, where: str) -> None:
 
 
 def _unmet(value: Any, kind: Any, *, counts: bool) -> str | None:
-    """What a value of this kind has to be, if it is not."""
+    """Return what a value of this type must be; None if it is."""
     if kind is None:
         return None
     if isinstance(kind, bool):
@@ -123,7 +122,7 @@ def _unmet(value: Any, kind: Any, *, counts: bool) -> str | None:
 _DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
 )
-"""Of all of diffusers' schedulers that Stable Diffusion was published with (PNDM, DDIM, Euler, LMS)."""
+"""Defaults of diffusers' schedulers that Stable Diffusion was published with (PNDM, DDIM, Euler, LMS)."""
 
 _SCHEDULE = "scaled_linear"
 _OTHER_LEVELS = ("trained_betas", "rescale_betas_zero_snr")
@@ -137,14 +136,14 @@ class Schedule:
     beta_end: float
     train_timesteps: int
     prediction: Prediction | None
-    """None where the file does not say."""
+    """None if the file does not state it."""
 
 
 def read_schedule(path: Path) -> Schedule:
     """Read a scheduler's config.
 
     Raises:
-        InputError: it is missing or damaged, or of a schedule or prediction the method does not know.
+        InputError: it is missing or damaged, or the method does not support its schedule or prediction.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected the model's noise schedule; fetch the whole model")
@@ -171,7 +170,7 @@ def read_schedule(path: Path) -> Schedule:
 
 
 def _beta(document: Mapping[str, Any], field: str, path: Path) -> float:
-    """A variance of the noise that one step adds."""
+    """Return a variance of the noise that one step adds, 0..1."""
     beta = positive(document[field], field, path)
     if beta >= 1:
         raise InputError(f"{path}: {field} is {beta!r}, expected a variance below 1")
@@ -182,6 +181,6 @@ def _timesteps(value: Any, path: Path) -> int:
     if not is_whole(value) or value <= AttentionOptions.start_level:
         raise InputError(
             f"{path}: num_train_timesteps is {value!r}, expected a whole number above "
-            f"{AttentionOptions.start_level}, the level the method starts on"
+            f"{AttentionOptions.start_level}, the level the method starts at"
         )
     return value

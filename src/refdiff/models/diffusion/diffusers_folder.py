@@ -1,8 +1,8 @@
 """Stable Diffusion as a diffusers folder: model_index.json, and a folder for each part.
 
-In: the folder. Out: sizes, and where each module's weights are. The configs are read as diffusers reads them
-(what a file leaves out has its class's default); the weights are read by this package's own reader, so that a
-missing or surplus tensor is named and nothing is held twice.
+In: the folder. Out: sizes, and where each module's weights are. Configs are read as diffusers reads them: a
+missing field has its class's default. Weights are read by this package, which names a missing or surplus
+tensor and holds none twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from refdiff.contracts.spec import Padding, Prediction
 from refdiff.errors import InputError
 from refdiff.models.configs import positive, read_json
-from refdiff.models.diffusion.diffusers_configs import Schedule, module_config, read_schedule, text_config
+from refdiff.models.diffusion.diffusers_configs import module_config, read_schedule, text_config
 from refdiff.models.diffusion.sizes import (
     SCALING_FACTOR,
     UNET_FIELDS,
@@ -27,26 +27,18 @@ from refdiff.models.diffusion.sizes import (
     build_unet,
     build_vae,
 )
-from refdiff.models.diffusion.weights import FoundModel, Weights, told_prediction
-
-INDEX = "model_index.json"
+from refdiff.models.diffusion.weights import FoundModel, Weights, choose_prediction
+from refdiff.models.hub.names import DIFFUSERS_INDEX, part_weights
 
 _CLASSES = {"text_encoder": "CLIPTextModel", "vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}
 _FOREIGN_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
-"""Of SDXL, SD 3, Flux and others; pipelines without one may list it as nulls."""
-
-_STEMS = {
-    "text_encoder": ("model", "pytorch_model"),
-    "vae": ("diffusion_pytorch_model",) * 2,
-    "unet": ("diffusion_pytorch_model",) * 2,
-}
-"""Names of weight files: safetensors, pickles. Source: diffusers and transformers, `WEIGHTS_NAME`."""
+"""Parts of SDXL, SD 3, Flux and others; pipelines without one may list it as nulls."""
 
 _PAD_TOKENS: Mapping[str, Padding] = {"<|endoftext|>": "end", "!": "zero"}
 """Token 0 of CLIP's vocabulary is "!"."""
 
 _TOWER = "text_model."
-"""Before a text encoder's names, as transformers 4 wrote and has them; transformers 5 does neither."""
+"""Prefix of a text encoder's names in transformers 4, in files and in memory; transformers 5 has none."""
 
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 """The VAE's attention, as diffusers before 0.17 wrote it."""
@@ -57,10 +49,10 @@ def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
 
     Args:
         folder: with a model_index.json.
-        prediction: what the caller says the UNet predicts; None to believe the folder.
+        prediction: of the UNet, from the caller; None to follow the folder.
 
     Raises:
-        InputError: a part is missing, damaged or of another model, or the folder says otherwise.
+        InputError: a part is missing, damaged or of another model, or the folder states another prediction.
     """
     _check_index(folder)
     files = {part: folder / part / "config.json" for part in _CLASSES}
@@ -73,8 +65,8 @@ def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
         text=text_config(documents["text_encoder"], files["text_encoder"]),
         vae=module_config(AutoencoderKL, documents["vae"], VAE_FIELDS, files["vae"]),
         unet=unet,
-        prediction=_agreed(
-            schedule, prediction, schedule_file, second_generation=unet["use_linear_projection"]
+        prediction=choose_prediction(
+            schedule.prediction, prediction, schedule_file, second_generation=unet["use_linear_projection"]
         ),
         padding=_padding(folder / "tokenizer"),
         scaling_factor=positive(scaling, "scaling_factor", files["vae"]),
@@ -101,9 +93,11 @@ def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
 
 
 def _check_index(folder: Path) -> None:
-    path = folder / INDEX
+    path = folder / DIFFUSERS_INDEX
     if not path.is_file():
-        raise InputError(f"{folder} has no {INDEX}, expected a diffusers folder; name one, or a single file")
+        raise InputError(
+            f"{folder} has no {DIFFUSERS_INDEX}, expected a diffusers folder; name one, or a single file"
+        )
     index = read_json(path)
     for part in _FOREIGN_PARTS:
         value = index.get(part)
@@ -115,7 +109,7 @@ def _check_index(folder: Path) -> None:
 
 
 def _document(path: Path, part: str) -> Mapping[str, Any]:
-    """A part's config.json, of the class it has to be."""
+    """Read a part's config.json, and check its class."""
     if not path.is_file():
         raise InputError(f"{path.parent.parent} lacks {part}/config.json; fetch the whole model")
     document = read_json(path)
@@ -132,19 +126,8 @@ def _document(path: Path, part: str) -> Mapping[str, Any]:
     return document
 
 
-def _agreed(
-    schedule: Schedule, asked: Prediction | None, file: Path, *, second_generation: bool
-) -> Prediction:
-    """What the UNet predicts, by the folder and the caller."""
-    if schedule.prediction is not None and asked not in (None, schedule.prediction):
-        raise InputError(
-            f"got prediction {asked}, but {file} says {schedule.prediction}; leave the option out"
-        )
-    return told_prediction(schedule.prediction or asked, file, second_generation=second_generation)
-
-
 def _padding(tokenizer: Path) -> Padding:
-    """What the tokenizer fills prompts up with."""
+    """Return what the tokenizer pads prompts with."""
     files = [tokenizer / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     found = [path for path in files if path.is_file()]
     if not found:
@@ -163,22 +146,12 @@ def _padding(tokenizer: Path) -> Padding:
                 "use Stable Diffusion 1.x or 2.x"
             )
         return _PAD_TOKENS[content]
-    return "end"  # transformers' CLIPTokenizer pads so unless told otherwise
+    return "end"  # the default of transformers' CLIPTokenizer
 
 
 def _weight_file(folder: Path, part: str) -> Path:
-    """The part's weights: full precision before half, safetensors before a pickle."""
-    safe, pickled = _STEMS[part]
-    names = [
-        name
-        for variant in ("", ".fp16")
-        for name in (
-            f"{safe}{variant}.safetensors",
-            f"{safe}.safetensors.index{variant}.json",
-            f"{pickled}{variant}.bin",
-            f"{pickled}.bin.index{variant}.json",
-        )
-    ]
+    """Return the part's weight file: the first of `part_weights` that is there."""
+    names = part_weights(part)
     found = next((path for name in names if (path := folder / part / name).is_file()), None)
     if found is None:
         raise InputError(

@@ -1,13 +1,9 @@
-"""What the original Stable Diffusion code calls the tensors of diffusers' and transformers' modules.
+"""Single files in Stable Diffusion's original layout (.ckpt, .safetensors): all three modules in one file.
 
-In: names as a module has them. Out: name -> key behind the component's prefix, in the layout of CompVis/
-latent-diffusion (UNet, VAE) and open_clip (the text tower of SD 2.x). Pure functions on names.
-
-Single files in Stable Diffusion's original layout (.ckpt, .safetensors): all three modules in one file.
-
-In: the file. Out: sizes, and which of its tensors make up each module. What lies outside the three modules
-(averaged weights, the noise schedule, losses) and the VAE's decoder are passed over; anything else has to
-find its place.
+In: the file. Out: sizes, and the key of each of the modules' tensors, in the layout of
+CompVis/latent-diffusion (UNet, VAE) and of transformers (SD 1.x) or open_clip (SD 2.x) for the text tower.
+Tensors outside the three modules (averaged weights, the noise schedule, losses) and the VAE's decoder are
+skipped; any other tensor that a module does not have is refused.
 """
 
 from __future__ import annotations
@@ -20,12 +16,132 @@ from pathlib import Path
 
 from refdiff.contracts.spec import Prediction
 from refdiff.errors import InputError
-from refdiff.models.diffusion import ldm as ldm_keys
+from refdiff.models.checkpoint import read_checkpoint
 from refdiff.models.diffusion import ldm_sizes
-from refdiff.models.diffusion.ldm_sizes import OPEN_CLIP, TEXT, UNET, VAE, Shapes
+from refdiff.models.diffusion.ldm_sizes import OPEN_CLIP, TEXT, UNET, VAE
 from refdiff.models.diffusion.sizes import DiffusionConfigs, build_text_encoder, build_unet, build_vae
-from refdiff.models.diffusion.weights import FoundModel, Weights, told_prediction
-from refdiff.models.files import read_checkpoint
+from refdiff.models.diffusion.weights import FoundModel, Weights, choose_prediction
+from refdiff.models.shapes import Shapes
+
+_OTHER_MODELS = {
+    "conditioner.embedders.": "SDXL, which has two text encoders",
+    f"{UNET}label_emb.": "SDXL or a class-conditional model, whose UNet wants more than a text",
+    f"{UNET}joint_blocks.": "SD 3, which has no UNet",
+    f"{UNET}double_blocks.": "Flux, which has no UNet",
+    "joint_blocks.": "SD 3, which has no UNet",
+    "double_blocks.": "Flux, which has no UNet",
+}
+"""Start of a key -> the model it belongs to."""
+
+_NEVER_READ = {
+    VAE: ("decoder.", "post_quant_conv.", "loss.", "model_ema."),
+    OPEN_CLIP: ("text_projection", "logit_scale", "attn_mask"),
+}
+"""Prefix -> continuations of keys whose tensors the method does not use."""
+
+_BUFFER = "embeddings.position_ids"
+"""End of the key of a constant, 0, 1, 2, ..., which old versions of transformers saved."""
+
+
+def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
+    """Describe a single-file checkpoint.
+
+    Args:
+        file: .safetensors, .ckpt, ...
+        prediction: of the UNet; None for SD 1.x, where all models predict the noise.
+
+    Raises:
+        InputError: the file cannot be read, belongs to another model, lacks a part or a tensor, or does not
+            determine what its UNet predicts.
+    """
+    shapes = Shapes(file, read_checkpoint(file).tensors)
+    _refuse_other_models(shapes)
+    _check_parts(shapes)
+    configs = infer_configs(shapes, prediction)
+    weights = {
+        "text_encoder": _text_weights(shapes, configs),
+        "vae": Weights(
+            file=file,
+            build=partial(build_vae, configs),
+            keys=_prefixed(VAE, vae_keys),
+            belongs=_belongs_to(VAE),
+        ),
+        "unet": Weights(
+            file=file,
+            build=partial(build_unet, configs),
+            keys=_prefixed(UNET, partial(unet_keys, layers_per_block=configs.unet["layers_per_block"])),
+            belongs=_belongs_to(UNET),
+        ),
+    }
+    return FoundModel(configs=configs, weights=weights)
+
+
+def infer_configs(shapes: Shapes, prediction: Prediction | None) -> DiffusionConfigs:
+    """Infer the sizes of the model in a file.
+
+    Raises:
+        InputError: a tensor is missing, or it is not known what the UNet predicts.
+    """
+    second_generation = ldm_sizes.is_open_clip(shapes)
+    configs = DiffusionConfigs(
+        text=ldm_sizes.text_config(shapes),
+        vae=ldm_sizes.vae_config(shapes),
+        unet=ldm_sizes.unet_config(shapes),
+        prediction=choose_prediction(None, prediction, shapes.file, second_generation=second_generation),
+        padding="end",
+    )
+    return replace(configs, padding="zero") if second_generation else configs
+
+
+def _text_weights(shapes: Shapes, configs: DiffusionConfigs) -> Weights:
+    build = partial(build_text_encoder, configs)
+    if not ldm_sizes.is_open_clip(shapes):
+        keys = _prefixed(ldm_sizes.text_prefix(shapes), _without_tower)
+        return Weights(file=shapes.file, build=build, keys=keys, belongs=_belongs_to(TEXT))
+    unused = f"{OPEN_CLIP}transformer.resblocks.{configs.text['num_hidden_layers']}."
+    belongs = _belongs_to(OPEN_CLIP)
+    return Weights(
+        file=shapes.file,
+        build=build,
+        keys=_prefixed(OPEN_CLIP, open_clip_keys),
+        belongs=lambda key: belongs(key) and not key.startswith(unused),
+    )
+
+
+def _belongs_to(prefix: str) -> Callable[[str], bool]:
+    never = tuple(f"{prefix}{rest}" for rest in _NEVER_READ.get(prefix, ()))
+    return lambda key: key.startswith(prefix) and not key.startswith(never) and not key.endswith(_BUFFER)
+
+
+def _prefixed(
+    prefix: str, keys: Callable[[Sequence[str]], Mapping[str, str]]
+) -> Callable[[Sequence[str], Collection[str]], Mapping[str, str]]:
+    return lambda names, _: {name: f"{prefix}{key}" for name, key in keys(names).items()}
+
+
+def _without_tower(names: Sequence[str]) -> Mapping[str, str]:
+    return {name: name.removeprefix(ldm_sizes.TEXT_TOWER) for name in names}
+
+
+def _refuse_other_models(shapes: Shapes) -> None:
+    for start, whose in _OTHER_MODELS.items():
+        key = next((key for key in shapes.tensors if key.startswith(start)), None)
+        if key is not None:
+            raise InputError(
+                f"{shapes.file}: tensor {key} belongs to {whose}; use a checkpoint of Stable Diffusion 1.x "
+                "or 2.x"
+            )
+
+
+def _check_parts(shapes: Shapes) -> None:
+    parts = (("UNet", (UNET,)), ("VAE", (VAE,)), ("text encoder", (TEXT, OPEN_CLIP)))
+    for part, prefixes in parts:
+        if not shapes.any_below(*prefixes):
+            raise InputError(
+                f"{shapes.file} holds no {part}: no key starts with {' or '.join(prefixes)}; use a file with "
+                "all parts in Stable Diffusion's original layout, or a diffusers folder"
+            )
+
 
 _UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0",
@@ -72,10 +188,11 @@ _PROJECTION = re.compile(r"self_attn\.[qkv]_proj\.(weight|bias)")
 
 
 def unet_keys(names: Sequence[str], layers_per_block: int) -> Mapping[str, str]:
-    """Keys of a UNet2DConditionModel's tensors.
+    """Return the keys of a UNet2DConditionModel's tensors.
 
-    The original numbers its blocks through. A level is `layers_per_block` residual blocks and a downsampling
-    on the way down, and one residual block more on the way up, where the last block ends with the upsampling.
+    The original numbers all blocks consecutively. A level is `layers_per_block` residual blocks and a
+    downsampling on the way down, and one residual block more on the way up, where the last block ends with
+    the upsampling.
     """
     attended = {name.partition(".attentions.")[0] for name in names if ".attentions." in name}
     return {name: _unet_key(name, layers_per_block + 1, attended) for name in names}
@@ -89,7 +206,7 @@ def _unet_key(name: str, stride: int, attended: set[str]) -> str:
         return f"middle_block.{position}.{_unet_part(kind, rest)}"
     block = _UNET_BLOCK.fullmatch(name)
     if not block:
-        return _replaced(name, _UNET_ENDS)
+        return _rename_module(name, _UNET_ENDS)
     way, level, kind, index, rest = block.groups()
     first = int(level) * stride
     if kind == "downsamplers":
@@ -107,11 +224,11 @@ def _output(first: int, index: str) -> str:
 
 
 def _unet_part(kind: str, rest: str) -> str:
-    return _replaced(rest, _UNET_RESNET) if kind == "resnets" else rest
+    return _rename_module(rest, _UNET_RESNET) if kind == "resnets" else rest
 
 
 def vae_keys(names: Sequence[str]) -> Mapping[str, str]:
-    """Keys of an AutoencoderKL's encoder and quant_conv."""
+    """Return the keys of the tensors of an AutoencoderKL's encoder and quant_conv."""
     return {name: _vae_key(name) for name in names}
 
 
@@ -120,11 +237,11 @@ def _vae_key(name: str) -> str:
     if middle:
         kind, index, rest = middle.groups()
         if kind == "attentions":
-            return f"encoder.mid.attn_{int(index) + 1}.{_replaced(rest, _VAE_ATTENTION)}"
+            return f"encoder.mid.attn_{int(index) + 1}.{_rename_module(rest, _VAE_ATTENTION)}"
         return f"encoder.mid.block_{int(index) + 1}.{_vae_resnet(rest)}"
     block = _VAE_BLOCK.fullmatch(name)
     if not block:
-        return _replaced(name, _VAE_ENDS)
+        return _rename_module(name, _VAE_ENDS)
     level, kind, index, rest = block.groups()
     if kind == "downsamplers":
         return f"encoder.down.{level}.downsample.{rest}"
@@ -136,7 +253,7 @@ def _vae_resnet(rest: str) -> str:
 
 
 def open_clip_keys(names: Sequence[str]) -> Mapping[str, str]:
-    """Keys of a CLIPTextModel's tensors in open_clip's text tower; three names may share one key."""
+    """Return the keys of a CLIPTextModel's tensors in open_clip's tower; three names may share one key."""
     return {name: _open_clip_key(name.removeprefix("text_model.")) for name in names}
 
 
@@ -146,133 +263,11 @@ def _open_clip_key(name: str) -> str:
         return _OPEN_CLIP_ENDS.get(name, name.replace("final_layer_norm.", "ln_final."))
     index, rest = block.groups()
     projection = _PROJECTION.fullmatch(rest)
-    part = f"attn.in_proj_{projection[1]}" if projection else _replaced(rest, _OPEN_CLIP_LAYER)
+    part = f"attn.in_proj_{projection[1]}" if projection else _rename_module(rest, _OPEN_CLIP_LAYER)
     return f"transformer.resblocks.{index}.{part}"
 
 
-def _replaced(name: str, parts: Mapping[str, str]) -> str:
-    """The name with the module part in front of `.weight` or `.bias` renamed, if it has another name."""
+def _rename_module(name: str, parts: Mapping[str, str]) -> str:
+    """Replace the module in front of `.weight` or `.bias` if `parts` has another name for it."""
     module, _, last = name.rpartition(".")
     return f"{parts.get(module, module)}.{last}"
-
-
-_OTHER_MODELS = {
-    "conditioner.embedders.": "SDXL, which has two text encoders",
-    f"{UNET}label_emb.": "SDXL or a class-conditional model, whose UNet wants more than a text",
-    f"{UNET}joint_blocks.": "SD 3, which has no UNet",
-    f"{UNET}double_blocks.": "Flux, which has no UNet",
-    "joint_blocks.": "SD 3, which has no UNet",
-    "double_blocks.": "Flux, which has no UNet",
-}
-"""Start of a key -> whose it is."""
-
-_NEVER_READ = {
-    VAE: ("decoder.", "post_quant_conv.", "loss.", "model_ema."),
-    OPEN_CLIP: ("text_projection", "logit_scale", "attn_mask"),
-}
-"""Prefix -> what follows it in tensors the method has no use for."""
-
-_BUFFER = "embeddings.position_ids"
-"""0, 1, 2, ...: a constant that old versions of transformers saved."""
-
-
-def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
-    """Describe a single-file checkpoint.
-
-    Args:
-        file: .safetensors, .ckpt, ...
-        prediction: of the UNet; None where it is the one all models of that make have.
-
-    Raises:
-        InputError: the file cannot be read, is another model's, lacks a part or a tensor, or leaves open what
-            its UNet predicts.
-    """
-    tensors = read_checkpoint(file).tensors
-    shapes = Shapes(file, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    _refuse_other_models(shapes)
-    _check_parts(shapes)
-    configs = infer_configs(shapes, prediction)
-    weights = {
-        "text_encoder": _text_weights(shapes, configs),
-        "vae": Weights(
-            file=file,
-            build=partial(build_vae, configs),
-            keys=_behind(VAE, ldm_keys.vae_keys),
-            belongs=_wanted(VAE),
-        ),
-        "unet": Weights(
-            file=file,
-            build=partial(build_unet, configs),
-            keys=_behind(
-                UNET, partial(ldm_keys.unet_keys, layers_per_block=configs.unet["layers_per_block"])
-            ),
-            belongs=_wanted(UNET),
-        ),
-    }
-    return FoundModel(configs=configs, weights=weights)
-
-
-def infer_configs(shapes: Shapes, prediction: Prediction | None) -> DiffusionConfigs:
-    """The sizes of the model in a file.
-
-    Raises:
-        InputError: a tensor is missing, or it cannot be told what the UNet predicts.
-    """
-    second_generation = ldm_sizes.is_open_clip(shapes)
-    configs = DiffusionConfigs(
-        text=ldm_sizes.text_config(shapes),
-        vae=ldm_sizes.vae_config(shapes),
-        unet=ldm_sizes.unet_config(shapes),
-        prediction=told_prediction(prediction, shapes.file, second_generation=second_generation),
-        padding="end",
-    )
-    return replace(configs, padding="zero") if second_generation else configs
-
-
-def _text_weights(shapes: Shapes, configs: DiffusionConfigs) -> Weights:
-    build = partial(build_text_encoder, configs)
-    if not ldm_sizes.is_open_clip(shapes):
-        keys = _behind(ldm_sizes.text_prefix(shapes), _without_tower)
-        return Weights(file=shapes.file, build=build, keys=keys, belongs=_wanted(TEXT))
-    unused = f"{OPEN_CLIP}transformer.resblocks.{configs.text['num_hidden_layers']}."
-    wanted = _wanted(OPEN_CLIP)
-    return Weights(
-        file=shapes.file,
-        build=build,
-        keys=_behind(OPEN_CLIP, ldm_keys.open_clip_keys),
-        belongs=lambda key: wanted(key) and not key.startswith(unused),
-    )
-
-
-def _wanted(prefix: str) -> Callable[[str], bool]:
-    never = tuple(f"{prefix}{rest}" for rest in _NEVER_READ.get(prefix, ()))
-    return lambda key: key.startswith(prefix) and not key.startswith(never) and not key.endswith(_BUFFER)
-
-
-def _behind(
-    prefix: str, keys: Callable[[Sequence[str]], Mapping[str, str]]
-) -> Callable[[Sequence[str], Collection[str]], Mapping[str, str]]:
-    return lambda names, _: {name: f"{prefix}{key}" for name, key in keys(names).items()}
-
-
-def _without_tower(names: Sequence[str]) -> Mapping[str, str]:
-    return {name: name.removeprefix(ldm_sizes.TEXT_TOWER) for name in names}
-
-
-def _refuse_other_models(shapes: Shapes) -> None:
-    for start, whose in _OTHER_MODELS.items():
-        key = next((key for key in shapes.by_key if key.startswith(start)), None)
-        if key is not None:
-            raise InputError(
-                f"{shapes.file}: {key} belongs to {whose}; use a checkpoint of Stable Diffusion 1.x or 2.x"
-            )
-
-
-def _check_parts(shapes: Shapes) -> None:
-    parts = (("UNet", (UNET,)), ("VAE", (VAE,)), ("text encoder", (TEXT, OPEN_CLIP)))
-    for part, prefixes in parts:
-        if not any(key.startswith(prefixes) for key in shapes.by_key):
-            raise InputError(
-                f"{shapes.file} holds no {part}: no key starts with {' or '.join(prefixes)}; use a file with "
-                "all parts in Stable Diffusion's original layout, or a diffusers folder"
-            )

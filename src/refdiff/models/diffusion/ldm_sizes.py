@@ -1,65 +1,35 @@
-"""The sizes of a Stable Diffusion model, read off the shapes in a file of the original layout.
+"""The sizes of a Stable Diffusion model, inferred from the shapes in a file of the original layout.
 
-In: key -> shape. Out: configs. Nothing tells the number of groups (always 32 here) or of heads; the heads go
-by generation, as published: 8 where `proj_in` is a convolution (SD 1.x), 64 channels each where it is linear
-(SD 2.x).
+In: shapes by key. Out: configs. The shapes do not determine the number of groups (always 32 here) nor of
+heads: those follow the published generations, 8 heads where `proj_in` is a convolution (SD 1.x), heads of 64
+channels where it is linear (SD 2.x).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from refdiff.errors import InputError
 from refdiff.models.diffusion.sizes import Config
 from refdiff.models.diffusion.taps import CROSS_DOWN, CROSS_MID, CROSS_UP
+from refdiff.models.shapes import Shapes
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer."
 TEXT_TOWER = "text_model."
-"""Behind `TEXT` in the original files; left out by tools that wrote them with newer transformers."""
+"""Follows `TEXT` in the original files, but not in those written with newer transformers."""
 OPEN_CLIP = "cond_stage_model.model."
 
 HEADS_SD1 = 8
 HEAD_WIDTH = 64
-"""Of SD 2.x's UNet, and of every CLIP text tower up to ViT-H. Source: v2-inference.yaml; openai/CLIP."""
+"""Channels per head of SD 2.x's UNet and of CLIP text towers. Source: v2-inference.yaml; openai/CLIP."""
 
 UNUSED_TOWER_LAYERS = 1
 """SD 2.x reads the penultimate layer of its text tower. Source: v2-inference.yaml, `layer: "penultimate"`."""
 TRIMMED_TOWER = 23
-"""Blocks of SD 2.x's tower in files that diffusers' script wrote: the unused one is gone already."""
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """A file's shapes; a missing one is an error that names file and key."""
-
-    file: Path
-    by_key: Mapping[str, tuple[int, ...]]
-
-    def shape(self, key: str, axes: int) -> tuple[int, ...]:
-        """The shape at `key`, which has to have so many axes.
-
-        Raises:
-            InputError: it is missing, or has more or fewer.
-        """
-        found = self.by_key.get(key)
-        if found is None:
-            raise InputError(f"{self.file}: tensor {key} is missing; use a complete checkpoint")
-        if len(found) != axes:
-            raise InputError(
-                f"{self.file}: {key} has shape {list(found)}, expected {axes} axes; this is not a known "
-                "architecture"
-            )
-        return found
-
-    def count(self, prefix: str) -> int:
-        """How many children `prefix`0, `prefix`1, ... there are, up to the last."""
-        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        return max((int(found[1]) + 1 for key in self.by_key if (found := pattern.match(key))), default=0)
+"""Blocks of SD 2.x's tower in files that diffusers' script wrote, without the unused one."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +40,10 @@ class _Level:
 
 
 def unet_config(shapes: Shapes) -> Config:
-    """Of UNet2DConditionModel.
+    """Infer the arguments of UNet2DConditionModel.
 
     Raises:
-        InputError: a tensor is missing, or the levels are not of one make.
+        InputError: a tensor is missing, or the levels differ in their number of blocks.
     """
     levels = _levels(shapes)
     if len({level.layers for level in levels}) != 1:
@@ -85,8 +55,8 @@ def unet_config(shapes: Shapes) -> Config:
     attended = [level.attended for level in levels]
     widths = tuple(level.channels for level in levels)
     first = _first_attention(shapes)
-    linear = len(shapes.by_key[f"{first}proj_in.weight"]) == 2
-    middle = any(key.startswith(f"{UNET}middle_block.") for key in shapes.by_key)
+    linear = len(shapes.tensors[f"{first}proj_in.weight"].shape) == 2
+    middle = shapes.any_below(f"{UNET}middle_block.")
     return {
         "in_channels": shapes.shape(f"{UNET}input_blocks.0.0.weight", 4)[1],
         "out_channels": shapes.shape(f"{UNET}out.2.weight", 4)[0],
@@ -102,11 +72,11 @@ def unet_config(shapes: Shapes) -> Config:
 
 
 def _levels(shapes: Shapes) -> list[_Level]:
-    """The way down: levels are the runs of residual blocks between the downsamplings."""
+    """Return the levels on the way down: runs of residual blocks between downsamplings."""
     runs: list[list[str]] = [[]]
-    for index in range(1, shapes.count(f"{UNET}input_blocks.")):
+    for index in range(1, shapes.count(f"{UNET}input_blocks")):
         block = f"{UNET}input_blocks.{index}."
-        if any(key.startswith(f"{block}0.op.") for key in shapes.by_key):
+        if shapes.any_below(f"{block}0.op."):
             runs.append([])
         else:
             runs[-1].append(block)
@@ -117,14 +87,14 @@ def _level(shapes: Shapes, blocks: list[str]) -> _Level:
     if not blocks:
         return _Level(0, 0, attended=False)
     channels = shapes.shape(f"{blocks[0]}0.out_layers.3.weight", 4)[0]
-    attended = any(key.startswith(f"{blocks[0]}1.") for key in shapes.by_key)
+    attended = shapes.any_below(f"{blocks[0]}1.")
     return _Level(channels, len(blocks), attended)
 
 
 def _first_attention(shapes: Shapes) -> str:
-    """The key prefix of the first transformer on the way down, `...input_blocks.1.1.` for instance."""
+    """Return the key prefix of the first transformer on the way down, such as `...input_blocks.1.1.`."""
     pattern = re.compile(re.escape(UNET) + r"input_blocks\.\d+\.1\.(?=proj_in\.weight$)")
-    found = min((match[0] for key in shapes.by_key if (match := pattern.match(key))), default=None)
+    found = min((match[0] for key in shapes.tensors if (match := pattern.match(key))), default=None)
     if found is None:
         raise InputError(
             f"{shapes.file}: no key {UNET}input_blocks.N.1.proj_in.weight, expected a UNet with "
@@ -134,32 +104,32 @@ def _first_attention(shapes: Shapes) -> str:
 
 
 def vae_config(shapes: Shapes) -> Config:
-    """Of AutoencoderKL.
+    """Infer the arguments of AutoencoderKL.
 
     Raises:
         InputError: a tensor is missing.
     """
-    down = f"{VAE}encoder.down."
+    down = f"{VAE}encoder.down"
     levels = shapes.count(down)
-    widths = (shapes.shape(f"{down}{level}.block.0.conv2.weight", 4)[0] for level in range(levels))
+    widths = (shapes.shape(f"{down}.{level}.block.0.conv2.weight", 4)[0] for level in range(levels))
     return {
         "in_channels": shapes.shape(f"{VAE}encoder.conv_in.weight", 4)[1],
         "out_channels": 3,  # of the decoder, which is not built
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": tuple(widths),
-        "layers_per_block": max(1, shapes.count(f"{down}0.block.")),
+        "layers_per_block": max(1, shapes.count(f"{down}.0.block")),
         "latent_channels": shapes.shape(f"{VAE}quant_conv.weight", 4)[0] // 2,
     }
 
 
 def is_open_clip(shapes: Shapes) -> bool:
-    """Whether the text encoder is open_clip's, as in SD 2.x, and not transformers', as in SD 1.x."""
-    return any(key.startswith(OPEN_CLIP) for key in shapes.by_key)
+    """Return whether the text encoder is open_clip's (SD 2.x), not transformers' (SD 1.x)."""
+    return shapes.any_below(OPEN_CLIP)
 
 
 def text_config(shapes: Shapes) -> Config:
-    """Of CLIPTextConfig.
+    """Infer the arguments of CLIPTextConfig.
 
     Raises:
         InputError: a tensor is missing.
@@ -174,7 +144,7 @@ def text_config(shapes: Shapes) -> Config:
         first = f"{base}encoder.layers.0.mlp.fc1.weight"
         rows, width = shapes.shape(f"{base}embeddings.token_embedding.weight", 2)
         positions = shapes.shape(f"{base}embeddings.position_embedding.weight", 2)[0]
-        layers, activation = shapes.count(f"{base}encoder.layers."), "quick_gelu"
+        layers, activation = shapes.count(f"{base}encoder.layers"), "quick_gelu"
     return {
         "vocab_size": rows,
         "hidden_size": width,
@@ -188,12 +158,12 @@ def text_config(shapes: Shapes) -> Config:
 
 
 def text_prefix(shapes: Shapes) -> str:
-    """What stands before the text encoder's names in the transformers layout."""
+    """Return the prefix of the text encoder's keys in the transformers layout."""
     nested = f"{TEXT}{TEXT_TOWER}"
-    return nested if any(key.startswith(nested) for key in shapes.by_key) else TEXT
+    return nested if shapes.any_below(nested) else TEXT
 
 
 def used_blocks(shapes: Shapes) -> int:
-    """How many blocks of open_clip's text tower are read."""
-    blocks = shapes.count(f"{OPEN_CLIP}transformer.resblocks.")
+    """Return how many blocks of open_clip's text tower are used."""
+    blocks = shapes.count(f"{OPEN_CLIP}transformer.resblocks")
     return blocks if blocks == TRIMMED_TOWER else max(1, blocks - UNUSED_TOWER_LAYERS)

@@ -1,8 +1,8 @@
-"""The sizes of a Stable Diffusion model in the words of its classes, and the modules built from them.
+"""The sizes of a Stable Diffusion model as arguments of its classes, and the modules built from them.
 
-In: configs, read from a checkpoint or one of the constants here. Out: modules with fresh weights. What
-changes neither a tensor's shape nor a result in float32 (the training picture's side, upcasts) is left out of
-a config, so that two checkpoints of one architecture have equal configs.
+In: configs, read from a checkpoint or one of the constants here. Out: modules with random weights. Fields
+that change neither a tensor's shape nor a result in float32 (the training image's side, upcasts) are not part
+of a config, so that two checkpoints of one architecture have equal configs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXT_FIELDS = (
     "hidden_act",
     "layer_norm_eps",
 )
-"""Of transformers' CLIPTextConfig: what `DiffusionConfigs.text` holds."""
+"""Fields of transformers' CLIPTextConfig in `DiffusionConfigs.text`."""
 
 VAE_FIELDS = (
     "in_channels",
@@ -56,31 +56,31 @@ UNET_FIELDS = (
     "attention_head_dim",
     "use_linear_projection",
 )
-"""Of UNet2DConditionModel: what `DiffusionConfigs.unet` holds at least."""
+"""Fields of UNet2DConditionModel that `DiffusionConfigs.unet` always has."""
 
 SCALING_FACTOR = 0.18215
 """Of the VAE of SD 1.x and 2.x. Source: CompVis/stable-diffusion, v1-inference.yaml; METHOD §4.2."""
 
 BETAS = (0.00085, 0.0120)
-"""First and last, of SD 1.x and 2.x. Source: the same; METHOD §4.3."""
+"""First and last beta of SD 1.x and 2.x. Source: the same; METHOD §4.3."""
 
 TRAIN_TIMESTEPS = 1000
 """Source: the same."""
 
 UNUSED_IDS: Config = MappingProxyType({"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1})
-"""Published with SD 1.5 and 2.1. Only the pooled output, which nobody reads, depends on them."""
+"""Published with SD 1.5 and 2.1. Only the pooled output depends on them, which is not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfigs:
-    """One Stable Diffusion model: its three modules, and what its weights do not show."""
+    """One Stable Diffusion model: the sizes of its modules, and settings that its weights do not show."""
 
     text: Config
-    """Of CLIPTextConfig: `TEXT_FIELDS`."""
+    """Arguments of CLIPTextConfig: `TEXT_FIELDS`."""
     vae: Config
-    """Of AutoencoderKL: `VAE_FIELDS`, and whatever differs from that class's defaults."""
+    """Arguments of AutoencoderKL: `VAE_FIELDS`, and those that differ from the class's defaults."""
     unet: Config
-    """Of UNet2DConditionModel: `UNET_FIELDS`, and whatever differs from that class's defaults."""
+    """Arguments of UNet2DConditionModel: `UNET_FIELDS`, and those that differ from the class's defaults."""
     prediction: Prediction
     padding: Padding
     scaling_factor: float = SCALING_FACTOR
@@ -159,12 +159,12 @@ Source: the config files of stable-diffusion-2-1.
 
 
 def build_text_encoder(configs: DiffusionConfigs) -> CLIPTextModel:
-    """The text encoder, with fresh weights (none on the meta device)."""
+    """Build the text encoder, with random weights."""
     return CLIPTextModel(CLIPTextConfig(**configs.text, **UNUSED_IDS))
 
 
 def build_vae(configs: DiffusionConfigs) -> AutoencoderKL:
-    """The autoencoder without its decoder, which the method never needs; with fresh weights."""
+    """Build the autoencoder without its decoder, which the method never uses; with random weights."""
     vae: Any = AutoencoderKL(**configs.vae, scaling_factor=configs.scaling_factor)
     vae.decoder = nn.Identity()
     vae.post_quant_conv = nn.Identity()
@@ -172,5 +172,5 @@ def build_vae(configs: DiffusionConfigs) -> AutoencoderKL:
 
 
 def build_unet(configs: DiffusionConfigs) -> UNet2DConditionModel:
-    """The denoiser, with fresh weights."""
+    """Build the denoiser, with random weights."""
     return UNet2DConditionModel(**configs.unet)

@@ -1,6 +1,6 @@
-"""What the runtime has to know of a Stable Diffusion model: its taps and its cut, from its configs.
+"""The tapped layers of a Stable Diffusion model, and where its UNet is cut, from its configs.
 
-In: configs and the picture's side. Out: a `DiffusionSpec`, or why this model cannot be used.
+In: configs and the image's side. Out: a `DiffusionSpec`, or why this model cannot be used.
 """
 
 from __future__ import annotations
@@ -39,16 +39,15 @@ _OTHER_LATENTS = ("shift_factor", "latents_mean", "latents_std")
 def diffusion_spec(
     configs: DiffusionConfigs, image_size: int, *, whose: str = "this diffusion model"
 ) -> DiffusionSpec:
-    """The sizes the runtime, the reference and the exporter read.
+    """Return the sizes that the runtime, the reference and the exporter read.
 
     Args:
         configs: of the model.
-        image_size: side in px of the square picture.
-        whose: the configs are, for messages.
+        image_size: side in px of the square image.
+        whose: the model's name, for messages.
 
     Raises:
-        InputError: the method cannot use such a model, or some level of its UNet would not be whole at this
-            side.
+        InputError: the method cannot use such a model, or the side is no multiple of its coarsest cell.
     """
     check_configs(configs, whose)
     factor = 2 ** (len(configs.vae["block_out_channels"]) - 1)
@@ -83,25 +82,25 @@ def diffusion_spec(
 
 
 def check_configs(configs: DiffusionConfigs, whose: str) -> None:
-    """Refuse a model the method has no words for.
+    """Refuse a model that the method does not support.
 
     Args:
         configs: of the model.
-        whose: they are, for messages.
+        whose: the model's name, for messages.
 
     Raises:
-        InputError: it needs inputs the method does not have, or its modules do not fit each other.
+        InputError: it needs inputs that the method does not have, or its modules do not fit together.
     """
     for found, advice in _objections(configs):
         raise InputError(f"{whose} {found}; {advice}")
 
 
 def _objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:
-    """What is wrong, and what to do; each item may rely on the ones before it being absent."""
+    """Yield what is wrong, and what to do; each check relies on the ones before it."""
     advice = "use a text-to-image model of Stable Diffusion 1.x or 2.x"
     unet, vae, text = configs.unet, configs.vae, configs.text
-    yield from _uneven("UNet", unet)
-    yield from _uneven("VAE", vae)
+    yield from _level_objections("UNet", unet)
+    yield from _level_objections("VAE", vae)
     for field in (*_EXTRA_INPUTS, *_OTHER_ATTENTION):
         if unet.get(field):
             yield f"has a UNet with {field} = {unet[field]!r} (SDXL, an upscaler?), expected none", advice
@@ -113,7 +112,7 @@ def _objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:
     if len(set(channels)) != 1:
         yield (
             f"has a UNet of {channels[0]} input channels, expected the VAE's {channels[2]} and as many "
-            f"outputs (got {channels[1]}): inpainting, depth and upscaling models take a second picture",
+            f"outputs (got {channels[1]}): inpainting, depth and upscaling models take a second image",
             advice,
         )
     if text["max_position_embeddings"] != CONTEXT_LENGTH:
@@ -129,8 +128,8 @@ def _objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:
         )
 
 
-def _uneven(module: str, config: Config) -> Iterator[tuple[str, str]]:
-    """Levels that are not all described."""
+def _level_objections(module: str, config: Config) -> Iterator[tuple[str, str]]:
+    """Yield a complaint if the fields describe different numbers of levels."""
     blocks = {field: config[field] for field in ("block_out_channels", "down_block_types", "up_block_types")}
     layers = config["layers_per_block"]
     if isinstance(layers, tuple):
@@ -160,7 +159,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _tapped_layers(unet: Config) -> Iterator[str]:
-    """Every cross-attention on the tapped level's grid, in the UNet's order of execution."""
+    """Yield the cross-attentions on the tapped level's grid, in the UNet's order of execution."""
     levels = len(unet["block_out_channels"])
     if levels <= TAPPED_LEVEL:
         return

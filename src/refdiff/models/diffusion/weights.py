@@ -1,8 +1,6 @@
-"""What a UNet predicts, where its checkpoint or the caller says it, and where nobody does.
+"""The tensors of each module of a Stable Diffusion model in its checkpoint files.
 
-One module of a Stable Diffusion model in a checkpoint file: which of its tensors, under which keys.
-
-The readers of the layouts describe a module by a `Weights`; loading it is the same for all of them.
+The readers of the layouts describe each module by a `Weights`; checking and loading it is the same for all.
 """
 
 from __future__ import annotations
@@ -17,33 +15,39 @@ from torch import nn
 
 from refdiff.contracts.spec import Prediction
 from refdiff.errors import InputError
+from refdiff.models.checkpoint import read_checkpoint
 from refdiff.models.configs import one_line
 from refdiff.models.diffusion.sizes import DiffusionConfigs
-from refdiff.models.files import read_checkpoint
-from refdiff.models.fitting import check_kinds, fitted, stand_ins
+from refdiff.models.fitting import check_dtypes, fit_module, make_stand_ins
 
 
-def told_prediction(told: Prediction | None, file: Path, *, second_generation: bool) -> Prediction:
-    """What was told, or what all models of the first generation predict: the noise.
+def choose_prediction(
+    stated: Prediction | None, asked: Prediction | None, file: Path, *, second_generation: bool
+) -> Prediction:
+    """Return what the UNet predicts.
 
     Args:
-        told: by the checkpoint or the caller; None where neither says.
-        file: that does not say, for messages.
-        second_generation: whether the model is of Stable Diffusion 2.x, which was published with either.
+        stated: by the checkpoint, if it states it.
+        asked: by the caller, if given.
+        file: that states it or not, for messages.
+        second_generation: whether the model is of Stable Diffusion 2.x, which was published with either;
+            every model of the first generation predicts the noise.
 
     Raises:
-        InputError: nobody tells, and the model may predict either.
+        InputError: checkpoint and caller contradict each other, or neither decides.
     """
-    if told is None and second_generation:
+    if stated is not None and asked not in (None, stated):
+        raise InputError(f"got prediction {asked}, but {file} says {stated}; leave the option out")
+    if stated is None and asked is None and second_generation:
         raise InputError(
-            f"{file} is of Stable Diffusion 2.x and does not tell what the UNet predicts; "
-            "say it: --prediction epsilon (the 512 px base models) or --prediction v_prediction (768 px)"
+            f"{file} is of Stable Diffusion 2.x and does not state what the UNet predicts; pass "
+            "--prediction epsilon (the 512 px base models) or --prediction v_prediction (768 px)"
         )
-    return told or "epsilon"
+    return stated or asked or "epsilon"
 
 
 Keys = Callable[[Sequence[str], Collection[str]], Mapping[str, str]]
-"""From a module's names of its tensors, and the keys a file has, to the key of each name."""
+"""From a module's tensor names and a file's keys to the key of each name."""
 
 _STACKED = (".in_proj_weight", ".in_proj_bias")
 """Torch's MultiheadAttention keeps its three projections in one tensor."""
@@ -51,33 +55,33 @@ _PROJECTIONS = {".q_proj.": 0, ".k_proj.": 1, ".v_proj.": 2}
 
 
 def same_keys(names: Sequence[str], present: Collection[str]) -> Mapping[str, str]:  # noqa: ARG001 - a `Keys`
-    """For a file that calls its tensors what the module does."""
+    """Return the names themselves, for a file that uses the module's."""
     return {name: name for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where a module's tensors are."""
+    """Where a module's tensors are, and how to build it."""
 
     file: Path
     """A checkpoint, or the index of its shards."""
     build: Callable[[], nn.Module]
     sized_by: Path | None = None
-    """The file that states the sizes; None where the tensors show them."""
+    """The file that states the sizes; None if they are inferred from the tensors."""
     keys: Keys = same_keys
     belongs: Callable[[str], bool] = bool
-    """Of a key in the file: whether it has to find its place in the module."""
+    """Whether the tensor under a key is part of the module."""
 
     def load(self) -> nn.Module:
-        """The module in float32, eval mode, without gradients.
+        """Read the module: float32, in eval mode, without gradients.
 
         Raises:
             InputError: the file cannot be read, or its tensors are not those of the module.
         """
-        return self._fitted(read_checkpoint(self.file).tensors)
+        return self._fit(read_checkpoint(self.file).tensors)
 
     def check(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Refuse, without reading a weight, what `load` would refuse: names, shapes and kinds.
+        """Refuse what `load` would refuse for its names, shapes or dtypes, without reading a weight.
 
         Args:
             tensors: of `file`.
@@ -85,17 +89,17 @@ class Weights:
         Raises:
             InputError: the tensors are not those of the module.
         """
-        self._fitted(stand_ins({key: tensor for key, tensor in tensors.items() if self.belongs(key)}))
+        self._fit(make_stand_ins({key: tensor for key, tensor in tensors.items() if self.belongs(key)}))
 
-    def _fitted(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    def _fit(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         own = {key: tensor for key, tensor in tensors.items() if self.belongs(key)}
-        check_kinds(own, self.file)
+        check_dtypes(own, self.file)
         module = self._empty()
         keys = self.keys(tuple(module.state_dict()), own)
         placed = {name: _piece(own[key], name, key) for name, key in keys.items() if key in own}
         used = set(keys.values())
         surplus = {key: tensor for key, tensor in own.items() if key not in used}
-        return fitted(
+        return fit_module(
             lambda: module, surplus | placed, file=self.file, written_as=lambda name: keys.get(name, name)
         )
 
@@ -103,7 +107,7 @@ class Weights:
         try:
             with init_empty_weights(include_buffers=False):
                 return self.build()
-        except Exception as error:  # of whatever class the first line that cannot use a size raises
+        except Exception as error:  # its class depends on the line that cannot use a size
             raise InputError(
                 f"{self.sized_by or self.file}: no module can be built of these sizes ({one_line(error)}); "
                 "use a checkpoint of a known architecture"
@@ -111,7 +115,7 @@ class Weights:
 
 
 def _piece(tensor: torch.Tensor, name: str, key: str) -> torch.Tensor:
-    """A file's tensor as the module wants it: a view, never a copy."""
+    """Return a file's tensor as the module needs it: a view, never a copy."""
     if key.endswith(_STACKED):
         part = next(index for marker, index in _PROJECTIONS.items() if marker in name)
         rows = len(tensor) // 3
@@ -123,7 +127,8 @@ def _piece(tensor: torch.Tensor, name: str, key: str) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundModel:
-    """What a reader of a layout returns: sizes, and component -> where its weights are."""
+    """Result of a layout's reader."""
 
     configs: DiffusionConfigs
     weights: Mapping[str, Weights]
+    """By component."""

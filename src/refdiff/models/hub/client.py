@@ -31,6 +31,7 @@ from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.progress import Progress
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
+from refdiff.models.configs import first_line
 from refdiff.models.hub.folder import HubFile, Listing, UnreachableError, hub_address
 from refdiff.models.hub.names import check_inside, is_hidden
 
@@ -237,14 +238,14 @@ def _translate_errors(what: str) -> Iterator[None]:
         raise _refusal(what, error) from error
     except (HTTP_ERROR, ConnectionError) as error:
         raise UnreachableError(
-            f"cannot reach the hub at {hub_address()} for {what} ({_first_line(error)}); run it again with a "
+            f"cannot reach the hub at {hub_address()} for {what} ({first_line(error)}); run it again with a "
             "network, and what was downloaded so far is kept"
         ) from error
     except OSError as error:
         raise _disk_refusal(what, error) from error
     except (ValueError, KeyError, TypeError) as error:  # an answer in another format than the hub's
         raise UnreachableError(
-            f"what answers at {hub_address()} for {what} is no hub ({_first_line(error)}); check "
+            f"what answers at {hub_address()} for {what} is no hub ({first_line(error)}); check "
             "HF_ENDPOINT, the proxy, or the network's login page"
         ) from error
 
@@ -261,24 +262,20 @@ def _refusal(what: str, error: Exception) -> RefdiffError:
     if isinstance(error, RepositoryNotFoundError):
         return InputError(f"the hub knows no model {what}, or it is private; look at {page}, or log in")
     if isinstance(error, (EntryNotFoundError, HFValidationError)) or status == 404:
-        return InputError(f"the hub does not have {what} ({_first_line(error)}); look at {page}")
+        return InputError(f"the hub does not have {what} ({first_line(error)}); look at {page}")
     if status in (401, 403):
         return MissingDependencyError(
             f"the hub does not give {what} to this user (status {status}); look at {page}, then log in "
             "with: hf auth login"
         )
-    return UnreachableError(f"the hub failed at {what} ({_first_line(error)}); try again later")
+    return UnreachableError(f"the hub failed at {what} ({first_line(error)}); try again later")
 
 
 def _disk_refusal(what: str, error: OSError) -> RefdiffError:
     if error.errno is None:  # a stream that ended early
         return UnreachableError(
-            f"{what} came incomplete ({_first_line(error)}); run it again to continue the download"
+            f"{what} came incomplete ({first_line(error)}); run it again to continue the download"
         )
     return InputError(
         f"cannot write {error.filename or what}: {error.strerror}; free space or choose another folder"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

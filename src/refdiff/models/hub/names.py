@@ -18,7 +18,7 @@ _PATTERN = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 
-_DIFFUSERS_INDEX = "model_index.json"
+DIFFUSERS_INDEX = "model_index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _TOKENIZER = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
 """Either names the padding token; every release of transformers writes the first."""
@@ -31,15 +31,19 @@ _DIFFUSERS_PARTS = {
 """Part -> names of its safetensors and of its pickles, without suffix."""
 
 _VARIANTS = ("", ".fp16")
-_FOLDER_WEIGHTS = (
+_SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+TRANSFORMERS_WEIGHTS = (*_SAFE_WEIGHTS, *_PICKLED_WEIGHTS)
+"""Weights that transformers' `save_pretrained` writes, preferred first."""
+
+FOLDER_WEIGHTS = (
     "open_clip_model.safetensors",
-    "model.safetensors",
-    "model.safetensors.index.json",
+    *_SAFE_WEIGHTS,
     "open_clip_pytorch_model.bin",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+    *_PICKLED_WEIGHTS,
 )
-"""Weights of a CLIP or SAM next to their configuration, preferred first."""
+"""The same, and open_clip's: weights of a CLIP or SAM next to their configuration."""
 
 _FOLDER_SETTINGS = (
     "config.json",
@@ -142,9 +146,9 @@ def expected_files(names: Collection[str], repo: str) -> tuple[str, ...]:
     Raises:
         InputError: there is no model of a known layout, or there are several single files.
     """
-    if _DIFFUSERS_INDEX in names:
+    if DIFFUSERS_INDEX in names:
         return tuple(_diffusers_files(names))
-    weights = next((name for name in _FOLDER_WEIGHTS if name in names), None)
+    weights = next((name for name in FOLDER_WEIGHTS if name in names), None)
     if weights is not None:
         return (*(name for name in _FOLDER_SETTINGS if name in names), *with_shards(weights, names))
     top = sorted(name for name in names if "/" not in name and not _SHARD.fullmatch(name))
@@ -166,24 +170,27 @@ def entry_of(folder: Path, files: Collection[str], file: str | None = None) -> P
     if file is not None:
         return folder / file
     lone = next(iter(files)) if len(files) == 1 else None
-    return folder if lone is None or lone in _FOLDER_WEIGHTS else folder / lone
+    return folder if lone is None or lone in FOLDER_WEIGHTS else folder / lone
 
 
 def _diffusers_files(names: Collection[str]) -> Iterator[str]:
-    yield _DIFFUSERS_INDEX
+    yield DIFFUSERS_INDEX
     yield _SCHEDULER
     yield from [name for name in _TOKENIZER if name in names] or _TOKENIZER[:1]
     for part in _DIFFUSERS_PARTS:
-        candidates = _part_weights(part)
+        candidates = [f"{part}/{name}" for name in part_weights(part)]
         yield f"{part}/config.json"
         yield from with_shards(next((name for name in candidates if name in names), candidates[0]), names)
 
 
-def _part_weights(part: str) -> list[str]:
-    """Return file names in order of preference: full precision, then safetensors, then one file."""
+def part_weights(part: str) -> list[str]:
+    """Return the names that the weights of a diffusers folder's part may have, preferred first.
+
+    Full precision comes before half, safetensors before pickles, one file before shards.
+    """
     safe, pickled = _DIFFUSERS_PARTS[part]
     return [
-        f"{part}/{name}"
+        name
         for variant in _VARIANTS
         for stem, kind in ((safe, "safetensors"), (pickled, "bin"))
         for name in (f"{stem}{variant}.{kind}", f"{stem}.{kind}.index{variant}.json")
@@ -195,5 +202,5 @@ def _alternatives(name: str) -> str:
     if name in _TOKENIZER:
         return " or ".join(_TOKENIZER)
     part = name.split("/", 1)[0]
-    candidates = _part_weights(part) if part in _DIFFUSERS_PARTS else []
+    candidates = [f"{part}/{each}" for each in part_weights(part)] if part in _DIFFUSERS_PARTS else []
     return f"weights, one of {', '.join(candidates)}" if name in candidates else name

@@ -1,4 +1,4 @@
-"""SAM's sizes: read off the tensors of a checkpoint, and the module they describe.
+"""SAM's sizes: inferred from a checkpoint's tensors, and the module they describe.
 
 Names are segment_anything's own (`image_encoder.blocks.0.attn.rel_pos_h`). A block's table of relative
 positions has 2 * side - 1 rows, each as wide as one head. Where the side is that of the grid of patches,
@@ -7,7 +7,6 @@ the block attends globally, otherwise in windows of that side.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,36 +17,36 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from refdiff.contracts.spec import SamSpec
-from refdiff.errors import InputError
+from refdiff.models.shapes import Shapes
 
 MASKS = 3
-"""Per prompt, the single one of unambiguous prompts not counted: the runtime chooses among so many."""
+"""Masks per prompt that the runtime chooses among; the one for unambiguous prompts is not counted."""
 
 DECODER_HEADS = 8
-"""Of every published SAM; the tensors do not show it (segment_anything/build_sam.py)."""
+"""Heads of every published decoder; the tensors do not show them. Source: segment_anything/build_sam.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamSizes:
-    """What `segment_anything.modeling.Sam` is built from; the defaults are common to ViT-B, L and H."""
+    """Sizes that `segment_anything.modeling.Sam` is built from; the defaults are common to ViT-B, L and H."""
 
     width: int
-    """Of the image encoder's tokens."""
+    """Channels of the image encoder's tokens."""
     depth: int
-    """Blocks of the image encoder."""
+    """Number of blocks of the image encoder."""
     heads: int
     mlp_dim: int
     """Hidden width of the image encoder's MLPs."""
     global_blocks: tuple[int, ...]
-    """Blocks that attend to the whole picture; the others attend inside windows."""
+    """Blocks that attend to the whole image; the others attend inside windows."""
     window_size: int = 14
-    """Side of a window in patches; 0 where no block has any."""
+    """Side of a window in patches; 0 if all blocks are global."""
     image_size: int = 1024
-    """Side in px of the padded square picture."""
+    """Side in px of the padded square image."""
     patch_size: int = 16
     absolute_positions: bool = True
     embed_channels: int = 256
-    """Of the image embedding, the prompts and the decoder."""
+    """Channels of the image embedding, the prompts and the decoder."""
     mask_channels: int = 16
     """Hidden channels where the prompt encoder reads a mask."""
     masks: int = MASKS
@@ -73,7 +72,7 @@ VIT_H = SamSizes(width=1280, depth=32, heads=16, mlp_dim=5120, global_blocks=(7,
 
 
 def build_sam(sizes: SamSizes) -> Sam:
-    """The module, with the weights a fresh one has; also under accelerate's `init_empty_weights`."""
+    """Build the module, with random weights, or without under accelerate's `init_empty_weights`."""
     return Sam(
         image_encoder=ImageEncoderViT(
             img_size=sizes.image_size,
@@ -81,7 +80,7 @@ def build_sam(sizes: SamSizes) -> Sam:
             embed_dim=sizes.width,
             depth=sizes.depth,
             num_heads=sizes.heads,
-            # It computes int(width * ratio): half a channel more keeps rounding from taking a whole one away.
+            # It computes int(width * ratio): half a channel more absorbs rounding errors.
             mlp_ratio=(sizes.mlp_dim + 0.5) / sizes.width,
             out_chans=sizes.embed_channels,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
@@ -113,110 +112,87 @@ def build_sam(sizes: SamSizes) -> Sam:
 
 
 def sam_spec(sizes: SamSizes) -> SamSpec:
-    """What the rest of the toolkit has to know, with SAM's published thresholds."""
+    """Return the sizes that a bundle's manifest holds, with SAM's published thresholds."""
     return SamSpec(image_size=sizes.image_size, embed_channels=sizes.embed_channels, embed_size=sizes.grid)
 
 
-def sam_sizes(
+def infer_sam_sizes(
     tensors: Mapping[str, torch.Tensor],
     file: Path,
     *,
     written_as: Callable[[str], str] = str,
     decoder_heads: int = DECODER_HEADS,
 ) -> SamSizes:
-    """Infer the sizes; only shapes are looked at, so tensors on the meta device will do.
+    """Infer the sizes from a checkpoint's tensors; only shapes are read, so meta tensors suffice.
 
     Args:
         tensors: by segment_anything's names.
-        file: where they came from, for messages.
+        file: their origin, for messages.
         written_as: from segment_anything's name of a tensor to the file's, for messages.
-        decoder_heads: no tensor shows them.
+        decoder_heads: the tensors do not show them.
 
     Raises:
-        InputError: a tensor that shows a size is missing or cannot belong to a SAM.
+        InputError: a tensor that determines a size is missing or cannot belong to a SAM.
     """
-    shapes = _Shapes(tensors, file, written_as)
-    width, _, patch_size, _ = shapes.of("image_encoder.patch_embed.proj.weight", 4)
-    depth = shapes.layers("image_encoder.blocks")
+    shapes = Shapes(file, tensors, written_as)
+    width, _, patch_size, _ = shapes.shape("image_encoder.patch_embed.proj.weight", 4)
+    depth = shapes.count("image_encoder.blocks")
     sides, head_width = _attention(shapes, depth)
     absolute = "image_encoder.pos_embed" in tensors
-    grid = shapes.of("image_encoder.pos_embed", 4)[1] if absolute else max(sides)
+    grid = shapes.shape("image_encoder.pos_embed", 4)[1] if absolute else max(sides)
     windows = {side: block for block, side in enumerate(sides) if side != grid}
     if len(windows) > 1 or not (windows or absolute):
         block = max(windows.values(), default=0)
-        raise shapes.refusal(_relative(block), "does not show which blocks attend in windows of which side")
+        raise shapes.error(
+            _rel_pos_name(block), "does not determine which blocks attend in windows of which side"
+        )
     if width % head_width:
-        raise shapes.refusal(_relative(0), f"is {head_width} wide: no whole number of heads in {width}")
+        raise shapes.error(_rel_pos_name(0), f"is {head_width} wide: no whole number of heads in {width}")
     channels, inner = _decoder_widths(shapes, decoder_heads)
     return SamSizes(
         width=width,
         depth=depth,
         heads=width // head_width,
-        mlp_dim=shapes.of("image_encoder.blocks.0.mlp.lin1.weight", 2)[0],
+        mlp_dim=shapes.shape("image_encoder.blocks.0.mlp.lin1.weight", 2)[0],
         global_blocks=tuple(block for block, side in enumerate(sides) if side == grid),
         window_size=next(iter(windows), 0),
         image_size=grid * patch_size,
         patch_size=patch_size,
         absolute_positions=absolute,
         embed_channels=channels,
-        mask_channels=shapes.of("prompt_encoder.mask_downscaling.3.weight", 4)[0],
+        mask_channels=shapes.shape("prompt_encoder.mask_downscaling.3.weight", 4)[0],
         masks=_masks(shapes),
-        decoder_depth=shapes.layers("mask_decoder.transformer.layers"),
+        decoder_depth=shapes.count("mask_decoder.transformer.layers"),
         decoder_heads=decoder_heads,
-        decoder_mlp_dim=shapes.of("mask_decoder.transformer.layers.0.mlp.lin1.weight", 2)[0],
+        decoder_mlp_dim=shapes.shape("mask_decoder.transformer.layers.0.mlp.lin1.weight", 2)[0],
         decoder_downsampling=channels // inner,
-        iou_depth=shapes.layers("mask_decoder.iou_prediction_head.layers"),
-        iou_width=shapes.of("mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
+        iou_depth=shapes.count("mask_decoder.iou_prediction_head.layers"),
+        iou_width=shapes.shape("mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
     )
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """Shapes by segment_anything's names; what is not there is refused by the file's."""
-
-    tensors: Mapping[str, torch.Tensor]
-    file: Path
-    written_as: Callable[[str], str]
-
-    def of(self, name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in self.tensors:
-            raise self.refusal(name, "is missing; use a checkpoint of a known SAM")
-        shape = tuple(self.tensors[name].shape)
-        if len(shape) != dimensions or 0 in shape:
-            raise self.refusal(name, f"has shape {list(shape)}, expected {dimensions} dimensions, none empty")
-        return shape
-
-    def layers(self, prefix: str) -> int:
-        """How many numbered children `prefix` has; a gap shows later, as a missing tensor."""
-        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-        return len({match[1] for match in map(pattern.match, self.tensors) if match})
-
-    def refusal(self, name: str, text: str) -> InputError:
-        return InputError(f"{self.file}: tensor {self.written_as(name)} {text}")
-
-
-def _relative(block: int) -> str:
+def _rel_pos_name(block: int) -> str:
     return f"image_encoder.blocks.{block}.attn.rel_pos_h"
 
 
-def _attention(shapes: _Shapes, depth: int) -> tuple[list[int], int]:
-    """Side of what each block attends to, in patches, and the width of a head in channels."""
-    tables = [shapes.of(_relative(block), 2) for block in range(max(depth, 1))]
+def _attention(shapes: Shapes, depth: int) -> tuple[list[int], int]:
+    """Return the side in patches that each block attends to, and the width of a head in channels."""
+    tables = [shapes.shape(_rel_pos_name(block), 2) for block in range(max(depth, 1))]
     return [(rows + 1) // 2 for rows, _ in tables], tables[0][1]
 
 
-def _masks(shapes: _Shapes) -> int:
+def _masks(shapes: Shapes) -> int:
     name = "mask_decoder.mask_tokens.weight"
-    rows = shapes.of(name, 2)[0]
+    rows = shapes.shape(name, 2)[0]
     if rows != MASKS + 1:
-        raise shapes.refusal(name, f"has {rows} rows, expected {MASKS + 1}, one per mask that a SAM predicts")
+        raise shapes.error(name, f"has {rows} rows, expected {MASKS + 1}, one per mask that a SAM predicts")
     return MASKS
 
 
-def _decoder_widths(shapes: _Shapes, heads: int) -> tuple[int, int]:
-    """Channels of the decoder, and inside its cross-attention."""
+def _decoder_widths(shapes: Shapes, heads: int) -> tuple[int, int]:
+    """Return the channels of the decoder, and those inside its cross-attention."""
     name = "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight"
-    inner, channels = shapes.of(name, 2)
+    inner, channels = shapes.shape(name, 2)
     if inner > channels or inner % heads or channels % heads:
-        raise shapes.refusal(name, f"has shape {[inner, channels]}, which {heads} heads cannot share")
+        raise shapes.error(name, f"has shape {[inner, channels]}, which {heads} heads cannot share")
     return channels, inner

@@ -1,8 +1,8 @@
 """SAM as transformers' `SamModel` saves it (facebook/sam-vit-huge on the hub): another name for every tensor.
 
-The pairs below were read off transformers' modeling_sam.py and agree with its convert_sam_to_hf.py. The two
-differ in one number: transformers' decoder adds 1e-6, not segment_anything's 1e-5, to the variance inside its
-layer norms. The original's is used, for which the published weights were trained.
+The pairs below follow transformers' modeling_sam.py and its convert_sam_to_hf.py. The two models differ in
+one number: the layer norms of transformers' decoder use an epsilon of 1e-6, those of segment_anything 1e-5.
+The latter is used, with which the published weights were trained.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from pathlib import Path
 import torch
 
 from refdiff.errors import InputError
-from refdiff.models.configs import is_whole, read_json
+from refdiff.models.configs import positive_whole, read_json, section
 from refdiff.models.sam.sizes import DECODER_HEADS
-
-MARKER = "vision_encoder.patch_embed.projection.weight"
-"""A tensor that every file of this layout holds."""
 
 CONFIG = "config.json"
 
 _FREQUENCIES = "shared_image_embedding.positional_embedding"
 _FREQUENCIES_AGAIN = "prompt_encoder.shared_embedding.positional_embedding"
-"""The same tensor; older files hold it twice."""
+"""The same tensor, which older files hold twice."""
 
 _PREFIXES = (
     ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
@@ -46,7 +43,7 @@ _PREFIXES = (
     ("mask_decoder.output_upscaling.1.", "mask_decoder.upscale_layer_norm."),
     ("mask_decoder.output_upscaling.3.", "mask_decoder.upscale_conv2."),
 )
-"""segment_anything's start of a name, transformers' start of it."""
+"""Start of a name in segment_anything, and in transformers."""
 
 _NORM = re.compile(r"\.norm(\d|_final_attn)\.")
 _LAYER_NORM = re.compile(r"\.layer_norm(\d|_final_attn)\.")
@@ -55,39 +52,35 @@ _OUR_LAYER = re.compile(_HEAD + r"layers\.(\d+)\.")
 _THEIR_LAYER = re.compile(_HEAD + r"(proj_in|proj_out|layers\.(\d+))\.")
 
 _USUAL_LAYERS = 3
-"""Of each MLP of the decoder."""
+"""Layers of each MLP of the decoder."""
 
 _ACTIVATIONS = {"vision_config": "gelu", "prompt_encoder_config": "gelu", "mask_decoder_config": "relu"}
-"""Part of the configuration -> segment_anything's activation in it."""
+"""Part of the config -> segment_anything's activation in it."""
 
 _EPSILON = 1e-6
 """`layer_norm_eps` of every part of the published SAMs. Source: transformers, configuration_sam.py."""
 
 
 def read_decoder_heads(folder: Path) -> int:
-    """The decoder's heads from the folder's config.json; the published number where there is none.
+    """Read the decoder's heads from the folder's config.json; without one, return the published number.
 
     Raises:
-        InputError: it is no configuration of a SAM, or one that segment_anything cannot compute.
+        InputError: it is no config of a SAM, or segment_anything cannot compute it.
     """
     file = folder / CONFIG
     if not file.is_file():
         return DECODER_HEADS
     document = read_json(file)
-    heads: int = DECODER_HEADS
+    heads: object = DECODER_HEADS
     for name, activation in _ACTIVATIONS.items():
-        part = document.get(name) or {}
-        if not isinstance(part, dict):
-            raise InputError(f"{file}: {name} is {part!r}, expected an object; fetch it again")
+        part = section(document, name, file) if document.get(name) else {}
         for field, usual in (("hidden_act", activation), ("layer_norm_eps", _EPSILON)):
             found = part.get(field, usual)
             if found != usual:
                 raise InputError(f"{file}: {name}.{field} is {found!r}, expected SAM's {usual!r}")
         if name == "mask_decoder_config":
             heads = part.get("num_attention_heads", DECODER_HEADS)
-    if not is_whole(heads):
-        raise InputError(f"{file}: num_attention_heads is {heads!r}, expected a whole number above 0")
-    return heads
+    return positive_whole(heads, "num_attention_heads", file)
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,12 @@ class Renaming:
     """segment_anything's names for a file's keys."""
 
     keys: Mapping[str, str]
-    """segment_anything's name of a tensor -> the file's key; one of no known place keeps its own."""
+    """segment_anything's name of a tensor -> the file's key; an unknown key keeps its name."""
     layers: Mapping[str, int]
-    """MLP of the decoder -> how many layers it has."""
+    """MLP of the decoder -> its number of layers."""
 
     def written_as(self, name: str) -> str:
-        """The key under which transformers saves segment_anything's `name`, in this file or not."""
+        """Return the key under which transformers saves segment_anything's `name`, in this file or not."""
         if name in self.keys:
             return self.keys[name]
         for ours, theirs in _PREFIXES:
@@ -119,11 +112,11 @@ def rename(tensors: Mapping[str, torch.Tensor], file: Path) -> Renaming:
     """Find segment_anything's name of every tensor in a file of transformers' layout.
 
     Raises:
-        InputError: two keys stand for one tensor.
+        InputError: two keys have one name.
     """
     layers = _count_layers(tensors)
     keys: dict[str, str] = {}
-    for key in _without_twin(tensors, file):
+    for key in _unique_keys(tensors, file):
         name = _original_name(key, layers)
         if name in keys:
             raise InputError(f"{file}: tensors {keys[name]} and {key} are one; use a file of one layout")
@@ -131,8 +124,8 @@ def rename(tensors: Mapping[str, torch.Tensor], file: Path) -> Renaming:
     return Renaming(keys, layers)
 
 
-def _without_twin(tensors: Mapping[str, torch.Tensor], file: Path) -> list[str]:
-    """The keys, with the frequencies of the positions named once."""
+def _unique_keys(tensors: Mapping[str, torch.Tensor], file: Path) -> list[str]:
+    """Return the keys without the second one of the position frequencies."""
     if _FREQUENCIES not in tensors or _FREQUENCIES_AGAIN not in tensors:
         return list(tensors)
     if not torch.equal(tensors[_FREQUENCIES], tensors[_FREQUENCIES_AGAIN]):

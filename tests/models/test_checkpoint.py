@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from refdiff.errors import InputError
-from refdiff.models.files import Checkpoint, read_checkpoint
-from refdiff.models.fitting import fitted, stand_ins
+from refdiff.models.checkpoint import Checkpoint, read_checkpoint
+from refdiff.models.fitting import fit_module, make_stand_ins
 
 
 class Toy(nn.Module):
@@ -100,7 +100,7 @@ def test_half_precision_stays_half_until_it_is_fitted(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "half.safetensors")
     checkpoint = read_checkpoint(tmp_path / "half.safetensors")
     assert_same_tensors(checkpoint, tensors)
-    module = fitted(Toy, checkpoint.tensors, file=checkpoint.path)
+    module = fit_module(Toy, checkpoint.tensors, file=checkpoint.path)
     assert module.linear.weight.dtype == torch.float32
     assert torch.equal(module.linear.weight, tensors["linear.weight"].float())
 
@@ -215,7 +215,7 @@ def test_a_tensor_that_the_index_does_not_name_is_named(tmp_path: Path) -> None:
 def test_a_shard_outside_the_folder_is_refused_unread(tmp_path: Path, name: object) -> None:
     (tmp_path / "in").mkdir()
     save_file(toy_tensors(), tmp_path / "outside.safetensors")
-    with pytest.raises(InputError, match=r"puts drawn into .*, expected the name of a file beside it"):
+    with pytest.raises(InputError, match=r"puts drawn into .*, expected the name of a file next to it"):
         read_checkpoint(write_index(tmp_path / "in", {"drawn": name}))
 
 
@@ -392,7 +392,7 @@ def test_an_archive_that_runs_code_while_it_is_loaded_is_refused(tmp_path: Path)
 
 
 def fit(tensors: dict[str, Any], **options: Any) -> Any:
-    return fitted(Toy, tensors, file=Path("toy.pth"), **options)
+    return fit_module(Toy, tensors, file=Path("toy.pth"), **options)
 
 
 def test_a_fitted_module_computes_what_its_source_does() -> None:
@@ -461,7 +461,7 @@ def test_every_usual_precision_becomes_float32(kind: torch.dtype) -> None:
 
 
 def test_stand_ins_cost_no_memory_and_are_refused_as_what_they_stand_for_would_be() -> None:
-    tensors = stand_ins(toy_tensors())
+    tensors = make_stand_ins(toy_tensors())
     assert {name: (t.shape, t.dtype) for name, t in tensors.items()} == {
         name: (t.shape, t.dtype) for name, t in toy_tensors().items()
     }
@@ -469,7 +469,7 @@ def test_stand_ins_cost_no_memory_and_are_refused_as_what_they_stand_for_would_b
     fit(tensors)
     for odd in (torch.ones(5).to_sparse(), torch.ones(5).to(torch.float8_e5m2), torch.ones(5).int()):
         with pytest.raises(InputError, match=r"tensor drawn is"):
-            fit(stand_ins(toy_tensors() | {"drawn": odd}))
+            fit(make_stand_ins(toy_tensors() | {"drawn": odd}))
 
 
 def test_messages_use_the_files_own_names() -> None:

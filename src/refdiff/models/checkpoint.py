@@ -1,13 +1,9 @@
-"""Which file of a folder holds the weights, by the names that the hub's libraries write.
+"""Read a checkpoint file: safetensors, torch's zip and its older pickle, TorchScript archives.
 
-In: a folder. Out: the best of the files that are there: safetensors before pickles, one file before shards.
-The same order as that in which files are chosen for fetching (`refdiff.models.hub.names`; a test compares).
-
-Reading a checkpoint file: safetensors, torch's zip and its older pickle, TorchScript archives.
-
-The format is told by the first bytes, not by the name. Weights stay on the disk where the format allows it
-(memory-mapped), and nothing in a file is ever executed: pickles go through torch's weights-only unpickler,
-TorchScript archives through torch's own, which knows no Python, and only if they bring no code for loading.
+The first bytes determine the format, not the name. Weights stay on disk where the format allows it
+(memory-mapped), and nothing in a file is executed: pickles go through torch's weights-only unpickler,
+TorchScript archives through torch's own loader, which runs no Python, and only if they have no code to run
+while loading.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,30 +26,21 @@ import torch
 
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.errors import InputError
-from refdiff.models.configs import read_json
-
-_SAFE = ("model.safetensors", "model.safetensors.index.json")
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-TRANSFORMERS_WEIGHTS = (*_SAFE, *_PICKLED)
-"""What `save_pretrained` writes."""
-
-FOLDER_WEIGHTS = ("open_clip_model.safetensors", *_SAFE, "open_clip_pytorch_model.bin", *_PICKLED)
-"""The same and open_clip's."""
+from refdiff.models.configs import first_line, read_json
 
 
-def weights_file(source: Path, names: Sequence[str], kind: str) -> Path:
-    """The file of weights, or the index of its shards, that a loader is to read.
+def find_weights(source: Path, names: Sequence[str], kind: str) -> Path:
+    """Return the weight file, or the index of its shards, that a loader has to read.
 
     Args:
-        source: a folder; what is none is returned as it is, whether it exists or not.
-        names: of weights in a folder, best first.
+        source: a folder; any other path is returned unchanged, whether it exists or not.
+        names: of weight files, preferred first.
         kind: of model, for messages.
 
     Raises:
-        InputError: the folder has no such file, or cannot be looked into.
+        InputError: the folder has no such file, or cannot be read.
     """
-    with refusing_what_cannot_be_read(source):
+    with report_read_errors(source):
         if not source.is_dir():
             return source
         found = next((source / name for name in names if (source / name).is_file()), None)
@@ -66,8 +53,12 @@ def weights_file(source: Path, names: Sequence[str], kind: str) -> Path:
 
 
 @contextmanager
-def refusing_what_cannot_be_read(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals (no permission, a failing disk) into one line about `path`."""
+def report_read_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError (no permission, a failing disk) into one line about `path`.
+
+    Raises:
+        InputError: the block raised an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -75,36 +66,36 @@ def refusing_what_cannot_be_read(path: Path) -> Iterator[None]:
 
 
 INDEX_SUFFIXES = (".index.json", ".index.fp16.json")
-"""Of files that say which shard holds which tensor."""
+"""Suffixes of files that state which shard holds which tensor."""
 
 _WRAPPERS = ("state_dict", "model", "module")
 """Keys under which trainers nest the weights."""
 
 _TRAINER = "module."
-"""Put before every name by torch's data-parallel training."""
+"""Prefix of every name after torch's data-parallel training."""
 
 
-class _Bystander:
-    """Stands for a trainer's class that old checkpoints name beside their weights; nothing of it is kept."""
+class _Ignored:
+    """Stand-in for a trainer's class that old checkpoints name next to their weights; it is discarded."""
 
 
-_BYSTANDERS: list[Any] = [(_Bystander, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
-"""Named in Stable Diffusion's first .ckpt files."""
+_IGNORED_CLASSES: list[Any] = [(_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+"""Classes named in Stable Diffusion's first .ckpt files."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors, in the dtype they were stored in; reading one may read the disk."""
+    """The tensors of a file, in the dtypes they were stored in; using one may read the disk."""
 
     path: Path
     """The file, or the index of its shards."""
     tensors: Mapping[str, torch.Tensor]
     files: tuple[Path, ...]
-    """Where the weights lie: the file itself, or its shards."""
+    """The files with the weights: the file itself, or its shards."""
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file; of the shards' hashes, where there are several."""
+        """Hash of the file, or of its shards' hashes if there are several."""
         hashes = [hash_file(path) for path in self.files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -113,10 +104,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint file, or the shards an index names.
 
     Raises:
-        InputError: there is no such file, or it cannot be opened, is truncated, of no known format, without
-            weights, or a pickle that wants to run code.
+        InputError: there is no such file, or it cannot be opened, is truncated, has an unknown format, has no
+            weights, or is a pickle that would run code.
     """
-    with refusing_what_cannot_be_read(path):
+    with report_read_errors(path):
         if path.is_dir():
             raise InputError(f"checkpoint {path} is a folder, expected a file; name one in it")
         if not path.is_file():
@@ -126,9 +117,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, _read(path), (path,))
 
 
-def trainer_prefix(names: Collection[str]) -> str:
-    """What data-parallel training put before all of a checkpoint's names: "module." or nothing."""
-    return _TRAINER if all(name.startswith(_TRAINER) for name in names) else ""
+def split_trainer_prefix(tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
+    """Split off the prefix that data-parallel training adds to all names.
+
+    Returns:
+        The prefix, "module." or "", and the tensors by their names without it.
+    """
+    prefix = _TRAINER if all(name.startswith(_TRAINER) for name in tensors) else ""
+    return prefix, {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
 
 
 def _read_shards(index: Path) -> Checkpoint:
@@ -146,7 +142,7 @@ def _read_shards(index: Path) -> Checkpoint:
 
 
 def _shard_names(index: Path) -> dict[str, str]:
-    """Tensor -> the file beside the index that holds it."""
+    """Read the index: tensor -> name of the shard that holds it."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict):
         raise InputError(
@@ -156,9 +152,9 @@ def _shard_names(index: Path) -> dict[str, str]:
     if not names:
         raise InputError(f"{index} names no tensors, expected a weight_map with some; fetch it again")
     for key, name in names.items():
-        # A shard lies beside its index: a name that leads elsewhere could read any file of this machine.
+        # A shard is in its index's folder: another name could read any file of this machine.
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise InputError(f"{index} puts {key} into {name!r}, expected the name of a file beside it")
+            raise InputError(f"{index} puts {key} into {name!r}, expected the name of a file next to it")
     return names
 
 
@@ -169,13 +165,13 @@ def _read_shard(path: Path, index: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
-    with _refusing_damage(path):
+    with _report_damage(path):
         document = _reader(path)(path)
     return _weights(document, path)
 
 
 def _reader(path: Path) -> Callable[[Path], Any]:
-    """What reads a file that starts like this one."""
+    """Return the reader of a file's format, which its first bytes determine."""
     with path.open("rb") as stream:
         start = stream.read(9)
     if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
@@ -191,8 +187,8 @@ def _reader(path: Path) -> Callable[[Path], Any]:
 
 
 @contextmanager
-def _refusing_damage(path: Path) -> Iterator[None]:
-    """Turn what the readers raise into one line, and keep their warnings about old formats to themselves."""
+def _report_damage(path: Path) -> Iterator[None]:
+    """Turn the readers' errors into one line, and suppress their warnings about old formats."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -202,19 +198,19 @@ def _refusing_damage(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than weights, and loading it could run code, or it is damaged: "
-            f"{_culprit(error)}; convert it to safetensors where it came from"
+            f"{_culprit(error)}; convert it to safetensors at its source"
         ) from error
     except OSError as error:
-        # A reader that damage sends to a place outside of the file gets EINVAL.
+        # EINVAL: damage sent the reader to an offset outside the file.
         if error.errno in (None, errno.EINVAL):
             raise _damaged(path, error) from error
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # bytes that are wrong by chance raise anything at all out of these readers
+    except Exception as error:  # random bytes make the readers raise anything
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} is damaged or truncated ({_first_line(error)}); fetch it again")
+    return InputError(f"{path} is damaged or truncated ({first_line(error)}); fetch it again")
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -230,27 +226,27 @@ def _is_script(path: Path) -> bool:
 def _read_script(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            # The one thing of an archive that runs while it is loaded; TorchScript has operators that write.
+            # The only code of an archive that runs while loading; TorchScript has operators that write files.
             if name.endswith(".py") and b"__setstate__" in archive.read(name):
                 raise InputError(
                     f"{path} holds more than weights, and loading it would run code: {name} has a "
-                    "__setstate__; convert it to safetensors where it came from"
+                    "__setstate__; convert it to safetensors at its source"
                 )
     return torch.jit.load(path, map_location="cpu").state_dict()
 
 
 def _read_zip(path: Path) -> Any:
-    with torch.serialization.safe_globals(_BYSTANDERS):
+    with torch.serialization.safe_globals(_IGNORED_CLASSES):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _read_old_pickle(path: Path) -> Any:
-    with torch.serialization.safe_globals(_BYSTANDERS):
+    with torch.serialization.safe_globals(_IGNORED_CLASSES):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _weights(document: Any, path: Path) -> Mapping[str, torch.Tensor]:
-    """The state dict in what a file held, out of a trainer's wrapping."""
+    """Return the state dict in a file's content, without the trainers' wrapping."""
     for wrapper in _WRAPPERS:
         if isinstance(document, Mapping) and isinstance(document.get(wrapper), Mapping):
             document = document[wrapper]
@@ -269,10 +265,6 @@ def _weights(document: Any, path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _culprit(error: Exception) -> str:
-    """What the unpickler stumbled over, in one line."""
+    """Return what the unpickler refused, in one line."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), _first_line(error))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), first_line(error))
