@@ -42,8 +42,7 @@ from refdiff.profiling.compare_backends import compare_backends as compare_graph
 from refdiff.profiling.macs import MacCounter
 from refdiff.profiling.matmul_peak import MatrixProduct, PeakThroughput
 from refdiff.profiling.profiled_run import ProfiledRun
-from refdiff.profiling.report import GraphLayers, ProfileReport
-from refdiff.profiling.rows import GraphRow, graph_rows, stage_rows
+from refdiff.profiling.report import GraphLayers, GraphRow, ProfileReport, graph_rows, stage_rows
 from refdiff.profiling.sensors import Sensors, read_memory
 from refdiff.profiling.spans import CLOCK, Stopwatch, TimedSessions
 from refdiff.runtime.tokenizer import Tokenizer
