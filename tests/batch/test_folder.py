@@ -45,14 +45,14 @@ class FakeSegmenter:
 
     def encode(self, image):
         self.encoded += 1
-        return SimpleNamespace(image=image)
+        return SimpleNamespace(pixels=image)
 
-    def segment_each(self, scene, phrases, *, batch_size):
+    def segment_each(self, encoded, phrases, *, batch_size):
         for phrase in phrases:
             if self.stop_at is not None and len(self.asked) == self.stop_at[0]:
                 raise self.stop_at[1]
             self.asked.append(phrase)
-            yield _result(scene.image.shape[:2], phrase)
+            yield _result(encoded.pixels.shape[:2], phrase)
 
 
 def _result(size, phrase):
@@ -216,7 +216,7 @@ def test_an_unusable_image_is_reported_and_stops_no_other(fake, pictures, capsys
     assert (result.new, result.matched, result.images) == (8, 8, 5)
     assert list(result.failures) == ["b.jpg"]
     (line,) = (each for each in _results(result.output) if each["picture"] == "b.jpg")
-    assert "b.jpg is no picture that can be read" in line["error"]
+    assert "b.jpg is not an image that can be read" in line["error"]
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "b.jpg")
     repaired = _segment(pictures)
     assert (repaired.new, repaired.resumed, repaired.failures) == (2, 8, {})
@@ -352,7 +352,7 @@ def test_the_command_exits_with_2_and_names_the_unusable_image(fake, pictures, c
     assert main(command) == 2
     streams = capsys.readouterr()
     assert "8 results on 5 images, 8 of them from an earlier run" in " ".join(streams.out.split())
-    assert streams.err.splitlines()[-1].startswith("error: b.jpg is no picture")
+    assert streams.err.splitlines()[-1].startswith("error: b.jpg is not an image")
 
 
 def test_several_phrases_on_one_image_give_a_table_with_a_row_each(fake, pictures, capsys):

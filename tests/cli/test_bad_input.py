@@ -56,7 +56,7 @@ def animation(image: Image.Image) -> bytes:
 BAD_PICTURES: dict[str, tuple[Callable[[Image.Image], bytes | None], str]] = {
     "missing": (lambda image: None, "does not exist"),
     "empty": (lambda image: b"", "got no data"),
-    "text": (lambda image: b"this is no picture", "no picture that can be read"),
+    "text": (lambda image: b"this is no picture", "not an image that can be read"),
     "truncated.jpg": (lambda image: encoded(image, "JPEG")[:-500], "damaged"),
     "truncated.png": (lambda image: encoded(image, "PNG")[:2000], "damaged"),
     "bomb.png": (lambda image: bomb(), "megapixels"),

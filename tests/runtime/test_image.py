@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from refdiff.errors import InputError
-from refdiff.runtime import image as picture
-from refdiff.runtime.image import read_image
+from refdiff.runtime.image import LIMIT_PX, read_image
 
 HEIGHT, WIDTH = 5, 8
 RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -36,26 +35,26 @@ def _claimed(width: int, height: int) -> bytes:
 PNG, JPEG = _encoded(Image.fromarray(RGB)), _encoded(Image.fromarray(RGB), "JPEG")
 
 
-def test_a_path_a_string_bytes_and_an_array_are_the_same_picture(tmp_path: Path) -> None:
-    path = tmp_path / "a picture.png"
+def test_a_path_a_string_bytes_and_an_array_are_the_same_image(tmp_path: Path) -> None:
+    path = tmp_path / "an image.png"
     path.write_bytes(PNG)
     for source in (path, str(path), PNG, RGB):
         np.testing.assert_array_equal(read_image(source), RGB)
 
 
 @pytest.mark.parametrize("size", [(1, 7), (7, 1), (1, 1)])
-def test_one_pixel_wide_pictures_are_pictures(size: tuple[int, int]) -> None:
+def test_one_pixel_wide_images_are_images(size: tuple[int, int]) -> None:
     values = np.full((*size, 3), 9, np.uint8)
     np.testing.assert_array_equal(read_image(_encoded(Image.fromarray(values))), values)
 
 
-def test_grey_becomes_three_equal_channels() -> None:
+def test_gray_becomes_three_equal_channels() -> None:
     values = read_image(_encoded(Image.fromarray(RGB[..., 0])))
     np.testing.assert_array_equal(values, np.repeat(RGB[..., :1], 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_keeps_its_full_scale(kind: str) -> None:
+def test_sixteen_bit_gray_keeps_its_full_scale(kind: str) -> None:
     levels = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     values = read_image(_encoded(Image.fromarray(levels), kind))
     assert values.shape == (HEIGHT, WIDTH, 3)
@@ -79,7 +78,7 @@ def test_transparent_parts_are_laid_on_white(mode: str) -> None:
     assert (values == 255).all()
 
 
-def test_a_palette_with_a_transparent_colour_is_laid_on_white() -> None:
+def test_a_palette_with_a_transparent_color_is_laid_on_white() -> None:
     image = Image.new("P", (WIDTH, HEIGHT), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.putpixel((0, 0), 0)
@@ -88,28 +87,28 @@ def test_a_palette_with_a_transparent_colour_is_laid_on_white() -> None:
     assert values[1, 1].tolist() == [10, 20, 30]
 
 
-def test_a_picture_rotated_by_exif_is_turned_upright() -> None:
+def test_an_image_rotated_by_exif_is_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise
     values = read_image(_encoded(Image.fromarray(RGB), "PNG", exif=exif))
     np.testing.assert_array_equal(values, np.rot90(RGB, -1))
 
 
-def test_a_picture_decoded_from_a_file_can_be_written_to() -> None:
-    picture = read_image(PNG)
-    picture[0, 0] = 7
-    assert picture[0, 0].tolist() == [7, 7, 7]
+def test_an_image_decoded_from_a_file_can_be_written_to() -> None:
+    image = read_image(PNG)
+    image[0, 0] = 7
+    assert image[0, 0].tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
 def test_an_animation_is_refused_with_its_number_of_frames(kind: str) -> None:
-    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "green", "blue")]
     with pytest.raises(InputError, match="has 3 frames"):
         read_image(_encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
 
 
-def test_a_phone_photo_with_a_second_picture_inside_is_its_first_one() -> None:
-    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("white", "black")]
+def test_a_phone_photo_with_a_second_image_inside_is_its_first_one() -> None:
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("white", "black")]
     assert read_image(_encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])).min() > 250
 
 
@@ -131,13 +130,13 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_text_is_no_picture() -> None:
-    with pytest.raises(InputError, match="no picture"):
+def test_text_is_not_an_image() -> None:
+    with pytest.raises(InputError, match="not an image"):
         read_image(b"hello, I am a text file")
 
 
 @pytest.mark.parametrize("data", [PNG, JPEG])
-def test_a_truncated_file_is_refused_not_filled_with_grey(data: bytes) -> None:
+def test_a_truncated_file_is_refused_not_filled_with_gray(data: bytes) -> None:
     with pytest.raises(InputError, match="damaged"):
         read_image(data[: len(data) * 2 // 3])
 
@@ -167,7 +166,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size: tuple[int, i
 
 def test_the_limit_is_below_the_size_pillow_warns_of() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None
-    assert picture.LIMIT_PX < Image.MAX_IMAGE_PIXELS
+    assert LIMIT_PX < Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -195,6 +194,6 @@ def test_floating_point_pixels_are_refused() -> None:
         read_image(_encoded(Image.new("F", (WIDTH, HEIGHT)), "TIFF"))
 
 
-def test_grey_levels_beyond_sixteen_bits_are_refused() -> None:
+def test_gray_levels_beyond_sixteen_bits_are_refused() -> None:
     with pytest.raises(InputError, match="70000"):
         read_image(_encoded(Image.new("I", (WIDTH, HEIGHT), 70_000), "TIFF"))

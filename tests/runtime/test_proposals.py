@@ -7,7 +7,7 @@ from refdiff.errors import EngineError
 from refdiff.runtime.masks import boxes
 from refdiff.runtime.point_prompts import grid_points
 from refdiff.runtime.proposals import MaskProposer, keep_by_area, to_sam_pixels
-from refdiff.runtime.small_regions import region_sizes
+from tests.support.regions import region_sizes
 
 SPEC = SamSpec(image_size=64, embed_channels=16, embed_size=4)
 SIZE = (36, 60)

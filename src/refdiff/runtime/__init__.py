@@ -1,23 +1,23 @@
-"""The device path: a picture and a phrase in, a mask out, with numpy, Pillow and `tokenizers` alone.
+"""The device path: an image and a phrase in, a mask out, with numpy, Pillow and `tokenizers` alone.
 
-Open `pipeline.py` first: it reads like METHOD.md. The rest, by the step it serves:
+Open `pipeline.py` first: it reads like docs/method.md. The rest, by the step it serves:
 
-    picture.py      any file, bytes or array -> [y, x, 3] uint8 RGB, or one clear error
-    geometry.py     square, resize, normalise: what the encoders are fed
-    scene.py        a picture as it is known before any phrase
+    image.py        any file, bytes or array -> [y, x, 3] uint8 RGB, or one clear error
+    resize.py       square, resize, normalize: the inputs of the encoders, and masks on the image
 
     phrase.py       the phrase as a value: head word, place, size, relation
-    reading.py      the rules that find them        wordlist.py   the words those rules know
-    tokenizer.py    CLIP's byte pairs, and which token the head word is
+    phrase_rules.py the rules that find them        lexicon.py    the words those rules know
+    query.py        phrases that can be used        tokenizer.py  CLIP's byte pairs, and the head word's token
 
     proposals.py    SAM's automatic mode            masks.py      boxes, areas, suppression
-    resizing.py     its logits on the picture       kept_texts.py text work once per phrase
-    peaks.py        prompts from a phrase's map     regions.py    small holes and islands
-    generative.py   the diffusion branch            attention.py  logits -> maps -> heat on the picture
-    schedule.py     diffusion's noise levels        noise.py      the seeded draws
-    clip_branch.py  what CLIP says of candidates    discriminative.py  its two views
-    crops.py, patches.py  what it is fed            buckets.py    sizes it is fed at
-    places.py       where things lie                scoring.py    the fused score and the choice
+    point_prompts.py  where SAM is prompted         small_regions.py  holes and islands
+
+    attention_branch.py  heatmaps                   diffusion.py  noise levels, guidance, maps
+    clip_branch.py  scores of crops and in place    clip_inputs.py  crops, patches, attention masks
+    spatial.py      positions and relations         scoring.py    the fused score and the choice
+
+    encoded_image.py  an image before any phrase    text_cache.py text work once per phrase
+    batching.py     rows of a graph's call          observer.py   named stages
     overlay.py      the answer, drawn
 
 Nothing here opens an engine: the graphs come in as a `SessionFactory`.

@@ -1,30 +1,29 @@
-"""Plain arithmetic on masks: areas, boxes, stability, suppression of duplicates, COCO run lengths.
+"""Measure masks: areas, boxes, stability, suppression of duplicates, COCO run lengths.
 
-Axes: n = masks, y/x = picture rows/columns. Boxes are [x0, y0, x1, y1] with inclusive corners.
+Axes: n = masks, y/x = image rows/columns. Boxes are [x0, y0, x1, y1] with inclusive corners.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.contracts.session import Bool, Float
-from refdiff.errors import InputError
 
 Integers = NDArray[np.int64]
 
 
 def areas(masks: Bool) -> Integers:
-    """Pixels of each mask: [n, y, x] -> [n]."""
+    """Count the pixels of each mask: [n, y, x] -> [n]."""
     # Mask by mask: numpy counts a whole array of truth values several times faster than along axes.
     return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
 
 
 def boxes(masks: Bool) -> Integers:
-    """Inclusive box of each mask: [n, y, x] -> [n, 4]; an empty mask gets [0, 0, 0, 0]."""
+    """Return the inclusive box of each mask: [n, y, x] -> [n, 4]; an empty mask gets [0, 0, 0, 0]."""
     rows: Bool = np.any(masks, axis=2)  # [n, y]
     columns: Bool = np.any(masks, axis=1)  # [n, x]
     height, width = masks.shape[1:]
@@ -38,12 +37,12 @@ def boxes(masks: Bool) -> Integers:
 
 
 def stability(logits: Float, *, threshold: float, offset: float) -> Float:
-    """IoU of each mask cut `offset` above the threshold with itself cut `offset` below it.
+    """Return the IoU of each mask cut `offset` above the threshold and cut `offset` below it.
 
     Args:
         logits: [n, y, x].
-        threshold: where the mask itself is cut.
-        offset: how far the two cuts lie from it.
+        threshold: the cut of the mask itself.
+        offset: distance of the two cuts from it.
 
     Returns:
         [n], 0..1; 0 for a mask that is empty at both cuts (SAM gets NaN there and drops it too).
@@ -54,10 +53,10 @@ def stability(logits: Float, *, threshold: float, offset: float) -> Float:
 
 
 def suppress_duplicates(boxes_xyxy: Integers, scores: Float, *, max_iou: float) -> Integers:
-    """Greedy non-maximum suppression, as `torchvision.ops.nms` does it.
+    """Apply greedy non-maximum suppression, as `torchvision.ops.nms`.
 
     The inclusive corners are taken as continuous coordinates, so a box is one pixel narrower than its
-    mask and a one-pixel line has no area: it neither suppresses nor is suppressed. SAM does the same.
+    mask, and a one-pixel line has no area: it neither suppresses nor is suppressed. SAM does the same.
 
     Args:
         boxes_xyxy: [n, 4].
@@ -85,9 +84,9 @@ def suppress_duplicates(boxes_xyxy: Integers, scores: Float, *, max_iou: float) 
 
 
 def to_coco_rle(mask: Bool) -> dict[str, Any]:
-    """Uncompressed COCO run lengths: `{"size": [h, w], "counts": [...]}`.
+    """Return uncompressed COCO run lengths: `{"size": [h, w], "counts": [...]}`.
 
-    Columns are walked one after the other; the first run counts False and may be 0.
+    Runs go down the columns; the first one counts False and may be 0.
     """
     flat = np.asarray(mask, dtype=np.bool_).ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -98,55 +97,17 @@ def to_coco_rle(mask: Bool) -> dict[str, Any]:
 
 
 def compress_coco_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """The same run lengths with `counts` as the text that pycocotools reads and writes."""
+    """Return the same run lengths with `counts` as the text that pycocotools reads and writes."""
     counts: list[int] = rle["counts"]
     deltas = [run - counts[i - 2] if i > 2 else run for i, run in enumerate(counts)]
-    return {"size": list(rle["size"]), "counts": "".join(_encoded(delta) for delta in deltas)}
+    return {"size": list(rle["size"]), "counts": "".join(_encode(delta) for delta in deltas)}
 
 
-def from_coco_rle(rle: Mapping[str, Any]) -> Bool:
-    """The mask [y, x] of run lengths, uncompressed (a list) or compressed (text or ASCII bytes).
-
-    Raises:
-        InputError: the runs do not fill the stated size.
-    """
-    height, width = rle["size"]
-    counts = rle["counts"]
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    runs = _decoded(counts) if isinstance(counts, str) else list(counts)
-    if sum(runs) != height * width or min(runs, default=0) < 0:
-        raise InputError(
-            f"run lengths add up to {sum(runs)} pixels, expected {height}x{width} = {height * width};"
-            " the annotation is damaged or belongs to a picture of another size"
-        )
-    values = np.arange(len(runs)) % 2 == 1
-    return np.array(np.repeat(values, runs).reshape(width, height).T, dtype=np.bool_, order="C")
-
-
-def _encoded(delta: int) -> str:
-    """One signed number as five-bit groups, lowest first, each one printable character."""
+def _encode(delta: int) -> str:
+    """Encode a signed number as five-bit groups, lowest first, each one printable character."""
     text, more = [], True
     while more:
         group, delta = delta & 0x1F, delta >> 5
         more = delta != (-1 if group & 0x10 else 0)
         text.append(chr(48 + (group | 0x20 if more else group)))
     return "".join(text)
-
-
-def _decoded(text: str) -> list[int]:
-    runs: list[int] = []
-    for delta in _numbers(text):
-        runs.append(delta + runs[-2] if len(runs) > 2 else delta)
-    return runs
-
-
-def _numbers(text: str) -> Iterable[int]:
-    value = shift = 0
-    for character in text:
-        group = ord(character) - 48
-        value |= (group & 0x1F) << shift
-        shift += 5
-        if not group & 0x20:
-            yield value - (1 << shift) if group & 0x10 else value
-            value = shift = 0

@@ -1,9 +1,9 @@
-"""Small holes and islands of masks, taken away (METHOD §10.1).
+"""Remove small holes and islands from masks (METHOD §10.1).
 
-A mask is read as runs: stretches of True in one row. Runs that touch make a region, so the work grows with
+A mask is a list of runs: stretches of True in one row. Runs that touch make a region, so the work grows with
 the outline and not with the area.
 
-Axes: n = masks, r = runs, y/x = picture rows/columns.
+Axes: r = runs, y/x = image rows/columns.
 """
 
 from __future__ import annotations
@@ -31,57 +31,50 @@ def without_small_regions(mask: Bool, least_px: float) -> Bool:
     """Fill the holes, then drop the islands, that have fewer pixels than `least_px`.
 
     As segment_anything's `remove_small_regions`, first "holes", then "islands": diagonal neighbours touch,
-    background that the picture's edge cuts off counts as a hole, and where every island is too small the
+    background that the image's edge cuts off counts as a hole, and where every island is too small the
     largest stays.
 
     Args:
         mask: [y, x].
-        least_px: the smallest region that is left alone.
+        least_px: pixels of the smallest region that stays.
 
     Returns:
         [y, x]; the mask itself where nothing was too small.
     """
-    filled = ~_cleared(~mask, least_px, spare_largest=False)
-    return _cleared(filled, least_px, spare_largest=True)
+    filled = ~_remove_small(~mask, least_px, keep_largest=False)
+    return _remove_small(filled, least_px, keep_largest=True)
 
 
-def region_sizes(mask: Bool) -> Integers:
-    """Pixels of each connected region of a mask [y, x], in reading order of their first pixels."""
-    runs = _runs_of(mask)
-    _, regions = np.unique(_labels(runs, mask.shape[1]), return_inverse=True)
-    return np.bincount(regions, weights=runs.ends - runs.starts).astype(np.intp)
-
-
-def _cleared(mask: Bool, least_px: float, *, spare_largest: bool) -> Bool:
-    """`mask` without its regions of fewer than `least_px` pixels."""
-    runs = _runs_of(mask)
+def _remove_small(mask: Bool, least_px: float, *, keep_largest: bool) -> Bool:
+    """Remove the regions of fewer than `least_px` pixels."""
+    runs = _find_runs(mask)
     if not len(runs.rows):
         return mask
-    labels = _labels(runs, mask.shape[1])
+    labels = _label_runs(runs, mask.shape[1])
     sizes = np.bincount(labels, weights=runs.ends - runs.starts)  # a label no run has keeps size 0
     small = sizes < least_px
-    if spare_largest and small.all():
+    if keep_largest and small.all():
         small[sizes.argmax()] = False
-    doomed = small[labels]  # [r]
-    if not doomed.any():
+    removed = small[labels]  # [r]
+    if not removed.any():
         return mask
-    left = mask.copy()
-    for row, start, end in zip(*(part[doomed].tolist() for part in runs), strict=True):
-        left[row, start:end] = False
-    return left
+    remaining = mask.copy()
+    for row, start, end in zip(*(part[removed].tolist() for part in runs), strict=True):
+        remaining[row, start:end] = False
+    return remaining
 
 
-def _runs_of(mask: Bool) -> _Runs:
+def _find_runs(mask: Bool) -> _Runs:
     height, width = mask.shape
     framed = np.zeros((height, width + 2), dtype=np.bool_)
     framed[:, 1:-1] = mask
-    rows, columns = np.nonzero(framed[:, 1:] != framed[:, :-1])  # where True begins or ends, by turns
+    rows, columns = np.nonzero(framed[:, 1:] != framed[:, :-1])  # where True begins and ends, alternately
     return _Runs(rows[::2], columns[::2], columns[1::2])
 
 
-def _labels(runs: _Runs, width: int) -> Integers:
-    """The index of the first run of each run's region: [r]."""
-    above, below = _touching(runs, width)
+def _label_runs(runs: _Runs, width: int) -> Integers:
+    """Return the index of the first run of each run's region: [r]."""
+    above, below = _find_touching(runs, width)
     labels = np.arange(len(runs.rows))
     while True:
         ours, theirs = labels[above], labels[below]
@@ -93,8 +86,8 @@ def _labels(runs: _Runs, width: int) -> Integers:
             labels = shorter
 
 
-def _touching(runs: _Runs, width: int) -> tuple[Integers, Integers]:
-    """Indices of all pairs of runs in neighbouring rows that touch, corners included."""
+def _find_touching(runs: _Runs, width: int) -> tuple[Integers, Integers]:
+    """Return the indices of all pairs of runs in neighboring rows that touch, corners included."""
     stride = width + 2  # no run of one row reaches into the next
     starts, ends = runs.rows * stride + runs.starts, runs.rows * stride + runs.ends
     first = np.searchsorted(ends, starts - stride, side="left")  # of the row above, by where a run ends

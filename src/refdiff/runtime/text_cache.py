@@ -1,7 +1,7 @@
-"""Text work, once per phrase: the text graphs depend on token ids alone.
+"""Run the text graphs once per text: their outputs depend on token ids alone.
 
-In: a session factory. Out: the same one, whose `sd_text` and `clip_text` answer from memory what they have
-seen. Rows of a batch do not see each other: each is kept by itself, and only unknown ones are run.
+In: a session factory. Out: the same one, whose `sd_text` and `clip_text` return the outputs of rows they have
+run before from memory. Rows of a batch are independent: each is cached by itself, and only new ones are run.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ TEXT_GRAPHS = ("sd_text", "clip_text")
 """Graphs whose every input and output has the batch first."""
 
 MOST_ROWS = 256
-"""Texts that a graph keeps, the least recently used go first: at full size 60 MB of `sd_text`'s states."""
+"""Texts cached for each graph, least recently used out first: at full size 60 MB of `sd_text`'s states."""
 
 
 class CachedTextSessions:
-    """A session factory that remembers what its text graphs answered.
+    """A session factory that caches the outputs of its text graphs.
 
     Args:
         inner: opens the sessions; closed with this one.
-        most: texts kept for each graph.
+        most: texts cached for each graph.
     """
 
     def __init__(self, inner: SessionFactory, *, most: int = MOST_ROWS) -> None:
@@ -37,22 +37,22 @@ class CachedTextSessions:
         self._kept: dict[str, _CachedSession] = {}
 
     def open(self, name: str) -> Session:
-        """The session of graph `name`."""
+        """Return the session of graph `name`."""
         session = self._inner.open(name)
         if name not in TEXT_GRAPHS:
             return session
         kept = self._kept.setdefault(name, _CachedSession(self._most))
-        kept.inner = session  # a factory may open a session anew
+        kept.inner = session  # a factory may open a session again
         return kept
 
     def close(self) -> None:
-        """Close every session, and forget every text."""
+        """Close every session and empty the cache."""
         self._kept.clear()
         self._inner.close()
 
 
 class _CachedSession:
-    """A session that runs only rows it has not seen; several threads may use it."""
+    """A session that runs only rows it has not cached; several threads may use it."""
 
     inner: Session
 
@@ -76,9 +76,9 @@ class _CachedSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str] | None = None,
         *,
-        keep_on_device: bool = False,  # noqa: ARG002 - what is kept is kept on the host
+        keep_on_device: bool = False,  # noqa: ARG002 - the cache is on the host
     ) -> dict[str, Array]:
-        """Answer from memory what is known, and run the rest as one batch."""
+        """Return cached rows from memory, and run the others as one batch."""
         check_feeds(self.graph, feeds)
         wanted = wanted_outputs(self.graph, outputs)
         host = feeds_to_host(feeds)
