@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.records import RESULTS, add_entry
-from refdiff.calibration import precision
-from refdiff.calibration.block_costs import draw_costs
+from refdiff.calibration.sensitivity import draw_costs, sensitivity
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "sensitivity.png"
 
@@ -24,16 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("feeds", type=Path)
     parser.add_argument("--count", type=int, default=16)
-    parser.add_argument("--type", default="int8")
+    parser.add_argument("--precision", default="int8")
     given = parser.parse_args()
-    report = precision.sensitivity(
+    report = sensitivity(
         "mini",
-        type=given.type,
+        precision=given.precision,
         feeds=given.feeds,
         count=given.count,
         progress=lambda line: print(line, file=sys.stderr),  # noqa: T201 - what a benchmark is for
     )
-    add_entry(RESULTS / "block-costs.json", f"mini {given.type}", report.to_json())
+    add_entry(RESULTS / "block-costs.json", f"mini {given.precision}", report.to_json())
     PICTURE.write_bytes(draw_costs(report))
 
 

@@ -113,11 +113,11 @@ def ours_half(bundle: Path, graph: str, target: Path) -> dict[str, float]:
 
     from refdiff.contracts.recipe import GraphRecipe
     from refdiff.passes.convert import convert_graph
-    from refdiff.passes.keep_fp32 import default_half_weights, default_islands
+    from refdiff.passes.keep_fp32 import default_fp32_nodes, default_half_weights
 
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
-    islands = default_islands(ir.load(source).graph)
-    recipe = GraphRecipe(half="fp16", fp32=islands, half_weights=default_half_weights(graph))
+    fp32 = default_fp32_nodes(ir.load(source).graph)
+    recipe = GraphRecipe(half="fp16", fp32=fp32, half_weights=default_half_weights(graph))
     convert_graph(source, target, recipe)
     return {"conversion_seconds": time.perf_counter() - started}
 
@@ -138,23 +138,27 @@ def ours_int8(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     """Ranges from the bundle's golden feed, then the passes."""
     import onnx_ir as ir
 
-    from refdiff.calibration.ranges import collect
+    from refdiff.calibration.ranges import collect_ranges
     from refdiff.contracts.recipe import GraphRecipe, Quantized, match_rules
-    from refdiff.engines.intermediate_tensors import probe
     from refdiff.passes.convert import convert_graph
-    from refdiff.passes.keep_fp32 import default_islands
-    from refdiff.passes.quantizable import data_inputs, default_left, default_weights_alone, eight_bit_nodes
+    from refdiff.passes.keep_fp32 import default_fp32_nodes
+    from refdiff.passes.quantizable import (
+        choose_eight_bit_nodes,
+        data_inputs,
+        default_excluded,
+        default_weights_alone,
+    )
 
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
     model = ir.load(source).graph
-    islands, left = default_islands(model), default_left(graph, model)
-    nodes = eight_bit_nodes(model, islands=islands, left=left)
+    fp32, excluded = default_fp32_nodes(model), default_excluded(graph, model)
+    nodes = choose_eight_bit_nodes(model, fp32_rules=fp32, excluded=excluded)
     alone = default_weights_alone(graph, nodes)
     fed = [node for node in nodes if node not in match_rules(alone, nodes, where=graph)]
-    ranges = collect(probe, source, [feeds_of(bundle, graph)], data_inputs(model, fed), method="minmax")
+    ranges = collect_ranges(source, [feeds_of(bundle, graph)], data_inputs(model, fed), method="minmax")
     measured = time.perf_counter()
     quantized = Quantized(type="int8", nodes=nodes, ranges=ranges, method="minmax", weights_alone=alone)
-    convert_graph(source, target, GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantized))
+    convert_graph(source, target, GraphRecipe(half="fp16", fp32=fp32, excluded=excluded, quantized=quantized))
     return {
         "ranges_seconds": measured - started,
         "conversion_seconds": time.perf_counter() - measured,

@@ -37,7 +37,7 @@ from refdiff.miniature.architecture import MINIATURE
 from refdiff.models.random_weights import random_module
 from refdiff.models.sam import VIT_B, VIT_H, SamSizes, build_sam, sam_spec
 from refdiff.passes.convert import convert_graph
-from refdiff.passes.keep_fp32 import default_islands
+from refdiff.passes.keep_fp32 import default_fp32_nodes
 
 RECORD = RESULTS / "sam-encoder.json"
 
@@ -85,10 +85,10 @@ def measured(model: str, folder: Path, rounds: int) -> dict[str, Any]:
 
 def planned(spec: ModelSpec, path: Path) -> dict[str, Any]:
     """Build a form in half precision with TensorRT-RTX."""
-    islands = default_islands(ir.load(path).graph)
+    fp32 = default_fp32_nodes(ir.load(path).graph)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         half = Path(folder) / path.name
-        convert_graph(path, half, GraphRecipe(half="fp16", fp32=islands))
+        convert_graph(path, half, GraphRecipe(half="fp16", fp32=fp32))
         plan = built(spec, "sam_encoder", half, as_exported)
     return {key: plan[key] for key in ("attentions", "fused", "activation_bytes", "plan_bytes")}
 

@@ -23,7 +23,8 @@ LONGEST_FIRST = (
     "tests/export/test_export.py",
     "tests/export/test_bring_your_own.py",
     "tests/engines/test_rtx_builds.py",
-    "tests/calibration/test_precision.py",
+    "tests/calibration/test_convert.py",
+    "tests/calibration/test_converted_bundle.py",
     "tests/cli/test_bad_input.py",
     "tests/verification/test_check.py",
     "tests/models/test_diffusion.py",
@@ -76,7 +77,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def no_clock() -> Iterator[None]:
     """No GPU has a say in eight bits, unless a test brings one: exports come out the same everywhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refdiff.calibration.precision.find_latency_race", lambda tell: (None, "not in tests"))
+        patch.setattr("refdiff.calibration.convert.find_latency_race", lambda tell: (None, "not in tests"))
         yield
 
 
@@ -114,12 +115,10 @@ def mini_in(request: pytest.FixtureRequest, mini_feeds: Path) -> Callable[[str],
 
     def bundle(precision: str) -> Path:
         def make(output: Path) -> None:
-            import refdiff.miniature
-            from refdiff.export.export import export
+            from refdiff.calibration.convert import PrecisionOptions, convert
 
-            mini = Path(refdiff.miniature.__file__).parent / "bundle"
             feeds = mini_feeds if precision in ("int8", "fp8") else None
-            export(str(mini), precision=precision, feeds=feeds, output=output)
+            convert("mini", PrecisionOptions(precision=precision, feeds=feeds), output=output)
 
         return made_once(request.config.cache, precision, sources=CONVERSION_SOURCES, make=make)
 

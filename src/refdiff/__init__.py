@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from refdiff.batch.folder import segment_many as segment_many
     from refdiff.batch.prediction import segment as segment
     from refdiff.calibration.calibrate import calibrate as calibrate
+    from refdiff.calibration.convert import PrecisionOptions as PrecisionOptions
+    from refdiff.calibration.convert import convert as convert
     from refdiff.contracts.inspection import inspect as inspect
     from refdiff.contracts.options import BackendOptions as BackendOptions
     from refdiff.contracts.options import RunOptions as RunOptions
@@ -46,6 +48,7 @@ _HOMES = {
     "GateError": "errors",
     "InputError": "errors",
     "MissingDependencyError": "errors",
+    "PrecisionOptions": "calibration.convert",
     "RefdiffError": "errors",
     "RunOptions": "contracts.options",
     "Scores": "contracts.results",
@@ -54,6 +57,7 @@ _HOMES = {
     "build": "engines.build",
     "calibrate": "calibration.calibrate",
     "check": "verification.check",
+    "convert": "calibration.convert",
     "doctor": "diagnostics.doctor",
     "evaluate": "evaluation.evaluate",
     "export_model": "export.export",

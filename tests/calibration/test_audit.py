@@ -1,4 +1,4 @@
-"""The verb `audit`: what was planted is found and named, and the recipe mends what a recipe can."""
+"""The verb `audit`: what was planted is found and named, and the recipe fixes what a recipe can."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.calibration import audit, bisect, calibrate
-from refdiff.calibration.precision import half_recipe
+from refdiff.calibration.recipes import half_recipe
 from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.recipe import Recipe, match_nodes, read_recipe
@@ -51,23 +51,24 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def built_in() -> Recipe:
     bundle = open_bundle(BUNDLE)
-    return half_recipe(BUNDLE, model=bundle.spec.name, sources=bundle.manifest.sources)
+    return half_recipe(bundle)
 
 
-def test_a_healthy_graph_gets_the_built_in_recipe(feeds: Path, tmp_path: Path) -> None:
-    report = audit.audit("mini", graphs=(GRAPH,), feeds=feeds, output=tmp_path / "recipe.json")
+def test_a_healthy_graph_gets_the_built_in_recipe(feeds: Path) -> None:
+    report = audit.audit("mini", graphs=(GRAPH,), feeds=feeds)
     assert report.passed
     assert report.failure is None
     assert [each.graph for each in report.graphs] == [GRAPH]
     assert report.graphs[0].room > 2
-    assert read_recipe(tmp_path / "recipe.json") == built_in()
+    assert report.recipe == built_in()
 
 
-def test_a_planted_overflow_is_named_and_its_recipe_mends_it(
+def test_a_planted_overflow_is_named_and_its_recipe_fixes_it(
     overflowing: tuple[Path, str], feeds: Path, tmp_path: Path
 ) -> None:
     bundle, blamed = overflowing
-    report = audit.audit(bundle, graphs=(GRAPH,), feeds=feeds, output=tmp_path / "recipe.json")
+    report = audit.audit(bundle, graphs=(GRAPH,), feeds=feeds)
+    (tmp_path / "recipe.json").write_text(report.recipe.to_text())
     (found,) = report.graphs
     assert report.passed
     assert blamed in {finding.node for finding in found.findings if finding.kind == "overflow"}
@@ -79,11 +80,8 @@ def test_a_planted_overflow_is_named_and_its_recipe_mends_it(
     assert bisect.bisect(bundle, graph=GRAPH, recipe=tmp_path / "recipe.json").broken is None
 
 
-def test_the_other_graphs_of_a_recipe_stay_as_they_are(
-    overflowing: tuple[Path, str], feeds: Path, tmp_path: Path
-) -> None:
-    audit.audit(overflowing[0], graphs=(GRAPH,), feeds=feeds, output=tmp_path / "recipe.json")
-    written, before = read_recipe(tmp_path / "recipe.json"), built_in()
+def test_the_other_graphs_of_a_recipe_stay_as_they_are(overflowing: tuple[Path, str], feeds: Path) -> None:
+    written, before = audit.audit(overflowing[0], graphs=(GRAPH,), feeds=feeds).recipe, built_in()
     assert {**written.graphs, GRAPH: None} == {**before.graphs, GRAPH: None}
 
 
@@ -108,11 +106,11 @@ def test_a_planted_nan_is_named_and_no_recipe_is_written(
 @pytest.mark.parametrize("factor", [0.02, 50.0])
 def test_a_planted_bad_range_is_named(feeds: Path, tmp_path: Path, factor: float) -> None:
     sound = eight_bit_recipe_of(GRAPH)
-    quantised = sound.graphs[GRAPH].quantized
-    assert quantised is not None
-    tensor = sorted(quantised.ranges)[3]
-    ranges = {**quantised.ranges, tensor: quantised.ranges[tensor] * factor}
-    wrong = dataclasses.replace(sound.graphs[GRAPH], quantized=dataclasses.replace(quantised, ranges=ranges))
+    quantized = sound.graphs[GRAPH].quantized
+    assert quantized is not None
+    tensor = sorted(quantized.ranges)[3]
+    ranges = {**quantized.ranges, tensor: quantized.ranges[tensor] * factor}
+    wrong = dataclasses.replace(sound.graphs[GRAPH], quantized=dataclasses.replace(quantized, ranges=ranges))
     path = tmp_path / "int8.json"
     path.write_text(dataclasses.replace(sound, graphs={**sound.graphs, GRAPH: wrong}).to_text())
     report = audit.audit("mini", recipe=path, graphs=(GRAPH,), feeds=feeds)
@@ -136,6 +134,7 @@ def test_the_table_says_how_much_room_there_is_and_where_the_recipe_lies(
     assert GRAPH in out
     assert "room" in out
     assert str(target) in "".join(out.split("\n"))
+    assert read_recipe(target) == built_in()
     assert main(["audit", "mini", "--graph", GRAPH, "--feeds", str(feeds), "-o", str(target)]) == 2
     assert "--overwrite" in capsys.readouterr().err
 

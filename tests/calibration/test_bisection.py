@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from refdiff.calibration.bisection import OutOfTrials, Trials, smallest
+from refdiff.calibration.bisection import BudgetExhausted, SearchBudget, find_smallest
 
 ENOUGH = 10_000
 
@@ -53,7 +53,7 @@ def test_what_is_found_is_inside_and_no_node_of_it_can_be_left_out(
     nodes: list[str], bits: int, guess: list[str]
 ) -> None:
     answer = any_answer(nodes, bits)
-    found = smallest(nodes, Trials(answer, most=ENOUGH), guess=guess)
+    found = find_smallest(nodes, SearchBudget(answer, most=ENOUGH), guess=guess)
     assert found.minimal
     assert answer(frozenset(found.nodes))
     assert not any(answer(frozenset(found.nodes) - {node}) for node in found.nodes)
@@ -61,7 +61,7 @@ def test_what_is_found_is_inside_and_no_node_of_it_can_be_left_out(
 
 @given(few_nodes, answers, st.lists(names, max_size=4))
 def test_nodes_come_in_the_graphs_order(nodes: list[str], bits: int, guess: list[str]) -> None:
-    found = smallest(nodes, Trials(any_answer(nodes, bits), most=ENOUGH), guess=guess)
+    found = find_smallest(nodes, SearchBudget(any_answer(nodes, bits), most=ENOUGH), guess=guess)
     assert list(found.nodes) == [node for node in nodes if node in found.nodes]
 
 
@@ -70,7 +70,7 @@ def test_nothing_is_tried_twice_and_every_trial_is_counted(
     nodes: list[str], bits: int, guess: list[str]
 ) -> None:
     asked = Asked(any_answer(nodes, bits))
-    found = smallest(nodes, Trials(asked, most=ENOUGH), guess=guess)
+    found = find_smallest(nodes, SearchBudget(asked, most=ENOUGH), guess=guess)
     assert found.trials == len(asked.sets) == len(set(asked.sets))
 
 
@@ -80,8 +80,8 @@ def test_when_trials_run_out_the_smallest_set_that_was_inside_is_left(
     nodes: list[str], bits: int, guess: list[str], most: int
 ) -> None:
     asked = Asked(any_answer(nodes, bits))
-    whole = smallest(nodes, Trials(any_answer(nodes, bits), most=ENOUGH), guess=guess)
-    found = smallest(nodes, Trials(asked, most=most), guess=guess)
+    whole = find_smallest(nodes, SearchBudget(any_answer(nodes, bits), most=ENOUGH), guess=guess)
+    found = find_smallest(nodes, SearchBudget(asked, most=most), guess=guess)
     assert len(asked.sets) == found.trials == min(most, whole.trials)
     assert found.minimal == (whole.trials <= most)
     if found.minimal:
@@ -96,7 +96,7 @@ def test_when_trials_run_out_the_smallest_set_that_was_inside_is_left(
 def test_of_nodes_that_are_all_needed_exactly_those_are_found(data: st.DataObject, nodes: list[str]) -> None:
     needed = data.draw(st.sets(st.sampled_from(nodes)))
     guess = data.draw(st.lists(st.sampled_from(nodes)))
-    assert set(smallest(nodes, Trials(needs(needed), most=ENOUGH), guess=guess).nodes) == needed
+    assert set(find_smallest(nodes, SearchBudget(needs(needed), most=ENOUGH), guess=guess).nodes) == needed
 
 
 @given(st.data(), many_nodes)
@@ -104,7 +104,7 @@ def test_trials_grow_with_the_needed_nodes_and_the_logarithm_of_all(
     data: st.DataObject, nodes: list[str]
 ) -> None:
     needed = data.draw(st.sets(st.sampled_from(nodes), max_size=4))
-    found = smallest(nodes, Trials(needs(needed), most=ENOUGH))
+    found = find_smallest(nodes, SearchBudget(needs(needed), most=ENOUGH))
     halvings = ceil(log2(len(nodes)))  # of modules there are no more than nodes
     assert found.trials <= 2 * (1 + len(needed) * (1 + halvings)) + len(needed)
 
@@ -115,7 +115,7 @@ def test_a_guess_that_suffices_keeps_the_search_inside_it(data: st.DataObject, n
     guess = needed | data.draw(st.sets(st.sampled_from(nodes)))
     assume(len(guess) < len(nodes))
     asked = Asked(needs(needed))
-    smallest(nodes, Trials(asked, most=ENOUGH), guess=sorted(guess))
+    find_smallest(nodes, SearchBudget(asked, most=ENOUGH), guess=sorted(guess))
     assert all(kept <= guess for kept in asked.sets)
 
 
@@ -124,29 +124,29 @@ def test_a_guess_that_does_not_suffice_costs_one_trial(data: st.DataObject, node
     needed = data.draw(st.sets(st.sampled_from(nodes), min_size=1))
     guess = data.draw(st.sets(st.sampled_from(nodes), min_size=1))
     assume(not needed <= guess)
-    without = smallest(nodes, Trials(needs(needed), most=ENOUGH))
-    found = smallest(nodes, Trials(needs(needed), most=ENOUGH), guess=sorted(guess))
+    without = find_smallest(nodes, SearchBudget(needs(needed), most=ENOUGH))
+    found = find_smallest(nodes, SearchBudget(needs(needed), most=ENOUGH), guess=sorted(guess))
     assert found.nodes == without.nodes
     assert without.trials <= found.trials <= without.trials + 1
 
 
 @pytest.mark.parametrize(("most", "left"), [(0, 8), (1, 8), (2, 4), (3, 2)])
 def test_each_trial_that_was_inside_leaves_fewer_nodes_when_there_are_no_more(most: int, left: int) -> None:
-    found = smallest(list("abcdefgh"), Trials(needs({"a"}), most=most))
+    found = find_smallest(list("abcdefgh"), SearchBudget(needs({"a"}), most=most))
     assert found.nodes == tuple("abcdefgh")[:left]
     assert not found.minimal
 
 
 def test_of_two_sets_that_suffice_one_is_found_not_both() -> None:
     nodes = ["a/x", "a/y", "b/x", "b/y"]
-    found = smallest(nodes, Trials(needs({"a/x", "b/y"}, {"a/y"}), most=ENOUGH))
+    found = find_smallest(nodes, SearchBudget(needs({"a/x", "b/y"}, {"a/y"}), most=ENOUGH))
     assert set(found.nodes) in ({"a/x", "b/y"}, {"a/y"})
 
 
 def test_nodes_that_are_only_inside_together_with_a_needless_one_are_pruned() -> None:
     # More nodes are not always better: with x, y is needed too; without x nothing but z is.
     answers = {frozenset("xyz"), frozenset("xy"), frozenset("z")}
-    found = smallest(["x", "y", "z"], Trials(lambda kept: kept in answers, most=ENOUGH))
+    found = find_smallest(["x", "y", "z"], SearchBudget(lambda kept: kept in answers, most=ENOUGH))
     assert frozenset(found.nodes) in answers
     assert len(found.nodes) < 3
 
@@ -154,27 +154,29 @@ def test_nodes_that_are_only_inside_together_with_a_needless_one_are_pruned() ->
 def test_modules_are_tried_before_their_nodes() -> None:
     nodes = [f"{module}/{node}" for module in "abcd" for node in "wxyz"]
     asked = Asked(needs({"c/y"}))
-    assert smallest(nodes, Trials(asked, most=ENOUGH)).nodes == ("c/y",)
+    assert find_smallest(nodes, SearchBudget(asked, most=ENOUGH)).nodes == ("c/y",)
     assert all(len(kept) % 4 == 0 for kept in asked.sets if len(kept) > 4)
     assert len(asked.sets) < 10
 
 
 def test_where_nothing_is_broken_nothing_is_kept() -> None:
-    found = smallest(["a", "b"], Trials(lambda _: True, most=ENOUGH))
+    found = find_smallest(["a", "b"], SearchBudget(lambda _: True, most=ENOUGH))
     assert (found.nodes, found.minimal) == ((), True)
-    assert smallest([], Trials(lambda _: True, most=ENOUGH)).nodes == ()
+    assert find_smallest([], SearchBudget(lambda _: True, most=ENOUGH)).nodes == ()
 
 
 def test_names_that_are_no_candidates_are_no_guess() -> None:
     asked = Asked(needs({"b"}))
-    assert smallest(["a", "b"], Trials(asked, most=ENOUGH), guess=["elsewhere", "b"]).nodes == ("b",)
+    assert find_smallest(["a", "b"], SearchBudget(asked, most=ENOUGH), guess=["elsewhere", "b"]).nodes == (
+        "b",
+    )
     assert all("elsewhere" not in kept for kept in asked.sets)
 
 
 def test_a_known_answer_costs_no_trial() -> None:
-    trials = Trials(needs({"a"}), most=1)
+    trials = SearchBudget(needs({"a"}), most=1)
     assert trials(["a", "b"])
     assert trials(["b", "a"])
     assert trials.count == 1
-    with pytest.raises(OutOfTrials):
+    with pytest.raises(BudgetExhausted):
         trials(["a"])

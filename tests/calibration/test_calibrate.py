@@ -76,7 +76,7 @@ def test_every_graph_is_recorded_as_the_profiles_run_it(
         [
             (entry.graph, *(record["latent"].shape[0], *record["timestep"]))
             for entry, record in zip(store.entries("unet"), store.records("unet"), strict=True)
-            if entry.variant == variant and entry.question == f"scene {CALIBRATION_FROM}"
+            if entry.variant == variant and entry.sample == f"scene {CALIBRATION_FROM}"
         ]
         for variant in ("official", "edge")
     )
@@ -95,9 +95,7 @@ def test_pictures_reach_their_encoders_rounded_and_are_stored_once(
     assert np.array_equal(store.records("sam_encoder")[0]["image"], half_rounded(pixels))
     latent = diffusion_input(sample.read(), spec.diffusion.image_size)
     assert np.array_equal(store.records("vae_encoder")[0]["image"], half_rounded(latent))
-    of_one = [
-        entry for entry in store.entries("sam_encoder") if entry.question == f"scene {CALIBRATION_FROM}"
-    ]
+    of_one = [entry for entry in store.entries("sam_encoder") if entry.sample == f"scene {CALIBRATION_FROM}"]
     assert [entry.variant for entry in of_one] == ["official", "edge"]
     assert len({entry.arrays["image"] for entry in of_one}) == 1
 
@@ -131,7 +129,7 @@ def test_of_the_decoder_s_runs_some_are_kept_evenly_spread(tmp_path: Path) -> No
     assert every.graphs["clip_image"] == 0  # the mode does not look there
 
 
-def stop_at_question_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def stop_at_sample_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def told(line: str) -> None:
         if line.startswith("sample 2/"):
             raise KeyboardInterrupt
@@ -168,7 +166,7 @@ def stop_in_the_middle_of_the_second(monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 @pytest.mark.parametrize(
-    "stop", [stop_at_question_two, stop_while_the_second_is_written, stop_in_the_middle_of_the_second]
+    "stop", [stop_at_sample_two, stop_while_the_second_is_written, stop_in_the_middle_of_the_second]
 )
 def test_a_stopped_recording_goes_on_to_the_same_bytes(
     recorded: tuple[Path, calibrate.CalibrationReport],
@@ -178,7 +176,7 @@ def test_a_stopped_recording_goes_on_to_the_same_bytes(
     output = tmp_path / "feeds"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         calibrate.calibrate("mini", output=output, count=3, backend=ONE_THREAD, progress=stop(patch))
-    with pytest.raises(InputError, match="1 of 3 questions"):
+    with pytest.raises(InputError, match="1 of 3 samples"):
         calibrate.open_feeds(output, find_bundle("mini"))
     report = calibrate.calibrate("mini", output=output, count=3, backend=ONE_THREAD)
     assert (report.new, report.resumed) == (2, 1)

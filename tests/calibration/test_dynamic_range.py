@@ -15,10 +15,16 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 import refdiff.calibration.dynamic_range as module
-from refdiff.calibration.dynamic_range import INPUT, REACHES, WEIGHT, Headroom, Tally, headroom
+from refdiff.calibration.dynamic_range import (
+    INPUT,
+    TYPE_RANGES,
+    WEIGHT,
+    DynamicRange,
+    RangeCounter,
+    measure_dynamic_range,
+)
 from refdiff.contracts.recipe import Half
 from refdiff.contracts.session import Array
-from refdiff.engines.intermediate_tensors import probe
 from tests.support.graph_files import golden_feeds, planted_miniature, saved
 from tests.support.planted import overflow
 from tests.support.small_graphs import BUNDLE, MINIATURE, miniature_graph, noise, small_graph
@@ -37,20 +43,20 @@ fp16_values = st.one_of(
 
 def measured(
     model: ir.Model, folder: Path, *feeds: dict[str, Array], half: Half = "fp16"
-) -> dict[str, Headroom]:
-    return {each.tensor: each for each in headroom(probe, saved(model, folder), feeds, half)}
+) -> dict[str, DynamicRange]:
+    return {each.tensor: each for each in measure_dynamic_range(saved(model, folder), feeds, half)}
 
 
-def tally(*runs: Array, half: Half = "fp16") -> Headroom:
-    counted = Tally(REACHES[half])
+def tally(*runs: Array, half: Half = "fp16") -> DynamicRange:
+    counted = RangeCounter(TYPE_RANGES[half])
     for values in runs:
         counted.add(np.asarray(values, np.float32))
-    return counted.headroom("t", "n", "Op")
+    return counted.result("t", "n", "Op")
 
 
 @pytest.mark.parametrize("half", HALVES)
 def test_the_ends_are_those_of_the_type(half: Half) -> None:
-    info, reach = ml_dtypes.finfo(TYPES[half]), REACHES[half]
+    info, reach = ml_dtypes.finfo(TYPES[half]), TYPE_RANGES[half]
     assert reach.largest == float(info.max)
     assert reach.smallest_normal == float(info.smallest_normal)
     assert reach.smallest == float(info.smallest_subnormal)
@@ -129,7 +135,7 @@ def test_inputs_weights_and_results_come_with_their_makers(tmp_path: Path) -> No
         "a = Mul(x, w) norm__b = Neg(a) s = Shape(a) y = Gather(norm__b, i)",
         {"w": noise(3)},
     )
-    found = headroom(probe, saved(model, tmp_path), [{"x": noise(2, 3), "i": np.int64([1])}], "fp16")
+    found = measure_dynamic_range(saved(model, tmp_path), [{"x": noise(2, 3), "i": np.int64([1])}], "fp16")
     assert [(each.tensor, each.node, each.operator) for each in found] == [
         ("x", "", INPUT),
         ("w", "", WEIGHT),
@@ -160,7 +166,7 @@ def test_a_planted_overflow_is_seen_at_its_tensor_alone(tmp_path: Path) -> None:
         {"up": np.float32([1e5]), "down": np.float32([1e-5])},
     )
     found = measured(model, tmp_path, {"x": np.float32([1, -1.5, 0.5, 0.1])})
-    assert {name for name, each in found.items() if each.largest > REACHES["fp16"].largest} == {"up", "a"}
+    assert {name for name, each in found.items() if each.largest > TYPE_RANGES["fp16"].largest} == {"up", "a"}
     assert found["a"].largest == 150_000.0
     assert found["y"].largest == pytest.approx(1.5)
 
@@ -190,7 +196,7 @@ def test_a_planted_infinity_in_a_weight_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["clip_text", "sd_text"])
 def test_every_float_tensor_of_a_real_graph_is_there_once(name: str) -> None:
     graph = miniature_graph(name).graph
-    found = headroom(probe, BUNDLE / f"{name}.onnx", [golden_feeds(name)], "fp16")
+    found = measure_dynamic_range(BUNDLE / f"{name}.onnx", [golden_feeds(name)], "fp16")
     floats = [
         value.name
         for value in (
@@ -214,13 +220,13 @@ def test_every_tensor_of_the_miniature_has_a_type(name: str) -> None:
 def test_an_overflow_planted_into_the_miniature_is_its_largest_tensor(tmp_path: Path) -> None:
     tensor = "blocks.0.block.mlp.c_proj/Add"
     path = planted_miniature("clip_text", overflow(tensor, half=False), tmp_path)
-    found = headroom(probe, path, [golden_feeds("clip_text")], "fp16")
-    assert [each.tensor for each in found if each.largest > REACHES["fp16"].largest] == [f"{tensor}/up"]
+    found = measure_dynamic_range(path, [golden_feeds("clip_text")], "fp16")
+    assert [each.tensor for each in found if each.largest > TYPE_RANGES["fp16"].largest] == [f"{tensor}/up"]
 
 
 def test_a_document_is_json(tmp_path: Path) -> None:
     model = small_graph("float[2] x => float[2] y", "y = Sqrt(x)")
-    (*_, last) = headroom(probe, saved(model, tmp_path), [{"x": np.float32([-1, 4])}], "fp16")
+    (*_, last) = measure_dynamic_range(saved(model, tmp_path), [{"x": np.float32([-1, 4])}], "fp16")
     document = json.loads(json.dumps(last.to_json(), allow_nan=False))
     assert document == {
         "tensor": "y",

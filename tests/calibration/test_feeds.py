@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refdiff.calibration.feed_files import ArrayFolder
 from refdiff.calibration.feeds import FeedStore, Run
-from refdiff.calibration.recording import FeedRecorder, spread
+from refdiff.calibration.recording import FeedRecorder, spread_evenly
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array
 from refdiff.errors import EngineError, InputError
@@ -38,7 +38,7 @@ def run(graph: str, position: int = 0, **feeds: Array) -> Run:
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
-    """Two questions; the latent is fed to two graphs and in both."""
+    """Two samples; the latent is fed to two graphs and in both."""
     store = started(tmp_path / "feeds")
     store.add(
         "one",
@@ -95,9 +95,9 @@ def test_a_run_of_unet_taps_is_found_under_unet_too_and_not_the_other_way_round(
     assert len(store.records("unet_taps")) == 3
 
 
-def test_an_entry_says_question_profile_and_position(recording: Path) -> None:
+def test_an_entry_holds_sample_variant_and_position(recording: Path) -> None:
     entries = opened(recording).entries("unet_taps")
-    assert [(entry.question, entry.variant, entry.position) for entry in entries] == [
+    assert [(entry.sample, entry.variant, entry.position) for entry in entries] == [
         ("one", "edge", 0),
         ("two", "edge", 0),
         ("two", "edge", 1),
@@ -203,7 +203,7 @@ def test_other_settings_are_refused_by_name_and_not_mixed(
 
 def test_an_unfinished_recording_is_not_read_but_gone_on_with(tmp_path: Path) -> None:
     started(tmp_path).add("one", {"edge": [run("unet", latent=LATENT)]})
-    with pytest.raises(InputError, match="1 of 2 questions"):
+    with pytest.raises(InputError, match="1 of 2 samples"):
         opened(tmp_path)
     store = started(tmp_path)
     assert store.finished == ("one",)
@@ -211,7 +211,7 @@ def test_an_unfinished_recording_is_not_read_but_gone_on_with(tmp_path: Path) ->
     assert opened(tmp_path).finished == ("one", "two")
 
 
-def test_a_question_is_recorded_once(recording: Path) -> None:
+def test_a_sample_is_recorded_once(recording: Path) -> None:
     with pytest.raises(ValueError, match="recorded already"):
         started(recording).add("one", {})
 
@@ -379,7 +379,7 @@ def test_a_closed_recorder_closes_what_it_wraps_and_forgets() -> None:
 
 @given(st.integers(0, 200), st.integers(1, 30))
 def test_a_spread_is_no_more_than_asked_and_reaches_both_ends(count: int, most: int) -> None:
-    chosen = spread(count, most)
+    chosen = spread_evenly(count, most)
     assert len(chosen) == min(count, most)
     assert chosen <= set(range(count))
     if min(count, most) > 1:
@@ -389,4 +389,4 @@ def test_a_spread_is_no_more_than_asked_and_reaches_both_ends(count: int, most: 
 
 
 def test_without_a_bound_a_spread_is_everything() -> None:
-    assert spread(7, None) == frozenset(range(7))
+    assert spread_evenly(7, None) == frozenset(range(7))

@@ -12,24 +12,23 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.dynamic_range import Headroom, headroom
+from refdiff.accuracy.tolerances import GraphTolerance
+from refdiff.calibration.dynamic_range import DynamicRange, measure_dynamic_range
 from refdiff.calibration.fp32_proposals import (
     MARGIN,
-    Broken,
-    Finding,
-    broken,
-    findings,
-    lost_in_trial,
-    proposed,
+    NonFinite,
+    OutOfRange,
+    find_lost_values,
+    find_non_finite,
+    find_out_of_range,
+    propose_rules,
 )
-from refdiff.calibration.output_tolerance import Tolerance
-from refdiff.calibration.simulation import simulated
+from refdiff.calibration.simulation import simulate
 from refdiff.contracts.recipe import GraphRecipe, Half
 from refdiff.contracts.session import Array
-from refdiff.engines.intermediate_tensors import probe
 from refdiff.engines.ort import CheckSession
 from refdiff.passes.convert import convert_graph
-from refdiff.passes.keep_fp32 import default_islands
+from refdiff.passes.keep_fp32 import default_fp32_nodes
 from tests.support.graph_files import (
     golden_feeds,
     is_inside,
@@ -47,15 +46,15 @@ from tests.support.small_graphs import (
     small_graph,
 )
 
-CLOSE = Tolerance(error=0.005, correlation=0.9999)
+CLOSE = GraphTolerance(error=0.005, correlation=0.9999)
 
 Weights = Mapping[str, Array]
 
 
 def measured(
     model: ir.Model, folder: Path, feeds: dict[str, Array], half: Half = "fp16"
-) -> tuple[Headroom, ...]:
-    return headroom(probe, saved(model, folder), [feeds], half)
+) -> tuple[DynamicRange, ...]:
+    return measure_dynamic_range(saved(model, folder), [feeds], half)
 
 
 def found_in(
@@ -68,14 +67,14 @@ def found_in(
     margin: float = MARGIN,
     islands: tuple[str, ...] = (),
     made: str = "float[N] y",
-) -> list[Finding]:
+) -> list[OutOfRange]:
     """Of a graph that makes y from x, a vector."""
     model = small_graph(f"float[N] x => {made}", body, weights)
     tensors = measured(model, folder, {"x": x}, half)
-    return list(findings(model.graph, tensors, half, islands=islands, margin=margin))
+    return list(find_out_of_range(model.graph, tensors, half, fp32=islands, margin=margin))
 
 
-def named(found: list[Finding]) -> list[tuple[str, str, tuple[str, ...]]]:
+def named(found: list[OutOfRange]) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(each.kind, each.tensor, each.nodes) for each in found]
 
 
@@ -126,13 +125,13 @@ def test_a_weight_that_is_stored_in_half_is_out_of_reach_on_an_island_too(tmp_pa
     model = small_graph("float[N] x => float[N] y", "a = Mul(x, w) y = Neg(a)", {"w": np.float32([1e6])})
     tensors = measured(model, tmp_path, {"x": SPREAD * np.float32(1e-6)})
     (inside,) = (
-        each for each in findings(model.graph, tensors, "fp16", islands=("a",)) if each.tensor == "w"
+        each for each in find_out_of_range(model.graph, tensors, "fp16", fp32=("a",)) if each.tensor == "w"
     )
     assert inside.covered
-    stored = findings(model.graph, tensors, "fp16", islands=("a",), half_weights=("a",))
+    stored = find_out_of_range(model.graph, tensors, "fp16", fp32=("a",), half_weights=("a",))
     (outside,) = (each for each in stored if each.tensor == "w")
     assert not outside.covered
-    (rule,) = proposed(model.graph, [outside], "fp16")
+    (rule,) = propose_rules(model.graph, [outside], "fp16")
     assert rule.nodes == ("a",)
 
 
@@ -158,12 +157,12 @@ def test_a_planted_product_overflow_is_found_where_every_tensor_is_small(tmp_pat
         "float[1, 2] x => float[1, 1] y", "y = MatMul(x, w)", {"w": np.float32([[150.0], [-150.0]])}
     )
     tensors = measured(model, tmp_path, {"x": np.float32([[150.0, 150.0]])})
-    (found,) = findings(model.graph, tensors, "fp16", islands=())
+    (found,) = find_out_of_range(model.graph, tensors, "fp16", fp32=())
     assert (found.kind, found.tensor, found.node, found.nodes) == ("product", "y", "y", ("y",))
     assert found.value == 22_500.0
-    assert findings(model.graph, tensors, "fp16", islands=(), margin=2.0) == ()
-    assert findings(model.graph, tensors, "bf16", islands=()) == ()
-    (rule,) = proposed(model.graph, [found], "fp16")
+    assert find_out_of_range(model.graph, tensors, "fp16", fp32=(), margin=2.0) == ()
+    assert find_out_of_range(model.graph, tensors, "bf16", fp32=()) == ()
+    (rule,) = propose_rules(model.graph, [found], "fp16")
     assert rule.because == "product: factors of y reach 2.25e+04 multiplied, fp16 ends at 6.55e+04"
 
 
@@ -193,7 +192,7 @@ def test_a_bias_is_only_added_and_a_factor_is_not(tmp_path: Path) -> None:
             "float[2, 4] x => float[2, 4] y", body, {"v": noise(4, 4), "w": noise(4, 4, seed=1, scale=1e-8)}
         )
         tensors = measured(model, tmp_path, {"x": noise(2, 4)})
-        return {each.tensor for each in findings(model.graph, tensors, "fp16", islands=())}
+        return {each.tensor for each in find_out_of_range(model.graph, tensors, "fp16", fp32=())}
 
     assert found("b = ReduceMean <keepdims = 0> (w) y = Gemm(x, v, b)") == {"w"}
     assert found("b = Gemm(x, w) y = Add(b, x)") == {"w"}
@@ -211,9 +210,9 @@ def test_findings_that_islands_cover_are_told_and_not_proposed(tmp_path: Path) -
     model = small_graph("float[N] x => float[N] y", *OVERFLOW)
     tensors = measured(model, tmp_path, {"x": SPREAD})
     for islands, covered in (((), False), (("a",), False), (("a", "b"), True)):
-        found = findings(model.graph, tensors, "fp16", islands=islands)
+        found = find_out_of_range(model.graph, tensors, "fp16", fp32=islands)
         assert [each.covered for each in found] == [covered]
-        assert bool(proposed(model.graph, found, "fp16")) != covered
+        assert bool(propose_rules(model.graph, found, "fp16")) != covered
 
 
 def test_findings_come_in_the_graphs_order(tmp_path: Path) -> None:
@@ -230,7 +229,9 @@ def test_a_rule_for_each_kind_says_the_worst_and_counts_the_rest(tmp_path: Path)
         {"up": np.float32([4e4]), "down": np.float32([1e-6])},
     )
     tensors = measured(model, tmp_path, {"x": SPREAD})
-    rules = proposed(model.graph, findings(model.graph, tensors, "fp16", islands=()), "fp16", origin="hand")
+    rules = propose_rules(
+        model.graph, find_out_of_range(model.graph, tensors, "fp16", fp32=()), "fp16", origin="hand"
+    )
     assert [rule.because.partition(":")[0] for rule in rules] == ["overflow", "underflow"]
     assert rules[0].nodes == ("p/*", "c")
     assert "p__b reaches 2.4e+09, fp16 ends at 6.55e+04; 1 more" in rules[0].because
@@ -240,7 +241,7 @@ def test_a_rule_for_each_kind_says_the_worst_and_counts_the_rest(tmp_path: Path)
 
 def test_nothing_found_is_no_rule() -> None:
     model = small_graph("float[N] x => float[N] y", "y = Neg(x)")
-    assert proposed(model.graph, (), "fp16") == ()
+    assert propose_rules(model.graph, (), "fp16") == ()
 
 
 MENDED: dict[str, tuple[str, str, Weights, Array]] = {
@@ -300,8 +301,8 @@ def test_a_recipe_with_the_proposed_rules_brings_the_graph_back(tmp_path: Path, 
     if "of a weight" not in fault or "underflow" in fault:  # a weight too large is refused, not lost
         assert not is_inside(path, before, feeds, CLOSE)
     graph = ir.load(path).graph
-    found = findings(graph, headroom(probe, path, [feeds], "fp16"), "fp16", islands=())
-    after = dataclasses.replace(before, fp32=proposed(graph, found, "fp16"))
+    found = find_out_of_range(graph, measure_dynamic_range(path, [feeds], "fp16"), "fp16", fp32=())
+    after = dataclasses.replace(before, fp32=propose_rules(graph, found, "fp16"))
     assert is_inside(path, after, feeds, CLOSE)
 
 
@@ -313,9 +314,9 @@ def test_a_weight_of_which_only_small_rows_are_read_can_still_be_stored(tmp_path
         "int64[2] i => float[2, 3] y", "rows = Gather(table, i) a = Neg(rows) y = Mul(a, a)", {"table": table}
     )
     path, feeds = saved(model, tmp_path, "before"), {"i": np.int64([0, 2])}
-    found = findings(model.graph, headroom(probe, path, [feeds], "fp16"), "fp16", islands=())
+    found = find_out_of_range(model.graph, measure_dynamic_range(path, [feeds], "fp16"), "fp16", fp32=())
     assert named(list(found)) == [("overflow", "table", ("rows", "a"))]
-    recipe = GraphRecipe(half="fp16", fp32=proposed(model.graph, found, "fp16"))
+    recipe = GraphRecipe(half="fp16", fp32=propose_rules(model.graph, found, "fp16"))
     convert_graph(path, tmp_path / "after.onnx", recipe)
     got = CheckSession(tmp_path / "after.onnx").run({"i": np.int64([3, 0])})["y"]
     np.testing.assert_allclose(got[0], 1e10)
@@ -323,27 +324,27 @@ def test_a_weight_of_which_only_small_rows_are_read_can_still_be_stored(tmp_path
 
 
 def sick_nodes(model: ir.Model, folder: Path, feeds: dict[str, Array]) -> list[tuple[str, str]]:
-    return [(each.node, each.tensor) for each in broken(model.graph, measured(model, folder, feeds))]
+    return [(each.node, each.tensor) for each in find_non_finite(model.graph, measured(model, folder, feeds))]
 
 
 def test_a_planted_nan_is_blamed_on_the_node_that_makes_it_and_on_none_behind_it(tmp_path: Path) -> None:
     model = small_graph("float[4] x => float[4] y", "a = Neg(x) b = Sqrt(a) c = Mul(b, x) y = Add(c, b)")
-    (found,) = broken(model.graph, measured(model, tmp_path, {"x": SPREAD}))
+    (found,) = find_non_finite(model.graph, measured(model, tmp_path, {"x": SPREAD}))
     assert str(found) == "b (Sqrt) makes 3 NaN and 0 Inf of 4 values in fp32"
-    assert found == Broken(node="b", operator="Sqrt", tensor="b", nan=3, inf=0, size=4)
+    assert found == NonFinite(node="b", operator="Sqrt", tensor="b", nan=3, inf=0, size=4)
 
 
 def test_a_planted_nan_in_a_weight_is_blamed_on_the_weight_and_its_first_reader(tmp_path: Path) -> None:
     weight = np.float32([1.0, np.nan, np.inf, 2.0])
     model = small_graph("float[4] x => float[4] y", "a = Mul(x, w) b = Relu(a) y = Add(b, w)", {"w": weight})
-    (found,) = broken(model.graph, measured(model, tmp_path, {"x": SPREAD}))
+    (found,) = find_non_finite(model.graph, measured(model, tmp_path, {"x": SPREAD}))
     assert str(found) == "a: its weight w holds 1 NaN and 1 Inf of 4 values in fp32"
     assert (found.node, found.tensor) == ("a", "w")
 
 
 def test_a_feed_that_holds_nan_is_blamed_not_the_node_that_reads_it(tmp_path: Path) -> None:
     model = small_graph("float[4] x => float[4] y", "a = Neg(x) y = Relu(a)")
-    (found,) = broken(model.graph, measured(model, tmp_path, {"x": SPREAD * np.float32(np.nan)}))
+    (found,) = find_non_finite(model.graph, measured(model, tmp_path, {"x": SPREAD * np.float32(np.nan)}))
     assert str(found) == "a: its input x holds 4 NaN and 0 Inf of 4 values in fp32"
 
 
@@ -357,23 +358,23 @@ def test_two_nodes_that_make_nan_are_both_named(tmp_path: Path) -> None:
 
 def test_an_infinity_that_becomes_nan_is_blamed_once(tmp_path: Path) -> None:
     model = small_graph("float[4] x => float[4] y", "a = Exp(x) b = Sub(a, a) y = Neg(b)")
-    (found,) = broken(model.graph, measured(model, tmp_path, {"x": SPREAD * 100}))
+    (found,) = find_non_finite(model.graph, measured(model, tmp_path, {"x": SPREAD * 100}))
     assert str(found) == "a (Exp) makes 0 NaN and 1 Inf of 4 values in fp32"
 
 
 def test_where_all_is_finite_nothing_is_broken(tmp_path: Path) -> None:
     model = small_graph("float[N] x => float[N] y", *OVERFLOW)
-    assert broken(model.graph, measured(model, tmp_path, {"x": SPREAD})) == ()
+    assert find_non_finite(model.graph, measured(model, tmp_path, {"x": SPREAD})) == ()
 
 
 def test_what_a_trial_loses_is_a_finding_where_it_begins(tmp_path: Path) -> None:
     model = small_graph("float[N] x => float[N] y", *OVERFLOW)
     path = saved(model, tmp_path)
-    tensors = simulated(probe, path, GraphRecipe(half="fp16"), [{"x": SPREAD}])
-    (found,) = lost_in_trial(model.graph, tensors, islands=("a",))
+    tensors = simulate(path, GraphRecipe(half="fp16"), [{"x": SPREAD}])
+    (found,) = find_lost_values(model.graph, tensors, fp32=("a",))
     assert (found.kind, found.tensor, found.node, found.nodes) == ("trial", "a", "a", ("a", "b"))
     assert (found.value, found.covered) == (1.0, False)
-    (rule,) = proposed(model.graph, [found], "fp16")
+    (rule,) = propose_rules(model.graph, [found], "fp16")
     assert rule.because == "trial: a made 1 NaN or Inf in a trial in fp16"
 
 
@@ -386,9 +387,9 @@ HEALTHY: list[tuple[str, Half]] = [
 @pytest.mark.parametrize(("name", "half"), HEALTHY)
 def test_nothing_is_found_in_the_healthy_miniature(name: str, half: Half) -> None:
     model = miniature_graph(name)
-    tensors = headroom(probe, BUNDLE / f"{name}.onnx", [golden_feeds(name)], half)
-    assert broken(model.graph, tensors) == ()
-    assert findings(model.graph, tensors, half, islands=islands_of(model, half)) == ()
+    tensors = measure_dynamic_range(BUNDLE / f"{name}.onnx", [golden_feeds(name)], half)
+    assert find_non_finite(model.graph, tensors) == ()
+    assert find_out_of_range(model.graph, tensors, half, fp32=islands_of(model, half)) == ()
 
 
 PLACES = [
@@ -405,22 +406,22 @@ def test_an_overflow_planted_into_the_miniature_is_found_named_and_mended(
 ) -> None:
     path = planted_miniature(name, overflow(tensor, half=False), tmp_path)
     graph, feeds, tolerance = ir.load(path).graph, golden_feeds(name), tolerance_of(name, "fp16")
-    before = GraphRecipe(half="fp16", fp32=default_islands(graph))
+    before = GraphRecipe(half="fp16", fp32=default_fp32_nodes(graph))
     assert not is_inside(path, before, feeds, tolerance)
-    tensors = headroom(probe, path, [feeds], "fp16")
-    found = findings(graph, tensors, "fp16", islands=islands_of(ir.load(path)))
+    tensors = measure_dynamic_range(path, [feeds], "fp16")
+    found = find_out_of_range(graph, tensors, "fp16", fp32=islands_of(ir.load(path)))
     up, down = f"{tensor}/up", f"{tensor}/down"
     assert [(each.kind, each.tensor) for each in found] == [("overflow", up)]
     assert set(found[0].nodes) == {up, down}
-    after = dataclasses.replace(before, fp32=(*before.fp32, *proposed(graph, found, "fp16")))
+    after = dataclasses.replace(before, fp32=(*before.fp32, *propose_rules(graph, found, "fp16")))
     assert is_inside(path, after, feeds, tolerance)
 
 
 def test_a_nan_planted_into_a_weight_of_the_miniature_is_blamed_on_it(tmp_path: Path) -> None:
     blamed = "blocks.1.block.mlp.c_fc/MatMul"
     path = planted_miniature("clip_text", nan_in_weight(blamed), tmp_path)
-    tensors = headroom(probe, path, [golden_feeds("clip_text")], "fp16")
-    (found,) = broken(ir.load(path).graph, tensors)
+    tensors = measure_dynamic_range(path, [golden_feeds("clip_text")], "fp16")
+    (found,) = find_non_finite(ir.load(path).graph, tensors)
     assert (found.node, found.operator, found.nan) == (blamed, "weight", 1)
 
 
@@ -434,5 +435,5 @@ def test_documents_are_json(tmp_path: Path) -> None:
         "nodes": ["a", "b"],
         "covered": False,
     }
-    sick = Broken(node="b", operator="Sqrt", tensor="b", nan=3, inf=0, size=4)
+    sick = NonFinite(node="b", operator="Sqrt", tensor="b", nan=3, inf=0, size=4)
     assert json.loads(json.dumps(sick.to_json())) == dataclasses.asdict(sick)

@@ -12,15 +12,14 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.graph_audit import CUT_OFF, UNUSED, BadRange, bad_ranges
-from refdiff.calibration.int8_recipe import METHODS
-from refdiff.calibration.ranges import collect, exponents
+from refdiff.calibration.graph_audit import CUT_OFF, UNUSED, BadRange, find_bad_ranges
+from refdiff.calibration.ranges import collect_ranges, smoothing_exponents
+from refdiff.calibration.recipes import METHODS
 from refdiff.contracts.recipe import GraphRecipe, Quantized, Rule
 from refdiff.contracts.session import Array
-from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
-from refdiff.passes.keep_fp32 import default_islands
-from refdiff.passes.quantizable import data_inputs, default_left, eight_bit_nodes
+from refdiff.passes.keep_fp32 import default_fp32_nodes
+from refdiff.passes.quantizable import choose_eight_bit_nodes, data_inputs, default_excluded
 from tests.support.graph_files import golden_feeds, is_inside, saved, tolerance_of
 from tests.support.small_graphs import BUNDLE, miniature_graph, noise, small_graph
 
@@ -34,7 +33,7 @@ def stack(folder: Path) -> Path:
     return saved(small_graph("float[4, 8] x => float[4, 8] y", STACK, LAYERS), folder)
 
 
-def quantised(
+def quantized(
     ranges: Mapping[str, float],
     nodes: Collection[str] = NODES,
     smoothing: Mapping[str, tuple[int, ...]] | None = None,
@@ -45,7 +44,7 @@ def quantised(
 
 
 def reach_of(path: Path, *feeds: Mapping[str, Array]) -> dict[str, float]:
-    return collect(probe, path, feeds or (FEEDS,), ("x", "s"), method="minmax")
+    return collect_ranges(path, feeds or (FEEDS,), ("x", "s"), method="minmax")
 
 
 def rule(*nodes: str) -> Rule:
@@ -54,13 +53,13 @@ def rule(*nodes: str) -> Rule:
 
 def test_ranges_that_fit_are_no_finding(tmp_path: Path) -> None:
     path = stack(tmp_path)
-    assert bad_ranges(probe, path, quantised(reach_of(path)), [FEEDS]) == ()
+    assert find_bad_ranges(path, quantized(reach_of(path)), [FEEDS]) == ()
 
 
 def test_a_planted_range_that_is_too_small_is_named_after_who_makes_its_tensor(tmp_path: Path) -> None:
     path = stack(tmp_path)
     ranges = reach_of(path)
-    (found,) = bad_ranges(probe, path, quantised({**ranges, "s": 0.05}), [FEEDS])
+    (found,) = find_bad_ranges(path, quantized({**ranges, "s": 0.05}), [FEEDS])
     assert found == BadRange(tensor="s", node="s", nodes=("b", "c"), range=0.05, reached=ranges["s"])
     assert str(found) == f"s: s is cut off: its range is 0.05, it reaches {ranges['s']:.4g}"
 
@@ -68,7 +67,7 @@ def test_a_planted_range_that_is_too_small_is_named_after_who_makes_its_tensor(t
 def test_a_planted_range_that_is_too_large_is_named_after_who_reads_the_input(tmp_path: Path) -> None:
     path = stack(tmp_path)
     ranges = reach_of(path)
-    (found,) = bad_ranges(probe, path, quantised({**ranges, "x": 1000.0}), [FEEDS])
+    (found,) = find_bad_ranges(path, quantized({**ranges, "x": 1000.0}), [FEEDS])
     assert (found.tensor, found.node, found.nodes) == ("x", "block/a", ("block/a",))
     assert str(found) == f"block/a: x has few levels: its range is 1000, it reaches {ranges['x']:.4g}"
 
@@ -82,51 +81,49 @@ def test_both_bounds_belong_to_what_fits(tmp_path: Path) -> None:
         (2.0 * UNUSED, True),
         (2.01 * UNUSED, False),
     ):
-        found = bad_ranges(probe, path, quantised({"x": range_, "s": s}), [feeds])
+        found = find_bad_ranges(path, quantized({"x": range_, "s": s}), [feeds])
         assert [each.tensor for each in found] == ([] if fits else ["x"])
 
 
 def test_a_tensor_that_is_zero_on_these_feeds_says_nothing_about_its_range(tmp_path: Path) -> None:
     path = stack(tmp_path)
-    assert (
-        bad_ranges(probe, path, quantised({"x": 3.0, "s": 3.0}), [{"x": np.zeros((4, 8), np.float32)}]) == ()
-    )
+    assert find_bad_ranges(path, quantized({"x": 3.0, "s": 3.0}), [{"x": np.zeros((4, 8), np.float32)}]) == ()
 
 
 def test_a_range_of_zero_cuts_everything_off(tmp_path: Path) -> None:
     path = stack(tmp_path)
-    (found,) = bad_ranges(probe, path, quantised({**reach_of(path), "s": 0.0}), [FEEDS])
+    (found,) = find_bad_ranges(path, quantized({**reach_of(path), "s": 0.0}), [FEEDS])
     assert "s is cut off: its range is 0," in str(found)
 
 
 def test_the_farthest_feed_counts(tmp_path: Path) -> None:
     path = stack(tmp_path)
     far = {"x": FEEDS["x"] * np.float32(20.0)}
-    ranges = quantised(reach_of(path))
-    assert {each.tensor for each in bad_ranges(probe, path, ranges, [FEEDS, far])} == {"x", "s"}
-    wide = quantised(reach_of(path, far))
-    assert bad_ranges(probe, path, wide, [FEEDS, far]) == ()
-    assert {each.tensor for each in bad_ranges(probe, path, wide, [FEEDS])} == {"x", "s"}
+    ranges = quantized(reach_of(path))
+    assert {each.tensor for each in find_bad_ranges(path, ranges, [FEEDS, far])} == {"x", "s"}
+    wide = quantized(reach_of(path, far))
+    assert find_bad_ranges(path, wide, [FEEDS, far]) == ()
+    assert {each.tensor for each in find_bad_ranges(path, wide, [FEEDS])} == {"x", "s"}
 
 
 def test_findings_come_in_the_graphs_order(tmp_path: Path) -> None:
-    found = bad_ranges(probe, stack(tmp_path), quantised({"s": 1e-3, "x": 1e-3}), [FEEDS])
+    found = find_bad_ranges(stack(tmp_path), quantized({"s": 1e-3, "x": 1e-3}), [FEEDS])
     assert [each.tensor for each in found] == ["x", "s"]
 
 
-def test_nobody_asks_for_the_range_of_what_is_not_quantised(tmp_path: Path) -> None:
+def test_nobody_asks_for_the_range_of_what_is_not_quantized(tmp_path: Path) -> None:
     path = stack(tmp_path)
     bad = {**reach_of(path), "s": 1e-3}
-    assert bad_ranges(probe, path, quantised(bad, ["block/a"]), [FEEDS]) == ()
-    assert bad_ranges(probe, path, quantised(bad), [FEEDS], left=(rule("b", "c"),)) == ()
-    (found,) = bad_ranges(probe, path, quantised(bad), [FEEDS], left=(rule("b"),))
+    assert find_bad_ranges(path, quantized(bad, ["block/a"]), [FEEDS]) == ()
+    assert find_bad_ranges(path, quantized(bad), [FEEDS], excluded=(rule("b", "c"),)) == ()
+    (found,) = find_bad_ranges(path, quantized(bad), [FEEDS], excluded=(rule("b"),))
     assert found.nodes == ("c",)
 
 
 def test_patterns_name_nodes(tmp_path: Path) -> None:
     path = stack(tmp_path)
     bad = {"x": 1e-3, "s": 1e-3}
-    assert [each.tensor for each in bad_ranges(probe, path, quantised(bad, ["block/*"]), [FEEDS])] == ["x"]
+    assert [each.tensor for each in find_bad_ranges(path, quantized(bad, ["block/*"]), [FEEDS])] == ["x"]
 
 
 def test_the_range_of_a_smoothed_tensor_is_that_of_the_divided_one(tmp_path: Path) -> None:
@@ -137,10 +134,10 @@ def test_the_range_of_a_smoothed_tensor_is_that_of_the_divided_one(tmp_path: Pat
     )
     path = saved(model, tmp_path)
     smoothing = {"n": (9,) * 8}
-    assert set(exponents(probe, path, [FEEDS], ("a",))) == {"n"}  # it can be smoothed
-    divided = collect(probe, path, [FEEDS], ("n",), method="minmax", smoothing=smoothing)
-    assert bad_ranges(probe, path, quantised(divided, ["a"], smoothing), [FEEDS]) == ()
-    (found,) = bad_ranges(probe, path, quantised(divided, ["a"]), [FEEDS])
+    assert set(smoothing_exponents(path, [FEEDS], ("a",))) == {"n"}  # it can be smoothed
+    divided = collect_ranges(path, [FEEDS], ("n",), method="minmax", smoothing=smoothing)
+    assert find_bad_ranges(path, quantized(divided, ["a"], smoothing), [FEEDS]) == ()
+    (found,) = find_bad_ranges(path, quantized(divided, ["a"]), [FEEDS])
     assert found.tensor == "n"
     assert found.reached == pytest.approx(512 * divided["n"], rel=1e-5)
 
@@ -152,7 +149,7 @@ def test_an_embedding_has_no_range(tmp_path: Path) -> None:
         {"table": noise(5, 8), **LAYERS},
     )
     path, feeds = saved(model, tmp_path), [{"i": np.int64([0, 1, 2, 3])}]
-    (found,) = bad_ranges(probe, path, quantised({"e": 1e-3}, ["e", "y"]), feeds)
+    (found,) = find_bad_ranges(path, quantized({"e": 1e-3}, ["e", "y"]), feeds)
     assert (found.tensor, found.node) == ("e", "e")
 
 
@@ -160,17 +157,17 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
     path = stack(tmp_path)
     ranges = reach_of(path)
     with pytest.raises(InputError, match="never run in the recorded feeds"):
-        bad_ranges(probe, path, quantised(ranges), [])
-    with pytest.raises(InputError, match="no node has that name"):
-        bad_ranges(probe, path, quantised(ranges, ["z"]), [FEEDS])
-    with pytest.raises(InputError, match="no node has that name"):
-        bad_ranges(probe, path, quantised(ranges), [FEEDS], left=(rule("z"),))
+        find_bad_ranges(path, quantized(ranges), [])
+    with pytest.raises(InputError, match="no node is called so"):
+        find_bad_ranges(path, quantized(ranges, ["z"]), [FEEDS])
+    with pytest.raises(InputError, match="no node is called so"):
+        find_bad_ranges(path, quantized(ranges), [FEEDS], excluded=(rule("z"),))
     with pytest.raises(InputError, match="x holds NaN or infinity in fp32"):
-        bad_ranges(probe, path, quantised(ranges), [{"x": FEEDS["x"] * np.float32(np.nan)}])
+        find_bad_ranges(path, quantized(ranges), [{"x": FEEDS["x"] * np.float32(np.nan)}])
 
 
 def test_a_document_is_json(tmp_path: Path) -> None:
-    (found,) = bad_ranges(probe, stack(tmp_path), quantised({"s": 1e-3}), [FEEDS])
+    (found,) = find_bad_ranges(stack(tmp_path), quantized({"s": 1e-3}), [FEEDS])
     assert json.loads(json.dumps(found.to_json())) == {
         "tensor": "s",
         "node": "s",
@@ -183,11 +180,11 @@ def test_a_document_is_json(tmp_path: Path) -> None:
 def eight_bits(name: str, method: str = "percentile") -> GraphRecipe:
     """What the toolkit makes of a graph of the miniature, on its golden feeds."""
     graph = miniature_graph(name).graph
-    islands, left = default_islands(graph), default_left(name, graph)
-    nodes = eight_bit_nodes(graph, islands=islands, left=left)
+    islands, left = default_fp32_nodes(graph), default_excluded(name, graph)
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=islands, excluded=left)
     tensors = data_inputs(graph, nodes)
-    ranges = collect(probe, BUNDLE / f"{name}.onnx", [golden_feeds(name)], tensors, method=method)
-    return GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantised(ranges, nodes))
+    ranges = collect_ranges(BUNDLE / f"{name}.onnx", [golden_feeds(name)], tensors, method=method)
+    return GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantized(ranges, nodes))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -196,7 +193,7 @@ def test_the_ranges_of_the_miniature_fit_by_every_method(name: str, method: str)
     recipe = eight_bits(name, method)
     assert recipe.quantized is not None
     path = BUNDLE / f"{name}.onnx"
-    assert bad_ranges(probe, path, recipe.quantized, [golden_feeds(name)], left=recipe.excluded) == ()
+    assert find_bad_ranges(path, recipe.quantized, [golden_feeds(name)], excluded=recipe.excluded) == ()
 
 
 @pytest.mark.parametrize("factor", [0.01, 300.0], ids=["too small", "too large"])
@@ -210,7 +207,7 @@ def test_a_range_planted_into_the_miniature_is_named_and_leaving_its_layer_out_m
     ranges = {**recipe.quantized.ranges, tensor: recipe.quantized.ranges[tensor] * factor}
     bad = dataclasses.replace(recipe, quantized=dataclasses.replace(recipe.quantized, ranges=ranges))
     assert bad.quantized is not None
-    (found,) = bad_ranges(probe, path, bad.quantized, [feeds], left=bad.excluded)
+    (found,) = find_bad_ranges(path, bad.quantized, [feeds], excluded=bad.excluded)
     assert (found.tensor, found.node, found.nodes) == (tensor, "blocks.0.block.mlp.gelu/Mul_1", (layer,))
     tolerance = tolerance_of(name, "int8")
     assert not is_inside(path, bad, feeds, tolerance)

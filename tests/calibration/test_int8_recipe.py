@@ -10,24 +10,22 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.block_costs import block_of, blocks
-from refdiff.calibration.int8_recipe import METHODS
-from refdiff.calibration.ranges import Histogram, collect, exponents
+from refdiff.calibration.ranges import Histogram, collect_ranges, smoothing_exponents
+from refdiff.calibration.recipes import METHODS
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import correlation
 from refdiff.contracts.recipe import Quantized, match_rules
-from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
 from refdiff.passes.quantizable import (
+    choose_eight_bit_nodes,
     data_inputs,
-    default_left,
+    default_excluded,
     default_weights_alone,
-    eight_bit_nodes,
     output_axis,
-    quantisable,
+    quantizable_nodes,
 )
-from refdiff.passes.quantize import TYPES, Quantise, in_eight_bits, scale_of
-from refdiff.passes.smooth_quant import Smooth, smoothable
+from refdiff.passes.quantize import TYPES, Quantize, quantize_weight, scale_for
+from refdiff.passes.smooth_quant import SmoothQuant, smoothable_tensors
 from tests.support.small_graphs import (
     BUNDLE,
     MINIATURE,
@@ -41,13 +39,13 @@ from tests.support.small_graphs import (
 INT8 = TYPES["int8"]
 
 
-def quantised(nodes, ranges, kind="int8", smoothing=None):
+def quantized(nodes, ranges, kind="int8", smoothing=None):
     return Quantized(type=kind, nodes=tuple(nodes), ranges=ranges, method="minmax", smoothing=smoothing or {})
 
 
 @given(st.floats(1e-12, 1e4), st.sampled_from(["int8", "fp8"]))
 def test_a_scale_is_a_float16_value_that_cuts_nothing_off(reach, kind):
-    scale = float(scale_of(np.array(reach), TYPES[kind]))
+    scale = float(scale_for(np.array(reach), TYPES[kind]))
     assert np.float16(scale) == scale
     assert scale * TYPES[kind].largest >= reach
     smallest = float(np.finfo(np.float16).smallest_subnormal)
@@ -56,7 +54,7 @@ def test_a_scale_is_a_float16_value_that_cuts_nothing_off(reach, kind):
 
 @given(hnp.arrays(np.float32, (4, 5), elements=st.floats(-3, 3, width=32)), st.integers(0, 1))
 def test_a_weight_comes_back_within_half_a_step_of_its_channel(values, axis):
-    tensor, scales = in_eight_bits(ir.tensor(values), INT8, axis, name="w")
+    tensor, scales = quantize_weight(ir.tensor(values), INT8, axis, name="w")
     steps = tensor.numpy().astype(np.float64)
     across = scales.reshape([-1 if index == axis else 1 for index in range(2)])
     assert steps.min() >= -127
@@ -65,7 +63,7 @@ def test_a_weight_comes_back_within_half_a_step_of_its_channel(values, axis):
 
 def test_the_eight_bit_floats_are_those_of_e4m3():
     values = np.array([[448.0, 1.0, -0.3, 0.0]], np.float32).T
-    tensor, scales = in_eight_bits(ir.tensor(values), TYPES["fp8"], 1, name="w")
+    tensor, scales = quantize_weight(ir.tensor(values), TYPES["fp8"], 1, name="w")
     assert tensor.dtype == ir.DataType.FLOAT8E4M3FN
     np.testing.assert_allclose(tensor.numpy().astype(np.float32) * scales, [[448.0], [1.0], [-0.3125], [0.0]])
 
@@ -106,31 +104,31 @@ def test_every_operator_keeps_its_small_output_channels(operator, kind):
     signature, body, weight, shape = OPERATORS[operator]
     model, feeds = small_graph(signature, body, {"w": weight}), {"x": noise(*shape, seed=1)}
     expected = outputs(model, feeds)["y"]
-    assert quantisable(model.graph) == ("y",)
+    assert quantizable_nodes(model.graph) == ("y",)
     reach = {"x": float(np.abs(feeds["x"]).max())}
-    got = outputs(Quantise(quantised(["y"], reach, kind), ["y"])(model), feeds)["y"]
+    got = outputs(Quantize(quantized(["y"], reach, kind), ["y"])(model), feeds)["y"]
     channels = [np.moveaxis(each, 1, 0).reshape(5, -1) for each in (got, expected)]
     for mine, theirs in zip(*channels, strict=True):
         assert correlation(mine, theirs) > 0.995
     assert np.abs(got - expected).max() > 0
 
 
-def test_what_is_no_product_with_a_constant_weight_is_not_quantisable():
+def test_what_is_no_product_with_a_constant_weight_is_not_quantizable():
     model = small_graph(
         "float[2,4,4] x, float[2,4,4] z => float[2,4,4] y",
         "a = MatMul(x, z) b = Add(a, x) c = MatMul(b, w3) d = MatMul(w3, c) y = MatMul(d, w)",
         {"w": noise(4, 4), "w3": noise(2, 4, 4)},
     )
-    assert quantisable(model.graph) == ("y",)
+    assert quantizable_nodes(model.graph) == ("y",)
 
 
-def test_one_pair_of_nodes_serves_all_quantised_readers_and_nobody_else():
+def test_one_pair_of_nodes_serves_all_quantized_readers_and_nobody_else():
     model = small_graph(
         "float[2,4] x => float[2,4] y",
         "a = MatMul(x, v) b = MatMul(x, w) c = Add(a, x) y = Add(b, c)",
         {"v": noise(4, 4), "w": noise(4, 4, seed=1)},
     )
-    Quantise(quantised(["a", "b"], {"x": 3.0}), ["a", "b"])(model)
+    Quantize(quantized(["a", "b"], {"x": 3.0}), ["a", "b"])(model)
     kinds = [each.op_type for each in model.graph]
     assert kinds.count("QuantizeLinear") == 1
     assert kinds.count("DequantizeLinear") == 3  # the input, and two weights
@@ -143,7 +141,7 @@ def test_one_pair_of_nodes_serves_all_quantised_readers_and_nobody_else():
 def test_zero_points_are_zero_and_say_the_type():
     for kind in ("int8", "fp8"):
         model = small_graph("float[2,4] x => float[2,4] y", "y = MatMul(x, w)", {"w": noise(4, 4)})
-        Quantise(quantised(["y"], {"x": 3.0}, kind), ["y"])(model)
+        Quantize(quantized(["y"], {"x": 3.0}, kind), ["y"])(model)
         zero = model.graph.initializers[f"zero.{kind}"]
         assert zero.dtype == TYPES[kind].dtype
         assert float(zero.const_value.numpy()) == 0.0
@@ -153,14 +151,14 @@ def test_zero_points_are_zero_and_say_the_type():
 def test_a_data_input_without_a_range_is_named():
     model = small_graph("float[2,4] x => float[2,4] y", "y = MatMul(x, w)", {"w": noise(4, 4)})
     with pytest.raises(InputError, match="no range for x"):
-        Quantise(quantised(["y"], {}), ["y"])(model)
+        Quantize(quantized(["y"], {}), ["y"])(model)
 
 
 def test_a_magnitude_beyond_the_range_is_cut_off_at_it():
     model = small_graph(
         "float[1,1] x => float[1,1] y", "y = MatMul(x, w)", {"w": np.ones((1, 1), np.float32)}
     )
-    Quantise(quantised(["y"], {"x": 2.0}), ["y"])(model)
+    Quantize(quantized(["y"], {"x": 2.0}), ["y"])(model)
     got = outputs(model, {"x": np.full((1, 1), 50.0, np.float32)})["y"]
     np.testing.assert_allclose(got, 2.0, rtol=2e-3)
 
@@ -170,9 +168,9 @@ def test_the_miniature_keeps_its_answers_in_eight_bits(name):
     feeds, _ = open_bundle(BUNDLE).golden()[name]
     model = miniature_graph(name)
     expected = outputs(model, feeds)
-    nodes = eight_bit_nodes(model.graph, islands=(), left=default_left(name, model.graph))
-    ranges = collect(probe, BUNDLE / f"{name}.onnx", [feeds], data_inputs(model.graph, nodes))
-    got = outputs(Quantise(quantised(nodes, ranges), nodes)(model), feeds)
+    nodes = choose_eight_bit_nodes(model.graph, fp32_rules=(), excluded=default_excluded(name, model.graph))
+    ranges = collect_ranges(BUNDLE / f"{name}.onnx", [feeds], data_inputs(model.graph, nodes))
+    got = outputs(Quantize(quantized(nodes, ranges), nodes)(model), feeds)
     for output, values in expected.items():
         assert correlation(got[output], values) > 0.998
         assert (np.abs(got[output] - values).max() > 0) == bool(nodes)
@@ -182,21 +180,21 @@ def test_the_tapped_q_and_k_are_left_alone_and_the_other_q_and_k_are_not():
     spec = open_bundle(BUNDLE).spec.diffusion
     graph = miniature_graph("unet").graph
     known = frozenset(each.name for each in graph)
-    left = match_rules(default_left("unet", graph), known, where="unet")
+    left = match_rules(default_excluded("unet", graph), known, where="unet")
     tapped = {
         f"unet.{layer}.transformer_blocks.0.attn2.{side}/MatMul"
         for layer in spec.tapped_layers
         for side in ("to_q", "to_k")
     }
     assert tapped <= left
-    queries = {name for name in quantisable(graph) if name.endswith((".to_q/MatMul", ".to_k/MatMul"))}
+    queries = {name for name in quantizable_nodes(graph) if name.endswith((".to_q/MatMul", ".to_k/MatMul"))}
     assert queries - tapped
     assert not (queries - tapped) & left
 
 
-def test_of_sam_s_encoder_the_first_block_the_neck_and_what_follows_a_gelu_hold_their_weights_alone():
+def test_of_sam_s_encoder_the_first_block_the_neck_and_what_follows_a_gelu_hold_their_weight_only():
     graph = miniature_graph("sam_encoder").graph
-    nodes = eight_bit_nodes(graph, islands=(), left=default_left("sam_encoder", graph))
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=(), excluded=default_excluded("sam_encoder", graph))
     alone = match_rules(default_weights_alone("sam_encoder", nodes), nodes, where="sam_encoder")
     for name in nodes:
         expected = ".blocks.0." in name or ".neck." in name or name.endswith(".mlp.lin2/MatMul")
@@ -220,15 +218,15 @@ def test_entropy_cuts_a_lonely_giant_off_and_keeps_an_even_spread():
     lonely, even = Histogram(), Histogram()
     lonely.add(np.concatenate([rng.standard_normal(200_000), [1000.0]]))
     even.add(rng.uniform(-1, 1, 200_000))
-    assert lonely.entropy_reach() < 200.0
-    assert even.entropy_reach() > 0.9
+    assert lonely.entropy_range() < 200.0
+    assert even.entropy_range() > 0.9
 
 
 def test_a_tensor_of_zeros_has_no_reach_and_still_a_scale():
     histogram = Histogram()
     histogram.add(np.zeros(10))
-    assert histogram.entropy_reach() == histogram.largest == 0.0
-    assert scale_of(np.array(0.0), INT8) > 0
+    assert histogram.entropy_range() == histogram.largest == 0.0
+    assert scale_for(np.array(0.0), INT8) > 0
 
 
 def saved(tmp_path, model):
@@ -240,15 +238,15 @@ def saved(tmp_path, model):
 def test_ranges_cover_all_feeds_and_refuse_what_is_not_finite(tmp_path):
     path = saved(tmp_path, small_graph("float[2] x => float[2] y", "y = Mul(x, x)"))
     feeds = [{"x": np.array([1, -3], np.float32)}, {"x": np.array([2, 0.5], np.float32)}]
-    assert collect(probe, path, feeds, ["y"], method="minmax") == {"y": 9.0}
+    assert collect_ranges(path, feeds, ["y"], method="minmax") == {"y": 9.0}
     for method in METHODS:
-        assert 0 < collect(probe, path, feeds, ["y"], method=method)["y"] <= 9.0
+        assert 0 < collect_ranges(path, feeds, ["y"], method=method)["y"] <= 9.0
     with pytest.raises(InputError, match="y holds NaN or infinity in fp32, on record 0"):
-        collect(probe, path, [{"x": np.array([1e30, 0], np.float32)}], ["y"])
+        collect_ranges(path, [{"x": np.array([1e30, 0], np.float32)}], ["y"])
     with pytest.raises(InputError, match="never run"):
-        collect(probe, path, [], ["y"])
+        collect_ranges(path, [], ["y"])
     with pytest.raises(InputError, match="unknown method 'mean'"):
-        collect(probe, path, feeds, ["y"], method="mean")
+        collect_ranges(path, feeds, ["y"], method="mean")
 
 
 def normed(other_reader=""):
@@ -268,45 +266,36 @@ def test_smoothing_changes_nothing_in_floating_point_and_helps_in_eight_bits(tmp
     feeds = {"x": noise(4, 8, seed=2)}
     expected = outputs(normed(), feeds)["y"]
     path = saved(tmp_path, normed())
-    powers = exponents(probe, path, [feeds], ["a", "b"])
+    powers = smoothing_exponents(path, [feeds], ["a", "b"])
     assert set(powers) == {"n"}
-    np.testing.assert_allclose(outputs(Smooth(powers, ["a", "b"])(normed()), feeds)["y"], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        outputs(SmoothQuant(powers, ["a", "b"])(normed()), feeds)["y"], expected, rtol=1e-6
+    )
     errors = []
     for smoothing in ({}, powers):
-        model = Smooth(smoothing, ["a", "b"])(normed())
-        reach = collect(probe, path, [feeds], ["n"], method="minmax", smoothing=smoothing)
-        got = outputs(Quantise(quantised(["a", "b"], reach), ["a", "b"])(model), feeds)["y"]
+        model = SmoothQuant(smoothing, ["a", "b"])(normed())
+        reach = collect_ranges(path, [feeds], ["n"], method="minmax", smoothing=smoothing)
+        got = outputs(Quantize(quantized(["a", "b"], reach), ["a", "b"])(model), feeds)["y"]
         errors.append(float(np.abs(got - expected).mean()))
     assert errors[1] < errors[0] / 2
 
 
 def test_a_norm_that_others_read_is_not_smoothed():
     model = normed("d = Identity(a)")
-    assert set(smoothable(model.graph, ["a", "b"])) == {"n"}
+    assert set(smoothable_tensors(model.graph, ["a", "b"])) == {"n"}
     read_elsewhere = small_graph(
         "float[4,8] x => float[4,8] y",
         "n = LayerNormalization<axis=-1>(x, scale) a = MatMul(n, w) y = Add(a, n)",
         {"scale": noise(8), "w": noise(8, 8)},
     )
-    assert smoothable(read_elsewhere.graph, ["a"]) == {}
+    assert smoothable_tensors(read_elsewhere.graph, ["a"]) == {}
 
 
-def test_a_recipe_that_smooths_what_is_partly_quantised_is_refused():
-    with pytest.raises(InputError, match="smooths n, but not all that reads it is quantised"):
-        Smooth({"n": (0,) * 8}, ["a"])(normed())
+def test_a_recipe_that_smooths_what_is_partly_quantized_is_refused():
+    with pytest.raises(InputError, match="smooths n, but not all that reads it is quantized"):
+        SmoothQuant({"n": (0,) * 8}, ["a"])(normed())
 
 
-def test_smoothing_of_what_is_not_quantised_at_all_is_left_out():
-    model = Smooth({"n": (3,) * 8}, [])(normed())
+def test_smoothing_of_what_is_not_quantized_at_all_is_left_out():
+    model = SmoothQuant({"n": (3,) * 8}, [])(normed())
     assert not any("smoothed" in name for name in model.graph.initializers)
-
-
-def test_blocks_are_modules_up_to_their_first_index():
-    assert block_of("unet.down_blocks.1.attentions.0.proj_in/Conv") == "unet.down_blocks.1"
-    assert block_of("unet.mid_block.attentions.0/MatMul") == "unet.mid_block.attentions.0"
-    assert block_of("unet.conv_in/Conv") == "unet"
-    assert block_of("graph/MatMul_3") == "graph"
-    assert blocks(["a.0.x/MatMul", "b/MatMul", "a.0/Gemm"]) == {
-        "a.0": ("a.0.x/MatMul", "a.0/Gemm"),
-        "b": ("b/MatMul",),
-    }

@@ -11,15 +11,16 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.bisection import Smallest, Trials, smallest
-from refdiff.calibration.output_tolerance import Outcome, OutputTrials, Tolerance
-from refdiff.calibration.ranges import collect, exponents
+from refdiff.accuracy.tolerances import GraphTolerance
+from refdiff.calibration.bisection import SearchBudget, SmallestSet, find_smallest
+from refdiff.calibration.output_tolerance import Outcome, OutputTolerance
+from refdiff.calibration.ranges import collect_ranges, smoothing_exponents
 from refdiff.contracts.recipe import GraphRecipe, Half, Quantized, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
-from refdiff.passes.keep_fp32 import default_islands
-from refdiff.passes.quantizable import data_inputs, default_left, eight_bit_nodes
+from refdiff.passes.keep_fp32 import default_fp32_nodes
+from refdiff.passes.quantizable import choose_eight_bit_nodes, data_inputs, default_excluded
 from tests.support.graph_files import (
     golden_feeds,
     is_inside,
@@ -31,8 +32,8 @@ from tests.support.planted import overflow
 from tests.support.small_graphs import BUNDLE, miniature_graph, noise, small_graph
 
 FP16 = GraphRecipe(half="fp16")
-CLOSE = Tolerance(error=0.005, correlation=0.9999)
-EIGHT_BITS = Tolerance(error=0.1, correlation=0.995)
+CLOSE = GraphTolerance(error=0.005, correlation=0.9999)
+EIGHT_BITS = GraphTolerance(error=0.1, correlation=0.995)
 SPREAD = np.float32([1.0, -1.5, 0.5, 0.1])
 WEIGHTS = {"up": np.float32([6e4]), "down": np.float32([1e-4])}
 OVERFLOW = "p = Relu(x) q = Sub(x, p) a = Mul(q, up) b = Mul(a, down) r = Neg(b) y = Add(r, p)"
@@ -47,16 +48,16 @@ def trials_of(
     folder: Path,
     *feeds: Mapping[str, Array],
     recipe: GraphRecipe = FP16,
-    tolerance: Tolerance = CLOSE,
-) -> OutputTrials:
-    return OutputTrials(probe, saved(model, folder), recipe, feeds, tolerance)
+    tolerance: GraphTolerance = CLOSE,
+) -> OutputTolerance:
+    return OutputTolerance(saved(model, folder), recipe, feeds, tolerance)
 
 
-def searched(trials: OutputTrials, *, guessing: bool = True) -> Smallest:
+def searched(trials: OutputTolerance, *, guessing: bool = True) -> SmallestSet:
     assert not trials.worst(()).inside
     assert trials.inside(trials.candidates)
     guess = trials.guess()[0] if guessing else ()
-    return smallest(trials.candidates, Trials(trials.inside, most=400), guess=guess)
+    return find_smallest(trials.candidates, SearchBudget(trials.inside, most=400), guess=guess)
 
 
 FAULTS: dict[str, tuple[str, Half, Mapping[str, Array], set[str]]] = {
@@ -135,7 +136,7 @@ def test_where_nothing_goes_wrong_nothing_is_guessed(tmp_path: Path) -> None:
 def test_a_search_that_runs_out_of_trials_leaves_a_set_that_is_inside(tmp_path: Path) -> None:
     trials = trials_of(vector(OVERFLOW, WEIGHTS), tmp_path, {"x": SPREAD})
     for most in range(8):
-        found = smallest(trials.candidates, Trials(trials.inside, most=most))
+        found = find_smallest(trials.candidates, SearchBudget(trials.inside, most=most))
         assert trials.inside(found.nodes)
         assert found.trials <= most
 
@@ -172,14 +173,14 @@ def test_an_outcome_says_how_far_which_output_is(tmp_path: Path) -> None:
 
 
 def test_a_low_correlation_alone_is_outside(tmp_path: Path) -> None:
-    model, strict = vector("y = Neg(x)"), Tolerance(error=1.0, correlation=1.0)
+    model, strict = vector("y = Neg(x)"), GraphTolerance(error=1.0, correlation=1.0)
     x = noise(64)
     assert not trials_of(model, tmp_path, {"x": x}, tolerance=strict).inside(())
     assert trials_of(model, tmp_path, {"x": x}, tolerance=CLOSE).inside(())
 
 
-class Told:
-    """A probe that remembers the feeds of each run, and how many results were asked for."""
+class RecordingProbe:
+    """A probe that keeps the feeds of each run, and counts the results that are read."""
 
     def __init__(self) -> None:
         self.feeds: list[Mapping[str, Array]] = []
@@ -199,20 +200,23 @@ class Told:
             yield result
 
 
-def test_the_worst_feed_comes_first_and_its_failure_ends_a_trial(tmp_path: Path) -> None:
-    told = Told()
+def test_the_worst_feed_comes_first_and_its_failure_ends_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = RecordingProbe()
+    monkeypatch.setattr("refdiff.calibration.output_tolerance.probe", runs)
     feeds = [{"x": SPREAD * np.float32(scale)} for scale in (0.01, 0.1, 10.0, 0.02)]
     path = saved(vector(OVERFLOW, WEIGHTS), tmp_path)
-    trials = OutputTrials(told, path, FP16, feeds, CLOSE)
+    trials = OutputTolerance(path, FP16, feeds, CLOSE)
     assert not trials.inside(())
-    assert told.results == 3
+    assert runs.results == 3
     assert not trials.worst(()).inside
-    assert told.results == 4
+    assert runs.results == 4
     assert not trials.inside(())
-    assert told.results == 1
-    assert told.feeds[0] is feeds[2]
+    assert runs.results == 1
+    assert runs.feeds[0] is feeds[2]
     assert trials.inside(("a", "b"))  # each feed is still compared with its own answer
-    assert told.results == 4
+    assert runs.results == 4
 
 
 def test_an_overflow_on_one_feed_of_many_is_found(tmp_path: Path) -> None:
@@ -234,8 +238,8 @@ def test_a_recipe_of_another_graph_is_refused(tmp_path: Path) -> None:
 def test_what_is_broken_in_fp32_is_named(tmp_path: Path) -> None:
     trials = trials_of(vector("a = Neg(x) b = Sqrt(a) y = Neg(b)"), tmp_path, {"x": SPREAD})
     assert not trials.inside(trials.candidates)
-    assert [each.node for each in trials.broken()] == ["b"]
-    assert trials_of(vector(OVERFLOW, WEIGHTS), tmp_path, {"x": SPREAD}).broken() == ()
+    assert [each.node for each in trials.find_non_finite()] == ["b"]
+    assert trials_of(vector(OVERFLOW, WEIGHTS), tmp_path, {"x": SPREAD}).find_non_finite() == ()
 
 
 @pytest.mark.parametrize(
@@ -247,18 +251,18 @@ def test_an_overflow_planted_into_the_miniature_is_found_exactly(
 ) -> None:
     path = planted_miniature(name, overflow(tensor, half=False), tmp_path)
     feeds, tolerance = golden_feeds(name), tolerance_of(name, "fp16")
-    recipe = GraphRecipe(half="fp16", fp32=default_islands(ir.load(path).graph))
-    trials = OutputTrials(probe, path, recipe, [feeds], tolerance)
+    recipe = GraphRecipe(half="fp16", fp32=default_fp32_nodes(ir.load(path).graph))
+    trials = OutputTolerance(path, recipe, [feeds], tolerance)
     assert not trials.worst(()).inside
     guess, first = trials.guess()
     assert first is not None
     assert first.node == f"{tensor}/up"
-    found = smallest(trials.candidates, Trials(trials.inside, most=100), guess=guess)
+    found = find_smallest(trials.candidates, SearchBudget(trials.inside, most=100), guess=guess)
     assert set(found.nodes) == {f"{tensor}/up", f"{tensor}/down"}
     assert is_inside(path, trials.recipe(found.nodes), feeds, tolerance)
 
 
-def quantised(nodes: Collection[str], ranges: Mapping[str, float], **settings: object) -> GraphRecipe:
+def quantized(nodes: Collection[str], ranges: Mapping[str, float], **settings: object) -> GraphRecipe:
     eight = Quantized(type="int8", nodes=tuple(nodes), ranges=ranges, method="minmax", **settings)
     return GraphRecipe(half="fp16", quantized=eight)
 
@@ -274,10 +278,10 @@ def test_the_layer_with_a_planted_bad_range_is_the_one_left_out(
 ) -> None:
     path = saved(small_graph("float[4, 8] x => float[4, 8] y", STACK, LAYERS), tmp_path)
     feeds = {"x": noise(4, 8, seed=9)}
-    ranges = collect(probe, path, [feeds], ("x", "s", "b"), method="minmax")
-    assert is_inside(path, quantised("abc", ranges), feeds, EIGHT_BITS)
-    bad = quantised("abc", {**ranges, tensor: ranges[tensor] * factor})
-    trials = OutputTrials(probe, path, bad, [feeds], EIGHT_BITS)
+    ranges = collect_ranges(path, [feeds], ("x", "s", "b"), method="minmax")
+    assert is_inside(path, quantized("abc", ranges), feeds, EIGHT_BITS)
+    bad = quantized("abc", {**ranges, tensor: ranges[tensor] * factor})
+    trials = OutputTolerance(path, bad, [feeds], EIGHT_BITS)
     assert trials.candidates == ("a", "b", "c")
     found = searched(trials)
     assert found.nodes == (layer,)
@@ -288,7 +292,7 @@ def test_the_layer_with_a_planted_bad_range_is_the_one_left_out(
 
 def test_in_eight_bits_what_is_left_out_already_is_no_candidate(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
-        quantised(("a", "b", "c"), {"x": 3.0, "s": 3.0, "b": 3.0}),
+        quantized(("a", "b", "c"), {"x": 3.0, "s": 3.0, "b": 3.0}),
         excluded=(Rule(nodes=("b",), because="a test"),),
         fp32=(Rule(nodes=("c", "y"), because="a test"),),
     )
@@ -304,10 +308,10 @@ def test_readers_of_a_smoothed_tensor_are_left_out_together(tmp_path: Path) -> N
         {"scale": np.geomspace(0.1, 10, 8, dtype=np.float32), **LAYERS},
     )
     path, feeds = saved(model, tmp_path), {"x": noise(4, 8, seed=9)}
-    smoothing = exponents(probe, path, [feeds], ("a", "b"))
-    ranges = collect(probe, path, [feeds], ("n", "d"), method="minmax", smoothing=smoothing)
-    bad = quantised("abc", {**ranges, "n": ranges["n"] * 0.02}, smoothing=smoothing)
-    trials = OutputTrials(probe, path, bad, [feeds], EIGHT_BITS)
+    smoothing = smoothing_exponents(path, [feeds], ("a", "b"))
+    ranges = collect_ranges(path, [feeds], ("n", "d"), method="minmax", smoothing=smoothing)
+    bad = quantized("abc", {**ranges, "n": ranges["n"] * 0.02}, smoothing=smoothing)
+    trials = OutputTolerance(path, bad, [feeds], EIGHT_BITS)
     assert trials.recipe(("b",)).excluded[0].nodes == ("a", "b")
     assert trials.recipe(("c",)).excluded[0].nodes == ("c",)
     found = searched(trials)
@@ -320,16 +324,20 @@ def test_readers_of_a_smoothed_tensor_are_left_out_together(tmp_path: Path) -> N
 def test_a_bad_range_planted_into_the_miniature_is_found_exactly(tmp_path: Path, factor: float) -> None:
     name, layer = "clip_text", "blocks.0.block.mlp.c_proj/MatMul"
     path, graph, feeds = BUNDLE / f"{name}.onnx", miniature_graph(name).graph, golden_feeds(name)
-    islands, left, tolerance = default_islands(graph), default_left(name, graph), tolerance_of(name, "int8")
-    nodes = eight_bit_nodes(graph, islands=islands, left=left)
-    ranges = collect(probe, path, [feeds], data_inputs(graph, nodes))
-    healthy = dataclasses.replace(quantised(nodes, ranges), fp32=islands, excluded=left)
-    assert OutputTrials(probe, path, healthy, [feeds], tolerance).worst(()).inside
+    islands, left, tolerance = (
+        default_fp32_nodes(graph),
+        default_excluded(name, graph),
+        tolerance_of(name, "int8"),
+    )
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=islands, excluded=left)
+    ranges = collect_ranges(path, [feeds], data_inputs(graph, nodes))
+    healthy = dataclasses.replace(quantized(nodes, ranges), fp32=islands, excluded=left)
+    assert OutputTolerance(path, healthy, [feeds], tolerance).worst(()).inside
     (tensor,) = data_inputs(graph, {layer})
     bad = dataclasses.replace(
-        quantised(nodes, {**ranges, tensor: ranges[tensor] * factor}), fp32=islands, excluded=left
+        quantized(nodes, {**ranges, tensor: ranges[tensor] * factor}), fp32=islands, excluded=left
     )
-    trials = OutputTrials(probe, path, bad, [feeds], tolerance)
+    trials = OutputTolerance(path, bad, [feeds], tolerance)
     found = searched(trials)
     assert found.nodes == (layer,)
     assert is_inside(path, trials.recipe(found.nodes), feeds, tolerance)

@@ -7,8 +7,8 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.int8_recipe import METHODS
-from refdiff.calibration.ranges import PERCENT, Histogram, collect
+from refdiff.calibration.ranges import PERCENT, Histogram, collect_ranges
+from refdiff.calibration.recipes import METHODS
 from refdiff.calibration.reductions import channel_maxima
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
@@ -31,17 +31,17 @@ def error(values, reach):
 def test_zeros_of_a_relu_do_not_cut_off_its_values():
     values = np.maximum(np.random.default_rng(0).standard_normal(100_000) - 1.5, 0.0)
     positive = values[values > 0]
-    reach = counted(values).entropy_reach()
-    assert reach == counted(positive).entropy_reach()
+    reach = counted(values).entropy_range()
+    assert reach == counted(positive).entropy_range()
     assert error(values, reach) < 3 * error(values, float(values.max()))
 
 
 def test_more_zeros_change_nothing_for_entropy_whenever_they_come():
     values = np.random.default_rng(1).exponential(size=5_000)
-    plain = counted(values).entropy_reach()
+    plain = counted(values).entropy_range()
     zeros = np.zeros(1_000_000)
-    assert counted(np.concatenate([values, zeros])).entropy_reach() == plain
-    assert counted(values * 0, values, np.concatenate([values, zeros]) / 4).entropy_reach() > plain / 2
+    assert counted(np.concatenate([values, zeros])).entropy_range() == plain
+    assert counted(values * 0, values, np.concatenate([values, zeros]) / 4).entropy_range() > plain / 2
 
 
 @pytest.mark.parametrize("spread", ["normal", "uniform", "laplace", "standard_t"])
@@ -49,7 +49,7 @@ def test_no_method_reaches_beyond_the_largest_value_or_loses_the_bulk(spread):
     rng = np.random.default_rng(2)
     values = rng.standard_t(5, 50_000) if spread == "standard_t" else getattr(rng, spread)(size=50_000)
     histogram = counted(values)
-    assert np.quantile(np.abs(values), 0.99) < histogram.entropy_reach() <= histogram.largest
+    assert np.quantile(np.abs(values), 0.99) < histogram.entropy_range() <= histogram.largest
     assert histogram.largest == np.abs(values).max()
 
 
@@ -66,11 +66,11 @@ def test_a_percentile_is_the_value_that_few_enough_exceed(doubling, rows):
     feeds = [{"x": noise(n, 3, seed=n + i, scale=100.0 / n)} for i, n in enumerate(rows)]
     every = np.sort(np.concatenate([np.abs(2 * feed["x"]).ravel() for feed in feeds]))
     expected = every[int(np.ceil(len(every) * PERCENT / 100)) - 1]
-    assert collect(probe, doubling, feeds, ["y"], method="percentile")["y"] == expected
-    assert collect(probe, doubling, feeds, ["y"], method="minmax")["y"] == every[-1]
+    assert collect_ranges(doubling, feeds, ["y"], method="percentile")["y"] == expected
+    assert collect_ranges(doubling, feeds, ["y"], method="minmax")["y"] == every[-1]
 
 
-def test_a_run_that_may_hold_more_of_the_largest_is_asked_again(doubling, monkeypatch):
+def test_a_run_that_may_hold_more_of_the_largest_is_run_again(doubling, monkeypatch):
     monkeypatch.setattr("refdiff.calibration.ranges.PERCENT", 90.0)
     feeds = [{"x": noise(100, 3, scale=1000.0)}, {"x": noise(1000, 3, seed=1)}]
     shares = []
@@ -79,8 +79,9 @@ def test_a_run_that_may_hold_more_of_the_largest_is_asked_again(doubling, monkey
         shares.append(named["reduction"])
         return probe(*given, **named)
 
+    monkeypatch.setattr("refdiff.calibration.ranges.probe", counting)
     every = np.sort(np.concatenate([np.abs(2 * feed["x"]).ravel() for feed in feeds]))
-    assert collect(counting, doubling, feeds, ["y"])["y"] == every[int(np.ceil(len(every) * 0.9)) - 1]
+    assert collect_ranges(doubling, feeds, ["y"])["y"] == every[int(np.ceil(len(every) * 0.9)) - 1]
     assert len(shares) > 1
 
 
@@ -90,7 +91,7 @@ def test_a_value_that_is_not_finite_is_named_with_its_record(doubling, method, b
     feeds = [{"x": noise(5, 3)}, {"x": noise(5, 3)}]
     feeds[1]["x"][2, 1] = bad
     with pytest.raises(InputError, match="y holds NaN or infinity in fp32, on record 1"):
-        collect(probe, doubling, feeds, ["y"], method=method)
+        collect_ranges(doubling, feeds, ["y"], method=method)
 
 
 def test_channel_maxima_are_those_of_the_last_axis(doubling):
@@ -104,8 +105,8 @@ def test_ranges_are_those_of_the_tensor_as_smoothing_leaves_it(tmp_path, method)
     path = tmp_path / "g.onnx"
     ir.save(small_graph("float[4,3] x => float[4,3] y", "y = Add(x, x)"), path)
     feeds = [{"x": noise(4, 3, seed=seed)} for seed in range(3)]
-    plain = collect(probe, path, feeds, ["y"], method=method)["y"]
-    halved = collect(probe, path, feeds, ["y"], method=method, smoothing={"y": (3, 3, 3)})["y"]
+    plain = collect_ranges(path, feeds, ["y"], method=method)["y"]
+    halved = collect_ranges(path, feeds, ["y"], method=method, smoothing={"y": (3, 3, 3)})["y"]
     assert halved == pytest.approx(plain / 8)
     largest = max(float(np.abs(each["x"]).max()) for each in feeds) * 2
     assert 0 < plain <= largest

@@ -15,13 +15,13 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.ranges import collect, exponents
-from refdiff.calibration.simulation import Deviation, simulated
+from refdiff.calibration.ranges import collect_ranges, smoothing_exponents
+from refdiff.calibration.simulation import Deviation, simulate
 from refdiff.contracts.recipe import GraphRecipe, Quantized, Rule
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
-from refdiff.passes.keep_fp32 import default_islands
+from refdiff.passes.keep_fp32 import default_fp32_nodes
 from tests.support.graph_files import golden_feeds, planted_miniature, saved
 from tests.support.planted import overflow
 from tests.support.small_graphs import BUNDLE, miniature_graph, noise, small_graph
@@ -41,7 +41,7 @@ def islands(*nodes: str) -> GraphRecipe:
 def compared(
     model: ir.Model, folder: Path, *feeds: Mapping[str, Array], recipe: GraphRecipe = FP16
 ) -> dict[str, Deviation]:
-    return {each.tensor: each for each in simulated(probe, saved(model, folder), recipe, feeds)}
+    return {each.tensor: each for each in simulate(saved(model, folder), recipe, feeds)}
 
 
 def vector(body: str, weights: Mapping[str, Array] | None = None) -> ir.Model:
@@ -55,7 +55,7 @@ def test_every_float_result_is_compared_once_in_the_graphs_order(tmp_path: Path)
         {"w": noise(3)},
     )
     feeds = {"x": noise(2, 3), "i": np.int64([1])}
-    found = simulated(probe, saved(model, tmp_path), FP16, [feeds, feeds])
+    found = simulate(saved(model, tmp_path), FP16, [feeds, feeds])
     assert [(each.tensor, each.node, each.operator) for each in found] == [
         ("a", "a", "Mul"),
         ("norm__b", "norm/b", "Neg"),
@@ -170,10 +170,14 @@ class Shuffled:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_in_which_tensors_come_does_not_matter(tmp_path: Path, seed: int) -> None:
+def test_the_order_in_which_tensors_come_does_not_matter(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(vector(*OVERFLOW), tmp_path)
     feeds = [{"x": SPREAD * scale} for scale in (0.1, 1.0, 3.0)]
-    assert simulated(Shuffled(seed), path, FP16, feeds) == simulated(probe, path, FP16, feeds)
+    expected = simulate(path, FP16, feeds)
+    monkeypatch.setattr("refdiff.calibration.simulation.probe", Shuffled(seed))
+    assert simulate(path, FP16, feeds) == expected
 
 
 def eight_bits(
@@ -199,15 +203,15 @@ def test_a_planted_bad_range_shows_first_in_what_its_layer_makes(tmp_path: Path,
         LAYERS,
     )
     path, feeds = saved(model, tmp_path), [{"x": noise(4, 8, seed=9)}]
-    ranges = collect(probe, path, feeds, ("x", "a", "b"), method="minmax")
-    healthy = simulated(probe, path, eight_bits(ranges), feeds)
+    ranges = collect_ranges(path, feeds, ("x", "a", "b"), method="minmax")
+    healthy = simulate(path, eight_bits(ranges), feeds)
     assert not any(each.off(0.05) for each in healthy)
-    bad = simulated(probe, path, eight_bits({**ranges, "a": ranges["a"] * factor}), feeds)
+    bad = simulate(path, eight_bits({**ranges, "a": ranges["a"] * factor}), feeds)
     assert [each.node for each in bad if each.off(0.3)] == ["b", "c", "y"]
 
 
 def smoothed(folder: Path) -> tuple[Path, list[dict[str, Array]], GraphRecipe]:
-    """A norm of a tensor that overflows half precision; both products that read the norm are quantised."""
+    """A norm of a tensor that overflows half precision; both products that read the norm are quantized."""
     model = small_graph(
         "float[4, 8] x => float[4, 8] y",
         "e = Mul(x, up) n = LayerNormalization<axis=-1>(e, scale) a = MatMul(n, u) b = MatMul(n, v) "
@@ -215,15 +219,15 @@ def smoothed(folder: Path) -> tuple[Path, list[dict[str, Array]], GraphRecipe]:
         {"up": np.float32([6e4]), "scale": np.geomspace(0.1, 10, 8, dtype=np.float32), **LAYERS},
     )
     path, feeds = saved(model, folder), [{"x": noise(4, 8) * 3}]
-    smoothing = exponents(probe, path, feeds, ("a", "b"))
-    ranges = collect(probe, path, feeds, ("n",), smoothing=smoothing)
+    smoothing = smoothing_exponents(path, feeds, ("a", "b"))
+    ranges = collect_ranges(path, feeds, ("n",), smoothing=smoothing)
     return path, feeds, eight_bits(ranges, smoothing)
 
 
 def test_a_smoothed_tensor_is_left_out_since_it_is_meant_to_differ(tmp_path: Path) -> None:
     path, feeds, recipe = smoothed(tmp_path)
     kept = dataclasses.replace(recipe, fp32=(Rule(nodes=("e", "n"), because="a test"),))
-    found = simulated(probe, path, kept, feeds)
+    found = simulate(path, kept, feeds)
     assert [each.tensor for each in found] == ["e", "a", "b", "y"]
     assert not any(each.off(0.1) for each in found)
 
@@ -231,23 +235,23 @@ def test_a_smoothed_tensor_is_left_out_since_it_is_meant_to_differ(tmp_path: Pat
 def test_what_is_lost_before_a_smoothed_tensor_does_not_begin_behind_it(tmp_path: Path) -> None:
     path, feeds, recipe = smoothed(tmp_path)
     left = dataclasses.replace(recipe, excluded=(Rule(nodes=("a", "b"), because="a test"),))
-    found = simulated(probe, path, left, feeds)
+    found = simulate(path, left, feeds)
     assert [each.tensor for each in found if each.lost] == ["e", "a", "b", "y"]
     assert [each.tensor for each in found if each.begins] == ["e"]
 
 
 @pytest.mark.parametrize("name", ["clip_text", "sd_text", "vae_encoder"])
 def test_the_healthy_miniature_loses_nothing(name: str) -> None:
-    recipe = GraphRecipe(half="fp16", fp32=default_islands(miniature_graph(name).graph))
-    found = simulated(probe, BUNDLE / f"{name}.onnx", recipe, [golden_feeds(name)])
+    recipe = GraphRecipe(half="fp16", fp32=default_fp32_nodes(miniature_graph(name).graph))
+    found = simulate(BUNDLE / f"{name}.onnx", recipe, [golden_feeds(name)])
     assert not any(each.off(0.01) for each in found)
 
 
 def test_an_overflow_planted_into_the_miniature_begins_at_its_node(tmp_path: Path) -> None:
     tensor = "blocks.0.block.mlp.c_proj/Add"
     path = planted_miniature("clip_text", overflow(tensor, half=False), tmp_path)
-    recipe = GraphRecipe(half="fp16", fp32=default_islands(ir.load(path).graph))
-    found = simulated(probe, path, recipe, [golden_feeds("clip_text")])
+    recipe = GraphRecipe(half="fp16", fp32=default_fp32_nodes(ir.load(path).graph))
+    found = simulate(path, recipe, [golden_feeds("clip_text")])
     assert [each.node for each in found if each.begins] == [f"{tensor}/up"]
     assert next(each.node for each in found if each.off(0.01)) == f"{tensor}/up"
 

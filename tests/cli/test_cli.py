@@ -22,6 +22,7 @@ VERBS = (
     "demo",
     "fetch",
     "export",
+    "convert",
     "calibrate",
     "audit",
     "bisect",

@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx")
 import numpy as np
 
 from refdiff.calibration import calibrate
+from refdiff.calibration.convert import PrecisionOptions, convert
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.engines import build, lint
@@ -25,7 +26,6 @@ from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import parse
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.validation import check_plan
-from refdiff.export import export
 from tests.support.plans import BUNDLE, MINIATURE, fitting_profile
 
 RTX = load_flavour("tensorrt-rtx")
@@ -46,7 +46,7 @@ def bundle(request, tmp_path_factory) -> Path:
         shutil.copytree(BUNDLE, folder)  # no hard links: onnx_ir refuses weights that have two names
     else:
         recorded = request.getfixturevalue("feeds") if request.param == "int8" else None
-        export.export(str(BUNDLE), precision=request.param, feeds=recorded, output=folder)
+        convert(BUNDLE, PrecisionOptions(precision=request.param, feeds=recorded), output=folder)
     return folder
 
 

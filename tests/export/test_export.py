@@ -4,7 +4,6 @@ import copy
 import gc
 import hashlib
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +19,15 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.parity import relative_error, select_recorded
 from refdiff.contracts.session import Array, SessionFactory
-from refdiff.engines.ort import CheckSession, OrtSession
+from refdiff.engines.ort import OrtSession
 from refdiff.errors import GateError, InputError
 from refdiff.export import bundle_export
 from refdiff.export import onnx_export as translations
-from refdiff.export import verify as gate
 from refdiff.export.bundle_export import export_bundle
 from refdiff.export.onnx_export import export_graph
-from refdiff.export.rehearsal import STAGES
+from refdiff.export.pipeline_feeds import STAGES
 from refdiff.export.sam_graphs import SamEncoder
-from refdiff.export.verify import Recorder, coarse
+from refdiff.export.torch_records import Recorder, error_limit, round_coarsely
 from refdiff.export.wrappers import TorchSessions, wrap
 from refdiff.models.random_weights import random_module
 from refdiff.models.sam import SamSizes, build_sam, sam_spec
@@ -55,20 +53,17 @@ def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
     return examples
 
 
-def played(examples: dict[str, dict[str, Array]]) -> Callable[[str, SessionFactory], None]:
-    """A rehearsal that runs every graph once."""
+class ExampleFeeds:
+    """Runs every graph once on given feeds."""
 
-    def rehearse(name: str, sessions: SessionFactory) -> None:
+    def __init__(self, examples: dict[str, dict[str, Array]]) -> None:
+        self._examples = examples
+
+    def run_stage(self, name: str, sessions: SessionFactory) -> None:
         stage = next(stage for stage in STAGES if stage.name == name)
         for graph in stage.graph_names:
-            if graph in examples:
-                sessions.open(graph).run(examples[graph])
-
-    return rehearse
-
-
-def opened(path: Path, batch: int) -> CheckSession:
-    return CheckSession(path)
+            if graph in self._examples:
+                sessions.open(graph).run(self._examples[graph])
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +72,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     export_bundle(
         calm_stack(),
         path,
-        rehearse=played(make_examples()),
-        open_graph=opened,
+        feeds=ExampleFeeds(make_examples()),
         progress=lines.append,
     )
     return path, lines
@@ -103,7 +97,7 @@ def test_a_graph_repeats_its_golden_record(exported: tuple[Path, list[str]], nam
     results = session.run(inputs)
     for output, expected in outputs.items():
         kept = select_recorded(results[output], expected)
-        assert relative_error(kept, expected) < gate.tolerance("fp32", name)
+        assert relative_error(kept, expected) < error_limit(name)
 
 
 def test_named_dimensions_take_other_sizes_than_the_traced_ones(exported: tuple[Path, list[str]]) -> None:
@@ -228,13 +222,12 @@ def test_a_written_graph_that_breaks_its_contract_is_named(exported: tuple[Path,
 def test_a_graph_outside_its_tolerance_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_export, "tolerance", lambda precision, name: -1.0)
+    monkeypatch.setattr(bundle_export, "error_limit", lambda name: -1.0)
     with pytest.raises(GateError, match="sam_encoder: output embedding"):
         export_bundle(
             calm_stack(),
             tmp_path / "b",
-            rehearse=played(make_examples()),
-            open_graph=opened,
+            feeds=ExampleFeeds(make_examples()),
             progress=lambda line: None,
         )
     assert list(tmp_path.iterdir()) == []
@@ -244,9 +237,7 @@ def test_a_missing_example_is_named(tmp_path: Path) -> None:
     examples = make_examples()
     del examples["clip_text"]
     with pytest.raises(InputError, match="never ran clip_text"):
-        export_bundle(
-            calm_stack(), tmp_path / "b", rehearse=played(examples), open_graph=opened, progress=print
-        )
+        export_bundle(calm_stack(), tmp_path / "b", feeds=ExampleFeeds(examples), progress=print)
 
 
 def test_a_recorder_keeps_the_last_run_of_each_shape_at_few_values() -> None:
@@ -254,7 +245,7 @@ def test_a_recorder_keeps_the_last_run_of_each_shape_at_few_values() -> None:
     first, second = (make_examples(seed=seed)["sam_encoder"] for seed in (1, 2))
     session = recorder.open("sam_encoder")
     session.run(first)
-    kept = coarse(second["image"])
+    kept = round_coarsely(second["image"])
     results = session.run(second)
     second["image"][:] = 0.0
     (record,) = recorder.records("sam_encoder")

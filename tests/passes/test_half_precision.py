@@ -204,7 +204,7 @@ def test_a_weight_read_twice_in_half_precision_is_stored_once() -> None:
 
 
 @pytest.mark.parametrize("weights", ["stored", "cast"])
-def test_single_precision_on_half_weights_rounds_the_weights_alone(weights: Weights) -> None:
+def test_single_precision_on_half_weights_rounds_the_weight_only(weights: Weights) -> None:
     large, feeds = noise(16, 16), {"x": noise(2, 16)}
     model = small_graph("float[2, 16] x => float[2, 16] y", "y = MatMul(x, w)", {"w": large})
     HalfPrecision("fp16", ("y",), half_weights=("y",), weights=weights)(model)

@@ -13,7 +13,7 @@ ir = pytest.importorskip("onnx_ir")
 
 from refdiff.contracts.recipe import Half, match_rules
 from refdiff.passes.half_precision import HalfPrecision
-from refdiff.passes.keep_fp32 import MOVES, closed, default_half_weights, default_islands
+from refdiff.passes.keep_fp32 import MOVES, close_regions, default_fp32_nodes, default_half_weights
 from tests.support.small_graphs import (
     FLOATS,
     MINIATURE,
@@ -27,7 +27,7 @@ from tests.support.small_graphs import (
 def rules_of(model: ir.Model, half: Half = "fp16") -> dict[str, frozenset[str]]:
     """The first word of each rule's reason -> the nodes it names."""
     known = [node.name for node in model.graph]
-    rules = default_islands(model.graph, half)
+    rules = default_fp32_nodes(model.graph, half)
     return {rule.because.split(":")[0]: match_rules([rule], known, where="graph") for rule in rules}
 
 
@@ -65,7 +65,7 @@ def test_softmaxes_are_named_one_by_one(name: str) -> None:
     assert bool(softmaxes) == (name != "sam_masks")
     if not softmaxes:
         return
-    (rule,) = (rule for rule in default_islands(graph) if rule.because.startswith("softmax"))
+    (rule,) = (rule for rule in default_fp32_nodes(graph) if rule.because.startswith("softmax"))
     assert not any("*" in pattern for pattern in rule.nodes)
 
 
@@ -180,26 +180,26 @@ def test_a_node_between_islands_joins_them() -> None:
     graph = small_graph(
         "float[2] x => float[2] y", "a = Relu(x) b = Exp(a) c = Neg(b) d = Exp(c) e = Neg(d) y = Relu(e)"
     ).graph
-    assert closed(graph, {"b", "d"}) == {"b", "c", "d"}
+    assert close_regions(graph, {"b", "d"}) == {"b", "c", "d"}
 
 
 def test_a_node_that_something_else_reads_does_not_join() -> None:
     graph = small_graph(
         "float[2] x => float[2] y, float[2] z", "a = Exp(x) b = Neg(a) y = Exp(b) c = Relu(b) z = Neg(c)"
     ).graph
-    assert closed(graph, {"a", "y"}) == {"a", "y"}
+    assert close_regions(graph, {"a", "y"}) == {"a", "y"}
 
 
 def test_reading_a_shape_asks_for_no_precision() -> None:
     graph = small_graph(
         "float[2] x => float[2] y, int64[1] z", "a = Exp(x) b = Neg(a) y = Exp(b) z = Shape(b)"
     ).graph
-    assert closed(graph, {"a", "y"}) == {"a", "b", "y"}
+    assert close_regions(graph, {"a", "y"}) == {"a", "b", "y"}
 
 
 def test_a_node_between_an_island_and_an_output_joins() -> None:
     graph = small_graph("float[2] x => float[2] y", "a = Relu(x) b = Exp(a) y = Neg(b)").graph
-    assert closed(graph, {"b"}) == {"b", "y"}
+    assert close_regions(graph, {"b"}) == {"b", "y"}
 
 
 def test_a_chain_of_moves_between_islands_joins_them() -> None:
@@ -208,15 +208,15 @@ def test_a_chain_of_moves_between_islands_joins_them() -> None:
         "a = Exp(x) b = Transpose(a) c = Unsqueeze(b, axes) d = Squeeze(c, axes) e = Exp(d) y = Relu(e)",
         {"axes": np.array([0])},
     ).graph
-    assert closed(graph, {"a", "e", "y"}) == {"a", "b", "c", "d", "e", "y"}
-    assert closed(graph, {"a"}) == {"a"}
+    assert close_regions(graph, {"a", "e", "y"}) == {"a", "b", "c", "d", "e", "y"}
+    assert close_regions(graph, {"a"}) == {"a"}
 
 
 def test_a_move_from_an_input_to_an_island_joins() -> None:
     graph = small_graph(
         "float[2, 3] x => float[3, 2] y", "a = Transpose(x) b = Exp(a) c = Relu(b) y = Neg(c)"
     ).graph
-    assert closed(graph, {"b"}) == {"a", "b"}
+    assert close_regions(graph, {"b"}) == {"a", "b"}
 
 
 def test_moves_on_a_shore_leave() -> None:
@@ -224,7 +224,7 @@ def test_moves_on_a_shore_leave() -> None:
         "float[2, 3] x => float[2, 3] y",
         "a = Relu(x) b = Transpose(a) c = Exp(b) d = Transpose(c) e = Relu(d) y = Neg(e)",
     ).graph
-    assert closed(graph, {"b", "c", "d"}) == {"c"}
+    assert close_regions(graph, {"b", "c", "d"}) == {"c"}
 
 
 def test_a_move_inside_an_island_stays() -> None:
@@ -232,14 +232,14 @@ def test_a_move_inside_an_island_stays() -> None:
         "float[2, 3] x => float[3, 2] y",
         "a = Relu(x) b = Exp(a) c = Transpose(b) d = Exp(c) e = Relu(d) y = Neg(e)",
     ).graph
-    assert closed(graph, {"b", "c", "d"}) == {"b", "c", "d"}
+    assert close_regions(graph, {"b", "c", "d"}) == {"b", "c", "d"}
 
 
 def test_a_move_that_is_an_output_stays_although_others_read_it() -> None:
     graph = small_graph(
         "float[2, 3] x => float[3, 2] y, float[3, 2] z", "a = Exp(x) y = Transpose(a) b = Relu(y) z = Neg(b)"
     ).graph
-    assert closed(graph, {"a", "y"}) == {"a", "y"}
+    assert close_regions(graph, {"a", "y"}) == {"a", "y"}
 
 
 Step = tuple[str, tuple[int, ...]]
@@ -285,10 +285,10 @@ def test_closing_any_graph_keeps_what_computes_and_leaves_no_hole(
 ) -> None:
     steps, islands, outs = drawn
     model = built(steps, outs)
-    single = closed(model.graph, islands)
+    single = close_regions(model.graph, islands)
     moves = {node.name for node in model.graph if node.op_type in MOVES}
     assert islands - moves <= single
-    assert closed(model.graph, single) == single
+    assert close_regions(model.graph, single) == single
     for name, makers, users, leaves in surroundings(model.graph):
         inside = makers <= single and users <= single
         if (makers or name in moves) and (users or leaves) and inside:
@@ -313,7 +313,7 @@ def test_no_casts_cancel_in_any_closed_graph(
 ) -> None:
     steps, islands, outs = drawn
     model = built(steps, outs)
-    HalfPrecision("fp16", closed(model.graph, islands))(model)
+    HalfPrecision("fp16", close_regions(model.graph, islands))(model)
     for cast in casts(model):
         assert behind(cast) is None
 

@@ -12,7 +12,7 @@ ir = pytest.importorskip("onnx_ir")
 
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
-from refdiff.passes.half_precision import HalfPrecision, converted, in_half
+from refdiff.passes.half_precision import HalfPrecision, convert_lazily, to_half
 from tests.support.small_graphs import noise
 
 FP16, BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
@@ -50,7 +50,9 @@ def graph_of(tensors: list[ir.TensorProtocol]) -> ir.Model:
 def test_one_converted_weight_is_alive_while_all_are_written(tmp_path: Path) -> None:
     census = Census()
     sources = [ir.tensor(noise(LARGE, seed=each), name=f"w{each}") for each in range(8)]
-    model = graph_of([converted(each, FP16, census.halved, name=f"{each.name}.fp16") for each in sources])
+    model = graph_of(
+        [convert_lazily(each, FP16, census.halved, name=f"{each.name}.fp16") for each in sources]
+    )
     assert census.made == 0
     ir.save(model, tmp_path / "g.onnx", external_data="g.data", size_threshold_bytes=1024)
     gc.collect()
@@ -59,7 +61,7 @@ def test_one_converted_weight_is_alive_while_all_are_written(tmp_path: Path) -> 
 
 def test_what_was_written_is_what_was_converted(tmp_path: Path) -> None:
     source = ir.tensor(noise(LARGE // 8, 8), name="w")
-    model = graph_of([in_half(source, FP16, name="w.fp16")])
+    model = graph_of([to_half(source, FP16, name="w.fp16")])
     ir.save(model, tmp_path / "g.onnx", external_data="g.data", size_threshold_bytes=1024)
     written = ir.load(tmp_path / "g.onnx").graph.initializers["w.fp16"].const_value
     np.testing.assert_array_equal(written.numpy(), source.numpy().astype(np.float16))
@@ -68,7 +70,7 @@ def test_what_was_written_is_what_was_converted(tmp_path: Path) -> None:
 
 def test_values_are_asked_for_each_time_and_not_kept() -> None:
     census = Census()
-    lazy = converted(ir.tensor(noise(4), name="w"), FP16, census.halved, name="h")
+    lazy = convert_lazily(ir.tensor(noise(4), name="w"), FP16, census.halved, name="h")
     assert lazy.numpy().dtype == np.float16
     lazy.numpy()
     gc.collect()
@@ -76,13 +78,13 @@ def test_values_are_asked_for_each_time_and_not_kept() -> None:
 
 
 def test_a_large_weight_waits_and_a_small_one_does_not() -> None:
-    assert isinstance(in_half(ir.tensor(noise(LARGE), name="w"), FP16, name="h"), ir.LazyTensor)
-    assert not isinstance(in_half(ir.tensor(noise(4), name="w"), FP16, name="h"), ir.LazyTensor)
+    assert isinstance(to_half(ir.tensor(noise(LARGE), name="w"), FP16, name="h"), ir.LazyTensor)
+    assert not isinstance(to_half(ir.tensor(noise(4), name="w"), FP16, name="h"), ir.LazyTensor)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3), (LARGE, 1)])
 def test_name_type_shape_and_size_are_known_before(shape: tuple[int, ...]) -> None:
-    half = in_half(ir.tensor(noise(*shape), name="w"), BF16, name="h")
+    half = to_half(ir.tensor(noise(*shape), name="w"), BF16, name="h")
     assert (half.name, half.dtype, half.shape.numpy()) == ("h", BF16, shape)
     assert half.nbytes == 2 * int(np.prod(shape))
     assert half.numpy().shape == shape
@@ -94,7 +96,7 @@ def test_name_type_shape_and_size_are_known_before(shape: tuple[int, ...]) -> No
 )
 def test_ties_are_rounded_to_even(dtype: ir.DataType, expected: list[float]) -> None:
     values = ir.tensor(np.float32([1.0, 2049.0, 2051.0, 2.0**-30]), name="w")
-    assert in_half(values, dtype, name="h").numpy().astype(np.float64).tolist() == expected
+    assert to_half(values, dtype, name="h").numpy().astype(np.float64).tolist() == expected
 
 
 @pytest.mark.parametrize("count", [3, LARGE])
@@ -103,19 +105,19 @@ def test_a_value_that_becomes_infinite_is_named_whatever_is_beside_it(count: int
     values = np.zeros(count, np.float32)
     values[:2] = 65_520.0, beside
     with pytest.raises(InputError, match=r"^layer\.weight holds 65520, more than FLOAT16 can"):
-        in_half(ir.tensor(values, name="layer.weight"), FP16, name="h").numpy()
+        to_half(ir.tensor(values, name="layer.weight"), FP16, name="h").numpy()
 
 
 def test_the_largest_value_that_rounds_down_is_kept() -> None:
-    half = in_half(ir.tensor(np.float32([65_519.0, -np.inf]), name="w"), FP16, name="h").numpy()
+    half = to_half(ir.tensor(np.float32([65_519.0, -np.inf]), name="w"), FP16, name="h").numpy()
     assert half.tolist() == [65_504.0, -np.inf]
 
 
 def test_bfloat16_holds_what_float32_does_but_for_its_end() -> None:
-    half = in_half(ir.tensor(np.float32([3e38]), name="w"), BF16, name="h").numpy()
+    half = to_half(ir.tensor(np.float32([3e38]), name="w"), BF16, name="h").numpy()
     assert np.isfinite(half.astype(np.float32)).all()
     with pytest.raises(InputError, match=r"w holds 3\.4028\d?e\+38, more than BFLOAT16 can"):
-        in_half(ir.tensor(np.float32([3.4028e38]), name="w"), BF16, name="h").numpy()
+        to_half(ir.tensor(np.float32([3.4028e38]), name="w"), BF16, name="h").numpy()
 
 
 def test_a_graph_in_half_precision_leaves_its_large_weights_for_later() -> None:

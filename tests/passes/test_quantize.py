@@ -7,18 +7,22 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.ranges import collect
+from refdiff.calibration.ranges import collect_ranges
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import correlation, select_recorded
 from refdiff.contracts.recipe import GraphRecipe, Quantized, match_rules
-from refdiff.engines.intermediate_tensors import probe
 from refdiff.engines.ort import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes import quantize as eight_bit_weights
 from refdiff.passes.convert import convert_graph
-from refdiff.passes.keep_fp32 import closed, default_islands
-from refdiff.passes.quantizable import data_inputs, default_left, eight_bit_nodes, quantisable
-from refdiff.passes.quantize import TYPES, Quantise
+from refdiff.passes.keep_fp32 import close_regions, default_fp32_nodes
+from refdiff.passes.quantizable import (
+    choose_eight_bit_nodes,
+    data_inputs,
+    default_excluded,
+    quantizable_nodes,
+)
+from refdiff.passes.quantize import TYPES, Quantize
 from refdiff.passes.round_half import rounded_model
 from tests.support.small_graphs import (
     BUNDLE,
@@ -31,7 +35,7 @@ from tests.support.small_graphs import (
 )
 
 
-def quantised(nodes, ranges, kind="int8"):
+def quantized(nodes, ranges, kind="int8"):
     return Quantized(type=kind, nodes=tuple(nodes), ranges=ranges, method="minmax")
 
 
@@ -49,14 +53,14 @@ def test_a_weight_of_two_products_is_held_once_for_each_axis_it_is_read_along(se
     weight, feeds = noise(4, 4) * np.geomspace(0.01, 1, 4, dtype=np.float32), {"x": noise(2, 4, seed=1)}
     expected = outputs(chain(second, weight), feeds, ("a", "y"))
     ranges = {"x": float(np.abs(feeds["x"]).max()), "a": float(np.abs(expected["a"]).max())}
-    model = Quantise(quantised("ay", ranges), "ay")(chain(second, weight))
+    model = Quantize(quantized("ay", ranges), "ay")(chain(second, weight))
     copies = [value for value in model.graph.initializers.values() if value.shape == (4, 4)]
     assert len(copies) == (1 if "MatMul" in second else 2)
     assert correlation(outputs(model, feeds)["y"], expected["y"]) > 0.999
 
 
 def test_a_weight_that_others_read_as_well_stays_for_them():
-    model = Quantise(quantised("a", {"x": 3.0}), "a")(chain("MatMul(a, w)", noise(4, 4)))
+    model = Quantize(quantized("a", {"x": 3.0}), "a")(chain("MatMul(a, w)", noise(4, 4)))
     assert node(model, "y").inputs[1] is model.graph.initializers["w"]
     assert node(model, "a").inputs[1] is not model.graph.initializers["w"]
 
@@ -66,31 +70,31 @@ def test_every_group_of_a_convolution_keeps_its_small_channels():
     model = small_graph("float[1,4,4,4] x => float[1,6,2,2] y", "y = Conv<group=2>(x, w)", {"w": weight})
     feeds = {"x": noise(1, 4, 4, 4)}
     expected = outputs(model, feeds)["y"]
-    got = outputs(Quantise(quantised("y", {"x": 4.0}), "y")(model), feeds)["y"]
+    got = outputs(Quantize(quantized("y", {"x": 4.0}), "y")(model), feeds)["y"]
     for channel in range(6):
         assert correlation(got[:, channel], expected[:, channel]) > 0.99
 
 
-def test_a_transposed_convolution_in_groups_is_not_quantisable():
+def test_a_transposed_convolution_in_groups_is_not_quantizable():
     model = small_graph(
         "float[1,4,2,2] x => float[1,4,2,2] y", "y = ConvTranspose<group=2>(x, w)", {"w": noise(4, 2, 1, 1)}
     )
-    assert quantisable(model.graph) == ()
+    assert quantizable_nodes(model.graph) == ()
 
 
 @pytest.mark.parametrize("body", ["y = Add(x, w)", "y = Softmax(x)", "a = Add(x, x) y = MatMul(a, x)"])
 def test_a_node_that_cannot_be_in_eight_bits_is_refused_by_name(body):
     model = small_graph("float[4,4] x => float[4,4] y", body, {"w": noise(4, 4)} if "w" in body else {})
-    with pytest.raises(InputError, match=r"quantises y \(\w+\), expected a product, convolution"):
-        Quantise(quantised("y", {"x": 3.0, "a": 3.0}), "y")(model)
+    with pytest.raises(InputError, match=r"quantizes y \(\w+\), expected a product, convolution"):
+        Quantize(quantized("y", {"x": 3.0, "a": 3.0}), "y")(model)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_a_range_that_no_scale_serves_is_refused_by_name(kind):
-    farthest = TYPES[kind].farthest
-    Quantise(quantised("y", {"x": farthest}, kind), "y")(product(noise(4, 4)))
+    farthest = TYPES[kind].largest_range
+    Quantize(quantized("y", {"x": farthest}, kind), "y")(product(noise(4, 4)))
     with pytest.raises(InputError, match="range of x is"):
-        Quantise(quantised("y", {"x": farthest * 1.001}, kind), "y")(product(noise(4, 4)))
+        Quantize(quantized("y", {"x": farthest * 1.001}, kind), "y")(product(noise(4, 4)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e9])
@@ -98,28 +102,30 @@ def test_a_weight_that_is_not_finite_or_far_too_large_is_refused_by_name(bad):
     weight = noise(4, 4)
     weight[2, 1] = bad
     with pytest.raises(InputError, match="the weight w holds"):
-        Quantise(quantised("y", {"x": 3.0}), "y")(product(weight))
+        Quantize(quantized("y", {"x": 3.0}), "y")(product(weight))
 
 
 def test_one_pass_serves_one_graph_after_another():
-    apply, feeds = Quantise(quantised("y", {"x": 3.0}), "y"), {"x": noise(2, 4)}
+    apply, feeds = Quantize(quantized("y", {"x": 3.0}), "y"), {"x": noise(2, 4)}
     weights = [noise(4, 4, seed=seed) for seed in (1, 2)]
     results = [outputs(apply(product(weight)), feeds)["y"] for weight in weights]
-    alone = [outputs(Quantise(quantised("y", {"x": 3.0}), "y")(product(w)), feeds)["y"] for w in weights]
+    alone = [outputs(Quantize(quantized("y", {"x": 3.0}), "y")(product(w)), feeds)["y"] for w in weights]
     np.testing.assert_array_equal(results, alone)
     assert not np.array_equal(*results)
 
 
 def test_a_weight_is_computed_once_and_only_when_it_is_written(monkeypatch, tmp_path):
-    computed, rounded = [], eight_bit_weights.rounded
+    computed, rounded = [], eight_bit_weights.round_steps
     monkeypatch.setattr(
-        eight_bit_weights, "rounded", lambda steps, bits: computed.append(steps.shape) or rounded(steps, bits)
+        eight_bit_weights,
+        "round_steps",
+        lambda steps, bits: computed.append(steps.shape) or rounded(steps, bits),
     )
     body = "a = MatMul(x, v) y = MatMul(a, w)"
     model = small_graph(
         "float[2,64] x => float[2,48] y", body, {"v": noise(64, 32, seed=1), "w": noise(32, 48)}
     )
-    Quantise(quantised("ay", {"x": 3.0, "a": 9.0}), "ay")(model)
+    Quantize(quantized("ay", {"x": 3.0, "a": 9.0}), "ay")(model)
     assert computed == []
     ir.save(model, tmp_path / "g.onnx", external_data="g.data", size_threshold_bytes=1024)
     assert sorted(computed) == [(32, 48), (64, 32)]
@@ -128,19 +134,19 @@ def test_a_weight_is_computed_once_and_only_when_it_is_written(monkeypatch, tmp_
 def test_nothing_in_an_island_is_put_into_eight_bits():
     for name in MINIATURE:
         graph = miniature_graph(name).graph
-        rules = default_islands(graph)
+        rules = default_fp32_nodes(graph)
         known = frozenset(each.name for each in graph)
-        islands = closed(graph, match_rules(rules, known, where=name))
-        assert not islands & set(eight_bit_nodes(graph, islands=rules, left=()))
+        islands = close_regions(graph, match_rules(rules, known, where=name))
+        assert not islands & set(choose_eight_bit_nodes(graph, fp32_rules=rules, excluded=()))
 
 
 def test_the_pictures_first_projection_and_the_vectors_last_are_left_in_half_precision():
     graph = miniature_graph("clip_image").graph
-    can, left = quantisable(graph), default_left("clip_image", graph)
+    can, left = quantizable_nodes(graph), default_excluded("clip_image", graph)
     assert match_rules(left, frozenset(can), where="clip_image") == {can[0], can[-1]}
     by_name = {each.name: each for each in graph}
     assert by_name[can[0]].inputs[0].name in {value.name for value in graph.inputs}
-    vectors = default_left("clip_text", miniature_graph("clip_text").graph)
+    vectors = default_excluded("clip_text", miniature_graph("clip_text").graph)
     assert [rule.because for rule in vectors] == ["last projection: the vector itself"]
 
 
@@ -153,12 +159,12 @@ def converted(request, tmp_path_factory):
     """A graph's file after all passes, and what it was made by."""
     name, kind = request.param
     graph = miniature_graph(name).graph
-    islands, left = default_islands(graph), default_left(name, graph)
-    nodes = eight_bit_nodes(graph, islands=islands, left=left)
+    islands, left = default_fp32_nodes(graph), default_excluded(name, graph)
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=islands, excluded=left)
     feeds = [open_bundle(BUNDLE, verify="size").golden()[name][0]]
-    ranges = collect(probe, BUNDLE / f"{name}.onnx", feeds, data_inputs(graph, nodes), method="minmax")
+    ranges = collect_ranges(BUNDLE / f"{name}.onnx", feeds, data_inputs(graph, nodes), method="minmax")
     path = tmp_path_factory.mktemp(kind) / f"{name}.onnx"
-    eight = quantised(nodes, ranges, kind)
+    eight = quantized(nodes, ranges, kind)
     convert_graph(
         BUNDLE / path.name, path, GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=eight)
     )
@@ -180,7 +186,7 @@ def test_the_whole_chain_makes_a_small_file_that_runs_and_answers_alike(converte
 
 def test_typing_the_graph_half_changes_no_scale_and_no_weight(converted):
     path, eight = converted
-    single = Quantise(eight, eight.nodes)(miniature_graph(path.stem)).graph
+    single = Quantize(eight, eight.nodes)(miniature_graph(path.stem)).graph
     twins = {each.name: each for each in single}
     model = ir.load(path)
     assert model.opset_imports[""] >= 19

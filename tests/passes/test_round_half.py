@@ -16,7 +16,7 @@ from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.session import Array
 from refdiff.engines.ort import CheckSession, OrtSession
 from refdiff.passes.half_precision import HalfPrecision
-from refdiff.passes.round_half import HALVES, round_every_node, rounded_model
+from refdiff.passes.round_half import HALVES, RoundHalf, rounded_model
 from tests.support.small_graphs import BUNDLE, half_graph, miniature_graph, noise, small_graph
 
 BODY = "a = MatMul(x, w) b = Add(a, bias) c = Softmax(b) y = MatMul(c, v)"
@@ -53,7 +53,7 @@ def one_step_apart(got: Array, expected: Array) -> bool:
 
 def test_results_are_those_of_numpy_rounding_after_each_node() -> None:
     model = network()
-    round_every_node(model)
+    RoundHalf()(model)
     result = run(model, FEED)["y"]
     assert one_step_apart(result, by_hand())
     exact = run(small_graph("float[8, 32] x => float[8, 16] y", BODY, WEIGHTS), FEED)["y"]
@@ -68,7 +68,7 @@ def test_without_the_pass_this_processor_skips_roundings() -> None:
 @pytest.mark.parametrize("level", ["DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"])
 def test_onnx_runtime_keeps_the_roundings_at_every_level(level: str) -> None:
     model = network()
-    round_every_node(model)
+    RoundHalf()(model)
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
     session = ort.InferenceSession(
@@ -98,14 +98,14 @@ def test_types_that_a_file_leaves_out_are_found_again(tmp_path: Path) -> None:
 def test_overflow_becomes_infinite() -> None:
     body = "a = Mul(x, x) b = Sqrt(a) y = Neg(b)"
     model = HalfPrecision("fp16", ())(small_graph("float[3] x => float[3] y", body))
-    round_every_node(model)
+    RoundHalf()(model)
     assert run(model, {"x": np.float32([300.0, 16.0, 1e-5])})["y"].tolist() == [-np.inf, -16.0, 0.0]
 
 
 def test_an_fp32_graph_is_unchanged() -> None:
     model = miniature_graph("clip_text")
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    round_every_node(model)
+    RoundHalf()(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
@@ -113,7 +113,7 @@ def test_an_fp32_graph_is_unchanged() -> None:
 def test_no_node_computes_in_half_precision_any_more(half: str) -> None:
     model, _ = half_graph("sam_decoder", half)
     names = {value.name for node in model.graph for value in node.outputs}
-    round_every_node(model)
+    RoundHalf()(model)
     for node in model.graph:
         if node.op_type != "Cast":
             assert not {value.dtype for value in (*node.inputs, *node.outputs) if value is not None} & HALVES
@@ -122,7 +122,7 @@ def test_no_node_computes_in_half_precision_any_more(half: str) -> None:
 
 def test_inputs_and_outputs_in_half_precision_keep_names_and_types() -> None:
     model = small_graph("float16[2] x => float16[2] y, float16[2] z", "y = Relu(x) z = Add(y, x)", opset=19)
-    round_every_node(model)
+    RoundHalf()(model)
     results = run(model, {"x": np.float16([2048.0, 3.0])})
     assert {name: (str(values.dtype), values.tolist()) for name, values in results.items()} == {
         "y": ("float16", [2048.0, 3.0]),
@@ -133,7 +133,7 @@ def test_inputs_and_outputs_in_half_precision_keep_names_and_types() -> None:
 def test_integers_pass_untouched() -> None:
     model = small_graph("float[3] x => int64[1] y", "a = Relu(x) y = ArgMax <keepdims = 1> (a)")
     HalfPrecision("fp16", ())(model)
-    round_every_node(model)
+    RoundHalf()(model)
     assert run(model, {"x": np.float32([0.0, 2.0, 1.0])})["y"].tolist() == [1]
 
 

@@ -7,12 +7,11 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.ranges import exponents
+from refdiff.calibration.ranges import smoothing_exponents
 from refdiff.contracts.bundle import open_bundle
-from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
-from refdiff.passes.quantizable import quantisable
-from refdiff.passes.smooth_quant import Smooth, smoothable
+from refdiff.passes.quantizable import quantizable_nodes
+from refdiff.passes.smooth_quant import SmoothQuant, smoothable_tensors
 from tests.support.small_graphs import BUNDLE, miniature_graph, noise, outputs, small_graph
 
 
@@ -31,17 +30,17 @@ def powers_of(model, tmp_path, feeds=None, nodes=("y",), strength=0.5):
     path = tmp_path / "g.onnx"
     ir.save(model, path)
     feeds = [{"x": noise(4, 8, seed=3)}] if feeds is None else feeds
-    return exponents(probe, path, feeds, nodes, strength=strength)
+    return smoothing_exponents(path, feeds, nodes, strength=strength)
 
 
 @pytest.mark.parametrize("name", ["sd_text", "clip_image"])
 def test_a_smoothed_graph_of_the_miniature_answers_exactly_as_before(name):
     feeds, _ = open_bundle(BUNDLE, verify="size").golden()[name]
-    nodes = quantisable(miniature_graph(name).graph)
-    powers = exponents(probe, BUNDLE / f"{name}.onnx", [feeds], nodes)
+    nodes = quantizable_nodes(miniature_graph(name).graph)
+    powers = smoothing_exponents(BUNDLE / f"{name}.onnx", [feeds], nodes)
     assert any(any(each) for each in powers.values())
     expected = outputs(miniature_graph(name), feeds)
-    got = outputs(Smooth(powers, nodes)(miniature_graph(name)), feeds)
+    got = outputs(SmoothQuant(powers, nodes)(miniature_graph(name)), feeds)
     for output, values in expected.items():
         assert np.abs(got[output] - values).max() <= 1e-5 * np.abs(values).max()
 
@@ -50,7 +49,7 @@ def test_smoothing_divides_the_tensor_itself_by_the_powers(tmp_path):
     scale, feeds = np.geomspace(0.01, 30.0, 8, dtype=np.float32), {"x": noise(4, 8, seed=3)}
     powers = powers_of(normed(scale), tmp_path)["n"]
     before = outputs(normed(scale), feeds, ("n",))["n"]
-    after = outputs(Smooth({"n": powers}, ["y"])(normed(scale)), feeds, ("n",))["n"]
+    after = outputs(SmoothQuant({"n": powers}, ["y"])(normed(scale)), feeds, ("n",))["n"]
     np.testing.assert_allclose(after, before / np.exp2(np.array(powers, np.float32)), rtol=1e-6)
     assert np.ptp(np.abs(after).max(axis=0)) < np.ptp(np.abs(before).max(axis=0))
 
@@ -108,7 +107,7 @@ def test_feeds_and_values_that_say_nothing_are_refused(tmp_path):
 )
 def test_smoothing_that_does_not_fit_the_graph_is_refused_by_name(smoothing, message):
     with pytest.raises(InputError, match=message):
-        Smooth(smoothing, ["y"])(normed())
+        SmoothQuant(smoothing, ["y"])(normed())
 
 
 def test_a_weight_or_scale_that_others_read_too_keeps_its_values_for_them():
@@ -120,6 +119,6 @@ def test_a_weight_or_scale_that_others_read_too_keeps_its_values_for_them():
     )
     feeds = {"x": noise(4, 8, seed=1)}
     expected = outputs(model, feeds)["y"]
-    assert set(smoothable(model.graph, ["a", "y"])) == {"n", "m"}
-    got = outputs(Smooth({"n": (1, -2, 3, 0, 5, -6, 7, -3)}, ["a", "y"])(model), feeds)["y"]
+    assert set(smoothable_tensors(model.graph, ["a", "y"])) == {"n", "m"}
+    got = outputs(SmoothQuant({"n": (1, -2, 3, 0, 5, -6, 7, -3)}, ["a", "y"])(model), feeds)["y"]
     np.testing.assert_allclose(got, expected, rtol=1e-5)

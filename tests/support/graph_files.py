@@ -4,14 +4,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from refdiff.accuracy.tolerances import graph_tolerance
-from refdiff.calibration.output_tolerance import Tolerance
+from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
-from refdiff.passes.convert import converted_model
+from refdiff.passes.convert import load_converted
 from tests.support.planted import Plant
 from tests.support.small_graphs import BUNDLE, miniature_graph, outputs
 
@@ -35,14 +34,13 @@ def golden_feeds(name: str) -> dict[str, Array]:
     return dict(feeds)
 
 
-def tolerance_of(name: str, precision: str) -> Tolerance:
-    """What a graph of this name may be off."""
-    limit = graph_tolerance(precision, name)
-    return Tolerance(error=limit.error, correlation=limit.correlation)
+def tolerance_of(name: str, precision: str) -> GraphTolerance:
+    """The committed tolerance of a graph of this name."""
+    return graph_tolerance(precision, name)
 
 
-def is_inside(path: Path, recipe: GraphRecipe, feeds: dict[str, Array], tolerance: Tolerance) -> bool:
+def is_inside(path: Path, recipe: GraphRecipe, feeds: dict[str, Array], tolerance: GraphTolerance) -> bool:
     """Convert a graph, and compare each of its outputs with the fp32 graph's."""
-    got = outputs(converted_model(path, recipe), feeds, folder=path.parent)
+    got = outputs(load_converted(path, recipe), feeds, folder=path.parent)
     close = [measure_parity(got[name], exact) for _, name, exact in probe(path, [feeds], tuple(got))]
     return all(each.error <= tolerance.error and each.correlation >= tolerance.correlation for each in close)

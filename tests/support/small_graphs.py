@@ -13,7 +13,7 @@ from refdiff.contracts.recipe import Half, match_rules
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.half_precision import HalfPrecision
-from refdiff.passes.keep_fp32 import closed, default_islands
+from refdiff.passes.keep_fp32 import close_regions, default_fp32_nodes
 
 BUNDLE = Path(refdiff.miniature.__file__).parent / "bundle"
 
@@ -49,7 +49,9 @@ def miniature_graph(name: str) -> ir.Model:
 def islands_of(model: ir.Model, half: Half = "fp16") -> frozenset[str]:
     """The islands by rule, closed."""
     names = frozenset(node.name or "" for node in model.graph)
-    return closed(model.graph, match_rules(default_islands(model.graph, half), names, where="graph"))
+    return close_regions(
+        model.graph, match_rules(default_fp32_nodes(model.graph, half), names, where="graph")
+    )
 
 
 def half_graph(name: str, half: Half = "fp16") -> tuple[ir.Model, frozenset[str]]:

@@ -13,14 +13,13 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
-from refdiff.calibration.precision import half_recipe
-from refdiff.calibration.ranges import exponents
+from refdiff.calibration.ranges import smoothing_exponents
+from refdiff.calibration.recipes import half_recipe
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.recipe import GraphRecipe, Quantized
 from refdiff.contracts.session import Array
-from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.convert import convert_graph
-from refdiff.passes.quantize import Quantise
+from refdiff.passes.quantize import Quantize
 from refdiff.verification import localize
 from refdiff.verification.divergence import Cause, NodeResult
 from refdiff.verification.localize import TensorMatcher, find_first_divergence
@@ -35,16 +34,16 @@ def recipe_of(graph: str, precision: str) -> GraphRecipe:
     """Half precision; int8 with ranges from the golden feed; or int8 behind SmoothQuant."""
     if precision == "fp16":
         bundle = open_bundle(BUNDLE, verify="size")
-        made = half_recipe(BUNDLE, model=bundle.spec.name, sources=bundle.manifest.sources)
+        made = half_recipe(bundle)
         return made.graphs[graph]
     recipe = eight_bit_recipe_of(graph).graphs[graph]
     if precision == "int8":
         return recipe
-    quantised = recipe.quantized
-    assert quantised is not None
-    powers = exponents(probe, BUNDLE / f"{graph}.onnx", [golden(graph)], quantised.nodes)
+    quantized = recipe.quantized
+    assert quantized is not None
+    powers = smoothing_exponents(BUNDLE / f"{graph}.onnx", [golden(graph)], quantized.nodes)
     assert any(any(each) for each in powers.values())
-    return dataclasses.replace(recipe, quantized=dataclasses.replace(quantised, smoothing=powers))
+    return dataclasses.replace(recipe, quantized=dataclasses.replace(quantized, smoothing=powers))
 
 
 @pytest.fixture(scope="module")
@@ -274,8 +273,8 @@ def test_the_match_of_q_dq_is_what_they_were_given():
     signature, body = "float[2, 4] x => float[2, 3] y", "a = Relu(x) b = MatMul(a, w) y = MatMul(b, v)"
     weights = {"w": noise(4, 3), "v": noise(3, 3)}
     sound, broken = (small_graph(signature, body, weights) for _ in range(2))
-    quantised = Quantized(type="int8", nodes=("b", "y"), ranges={"a": 3.0, "b": 9.0}, method="minmax")
-    Quantise(quantised, ("b", "y"))(broken)
+    quantized = Quantized(type="int8", nodes=("b", "y"), ranges={"a": 3.0, "b": 9.0}, method="minmax")
+    Quantize(quantized, ("b", "y"))(broken)
     known = TensorMatcher(sound.graph)
     found = {
         each.name: known.match(each, 0).tensor for each in broken.graph if each.op_type == "DequantizeLinear"

@@ -1,1 +1,1 @@
-"""How many bits each tensor gets: feeds, ranges, headroom, half-precision and Q/DQ passes, recipes."""
+"""Precision of a bundle: recorded feeds, dynamic and quantization ranges, recipes, conversion, and checks."""

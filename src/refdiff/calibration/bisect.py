@@ -1,6 +1,6 @@
-"""`bisect`: the smallest set of nodes that a broken graph needs in more bits, found by trying.
+"""The verb `bisect`: find the smallest set of nodes that a broken graph needs in more bits, by trying.
 
-To be kept exact means fp32 in a recipe of half precision, and half precision in one of eight bits.
+Nodes that are kept exact are in fp32 in a half-precision recipe, and in half precision in an eight-bit one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.accuracy.tolerances import graph_tolerance
-from refdiff.calibration.audit import base_recipe, chosen_graphs
-from refdiff.calibration.bisection import Trials, smallest
-from refdiff.calibration.calibrate import open_feeds, thinned_records
-from refdiff.calibration.convert import check_source
-from refdiff.contracts.atomic_io import check_targets, write_files
+from refdiff.calibration.audit import choose_graphs, starting_recipe
+from refdiff.calibration.bisection import SearchBudget, find_smallest
+from refdiff.calibration.calibrate import evenly_spread_records, open_feeds
+from refdiff.calibration.converted_bundle import check_source
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.optional import require_export
@@ -26,50 +25,50 @@ from refdiff.contracts.session import Array
 from refdiff.errors import BundleError, GateError, InputError
 
 if TYPE_CHECKING:
-    from refdiff.calibration.output_tolerance import Outcome, OutputTrials
+    from refdiff.calibration.output_tolerance import Outcome, OutputTolerance
     from refdiff.calibration.simulation import Deviation
 
 PURPOSE = "the bisection"
 
 MOST_TRIALS = 400
-"""About twenty needed nodes among the thousand of a UNet."""
+"""Enough for about twenty needed nodes among the thousand of a UNet."""
 
 MOST_RECORDS = 8
-"""Recorded feeds that trials are run on beside the golden ones, evenly spread over all there are."""
+"""Recorded feeds of each trial, in addition to the golden ones, evenly spread over all there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BisectReport:
-    """What was found."""
+    """The result of a bisection."""
 
     bundle: Path
     model: str
     graph: str
     precision: str
-    """Of the recipe that was searched."""
+    """Precision of the recipe that was searched."""
     runs: int
-    """Feeds each trial was run on."""
+    """Feeds of each trial."""
     error_at_most: float
-    """The tolerance: of an output's range, from the fp32 graph."""
+    """The tolerance: error as a share of an output's range, compared with the fp32 graph."""
     correlation_at_least: float
-    broken: Outcome | None
-    """The worst output with the recipe as it was; None where it was inside the tolerance: nothing to find."""
-    first: Deviation | None
-    """The first tensor that goes wrong; None where none does by itself."""
-    nodes: tuple[str, ...]
-    """They have to be kept exact, in the graph's order; none where nothing was broken."""
-    kept_in: str
-    """What they are kept in."""
-    minimal: bool
-    """No single node can be left out; False where the trials ran out before that was known."""
-    trials: int
-    mended: Outcome | None
-    """The worst output with them kept exact."""
     recipe: Recipe
-    """The searched one, these nodes named in it."""
+    """The searched recipe, with a rule for the nodes that were found."""
+    kept_in: str
+    """The type that nodes are kept exact in."""
+    broken: Outcome | None = None
+    """The worst output with the recipe as it was; None if it was inside the tolerance: nothing to find."""
+    first: Deviation | None = None
+    """The first tensor that goes wrong; None if none does by itself."""
+    nodes: tuple[str, ...] = ()
+    """The nodes that have to be kept exact, in the graph's order; none if nothing was broken."""
+    minimal: bool = True
+    """Whether no single node can be left out; False if the trials ran out before that was known."""
+    trials: int = 1
+    fixed: Outcome | None = None
+    """The worst output with the nodes kept exact."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             "bundle": str(self.bundle),
             "model": self.model,
@@ -84,7 +83,7 @@ class BisectReport:
             "kept_in": self.kept_in,
             "minimal": self.minimal,
             "trials": self.trials,
-            "mended": None if self.mended is None else self.mended.to_json(),
+            "fixed": None if self.fixed is None else self.fixed.to_json(),
         }
 
 
@@ -92,142 +91,113 @@ def bisect(
     bundle: Path | str,
     *,
     graph: str,
-    output: Path | str | None = None,
     recipe: Path | str | None = None,
     half: str = "fp16",
     feeds: Path | str | None = None,
     most_trials: int = MOST_TRIALS,
-    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BisectReport:
     """Find a smallest set of nodes with which one graph is inside its tolerance, converted as a recipe says.
 
     Args:
         bundle: an fp32 bundle's folder, or "mini" for the built-in one.
-        graph: its name.
-        output: where the recipe will be that keeps these nodes exact; None writes none. Nothing is written
-            where nothing is broken.
-        recipe: the recipe that breaks the graph, in a converted bundle `recipe.json`; None: the built-in
+        graph: the graph's name.
+        recipe: the recipe that breaks the graph, `recipe.json` in a converted bundle; None: the built-in
             rules.
-        half: "fp16" or "bf16", where no recipe is named.
-        feeds: what `calibrate` recorded; None leaves the graph's golden record alone.
-        most_trials: conversions that are tried at the most.
-        overwrite: replace a recipe that is there.
-        progress: told one line for each trial.
+        half: "fp16" or "bf16", where no recipe is given.
+        feeds: a recording of `calibrate`; None uses only the graph's golden record.
+        most_trials: largest number of conversions to try.
+        progress: receives one line per trial.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: it is not in fp32, an option, the recipe or the feeds cannot be used, or the output cannot
-            be written.
+        InputError: it is not in fp32, or an option, the recipe or the feeds cannot be used.
         GateError: the graph is outside its tolerance whatever is kept exact: it is broken in fp32.
         MissingDependencyError: onnx_ir or ONNX Runtime is not installed.
         EngineError: the graph cannot be run.
     """
-    opened, tell = find_bundle(bundle), progress or silent
+    opened, progress = find_bundle(bundle), progress or silent
     check_source(opened)
     if most_trials < 1:
         raise InputError(f"got at most {most_trials} trials, expected 1 or more")
-    target = None if output is None else Path(output)
-    if target is not None:
-        check_targets([target], overwrite=overwrite)
-    before = base_recipe(opened, recipe, half)
-    (name,) = chosen_graphs(before, (graph,))
-    tell(f"{name}: running it in fp32")
-    runs = _runs(opened, name, feeds)
-    trials = _trials(opened, name, before.graphs[name], runs)
-    report = _search(opened, name, before, trials, len(runs), most_trials, tell)
-    if target is not None and report.nodes:
-        write_files({target: report.recipe.to_text().encode()}, overwrite=overwrite)
-    return report
+    before = starting_recipe(opened, recipe, half)
+    (name,) = choose_graphs(before, (graph,))
+    progress(f"{name}: running it in fp32")
+    runs = _read_runs(opened, name, feeds)
+    searched = before.graphs[name]
+    tolerance = graph_tolerance(searched.precision, name)
+    report = BisectReport(
+        bundle=opened.path,
+        model=opened.spec.name,
+        graph=name,
+        precision=searched.precision,
+        runs=len(runs),
+        error_at_most=tolerance.error,
+        correlation_at_least=tolerance.correlation,
+        recipe=before,
+        kept_in="fp32" if searched.quantized is None else searched.half,
+    )
+    with require_export(PURPOSE):
+        from refdiff.calibration.output_tolerance import OutputTolerance
+    outputs = OutputTolerance(opened.graph_path(name), searched, runs, tolerance)
+    worst = outputs.worst(())
+    if worst.inside:
+        return report
+    if not outputs.inside(outputs.candidates):
+        raise GateError(_unfixable_message(opened, name, searched, outputs))
+    return _search(dataclasses.replace(report, broken=worst), outputs, worst, most_trials, progress)
 
 
-def _runs(bundle: Bundle, name: str, feeds: Path | str | None) -> list[Mapping[str, Array]]:
+def _read_runs(bundle: Bundle, name: str, feeds: Path | str | None) -> list[Mapping[str, Array]]:
     golden = bundle.golden()
     if name not in golden:
         raise BundleError(f"{bundle.path}: graph {name} has no golden record; export the bundle again")
-    recorded = [] if feeds is None else thinned_records(open_feeds(feeds, bundle), name, MOST_RECORDS)
+    recorded = [] if feeds is None else evenly_spread_records(open_feeds(feeds, bundle), name, MOST_RECORDS)
     return [golden[name][0], *recorded]
 
 
-def _trials(bundle: Bundle, name: str, recipe: GraphRecipe, runs: list[Mapping[str, Array]]) -> OutputTrials:
-    with require_export(PURPOSE):
-        from refdiff.calibration.output_tolerance import OutputTrials, Tolerance
-        from refdiff.engines.intermediate_tensors import probe
-    limit = graph_tolerance(recipe.precision, name)
-    tolerance = Tolerance(error=limit.error, correlation=limit.correlation)
-    return OutputTrials(probe, bundle.graph_path(name), recipe, runs, tolerance)
-
-
 def _search(
-    bundle: Bundle,
-    name: str,
-    before: Recipe,
-    trials: OutputTrials,
-    runs: int,
-    most_trials: int,
-    tell: Progress,
+    report: BisectReport, outputs: OutputTolerance, worst: Outcome, most_trials: int, progress: Progress
 ) -> BisectReport:
-    recipe = before.graphs[name]
-    limit = graph_tolerance(recipe.precision, name)
-    worst = trials.worst(())
-    result = BisectReport(
-        bundle=bundle.path,
-        model=bundle.spec.name,
-        graph=name,
-        precision=recipe.precision,
-        runs=runs,
-        error_at_most=limit.error,
-        correlation_at_least=limit.correlation,
-        broken=None if worst.inside else worst,
-        first=None,
-        nodes=(),
-        kept_in="fp32" if recipe.quantized is None else recipe.half,
-        minimal=True,
-        trials=1,
-        mended=None,
-        recipe=before,
-    )
-    if worst.inside:
-        return result
-    if not trials.inside(trials.candidates):
-        raise GateError(_hopeless(bundle, name, recipe, trials))
-    tell(f"{name}: {worst.output} is {worst.error:.2g} of its range off; looking for the first tensor")
-    guess, first = trials.guess()
-    search = Trials(_told(trials, tell), most=most_trials)
-    found = smallest(trials.candidates, search, guess=guess)
-    mended = trials.worst(found.nodes)
-    because = f"without them {worst.output} is {worst.error:.2g} of its range off in {recipe.precision}"
-    after = {**before.graphs, name: trials.recipe(found.nodes, because=because)}
+    """Search a broken graph, and complete the report."""
+    name, off = report.graph, f"{worst.output} is {worst.error:.2g} of its range off"
+    progress(f"{name}: {off}; looking for the first tensor")
+    guess, first = outputs.guess()
+    budget = SearchBudget(_with_progress(outputs, progress), most=most_trials)
+    found = find_smallest(outputs.candidates, budget, guess=guess)
+    fixed = outputs.worst(found.nodes)
+    because = f"without them {off} in {report.precision}"
+    after = {**report.recipe.graphs, name: outputs.recipe(found.nodes, because=because)}
     return dataclasses.replace(
-        result,
+        report,
         first=first,
         nodes=found.nodes,
         minimal=found.minimal,
         trials=found.trials,
-        mended=mended,
-        recipe=dataclasses.replace(before, graphs=after),
+        fixed=fixed,
+        recipe=dataclasses.replace(report.recipe, graphs=after),
     )
 
 
-def _told(trials: OutputTrials, tell: Progress) -> Callable[[frozenset[str]], bool]:
-    """The trials' question, each told."""
+def _with_progress(outputs: OutputTolerance, progress: Progress) -> Callable[[frozenset[str]], bool]:
+    """Return `outputs.inside` with a progress line per trial."""
     count = 0
 
     def inside(nodes: frozenset[str]) -> bool:
         nonlocal count
         count += 1
-        answer = trials.inside(nodes)
-        tell(f"trial {count}: {len(nodes)} nodes kept exact: {'inside' if answer else 'outside'}")
+        answer = outputs.inside(nodes)
+        progress(f"trial {count}: {len(nodes)} nodes kept exact: {'inside' if answer else 'outside'}")
         return answer
 
     return inside
 
 
-def _hopeless(bundle: Bundle, name: str, recipe: GraphRecipe, trials: OutputTrials) -> str:
-    """Why no set of nodes helps."""
-    sick = trials.broken()
-    if sick:
-        return f"{name} is broken in fp32, no precision mends it: {'; '.join(str(each) for each in sick)}"
+def _unfixable_message(bundle: Bundle, name: str, recipe: GraphRecipe, outputs: OutputTolerance) -> str:
+    """Return why no set of nodes helps."""
+    non_finite = outputs.find_non_finite()
+    if non_finite:
+        return f"{name} is broken in fp32, no precision fixes it: {'; '.join(map(str, non_finite))}"
     if recipe.quantized is None:
         return f"{name} is outside its tolerance with every node in fp32; export {bundle.path} again"
     return (

@@ -1,7 +1,7 @@
-"""`calibrate`: the pipeline answers questions, and everything it feeds its graphs is recorded.
+"""The verb `calibrate`: run the pipeline on samples and record everything it feeds its graphs.
 
-What is recorded is what a device will feed: the steps, guidance branches, batches and padding of the variants
-themselves. Ranges, audits and the parity ladder read it (`open_feeds`).
+The recorded feeds are those of a device: with the steps, guidance branches, batches and padding of the
+variants. Ranges, audits and the comparison of precisions read them (`open_feeds`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.calibration.feeds import FeedStore, Run
-from refdiff.calibration.recording import FeedRecorder, spread
+from refdiff.calibration.recording import FeedRecorder, spread_evenly
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
@@ -36,22 +36,22 @@ from refdiff.runtime.tokenizer import Tokenizer
 CALIBRATED_VARIANTS = ("official", "edge")
 
 SCENES = 32
-"""Scenes of a recording where no number is given."""
+"""Default number of scenes of a recording."""
 
-OCCASIONAL = 8
-"""Scenes that are recorded where a verb needs feeds and is given none."""
+AD_HOC_SCENES = 8
+"""Number of scenes that are recorded when a verb needs feeds and none are given."""
 
 MOST_RUNS = 4
-"""Runs of one graph that are kept of a question and variant, evenly spread: every pass of the UNet, but not
-each of SAM's sixteen decoder batches on one picture."""
+"""Runs of one graph that are kept per sample and variant, evenly spread: every pass of the UNet, but only
+some of SAM's sixteen decoder batches per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationReport:
-    """What was recorded, and where."""
+    """The result of a recording."""
 
     feeds: Path
-    """The store's folder."""
+    """The recording's folder."""
     bundle: Path
     model: str
     backend: str
@@ -59,18 +59,18 @@ class CalibrationReport:
     variants: tuple[str, ...]
     mode: str
     new: int
-    """Questions that were asked now."""
+    """Samples that were recorded now."""
     resumed: int
-    """Questions that an earlier run of the command had recorded."""
+    """Samples that an earlier run of the command had recorded."""
     pictures: int
     graphs: Mapping[str, int]
-    """Graph -> its records; those of `unet_taps` count for `unet` too."""
+    """Graph -> number of its records; those of `unet_taps` count for `unet` too."""
     size_bytes: int
     seconds: float
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             **dataclasses.asdict(self),
             "feeds": str(self.feeds),
@@ -99,32 +99,32 @@ def calibrate(
 ) -> CalibrationReport:
     """Record what the pipeline feeds its graphs.
 
-    A command that was stopped goes on where it was when it is given again.
+    An interrupted recording resumes when the call is repeated.
 
     Args:
         bundle: the folder of an fp32 bundle, or "mini" for the built-in one.
-        output: the store's folder.
-        images: a folder of pictures; None takes scenes of the miniature.
+        output: the recording's folder.
+        images: a folder of images; None takes scenes of the miniature.
         phrases: a CSV file with the header `image,phrase`; needed with `images`.
         count: scenes, 32 if left out, or phrases, all if left out.
-        seed: of the first scene; None: one the miniature was neither trained on nor is judged by.
-        variants: each question is asked under each of them.
+        seed: seed of the first scene; None: one that is used neither for training nor for evaluation.
+        variants: variants of the pipeline that each sample is run in.
         mode: as in `load`.
         backend: where and how the graphs run.
-        most_runs: of one graph, kept of one question and variant, evenly spread; None keeps all.
-        overwrite: begin anew, whatever recording is there.
-        progress: told one line per question.
+        most_runs: runs of one graph to keep per sample and variant, evenly spread; None keeps all.
+        overwrite: replace an existing recording.
+        progress: receives one line per sample.
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: the bundle is not in fp32, pictures and phrases cannot be used or do not match, an unknown
-            option, or a recording of another model or other settings is in the way.
+        InputError: the bundle is not in fp32, images and phrases cannot be used or do not match, an option is
+            unknown, or the folder holds a recording of another model or other settings.
         MissingDependencyError: the back-end's package is not installed.
-        EngineError: a graph failed; what was recorded before stays.
+        EngineError: a graph failed; samples recorded before it stay.
     """
-    start, tell, opened = time.perf_counter(), progress or silent, find_bundle(bundle)
+    start, progress, opened = time.perf_counter(), progress or silent, find_bundle(bundle)
     _check(opened, variants, most_runs)
-    tell("reading the questions")
+    progress("reading the samples")
     dataset = _dataset(images, phrases, count, seed)
     samples = tuple(dataset)
     check_phrases(samples, Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
@@ -146,7 +146,7 @@ def calibrate(
             overwrite=overwrite,
         )
         resumed = len(store.finished)
-        _record(store, samples, segmenters, recorder, tell)
+        _record(store, samples, segmenters, recorder, progress)
     images_seen = len(set(image_hashes(samples)))
     return CalibrationReport(
         feeds=store.folder,
@@ -167,17 +167,17 @@ def calibrate(
 
 
 def open_feeds(folder: Path | str, bundle: Bundle) -> FeedStore:
-    """A finished recording, to feed the graphs of this bundle: the recorded one, or another precision of it.
+    """Open a finished recording to feed a bundle: the recorded one, or the same in another precision.
 
     Raises:
-        InputError: there is none, or it is damaged, unfinished or of another model.
+        InputError: there is no recording, or it is damaged, unfinished or of another model.
     """
     return FeedStore.open(Path(folder), model=bundle.spec.name, sources=bundle.manifest.sources)
 
 
 @contextmanager
 def feeds_of(bundle: Bundle, folder: Path | str | None, progress: Progress) -> Iterator[FeedStore]:
-    """A finished recording for this bundle; where none is given, some scenes are recorded for the occasion.
+    """Open a finished recording for this bundle; without a folder, record some scenes temporarily.
 
     Raises:
         InputError: see `open_feeds`.
@@ -186,21 +186,21 @@ def feeds_of(bundle: Bundle, folder: Path | str | None, progress: Progress) -> I
         yield open_feeds(folder, bundle)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        progress(f"recording feeds of {OCCASIONAL} scenes")
-        calibrate(bundle.path, output=Path(scratch) / "feeds", count=OCCASIONAL, progress=progress)
+        progress(f"recording feeds of {AD_HOC_SCENES} scenes")
+        calibrate(bundle.path, output=Path(scratch) / "feeds", count=AD_HOC_SCENES, progress=progress)
         yield open_feeds(Path(scratch) / "feeds", bundle)
 
 
-def thinned_records(store: FeedStore, graph: str, most: int) -> list[Mapping[str, Array]]:
-    """At most so many records of a graph, evenly spread over all there are."""
+def evenly_spread_records(store: FeedStore, graph: str, most: int) -> list[Mapping[str, Array]]:
+    """Return at most `most` records of a graph, evenly spread over all there are."""
     records = store.records(graph)
-    return [records[index] for index in sorted(spread(len(records), most))]
+    return [records[index] for index in sorted(spread_evenly(len(records), most))]
 
 
 def _check(bundle: Bundle, variants: Sequence[str], most_runs: int | None) -> None:
     if bundle.manifest.precision != "fp32":
         raise InputError(
-            f"{bundle.path} is in {bundle.manifest.precision}, expected fp32, where ranges are taken; "
+            f"{bundle.path} is in {bundle.manifest.precision}, expected fp32, in which ranges are measured; "
             "calibrate the bundle it was made from"
         )
     if not variants:
@@ -229,7 +229,7 @@ def _dataset(
 def _settings(
     dataset: Dataset, options: Mapping[str, Options], sessions: BackendSessions, most_runs: int | None
 ) -> dict[str, Any]:
-    """Everything that decides what is recorded."""
+    """Return everything that decides what is recorded."""
     return {
         "questions": dataset.fingerprint,
         "variants": {name: dataclasses.asdict(each) for name, each in options.items()},
@@ -243,12 +243,12 @@ def _record(
     samples: Sequence[Sample],
     segmenters: Mapping[str, Segmenter],
     recorder: FeedRecorder,
-    tell: Progress,
+    progress: Progress,
 ) -> None:
     finished = frozenset(store.finished)
     for number, sample in enumerate(samples, start=1):
         if sample.id not in finished:
-            tell(f"sample {number}/{len(samples)}: {sample.phrase}")
+            progress(f"sample {number}/{len(samples)}: {sample.phrase}")
             store.add(sample.id, {name: _runs(each, sample, recorder) for name, each in segmenters.items()})
 
 

@@ -1,268 +1,181 @@
-"""`convert`: an fp32 bundle in, the same bundle in fewer bits out, each graph measured before it counts.
-
-A graph stays in eight bits only inside its committed tolerance and, where a device can be timed, when it is
-faster there; otherwise it is written in half precision, and the recipe in the bundle says why. A
-half-precision graph outside its tolerance stops the command.
-"""
+"""The verb `convert`: write an fp32 bundle in fewer bits."""
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
-from refdiff.contracts.bundle import Bundle, GraphRecord, open_bundle, write_bundle
-from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
-from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
-from refdiff.contracts.optional import require_export
-from refdiff.contracts.parity import Parity, measure_parity, select_recorded
+from refdiff.calibration.converted_bundle import check_source, write_converted_bundle
+from refdiff.calibration.feeds import require_recording
+from refdiff.calibration.recipes import METHODS, SMOOTHING, eight_bit_recipe, half_recipe
+from refdiff.calibration.sensitivity import COSTED, budget_points, measure_costs, within_budget
+from refdiff.calibration.task_accuracy import open_task_accuracy
+from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.bundle_writer import check_bundle_target
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.progress import Progress, silent
-from refdiff.contracts.recipe import QUANTIZED, RECIPE_NAME, GraphRecipe, Recipe, Rule
-from refdiff.contracts.session import Array
-from refdiff.engines.factory import load_check_session
-from refdiff.errors import BundleError, GateError, InputError, RefdiffError
+from refdiff.contracts.recipe import HALVES, QUANTIZED, Recipe, read_recipe
+from refdiff.engines.trt.latency_race import LatencyRace, find_latency_race
+from refdiff.errors import InputError
 
 if TYPE_CHECKING:
-    from refdiff.contracts.bundle import GoldenTensors, Manifest
+    from refdiff.contracts.manifest import Manifest
 
-PURPOSE = "changing the precision"
+PRECISIONS = ("fp32", *HALVES, *QUANTIZED)
 
-
-class Clock(Protocol):
-    """Times graphs on a device; see `refdiff.engines.trt.latency_race.LatencyRace`."""
-
-    where: str
-    """Device and TensorRT, for a person."""
-
-    def medians_ms(
-        self, graph: GraphSpec, forms: Mapping[str, Path], feeds: Mapping[str, Array], *, scratch: Path
-    ) -> dict[str, float]:
-        """Name -> median of the milliseconds a form of the graph takes, all run in turns."""
-        ...
+RANGES = "percentile"
+"""The default way to take ranges."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted:
-    """One graph as it was written."""
+class PrecisionOptions:
+    """A precision, and where its recipe or its ranges come from."""
 
-    recipe: GraphRecipe
-    parity: Mapping[str, Parity]
-    """Output -> how close it comes to torch on the golden feeds."""
-    refused: str | None = None
-    """Why it is not in eight bits though that was asked; None when it is, or was not."""
-    timed: str | None = None
-    """What a device said of its eight bits, or why it said nothing; None where it was not asked."""
+    precision: str
+    """One of `PRECISIONS`."""
+    recipe: Path | None = None
+    """A recipe to follow; None builds one by the built-in rules."""
+    feeds: Path | None = None
+    """A recording of `calibrate`, for the ranges of eight-bit tensors; None records scenes now."""
+    ranges: str = RANGES
+    """How ranges are taken from the feeds; one of `refdiff.calibration.recipes.METHODS`."""
+    smoothing: float | None = SMOOTHING
+    """Strength of SmoothQuant, 0..1; None leaves it out."""
+    budget: str | None = None
+    """What eight bits may cost the task, "mIoU -0.5" for instance; costlier blocks stay in half precision."""
+    timed: bool = True
+    """Whether to keep eight bits only where this machine's GPU, if it has one that TensorRT runs on, is
+    faster with them than in half precision."""
+
+    def check(self) -> None:
+        """Refuse options that do not go together, before any work.
+
+        Raises:
+            InputError: an unknown precision, or an option that it does not take.
+        """
+        if self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision {self.precision!r}; choose one of: {', '.join(PRECISIONS)}")
+        if self.recipe is not None and self.precision != "fp32":
+            _read_recipe(self.recipe, self.precision)
+        if self.feeds is not None and self.precision in QUANTIZED:
+            require_recording(self.feeds)
+        if self.precision == "fp32" and (self.recipe or self.feeds):
+            raise InputError(
+                f"fp32 takes no {'--recipe' if self.recipe else '--feeds'}: nothing is converted; "
+                f"name a precision: {', '.join(PRECISIONS[1:])}"
+            )
+        self._check_eight_bits()
+
+    def _check_eight_bits(self) -> None:
+        if not self.timed and self.precision not in QUANTIZED:
+            raise InputError("--untimed is for int8 and fp8; leave it out")
+        needs_ranges = self.precision in QUANTIZED and self.recipe is None
+        for option, value in (
+            ("--feeds", self.feeds),
+            ("--ranges", None if self.ranges == RANGES else self.ranges),
+            ("--smooth", None if self.smoothing == SMOOTHING else self.smoothing or 0.0),
+            ("--budget", self.budget),
+        ):
+            if value is not None and not needs_ranges:
+                raise InputError(f"{option} is for int8 and fp8 without a --recipe; leave it out")
+        if self.ranges not in METHODS:
+            raise InputError(
+                f"unknown method {self.ranges!r} for ranges; choose one of: {', '.join(METHODS)}"
+            )
+        if self.budget is not None:
+            budget_points(self.budget)
 
 
 def convert(
     bundle: Path | str,
-    recipe: Recipe,
+    precision: PrecisionOptions | str,
     *,
-    precision: str,
-    output: Path,
+    output: Path | str,
     overwrite: bool = False,
-    clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write the bundle `output`: the graphs of an fp32 bundle, as a recipe says.
+    """Convert an fp32 bundle; torch is not needed.
 
     Args:
-        bundle: an fp32 bundle.
-        recipe: of the same weights.
-        precision: what the bundle is called, as long as any graph is in it.
-        output: where the new bundle will be; it appears whole or not at all.
-        overwrite: replace a bundle that is there.
-        clock: of the device that eight bits have to be faster on; None looks at accuracy alone.
-        progress: told one line for each graph.
+        bundle: an fp32 bundle's folder, or "mini" for the built-in one.
+        precision: one of `PRECISIONS` but fp32, or more options with it.
+        output: the new bundle's folder; it appears whole or not at all.
+        overwrite: replace an existing bundle.
+        progress: receives one line at each step.
+
+    Returns:
+        The new bundle's manifest. A graph that eight bits do not suit is in half precision, and the bundle's
+        recipe says why.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: it is not in fp32, the recipe is of other weights or names unknown nodes, or a weight does
-            not fit into half precision.
+        InputError: it is not in fp32, options do not go together, a recipe or feeds cannot be used, or the
+            output cannot be written.
         GateError: a half-precision graph is outside its tolerance.
+        MissingDependencyError: onnx_ir or ONNX Runtime is not installed.
     """
-    tell, source = progress or silent, open_bundle(bundle)
+    options = PrecisionOptions(precision=precision) if isinstance(precision, str) else precision
+    progress = progress or silent
+    options.check()
+    if options.precision == "fp32":
+        raise InputError(f"{bundle} is in fp32 already; name a precision: {', '.join(PRECISIONS[1:])}")
+    check_bundle_target(Path(output), overwrite=overwrite)
+    source = find_bundle(bundle)
     check_source(source)
-    check_recipe(source, recipe)
-    golden, contract = source.golden(), graph_contract(source.spec)
-    with write_bundle(output, overwrite=overwrite) as writer:
-        written: dict[str, Converted] = {}
-        gated = _Gated(source, writer.path, golden, clock)
-        for name in GRAPHS:
-            if name == "unet_taps":
-                _cut(source, writer.path)
-                measured = _measured(writer.path, name, golden)
-                written[name] = dataclasses.replace(written["unet"], parity=measured)
-            else:
-                written[name] = gated.convert(name, recipe.graphs[name])
-            tell(_line(name, written[name], asked=precision))
-        for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME):
-            shutil.copyfile(source.path / name, writer.path / name)
-        kept = {each.recipe.precision for each in written.values()}
-        final = dataclasses.replace(recipe, graphs={name: written[name].recipe for name in recipe.graphs})
-        (writer.path / RECIPE_NAME).write_text(final.to_text(), encoding="utf-8")
-        return writer.describe(
-            spec=source.spec,
-            precision=precision if precision in kept else written["unet"].recipe.precision,
-            sources=source.manifest.sources,
-            versions=source.manifest.versions,
-            graphs={
-                name: GraphRecord(
-                    files=_files(writer.path, name),
-                    precision=each.recipe.precision,
-                    inputs=contract[name].inputs,
-                    outputs=contract[name].outputs,
-                    recipe=RECIPE_NAME,
-                    parity=dict(each.parity),
-                )
-                for name, each in written.items()
-            },
-            random_seed=source.manifest.random_seed,
-        )
+    race = _find_race(options, progress)
+    return write_converted_bundle(
+        source,
+        _make_recipe(source, options, progress),
+        precision=options.precision,
+        output=Path(output),
+        overwrite=overwrite,
+        race=race,
+        progress=progress,
+    )
 
 
-def check_source(bundle: Bundle) -> None:
-    """Only an fp32 bundle can be converted: bits that are gone do not come back.
+def _find_race(options: PrecisionOptions, progress: Progress) -> LatencyRace | None:
+    if not options.timed or options.precision not in QUANTIZED:
+        return None
+    race, where = find_latency_race(progress)
+    progress(
+        f"eight bits have to be faster on {where}"
+        if race
+        else f"eight bits are judged by accuracy alone, there is nothing to time them on: {where}"
+    )
+    return race
 
-    Raises:
-        InputError: it is of another precision.
-    """
-    if bundle.manifest.precision != "fp32":
+
+def _make_recipe(bundle: Bundle, options: PrecisionOptions, progress: Progress) -> Recipe:
+    if options.recipe is not None:
+        return _read_recipe(options.recipe, options.precision)
+    if options.precision in HALVES:
+        return half_recipe(bundle, options.precision)
+    recipe = eight_bit_recipe(
+        bundle,
+        type="int8" if options.precision == "int8" else "fp8",
+        feeds=options.feeds,
+        method=options.ranges,
+        smoothing=options.smoothing,
+        progress=progress,
+    )
+    if options.budget is None:
+        return recipe
+    with open_task_accuracy(bundle, recipe, count=COSTED, variant="edge", progress=progress) as accuracy:
+        report = measure_costs(accuracy, recipe, progress)
+        return within_budget(accuracy, recipe, report, budget_points(options.budget), progress)
+
+
+def _read_recipe(path: Path, precision: str) -> Recipe:
+    recipe = read_recipe(path)
+    found = {graph.precision for graph in recipe.graphs.values()}
+    found = (
+        found & set(QUANTIZED) or found
+    )  # in an eight-bit recipe some graphs are in half precision by rule
+    if precision not in found:
+        names = " or ".join(sorted(found)) or "nothing"
         raise InputError(
-            f"{bundle.path} is in {bundle.manifest.precision}, expected fp32; "
-            "convert the bundle it was made from"
+            f"{path} is a recipe for {names}, got --precision {precision}; use --precision {names}"
         )
-
-
-def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
-    """A recipe fits the bundle it was made for alone.
-
-    Raises:
-        InputError: it is of another model or other weights, or misses a graph.
-    """
-    if recipe.model != bundle.spec.name or dict(recipe.sources) != dict(bundle.manifest.sources):
-        raise InputError(
-            f"the recipe was made for {recipe.model} with other weights than {bundle.path} holds "
-            f"({bundle.spec.name}); make one for this bundle with: refdiff audit {bundle.path}"
-        )
-    expected = [name for name in GRAPHS if name != "unet_taps"]
-    if sorted(recipe.graphs) != sorted(expected):
-        raise InputError(
-            f"the recipe has graphs {', '.join(sorted(recipe.graphs)) or 'none'}, "
-            f"expected exactly {', '.join(sorted(expected))}"
-        )
-
-
-@dataclass(frozen=True)
-class _Gated:
-    """Writes graphs into a draft; eight bits that are too inexact, or no faster, become half precision."""
-
-    source: Bundle
-    folder: Path
-    golden: GoldenTensors
-    clock: Clock | None
-
-    def convert(self, name: str, wanted: GraphRecipe) -> Converted:
-        """Write one graph, measure it, and write it again in half precision if eight bits do not pay."""
-        with require_export(PURPOSE):
-            from refdiff.passes.convert import convert_graph
-        convert_graph(self.source.graph_path(name), self.folder / f"{name}.onnx", wanted)
-        measured = _measured(self.folder, name, self.golden)
-        complaint = _complaint(measured, graph_tolerance(wanted.precision, name))
-        if wanted.quantized is None:
-            if complaint is not None:
-                raise GateError(
-                    f"{name} in {wanted.half}: {complaint}; nothing was written. Find the nodes that need "
-                    f"fp32 with: refdiff bisect {self.source.path} --graph {name}"
-                )
-            return Converted(recipe=wanted, parity=measured)
-        half, timed = dataclasses.replace(wanted, quantized=None), None
-        if complaint is None and self.clock is not None:
-            complaint, timed = self._raced(self.clock, name, wanted, half)
-        if complaint is None:
-            return Converted(recipe=wanted, parity=measured, timed=timed)
-        reason = f"in {wanted.quantized.type} {complaint}"
-        rule = Rule(nodes=tuple(wanted.quantized.nodes), because=reason, origin="gate")
-        again = self.convert(name, dataclasses.replace(half, excluded=(*wanted.excluded, rule)))
-        return dataclasses.replace(again, refused=reason)
-
-    def _raced(
-        self, clock: Clock, name: str, wanted: GraphRecipe, half: GraphRecipe
-    ) -> tuple[str | None, str | None]:
-        """Whether the written graph is slower than its half-precision form: a complaint, or what was seen."""
-        with require_export(PURPOSE):
-            from refdiff.passes.convert import convert_graph
-        graph, (feeds, _) = graph_contract(self.source.spec)[name], self.golden[name]
-        with tempfile.TemporaryDirectory(prefix=".half.", dir=self.folder) as temporary:
-            scratch = Path(temporary)
-            rival = scratch / f"{name}.onnx"
-            convert_graph(self.source.graph_path(name), rival, half)
-            forms = {wanted.precision: self.folder / f"{name}.onnx", half.precision: rival}
-            try:
-                times = clock.medians_ms(graph, forms, feeds, scratch=scratch)
-            except RefdiffError as error:
-                return None, f"not timed: {error}"
-            ours, theirs = times[wanted.precision], times[half.precision]
-            said = f"{ours:.3f} ms, in {half.precision} {theirs:.3f} ms ({clock.where})"
-            if ours < theirs:
-                return None, said
-            fault = _complaint(_measured(scratch, name, self.golden), graph_tolerance(half.precision, name))
-        if fault is None:
-            return f"takes {said}", None
-        return None, f"{said}: slower, and kept, for {half.precision} is outside its tolerance: {fault}"
-
-
-def _measured(folder: Path, name: str, golden: GoldenTensors) -> dict[str, Parity]:
-    """How close the written graph comes to torch on the golden feeds, every half-precision result rounded."""
-    if name not in golden:
-        raise BundleError(f"graph {name} has no golden record; export the bundle again")
-    lean = load_check_session()
-    with require_export(PURPOSE):
-        from refdiff.passes.round_half import rounded_model
-    feeds, expected = golden[name]
-    batch = len(next(iter(feeds.values())))
-    session = lean(rounded_model(folder / f"{name}.onnx", batch=batch), folder=folder)
-    results = session.run(feeds, tuple(expected))
-    return {
-        key: measure_parity(select_recorded(results[key], record), record) for key, record in expected.items()
-    }
-
-
-def _complaint(measured: Mapping[str, Parity], tolerance: GraphTolerance) -> str | None:
-    """The first output outside the tolerance, in words."""
-    for output, closeness in measured.items():
-        if not closeness.error <= tolerance.error:
-            return f"{output} is {closeness.error:.1e} of its range from torch, allowed {tolerance.error:.0e}"
-        if not closeness.correlation >= tolerance.correlation:
-            return (
-                f"{output} correlates {closeness.correlation:.5f} with torch, "
-                f"expected {tolerance.correlation:g} or more"
-            )
-    return None
-
-
-def _cut(source: Bundle, folder: Path) -> None:
-    with require_export(PURPOSE):
-        from refdiff.passes.early_exit import cut_taps
-    contract = graph_contract(source.spec)
-    cut_taps(folder / "unet.onnx", contract["unet_taps"], cut_after=source.spec.diffusion.cut_after)
-
-
-def _files(folder: Path, name: str) -> tuple[str, ...]:
-    data = f"{'unet' if name == 'unet_taps' else name}.onnx.data"
-    return tuple(each for each in (f"{name}.onnx", data) if (folder / each).exists())
-
-
-def _line(name: str, converted: Converted, *, asked: str) -> str:
-    allowed = graph_tolerance(converted.recipe.precision, name).error
-    worst = max((each.error for each in converted.parity.values()), default=0.0)
-    text = f"{name}: {converted.recipe.precision}, {worst:.1e} of its range from torch, allowed {allowed:.0e}"
-    if asked in QUANTIZED and converted.recipe.quantized is None and converted.refused is None:
-        text += " (not in eight bits, by rule)"
-    text = text if converted.timed is None else f"{text}; {converted.timed}"
-    return text if converted.refused is None else f"{text} (kept out of eight bits: {converted.refused})"
+    return recipe

@@ -1,11 +1,10 @@
-"""Arrays on disk, each once: a file is named after the hash of its content, and checked against it when read.
+"""The files of a recording of feeds: arrays, and the index `feeds.json` (see `feeds`).
 
     <sha256 of the .npy file>.npy.gz
 
-In: float32 arrays at half-precision values (kept in half the bytes, exactly), and integers. Out: the same.
-Compressed, an attention mask takes a hundredth of its bytes, and a recording of the pipeline a quarter.
-
-The index of recorded feeds: a value that is read from and written to `feeds.json` (see `feeds`).
+Each array is stored once: its file is named after the hash of its content, and checked against it when read.
+Float32 arrays hold half-precision values, which are stored exactly in half the bytes. Compressed, an
+attention mask takes a hundredth of its bytes, and a recording of the pipeline a quarter.
 """
 
 from __future__ import annotations
@@ -33,29 +32,29 @@ ARRAY_NAME = re.compile("[0-9a-f]{64}")
 _SUFFIX = ".npy.gz"
 
 _FAST = 1
-"""gzip's level: higher ones take several times as long for a tenth less."""
+"""gzip level: higher ones take several times as long and save a tenth."""
 
 CURE = "record again with: refdiff calibrate … --overwrite"
 
 
 class ArrayFolder:
-    """Arrays by their hash.
+    """A folder of arrays, by their hash.
 
     Args:
-        path: the folder; made with the first array.
+        path: the folder; created with the first array.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def put(self, array: Array) -> str:
-        """Store an array, unless it is there.
+        """Store an array, unless it is stored already.
 
         Args:
             array: float32 at half-precision values (others are rounded), or integers.
 
         Returns:
-            Its name, 64 hexadecimal digits.
+            The array's name, 64 hexadecimal digits.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -70,10 +69,10 @@ class ArrayFolder:
         return name
 
     def get(self, name: str) -> Array:
-        """Read an array back; half precision comes as float32.
+        """Read an array; half precision is returned as float32.
 
         Raises:
-            InputError: the file is missing, unreadable or was changed.
+            InputError: the file is missing, unreadable or changed.
         """
         path = self._file(name)
         try:
@@ -87,7 +86,7 @@ class ArrayFolder:
         return array.astype(np.float32) if array.dtype == np.float16 else array
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Delete arrays that are not named, and drafts; files that are neither stay."""
+        """Delete arrays that are not named, and drafts; other files stay."""
         for path in self._path.glob("*") if self._path.is_dir() else ():
             name = path.name.removesuffix(_SUFFIX)
             is_array = path.name.endswith(_SUFFIX) and ARRAY_NAME.fullmatch(name)
@@ -95,7 +94,7 @@ class ArrayFolder:
                 path.unlink(missing_ok=True)
 
     def size_bytes(self, names: Collection[str]) -> int:
-        """What named arrays take on disk; a missing one takes nothing."""
+        """Return the size of the named arrays on disk; a missing one counts as 0."""
         return sum(path.stat().st_size for name in names if (path := self._file(name)).exists())
 
     def _file(self, name: str) -> Path:
@@ -103,7 +102,7 @@ class ArrayFolder:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, and its folder if that is missing: a reader sees all of it or nothing.
+    """Write a file atomically; its folder is created if it is missing.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -114,24 +113,24 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 FEEDS_FORMAT = 2
-"""Raised when one refdiff could no longer use what another recorded."""
+"""Increased when recordings of an earlier refdiff can no longer be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run of one graph, as it is stored."""
+    """One stored run of one graph."""
 
-    question: str
+    sample: str
     variant: str
     graph: str
-    """The one that was run."""
+    """The graph that was run."""
     position: int
-    """Which run of this graph it was, among those of its question and variant."""
+    """Index of the run among those of this graph for its sample and variant."""
     arrays: Mapping[str, str]
     """Tensor -> name of its array."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary, without the question it stands under."""
+        """Return a JSON-ready dictionary without the sample, which the entry is listed under."""
         return {
             "variant": self.variant,
             "graph": self.graph,
@@ -142,25 +141,25 @@ class Entry:
 
 @dataclass(kw_only=True)
 class FeedIndex:
-    """Everything but the arrays."""
+    """The content of a recording except the arrays."""
 
     model: str
     sources: Mapping[str, str]
-    """Component -> sha256 of the weights the pipeline ran with."""
+    """Component -> sha256 of the weights that the pipeline ran with."""
     settings: Mapping[str, Any]
     planned: int
-    """Questions of the finished recording."""
-    questions: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
-    """Id of a finished question -> its runs."""
+    """Number of samples of the finished recording."""
+    samples: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
+    """Id of a recorded sample -> its runs."""
 
     def array_names(self) -> frozenset[str]:
-        """Of all arrays that are referred to."""
+        """Return the names of all arrays in the index."""
         return frozenset(
-            name for runs in self.questions.values() for entry in runs for name in entry.arrays.values()
+            name for runs in self.samples.values() for entry in runs for name in entry.arrays.values()
         )
 
     def to_text(self) -> str:
-        """The file's content; the same recording is the same bytes."""
+        """Return the file's content; equal recordings give equal bytes."""
         document = {
             "format": FEEDS_FORMAT,
             "model": self.model,
@@ -168,18 +167,18 @@ class FeedIndex:
             "settings": self.settings,
             "planned": self.planned,
             "questions": [
-                {"id": question, "runs": [entry.to_json() for entry in runs]}
-                for question, runs in self.questions.items()
+                {"id": sample, "runs": [entry.to_json() for entry in runs]}
+                for sample, runs in self.samples.items()
             ],
         }
         return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> FeedIndex:
-        """Read what `to_text` wrote.
+        """Read a file that `to_text` wrote.
 
         Raises:
-            InputError: unreadable, of another format, or not such a file.
+            InputError: it cannot be read, has another format, or is not an index of feeds.
         """
         document = read_json(path, InputError, CURE)
         if not isinstance(document, dict) or document.get("format") != FEEDS_FORMAT:
@@ -191,17 +190,17 @@ class FeedIndex:
                 sources={str(part): str(sha256) for part, sha256 in document["sources"].items()},
                 settings=dict(document["settings"]),
                 planned=int(document["planned"]),
-                questions={
-                    str(asked["id"]): tuple(_entry(str(asked["id"]), run) for run in asked["runs"])
-                    for asked in document["questions"]
+                samples={
+                    str(each["id"]): tuple(_read_entry(str(each["id"]), run) for run in each["runs"])
+                    for each in document["questions"]
                 },
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not an index of feeds ({error}); {CURE}") from error
 
 
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they come back from a file: tuples are lists."""
+def as_json_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they are read back from a file: tuples become lists."""
     document: dict[str, Any] = json.loads(json.dumps(settings))
     return document
 
@@ -209,7 +208,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 def first_difference(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first key that differs, dots between levels, with both values; None where nothing does."""
+    """Return the first key that differs, dots between levels, with both values; None if none differs."""
     for key in sorted({*theirs, *ours}):
         one, other = theirs.get(key), ours.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -221,13 +220,13 @@ def first_difference(
     return None
 
 
-def _entry(question: str, run: Mapping[str, Any]) -> Entry:
+def _read_entry(sample: str, run: Mapping[str, Any]) -> Entry:
     arrays = {str(tensor): str(name) for tensor, name in run["feeds"].items()}
     for name in arrays.values():
         if not ARRAY_NAME.fullmatch(name):  # also keeps paths inside the folder
-            raise ValueError(f"an array is called {name!r}")
+            raise ValueError(f"an array has the name {name!r}")
     return Entry(
-        question=question,
+        sample=sample,
         variant=str(run["variant"]),
         graph=str(run["graph"]),
         position=int(run["position"]),

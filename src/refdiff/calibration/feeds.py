@@ -1,10 +1,10 @@
-"""What the pipeline fed its graphs, on disk: the questions, every run of theirs, and the arrays, each once.
+"""A recording of what the pipeline feeds its graphs, on disk.
 
-    feeds.json      whose feeds (model, weights), how they were made (settings), question by question the runs
-    arrays/         see `array_folder`
+    feeds.json      model and weights, settings, and the runs of every sample
+    arrays/         the arrays, each once; see `feed_files`
 
-The index is replaced after each finished question, so that a recording that was stopped goes on where it was:
-what is in the index is whole. A run of `unet_taps` is one of `unet` too: it has the same inputs.
+The index is replaced after each finished sample, so what it lists is complete, and an interrupted recording
+resumes after it. A run of `unet_taps` counts as one of `unet` too: it has the same inputs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from refdiff.calibration.feed_files import (
     ArrayFolder,
     Entry,
     FeedIndex,
+    as_json_values,
     first_difference,
-    plain,
     write_whole,
 )
 from refdiff.contracts.atomic_io import is_draft
@@ -32,25 +32,25 @@ INDEX_NAME = "feeds.json"
 ARRAYS_NAME = "arrays"
 
 COUNTS_FOR: Mapping[str, tuple[str, ...]] = {"unet_taps": ("unet_taps", "unet")}
-"""Graph that was run -> graphs whose feeds these are."""
+"""Graph that was run -> graphs that its feeds count for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of one graph, to be stored."""
+    """One run of one graph, to store."""
 
     graph: str
     position: int
-    """Which run of this graph it was, among those of its question and variant."""
+    """Index of the run among those of this graph for its sample and variant."""
     feeds: Mapping[str, Array]
     """Tensor -> integers, or float32 at half-precision values."""
 
 
 def require_recording(folder: Path) -> None:
-    """Whether feeds were recorded into a folder at all, as far as its names tell.
+    """Refuse a folder without an index of feeds.
 
     Raises:
-        InputError: they were not.
+        InputError: it has none.
     """
     if not (folder / INDEX_NAME).is_file():
         raise InputError(
@@ -77,22 +77,24 @@ class FeedStore:
         planned: int,
         overwrite: bool = False,
     ) -> FeedStore:
-        """Begin a recording, or go on with one of the same model and settings.
+        """Start a recording, or resume one of the same model and settings.
 
         Args:
-            folder: where it is or will be.
-            model: the bundle's name.
-            sources: its weights.
+            folder: the recording's folder.
+            model: name of the model.
+            sources: component -> sha256 of its weights.
             settings: everything that decides what is recorded, JSON-ready.
-            planned: how many questions there will be.
-            overwrite: begin anew, whatever recording is there.
+            planned: number of samples.
+            overwrite: replace an existing recording.
 
         Raises:
             InputError: something else is in the way, the recording there is damaged or of another model or
                 other settings, or the folder cannot be written to.
         """
         _check_folder(folder)
-        wanted = FeedIndex(model=model, sources=dict(sources), settings=plain(settings), planned=planned)
+        wanted = FeedIndex(
+            model=model, sources=dict(sources), settings=as_json_values(settings), planned=planned
+        )
         found = None
         if (folder / INDEX_NAME).exists() and not overwrite:
             found = FeedIndex.read(folder / INDEX_NAME)
@@ -106,12 +108,12 @@ class FeedStore:
 
     @classmethod
     def open(cls, folder: Path, *, model: str, sources: Mapping[str, str]) -> FeedStore:
-        """Open a finished recording of this model for reading.
+        """Open a finished recording of a model for reading.
 
         Args:
-            folder: the store.
-            model: the name of the bundle whose graphs will be fed.
-            sources: its weights.
+            folder: the recording's folder.
+            model: name of the model whose graphs will be fed.
+            sources: component -> sha256 of its weights.
 
         Raises:
             InputError: there is none, it is damaged, unfinished, or of another model.
@@ -119,61 +121,61 @@ class FeedStore:
         require_recording(folder)
         index = FeedIndex.read(folder / INDEX_NAME)
         _check_model(folder, index, model, sources)
-        if len(index.questions) < index.planned:
+        if len(index.samples) < index.planned:
             raise InputError(
-                f"{folder} holds {len(index.questions)} of {index.planned} questions: it was stopped; "
-                "give the same command again: refdiff calibrate"
+                f"{folder} holds {len(index.samples)} of {index.planned} samples: it was interrupted; "
+                "repeat the same command: refdiff calibrate"
             )
         return cls(folder, index)
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The recording's folder."""
         return self._folder
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """How it was recorded."""
+        """The settings it was recorded with."""
         return self._index.settings
 
     @property
     def finished(self) -> tuple[str, ...]:
-        """Ids of the questions that are recorded."""
-        return tuple(self._index.questions)
+        """Ids of the recorded samples."""
+        return tuple(self._index.samples)
 
     @property
     def size_bytes(self) -> int:
-        """Of the index and the arrays."""
+        """Size of the index and the arrays on disk."""
         return (self._folder / INDEX_NAME).stat().st_size + self._arrays.size_bytes(self._index.array_names())
 
     def entries(self, graph: str) -> tuple[Entry, ...]:
-        """Question, variant and position of each record of a graph, in the order of `records`."""
+        """Return sample, variant and position of each record of a graph, in the order of `records`."""
         return tuple(
             entry
-            for runs in self._index.questions.values()
+            for runs in self._index.samples.values()
             for entry in runs
             if graph in COUNTS_FOR.get(entry.graph, (entry.graph,))
         )
 
     def records(self, graph: str) -> Records:
-        """The feeds of a graph, question by question in the order they were run; none where it never ran."""
+        """Return the feeds of a graph, sample by sample in the order of the runs; empty if it never ran."""
         return Records(self.entries(graph), self._arrays)
 
-    def add(self, question: str, runs: Mapping[str, Sequence[Run]]) -> None:
-        """Store a finished question: arrays first, then the index.
+    def add(self, sample: str, runs: Mapping[str, Sequence[Run]]) -> None:
+        """Store a finished sample: arrays first, then the index.
 
         Args:
-            question: its id; not one of `finished`.
+            sample: its id; not one of `finished`.
             runs: variant -> what was run, in order.
 
         Raises:
             InputError: the folder cannot be written to.
         """
-        if question in self._index.questions:
-            raise ValueError(f"question {question!r} is recorded already")
+        if sample in self._index.samples:
+            raise ValueError(f"sample {sample!r} is recorded already")
         entries = tuple(
             Entry(
-                question=question,
+                sample=sample,
                 variant=variant,
                 graph=run.graph,
                 position=run.position,
@@ -182,14 +184,14 @@ class FeedStore:
             for variant, some in runs.items()
             for run in some
         )
-        self._index.questions[question] = entries
+        self._index.samples[sample] = entries
         self._write_index()
 
     def _write_index(self) -> None:
         write_whole(self._folder / INDEX_NAME, self._index.to_text().encode())
 
     def _clean(self) -> None:
-        """Delete what a stopped recording left outside its index."""
+        """Delete files that an interrupted recording left outside its index."""
         for path in self._folder.glob(f".{INDEX_NAME}.*"):
             if is_draft(path.name):
                 path.unlink(missing_ok=True)
@@ -197,9 +199,9 @@ class FeedStore:
 
 
 class Records(Sequence[Mapping[str, Array]]):
-    """Feeds that are read and verified when they are asked for, one record at a time.
+    """Feeds that are read and verified on access, one record at a time.
 
-    Neighbours share arrays (one embedding, many decoder runs): those of the last record are kept.
+    The arrays of the last record are kept, since neighbours share some (one embedding, many decoder runs).
     """
 
     def __init__(self, entries: Sequence[Entry], arrays: ArrayFolder) -> None:
@@ -215,7 +217,7 @@ class Records(Sequence[Mapping[str, Array]]):
     @overload
     def __getitem__(self, index: slice) -> Records: ...
     def __getitem__(self, index: int | slice) -> Mapping[str, Array] | Records:
-        """Tensor -> array.
+        """Return tensor -> array of one record, or the records of a slice.
 
         Raises:
             InputError: an array is missing or damaged.
@@ -238,11 +240,11 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"{folder} is a file, expected a folder; choose another place")
     ours = {INDEX_NAME, ARRAYS_NAME}
     names = {path.name for path in folder.iterdir() if not is_draft(path.name)}
-    strangers = sorted(names - ours if INDEX_NAME in names else names)
-    if strangers:
+    foreign = sorted(names - ours if INDEX_NAME in names else names)
+    if foreign:
         raise InputError(
-            f"{folder} is not (only) a recording of feeds: it holds {strangers[0]!r}; "
-            "it is left alone, choose another place"
+            f"{folder} is not (only) a recording of feeds: it holds {foreign[0]!r}; "
+            "it is not modified, choose another place"
         )
 
 

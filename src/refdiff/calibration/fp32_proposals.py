@@ -1,36 +1,37 @@
-"""From headroom to islands: which nodes half precision cannot hold, and which are broken already in fp32.
+"""Propose nodes for fp32: tensors that half precision cannot hold, and nodes that fail in fp32 already.
 
-A tensor out of reach concerns the node that makes it and the nodes that read it: a cast between them would
-lose the same values. Three things put one out of reach:
+A tensor out of range concerns the node that makes it and the nodes that read it: a cast between them would
+lose the same values. Three things put a tensor out of range:
 
-    overflow   its largest magnitude, times a margin, is beyond the end of the type
+    overflow   its largest magnitude, times a margin, is beyond the largest value of the type
     product    the largest factors of a product or convolution, multiplied, are: some engines add in half
-    underflow  rounding small values takes more from it than `LOSS` times what rounding takes from any value,
-               and somebody multiplies or transforms it; who only adds it is judged by the sum
+    underflow  rounding its small values takes more from it than `LOSS` times the rounding error of any value,
+               and a node multiplies or transforms it; where it is only added, the sum is judged instead
 
-Softmax shows why the last asks for the loss of the whole: two thirds of its results are often too small to
-keep their digits, and together they are a millionth of the tensor.
+Underflow is judged by the loss over the whole tensor because of softmax: two thirds of its results are often
+too small to keep their digits, and together they are a millionth of the tensor.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import onnx_ir as ir
 
-from refdiff.calibration.dynamic_range import INPUT, REACHES, WEIGHT, Headroom, is_single
+from refdiff.calibration.dynamic_range import INPUT, TYPE_RANGES, WEIGHT, DynamicRange, is_single
 from refdiff.calibration.simulation import Deviation
 from refdiff.contracts.recipe import Half, Origin, Rule
-from refdiff.passes.half_precision import EITHER
-from refdiff.passes.keep_fp32 import MOVES, _by_module
+from refdiff.passes.half_precision import ANY_TYPE
+from refdiff.passes.keep_fp32 import MOVES, patterns_by_module
 
 MARGIN = 4.0
-"""Between the largest magnitude on the feeds and the end of the type: other pictures reach further."""
+"""Between the largest magnitude on the feeds and the type's largest value: other images may go further."""
 
 LOSS = 8.0
-"""Times the type's rounding error that the small values of a tensor may lose."""
+"""Multiple of the type's rounding error that the small values of a tensor may lose."""
 
 Kind = Literal["overflow", "product", "underflow", "trial"]
 
@@ -43,38 +44,31 @@ _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One tensor out of reach."""
+class OutOfRange:
+    """One tensor that half precision cannot hold."""
 
     kind: Kind
     tensor: str
     node: str
-    """Who makes it; of an input or a weight, the first who reads it."""
+    """The node that makes it; for an input or a weight, the first node that reads it."""
     value: float
-    """What the kind is about: a magnitude, or the share that is lost."""
+    """A magnitude, the share that is lost, or a number of values, depending on the kind."""
     nodes: tuple[str, ...]
-    """Who makes and reads it: they belong into single precision."""
+    """The nodes that make and read it: they belong in fp32."""
     covered: bool
-    """They are there by rule."""
+    """Whether rules keep all of them in fp32 already."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return {
-            "kind": self.kind,
-            "tensor": self.tensor,
-            "node": self.node,
-            "value": self.value,
-            "nodes": list(self.nodes),
-            "covered": self.covered,
-        }
+        """Return a JSON-ready dictionary."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broken:
-    """A node that makes NaN or infinity in fp32, from inputs that hold none; no precision mends that."""
+class NonFinite:
+    """A node that makes NaN or infinity in fp32 from finite inputs; no precision can fix that."""
 
     node: str
-    """Of a weight or an input, the first node that reads it."""
+    """For a weight or an input, the first node that reads it."""
     operator: str
     tensor: str
     nan: int
@@ -87,35 +81,31 @@ class Broken:
         return f"{self.node}{what} {self.nan} NaN and {self.inf} Inf of {self.size} values in fp32"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return {
-            "node": self.node,
-            "operator": self.operator,
-            "tensor": self.tensor,
-            "nan": self.nan,
-            "inf": self.inf,
-            "size": self.size,
-        }
+        """Return a JSON-ready dictionary."""
+        return dataclasses.asdict(self)
 
 
-def broken(graph: ir.Graph, measured: Iterable[Headroom]) -> tuple[Broken, ...]:
-    """Where non-numbers begin: weights that hold some, nodes that make some; in the graph's order.
+def find_non_finite(graph: ir.Graph, measured: Iterable[DynamicRange]) -> tuple[NonFinite, ...]:
+    """Find where NaN and infinities begin: weights that hold some, nodes that make some.
 
     Args:
         graph: in fp32.
         measured: its tensors.
+
+    Returns:
+        In the graph's order.
     """
     bad = {each.tensor: each for each in measured if not each.is_finite}
-    found = dict[str, Broken]()
+    found = dict[str, NonFinite]()
     for node in graph if bad else ():
         sources = [str(value.name) for value in node.inputs if value is not None and value.name in bad]
-        guilty = [name for name in sources if bad[name].operator in (INPUT, WEIGHT)]
+        held = [name for name in sources if bad[name].operator in (INPUT, WEIGHT)]
         made = [str(value.name) for value in node.outputs if value.name in bad]
-        for name in (*guilty, *(() if sources else made)):
+        for name in (*held, *(() if sources else made)):
             each = bad[name]
             found.setdefault(
                 name,
-                Broken(
+                NonFinite(
                     node=node.name or "",
                     operator=each.operator,
                     tensor=name,
@@ -127,95 +117,94 @@ def broken(graph: ir.Graph, measured: Iterable[Headroom]) -> tuple[Broken, ...]:
     return tuple(found.values())
 
 
-def findings(
+def find_out_of_range(
     graph: ir.Graph,
-    measured: Iterable[Headroom],
+    measured: Iterable[DynamicRange],
     half: Half,
     *,
-    islands: Collection[str],
+    fp32: Collection[str],
     half_weights: Collection[str] = (),
     margin: float = MARGIN,
-) -> tuple[Finding, ...]:
-    """Everything out of reach, in the graph's order.
+) -> tuple[OutOfRange, ...]:
+    """Find all tensors out of range, in the graph's order.
 
     Args:
         graph: in fp32.
         measured: all its tensors, finite.
         half: the type it will have.
-        islands: nodes that stay in single precision anyway.
-        half_weights: those of them whose weights do not.
-        margin: from a magnitude to the end of the type.
+        fp32: nodes that rules keep in fp32.
+        half_weights: nodes among them whose weights are stored in half precision.
+        margin: from a magnitude to the type's largest value.
     """
     values = {str(value.name): value for value in _values(graph)}
     tensors = {each.tensor: each for each in measured}
     found = (
-        *(_of_tensor(values[name], each, half, margin) for name, each in tensors.items()),
-        *(_of_product(node, tensors, half, margin) for node in graph if node.op_type in _PRODUCTS),
+        *(_check_tensor(values[name], each, half, margin) for name, each in tensors.items()),
+        *(_check_product(node, tensors, half, margin) for node in graph if node.op_type in _PRODUCTS),
     )
     order = {node.name or "": number for number, node in enumerate(graph)}
-    stored = frozenset(islands).difference(half_weights)
+    stored = frozenset(fp32).difference(half_weights)
     weights = {name for name, each in tensors.items() if each.operator == WEIGHT}
     return tuple(
         sorted(
             (
-                Finding(
+                OutOfRange(
                     kind=kind,
                     tensor=tensor,
                     node=nodes[0],
                     value=value,
                     nodes=nodes,
-                    covered=all(node in (stored if tensor in weights else islands) for node in nodes),
+                    covered=all(node in (stored if tensor in weights else fp32) for node in nodes),
                 )
                 for kind, tensor, value, nodes in filter(None, found)
                 if nodes
             ),
-            key=lambda finding: order[finding.node],
+            key=lambda each: order[each.node],
         )
     )
 
 
-def lost_in_trial(
-    graph: ir.Graph, tensors: Iterable[Deviation], *, islands: Collection[str]
-) -> tuple[Finding, ...]:
-    """Tensors that were finite in fp32 and were not in a trial, where that begins; in the graph's order.
+def find_lost_values(
+    graph: ir.Graph, tensors: Iterable[Deviation], *, fp32: Collection[str]
+) -> tuple[OutOfRange, ...]:
+    """Find where a run in half precision began to lose values that are finite in fp32, in the graph's order.
 
     Args:
         graph: in fp32.
-        tensors: the trial's; see `simulation.simulated`.
-        islands: nodes that were in single precision.
+        tensors: result of `simulation.simulate`.
+        fp32: nodes that were in fp32 in that run.
     """
     values = {str(value.name): value for value in _values(graph)}
     return tuple(
-        Finding(
+        OutOfRange(
             kind="trial",
             tensor=each.tensor,
             node=each.node,
             value=float(each.lost),
             nodes=nodes,
-            covered=all(node in islands for node in nodes),
+            covered=all(node in fp32 for node in nodes),
         )
         for each in tensors
-        if each.begins and (nodes := _around(values[each.tensor]))
+        if each.begins and (nodes := _makers_and_readers(values[each.tensor]))
     )
 
 
-def proposed(
-    graph: ir.Graph, found: Sequence[Finding], half: Half, *, origin: Origin = "audit"
+def propose_rules(
+    graph: ir.Graph, found: Sequence[OutOfRange], half: Half, *, origin: Origin = "audit"
 ) -> tuple[Rule, ...]:
-    """Rules for what no island covers, one per kind, with what was measured."""
+    """Return rules for the nodes that no rule covers, one rule per kind, with what was measured."""
     rules = []
     for kind, because in _BECAUSE.items():
-        some = [finding for finding in found if finding.kind == kind and not finding.covered]
-        if some:
-            worst = max(some, key=lambda finding: finding.value)
-            more = f"; {len(some) - 1} more" if len(some) > 1 else ""
+        uncovered = [each for each in found if each.kind == kind and not each.covered]
+        if uncovered:
+            worst = max(uncovered, key=lambda each: each.value)
+            more = f"; {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
             text = because.format(
-                tensor=worst.tensor, value=worst.value, half=half, largest=REACHES[half].largest
+                tensor=worst.tensor, value=worst.value, half=half, largest=TYPE_RANGES[half].largest
             )
-            names = {name for finding in some for name in finding.nodes}
-            rules.append(
-                Rule(nodes=tuple(_by_module(graph, names)), because=f"{kind}: {text}{more}", origin=origin)
-            )
+            names = {name for each in uncovered for name in each.nodes}
+            nodes = tuple(patterns_by_module(graph, names))
+            rules.append(Rule(nodes=nodes, because=f"{kind}: {text}{more}", origin=origin))
     return tuple(rules)
 
 
@@ -231,50 +220,52 @@ _FIXED = frozenset({WEIGHT, "Constant"})
 _Found = tuple[Kind, str, float, tuple[str, ...]]
 
 
-def _of_tensor(value: ir.Value, measured: Headroom, half: Half, margin: float) -> _Found | None:
-    reach = REACHES[half]
-    # A weight is the same on all pictures: it needs no margin.
+def _check_tensor(value: ir.Value, measured: DynamicRange, half: Half, margin: float) -> _Found | None:
+    limits = TYPE_RANGES[half]
+    # A weight is the same for all images: it needs no margin.
     factor = 1.0 if measured.operator in _FIXED else margin
-    if measured.largest * factor > reach.largest:
-        return "overflow", measured.tensor, measured.largest, _around(value)
-    if measured.lost > LOSS * reach.rounding and not _only_added(value):
-        return "underflow", measured.tensor, measured.lost, _around(value)
+    if measured.largest * factor > limits.largest:
+        return "overflow", measured.tensor, measured.largest, _makers_and_readers(value)
+    if measured.lost > LOSS * limits.rounding and not _is_only_added(value):
+        return "underflow", measured.tensor, measured.lost, _makers_and_readers(value)
     return None
 
 
-def _of_product(node: ir.Node, tensors: Mapping[str, Headroom], half: Half, margin: float) -> _Found | None:
+def _check_product(
+    node: ir.Node, tensors: Mapping[str, DynamicRange], half: Half, margin: float
+) -> _Found | None:
     factors = [tensors[str(value.name)].largest for value in node.inputs[:2] if is_single(value) and value]
-    if len(factors) < 2 or factors[0] * factors[1] * margin <= REACHES[half].largest:
+    if len(factors) < 2 or factors[0] * factors[1] * margin <= TYPE_RANGES[half].largest:
         return None
     return "product", str(node.outputs[0].name), factors[0] * factors[1], (node.name or "",)
 
 
-def _around(value: ir.Value) -> tuple[str, ...]:
-    """Who makes a tensor, then who reads it and cares for its precision.
+def _makers_and_readers(value: ir.Value) -> tuple[str, ...]:
+    """Return the node that makes a tensor, then the nodes that read it and depend on its precision.
 
-    Of a weight also who reads what is moved from it, however small a part: all of it is stored in one type.
+    For a weight, readers of every part moved out of it count too: the whole weight is stored in one type.
     """
     maker = value.producer()
     nodes = [] if maker is None or maker.op_type == "Constant" else [maker]
-    read = _moved(value) if value.is_initializer() else (value,)
-    nodes += [use.node for each in read for use in each.uses() if use.node.op_type not in EITHER]
+    read = _moved_values(value) if value.is_initializer() else (value,)
+    nodes += [use.node for each in read for use in each.uses() if use.node.op_type not in ANY_TYPE]
     return tuple(dict.fromkeys(node.name or "" for node in nodes))
 
 
-def _only_added(value: ir.Value) -> bool:
-    """Whether all who read a tensor add it to something; whoever reads an output may do anything with it."""
-    read = list(_moved(value))
-    uses = (use for each in read for use in each.uses() if use.node.op_type not in {*MOVES, *EITHER})
+def _is_only_added(value: ir.Value) -> bool:
+    """Return whether all readers add a tensor to something; a graph output may be read in any way."""
+    read = list(_moved_values(value))
+    uses = (use for each in read for use in each.uses() if use.node.op_type not in {*MOVES, *ANY_TYPE})
     return not any(each.is_graph_output() for each in read) and all(_adds(use.node, use.idx) for use in uses)
 
 
-def _moved(value: ir.Value) -> Iterator[ir.Value]:
-    """A tensor, and all that nodes that only move values make of it."""
+def _moved_values(value: ir.Value) -> Iterator[ir.Value]:
+    """Yield a tensor, and all tensors that nodes make of it by only moving values."""
     yield value
     for use in value.uses():
         if use.node.op_type in MOVES:
             for moved in use.node.outputs:
-                yield from _moved(moved)
+                yield from _moved_values(moved)
 
 
 def _adds(node: ir.Node, index: int) -> bool:

@@ -1,9 +1,8 @@
-"""How often which magnitudes occur in a tensor, over many runs: counters whose reach doubles as needed.
+"""Measure the ranges of eight-bit tensors, and the exponents of SmoothQuant, on recorded feeds.
 
-How far each tensor reaches, on recorded feeds.
-
-In: a graph, feeds, names of tensors. Out: the largest magnitude each is given a level for. Symmetric: from
-minus that to plus that.
+A range is the largest magnitude that a tensor can hold; eight-bit types are symmetric, from minus it to plus
+it. Methods: "minmax" keeps every value, "percentile" all but the largest 0.001 %, and "entropy" takes the
+range with the smallest loss of information.
 """
 
 from __future__ import annotations
@@ -16,25 +15,28 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from refdiff.calibration.int8_recipe import METHODS
-from refdiff.calibration.probing import Probe
-from refdiff.calibration.reductions import Tail, channel_maxima, check_finite, tails
+from refdiff.calibration.recipes import METHODS
+from refdiff.calibration.reductions import Tail, channel_maxima, check_finite, tail_reduction
 from refdiff.contracts.session import Array, Float
+from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
-from refdiff.passes.smooth_quant import LONGEST, row_reach, smoothable
+from refdiff.passes.smooth_quant import MAX_EXPONENT, largest_by_row, smoothable_tensors
+
+PERCENT = 99.999
+"""Percentage of all values that the method "percentile" keeps."""
 
 BINS = 2048
-"""Counters; a doubling of the reach adds neighbours up."""
+"""Bins of a histogram."""
 
 LEVELS = 128
-"""Magnitudes that symmetric int8 tells apart, zero included."""
+"""Magnitudes that symmetric int8 distinguishes, zero included."""
 
 _STEP = 8
-"""Bins between two reaches that `entropy_reach` tries."""
+"""Bins between two ranges that `entropy_range` tries."""
 
 
 class Histogram:
-    """Counts of magnitudes."""
+    """Counts magnitudes in bins; the bins widen twofold when a larger magnitude comes."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(BINS, np.int64)
@@ -59,12 +61,12 @@ class Histogram:
         self._zeros += magnitudes.size - int(np.count_nonzero(magnitudes))
         self._counts += np.histogram(magnitudes, BINS, range=(0.0, self._width * BINS))[0]
 
-    def entropy_reach(self) -> float:
-        """The reach whose `LEVELS` levels tell most of what the magnitudes told.
+    def entropy_range(self) -> float:
+        """Return the range whose `LEVELS` levels keep most of the information.
 
-        Smallest Kullback-Leibler divergence between the distribution cut off at a reach, the rest counted to
+        Smallest Kullback-Leibler divergence between the distribution cut off at a range, the rest counted in
         its last bin, and the same held in `LEVELS` levels (Migacz, "8-bit Inference with TensorRT", 2017).
-        Exact zeros do not count: every reach holds them exactly, and those of a ReLU would outweigh the rest.
+        Exact zeros do not count: every range holds them exactly, and those of a ReLU would outweigh the rest.
         """
         if self.largest == 0.0:
             return 0.0
@@ -91,12 +93,7 @@ def _divergence(counts: NDArray[np.int64], bins: int) -> float:
     return float((first[some] * np.log(first[some] / second[some])).sum())
 
 
-PERCENT = 99.999
-"""Of all values, kept by the method "percentile"."""
-
-
-def collect(
-    probe: Probe,
+def collect_ranges(
     graph: Path,
     feeds: Sequence[Mapping[str, Array]],
     tensors: Sequence[str],
@@ -104,76 +101,84 @@ def collect(
     method: str = "percentile",
     smoothing: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
-    """Reach of each tensor, over all feeds.
+    """Measure the range of each tensor over all feeds.
 
     Args:
-        probe: runs the graph.
         graph: an fp32 graph's file.
-        feeds: one mapping for each run.
+        feeds: one mapping per run.
         tensors: their names.
-        method: "minmax" keeps everything, "percentile" all but a hundred-thousandth, "entropy" what tells
-            most.
-        smoothing: powers of two that the channels of some tensors will be divided by.
+        method: one of `METHODS`.
+        smoothing: tensor -> exponents of two that its channels will be divided by.
+
+    Returns:
+        Tensor -> range.
 
     Raises:
         InputError: no such method, no feeds, or a tensor that is not finite.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r} for ranges; choose one of: {', '.join(METHODS)}")
+    check_feeds_exist(graph, feeds)
+    if method == "entropy":
+        return _entropy_ranges(graph, feeds, tensors, smoothing or {})
+    kept = 1.0 if method == "minmax" else PERCENT / 100.0
+    return _tail_ranges(graph, feeds, tensors, smoothing or {}, kept)
+
+
+def check_feeds_exist(graph: Path, feeds: Sequence[Mapping[str, Array]]) -> None:
+    """Refuse an empty list of feeds.
+
+    Raises:
+        InputError: it is empty.
+    """
     if not feeds:
         raise InputError(f"{graph.stem} was never run in the recorded feeds; record them in mode full")
-    if method == "entropy":
-        return _entropy(probe, graph, feeds, tensors, smoothing or {})
-    kept = 1.0 if method == "minmax" else PERCENT / 100.0
-    return _tail_reaches(probe, graph, feeds, tensors, smoothing or {}, kept)
 
 
-def _tail_reaches(
-    probe: Probe,
+def _tail_ranges(
     graph: Path,
     feeds: Sequence[Mapping[str, Array]],
     tensors: Sequence[str],
     smoothing: Mapping[str, Sequence[int]],
     kept: float,
 ) -> dict[str, float]:
-    """The magnitude that the share `kept` of all values do not exceed, exactly.
+    """Return the magnitudes that the share `kept` of all values do not exceed, exactly.
 
-    Every run hands out its largest values. If all runs are of one size, the share that is left out of all of
-    them is enough from each; where a smaller run might hold more of them, it is asked again for more.
+    Every run returns its largest values: as many as are left out of all runs together if the runs have one
+    size. Where a smaller run may hold more of them, it is run again for more.
     """
-    reaches, share = dict[str, float](), (1.0 - kept) * len(feeds)
-    asked = list(tensors)
-    while asked:
-        found: dict[str, list[Tail]] = {name: [] for name in asked}
-        for index, name, values in probe(graph, feeds, asked, reduction=tails(share, smoothing)):
+    ranges, share = dict[str, float](), (1.0 - kept) * len(feeds)
+    pending = list(tensors)
+    while pending:
+        found: dict[str, list[Tail]] = {name: [] for name in pending}
+        for index, name, values in probe(graph, feeds, pending, reduction=tail_reduction(share, smoothing)):
             tail = Tail.read(values)
             check_finite(graph, name, index, finite=tail.finite)
             found[name].append(tail)
-        for name, parts in found.items():
-            reach = _cut(parts, kept)
-            if reach is not None:
-                reaches[name] = reach
-        asked = [name for name in asked if name not in reaches]
+        for name, tails in found.items():
+            range_ = _largest_kept(tails, kept)
+            if range_ is not None:
+                ranges[name] = range_
+        pending = [name for name in pending if name not in ranges]
         share *= 4
-    return {name: reaches[name] for name in tensors}
+    return {name: ranges[name] for name in tensors}
 
 
-def _cut(parts: Sequence[Tail], kept: float) -> float | None:
-    """The largest of the values kept; None if a run did not hand out enough to tell."""
-    size = sum(part.size for part in parts)
+def _largest_kept(tails: Sequence[Tail], kept: float) -> float | None:
+    """Return the largest of the values kept; None if a run returned too few values to know."""
+    size = sum(tail.size for tail in tails)
     if size == 0:
         return 0.0
     left_out = size - math.ceil(size * kept)
-    together = np.sort(np.concatenate([part.largest for part in parts]))[::-1]
+    together = np.sort(np.concatenate([tail.largest for tail in tails]))[::-1]
     if len(together) <= left_out:
         return None
-    reach = together[left_out]
-    short = any(len(part.largest) < part.size and part.largest[-1] > reach for part in parts)
-    return None if short else float(reach)
+    range_ = together[left_out]
+    short = any(len(tail.largest) < tail.size and tail.largest[-1] > range_ for tail in tails)
+    return None if short else float(range_)
 
 
-def _entropy(
-    probe: Probe,
+def _entropy_ranges(
     graph: Path,
     feeds: Sequence[Mapping[str, Array]],
     tensors: Sequence[str],
@@ -184,24 +189,18 @@ def _entropy(
         check_finite(graph, name, index, finite=bool(np.isfinite(values).all()))
         powers = smoothing.get(name)
         histograms[name].add(values if powers is None else values / np.exp2(np.array(powers, np.float32)))
-    return {name: histogram.entropy_reach() for name, histogram in histograms.items()}
+    return {name: histogram.entropy_range() for name, histogram in histograms.items()}
 
 
-def exponents(
-    probe: Probe,
-    path: Path,
-    feeds: Sequence[Mapping[str, Array]],
-    nodes: Collection[str],
-    *,
-    strength: float = 0.5,
+def smoothing_exponents(
+    path: Path, feeds: Sequence[Mapping[str, Array]], nodes: Collection[str], *, strength: float = 0.5
 ) -> dict[str, tuple[int, ...]]:
-    """The powers of two to divide by, per channel of each smoothable tensor.
+    """Compute the exponents of two that SmoothQuant divides by, per channel of each smoothable tensor.
 
     Args:
-        probe: runs the graph.
         path: an fp32 graph.
-        feeds: one mapping for each run.
-        nodes: names of the nodes that will be quantised.
+        feeds: one mapping per run.
+        nodes: names of the nodes that will be quantized.
         strength: a, 0..1: how much of the difficulty moves from activations to weights.
 
     Raises:
@@ -209,38 +208,37 @@ def exponents(
     """
     if not 0 <= strength <= 1:
         raise InputError(f"got smoothing strength {strength}, expected 0 to 1")
-    if not feeds:
-        raise InputError(f"{path.stem} was never run in the recorded feeds; record them in mode full")
-    groups = smoothable(ir.load(path).graph, nodes)
-    reach = _channel_reach(probe, path, feeds, tuple(groups))
+    check_feeds_exist(path, feeds)
+    groups = smoothable_tensors(ir.load(path).graph, nodes)
+    activations = _largest_by_channel(path, feeds, tuple(groups))
     result = {}
     for name, readers in groups.items():
-        weights = np.max([row_reach(node) for node in readers], axis=0)
+        weights = np.max([largest_by_row(node) for node in readers], axis=0)
         if not np.isfinite(weights).all():
             raise InputError(
                 f"a weight that reads {name} holds NaN or infinity, expected finite values; "
-                "mend the model first"
+                "fix the model first"
             )
-        result[name] = _balanced(reach[name], weights, strength)
+        result[name] = _balance(activations[name], weights, strength)
     return result
 
 
-def _channel_reach(
-    probe: Probe, path: Path, feeds: Sequence[Mapping[str, Array]], tensors: Sequence[str]
+def _largest_by_channel(
+    path: Path, feeds: Sequence[Mapping[str, Array]], tensors: Sequence[str]
 ) -> dict[str, Float]:
-    """Largest magnitude in each channel, the last axis, over all feeds."""
-    reach: dict[str, Float] = {}
+    """Return the largest magnitude of each channel, the last axis, over all feeds."""
+    largest: dict[str, Float] = {}
     for index, name, channels in probe(path, feeds, tensors, reduction=channel_maxima):
         check_finite(path, name, index, finite=bool(np.isfinite(channels).all()))
-        reach[name] = np.maximum(reach[name], channels) if name in reach else channels
-    return reach
+        largest[name] = np.maximum(largest[name], channels) if name in largest else channels
+    return largest
 
 
-def _balanced(reach: Float, weights: Float, strength: float) -> tuple[int, ...]:
-    """Exponents of one tensor; a channel that nothing passes through keeps the common factor."""
-    alive = (reach > 0) & (weights > 0)
-    steps = np.zeros(len(reach))
-    steps[alive] = strength * np.log2(reach[alive]) - (1 - strength) * np.log2(weights[alive])
-    if alive.any():
-        steps[alive] -= steps[alive].mean()  # one factor for all channels would change nothing
-    return tuple(int(step) for step in np.rint(np.clip(steps, -LONGEST, LONGEST)))
+def _balance(activations: Float, weights: Float, strength: float) -> tuple[int, ...]:
+    """Return the exponents of one tensor; a channel of zeros gets the common factor."""
+    used = (activations > 0) & (weights > 0)
+    steps = np.zeros(len(activations))
+    steps[used] = strength * np.log2(activations[used]) - (1 - strength) * np.log2(weights[used])
+    if used.any():
+        steps[used] -= steps[used].mean()  # one factor for all channels would change nothing
+    return tuple(int(step) for step in np.rint(np.clip(steps, -MAX_EXPONENT, MAX_EXPONENT)))

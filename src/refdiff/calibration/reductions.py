@@ -1,24 +1,25 @@
-"""What is made of a tensor inside the running graph, so that little leaves it and one run serves all tensors.
+"""Reduce tensors inside the running graph, so that one run serves all tensors and little data leaves it.
 
-A reduction takes a tensor (float32) and gives the nodes to put behind it; the last one's result is read.
+A reduction maps a tensor (float32) to the nodes that are inserted behind it; the last one's result is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from refdiff.calibration.probing import Reduction
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
+Reduction = Callable[[ir.Value], Sequence[ir.Node]]
+
 
 def check_finite(graph: Path, name: str, index: int, *, finite: bool) -> None:
-    """Refuse a tensor that no range serves.
+    """Refuse a tensor that is not finite: it has no range.
 
     Raises:
         InputError: it is not finite.
@@ -26,7 +27,7 @@ def check_finite(graph: Path, name: str, index: int, *, finite: bool) -> None:
     if not finite:
         raise InputError(
             f"{graph.stem}: {name} holds NaN or infinity in fp32, on record {index}; "
-            "mend the model first (refdiff audit)"
+            "fix the model first (refdiff audit)"
         )
 
 
@@ -35,58 +36,58 @@ class Tail:
     """The largest magnitudes of one tensor in one run."""
 
     size: int
-    """How many values the tensor has."""
+    """Number of values in the tensor."""
     finite: bool
-    """No NaN, no infinity."""
+    """Whether all of them are finite."""
     largest: Array
     """[k] float64, largest first."""
 
     @classmethod
     def read(cls, values: Array) -> Tail:
-        """From what the reduction of `tails` put out."""
+        """Read the result of a `tail_reduction`."""
         return cls(size=int(values[0]), finite=bool(np.isfinite(values[1])), largest=values[2:])
 
 
-def tails(share: float, smoothing: Mapping[str, Sequence[int]]) -> Reduction:
-    """A reduction to [2 + k] float64: the size, a sum that is NaN or infinite if a value is, the k largest.
+def tail_reduction(share: float, smoothing: Mapping[str, Sequence[int]]) -> Reduction:
+    """Return a reduction to [2 + k] float64: size, a sum that is not finite if a value is not, k largest.
 
     Args:
-        share: k is this share of the values, rounded up, and one more; never more than there are.
-        smoothing: tensor -> powers of two that its channels are divided by first.
+        share: k is this share of the values, rounded up, plus one, and at most their number.
+        smoothing: tensor -> exponents of two that its channels are divided by first.
     """
 
     def reduction(value: ir.Value) -> Sequence[ir.Node]:
-        made = _Nodes()
+        chain = _NodeChain()
         divided, powers = value, smoothing.get(str(value.name))
         if powers is not None:
-            divided = made.node("Div", value, made.constant(np.exp2(np.array(powers, np.float32))))
-        flat = made.node("Reshape", made.node("Abs", divided), made.constant([-1]))
-        size = made.node("Shape", flat)  # [1]
-        real = made.node("Cast", size, to=ir.DataType.DOUBLE)
-        part = made.node("Ceil", made.node("Mul", real, made.constant(np.array([share], np.float64))))
-        most = made.node("Add", made.node("Cast", part, to=ir.DataType.INT64), made.constant([1]))
-        largest = made.node("TopK", flat, made.node("Min", most, size), outputs=2)
-        total = made.node("ReduceSum", flat, made.constant([0]))  # [1]
-        facts = made.node("Concat", total, largest, axis=0)
-        made.node("Concat", real, made.node("Cast", facts, to=ir.DataType.DOUBLE), axis=0)
-        return made.nodes
+            divided = chain.node("Div", value, chain.constant(np.exp2(np.array(powers, np.float32))))
+        flat = chain.node("Reshape", chain.node("Abs", divided), chain.constant([-1]))
+        size = chain.node("Shape", flat)  # [1]
+        real = chain.node("Cast", size, to=ir.DataType.DOUBLE)
+        part = chain.node("Ceil", chain.node("Mul", real, chain.constant(np.array([share], np.float64))))
+        most = chain.node("Add", chain.node("Cast", part, to=ir.DataType.INT64), chain.constant([1]))
+        largest = chain.node("TopK", flat, chain.node("Min", most, size), outputs=2)
+        total = chain.node("ReduceSum", flat, chain.constant([0]))  # [1]
+        facts = chain.node("Concat", total, largest, axis=0)
+        chain.node("Concat", real, chain.node("Cast", facts, to=ir.DataType.DOUBLE), axis=0)
+        return chain.nodes
 
     return reduction
 
 
 def channel_maxima(value: ir.Value) -> Sequence[ir.Node]:
-    """The reduction to [channels], the last axis: the largest magnitude in each; NaN where a value is NaN."""
-    made = _Nodes()
-    flat = made.node("Flatten", made.node("Abs", value), axis=-1)  # [values, channels]
-    largest = made.node("ReduceMax", flat, made.constant([0]), keepdims=0)
+    """Reduce to [channels], the last axis: the largest magnitude of each channel, NaN if it holds NaN."""
+    chain = _NodeChain()
+    flat = chain.node("Flatten", chain.node("Abs", value), axis=-1)  # [values, channels]
+    largest = chain.node("ReduceMax", flat, chain.constant([0]), keepdims=0)
     # A maximum may pass over NaN; a sum does not.
-    total = made.node("ReduceSum", flat, made.constant([0]), keepdims=0)
-    made.node("Where", made.node("IsNaN", total), total, largest)
-    return made.nodes
+    total = chain.node("ReduceSum", flat, chain.constant([0]), keepdims=0)
+    chain.node("Where", chain.node("IsNaN", total), total, largest)
+    return chain.nodes
 
 
-class _Nodes:
-    """A chain of nodes in the making."""
+class _NodeChain:
+    """Collects nodes as they are made."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []

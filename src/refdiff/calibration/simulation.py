@@ -1,8 +1,8 @@
-"""A converted graph beside its fp32 original, tensor by tensor: what really happens in fewer bits.
+"""Compare a converted graph with its fp32 original, tensor by tensor.
 
-In: an fp32 graph, a recipe, feeds, a function that looks inside. Out: a `Deviation` for every tensor of both
-graphs, in their order. The conversion keeps the names of nodes and tensors; weights are cast while
-it runs, so nothing is written. Memory: what the probe holds, twice.
+In: an fp32 graph, a recipe, feeds. Out: a `Deviation` for every tensor that both graphs have, in their order.
+The conversion keeps the names of nodes and tensors; weights are cast while the graph runs, so nothing is
+written. Memory: what two probes hold.
 """
 
 from __future__ import annotations
@@ -16,36 +16,35 @@ import numpy as np
 import onnx_ir as ir
 
 from refdiff.calibration.dynamic_range import is_single
-from refdiff.calibration.probing import Probe
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.session import Array
-from refdiff.passes.convert import converted_model
+from refdiff.engines.intermediate_tensors import probe
+from refdiff.passes.convert import load_converted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """One tensor in fewer bits, over all feeds."""
+    """How far one tensor is from fp32 in fewer bits, over all feeds."""
 
     tensor: str
     node: str
     operator: str
     error: float = 0.0
-    """Largest difference over the largest magnitude in fp32, among values that stayed finite; the worst
-    feed's."""
+    """Largest difference over the largest magnitude in fp32, among values that stayed finite; worst feed."""
     largest: float = 0.0
     """Largest magnitude in fp32."""
     lost: int = 0
-    """NaN and infinities that fp32 has not."""
+    """Number of values that became NaN or infinite and are finite in fp32."""
     size: int = 0
     begins: bool = False
-    """The node made them from inputs that hold none."""
+    """Whether the node loses values although its inputs have lost none."""
 
     def off(self, error: float) -> bool:
-        """Further from fp32 than that."""
+        """Return whether the tensor lost values or its error exceeds `error`."""
         return self.lost > 0 or self.error > error
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             "tensor": self.tensor,
             "node": self.node,
@@ -58,24 +57,21 @@ class Deviation:
         }
 
 
-def simulated(
-    probe: Probe, path: Path, recipe: GraphRecipe, feeds: Sequence[Mapping[str, Array]]
-) -> tuple[Deviation, ...]:
-    """Run a graph in fp32 and as a recipe says, and compare all results of its nodes.
+def simulate(path: Path, recipe: GraphRecipe, feeds: Sequence[Mapping[str, Array]]) -> tuple[Deviation, ...]:
+    """Run a graph in fp32 and converted, and compare the results of all nodes.
 
-    Tensors that SmoothQuant rescales are left out: they are meant to differ.
+    Tensors that SmoothQuant rescales are left out: they differ on purpose.
 
     Args:
-        probe: runs graphs.
         path: an fp32 graph.
         recipe: how to convert it.
-        feeds: one mapping for each run.
+        feeds: one mapping per run.
 
     Raises:
         InputError: the recipe does not fit the graph.
         EngineError: a graph cannot be run.
     """
-    converted = converted_model(path, recipe, weights="cast")
+    converted = load_converted(path, recipe, weights="cast")
     graph = ir.load(path).graph
     known = {str(value.name) for node in converted.graph for value in node.outputs}
     known -= set() if recipe.quantized is None else set(recipe.quantized.smoothing)
@@ -85,21 +81,17 @@ def simulated(
         for value in node.outputs
         if is_single(value) and value.name in known
     }
-    for name, got, exact in _pairs(probe, path, converted, feeds, tuple(compared)):
-        compared[name] = _worse(compared[name], got, exact)
-    return tuple(_with_beginnings(graph, compared))
+    for name, got, exact in _pair_values(path, converted, feeds, tuple(compared)):
+        compared[name] = _add_run(compared[name], got, exact)
+    return tuple(_mark_beginnings(graph, compared))
 
 
-def _pairs(
-    probe: Probe,
-    path: Path,
-    converted: ir.Model,
-    feeds: Sequence[Mapping[str, Array]],
-    names: Sequence[str],
+def _pair_values(
+    path: Path, converted: ir.Model, feeds: Sequence[Mapping[str, Array]], names: Sequence[str]
 ) -> Iterator[tuple[str, Array, Array]]:
-    """Name, the converted graph's values, the original's.
+    """Yield name, values in the converted graph, values in the original.
 
-    Both probes hand out the same tensors in about the same order: little waits for its counterpart.
+    Both probes yield the same tensors in about the same order, so few values wait for their counterpart.
     """
     waiting: tuple[dict[tuple[int, str], Array], dict[tuple[int, str], Array]] = ({}, {})
     both = zip(
@@ -115,29 +107,32 @@ def _pairs(
                 yield name, waiting[0].pop((index, name)), waiting[1].pop((index, name))
 
 
-def _worse(before: Deviation, got: Array, exact: Array) -> Deviation:
-    sound = np.isfinite(exact)
-    both = sound & np.isfinite(got)
-    largest = float(np.abs(exact[sound]).max(initial=0.0))
-    apart = float(np.abs(got[both] - exact[both]).max(initial=0.0))
+def _add_run(before: Deviation, got: Array, exact: Array) -> Deviation:
+    finite = np.isfinite(exact)
+    both = finite & np.isfinite(got)
+    largest = float(np.abs(exact[finite]).max(initial=0.0))
+    difference = float(np.abs(got[both] - exact[both]).max(initial=0.0))
     return replace(
         before,
-        error=max(before.error, apart / (largest or 1.0)),
+        error=max(before.error, difference / (largest or 1.0)),
         largest=max(before.largest, largest),
-        lost=before.lost + int(sound.sum() - both.sum()),
+        lost=before.lost + int(finite.sum() - both.sum()),
         size=before.size + got.size,
     )
 
 
-def _with_beginnings(graph: ir.Graph, compared: Mapping[str, Deviation]) -> Iterator[Deviation]:
-    """In the graph's order; a tensor that was not compared is as good as what it was made from."""
-    sick = set[str]()
+def _mark_beginnings(graph: ir.Graph, compared: Mapping[str, Deviation]) -> Iterator[Deviation]:
+    """Yield deviations in the graph's order, with `begins` set.
+
+    A tensor that was not compared counts as lost if one of its node's inputs is.
+    """
+    lost_names = set[str]()
     for node in graph:
-        ill = any(value is not None and value.name in sick for value in node.inputs)
+        input_lost = any(value is not None and value.name in lost_names for value in node.inputs)
         for name in (str(value.name) for value in node.outputs if is_single(value)):
             each = compared.get(name)
-            lost = ill if each is None else each.lost > 0
+            lost = input_lost if each is None else each.lost > 0
             if lost:
-                sick.add(name)
+                lost_names.add(name)
             if each is not None:
-                yield replace(each, begins=lost and not ill)
+                yield replace(each, begins=lost and not input_lost)

@@ -10,10 +10,10 @@ from refdiff.reports import Cell, Column, Table, facts_table, numeric, outcome, 
 if TYPE_CHECKING:
     from refdiff.calibration.audit import AuditReport
     from refdiff.calibration.bisect import BisectReport
-    from refdiff.calibration.block_costs import SensitivityReport
     from refdiff.calibration.calibrate import CalibrationReport
     from refdiff.calibration.graph_audit import GraphAudit
     from refdiff.calibration.output_tolerance import Outcome
+    from refdiff.calibration.sensitivity import SensitivityReport
 
 
 def audit_table(report: AuditReport, written: Path | None) -> Table:
@@ -77,8 +77,8 @@ def bisection_table(report: BisectReport, written: Path | None) -> Table:
     if report.first is not None:
         first = report.first
         facts.append(("goes wrong first", f"{first.tensor}, made by {first.node} ({first.operator})"))
-    if report.mended is not None:
-        facts.append(("after", _outcome(report.mended)))
+    if report.fixed is not None:
+        facts.append(("after", _outcome(report.fixed)))
     smallest = "none of them can be left out" if report.minimal else "the trials ran out"
     facts.append(("trials", f"{report.trials}; {smallest}"))
     facts.append((f"kept in {report.kept_in}", "\n".join(report.nodes)))

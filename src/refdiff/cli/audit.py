@@ -26,26 +26,28 @@ def audit(
 ) -> None:
     """Measure which tensors leave half precision's range, and write a recipe (needs refdiff[export,cpu]).
 
-    Exit code 1 if something is left that no recipe mends: NaN or infinity in fp32, or ranges that do not fit.
+    Exit code 1 if something is left that no recipe fixes: NaN or infinity in fp32, or ranges that do not fit.
     """
     from refdiff.calibration import audit
     from refdiff.calibration.tables import audit_table
+    from refdiff.contracts.atomic_io import check_targets, write_files
 
     target = output or Path(f"{Path(bundle).resolve().name}-recipe.json")
-    with working() as tell:
+    check_targets([target], overwrite=overwrite)
+    with working() as progress:
         report = audit.audit(
             bundle,
-            output=target,
             recipe=recipe,
             half=half,
             graphs=graph or (),
             feeds=feeds,
-            overwrite=overwrite,
-            progress=tell,
+            progress=progress,
         )
+        written = target if report.passed else None
+        if written is not None:
+            write_files({written: report.recipe.to_text().encode()}, overwrite=overwrite)
     for warning in report.warnings:
         note(f"warning: {warning}")
-    written = target if report.passed else None
     document = {**report.to_json(), "recipe": None if written is None else str(written)}
     print_answer(document, lambda: audit_table(report, written), as_json=as_json)
     if not report.passed:

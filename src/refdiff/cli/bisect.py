@@ -22,7 +22,7 @@ def bisect(
     recipe: RecipeFile = None,
     half: Half = "fp16",
     feeds: Feeds = None,
-    most_trials: Annotated[int, typer.Option(min=1, help="Conversions to try at the most.")] = 400,
+    most_trials: Annotated[int, typer.Option(min=1, help="Largest number of conversions to try.")] = 400,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -32,21 +32,23 @@ def bisect(
     """
     from refdiff.calibration import bisect
     from refdiff.calibration.tables import bisection_table
+    from refdiff.contracts.atomic_io import check_targets, write_files
 
     target = output or Path(f"{Path(bundle).resolve().name}-{graph}-recipe.json")
-    with working() as tell:
+    check_targets([target], overwrite=overwrite)
+    with working() as progress:
         report = bisect.bisect(
             bundle,
             graph=graph,
-            output=target,
             recipe=recipe,
             half=half,
             feeds=feeds,
             most_trials=most_trials,
-            overwrite=overwrite,
-            progress=tell,
+            progress=progress,
         )
-    written = target if report.nodes else None
+        written = target if report.nodes else None
+        if written is not None:
+            write_files({written: report.recipe.to_text().encode()}, overwrite=overwrite)
     if not report.minimal:
         note(
             f"warning: {report.trials} trials were not enough to try leaving each node out; see --most-trials"

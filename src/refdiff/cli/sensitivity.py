@@ -14,7 +14,7 @@ from refdiff.cli.output import print_answer, working
 @app.command()
 def sensitivity(
     bundle: BundleName,
-    kind: Annotated[str, typer.Option("--type", help="int8 or fp8.")] = "int8",
+    precision: Annotated[str, typer.Option(help="int8 or fp8.")] = "int8",
     feeds: Annotated[
         Path | None, typer.Option(help="What `refdiff calibrate` recorded; recorded now if left out.")
     ] = None,
@@ -26,17 +26,22 @@ def sensitivity(
     as_json: Json = False,
 ) -> None:
     """Measure what each block costs in task accuracy when it alone is held in eight bits."""
-    from refdiff.calibration import precision
-    from refdiff.calibration.block_costs import draw_costs
+    from refdiff.calibration import sensitivity
     from refdiff.calibration.tables import sensitivity_table
     from refdiff.contracts.atomic_io import check_targets, write_files
 
     if picture is not None:
         check_targets([picture], overwrite=overwrite)
-    with working() as tell:
-        report = precision.sensitivity(
-            bundle, type=kind, feeds=feeds, count=count, variant=variant, method=ranges, progress=tell
+    with working() as progress:
+        report = sensitivity.sensitivity(
+            bundle,
+            precision=precision,
+            feeds=feeds,
+            ranges=ranges,
+            count=count,
+            variant=variant,
+            progress=progress,
         )
         if picture is not None:
-            write_files({picture: draw_costs(report)}, overwrite=overwrite)
+            write_files({picture: sensitivity.draw_costs(report)}, overwrite=overwrite)
     print_answer(report.to_json(), lambda: sensitivity_table(report), as_json=as_json)

@@ -128,13 +128,15 @@ def write_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Bundl
         BundleError: the block ended without `describe`.
     """
     target = Path(path).absolute()
-    _check_target(target, overwrite=overwrite)
+    check_bundle_target(target, overwrite=overwrite)
     writer = BundleWriter(draft_path(target))
     try:
         _make_folder(writer.path)
         yield writer
         _seal(writer)
-        _check_target(target, overwrite=overwrite)  # it may have appeared while the graphs were exported
+        check_bundle_target(
+            target, overwrite=overwrite
+        )  # it may have appeared while the graphs were exported
         place_folder(writer.path, target)
     except OSError as error:
         if not _is_disk_fault(error, writer.path):
@@ -145,7 +147,12 @@ def write_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Bundl
         shutil.rmtree(writer.path, ignore_errors=True)
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def check_bundle_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a place that `write_bundle` could not write to, before any long work.
+
+    Raises:
+        InputError: the target exists and may not be replaced, or holds anything but a bundle.
+    """
     if not os.path.lexists(target):
         return
     if not overwrite:

@@ -12,7 +12,7 @@ from refdiff.contracts.session import Array
 from refdiff.engines.ort import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes.graph_files import load_typed
-from refdiff.passes.round_half import HALVES, round_every_node
+from refdiff.passes.round_half import HALVES, RoundHalf
 
 MOST_BYTES = 1 << 30
 """Bytes of the tensors read in one run; more are read in several runs."""
@@ -65,7 +65,7 @@ def _expose(model: ir.Model, names: Sequence[str], making: Callable[[ir.Value], 
     outputs = [_expose_value(copy.graph, values[name], making(values[name])) for name in names]
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(outputs)
-    round_every_node(copy)
+    RoundHalf()(copy)
     return bytes(ir.serde.serialize_model(copy).SerializeToString())
 
 

@@ -1,1 +1,1 @@
-"""From torch modules to a bundle of checked ONNX graphs (DESIGN §3, §4)."""
+"""Export torch models to a bundle of checked ONNX graphs (docs/architecture.md)."""

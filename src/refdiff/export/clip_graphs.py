@@ -1,15 +1,12 @@
-"""Attention under an additive mask, written out so that it exports to plain products and one softmax.
+"""CLIP's graphs: text vectors, and image vectors for crops and masked attention (METHOD §3, §5, §6).
 
-Q is scaled before the product, and a blocked pair carries a finite value: exact in half precision, no NaN
-where a whole row is blocked (FIELD §2, §4).
+Both towers keep their weights and modules; only their attention is written out under an additive mask, so
+that it exports to plain products and one softmax. Q is scaled before the product (TensorRT#4333), and a
+blocked pair gets a finite value: exact in half precision, and no NaN where a whole row is blocked
+(onnxscript#2479).
 
-Axes: b = batch, t = tokens, w = width = heads * head width.
-
-CLIP's graphs: text vectors, and image vectors for crops and masked attention alike (METHOD §3, §5, §6).
-
-Both towers keep their weights and modules; only their attention is written out (see `masked_attention`).
-
-Axes: b = batch, p = patches, c = class tokens, t = c + p, w = width, e = joint embedding.
+Axes: b = batch, p = patches, c = class tokens, t = tokens (c + p in the image tower), w = width = heads *
+head width, e = joint embedding.
 """
 
 from __future__ import annotations
@@ -28,21 +25,21 @@ if TYPE_CHECKING:
 
 
 def causal_mask(length: int) -> torch.Tensor:
-    """[1, t, t]: 0 where the key is the query or before it, `BLOCKED` after it."""
+    """Return [1, t, t]: 0 where the key is at or before the query, `BLOCKED` where it is after it."""
     return torch.full((1, length, length), BLOCKED).triu(1)
 
 
 def masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *, heads: int
 ) -> torch.Tensor:
-    """Softmax attention with one mask for all heads.
+    """Compute softmax attention with one mask for all heads.
 
     Args:
         query: [b, t, w], not yet scaled.
         key: [b, t, w].
         value: [b, t, w].
         mask: [b or 1, t, t], added to the logits.
-        heads: number of heads w is split into.
+        heads: number of heads that w is split into.
 
     Returns:
         [b, t, w], before the output projection.
@@ -56,14 +53,14 @@ def masked_attention(
 
 
 class Block(nn.Module):
-    """One of open_clip's residual blocks, with a mask that differs per picture."""
+    """A residual block of open_clip, with a mask per image."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Tokens x [b, t, w] and an additive mask [b or 1, t, t] -> [b, t, w]."""
+        """Map tokens x [b, t, w] and an additive mask [b or 1, t, t] to [b, t, w]."""
         block, attn = self.block, self.block.attn
         packed = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)  # [b, t, 3w]
         query, key, value = packed.chunk(3, dim=-1)
@@ -74,7 +71,7 @@ class Block(nn.Module):
 
 
 class ClipText(nn.Module):
-    """Token ids [b, k] and the end token's index [b], both int32 -> vectors [b, e], not normalised."""
+    """Token ids [b, k] and the end token's index [b], both int32 -> vectors [b, e], not normalized."""
 
     def __init__(self, clip: open_clip.CLIP) -> None:
         super().__init__()
@@ -95,7 +92,7 @@ class ClipText(nn.Module):
         self.register_buffer("steps", torch.arange(length, dtype=torch.int32))
 
     def forward(self, ids: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """The end token's state, projected."""
+        """Return the end token's state, projected."""
         x = self.token_embedding(ids) + self.positions  # [b, k, w]
         for block in self.blocks:
             x = block(x, self.causal)
@@ -106,11 +103,11 @@ class ClipText(nn.Module):
 
 
 class ClipImage(nn.Module):
-    """Flattened patches, their positions, class slots, a mask -> a vector per class token, not normalised.
+    """Flattened patches, their positions, class slots, a mask -> a vector per class token, not normalized.
 
-    Patches [b, p, 3*P*P] and positions [b, p, w] differ by picture, so pictures of unlike patch grids share a
-    call once they are padded to one size and the mask [b, t, t] hides the padding.
-    `slots` [b, c, 1] is all zero: it only says how many class tokens there are. They come first.
+    Patches [b, p, 3*P*P] and positions [b, p, w] differ by image, so images with different patch grids share
+    a call once they are padded to one size and the mask [b, t, t] hides the padding. `slots` [b, c, 1] is all
+    zero: only its shape matters, the number of class tokens. Class tokens come first.
     """
 
     def __init__(self, clip: open_clip.CLIP) -> None:
@@ -136,9 +133,9 @@ class ClipImage(nn.Module):
     def forward(
         self, patches: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Vectors [b, c, e]."""
-        places = patches @ self.patch_weight + positions  # [b, p, w]
-        x = self.ln_pre(torch.cat([slots + self.class_token, places], dim=1))  # [b, t, w]
+        """Return vectors [b, c, e]."""
+        embedded = patches @ self.patch_weight + positions  # [b, p, w]
+        x = self.ln_pre(torch.cat([slots + self.class_token, embedded], dim=1))  # [b, t, w]
         for block in self.blocks:
             x = block(x, mask)
         vectors: torch.Tensor = self.ln_post(x[:, : slots.shape[1]]) @ self.projection

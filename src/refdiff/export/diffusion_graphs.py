@@ -1,15 +1,14 @@
-"""Reading the cross-attention logits of a UNet while its attention stays one fused kernel.
+"""Stable Diffusion's graphs: text states, posterior moments, and the UNet with its taps (METHOD §4.7).
+
+A tap reads the cross-attention logits of a layer while its attention stays one fused kernel:
 
     mean over heads of q_h . k_h / sqrt(d)  =  (Q . K) / (heads * sqrt(d))      on the un-split Q and K
 
-(METHOD §4). Q is scaled before the product, in the tap and in the attention alike: the order TensorRT
-recognises, and the one that stays in range in half precision (FIELD §2).
+Q is scaled before the product, in the tap and in the attention alike: the order that TensorRT recognizes
+(TensorRT#4333), and the one that stays in range in half precision.
 
-Axes: b = batch, q = queries (the grid, row-major), k = text tokens, w = heads * head width, l = layers.
-
-Stable Diffusion's graphs: text states, posterior moments, and the UNet with its taps (METHOD §4).
-
-Axes: b = batch, l = tapped layers, g = tap grid side, k = text tokens.
+Axes: b = batch, q = queries (the tap's grid g*g, row-major), k = text tokens, w = heads * head width,
+l = tapped layers.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
 TAPPED_ATTENTION = ".transformer_blocks.0.attn2"
-"""From a tapped layer's name to its cross-attention, in diffusers' names."""
+"""Suffix from a tapped layer's name to its cross-attention, in diffusers' names."""
 
 
 class FusedAttention:
-    """A diffusers attention processor: fused, Q scaled first; records its tap when given a place."""
+    """A diffusers attention processor: fused, with Q scaled first; records its tap if given a dictionary."""
 
     def __init__(self, taps: dict[str, torch.Tensor] | None = None, layer: str = "") -> None:
         self._taps = taps
@@ -66,23 +65,23 @@ class FusedAttention:
 
 
 class TapReader:
-    """The logits one forward pass leaves behind."""
+    """The tapped logits of one forward pass."""
 
     def __init__(self, layers: Sequence[str]) -> None:
         self._layers = tuple(layers)
         self.by_layer: dict[str, torch.Tensor] = {}
 
     def stacked(self) -> torch.Tensor:
-        """[b, l, q, k], layers in the order they were asked for."""
+        """Return [b, l, q, k], with layers in the requested order."""
         return torch.stack([self.by_layer[layer] for layer in self._layers], dim=1)
 
 
 @contextmanager
 def tapped(unet: UNet2DConditionModel, layers: Sequence[str]) -> Iterator[TapReader]:
-    """While the block runs, every attention of `unet` is fused and the cross-attentions of `layers` are read.
+    """Fuse every attention of `unet` and read the cross-attentions of `layers` while the block runs.
 
     Raises:
-        InputError: a layer that the UNet does not have.
+        InputError: the UNet has no such layer.
     """
     modules: dict[str, Any] = dict(cast(nn.Module, unet).named_modules())
     reader = TapReader(layers)
@@ -107,7 +106,7 @@ def tapped(unet: UNet2DConditionModel, layers: Sequence[str]) -> Iterator[TapRea
 class SdText(nn.Module):
     """Token ids [b, k] int32 -> the states [b, k, context width] the UNet attends to.
 
-    The module's own forward builds its causal mask from run-time shapes and -inf; this one is fed a constant.
+    The original's forward builds its causal mask from run-time shapes and -inf; here the mask is a constant.
     """
 
     def __init__(self, text_encoder: CLIPTextModel) -> None:
@@ -123,7 +122,7 @@ class SdText(nn.Module):
         self.register_buffer("causal", causal_mask(len(positions)))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The last hidden state, after the final layer norm."""
+        """Return the last hidden state, after the final layer norm."""
         x = self.token_embedding(ids) + self.positions  # [b, k, w]
         for layer in self.layers:
             attn, states = layer.self_attn, layer.layer_norm1(x)
@@ -135,9 +134,9 @@ class SdText(nn.Module):
 
 
 class VaeEncoder(nn.Module):
-    """Image [1, 3, y, x] in -1..1 -> posterior moments: mean and log-variance, stacked on the channels.
+    """Image [1, 3, y, x] in -1..1 -> posterior moments: mean and log-variance, stacked along the channels.
 
-    The draw (or the mean) and the scaling factor belong to the caller, so parity is not random.
+    The caller draws from the posterior and scales, so the graph is deterministic.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -147,7 +146,7 @@ class VaeEncoder(nn.Module):
         self.quant_conv = modules.quant_conv if modules.quant_conv is not None else nn.Identity()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """[1, 2 * latent channels, y / factor, x / factor]."""
+        """Return moments [1, 2 * latent channels, y / factor, x / factor]."""
         moments: torch.Tensor = self.quant_conv(self.encoder(image))
         return moments
 
@@ -163,17 +162,15 @@ class Unet(nn.Module):
     def forward(
         self, latent: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One full pass."""
+        """Run one full pass."""
         with tapped(self.unet, self._layers) as taps:
-            eps: torch.Tensor = self.unet(latent, timestep, encoder_hidden_states=context, return_dict=False)[
-                0
-            ]
-        return eps, taps.stacked()
+            result = self.unet(latent, timestep, encoder_hidden_states=context, return_dict=False)
+        return result[0], taps.stacked()
 
 
 class UnetTaps(Unet):
-    """The same pass, taps only; its exported graph is cut out of `unet`'s (see `early_exit`)."""
+    """The same pass, taps only; its exported graph is cut out of `unet` (see `passes.early_exit`)."""
 
     def forward(self, latent: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """[b, l, g*g, k]."""
+        """Return taps [b, l, g*g, k]."""
         return super().forward(latent, timestep, context)[1]

@@ -1,9 +1,9 @@
-"""SAM's graphs: the image encoder, and in two parts the decoder of point prompts (METHOD §2, FIELD §3).
+"""SAM's graphs: the image encoder, and the decoder of point prompts in two parts (METHOD §2).
 
 Decoder and masks together equal `sam.prompt_encoder` + `sam.mask_decoder` with one foreground point per
-prompt, no box and no mask, `multimask_output=True`. The decoder's shapes are static. What a mask costs
-beyond its predicted IoU, the upscaling, is a graph of its own: it is run for prompts that passed the
-filter.
+prompt, no box and no mask, `multimask_output=True`. The decoder's shapes are static (segment-anything#425,
+nanosam#16, samexporter#31). Upscaling, the part of a mask's cost beyond its predicted IoU, is a separate
+graph: it runs only for prompts that pass the filter.
 
 Axes: n = 64 prompts, k = prompts chosen from them, c = embedding channels, s = embedding side, m = 3 masks.
 """
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 
 class SamEncoder(nn.Module):
-    """Normalised, padded image [1, 3, y, x] -> embedding [1, c, s, s]."""
+    """Normalized, padded image [1, 3, y, x] -> embedding [1, c, s, s]."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        encoder = sam.image_encoder  # of MobileSAM it is another architecture, exported as it is
+        encoder = sam.image_encoder  # MobileSAM's is another architecture, exported as it is
         is_vit = isinstance(encoder, ImageEncoderViT)
         self.image_encoder = FusibleImageEncoder(encoder) if is_vit else encoder
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """The image embedding."""
+        """Return the image embedding."""
         embedding: torch.Tensor = self.image_encoder(image)
         return embedding
 
 
 class SamDecoder(nn.Module):
-    """Embedding and points [n, 2] (x, y in input pixels) -> predicted IoU, and what `SamMasks` draws from."""
+    """Embedding and points [n, 2] (x, y in input pixels) -> predicted IoU, and the inputs of `SamMasks`."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -78,27 +78,27 @@ class SamDecoder(nn.Module):
     def forward(
         self, embedding: torch.Tensor, points: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[n, m] predicted IoU, [n, m, c] mask tokens and [n, s * s, c] features."""
+        """Return predicted IoU [n, m], mask tokens [n, m, c] and features [n, s * s, c]."""
         prompts = torch.cat([self._encode(points), self.no_point], dim=1)  # [n, 2, c]
         tokens = torch.cat([self.output_tokens, prompts], dim=1)  # [n, 5 + 2, c]
         image = embedding.flatten(2).transpose(1, 2) + self.dense  # [1, s * s, c]
         tokens, features = self.transformer(image, self.image_positions, tokens)
         iou: torch.Tensor = self.iou_head(tokens[:, 0])[:, 1:]
-        # Token 0 predicts the IoUs, token 1 is of the single mask that the automatic mode does not use.
+        # Token 0 predicts the IoUs; token 1 is for the single mask, which the automatic mode does not use.
         return iou, tokens[:, 2 : 2 + MASKS_PER_POINT], features
 
     def _encode(self, points: torch.Tensor) -> torch.Tensor:
-        """[n, 1, c]: Fourier features of the pixel centres, marked as foreground."""
+        """Return [n, 1, c]: Fourier features of the pixel centres, marked as foreground."""
         angles = ((points + 0.5) * self.pixel_scale - 1.0) @ self.frequencies  # [n, c / 2]
         features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
         return (features + self.point_label).unsqueeze(1)
 
 
 class SamMasks(nn.Module):
-    """Mask logits of the prompts somebody wants masks of.
+    """Mask logits of chosen prompts.
 
-    A transposed convolution of stride and size 2 is one product for each pixel, whose result holds its four
-    new pixels: channels stay last, and only the masks are put into picture order.
+    A transposed convolution of stride and size 2 is one product per pixel, whose result holds the four new
+    pixels: channels stay last, and only the masks are put into image order.
     """
 
     def __init__(self, sam: Sam) -> None:
@@ -111,7 +111,7 @@ class SamMasks(nn.Module):
         self.hypernetworks = nn.ModuleList(decoder.output_hypernetworks_mlps[1:])
 
     def forward(self, features: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """[k, m, 4s, 4s] logits of features [n, s * s, c] and tokens [n, m, c] at the rows `chosen` [k]."""
+        """Return logits [k, m, 4s, 4s] for features [n, s * s, c], tokens [n, m, c] and rows `chosen` [k]."""
         features, tokens = (torch.index_select(each, 0, chosen) for each in (features, tokens))
         weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
         grown = self.upscaling[0](features).unflatten(2, (4, -1))  # [k, s * s, 4, c / 4]
@@ -127,7 +127,7 @@ class SamMasks(nn.Module):
 
 
 def _per_pixel(layer: nn.ConvTranspose2d) -> nn.Linear:
-    """A transposed convolution of size and stride 2 as a product: channels in, 2 * 2 * channels out."""
+    """Return a transposed convolution of size and stride 2 as a product: channels -> 2 * 2 * channels."""
     if layer.kernel_size != (2, 2) or layer.stride != (2, 2) or layer.bias is None:
         raise InputError(
             f"got an upscaling {layer}, expected transposed convolutions of size and stride 2 with a bias"
@@ -140,7 +140,7 @@ def _per_pixel(layer: nn.ConvTranspose2d) -> nn.Linear:
 
 
 def _channels_last(norm: LayerNorm2d) -> nn.LayerNorm:
-    """SAM's norm over the channels of a picture, for channels that come last."""
+    """Return SAM's norm over image channels, for channels that come last."""
     last = nn.LayerNorm(len(norm.weight), eps=norm.eps)
     with torch.no_grad():
         last.weight.copy_(norm.weight)

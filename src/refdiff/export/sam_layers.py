@@ -1,25 +1,24 @@
-"""SAM's image encoder, with the position biases of an attention summed before they meet its logits.
+"""SAM's image encoder and prompt transformer, rewritten to the same sums in another order.
 
-The original adds rows and columns of the bias to the logits one after the other, on five axes: the same sum
-in two passes over the largest tensor, and a form that TensorRT fuses into no attention. Here the bias is one
-tensor on the axes of the logits, as a mask would be, and the attention fuses (docs/engines.md has what that
-saves).
+Image encoder: the original adds rows and columns of the position bias to the logits one after the other, on
+five axes: two passes over the largest tensor, in a form that TensorRT does not fuse. Here the bias is summed
+first, to one tensor on the axes of the logits, as a mask would be, and the attention fuses (docs/engines.md
+has what that saves).
 
-Axes: b = pictures or windows of one, h = heads, y, x = tokens by rows and columns, p = y * x, c = channels of
-a head, e = channels of a token.
+Prompt transformer: the original projects every prompt's copy of the image tokens, 4,096 of them at full size,
+in each attention. Here
 
-SAM's two-way transformer, rearranged for many prompts on one picture: the same sums in another order.
+* the first layer projects the image once, because all prompts still share it;
+* later layers move the projection to the few prompt tokens: q·(W k) = (Wᵀ q)·k, and the sum over W v of
+  attention is W applied to the sum over v. A key's bias adds the same to all logits of a query, which softmax
+  ignores.
 
-The original projects every prompt's own image tokens, 4,096 of them at full size, in each attention. Here
+The prompt transformer holds heads side by side along one axis: a token's vector is repeated for every head
+and is zero outside the head's channels. So no image tensor is ever split into heads or transposed.
 
-* the first layer projects the image once, because there all prompts still share it;
-* later, the projection moves to the few prompt tokens: q·(W k) = (Wᵀ q)·k, and the sum over W v of attention
-  is W applied to the sum over v. A key's bias adds the same to all logits of a query, which no softmax sees.
-
-Heads are held side by side along one axis: a token's vector is repeated for every head, and zero outside the
-head's own share. So no image tensor is ever split into heads or transposed.
-
-Axes: n = prompts, p = image tokens, t = prompt tokens, h = heads, c = channels, i = an attention's channels.
+Axes: b = images or windows, h = heads, y, x = tokens by rows and columns, p = y * x image tokens, n =
+prompts, t = prompt tokens, c = channels of a head (encoder) or of a token (transformer), e = channels of a
+token (encoder), i = an attention's channels (transformer).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class FusibleImageEncoder(nn.Module):
-    """The encoder on the original's weights: [1, 3, y, x] in pixels in, embedding out."""
+    """The image encoder on the original's weights: image [1, 3, y, x] in pixels -> embedding."""
 
     def __init__(self, encoder: ImageEncoderViT) -> None:
         super().__init__()
@@ -47,7 +46,7 @@ class FusibleImageEncoder(nn.Module):
         self.blocks = nn.ModuleList(_Block(block) for block in encoder.blocks)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """The image embedding."""
+        """Return the image embedding."""
         tokens = self.patch_embed(image)  # [1, y, x, e]
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
@@ -58,7 +57,7 @@ class FusibleImageEncoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and a network; in windows where the original has them."""
+    """Attention and an MLP, in windows where the original has them."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class _Block(nn.Module):
         self._window = block.window_size
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[1, y, x, e] in and out."""
+        """Map tokens [1, y, x, e] to the same shape."""
         tokens = tokens + self._attended(self.norm1(tokens))
         result: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
         return result
@@ -83,30 +82,30 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """softmax(q kᵀ / √c + bias) v, the bias q·(row's offset) + q·(column's offset)."""
+    """Attention softmax(q kᵀ / √c + bias) v with the bias q·(row's offset) + q·(column's offset)."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.qkv, self.proj = attention.qkv, attention.proj
         self._heads, self._scale = attention.num_heads, attention.scale
-        self._is_placed = attention.use_rel_pos
-        if self._is_placed:
+        self._has_positions = attention.use_rel_pos
+        if self._has_positions:
             self.rel_pos_h, self.rel_pos_w = attention.rel_pos_h, attention.rel_pos_w
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[b, y, x, e] in and out."""
+        """Map tokens [b, y, x, e] to the same shape."""
         windows, rows, columns, _ = tokens.shape
         split = self.qkv(tokens).reshape(windows, rows * columns, 3, self._heads, -1)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)  # [b, h, p, c] each
         logits = (q * self._scale) @ k.transpose(-2, -1)  # [b, h, p, p]
-        if self._is_placed:
+        if self._has_positions:
             logits = logits + self._bias(q, rows, columns)
         mixed = (torch.softmax(logits, dim=-1) @ v).transpose(1, 2)  # [b, p, h, c]
         result: torch.Tensor = self.proj(mixed.reshape(windows, rows, columns, -1))
         return result
 
     def _bias(self, queries: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """[b, h, p, p] of queries [b, h, p, c]; a key's bias is that of its row plus that of its column."""
+        """Return [b, h, p, p] for queries [b, h, p, c]: a key's bias is its row's plus its column's."""
         placed = queries.reshape(-1, rows, columns, queries.shape[-1])  # [b * h, y, x, c]
         by_row = torch.einsum("byxc,ykc->byxk", placed, get_rel_pos(rows, rows, self.rel_pos_h))
         by_column = torch.einsum("byxc,xkc->byxk", placed, get_rel_pos(columns, columns, self.rel_pos_w))
@@ -115,7 +114,7 @@ class _Attention(nn.Module):
 
 
 class PromptTransformer(nn.Module):
-    """Tokens of the prompts and one image in, both after the transformer out."""
+    """The two-way transformer: prompt tokens and one image -> both, transformed."""
 
     def __init__(self, transformer: TwoWayTransformer) -> None:
         super().__init__()
@@ -146,7 +145,7 @@ class PromptTransformer(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One layer: tokens among themselves, tokens from the image, a network, the image from the tokens."""
+    """One layer: self-attention of tokens, tokens attend to the image, MLP, image attends to tokens."""
 
     def __init__(self, layer: TwoWayAttentionBlock, *, shared: bool) -> None:
         super().__init__()
@@ -154,13 +153,13 @@ class _Layer(nn.Module):
         self.attn_from_image = _ImageToToken(layer.cross_attn_token_to_image, shared=shared)
         self.attn_to_image = _TokenToImage(layer.cross_attn_image_to_token, shared=shared)
         self.norms = nn.ModuleList((layer.norm1, layer.norm2, layer.norm3, layer.norm4))
-        self._places_first = not layer.skip_first_layer_pe
+        self._adds_positions = not layer.skip_first_layer_pe
 
     def forward(
         self, tokens: torch.Tensor, image: torch.Tensor, prompts: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [n, t, c] and image [n, p, c]; the image may come as [1, p, c]."""
-        if self._places_first:
+        """Return tokens [n, t, c] and image [n, p, c]; the input image may be [1, p, c]."""
+        if self._adds_positions:
             placed = tokens + prompts
             tokens = tokens + self.self_attn(q=placed, k=placed, v=tokens)
         else:
@@ -173,12 +172,12 @@ class _Layer(nn.Module):
         return tokens, image
 
 
-class _HeadsApart(nn.Module):
-    """An attention's projections, and its heads side by side.
+class _SplitHeads(nn.Module):
+    """Base of both attentions: the projections, and heads side by side.
 
     Args:
         attention: the original.
-        shared: all prompts read one image: it is projected, not the tokens.
+        shared: all prompts read one image, so the image is projected instead of the tokens.
     """
 
     def __init__(self, attention: TransformerAttention, *, shared: bool) -> None:
@@ -193,17 +192,17 @@ class _HeadsApart(nn.Module):
         own = torch.eye(attention.num_heads).repeat_interleave(width, dim=1)  # [h, i]
         self.register_buffer("share", own.unsqueeze(1))  # [h, 1, i]
 
-    def _apart(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[n, t, i] -> [n, h, t, i]: for each head its own channels, zero elsewhere."""
+    def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Map [n, t, i] to [n, h, t, i]: for each head its channels, zero elsewhere."""
         return tokens.unsqueeze(1) * self.share
 
 
-class _ImageToToken(_HeadsApart):
-    """What the tokens read from the image."""
+class _ImageToToken(_SplitHeads):
+    """Attention of the tokens to the image."""
 
     def forward(self, tokens: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Tokens [n, t, c], keys and values [n, p, c] or [1, p, c]; returns [n, t, c]."""
-        queries = self._apart(self.q_proj(tokens) * self._scale)  # [n, h, t, i]
+        """Map tokens [n, t, c], with keys and values [n, p, c] or [1, p, c], to [n, t, c]."""
+        queries = self._split_heads(self.q_proj(tokens) * self._scale)  # [n, h, t, i]
         if self._shared:
             keys, values = self.k_proj(keys), nn.functional.linear(values, self.v_proj.weight)  # [1, p, i]
         else:
@@ -217,15 +216,15 @@ class _ImageToToken(_HeadsApart):
         return result
 
 
-class _TokenToImage(_HeadsApart):
-    """What the image reads from the tokens."""
+class _TokenToImage(_SplitHeads):
+    """Attention of the image to the tokens."""
 
     def forward(self, image: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Image [n, p, c] or [1, p, c], keys and values [n, t, c]; returns [n, p, c]."""
-        looked_for = self._apart(self.k_proj(keys) * self._scale)  # [n, h, t, i]
+        """Map the image [n, p, c] or [1, p, c], with keys and values [n, t, c], to [n, p, c]."""
+        looked_for = self._split_heads(self.k_proj(keys) * self._scale)  # [n, h, t, i]
         # The weights of each head add up to 1: a share of the bias for each token is the bias for each pixel.
         bias = self.out_proj.bias / self._heads
-        given = nn.functional.linear(self._apart(self.v_proj(values)), self.out_proj.weight, bias)
+        given = nn.functional.linear(self._split_heads(self.v_proj(values)), self.out_proj.weight, bias)
         if self._shared:
             logits = self.q_proj(image) @ looked_for.flatten(1, 2).transpose(1, 2)  # [n, p, h * t]
         else:

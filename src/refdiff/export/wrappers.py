@@ -1,6 +1,6 @@
-"""One torch module per graph of the contract, inputs and outputs in the contract's order.
+"""Torch modules with the inputs and outputs of the contract's graphs, and sessions that run them.
 
-Sessions that run the torch wrappers: the numpy pipeline on the original modules, without any ONNX.
+With these sessions the numpy pipeline runs on the original modules, without ONNX.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BUILDERS: dict[str, Callable[[ModelStack], nn.Module]] = {
 
 
 def wrap(stack: ModelStack, name: str) -> nn.Module:
-    """The module of graph `name`, sharing the stack's weights, in eval mode.
+    """Return the module of graph `name`, which shares the stack's weights, in eval mode.
 
     Raises:
         InputError: no such graph, or the stack's module cannot be exported.
@@ -51,10 +51,10 @@ def wrap(stack: ModelStack, name: str) -> nn.Module:
 
 
 def clip_positions(stack: ModelStack) -> Float:
-    """[grid*grid, width]: CLIP's patch positions, without the class token's row.
+    """Return [grid*grid, width]: CLIP's patch positions, without the class token's row.
 
     Raises:
-        InputError: the table is not of the size the spec names.
+        InputError: the table does not have the size in the spec.
     """
     table: Float = stack.clip.visual.positional_embedding.detach()[1:].cpu().numpy().astype(np.float32)
     clip = stack.spec.clip
@@ -64,7 +64,7 @@ def clip_positions(stack: ModelStack) -> Float:
 
 
 class TorchSession:
-    """One graph as a torch module."""
+    """A session that runs one graph as a torch module."""
 
     def __init__(self, graph: GraphSpec, module: nn.Module) -> None:
         self._graph = graph
@@ -77,7 +77,7 @@ class TorchSession:
 
     @property
     def max_batch(self) -> int | None:
-        """None: any number."""
+        """None: a batch may have any size."""
         return None
 
     def run(
@@ -92,7 +92,7 @@ class TorchSession:
         wanted = wanted_outputs(self._graph, outputs)
         if self._module is None:
             raise EngineError(f"{self._graph.name}: the session is closed; open it again")
-        # A copy: torch shares memory with writable arrays only, and the caller keeps its own.
+        # A copy: torch shares memory only with writable arrays, and the caller keeps the original.
         tensors = [torch.tensor(to_host(feeds[name])) for name in self._graph.input_names]
         with torch.inference_mode():
             results = self._module(*tensors)
@@ -102,11 +102,11 @@ class TorchSession:
         return {name: named[name].numpy() for name in wanted}
 
     def timings(self) -> Timings:
-        """See `refdiff.contracts.session.Session`; nothing is measured here."""
+        """Return empty timings: nothing is measured here."""
         return Timings()
 
     def close(self) -> None:
-        """Let go of the module."""
+        """Release the module."""
         self._module = None
 
 
@@ -119,7 +119,7 @@ class TorchSessions:
         self._open: dict[str, Session] = {}
 
     def open(self, name: str) -> Session:
-        """The session of graph `name`, opened on the first call and kept.
+        """Return the session of graph `name`, which is opened on the first call.
 
         Raises:
             InputError: no such graph.

@@ -67,10 +67,12 @@ class ModelChoice:
             InputError: no such model, or options that it does not take.
         """
         if self.name not in MODELS:
-            raise InputError(
-                f"unknown model {self.name!r}; choose one of: {', '.join(MODELS)}, "
-                f"or name an fp32 bundle's folder (there is no {self.name}/{MANIFEST_NAME})"
-            )
+            if (Path(self.name) / MANIFEST_NAME).is_file():
+                raise InputError(
+                    f"{self.name} is a bundle, expected a model: {', '.join(MODELS)}; "
+                    f"convert a bundle with: refdiff convert {self.name}"
+                )
+            raise InputError(f"unknown model {self.name!r}; choose one of: {', '.join(MODELS)}")
         given = self._given()
         if self.built_in and given:
             raise InputError(
@@ -84,19 +86,6 @@ class ModelChoice:
         if self.random_weights and (self.prediction or self.clip_activation or self.checkpoints):
             raise InputError(
                 "--random-weights reads no checkpoint: leave out --checkpoints, --prediction and the like"
-            )
-
-    def check_bundle(self) -> None:
-        """Refuse options of a model if `name` is a bundle's folder.
-
-        Raises:
-            InputError: such an option is set.
-        """
-        given = [*self._given(), *(["--seed"] if self.seed is not None else [])]
-        if given:
-            raise InputError(
-                f"{self.name} is a bundle, which takes no {given[0]}: its graphs are converted as they are; "
-                "leave it out"
             )
 
     def _given(self) -> list[str]:

@@ -1,7 +1,6 @@
-"""`unet_taps`: the part of `unet` that its taps need, cut out of the written graph (METHOD §4, early exit).
+"""Cut `unet_taps` out of the written `unet`: the nodes that its taps need (METHOD §4.8).
 
-The cut keeps the nodes its output is computed from and reads its weights from `unet`'s own data file: the two
-graphs hold the same nodes, and the weights are on the disk once.
+`unet_taps` reads its weights from `unet`'s data file, so the weights the two graphs share are stored once.
 """
 
 from __future__ import annotations
@@ -20,51 +19,56 @@ from refdiff.passes.graph_files import check_contract
 _CHILD = re.compile(
     r"(?:^|[./])(down_blocks[./]\d+|mid_block|up_blocks[./]\d+|conv_norm_out|conv_out)(?=[./])"
 )
-"""A UNet's child in the name of one of its nodes or weights."""
-_WAYS = ("down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+"""The child of the UNet in the name of one of its nodes or weights."""
+_CHILDREN = ("down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 """In the order of execution."""
 
 
 def cut_taps(full: Path, graph: GraphSpec, *, cut_after: str) -> Path:
-    """Write `<graph>.onnx` beside `full`, sharing its external data.
+    """Write `<graph>.onnx` next to `full`, sharing its external data.
 
     Args:
         full: the written `unet.onnx`.
         graph: the contract of the cut graph.
-        cut_after: the last UNet child the taps need: `up_blocks.1`, `mid_block` or `down_blocks.2`.
+        cut_after: the last UNet child that the taps need: `up_blocks.1`, `mid_block` or `down_blocks.2`.
+
+    Returns:
+        The path of the cut graph.
 
     Raises:
-        InputError: the cut still holds something that runs after `cut_after`, or a UNet has no such child.
+        InputError: the cut graph still holds a node that runs after `cut_after`, or a UNet has no such child.
     """
     model = ir.load(full)
-    wanted = {value.name: value for value in model.graph.outputs}
-    kept = [wanted[name] for name in graph.output_names]
+    outputs = {value.name: value for value in model.graph.outputs}
+    kept = [outputs[name] for name in graph.output_names]
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
     RemoveUnusedNodesPass()(model)
-    late = next(_after(model.graph, cut_after), None)
+    late = next(_names_after(model.graph, cut_after), None)
     if late is not None:
         raise InputError(f"{graph.name} still needs {late!r}, which runs after {cut_after}; correct the spec")
     path = full.with_name(f"{graph.name}.onnx")
-    for value in model.graph.initializers.values():  # their tensors say the same
+    for value in model.graph.initializers.values():  # their tensors hold type and shape
         value.type, value.shape = None, None
-    ir.save(model, path)  # tensors that lie in a data file stay there
+    ir.save(model, path)  # tensors in a data file stay there
     check_contract(path, graph)
     return path
 
 
-def _after(graph: ir.Graph, cut_after: str) -> Iterator[str]:
-    """Names of nodes and weights that belong to a UNet child behind `cut_after`."""
-    last = _turn(cut_after)
+def _names_after(graph: ir.Graph, cut_after: str) -> Iterator[str]:
+    """Yield the names of nodes and weights of UNet children behind `cut_after`."""
+    last = _execution_order(cut_after)
     for name in [name for node in graph if (name := node.name)] + list(graph.initializers):
         child = _CHILD.search(name)
-        if child and _turn(child[1].replace("/", ".")) > last:
+        if child and _execution_order(child[1].replace("/", ".")) > last:
             yield name
 
 
-def _turn(child: str) -> tuple[int, int]:
-    """Where a child of the UNet comes in the order of execution."""
-    way, _, index = child.partition(".")
-    if way not in _WAYS:
-        raise InputError(f"got {child!r} to cut after, expected one of {', '.join(_WAYS)}, with its index")
-    return _WAYS.index(way), int(index or 0)
+def _execution_order(child: str) -> tuple[int, int]:
+    """Return a sort key for a UNet child: its kind, then its index."""
+    kind, _, index = child.partition(".")
+    if kind not in _CHILDREN:
+        raise InputError(
+            f"got {child!r} to cut after, expected one of {', '.join(_CHILDREN)}, with its index"
+        )
+    return _CHILDREN.index(kind), int(index or 0)

@@ -1,58 +1,54 @@
-"""Large attentions in ONNX Runtime's fused kernel, for the checks of a graph alone.
+"""Compute large attentions in ONNX Runtime's fused kernel, for checks of a single graph.
 
-At a 128x128 latent one head-wise logit tensor of SD 1.5 takes 8.6 GB per picture (METHOD §4). TensorRT fuses
-the exported three nodes by itself; ONNX Runtime on a CPU writes the logits out unless it is given its own
-operator, MultiHeadAttention, which computes the same in blocks. Attentions of `BYTES` and more whose product
-goes straight into the softmax are replaced; SAM's have a bias between, and stay.
+At a 128x128 latent one head-wise logit tensor of SD 1.5 takes 8.6 GB per image (METHOD §4.7). TensorRT fuses
+the three exported nodes by itself; ONNX Runtime on a CPU writes the logits out unless it gets its own
+operator, MultiHeadAttention, which computes the same in blocks. Attentions with at least `MIN_BYTES` of
+logits whose product goes straight into the softmax are replaced. SAM's are not: they add a bias in between.
 
-Of a half-precision graph the operator computes in single precision on rounded inputs, and its result is
-rounded: as a device's fused kernel does, logits are not.
+In a half-precision graph the operator computes in single precision on rounded inputs, and its result is
+rounded. As in a device's fused kernel, the logits are not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-BYTES = 1 << 30
-"""Logits of one attention from which it is replaced: at SD 1.5's 512 px, those of two pictures."""
+MIN_BYTES = 1 << 30
+"""Logits of one attention from which it is replaced: those of two images at SD 1.5's 512 px."""
 
 _DOMAIN = "com.microsoft"
 
 
-def bounded_model(path: Path, *, batch: int) -> bytes:
-    """A graph, serialised, its large attentions bounded; its weights stay in their file.
+class FuseAttention:
+    """Replace the large attentions of a graph by MultiHeadAttention.
 
     Args:
-        path: the ONNX file.
-        batch: of the runs to come.
-    """
-    model = ir.load(path)
-    bound_attentions(model, batch=batch)
-    return bytes(ir.serde.serialize_model(model).SerializeToString())
-
-
-def bound_attentions(model: ir.Model, *, batch: int) -> None:
-    """Replace the large attentions of a graph, in place.
-
-    Args:
-        model: a graph whose tensors have their types and shapes.
         batch: size of the axes that the graph leaves open.
+        min_bytes: size of the logits from which an attention is replaced.
     """
-    large = [node for node in model.graph if node.op_type == "Softmax" and _bytes(node, batch) >= BYTES]
-    replaced = [node for node in large if _fuse(model.graph, node)]
-    if replaced:
-        RemoveUnusedNodesPass()(model)
-        model.opset_imports[_DOMAIN] = 1
+
+    def __init__(self, *, batch: int, min_bytes: int = MIN_BYTES) -> None:
+        self._batch = batch
+        self._min_bytes = min_bytes
+
+    def __call__(self, model: ir.Model) -> ir.Model:
+        """Change the model in place and return it; its tensors must have types and shapes."""
+        softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
+        large = [node for node in softmaxes if _logit_bytes(node, self._batch) >= self._min_bytes]
+        replaced = [node for node in large if _fuse(model.graph, node)]
+        if replaced:
+            RemoveUnusedNodesPass()(model)
+            model.opset_imports[_DOMAIN] = 1
+        return model
 
 
-def _bytes(softmax: ir.Node, batch: int) -> int:
-    """Of the logits [b, heads, q, k]; 0 where they are of another kind."""
+def _logit_bytes(softmax: ir.Node, batch: int) -> int:
+    """Return the size of logits [b, heads, q, k] in fp32; 0 for a softmax over another shape."""
     shape = softmax.inputs[0].shape if softmax.inputs[0] is not None else None
     if shape is None or len(shape) != 4:
         return 0
@@ -60,11 +56,11 @@ def _bytes(softmax: ir.Node, batch: int) -> int:
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
-    """Replace product, softmax, product by the fused operator; False where they look otherwise."""
+    """Replace product, softmax, product by the fused operator; return False for any other pattern."""
     product, mixed = _producer(softmax, 0), _only_reader(softmax)
     if product is None or mixed is None or (product.op_type, mixed.op_type) != ("MatMul", "MatMul"):
         return False
-    query, scale = _unscaled(product)
+    query, scale = _split_scale(product)
     split = [
         _before_transpose(producer, order)
         for producer, order in (
@@ -75,8 +71,8 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     ]
     if any(value is None for value in split) or softmax.attributes.get_int("axis", -1) not in (-1, 3):
         return False
-    heads, width = _heads(split[0])
-    flat = [_node("Reshape", [value, _ints(graph, softmax, "flat", (0, 0, -1))]) for value in split]
+    heads, width = _head_sizes(split[0])
+    flat = [_node("Reshape", [value, _constant(graph, softmax, "flat", (0, 0, -1))]) for value in split]
     single = [_cast(node.outputs[0], ir.DataType.FLOAT) for node in flat]
     fused = ir.Node(
         _DOMAIN,
@@ -84,7 +80,7 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
         [node.outputs[0] for node in single],
         attributes=[ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", scale)],
     )
-    shape = _ints(graph, softmax, "split", (0, 0, heads, width))
+    shape = _constant(graph, softmax, "split", (0, 0, heads, width))
     unflat = _node("Reshape", [fused.outputs[0], shape])
     turned = ir.Node("", "Transpose", [unflat.outputs[0]], attributes=[ir.AttrInt64s("perm", [0, 2, 1, 3])])
     result = _cast(turned.outputs[0], mixed.outputs[0].dtype or ir.DataType.FLOAT)
@@ -94,8 +90,8 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     return True
 
 
-def _unscaled(product: ir.Node) -> tuple[ir.Node | None, float]:
-    """What Q was before its scale, and the scale: 1 where Q was scaled before its heads were split."""
+def _split_scale(product: ir.Node) -> tuple[ir.Node | None, float]:
+    """Return the producer of the unscaled Q and its scale, which is 1 if Q is scaled before the split."""
     query = _producer(product, 0)
     if query is None or query.op_type != "Mul":
         return query, 1.0
@@ -105,21 +101,21 @@ def _unscaled(product: ir.Node) -> tuple[ir.Node | None, float]:
     return _producer(query, 0), float(factor.numpy().item())
 
 
-def _heads(value: ir.Value | None) -> tuple[int, int]:
-    """How many heads of which width: the last two axes, which are static in every attention."""
+def _head_sizes(value: ir.Value | None) -> tuple[int, int]:
+    """Return number and width of the heads: the last two axes, which are static in every attention."""
     heads, width = (size for size in value.shape[2:] if isinstance(size, int))  # type: ignore[union-attr,index]
     return heads, width
 
 
 def _producer(node: ir.Node, index: int) -> ir.Node | None:
-    """Who makes an input; casts on the way are looked through."""
+    """Return the node that makes an input, looking through casts."""
     value = node.inputs[index]
     producer = None if value is None else value.producer()
     return _producer(producer, 0) if producer is not None and producer.op_type == "Cast" else producer
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:
-    """Who reads a result, None where several do; a cast on the way is looked through."""
+    """Return the only node that reads a result, looking through casts; None if there are several."""
     uses = list(node.outputs[0].uses())
     if len(uses) != 1:
         return None
@@ -128,7 +124,7 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
 
 
 def _before_transpose(source: ir.Node | None, order: Sequence[int]) -> ir.Value | None:
-    """What a transposition of that order turned."""
+    """Return the input of a transposition of that order; None for any other node."""
     if source is None or source.op_type != "Transpose":
         return None
     return source.inputs[0] if tuple(source.attributes["perm"].as_ints()) == tuple(order) else None
@@ -144,8 +140,8 @@ def _node(operator: str, inputs: Sequence[ir.Value | None]) -> ir.Node:
     return ir.Node("", operator, inputs)
 
 
-def _ints(graph: ir.Graph, node: ir.Node, name: str, values: Sequence[int]) -> ir.Value:
-    """A constant of the graph."""
+def _constant(graph: ir.Graph, node: ir.Node, name: str, values: Sequence[int]) -> ir.Value:
+    """Return an integer constant of the graph, named after `node`."""
     tensor = ir.tensor(np.array(values, np.int64), name=f"{node.name}/bounded/{name}")
     value = ir.Value(
         name=tensor.name,

@@ -1,7 +1,4 @@
-"""Reading a graph whose inner tensors carry no types: a converted bundle leaves them out.
-
-Is a written graph what the contract says: its inputs and outputs, name by name.
-"""
+"""Read a graph with its types, and check a written graph against its contract."""
 
 from __future__ import annotations
 
@@ -16,7 +13,11 @@ from refdiff.errors import InputError
 
 
 def load_typed(path: Path) -> ir.Model:
-    """The graph, every tensor with its type and, where that follows, its shape."""
+    """Read a graph and infer the types and shapes that a converted bundle leaves out.
+
+    Returns:
+        The graph. Every tensor has a type and, where it can be inferred, a shape.
+    """
     model = ir.load(path)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         ShapeInferencePass(data_prop=False)(model)
@@ -27,21 +28,23 @@ def check_contract(path: Path, graph: GraphSpec) -> None:
     """Compare the inputs and outputs of a written file with the contract, name by name.
 
     Raises:
-        InputError: the first difference.
+        InputError: they differ; the message gives the first difference.
     """
     written = ir.load(path).graph
-    _check_side(path, "input", written.inputs, graph.inputs)
-    _check_side(path, "output", written.outputs, graph.outputs)
+    _check_tensors(path, "input", written.inputs, graph.inputs)
+    _check_tensors(path, "output", written.outputs, graph.outputs)
 
 
-def _check_side(path: Path, side: str, written: Sequence[ir.Value], expected: Sequence[TensorSpec]) -> None:
+def _check_tensors(
+    path: Path, side: str, written: Sequence[ir.Value], expected: Sequence[TensorSpec]
+) -> None:
     got = tuple(_tensor_spec(value) for value in written)
     if got == tuple(expected):
         return
     for mine, theirs in zip(expected, got, strict=False):
         if mine != theirs:
             raise InputError(
-                f"{path.name}: got {side} {_text(theirs)}, expected {_text(mine)}; "
+                f"{path.name}: got {side} {_format(theirs)}, expected {_format(mine)}; "
                 "the model does not have the sizes its spec names"
             )
     raise InputError(f"{path.name}: got {len(got)} {side}s, expected {len(expected)}")
@@ -55,5 +58,5 @@ def _tensor_spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name or "", dtype, shape)
 
 
-def _text(tensor: TensorSpec) -> str:
+def _format(tensor: TensorSpec) -> str:
     return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}"

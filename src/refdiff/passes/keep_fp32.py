@@ -1,4 +1,4 @@
-"""Which nodes of a graph stay in single precision by rule, and why.
+"""Choose the nodes that stay in fp32: the built-in rules, and the regions that they form.
 
 In: an fp32 graph as the exporter wrote it, its nodes named after their modules. Out: rules of a recipe.
 """
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 import onnx_ir as ir
 
 from refdiff.contracts.recipe import Half, Rule
-from refdiff.passes.half_precision import EITHER
+from refdiff.passes.half_precision import ANY_TYPE
 
 MOVES = frozenset(
     {"Concat", "Gather", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -23,8 +23,8 @@ _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _NORM_MARKS = frozenset({"InstanceNormalization", "ReduceMean"})
 
 
-def default_islands(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]:
-    """The built-in rules that apply to a graph (docs/precision.md has the measurements)."""
+def default_fp32_nodes(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]:
+    """Return the built-in rules that apply to a graph (docs/precision.md has the measurements)."""
     found = (
         (_norms(graph), "norms: sums of squares over a whole group overflow and cancel in half precision"),
         (
@@ -34,19 +34,19 @@ def default_islands(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]:
         (_angles(graph), "angles: sine and cosine of large arguments keep no digits in half precision"),
         (_taps(graph), "taps: the map that is read is a product of its own, and leaves in fp32 anyway"),
         (
-            _of_kind(graph, {"Einsum"} if half == "bf16" else ()),
+            _nodes_of_kind(graph, {"Einsum"} if half == "bf16" else ()),
             "Einsum: ONNX defines none in bfloat16",
         ),
     )
     return tuple(
-        Rule(nodes=tuple(_by_module(graph, nodes)), because=because, origin="rule")
+        Rule(nodes=tuple(patterns_by_module(graph, nodes)), because=because, origin="rule")
         for nodes, because in found
         if nodes
     )
 
 
 def default_half_weights(name: str) -> tuple[Rule, ...]:
-    """The built-in rules of nodes that compute in single precision on half-precision weights."""
+    """Return the built-in rules for nodes that compute in fp32 on half-precision weights."""
     if name != "sam_decoder":
         return ()
     because = (
@@ -55,69 +55,76 @@ def default_half_weights(name: str) -> tuple[Rule, ...]:
     return (Rule(nodes=("*",), because=because, origin="rule"),)
 
 
-def closed(graph: ir.Graph, islands: Collection[str]) -> frozenset[str]:
-    """Islands without holes and without needless shores.
+def close_regions(graph: ir.Graph, names: Collection[str]) -> frozenset[str]:
+    """Close gaps between fp32 regions and trim data-movement nodes at their boundaries.
 
-    A node whose neighbours on both sides are all in single precision joins them, unless it multiplies by a
-    weight: its casts would cost more than it saves. So does a chain of nodes that only move values: its casts
-    would cancel. On the shore such a node leaves: it needs no precision.
+    A node with only fp32 neighbours on both sides joins them unless it multiplies by a weight: its casts
+    would cost more than half precision saves. A chain of nodes that only move values joins too, since its
+    casts would cancel. At the boundary of a region such a node leaves it: moving values needs no precision.
+
+    Args:
+        graph: in fp32.
+        names: nodes that rules keep in fp32.
+
+    Returns:
+        Names of all nodes in fp32 regions.
     """
-    single = set(islands)
+    single = set(names)
     nodes = [node for node in graph if node.name and _computes_floats(node)]
-    while caught := _caught(nodes, single):
+    while caught := _find_caught(nodes, single):
         single |= caught
-    while idle := set(_shore(nodes, single)):
-        single -= idle
+    while moves := set(_boundary(nodes, single)):
+        single -= moves
     return frozenset(single)
 
 
-def _caught(nodes: Collection[ir.Node], single: Collection[str]) -> set[str]:
-    """Half-precision nodes between islands; of those that only move values, whole chains."""
-    out = [node for node in nodes if node.name not in single]
-    moves = [node for node in out if node.op_type in MOVES]
+def _find_caught(nodes: Collection[ir.Node], single: Collection[str]) -> set[str]:
+    """Return the half-precision nodes between fp32 nodes; nodes that only move values as whole chains."""
+    half = [node for node in nodes if node.name not in single]
+    moves = [node for node in half if node.op_type in MOVES]
     while True:
         joined = {*single, *(_name(node) for node in moves)}
-        held = [node for node in moves if _between(node, joined)]
+        held = [node for node in moves if _is_between(node, joined)]
         if len(held) == len(moves):
             break
         moves = held
-    slight = (node for node in out if not weighted(node) and _between(node, single))
-    return {_name(node) for node in (*moves, *slight)}
+    unweighted = (node for node in half if not is_weighted(node) and _is_between(node, single))
+    return {_name(node) for node in (*moves, *unweighted)}
 
 
-def weighted(node: ir.Node) -> bool:
-    """A product or convolution whose second factor is a weight."""
+def is_weighted(node: ir.Node) -> bool:
+    """Return whether a node is a product or convolution whose second factor is a weight."""
     if node.op_type not in _PRODUCTS or len(node.inputs) < 2:
         return False
     data, weight = node.inputs[0], node.inputs[1]
     return data is not None and weight is not None and not data.is_initializer() and weight.is_initializer()
 
 
-def _between(node: ir.Node, single: Collection[str]) -> bool:
-    """Whether nothing but single precision comes in and goes out, as a graph's inputs and outputs are.
+def _is_between(node: ir.Node, single: Collection[str]) -> bool:
+    """Return whether all neighbours of a node are in fp32; the graph's inputs and outputs count as such.
 
-    Inputs and weights alone are no reason to compute in single precision; to move values they are.
+    A node that reads only inputs and weights has no reason to compute in fp32, unless it only moves values.
     """
     makers, users = _makers(node), _users(node)
-    if not (makers or node.op_type in MOVES) or not (users or _leaves(node)):
+    if not (makers or node.op_type in MOVES) or not (users or _is_output(node)):
         return False
     return all(_name(each) in single for each in (*makers, *users))
 
 
-def _shore(nodes: Iterable[ir.Node], single: Collection[str]) -> Iterator[str]:
-    """Nodes of an island that only move values in from half precision, or out to it."""
+def _boundary(nodes: Iterable[ir.Node], single: Collection[str]) -> Iterator[str]:
+    """Yield the fp32 nodes that only move values in from half precision, or out to it."""
     for node in nodes:
         if node.name not in single or node.op_type not in MOVES or node.name is None:
             continue
         makers, users = _makers(node), _users(node)
         enters = bool(makers) and all(maker.name not in single for maker in makers)
-        leaves = bool(users) and not _leaves(node) and all(user.name not in single for user in users)
+        leaves = bool(users) and not _is_output(node) and all(user.name not in single for user in users)
         if enters or leaves:
             yield node.name
 
 
 def _norms(graph: ir.Graph) -> set[str]:
-    """Every node of a module that holds a norm; LayerNormalization computes in fp32 by definition."""
+    """Return every node of a module with a norm; LayerNormalization computes in fp32 by definition."""
     marks = [node for node in graph if node.op_type in _NORM_MARKS]
     modules = {_module(node) for node in marks} - {""}
     inside = (node for node in graph if _module(node) in modules and _computes_floats(node))
@@ -125,12 +132,12 @@ def _norms(graph: ir.Graph) -> set[str]:
 
 
 def _softmaxes(graph: ir.Graph) -> set[str]:
-    """Softmax alone: a mask before it is -10,000 at most, which half precision holds."""
-    return _of_kind(graph, {"Softmax"})
+    """Return the softmaxes alone: a mask before one is -10,000 at most, which half precision holds."""
+    return _nodes_of_kind(graph, {"Softmax"})
 
 
 def _angles(graph: ir.Graph) -> set[str]:
-    """Sine, cosine, and all arithmetic on their arguments."""
+    """Return sines, cosines and all arithmetic on their arguments."""
     names, front = set[str](), [node for node in graph if node.op_type in ("Sin", "Cos")]
     while front:
         node = front.pop()
@@ -141,12 +148,12 @@ def _angles(graph: ir.Graph) -> set[str]:
 
 
 def _taps(graph: ir.Graph) -> set[str]:
-    """From the output `taps` back to its products and their scales."""
+    """Return the nodes from the output `taps` back to its products and their scales."""
     names, front = set[str](), [value for value in graph.outputs if value.name == "taps"]
     while front:
         value = front.pop()
         node = value.producer()
-        if node is None or not _float(value):
+        if node is None or not _is_float(value):
             continue
         names.add(_name(node))
         if node.op_type == "MatMul":
@@ -157,12 +164,12 @@ def _taps(graph: ir.Graph) -> set[str]:
     return names
 
 
-def _of_kind(graph: ir.Graph, operators: Collection[str]) -> set[str]:
+def _nodes_of_kind(graph: ir.Graph, operators: Collection[str]) -> set[str]:
     return {_name(node) for node in graph if node.op_type in operators}
 
 
-def _by_module(graph: ir.Graph, names: Collection[str]) -> Iterator[str]:
-    """The same nodes, a whole module as one pattern where it has no other nodes, not even in parts of it."""
+def patterns_by_module(graph: ir.Graph, names: Collection[str]) -> Iterator[str]:
+    """Yield the nodes, with one pattern for a module whose nodes, submodules included, are all among them."""
     every = [_name(node) for node in graph]
     modules = defaultdict[str, list[str]](list)
     for name in every:
@@ -176,26 +183,26 @@ def _by_module(graph: ir.Graph, names: Collection[str]) -> Iterator[str]:
 
 
 def _makers(node: ir.Node) -> list[ir.Node]:
-    """Nodes that computed the float inputs of this one; weights and graph inputs have none."""
-    sources = [value for value in node.inputs if value is not None and _float(value)]
+    """Return the nodes that compute the float inputs of `node`; weights and graph inputs have none."""
+    sources = [value for value in node.inputs if value is not None and _is_float(value)]
     return [maker for value in sources if (maker := value.producer()) is not None]
 
 
 def _users(node: ir.Node) -> list[ir.Node]:
-    """Nodes that read its float outputs and care for their precision."""
-    uses = (use for value in node.outputs if _float(value) for use in value.uses())
-    return [use.node for use in uses if use.node.op_type not in EITHER]
+    """Return the nodes that read the float outputs of `node`, except those that read any type."""
+    uses = (use for value in node.outputs if _is_float(value) for use in value.uses())
+    return [use.node for use in uses if use.node.op_type not in ANY_TYPE]
 
 
-def _leaves(node: ir.Node) -> bool:
+def _is_output(node: ir.Node) -> bool:
     return any(value.is_graph_output() for value in node.outputs)
 
 
 def _computes_floats(node: ir.Node) -> bool:
-    return any(_float(value) for value in node.outputs)
+    return any(_is_float(value) for value in node.outputs)
 
 
-def _float(value: ir.Value | None) -> bool:
+def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 

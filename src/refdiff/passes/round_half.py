@@ -1,9 +1,9 @@
-"""Half precision that is executed, on a processor whose kernels have none.
+"""Emulate half precision on a processor whose kernels do not have it.
 
-ONNX Runtime's CPU kernels of products, convolutions and most arithmetic take float32 alone; it casts around
-them, drops the casts between neighbours, and so computes a half-precision graph in single precision. Here
-every half-precision node gets casts of its own, which the runtime may not drop: the node computes in float32
-and its result is rounded to half precision, as a tensor core does with its float32 accumulator.
+ONNX Runtime's CPU kernels for products, convolutions and most arithmetic take float32 only; it casts around
+them, drops the casts between neighbours, and so computes a half-precision graph in single precision. This
+pass gives every half-precision node casts of its own that the runtime may not drop: the node computes in
+float32 and its result is rounded to half precision, as a tensor core does with its float32 accumulator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from refdiff.passes.fuse_attention import bound_attentions
+from refdiff.passes.fuse_attention import FuseAttention
 from refdiff.passes.graph_files import load_typed
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -20,42 +20,45 @@ HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _SINGLE = ir.DataType.FLOAT
 
 
-def rounded_model(path: Path, *, batch: int | None = None) -> bytes:
-    """A graph, serialised, with every half-precision result rounded; its weights stay in their file.
+def rounded_model(path: Path, *, fuse: FuseAttention | None = None) -> bytes:
+    """Return a serialized graph in which every half-precision result is rounded.
 
     Args:
-        path: the ONNX file.
-        batch: of the runs to come, where large attentions may be computed in one operator that rounds
-            its result alone (`bounded_attention`); None rounds everything.
+        path: the ONNX file; weights stay in their data file.
+        fuse: applied first: a fused attention rounds only its result. None rounds every result.
     """
     model = load_typed(path)
-    if batch is not None:
-        bound_attentions(model, batch=batch)
-    round_every_node(model)
+    if fuse is not None:
+        fuse(model)
+    RoundHalf()(model)
     return bytes(ir.serde.serialize_model(model).SerializeToString())
 
 
-def round_every_node(model: ir.Model) -> None:
-    """Change the graph in place; without half-precision tensors nothing changes."""
-    graph, single = model.graph, dict[int, ir.Value]()
-    for node in list(graph):
-        if node.op_type == "Cast":
-            continue
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in HALVES:
-                if id(value) not in single:
-                    single[id(value)] = _cast(graph, value, _SINGLE)
-                node.replace_input_with(index, single[id(value)])
-        for value in node.outputs:
-            if value.dtype in HALVES:
-                _round(graph, node, value)
+class RoundHalf:
+    """Compute every half-precision node in float32 and round its results to half precision."""
+
+    def __call__(self, model: ir.Model) -> ir.Model:
+        """Change the model in place and return it; a model without half-precision tensors stays the same."""
+        graph, single = model.graph, dict[int, ir.Value]()
+        for node in list(graph):
+            if node.op_type == "Cast":
+                continue
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype in HALVES:
+                    if id(value) not in single:
+                        single[id(value)] = _insert_cast(graph, value, _SINGLE)
+                    node.replace_input_with(index, single[id(value)])
+            for value in node.outputs:
+                if value.dtype in HALVES:
+                    _round(graph, node, value)
+        return model
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let `value` be float32, and everybody who reads it read its rounding; so does the graph's output."""
+    """Make `value` float32, and let its readers and the graph's outputs read its rounded copy."""
     half, name = value.dtype or _SINGLE, value.name
     readers = list(value.uses())
-    # A new type: the one it has belongs to the graph this one was cloned from as well.
+    # A new type object: the old one may be shared with the graph this one was cloned from.
     value.type, value.name = ir.TensorType(_SINGLE), f"{name}/unrounded"
     cast = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", int(half))])
     rounded = cast.outputs[0]
@@ -68,7 +71,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
             graph.outputs[index] = rounded
 
 
-def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _insert_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     node = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", int(dtype))])
     node.outputs[0].name = f"{value.name}/single"
     node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)

@@ -1,11 +1,11 @@
 """SmoothQuant for linear layers behind a LayerNormalization (Xiao et al., arXiv 2211.10438).
 
-Channels of an activation that reach far are divided by s, the rows of the weights that read them multiplied:
+Activation channels with large values are divided by s, and the weight rows that read them multiplied by it:
 
     s_j = max|X_j|^a / max|W_j|^(1-a)
 
 The division goes into the norm's scale and bias, so it costs no node. Every s is rounded to a power of two:
-then neither division nor product changes a digit of what is computed in floating point.
+then neither division nor product changes a digit of a floating-point result.
 
 Axes: j = input channels of a linear layer.
 """
@@ -19,14 +19,14 @@ import onnx_ir as ir
 
 from refdiff.contracts.session import Float
 from refdiff.errors import InputError
-from refdiff.passes.half_precision import converted
+from refdiff.passes.half_precision import convert_lazily
 
-LONGEST = 24
-"""Powers of two beyond which float32 itself would lose a weight's digits."""
+MAX_EXPONENT = 24
+"""Powers of two beyond this would lose digits of a weight even in float32."""
 
 
-def smoothable(graph: ir.Graph, nodes: Collection[str]) -> dict[str, tuple[ir.Node, ...]]:
-    """Output of a norm -> the linear layers among `nodes` that read it, where nobody else does."""
+def smoothable_tensors(graph: ir.Graph, nodes: Collection[str]) -> dict[str, tuple[ir.Node, ...]]:
+    """Return the norm outputs that only linear layers among `nodes` read, each with those layers."""
     found = {}
     for norm in graph:
         if norm.op_type != "LayerNormalization":
@@ -39,12 +39,12 @@ def smoothable(graph: ir.Graph, nodes: Collection[str]) -> dict[str, tuple[ir.No
     return found
 
 
-class Smooth:
-    """Applies exponents to one graph.
+class SmoothQuant:
+    """Scale the smoothed tensors of one graph down, and the weights that read them up.
 
     Args:
-        smoothing: tensor -> exponents per channel.
-        nodes: names of the nodes that will be quantised.
+        smoothing: tensor -> exponents of two, one per channel.
+        nodes: names of the nodes that will be quantized.
     """
 
     def __init__(self, smoothing: Mapping[str, Sequence[int]], nodes: Collection[str]) -> None:
@@ -52,17 +52,17 @@ class Smooth:
         self._nodes = frozenset(nodes)
 
     def __call__(self, model: ir.Model) -> ir.Model:
-        """Change the model in place, and return it.
+        """Change the model in place and return it.
 
-        A tensor of which no reader is quantised is left as it is.
+        A tensor with no quantized reader is not modified.
 
         Raises:
-            InputError: a smoothed tensor is no norm's output, has another number of channels, or some of its
-                readers are quantised and some are not.
+            InputError: a smoothed tensor is not a norm's output, has another number of channels, or only
+                some of its readers are quantized.
         """
         graph = model.graph
         self._check_names(graph)
-        groups = smoothable(graph, self._nodes)
+        groups = smoothable_tensors(graph, self._nodes)
         for norm in list(graph):
             name = norm.outputs[0].name or ""
             if name not in self._smoothing:
@@ -71,8 +71,8 @@ class Smooth:
                 _fold(graph, norm, groups[name], self._factors(norm))
             elif any(use.node.name in self._nodes for use in norm.outputs[0].uses()):
                 raise InputError(
-                    f"the recipe smooths {name}, but not all that reads it is quantised; "
-                    "quantise all of it or none, or leave out the smoothing"
+                    f"the recipe smooths {name}, but not all that reads it is quantized; "
+                    "quantize all of it or none, or leave out the smoothing"
                 )
         return model
 
@@ -86,53 +86,50 @@ class Smooth:
 
     def _factors(self, norm: ir.Node) -> Float:
         name = norm.outputs[0].name or ""
-        powers, scale = self._smoothing[name], _tensor(norm, 1)
+        exponents, scale = self._smoothing[name], _constant_input(norm, 1)
         channels = scale.shape.numpy()[-1]
-        if len(powers) != channels or max(map(abs, powers), default=0) > LONGEST:
+        if len(exponents) != channels or max(map(abs, exponents), default=0) > MAX_EXPONENT:
             raise InputError(
-                f"the recipe smooths {name} with {len(powers)} powers of two, expected {channels} of "
-                f"-{LONGEST} to {LONGEST}; correct the recipe, or calibrate again"
+                f"the recipe smooths {name} with {len(exponents)} powers of two, expected {channels} of "
+                f"-{MAX_EXPONENT} to {MAX_EXPONENT}; correct the recipe, or calibrate again"
             )
-        factors: Float = np.exp2(np.asarray(powers, np.float32))
+        factors: Float = np.exp2(np.asarray(exponents, np.float32))
         return factors
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, readers: Sequence[ir.Node], factors: Float) -> None:
-    """Divide what the norm puts out, multiply what reads it."""
+    """Divide the norm's scale and bias, and multiply the weights that read its output."""
     for index in range(1, len(norm.inputs)):
-        _replace(graph, norm, index, (1 / factors).astype(np.float32))
+        _scale_input(graph, norm, index, (1 / factors).astype(np.float32))
     for node in readers:
-        _replace(graph, node, 1, _along_rows(node, factors))
+        _scale_input(graph, node, 1, factors[None, :] if _is_transposed(node) else factors[:, None])
 
 
-def row_reach(node: ir.Node) -> Float:
-    """Largest magnitude of the weights that read each input channel."""
-    weight = _tensor(node, 1).numpy()
-    reach: Float = np.abs(weight).max(axis=0 if _transposed(node) else 1)
-    return reach
+def largest_by_row(node: ir.Node) -> Float:
+    """Return [j]: the largest magnitude among the weights that read each input channel."""
+    weight = _constant_input(node, 1).numpy()
+    largest: Float = np.abs(weight).max(axis=0 if _is_transposed(node) else 1)
+    return largest
 
 
-def _along_rows(node: ir.Node, factors: Float) -> Float:
-    return factors[None, :] if _transposed(node) else factors[:, None]
-
-
-def _transposed(node: ir.Node) -> bool:
+def _is_transposed(node: ir.Node) -> bool:
     return node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
 
 
-def _replace(graph: ir.Graph, node: ir.Node, index: int, factors: Float) -> None:
-    """Give a node its own copy of a constant, multiplied when it is read."""
+def _scale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Float) -> None:
+    """Give a node its own copy of a constant input, multiplied when it is read."""
     value = node.inputs[index]
     if value is None:
         return
     name = f"{node.name}/smoothed:{index}"
-    tensor = converted(_tensor(node, index), ir.DataType.FLOAT, lambda weight: weight * factors, name=name)
+    constant = _constant_input(node, index)
+    tensor = convert_lazily(constant, ir.DataType.FLOAT, lambda weight: weight * factors, name=name)
     copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
     graph.register_initializer(copy)
     node.replace_input_with(index, copy)
 
 
-def _tensor(node: ir.Node, index: int) -> ir.TensorProtocol:
+def _constant_input(node: ir.Node, index: int) -> ir.TensorProtocol:
     value = node.inputs[index]
     if value is None or value.const_value is None:
         raise InputError(f"{node.name}: input {index} is no constant; correct the recipe")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.accuracy.tolerances import exactness, graph_tolerance
-from refdiff.calibration.calibrate import thinned_records
+from refdiff.calibration.calibrate import evenly_spread_records
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
@@ -172,7 +172,7 @@ def compare_precisions(
     compared: dict[str, list[_GraphResult]] = {}
     for name in GRAPHS:
         progress(f"replaying {name}")
-        records = [] if feeds is None else thinned_records(feeds, name, MOST_RECORDS)
+        records = [] if feeds is None else evenly_spread_records(feeds, name, MOST_RECORDS)
         compared[name] = _compare_graph(runs, name, golden, records, threads)
     results = tuple(
         PrecisionResult(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import BLOCKED
-from refdiff.export.verify import coarse
+from refdiff.export.torch_records import round_coarsely
 
 
 @given(st.integers(0, 100), st.integers(-6, 6))
@@ -15,12 +15,12 @@ def test_a_signal_keeps_its_size_and_loses_its_last_digits(seed, exponent):
     signal = np.random.default_rng(seed).standard_normal((3, 200)).astype(np.float32) * np.float32(
         2.0**exponent
     )
-    kept = coarse(signal)
+    kept = round_coarsely(signal)
     largest = 2.0 ** np.floor(np.log2(np.abs(half_rounded(signal)).max()))
     assert np.abs(kept - signal).max() <= 0.55 * largest / 32
     assert len(np.unique(kept)) <= 4 * 32 + 1
     assert np.array_equal(kept, half_rounded(kept))
-    assert np.array_equal(coarse(kept), kept)
+    assert np.array_equal(round_coarsely(kept), kept)
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,5 @@ def test_a_signal_keeps_its_size_and_loses_its_last_digits(seed, exponent):
     ids=["mask", "timestep", "token ids", "grid"],
 )
 def test_what_is_no_signal_is_recorded_as_it_is(exact):
-    assert np.array_equal(coarse(exact), exact)
-    assert coarse(exact).dtype == exact.dtype
+    assert np.array_equal(round_coarsely(exact), exact)
+    assert round_coarsely(exact).dtype == exact.dtype

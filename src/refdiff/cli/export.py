@@ -1,0 +1,84 @@
+"""The verb `export`; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import Json, Overwrite, app
+from refdiff.cli.output import note, print_answer, working
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="mini, refdiff (SAM ViT-H) or refdiff-vitb.")] = "mini",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The bundle's folder; MODEL-PRECISION if left out.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, int8 or fp8; see `refdiff convert` for its options.")
+    ] = "fp32",
+    diffusion: Annotated[
+        str | None, typer.Option(help="Stable Diffusion 1.x or 2.x: hub id, folder or file.")
+    ] = None,
+    sam: Annotated[str | None, typer.Option(help="SAM: hub id, folder or file.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP: hub id, folder or file.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side in px of the image that the diffusion model sees; 512 if left out."),
+    ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(help="epsilon or v_prediction, where the diffusion checkpoint does not say."),
+    ] = None,
+    clip_activation: Annotated[
+        str | None, typer.Option(help="gelu or quick_gelu, where the CLIP checkpoint does not say.")
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Draw the weights instead of reading them; --diffusion sd21, --sam vit_l, --clip vit_l_14 "
+            "then name architectures.",
+        ),
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of random weights; 0 if left out.")] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="The folder `refdiff fetch` filled.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Export torch models as a bundle of checked graphs (needs refdiff[export,cpu])."""
+    from refdiff.cli.inspect import bundle_section
+    from refdiff.contracts.inspection import Inspection
+    from refdiff.export.export import export as export_model
+    from refdiff.models.choice import ModelChoice
+
+    choice = ModelChoice(
+        name=model,
+        diffusion=diffusion,
+        sam=sam,
+        clip=clip,
+        size=size,
+        prediction=prediction,
+        clip_activation=clip_activation,
+        random_weights=random_weights,
+        seed=seed,
+        checkpoints=checkpoints,
+        offline=offline,
+    )
+    folder = output or Path(f"{Path(choice.title).name}-{precision}")
+    with working() as progress:
+        manifest = export_model(
+            choice,
+            precision,
+            output=folder,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if manifest.random_seed is not None:
+        note("note: the weights are random; this bundle is for measuring time and memory only")
+    inspection = Inspection(path=folder, manifest=manifest)
+    print_answer(inspection.to_json(), lambda: bundle_section(inspection), as_json=as_json)
