@@ -163,11 +163,11 @@ def test_a_converted_bundle_is_sent_back_to_its_fp32_one(tmp_path: Path) -> None
 
 def test_a_recipe_that_names_an_unknown_node_is_refused(feeds: Path, tmp_path: Path) -> None:
     document = built_in().to_json()
-    stranger = {"nodes": ["nobody/*"], "because": "a test"}
-    document["graphs"][GRAPH]["fp32"] = [*document["graphs"][GRAPH]["fp32"], stranger]
+    foreign = {"nodes": ["nothing/*"], "because": "a test"}
+    document["graphs"][GRAPH]["fp32"] = [*document["graphs"][GRAPH]["fp32"], foreign]
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match="nobody"):
+    with pytest.raises(InputError, match="nothing"):
         audit.audit("mini", recipe=path, graphs=(GRAPH,), feeds=feeds)
 
 

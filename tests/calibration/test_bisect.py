@@ -1,4 +1,4 @@
-"""The verb `bisect`: planted nodes are found, nothing else is kept exact, and the recipe mends the graph."""
+"""The verb `bisect`: planted nodes are found, nothing else is kept exact, and the recipe fixes the graph."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_planted_bad_range_is_found_and_its_readers_leave_eight_bits(tmp_path:
     assert list(report.recipe.graphs[GRAPH].excluded[-1].nodes) == readers
 
 
-def test_trials_that_run_out_are_told(
+def test_trials_that_run_out_are_reported(
     overflowing: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, blamed = overflowing
@@ -129,12 +129,20 @@ def test_trials_that_run_out_are_told(
         ({"graph": GRAPH, "half": "int4"}, "choose one of: fp16, bf16"),
         ({"graph": GRAPH, "feeds": "nowhere"}, "refdiff calibrate"),
         ({"graph": GRAPH, "most_trials": 0}, "1 or more"),
-        ({"graph": GRAPH, "output": "nowhere/recipe.json"}, "is not a folder"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         bisect.bisect("mini", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verb", [["bisect", "mini", "--graph", GRAPH], ["audit", "mini"]])
+def test_a_recipe_s_folder_that_is_missing_is_refused_before_any_work(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, "-o", str(tmp_path / "nowhere" / "recipe.json")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not a folder" in line
 
 
 def test_a_converted_bundle_is_sent_back_to_its_fp32_one(tmp_path: Path) -> None:

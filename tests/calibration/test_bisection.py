@@ -143,7 +143,7 @@ def test_of_two_sets_that_suffice_one_is_found_not_both() -> None:
     assert set(found.nodes) in ({"a/x", "b/y"}, {"a/y"})
 
 
-def test_nodes_that_are_only_inside_together_with_a_needless_one_are_pruned() -> None:
+def test_nodes_that_are_only_inside_together_with_an_unnecessary_one_are_pruned() -> None:
     # More nodes are not always better: with x, y is needed too; without x nothing but z is.
     answers = {frozenset("xyz"), frozenset("xy"), frozenset("z")}
     found = find_smallest(["x", "y", "z"], SearchBudget(lambda kept: kept in answers, most=ENOUGH))

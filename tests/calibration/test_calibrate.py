@@ -130,17 +130,17 @@ def test_of_the_decoder_s_runs_some_are_kept_evenly_spread(tmp_path: Path) -> No
 
 
 def stop_at_sample_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def told(line: str) -> None:
+    def progress(line: str) -> None:
         if line.startswith("sample 2/"):
             raise KeyboardInterrupt
 
-    return told
+    return progress
 
 
 def stop_while_the_second_is_written(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     put = ArrayFolder.put
 
-    def told(line: str) -> None:
+    def progress(line: str) -> None:
         if line.startswith("sample 2/"):
             left = itertools.count(5, -1)
 
@@ -151,18 +151,18 @@ def stop_while_the_second_is_written(monkeypatch: pytest.MonkeyPatch) -> Callabl
 
             monkeypatch.setattr(ArrayFolder, "put", interrupted)
 
-    return told
+    return progress
 
 
 def stop_in_the_middle_of_the_second(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def interrupted(self: Segmenter, *rest: object) -> None:
         raise KeyboardInterrupt
 
-    def told(line: str) -> None:
+    def progress(line: str) -> None:
         if line.startswith("sample 2/"):
             monkeypatch.setattr(Segmenter, "_attend", interrupted)
 
-    return told
+    return progress
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_what_small_values_lose_is_what_a_cast_takes_from_them(values: Array) ->
 @given(hnp.arrays(np.float32, st.integers(1, 30), elements=fp16_values), st.integers(1, 29))
 def test_a_large_tensor_is_looked_at_in_parts(values: Array, part: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PART", part)
+        patch.setattr(module, "_CHUNK", part)
         parts = tally(values)
     whole = tally(values)
     assert parts.lost == pytest.approx(whole.lost)
@@ -108,7 +108,7 @@ def test_the_loss_is_the_worst_runs_and_magnitudes_are_all_runs() -> None:
     assert both.size == 150
 
 
-def test_many_small_values_beside_large_ones_lose_little() -> None:
+def test_many_small_values_next_to_large_ones_lose_little() -> None:
     softmax = np.concatenate([np.full(9, 0.111, np.float32), np.full(20, 1e-7, np.float32)])
     found = tally(softmax)
     assert found.subnormal > 0.6

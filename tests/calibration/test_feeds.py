@@ -243,7 +243,7 @@ def test_an_index_that_could_not_be_replaced_is_the_one_before(
     assert array_files(tmp_path) == []
 
 
-def test_overwriting_begins_anew_even_from_a_damaged_recording(recording: Path) -> None:
+def test_overwriting_starts_again_even_from_a_damaged_recording(recording: Path) -> None:
     (recording / "feeds.json").write_text("{")
     store = started(recording, overwrite=True, model="large")
     assert store.finished == ()

@@ -1,4 +1,4 @@
-"""From headroom to islands: each planted fault is found, named and mended, and nothing else is proposed."""
+"""From dynamic ranges to fp32 rules: each planted fault is found, named and fixed, and nothing else."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ from tests.support.planted import nan_in_weight, overflow
 from tests.support.small_graphs import (
     BUNDLE,
     MINIATURE,
-    islands_of,
+    fp32_nodes_of,
     miniature_graph,
     noise,
     small_graph,
@@ -65,13 +65,13 @@ def found_in(
     *,
     half: Half = "fp16",
     margin: float = MARGIN,
-    islands: tuple[str, ...] = (),
+    fp32: tuple[str, ...] = (),
     made: str = "float[N] y",
 ) -> list[OutOfRange]:
     """Of a graph that makes y from x, a vector."""
     model = small_graph(f"float[N] x => {made}", body, weights)
     tensors = measured(model, folder, {"x": x}, half)
-    return list(find_out_of_range(model.graph, tensors, half, fp32=islands, margin=margin))
+    return list(find_out_of_range(model.graph, tensors, half, fp32=fp32, margin=margin))
 
 
 def named(found: list[OutOfRange]) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -121,7 +121,7 @@ def test_an_input_out_of_reach_is_named_after_its_first_reader(tmp_path: Path) -
     assert (found.tensor, found.node, found.nodes) == ("x", "a", ("a",))
 
 
-def test_a_weight_that_is_stored_in_half_is_out_of_reach_on_an_island_too(tmp_path: Path) -> None:
+def test_a_weight_that_is_stored_in_half_is_out_of_range_in_an_fp32_region_too(tmp_path: Path) -> None:
     model = small_graph("float[N] x => float[N] y", "a = Mul(x, w) y = Neg(a)", {"w": np.float32([1e6])})
     tensors = measured(model, tmp_path, {"x": SPREAD * np.float32(1e-6)})
     (inside,) = (
@@ -200,17 +200,17 @@ def test_a_bias_is_only_added_and_a_factor_is_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moved", ["y = Mul(x, x)", "a = Mul(x, x) y = Reshape(a, s)"])
 def test_small_values_that_leave_the_graph_are_found(tmp_path: Path, moved: str) -> None:
-    # Whoever reads an output may do anything with it.
+    # A reader of an output may do anything with it.
     found = found_in(moved, {"s": np.int64([-1])}, tmp_path, TINY)
     assert {each.kind for each in found} == {"underflow"}
     assert "y" in {each.tensor for each in found}
 
 
-def test_findings_that_islands_cover_are_told_and_not_proposed(tmp_path: Path) -> None:
+def test_findings_that_rules_cover_are_reported_and_not_proposed(tmp_path: Path) -> None:
     model = small_graph("float[N] x => float[N] y", *OVERFLOW)
     tensors = measured(model, tmp_path, {"x": SPREAD})
-    for islands, covered in (((), False), (("a",), False), (("a", "b"), True)):
-        found = find_out_of_range(model.graph, tensors, "fp16", fp32=islands)
+    for fp32, covered in (((), False), (("a",), False), (("a", "b"), True)):
+        found = find_out_of_range(model.graph, tensors, "fp16", fp32=fp32)
         assert [each.covered for each in found] == [covered]
         assert bool(propose_rules(model.graph, found, "fp16")) != covered
 
@@ -244,7 +244,7 @@ def test_nothing_found_is_no_rule() -> None:
     assert propose_rules(model.graph, (), "fp16") == ()
 
 
-MENDED: dict[str, tuple[str, str, Weights, Array]] = {
+FIXED: dict[str, tuple[str, str, Weights, Array]] = {
     "overflow": ("float[N] x => float[N] y", *OVERFLOW, SPREAD),
     "overflow moved": (
         "float[N] x => float[N] y",
@@ -293,9 +293,9 @@ MENDED: dict[str, tuple[str, str, Weights, Array]] = {
 }
 
 
-@pytest.mark.parametrize("fault", MENDED)
+@pytest.mark.parametrize("fault", FIXED)
 def test_a_recipe_with_the_proposed_rules_brings_the_graph_back(tmp_path: Path, fault: str) -> None:
-    signature, body, weights, x = MENDED[fault]
+    signature, body, weights, x = FIXED[fault]
     path, feeds = saved(small_graph(signature, body, weights), tmp_path), {"x": x}
     before = GraphRecipe(half="fp16")
     if "of a weight" not in fault or "underflow" in fault:  # a weight too large is refused, not lost
@@ -306,7 +306,7 @@ def test_a_recipe_with_the_proposed_rules_brings_the_graph_back(tmp_path: Path, 
     assert is_inside(path, after, feeds, CLOSE)
 
 
-def test_a_weight_of_which_only_small_rows_are_read_can_still_be_stored(tmp_path: Path) -> None:
+def test_a_weight_whose_small_rows_alone_are_read_can_still_be_stored(tmp_path: Path) -> None:
     # In half precision all of a table is stored, whatever rows the feeds ask for.
     table = noise(4, 3)
     table[3] = 1e5
@@ -389,19 +389,19 @@ def test_nothing_is_found_in_the_healthy_miniature(name: str, half: Half) -> Non
     model = miniature_graph(name)
     tensors = measure_dynamic_range(BUNDLE / f"{name}.onnx", [golden_feeds(name)], half)
     assert find_non_finite(model.graph, tensors) == ()
-    assert find_out_of_range(model.graph, tensors, half, fp32=islands_of(model, half)) == ()
+    assert find_out_of_range(model.graph, tensors, half, fp32=fp32_nodes_of(model, half)) == ()
 
 
 PLACES = [
     ("clip_text", "blocks.0.block.mlp.c_proj/Add"),  # into the residual stream
     ("sd_text", "layers.1.self_attn.k_proj/Add"),  # into an attention
     ("vae_encoder", "encoder.conv_out/Conv"),  # after the last norm
-    ("unet", "unet.up_blocks.1.resnets.1/Add_1"),  # into a norm that is an island
+    ("unet", "unet.up_blocks.1.resnets.1/Add_1"),  # into a norm in an fp32 region
 ]
 
 
 @pytest.mark.parametrize(("name", "tensor"), PLACES)
-def test_an_overflow_planted_into_the_miniature_is_found_named_and_mended(
+def test_an_overflow_planted_into_the_miniature_is_found_named_and_fixed(
     name: str, tensor: str, tmp_path: Path
 ) -> None:
     path = planted_miniature(name, overflow(tensor, half=False), tmp_path)
@@ -409,7 +409,7 @@ def test_an_overflow_planted_into_the_miniature_is_found_named_and_mended(
     before = GraphRecipe(half="fp16", fp32=default_fp32_nodes(graph))
     assert not is_inside(path, before, feeds, tolerance)
     tensors = measure_dynamic_range(path, [feeds], "fp16")
-    found = find_out_of_range(graph, tensors, "fp16", fp32=islands_of(ir.load(path)))
+    found = find_out_of_range(graph, tensors, "fp16", fp32=fp32_nodes_of(ir.load(path)))
     up, down = f"{tensor}/up", f"{tensor}/down"
     assert [(each.kind, each.tensor) for each in found] == [("overflow", up)]
     assert set(found[0].nodes) == {up, down}

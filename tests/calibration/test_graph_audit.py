@@ -111,7 +111,7 @@ def test_findings_come_in_the_graphs_order(tmp_path: Path) -> None:
     assert [each.tensor for each in found] == ["x", "s"]
 
 
-def test_nobody_asks_for_the_range_of_what_is_not_quantized(tmp_path: Path) -> None:
+def test_ranges_of_nodes_that_are_not_quantized_are_not_checked(tmp_path: Path) -> None:
     path = stack(tmp_path)
     bad = {**reach_of(path), "s": 1e-3}
     assert find_bad_ranges(path, quantized(bad, ["block/a"]), [FEEDS]) == ()
@@ -158,9 +158,9 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
     ranges = reach_of(path)
     with pytest.raises(InputError, match="never run in the recorded feeds"):
         find_bad_ranges(path, quantized(ranges), [])
-    with pytest.raises(InputError, match="no node is called so"):
+    with pytest.raises(InputError, match="no node has that name"):
         find_bad_ranges(path, quantized(ranges, ["z"]), [FEEDS])
-    with pytest.raises(InputError, match="no node is called so"):
+    with pytest.raises(InputError, match="no node has that name"):
         find_bad_ranges(path, quantized(ranges), [FEEDS], excluded=(rule("z"),))
     with pytest.raises(InputError, match="x holds NaN or infinity in fp32"):
         find_bad_ranges(path, quantized(ranges), [{"x": FEEDS["x"] * np.float32(np.nan)}])
@@ -180,11 +180,11 @@ def test_a_document_is_json(tmp_path: Path) -> None:
 def eight_bits(name: str, method: str = "percentile") -> GraphRecipe:
     """What the toolkit makes of a graph of the miniature, on its golden feeds."""
     graph = miniature_graph(name).graph
-    islands, left = default_fp32_nodes(graph), default_excluded(name, graph)
-    nodes = choose_eight_bit_nodes(graph, fp32_rules=islands, excluded=left)
+    fp32, left = default_fp32_nodes(graph), default_excluded(name, graph)
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=fp32, excluded=left)
     tensors = data_inputs(graph, nodes)
     ranges = collect_ranges(BUNDLE / f"{name}.onnx", [golden_feeds(name)], tensors, method=method)
-    return GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=quantized(ranges, nodes))
+    return GraphRecipe(half="fp16", fp32=fp32, excluded=left, quantized=quantized(ranges, nodes))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -197,7 +197,7 @@ def test_the_ranges_of_the_miniature_fit_by_every_method(name: str, method: str)
 
 
 @pytest.mark.parametrize("factor", [0.01, 300.0], ids=["too small", "too large"])
-def test_a_range_planted_into_the_miniature_is_named_and_leaving_its_layer_out_mends_it(
+def test_a_range_planted_into_the_miniature_is_named_and_leaving_its_layer_out_fixes_it(
     factor: float,
 ) -> None:
     name, layer = "clip_text", "blocks.0.block.mlp.c_proj/MatMul"

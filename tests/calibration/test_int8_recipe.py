@@ -122,7 +122,7 @@ def test_what_is_no_product_with_a_constant_weight_is_not_quantizable():
     assert quantizable_nodes(model.graph) == ("y",)
 
 
-def test_one_pair_of_nodes_serves_all_quantized_readers_and_nobody_else():
+def test_one_pair_of_nodes_serves_all_quantized_readers_and_no_others():
     model = small_graph(
         "float[2,4] x => float[2,4] y",
         "a = MatMul(x, v) b = MatMul(x, w) c = Add(a, x) y = Add(b, c)",

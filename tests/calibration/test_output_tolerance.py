@@ -119,7 +119,7 @@ def test_a_guess_saves_trials(tmp_path: Path) -> None:
     assert searched(trials).trials < searched(trials, guessing=False).trials
 
 
-def test_the_first_tensor_that_goes_wrong_is_told(tmp_path: Path) -> None:
+def test_the_first_tensor_that_goes_wrong_is_reported(tmp_path: Path) -> None:
     guess, first = trials_of(vector(OVERFLOW, WEIGHTS), tmp_path, {"x": SPREAD}).guess()
     assert first is not None
     assert (first.tensor, first.node, first.lost, first.begins) == ("a", "a", 1, True)
@@ -141,7 +141,7 @@ def test_a_search_that_runs_out_of_trials_leaves_a_set_that_is_inside(tmp_path: 
         assert found.trials <= most
 
 
-def test_candidates_are_what_computes_and_is_no_island_yet(tmp_path: Path) -> None:
+def test_candidates_are_what_computes_and_is_not_in_fp32_yet(tmp_path: Path) -> None:
     model = vector(
         "c = Constant <value = float[1] {2.0}> () a = Mul(x, c) s = Shape(a) b = Exp(a) d = Reshape(b, s) "
         "y = Neg(d)"
@@ -164,10 +164,10 @@ def test_an_outcome_says_how_far_which_output_is(tmp_path: Path) -> None:
         "float[N] x => float[N] y, float[N] z", "z = Neg(x) a = Mul(x, up) y = Mul(a, down)", WEIGHTS
     )
     trials = trials_of(model, tmp_path, {"x": SPREAD})
-    broken, mended = trials.worst(()), trials.worst(("a", "y"))
+    broken, fixed = trials.worst(()), trials.worst(("a", "y"))
     assert (broken.output, broken.error, broken.correlation, broken.inside) == ("y", np.inf, 0.0, False)
-    assert mended.inside
-    assert 0 < mended.error < 1e-3
+    assert fixed.inside
+    assert 0 < fixed.error < 1e-3
     assert broken.to_json() == {"output": "y", "error": None, "correlation": 0.0, "inside": False}
     assert Outcome("y", 0.5, 0.25, inside=False).to_json()["error"] == 0.5
 
@@ -324,18 +324,18 @@ def test_readers_of_a_smoothed_tensor_are_left_out_together(tmp_path: Path) -> N
 def test_a_bad_range_planted_into_the_miniature_is_found_exactly(tmp_path: Path, factor: float) -> None:
     name, layer = "clip_text", "blocks.0.block.mlp.c_proj/MatMul"
     path, graph, feeds = BUNDLE / f"{name}.onnx", miniature_graph(name).graph, golden_feeds(name)
-    islands, left, tolerance = (
+    fp32, left, tolerance = (
         default_fp32_nodes(graph),
         default_excluded(name, graph),
         tolerance_of(name, "int8"),
     )
-    nodes = choose_eight_bit_nodes(graph, fp32_rules=islands, excluded=left)
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=fp32, excluded=left)
     ranges = collect_ranges(path, [feeds], data_inputs(graph, nodes))
-    healthy = dataclasses.replace(quantized(nodes, ranges), fp32=islands, excluded=left)
+    healthy = dataclasses.replace(quantized(nodes, ranges), fp32=fp32, excluded=left)
     assert OutputTolerance(path, healthy, [feeds], tolerance).worst(()).inside
     (tensor,) = data_inputs(graph, {layer})
     bad = dataclasses.replace(
-        quantized(nodes, {**ranges, tensor: ranges[tensor] * factor}), fp32=islands, excluded=left
+        quantized(nodes, {**ranges, tensor: ranges[tensor] * factor}), fp32=fp32, excluded=left
     )
     trials = OutputTolerance(path, bad, [feeds], tolerance)
     found = searched(trials)

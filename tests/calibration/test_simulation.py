@@ -1,4 +1,4 @@
-"""A converted graph beside its fp32 original: how far each tensor is off, and where values are lost."""
+"""A converted graph and its fp32 original: how far each tensor is off, and where values are lost."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ OVERFLOW = (
 )
 
 
-def islands(*nodes: str) -> GraphRecipe:
+def keeping_fp32(*nodes: str) -> GraphRecipe:
     return GraphRecipe(half="fp16", fp32=(Rule(nodes=nodes, because="a test"),))
 
 
@@ -98,14 +98,14 @@ def test_a_planted_overflow_begins_at_its_node_and_goes_on_behind_it(tmp_path: P
     assert all(each.off(1.0) for each in found.values())
 
 
-def test_an_island_loses_nothing(tmp_path: Path) -> None:
-    found = compared(vector(*OVERFLOW), tmp_path, {"x": SPREAD}, recipe=islands("a", "b"))
+def test_an_fp32_region_loses_nothing(tmp_path: Path) -> None:
+    found = compared(vector(*OVERFLOW), tmp_path, {"x": SPREAD}, recipe=keeping_fp32("a", "b"))
     assert {each.lost for each in found.values()} == {0}
     assert found["y"].error < 1e-3
 
 
-def test_half_an_island_loses_what_is_cast_behind_it(tmp_path: Path) -> None:
-    found = compared(vector(*OVERFLOW), tmp_path, {"x": SPREAD}, recipe=islands("a"))
+def test_half_an_fp32_region_loses_what_is_cast_behind_it(tmp_path: Path) -> None:
+    found = compared(vector(*OVERFLOW), tmp_path, {"x": SPREAD}, recipe=keeping_fp32("a"))
     assert (found["a"].lost, found["a"].begins) == (0, False)
     assert (found["b"].lost, found["b"].begins) == (1, True)
 
@@ -258,7 +258,7 @@ def test_an_overflow_planted_into_the_miniature_begins_at_its_node(tmp_path: Pat
 
 def test_a_recipe_of_another_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no node has that name"):
-        compared(vector("y = Neg(x)"), tmp_path, {"x": SPREAD}, recipe=islands("z"))
+        compared(vector("y = Neg(x)"), tmp_path, {"x": SPREAD}, recipe=keeping_fp32("z"))
 
 
 def test_a_document_is_json(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from refdiff.errors import EngineError, InputError
 from refdiff.passes.half_precision import HalfPrecision
 from tests.support.small_graphs import (
     BUNDLE,
+    fp32_nodes_of,
     half_graph,
-    islands_of,
     miniature_graph,
     noise,
     outputs,
@@ -164,7 +164,7 @@ def test_what_else_is_asked_for_changes_no_value() -> None:
 
 def test_a_trial_with_cast_weights_reads_them_from_the_fp32_bundle() -> None:
     model = miniature_graph("clip_text")
-    HalfPrecision("fp16", islands_of(model), weights="cast")(model)
+    HalfPrecision("fp16", fp32_nodes_of(model), weights="cast")(model)
     feeds, records = open_bundle(BUNDLE, verify="size").golden()["clip_text"]
     assert measure_parity(outputs(model, feeds)["vector"], records["vector"]).error < 1e-3
 

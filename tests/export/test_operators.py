@@ -18,6 +18,6 @@ def test_known_operators_pass() -> None:
 
 @pytest.mark.parametrize(("domain", "kind"), [("", "NonZero"), ("com.microsoft", "MatMul")])
 def test_another_is_named_with_its_node(domain: str, kind: str) -> None:
-    stranger = ir.Node(domain, kind, [], name="mid/strange")
+    unsupported = ir.Node(domain, kind, [], name="mid/strange")
     with pytest.raises(InputError, match=f"unet: the exporter wrote 1 {kind}, first at mid/strange"):
-        check_operators(graph_of(ir.Node("", "Relu", []), stranger), "unet")
+        check_operators(graph_of(ir.Node("", "Relu", []), unsupported), "unet")

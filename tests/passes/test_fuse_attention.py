@@ -84,11 +84,11 @@ def test_the_vae_s_attention_whose_q_is_scaled_late_is_replaced_and_agrees(
 def test_in_half_precision_it_is_as_exact_and_rounded_elsewhere(
     unet: Path, tmp_path: Path, half: str, softmax_in_fp32: bool
 ) -> None:
-    islands = default_fp32_nodes(onnx_ir.load(unet).graph, half)
+    fp32 = default_fp32_nodes(onnx_ir.load(unet).graph, half)
     if not softmax_in_fp32:
-        islands = tuple(rule for rule in islands if "softmax" not in rule.because)
+        fp32 = tuple(rule for rule in fp32 if "softmax" not in rule.because)
     path = tmp_path / "unet.onnx"
-    convert_graph(unet, path, GraphRecipe(half=half, fp32=islands))
+    convert_graph(unet, path, GraphRecipe(half=half, fp32=fp32))
     feeds, exact = feeds_of_unet(), CheckSession(unet).run(feeds_of_unet())
     every = CheckSession(rounded_model(path), folder=tmp_path).run(feeds)
     assert "Softmax" not in operators(path, 2, min_bytes=0)

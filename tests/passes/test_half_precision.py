@@ -27,8 +27,8 @@ from tests.support.small_graphs import (
     FLOATS,
     MINIATURE,
     casts,
+    fp32_nodes_of,
     half_graph,
-    islands_of,
     miniature_graph,
     node,
     noise,
@@ -75,11 +75,11 @@ def without_weights(model: ir.Model) -> ir.Model:
 
 @every_graph
 def test_every_tensor_has_the_type_of_its_node(name: str, half: Half) -> None:
-    model, islands = converted(name, half)
+    model, fp32 = converted(name, half)
     for each in model.graph:
         if each.op_type == "Cast" and each.outputs[0].dtype in FLOATS and each.inputs[0].dtype in FLOATS:
             continue
-        expected = SINGLE if each.name in islands else TYPES[half]
+        expected = SINGLE if each.name in fp32 else TYPES[half]
         made = {value.dtype for value in each.outputs if value.dtype in FLOATS}
         read = {value.dtype for value in float_inputs(each)}
         assert made | read <= {expected}, each.name
@@ -155,7 +155,7 @@ def test_weights_cast_in_the_graph_give_the_same_bits_as_stored_ones(name: str, 
     feeds, _ = open_bundle(BUNDLE, verify="size").golden()[name]
     stored = outputs(converted(name, half)[0], feeds)
     model = miniature_graph(name)
-    HalfPrecision(half, islands_of(model, half), weights="cast")(model)
+    HalfPrecision(half, fp32_nodes_of(model, half), weights="cast")(model)
     assert all(value.dtype not in TYPES.values() for value in model.graph.initializers.values())
     trial = outputs(model, feeds)
     for key, values in stored.items():
@@ -234,14 +234,14 @@ def test_an_input_read_in_both_precisions_is_cast_for_one_of_them() -> None:
     ]
 
 
-def test_an_output_of_an_island_needs_no_cast() -> None:
+def test_an_output_of_an_fp32_region_needs_no_cast() -> None:
     model = small_graph("float[2] x => float[2] y", "y = Exp(x)")
     HalfPrecision("fp16", ("y",))(model)
     assert not casts(model)
     assert model.graph.outputs[0].producer().op_type == "Exp"
 
 
-def test_an_output_that_an_island_reads_too_is_cast_once() -> None:
+def test_an_output_that_an_fp32_region_reads_too_is_cast_once() -> None:
     model = small_graph("float[2] x => float[2] y, float[2] z", "y = Relu(x) z = Exp(y)")
     HalfPrecision("fp16", ("z",))(model)
     assert [value.name for value in model.graph.outputs] == ["y", "z"]
@@ -288,7 +288,7 @@ def test_a_cast_of_the_graphs_own_makes_what_its_readers_want() -> None:
     assert outputs(model, {"x": np.int32([3, -4])})["y"].tolist() == [3.0, 0.0]
 
 
-def test_an_integer_keeps_its_digits_on_the_way_to_an_island() -> None:
+def test_an_integer_keeps_its_digits_on_the_way_to_an_fp32_region() -> None:
     model = small_graph(
         "int32[1] x => float[1] y", "a = Cast <to = 1> (x) y = Mul(a, w)", {"w": np.ones(1, "f4")}
     )
@@ -357,12 +357,12 @@ def test_a_weight_too_large_for_fp16_is_named(size: int, tmp_path: Path) -> None
         )
 
 
-@pytest.mark.parametrize(("half", "islands"), [("bf16", ()), ("fp16", ("y",))])
-def test_a_weight_too_large_for_fp16_is_none_for_bf16_or_an_island(
-    half: Half, islands: tuple[str, ...]
+@pytest.mark.parametrize(("half", "fp32"), [("bf16", ()), ("fp16", ("y",))])
+def test_a_weight_too_large_for_fp16_is_none_for_bf16_or_an_fp32_node(
+    half: Half, fp32: tuple[str, ...]
 ) -> None:
     model = small_graph("float[2] x => float[2] y", "y = Mul(x, w)", {"w": np.float32([1.0, -65_536.0])})
-    HalfPrecision(half, islands)(model)
+    HalfPrecision(half, fp32)(model)
     assert outputs(model, {"x": np.float32([1, 1])})["y"].tolist() == [1.0, -65_536.0]
 
 

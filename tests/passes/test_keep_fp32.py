@@ -1,4 +1,4 @@
-"""Islands of single precision: which nodes the rules find, and how a set of nodes is closed."""
+"""Regions of single precision: which nodes the rules find, and how a set of nodes is closed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.support.small_graphs import (
     FLOATS,
     MINIATURE,
     casts,
-    islands_of,
+    fp32_nodes_of,
     miniature_graph,
     small_graph,
 )
@@ -117,33 +117,33 @@ def test_bfloat16_leaves_what_onnx_has_none_of() -> None:
 
 @pytest.mark.parametrize("half", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", MINIATURE)
-def test_only_operators_of_their_own_are_islands_of_one_node(name: str, half: Half) -> None:
+def test_only_operators_of_their_own_are_regions_of_one_node(name: str, half: Half) -> None:
     # Widening a softmax by the product before it keeps TensorRT from fusing the attention; it was measured
     # (benchmarks/results/attention-regions.json). bfloat16 has operators that stay single wherever they are.
     model = miniature_graph(name)
     alone = {"Softmax"} if half == "fp16" else {"Softmax", "Einsum"}
     kinds = {node.name: node.op_type for node in model.graph}
-    lonely = [names for names in connected(model.graph, islands_of(model, half)) if len(names) == 1]
+    lonely = [names for names in connected(model.graph, fp32_nodes_of(model, half)) if len(names) == 1]
     assert {kinds[name] for names in lonely for name in names} <= alone
 
 
-def connected(graph: ir.Graph, islands: frozenset[str]) -> list[set[str]]:
-    """Islands as sets of nodes that hand float tensors to each other."""
+def connected(graph: ir.Graph, fp32: frozenset[str]) -> list[set[str]]:
+    """Regions as sets of nodes that hand float tensors to each other."""
     neighbours = defaultdict[str, set[str]](set)
     for node in graph:
         for value in node.inputs:
             maker = value.producer() if value is not None and value.dtype in FLOATS else None
-            if maker is not None and {maker.name, node.name} <= islands:
+            if maker is not None and {maker.name, node.name} <= fp32:
                 neighbours[node.name].add(maker.name)
                 neighbours[maker.name].add(node.name)
-    left, found = set(islands), []
+    left, found = set(fp32), []
     while left:
-        front, island = [left.pop()], set[str]()
+        front, region = [left.pop()], set[str]()
         while front:
-            island.add(name := front.pop())
-            front += neighbours[name] - island
-        left -= island
-        found.append(island)
+            region.add(name := front.pop())
+            front += neighbours[name] - region
+        left -= region
+        found.append(region)
     return found
 
 
@@ -171,12 +171,12 @@ def test_a_module_with_other_modules_inside_is_no_pattern() -> None:
     assert rules_of(model)["norms"] == {"norm/mean", "norm/sub"}
 
 
-def test_a_norm_outside_any_module_is_an_island_of_its_own() -> None:
+def test_a_norm_outside_any_module_is_a_region_of_its_own() -> None:
     model = small_graph("float[2, 4] x => float[1, 1] y", "a = Relu(x) b = ReduceMean(a) y = Neg(b)")
     assert rules_of(model)["norms"] == {"b"}
 
 
-def test_a_node_between_islands_joins_them() -> None:
+def test_a_node_between_regions_joins_them() -> None:
     graph = small_graph(
         "float[2] x => float[2] y", "a = Relu(x) b = Exp(a) c = Neg(b) d = Exp(c) e = Neg(d) y = Relu(e)"
     ).graph
@@ -197,12 +197,12 @@ def test_reading_a_shape_asks_for_no_precision() -> None:
     assert close_regions(graph, {"a", "y"}) == {"a", "b", "y"}
 
 
-def test_a_node_between_an_island_and_an_output_joins() -> None:
+def test_a_node_between_a_region_and_an_output_joins() -> None:
     graph = small_graph("float[2] x => float[2] y", "a = Relu(x) b = Exp(a) y = Neg(b)").graph
     assert close_regions(graph, {"b"}) == {"b", "y"}
 
 
-def test_a_chain_of_moves_between_islands_joins_them() -> None:
+def test_a_chain_of_moves_between_regions_joins_them() -> None:
     graph = small_graph(
         "float[2, 3] x => float[3, 2] y",
         "a = Exp(x) b = Transpose(a) c = Unsqueeze(b, axes) d = Squeeze(c, axes) e = Exp(d) y = Relu(e)",
@@ -212,14 +212,14 @@ def test_a_chain_of_moves_between_islands_joins_them() -> None:
     assert close_regions(graph, {"a"}) == {"a"}
 
 
-def test_a_move_from_an_input_to_an_island_joins() -> None:
+def test_a_move_from_an_input_to_a_region_joins() -> None:
     graph = small_graph(
         "float[2, 3] x => float[3, 2] y", "a = Transpose(x) b = Exp(a) c = Relu(b) y = Neg(c)"
     ).graph
     assert close_regions(graph, {"b"}) == {"a", "b"}
 
 
-def test_moves_on_a_shore_leave() -> None:
+def test_moves_at_a_boundary_leave() -> None:
     graph = small_graph(
         "float[2, 3] x => float[2, 3] y",
         "a = Relu(x) b = Transpose(a) c = Exp(b) d = Transpose(c) e = Relu(d) y = Neg(e)",
@@ -227,7 +227,7 @@ def test_moves_on_a_shore_leave() -> None:
     assert close_regions(graph, {"b", "c", "d"}) == {"c"}
 
 
-def test_a_move_inside_an_island_stays() -> None:
+def test_a_move_inside_a_region_stays() -> None:
     graph = small_graph(
         "float[2, 3] x => float[3, 2] y",
         "a = Relu(x) b = Exp(a) c = Transpose(b) d = Exp(c) e = Relu(d) y = Neg(e)",
@@ -248,7 +248,7 @@ Step = tuple[str, tuple[int, ...]]
 
 @st.composite
 def small_dags(draw: st.DrawFn) -> tuple[tuple[Step, ...], frozenset[str], frozenset[int]]:
-    """Nodes that compute or move; some of them islands; some of them outputs."""
+    """Nodes that compute or move; some of them in fp32; some of them outputs."""
     count = draw(st.integers(1, 12))
     steps = list[Step]()
     for index in range(count):
@@ -257,13 +257,13 @@ def small_dags(draw: st.DrawFn) -> tuple[tuple[Step, ...], frozenset[str], froze
             draw(st.integers(max(0, index - 3), index)) for _ in range(1 + (kind in ("Add", "Concat")))
         )
         steps.append((kind, reads))
-    islands = draw(st.frozensets(st.integers(1, count)))
+    fp32 = draw(st.frozensets(st.integers(1, count)))
     outs = draw(st.frozensets(st.integers(1, count)))
-    return tuple(steps), frozenset(f"t{index}" for index in islands), outs
+    return tuple(steps), frozenset(f"t{index}" for index in fp32), outs
 
 
 def built(steps: tuple[Step, ...], outs: frozenset[int]) -> ir.Model:
-    """Node i is named t<i>, and so is its one tensor; what nobody reads is an output."""
+    """Node i is named t<i>, and so is its one tensor; what is not read is an output."""
     tensors = [ir.Value(name="t0", type=ir.TensorType(ir.DataType.FLOAT))]
     shape = ir.Value(name="shape", type=ir.TensorType(ir.DataType.INT64))
     nodes = list[ir.Node]()
@@ -283,11 +283,11 @@ def built(steps: tuple[Step, ...], outs: frozenset[int]) -> ir.Model:
 def test_closing_any_graph_keeps_what_computes_and_leaves_no_hole(
     drawn: tuple[tuple[Step, ...], frozenset[str], frozenset[int]],
 ) -> None:
-    steps, islands, outs = drawn
+    steps, fp32, outs = drawn
     model = built(steps, outs)
-    single = close_regions(model.graph, islands)
+    single = close_regions(model.graph, fp32)
     moves = {node.name for node in model.graph if node.op_type in MOVES}
-    assert islands - moves <= single
+    assert fp32 - moves <= single
     assert close_regions(model.graph, single) == single
     for name, makers, users, leaves in surroundings(model.graph):
         inside = makers <= single and users <= single
@@ -311,15 +311,15 @@ def surroundings(graph: ir.Graph) -> Iterator[tuple[str, set[str], set[str], boo
 def test_no_casts_cancel_in_any_closed_graph(
     drawn: tuple[tuple[Step, ...], frozenset[str], frozenset[int]],
 ) -> None:
-    steps, islands, outs = drawn
+    steps, fp32, outs = drawn
     model = built(steps, outs)
-    HalfPrecision("fp16", close_regions(model.graph, islands))(model)
+    HalfPrecision("fp16", close_regions(model.graph, fp32))(model)
     for cast in casts(model):
         assert behind(cast) is None
 
 
 def behind(cast: ir.Node) -> ir.Node | None:
-    """The cast before this one, where there is nothing between but moves that nobody else reads."""
+    """The cast before this one, where there is nothing between but moves without other readers."""
     node = cast.inputs[0].producer()
     while node is not None and node.op_type == "Reshape":
         value = node.outputs[0]

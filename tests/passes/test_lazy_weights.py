@@ -100,10 +100,10 @@ def test_ties_are_rounded_to_even(dtype: ir.DataType, expected: list[float]) -> 
 
 
 @pytest.mark.parametrize("count", [3, LARGE])
-@pytest.mark.parametrize("beside", [0.0, np.inf, np.nan])
-def test_a_value_that_becomes_infinite_is_named_whatever_is_beside_it(count: int, beside: float) -> None:
+@pytest.mark.parametrize("next_to_it", [0.0, np.inf, np.nan])
+def test_a_value_that_becomes_infinite_is_named_whatever_is_next_to_it(count: int, next_to_it: float) -> None:
     values = np.zeros(count, np.float32)
-    values[:2] = 65_520.0, beside
+    values[:2] = 65_520.0, next_to_it
     with pytest.raises(InputError, match=r"^layer\.weight holds 65520, more than FLOAT16 can"):
         to_half(ir.tensor(values, name="layer.weight"), FP16, name="h").numpy()
 

@@ -131,13 +131,13 @@ def test_a_weight_is_computed_once_and_only_when_it_is_written(monkeypatch, tmp_
     assert sorted(computed) == [(32, 48), (64, 32)]
 
 
-def test_nothing_in_an_island_is_put_into_eight_bits():
+def test_nothing_in_an_fp32_region_is_put_into_eight_bits():
     for name in MINIATURE:
         graph = miniature_graph(name).graph
         rules = default_fp32_nodes(graph)
         known = frozenset(each.name for each in graph)
-        islands = close_regions(graph, match_rules(rules, known, where=name))
-        assert not islands & set(choose_eight_bit_nodes(graph, fp32_rules=rules, excluded=()))
+        fp32 = close_regions(graph, match_rules(rules, known, where=name))
+        assert not fp32 & set(choose_eight_bit_nodes(graph, fp32_rules=rules, excluded=()))
 
 
 def test_the_pictures_first_projection_and_the_vectors_last_are_left_in_half_precision():
@@ -159,14 +159,14 @@ def converted(request, tmp_path_factory):
     """A graph's file after all passes, and what it was made by."""
     name, kind = request.param
     graph = miniature_graph(name).graph
-    islands, left = default_fp32_nodes(graph), default_excluded(name, graph)
-    nodes = choose_eight_bit_nodes(graph, fp32_rules=islands, excluded=left)
+    fp32, left = default_fp32_nodes(graph), default_excluded(name, graph)
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=fp32, excluded=left)
     feeds = [open_bundle(BUNDLE, verify="size").golden()[name][0]]
     ranges = collect_ranges(BUNDLE / f"{name}.onnx", feeds, data_inputs(graph, nodes), method="minmax")
     path = tmp_path_factory.mktemp(kind) / f"{name}.onnx"
     eight = quantized(nodes, ranges, kind)
     convert_graph(
-        BUNDLE / path.name, path, GraphRecipe(half="fp16", fp32=islands, excluded=left, quantized=eight)
+        BUNDLE / path.name, path, GraphRecipe(half="fp16", fp32=fp32, excluded=left, quantized=eight)
     )
     return path, eight
 

@@ -101,7 +101,7 @@ def test_feeds_and_values_that_say_nothing_are_refused(tmp_path):
     [
         ({"n": (1, 2, 3)}, "smooths n with 3 powers of two, expected 8"),
         ({"n": (0,) * 7 + (99,)}, "expected 8 of -24 to 24"),
-        ({"nobody": (0,) * 8}, "smooths 'nobody', but no LayerNormalization makes it"),
+        ({"nothing": (0,) * 8}, "smooths 'nothing', but no LayerNormalization makes it"),
         ({"x": (0,) * 8}, "smooths 'x', but no LayerNormalization makes it"),
     ],
 )

@@ -22,7 +22,7 @@ def planted(bundle: Path, target: Path, graph: str, plant: Plant) -> tuple[Path,
 
 
 def plant_in(bundle: Path, graph: str, plant: Plant) -> str:
-    """Plant a fault in a bundle of one's own; weights that are not changed stay in their file."""
+    """Plant a fault in a new bundle; weights that are not changed stay in their file."""
     path = bundle / f"{graph}.onnx"
     model = ir.load(path)
     blamed = plant(model)

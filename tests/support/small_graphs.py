@@ -46,8 +46,8 @@ def miniature_graph(name: str) -> ir.Model:
     return ir.load(BUNDLE / f"{name}.onnx")
 
 
-def islands_of(model: ir.Model, half: Half = "fp16") -> frozenset[str]:
-    """The islands by rule, closed."""
+def fp32_nodes_of(model: ir.Model, half: Half = "fp16") -> frozenset[str]:
+    """The nodes in fp32 regions by rule."""
     names = frozenset(node.name or "" for node in model.graph)
     return close_regions(
         model.graph, match_rules(default_fp32_nodes(model.graph, half), names, where="graph")
@@ -57,8 +57,8 @@ def islands_of(model: ir.Model, half: Half = "fp16") -> frozenset[str]:
 def half_graph(name: str, half: Half = "fp16") -> tuple[ir.Model, frozenset[str]]:
     """A graph of the miniature in half precision, and the nodes that are not."""
     model = miniature_graph(name)
-    islands = islands_of(model, half)
-    return HalfPrecision(half, islands)(model), islands
+    fp32 = fp32_nodes_of(model, half)
+    return HalfPrecision(half, fp32)(model), fp32
 
 
 def node(model: ir.Model, name: str) -> ir.Node:
