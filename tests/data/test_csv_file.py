@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from refdiff.data.csv_file import csv_dataset
+from refdiff.data.folder import csv_dataset
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
 

@@ -32,8 +32,7 @@ from refdiff.contracts.options import (
     RunOptions,
 )
 from refdiff.contracts.progress import Progress, silent
-from refdiff.data.csv_file import csv_dataset
-from refdiff.data.folder import folder_dataset, phrases_by_file
+from refdiff.data.folder import csv_dataset, folder_dataset, phrases_by_file
 from refdiff.engines.factory import BackendSessions
 from refdiff.errors import EngineError, InputError
 from refdiff.loading import open_backend, segmenter_of

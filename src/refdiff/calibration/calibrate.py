@@ -23,8 +23,7 @@ from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, options_for
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.session import Array
-from refdiff.data.csv_file import csv_dataset
-from refdiff.data.folder import check_images
+from refdiff.data.folder import check_images, csv_dataset
 from refdiff.data.sample import Dataset, Sample, check_phrases, image_hashes
 from refdiff.data.synthetic import CALIBRATION_FROM, calibration_scenes
 from refdiff.engines.factory import BackendSessions

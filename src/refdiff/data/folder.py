@@ -1,10 +1,12 @@
-"""Samples of image files: every phrase on one image, or on each image of a folder.
+"""Samples of image files: a folder's images with every phrase, or the rows of a CSV file.
 
-Nothing but the folder's names is read here; an image is read when its sample is.
+The CSV file is UTF-8 with the header `image,phrase`: a file's name inside the image folder, and a phrase.
+Only names and the CSV file are read here; an image is read when its sample is.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +19,8 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """Files that count as images of a folder; a CSV file may name any file."""
+
+HEADER = ["image", "phrase"]
 
 _SHOWN = 3
 """Names that a message lists; further ones are counted."""
@@ -47,6 +51,74 @@ def folder_dataset(images: Path, phrases: Sequence[str]) -> SampleList:
             for phrase in texts
         )
     )
+
+
+def csv_dataset(
+    images: Path, csv_file: Path, count: int | None = None, *, require_all_images: bool = False
+) -> SampleList:
+    """Pair images and phrases as a CSV file says, in its order; white space in phrases is collapsed.
+
+    Args:
+        images: the folder of the images.
+        csv_file: the CSV file.
+        count: only the first rows; None: all.
+        require_all_images: refuse an image of the folder that the file does not name.
+
+    Raises:
+        InputError: the folder is empty or missing, the file is no such CSV file, or images and phrases do not
+            match; or a phrase cannot be used.
+    """
+    rows = _rows(csv_file)
+    named = [image for _, image, _ in rows]
+    unnamed = sorted(set(image_names(images, csv_file, named)) - set(named))
+    if unnamed and require_all_images:
+        raise InputError(
+            f"{_shorten(unnamed)} in {images} has no phrase in {csv_file}; add a line for each, or move them"
+        )
+    if count is not None and not 1 <= count <= len(rows):
+        raise InputError(f"got count {count}, expected 1 to {len(rows)}, the phrases in {csv_file}")
+    return SampleList(
+        tuple(
+            _sample(f"{csv_file.name}, line {line}: {image}", images / image, phrase)
+            for line, image, phrase in rows[:count]
+        )
+    )
+
+
+def _sample(name: str, image: Path, phrase: str) -> Sample:
+    try:
+        return Sample(id=name, image=image, phrase=checked_text(phrase))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _rows(path: Path) -> list[tuple[int, str, str]]:
+    """Read line number, image and phrase of each row."""
+    expected = f"expected a CSV file of UTF-8 with the header {','.join(HEADER)}"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            if header != HEADER:
+                raise InputError(f"{path} begins with {','.join(header)!r}, {expected}; correct it")
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}), {expected}") from error
+    if not rows:
+        raise InputError(f"{path} holds no phrase, only its header; add a line for each image")
+    return [_check_row(path, line, row) for line, row in rows]
+
+
+def _check_row(path: Path, line: int, row: Sequence[str]) -> tuple[int, str, str]:
+    if len(row) != len(HEADER):
+        raise InputError(
+            f"{path}, line {line} has {len(row)} fields, expected {len(HEADER)}; "
+            'put a phrase with a comma into quotes: "the mug, the red one"'
+        )
+    image, phrase = (field.strip() for field in row)
+    if not image or not phrase:
+        raise InputError(f"{path}, line {line} has no {'phrase' if image else 'image'}; fill it in")
+    return line, image, phrase
 
 
 def image_sample(image: Path, phrase: str) -> Sample:
@@ -85,7 +157,7 @@ def image_names(images: Path, csv_file: Path | None = None, named: Sequence[str]
     absent = [name for name in dict.fromkeys(named) if name not in files]
     if absent:
         raise InputError(
-            f"{csv_file} names {shorten(absent)}, not in {images}; correct the names or add the images"
+            f"{csv_file} names {_shorten(absent)}, not in {images}; correct the names or add the images"
         )
     return sorted(found)
 
@@ -109,7 +181,7 @@ def check_images(samples: Iterable[Sample]) -> None:
     failed = {path.name: fault for path in paths if (fault := _read_fault(path)) is not None}
     if failed:
         (_, first), *others = failed.items()
-        more = f" (cannot be read either: {shorten([name for name, _ in others])})" if others else ""
+        more = f" (cannot be read either: {_shorten([name for name, _ in others])})" if others else ""
         raise InputError(f"{first}{more}") from first
 
 
@@ -121,7 +193,7 @@ def _read_fault(path: Path) -> InputError | None:
     return None
 
 
-def shorten(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
     """List a few names, and how many more there are."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

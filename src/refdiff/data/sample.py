@@ -1,6 +1,6 @@
 """A sample is an image and a phrase; a dataset is a number of samples in a fixed order.
 
-Makers: rendered scenes in `synthetic`, a folder of images or one image in `folder`, a CSV file in `csv_file`.
+Makers: rendered scenes in `synthetic`; image files, with phrases or a CSV file, in `folder`.
 """
 
 from __future__ import annotations
