@@ -123,11 +123,13 @@ class RecordingSession:
         keep_on_device: bool = False,  # noqa: ARG002 - a record holds host arrays
     ) -> dict[str, Array]:
         """Run the inner session on rounded feeds, and hand the run over."""
-        wanted, arrays = wanted_outputs(self.graph, outputs), read_rows(self.graph, feeds_to_host(feeds))
+        arrays = read_rows(self.graph, feeds_to_host(feeds))
         rounded = {name: self._rounding(array) for name, array in arrays.items()}
-        results = self._inner.run(rounded, wanted if self._graph is None else None)
+        results = self._inner.run(rounded, outputs if self._graph is None else None)
         self._keep(rounded, results)
-        return {name: results[name] for name in wanted}
+        if self._graph is None:
+            return results
+        return {name: results[name] for name in wanted_outputs(self._graph, outputs)}
 
     def timings(self) -> Timings:
         """Return the inner session's timings."""
