@@ -7,9 +7,8 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.ranges import PERCENT, Histogram, collect_ranges
+from refdiff.calibration.ranges import PERCENT, Histogram, channel_maxima, collect_ranges
 from refdiff.calibration.recipes import METHODS
-from refdiff.calibration.reductions import channel_maxima
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
 from tests.support.small_graphs import noise, small_graph
