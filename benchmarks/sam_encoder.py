@@ -34,8 +34,8 @@ from refdiff.engines.ort import OrtSession
 from refdiff.export.onnx_export import export_graph
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.miniature.architecture import MINIATURE
-from refdiff.models.random_weights import random_module
 from refdiff.models.sam import VIT_B, VIT_H, SamSizes, build_sam, sam_spec
+from refdiff.models.stacks import random_module
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.keep_fp32 import default_fp32_nodes
 

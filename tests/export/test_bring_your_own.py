@@ -39,9 +39,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from refdiff.models import stacks
 from refdiff.models.clip import ClipSizes, build_clip
 from refdiff.models.diffusion import SD15
-from refdiff.models.random_weights import random_module, scatter_masks
 from refdiff.models.sam import SamSizes, build_sam
-from refdiff.models.stacks import VOCABULARY
+from refdiff.models.stacks import VOCABULARY, random_module, scatter_masks
 from refdiff.reference.pipeline import Reference
 from tests.support.ldm_layout import original_state
 from tests.support.small_diffusion import CROSS_DOWN, CROSS_UP, SMALL, small_model

@@ -29,8 +29,8 @@ from refdiff.export.pipeline_feeds import STAGES
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.export.torch_records import Recorder, error_limit, round_coarsely
 from refdiff.export.wrappers import TorchSessions, wrap
-from refdiff.models.random_weights import random_module
 from refdiff.models.sam import SamSizes, build_sam, sam_spec
+from refdiff.models.stacks import random_module
 from refdiff.passes.early_exit import cut_taps
 from refdiff.passes.graph_files import check_contract
 from tests.support.calm_stack import calm_stack

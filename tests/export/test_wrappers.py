@@ -18,8 +18,8 @@ from refdiff.export.diffusion_graphs import tapped
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
 from refdiff.export.wrappers import clip_positions, wrap
-from refdiff.models.random_weights import random_module
 from refdiff.models.sam import SamSizes, build_sam
+from refdiff.models.stacks import random_module
 from tests.support.calm_stack import calm_stack
 
 

@@ -26,8 +26,8 @@ from refdiff.errors import InputError
 from refdiff.export.clip_graphs import ClipImage, ClipText
 from refdiff.models.clip import load_clip
 from refdiff.models.clip.configs import read_open_clip_config
+from refdiff.models.clip.loading import to_open_clip, written_by_transformers
 from refdiff.models.clip.sizes import VIT_B_16, VIT_B_32, VIT_L_14, ClipSizes, build_clip, infer_clip_sizes
-from refdiff.models.clip.transformers_layout import to_open_clip, written_by_transformers
 from refdiff.models.fitting import Part
 from refdiff.models.hub.names import FOLDER_WEIGHTS, choose_files
 from tests.support.tiny_stack import tiny_stack

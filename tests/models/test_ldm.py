@@ -16,10 +16,10 @@ from diffusers import AutoencoderKL
 from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import save_file
 
+from refdiff.models.configs import Shapes
 from refdiff.models.diffusion import SD15, SD21, build_text_encoder, build_unet, load_diffusion
 from refdiff.models.diffusion import ldm as ldm_keys
 from refdiff.models.diffusion.ldm import infer_configs
-from refdiff.models.shapes import Shapes
 from tests.support.ldm_layout import original_state
 from tests.support.small_diffusion import ROWS, SMALL, answers, small_model
 

@@ -5,7 +5,7 @@ import pytest
 pytestmark = [pytest.mark.needs_torch]
 torch = pytest.importorskip("torch")
 
-from refdiff.models.random_weights import random_module
+from refdiff.models.stacks import random_module
 
 
 class Small(torch.nn.Module):

@@ -15,11 +15,10 @@ from refdiff.contracts.results import Candidates, Scores, Segmentation
 from refdiff.contracts.session import Float, ImageArray
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
+from refdiff.reference.candidates import choose, contrast, fuse, level_sets, propose, score_levels
 from refdiff.reference.clip import hard_vectors, soft_vectors, text_vectors
 from refdiff.reference.crops import named_side, position_ramp
 from refdiff.reference.diffusion import generative_map
-from refdiff.reference.proposals import propose
-from refdiff.reference.scoring import choose, contrast, fuse, level_sets, score_levels
 from refdiff.runtime.phrase import Phrase, parse_phrase
 from refdiff.runtime.point_prompts import map_prompts
 from refdiff.runtime.spatial import heat_ramp, place_scores

@@ -19,7 +19,7 @@ import torch
 from refdiff.contracts.spec import ClipSpec, ModelSpec
 from refdiff.errors import InputError
 from refdiff.models.clip.configs import ClipConfig
-from refdiff.models.shapes import Shapes
+from refdiff.models.configs import Shapes
 
 HEAD_WIDTH = 64
 """Source: openai/CLIP, model.py, and the default of open_clip's configs."""

@@ -17,11 +17,11 @@ from pathlib import Path
 from refdiff.contracts.spec import Prediction
 from refdiff.errors import InputError
 from refdiff.models.checkpoint import read_checkpoint
+from refdiff.models.configs import Shapes
 from refdiff.models.diffusion import ldm_sizes
 from refdiff.models.diffusion.ldm_sizes import OPEN_CLIP, TEXT, UNET, VAE
 from refdiff.models.diffusion.sizes import DiffusionConfigs, build_text_encoder, build_unet, build_vae
 from refdiff.models.diffusion.weights import FoundModel, Weights, choose_prediction
-from refdiff.models.shapes import Shapes
 
 _OTHER_MODELS = {
     "conditioner.embedders.": "SDXL, which has two text encoders",

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 
 from refdiff.errors import InputError
+from refdiff.models.configs import Shapes
 from refdiff.models.diffusion.sizes import Config
 from refdiff.models.diffusion.taps import CROSS_DOWN, CROSS_MID, CROSS_UP
-from refdiff.models.shapes import Shapes
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."

@@ -17,7 +17,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from refdiff.contracts.spec import SamSpec
-from refdiff.models.shapes import Shapes
+from refdiff.models.configs import Shapes
 
 MASKS = 3
 """Masks per prompt that the runtime chooses among; the one for unambiguous prompts is not counted."""
