@@ -103,8 +103,9 @@ def mini_feeds(request: pytest.FixtureRequest) -> Path:
 
     def make(output: Path) -> None:
         from refdiff.calibration.calibrate import calibrate
+        from refdiff.data.synthetic import calibration_scenes
 
-        calibrate("mini", output=output, count=1)
+        calibrate("mini", calibration_scenes(1), output=output)
 
     return made_once(request.config.cache, "feeds", sources=CONVERSION_SOURCES, make=make)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import refdiff
-from refdiff.batch.contact_sheet import SheetEntry, contact_sheet
+from refdiff.batch.demo import SheetEntry, contact_sheet
 from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.miniature.scenes import render_scene
 

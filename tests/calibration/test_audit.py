@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from refdiff.contracts.options import RunOptions
+from refdiff.data.synthetic import calibration_scenes
+
 pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
@@ -32,7 +35,7 @@ TENSOR = "blocks.1.block.mlp.c_fc/Add"
 @pytest.fixture(scope="module")
 def feeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recording") / "feeds"
-    calibrate.calibrate(BUNDLE, output=folder, count=2, variants=("edge",))
+    calibrate.calibrate(BUNDLE, calibration_scenes(2), output=folder, options=[RunOptions(variant="edge")])
     return folder
 
 

@@ -16,7 +16,7 @@ from refdiff.cli import main
 from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import BackendOptions, options_for
+from refdiff.contracts.options import BackendOptions, RunOptions, options_for
 from refdiff.data.synthetic import CALIBRATION_FROM, HELD_OUT_FROM, scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
@@ -31,11 +31,17 @@ pytest.importorskip("onnxruntime")
 ONE_THREAD = BackendOptions(threads=1)
 
 
+def record(bundle, *, images=None, phrases=None, count=None, seed=None, variants=None, mode="full", **given):
+    names = ("official", "edge") if variants is None else variants
+    given["options"] = [RunOptions(variant=name, mode=mode) for name in names]
+    return calibrate.calibrate(bundle, calibrate.calibration_dataset(images, phrases, count, seed), **given)
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, calibrate.CalibrationReport]:
     """Three scenes under both variants; read it, do not change it."""
     folder = tmp_path_factory.mktemp("recorded") / "feeds"
-    return folder, calibrate.calibrate("mini", output=folder, count=3, backend=ONE_THREAD)
+    return folder, record("mini", output=folder, count=3, backend=ONE_THREAD)
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_scenes_that_would_reach_the_held_out_ones_are_refused(tmp_path: Path) -> None:
     for seed in (HELD_OUT_FROM, HELD_OUT_FROM - 1):
         with pytest.raises(InputError, match="are for judging"):
-            calibrate.calibrate("mini", output=tmp_path / "feeds", count=2, seed=seed)
+            record("mini", output=tmp_path / "feeds", count=2, seed=seed)
 
 
 def test_every_graph_is_recorded_as_the_profiles_run_it(
@@ -121,8 +127,8 @@ def test_all_recorded_feeds_run(recorded: tuple[Path, calibrate.CalibrationRepor
 
 def test_of_the_decoder_s_runs_some_are_kept_evenly_spread(tmp_path: Path) -> None:
     given = {"count": 1, "backend": ONE_THREAD, "variants": ["official"], "mode": "gen+seg"}
-    every = calibrate.calibrate("mini", output=tmp_path / "all", most_runs=None, **given)
-    one = calibrate.calibrate("mini", output=tmp_path / "one", most_runs=1, **given)
+    every = record("mini", output=tmp_path / "all", most_runs=None, **given)
+    one = record("mini", output=tmp_path / "one", most_runs=1, **given)
     assert every.graphs["sam_decoder"] > one.graphs["sam_decoder"] == 1
     middle = calibrate.open_feeds(tmp_path / "one", find_bundle("mini")).entries("sam_decoder")[0].position
     assert middle == every.graphs["sam_decoder"] // 2
@@ -175,10 +181,10 @@ def test_a_stopped_recording_goes_on_to_the_same_bytes(
 ) -> None:
     output = tmp_path / "feeds"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        calibrate.calibrate("mini", output=output, count=3, backend=ONE_THREAD, progress=stop(patch))
+        record("mini", output=output, count=3, backend=ONE_THREAD, progress=stop(patch))
     with pytest.raises(InputError, match="1 of 3 samples"):
         calibrate.open_feeds(output, find_bundle("mini"))
-    report = calibrate.calibrate("mini", output=output, count=3, backend=ONE_THREAD)
+    report = record("mini", output=output, count=3, backend=ONE_THREAD)
     assert (report.new, report.resumed) == (2, 1)
     assert files_of(output) == files_of(recorded[0])
     assert report.graphs == recorded[1].graphs
@@ -188,7 +194,7 @@ def test_a_finished_recording_is_found_finished(
     recorded: tuple[Path, calibrate.CalibrationReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Segmenter, "encode", None)  # nothing is asked
-    report = calibrate.calibrate("mini", output=recorded[0], count=3, backend=ONE_THREAD)
+    report = record("mini", output=recorded[0], count=3, backend=ONE_THREAD)
     assert (report.new, report.resumed) == (0, 3)
 
 
@@ -207,7 +213,7 @@ def test_other_settings_do_not_mix_into_a_recording(
 ) -> None:
     before = files_of(recorded[0])
     with pytest.raises(InputError, match=rf"recorded with .*{key}"):
-        calibrate.calibrate("mini", output=recorded[0], **{"count": 3, "backend": ONE_THREAD, **changes})
+        record("mini", output=recorded[0], **{"count": 3, "backend": ONE_THREAD, **changes})
     assert files_of(recorded[0]) == before
 
 
@@ -219,21 +225,21 @@ def test_feeds_of_other_weights_are_refused(
     with pytest.raises(InputError, match=r"holds feeds of mini with sam .* mini with sam 000000000000"):
         calibrate.open_feeds(recorded[0], find_bundle(other))
     with pytest.raises(InputError, match="holds feeds of mini with sam"):
-        calibrate.calibrate(other, output=recorded[0], count=3)
+        record(other, output=recorded[0], count=3)
 
 
 def test_a_converted_bundle_is_sent_back_to_its_fp32_one(tmp_path: Path) -> None:
     half = copy_of(find_bundle("mini").path, tmp_path / "half")
     edit_manifest(half, lambda document: document.update(precision="fp16"))
     with pytest.raises(InputError, match="is in fp16, expected fp32"):
-        calibrate.calibrate(half, output=tmp_path / "feeds")
+        record(half, output=tmp_path / "feeds")
     assert not (tmp_path / "feeds").exists()
 
 
 def test_random_weights_are_recorded_with_a_warning(tmp_path: Path) -> None:
     drawn = copy_of(find_bundle("mini").path, tmp_path / "drawn")
     edit_manifest(drawn, lambda document: document.update(random_seed=3))
-    report = calibrate.calibrate(drawn, output=tmp_path / "feeds", count=2, variants=["edge"], mode="gen")
+    report = record(drawn, output=tmp_path / "feeds", count=2, variants=["edge"], mode="gen")
     assert [warning for warning in report.warnings if "random" in warning]
     assert report.to_json()["warnings"] == list(report.warnings)
 
@@ -241,7 +247,7 @@ def test_random_weights_are_recorded_with_a_warning(tmp_path: Path) -> None:
 def test_own_pictures_are_asked_in_the_order_of_the_phrases(table: tuple[Path, Path], tmp_path: Path) -> None:
     folder, rows = table
     lines: list[str] = []
-    report = calibrate.calibrate(
+    report = record(
         "mini",
         output=tmp_path / "feeds",
         images=folder,
@@ -271,7 +277,7 @@ def test_a_damaged_picture_is_named_before_anything_is_recorded(
     (folder / "b.png").write_bytes(b"")
     before = files_of(recorded[0])
     with pytest.raises(InputError, match=r"b\.png: got no data.*cannot be read either: a\.png"):
-        calibrate.calibrate("mini", output=recorded[0], images=folder, phrases=rows, overwrite=True)
+        record("mini", output=recorded[0], images=folder, phrases=rows, overwrite=True)
     assert files_of(recorded[0]) == before
 
 
@@ -298,9 +304,7 @@ def test_phrases_that_do_not_fit_are_refused_by_name(
     table: tuple[Path, Path], tmp_path: Path, rows: Sequence[Sequence[str]], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        calibrate.calibrate(
-            "mini", output=tmp_path / "feeds", images=table[0], phrases=phrases(tmp_path, *rows)
-        )
+        record("mini", output=tmp_path / "feeds", images=table[0], phrases=phrases(tmp_path, *rows))
     assert not (tmp_path / "feeds").exists()
 
 
@@ -324,7 +328,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(
     tmp_path: Path, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        calibrate.calibrate("mini", output=tmp_path / "feeds", **{"count": 1, **options})
+        record("mini", output=tmp_path / "feeds", **{"count": 1, **options})
     assert not (tmp_path / "feeds").exists()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from refdiff.data.synthetic import calibration_scenes
+
 pytest.importorskip("tensorrt_rtx")
 onnx = pytest.importorskip("onnx")
 
@@ -34,7 +36,7 @@ RTX = load_flavour("tensorrt-rtx")
 @pytest.fixture(scope="module")
 def feeds(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rtx") / "feeds"
-    calibrate.calibrate(BUNDLE, output=folder, count=1)
+    calibrate.calibrate(BUNDLE, calibration_scenes(1), output=folder)
     return folder
 
 

@@ -20,7 +20,7 @@ from refdiff.calibration.recording import FeedRecorder, spread_evenly
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, options_for
+from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, RunOptions
 from refdiff.contracts.progress import Progress, silent
 from refdiff.contracts.session import Array
 from refdiff.data.folder import check_images, csv_dataset
@@ -32,7 +32,7 @@ from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
 
-CALIBRATED_VARIANTS = ("official", "edge")
+CALIBRATED_RUNS = (RunOptions(variant="official"), RunOptions(variant="edge"))
 
 SCENES = 32
 """Default number of scenes of a recording."""
@@ -83,14 +83,10 @@ class CalibrationReport:
 
 def calibrate(
     bundle: Path | str,
+    dataset: Dataset | None = None,
     *,
     output: Path | str,
-    images: Path | str | None = None,
-    phrases: Path | str | None = None,
-    count: int | None = None,
-    seed: int | None = None,
-    variants: Sequence[str] = CALIBRATED_VARIANTS,
-    mode: str = "full",
+    options: Sequence[RunOptions] = CALIBRATED_RUNS,
     backend: BackendOptions = DEFAULT_BACKEND,
     most_runs: int | None = MOST_RUNS,
     overwrite: bool = False,
@@ -102,13 +98,10 @@ def calibrate(
 
     Args:
         bundle: the folder of an fp32 bundle, or "mini" for the built-in one.
+        dataset: what the pipeline runs on; None takes 32 scenes of the miniature that are used neither for
+            training nor for evaluation.
         output: the recording's folder.
-        images: a folder of images; None takes scenes of the miniature.
-        phrases: a CSV file with the header `image,phrase`; needed with `images`.
-        count: scenes, 32 if left out, or phrases, all if left out.
-        seed: seed of the first scene; None: one that is used neither for training nor for evaluation.
-        variants: variants of the pipeline that each sample is run in.
-        mode: as in `load`.
+        options: what is computed, one value for each variant that each sample is run in.
         backend: where and how the graphs run.
         most_runs: runs of one graph to keep per sample and variant, evenly spread; None keeps all.
         overwrite: replace an existing recording.
@@ -116,31 +109,31 @@ def calibrate(
 
     Raises:
         BundleError: the bundle is missing, damaged or newer.
-        InputError: the bundle is not in fp32, images and phrases cannot be used or do not match, an option is
-            unknown, or the folder holds a recording of another model or other settings.
+        InputError: the bundle is not in fp32, a phrase cannot be used, an option is unknown, or the folder
+            holds a recording of another model or other settings.
         MissingDependencyError: the back-end's package is not installed.
         EngineError: a graph failed; samples recorded before it stay.
     """
     start, progress, opened = time.perf_counter(), progress or silent, find_bundle(bundle)
-    _check(opened, variants, most_runs)
+    _check(opened, options, most_runs)
     progress("reading the samples")
-    dataset = _dataset(images, phrases, count, seed)
+    dataset = calibration_dataset() if dataset is None else dataset
     samples = tuple(dataset)
     check_phrases(samples, Tokenizer(opened.tokenizer_json(), opened.spec.context_length))
-    options = {  # without a text cache, what a sample feeds its graphs depends on no other sample
-        name: dataclasses.replace(options_for(opened.spec, variant=name, mode=mode), cache_texts=False)
-        for name in variants
+    pipelines = {  # without a text cache, what a sample feeds its graphs depends on no other sample
+        each.variant: dataclasses.replace(each.pipeline_options(opened.spec), cache_texts=False)
+        for each in options
     }
     with ExitStack() as stack:
         sessions = open_backend(opened, backend)
         recorder = FeedRecorder(sessions, most=most_runs)
         stack.callback(recorder.close)
-        segmenters = {name: segmenter_of(opened, recorder, each) for name, each in options.items()}
+        segmenters = {name: segmenter_of(opened, recorder, each) for name, each in pipelines.items()}
         store = FeedStore.start(
             Path(output),
             model=opened.spec.name,
             sources=opened.manifest.sources,
-            settings=_settings(dataset, options, sessions, most_runs),
+            settings=_settings(dataset, pipelines, sessions, most_runs),
             planned=len(samples),
             overwrite=overwrite,
         )
@@ -153,8 +146,8 @@ def calibrate(
         model=opened.spec.name,
         backend=sessions.backend,
         backend_reason=sessions.reason,
-        variants=tuple(options),
-        mode=mode,
+        variants=tuple(pipelines),
+        mode=options[0].mode,
         new=len(samples) - resumed,
         resumed=resumed,
         pictures=images_seen,
@@ -186,7 +179,9 @@ def feeds_of(bundle: Bundle, folder: Path | str | None, progress: Progress) -> I
         return
     with tempfile.TemporaryDirectory() as scratch:
         progress(f"recording feeds of {AD_HOC_SCENES} scenes")
-        calibrate(bundle.path, output=Path(scratch) / "feeds", count=AD_HOC_SCENES, progress=progress)
+        calibrate(
+            bundle.path, calibration_scenes(AD_HOC_SCENES), output=Path(scratch) / "feeds", progress=progress
+        )
         yield open_feeds(Path(scratch) / "feeds", bundle)
 
 
@@ -196,21 +191,35 @@ def evenly_spread_records(store: FeedStore, graph: str, most: int) -> list[Mappi
     return [records[index] for index in sorted(spread_evenly(len(records), most))]
 
 
-def _check(bundle: Bundle, variants: Sequence[str], most_runs: int | None) -> None:
+def _check(bundle: Bundle, options: Sequence[RunOptions], most_runs: int | None) -> None:
     if bundle.manifest.precision != "fp32":
         raise InputError(
             f"{bundle.path} is in {bundle.manifest.precision}, expected fp32, in which ranges are measured; "
             "calibrate the bundle it was made from"
         )
-    if not variants:
-        raise InputError(f"got no variant, expected one or more, such as {', '.join(CALIBRATED_VARIANTS)}")
+    if not options:
+        raise InputError("got no variant, expected one or more, such as official and edge")
     if most_runs is not None and most_runs < 1:
         raise InputError(f"got at most {most_runs} runs of a graph, expected 1 or more")
 
 
-def _dataset(
-    images: Path | str | None, phrases: Path | str | None, count: int | None, seed: int | None
+def calibration_dataset(
+    images: Path | str | None = None,
+    phrases: Path | str | None = None,
+    count: int | None = None,
+    seed: int | None = None,
 ) -> Dataset:
+    """Return images with their phrases, or scenes of the miniature.
+
+    Args:
+        images: a folder of images; None takes scenes of the miniature.
+        phrases: a CSV file with the header `image,phrase`; needed with `images`.
+        count: scenes, 32 if None, or phrases, all if None.
+        seed: seed of the first scene; None: one that is used neither for training nor for evaluation.
+
+    Raises:
+        InputError: images or phrases cannot be used or do not match, or scenes are reserved for evaluation.
+    """
     if images is None and phrases is None:
         return calibration_scenes(
             SCENES if count is None else count, CALIBRATION_FROM if seed is None else seed

@@ -2,7 +2,8 @@
 
     app.py       the root, and options that verbs share
     entry.py     main(): exit codes, and errors as one line
-    verbs.py     demo and fetch with their options; every other verb has a module of its own
+    verbs.py     demo, fetch, inspect and doctor
+    precision.py audit, bisect and sensitivity; every other verb has a module of its own
     output.py    one JSON document or one table on stdout, everything else on stderr
 
 What the tables say is in the module `tables` of each verb's room, in the terms of `refdiff.reports`.

@@ -42,18 +42,14 @@ def calibrate(
     """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on."""
     from refdiff.calibration import calibrate
     from refdiff.calibration.tables import calibration_table
-    from refdiff.contracts.options import BackendOptions
+    from refdiff.contracts.options import BackendOptions, RunOptions
 
     with working() as tell:
         report = calibrate.calibrate(
             bundle,
-            images=images,
-            phrases=phrases,
+            calibrate.calibration_dataset(images, phrases, count, seed),
             output=output or Path(f"{Path(bundle).resolve().name}-feeds"),
-            count=count,
-            seed=seed,
-            variants=variant or calibrate.CALIBRATED_VARIANTS,
-            mode=mode,
+            options=[RunOptions(variant=name, mode=mode) for name in variant or ("official", "edge")],
             most_runs=most_runs or None,
             backend=BackendOptions(name=backend, threads=threads),
             overwrite=overwrite,

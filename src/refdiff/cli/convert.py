@@ -47,7 +47,7 @@ def convert(
 ) -> None:
     """Convert an fp32 bundle to fewer bits, each graph checked (needs refdiff[export,cpu], but not torch)."""
     from refdiff.calibration import convert
-    from refdiff.cli.inspect import bundle_section
+    from refdiff.cli.verbs import bundle_section
     from refdiff.contracts.inspection import Inspection
 
     options = convert.PrecisionOptions(

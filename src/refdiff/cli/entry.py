@@ -13,19 +13,15 @@ from typing import NoReturn, cast
 import typer
 
 from refdiff.cli import (  # noqa: F401 - their verbs join the app
-    audit,
-    bisect,
     build,
     calibrate,
     check,
     convert,
-    doctor,
     eval,
     export,
-    inspect,
+    precision,
     profile,
     segment,
-    sensitivity,
     verbs,
 )
 from refdiff.cli.app import app

@@ -26,7 +26,7 @@ def evaluate(
     from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.data.synthetic import RenderedScenes
     from refdiff.evaluation import evaluate
-    from refdiff.evaluation.report import evaluation_table
+    from refdiff.evaluation.evaluate import evaluation_table
 
     with working() as progress:
         report = evaluate.evaluate(

@@ -51,7 +51,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export torch models as a bundle of checked graphs (needs refdiff[export,cpu])."""
-    from refdiff.cli.inspect import bundle_section
+    from refdiff.cli.verbs import bundle_section
     from refdiff.contracts.inspection import Inspection
     from refdiff.export.export import export as export_model
     from refdiff.models.choice import ModelChoice

@@ -1,4 +1,4 @@
-"""The candidates a phrase chooses from, and their scores (METHOD §2, §7, §8): SAM's automatic mode and the fusion.
+"""The candidates a phrase chooses from (METHOD §2), and their scores (METHOD §7, §8).
 
 Axes: n = candidates, y/x = image rows/columns.
 """

@@ -1,0 +1,137 @@
+"""The verbs `sensitivity`, `audit` and `bisect`: where precision is needed; see `verbs` for the pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.cli.app import BundleName, Feeds, Half, Json, Overwrite, RecipeFile, Variant, app
+from refdiff.cli.output import note, print_answer, working
+
+
+@app.command()
+def sensitivity(
+    bundle: BundleName,
+    precision: Annotated[str, typer.Option(help="int8 or fp8.")] = "int8",
+    feeds: Annotated[
+        Path | None, typer.Option(help="What `refdiff calibrate` recorded; recorded now if left out.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Scenes each block is measured on.")] = 32,
+    variant: Variant = "edge",
+    ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
+    picture: Annotated[Path | None, typer.Option(help="Also draw the costs, as a PNG.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what each block costs in task accuracy when it alone is held in eight bits."""
+    from refdiff.calibration import sensitivity
+    from refdiff.calibration.tables import sensitivity_table
+    from refdiff.contracts.atomic_io import check_targets, write_files
+
+    if picture is not None:
+        check_targets([picture], overwrite=overwrite)
+    with working() as progress:
+        report = sensitivity.sensitivity(
+            bundle,
+            precision=precision,
+            feeds=feeds,
+            ranges=ranges,
+            count=count,
+            variant=variant,
+            progress=progress,
+        )
+        if picture is not None:
+            write_files({picture: sensitivity.draw_costs(report)}, overwrite=overwrite)
+    print_answer(report.to_json(), lambda: sensitivity_table(report), as_json=as_json)
+
+
+@app.command()
+def audit(
+    bundle: BundleName,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recipe's file; BUNDLE-recipe.json if left out.")
+    ] = None,
+    recipe: RecipeFile = None,
+    half: Half = "fp16",
+    graph: Annotated[list[str] | None, typer.Option(help="Repeatable; all graphs if left out.")] = None,
+    feeds: Feeds = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure which tensors leave half precision's range, and write a recipe (needs refdiff[export,cpu]).
+
+    Exit code 1 if something is left that no recipe fixes: NaN or infinity in fp32, or ranges that do not fit.
+    """
+    from refdiff.calibration import audit
+    from refdiff.calibration.tables import audit_table
+    from refdiff.contracts.atomic_io import check_targets, write_files
+
+    target = output or Path(f"{Path(bundle).resolve().name}-recipe.json")
+    check_targets([target], overwrite=overwrite)
+    with working() as progress:
+        report = audit.audit(
+            bundle,
+            recipe=recipe,
+            half=half,
+            graphs=graph or (),
+            feeds=feeds,
+            progress=progress,
+        )
+        written = target if report.passed else None
+        if written is not None:
+            write_files({written: report.recipe.to_text().encode()}, overwrite=overwrite)
+    for warning in report.warnings:
+        note(f"warning: {warning}")
+    document = {**report.to_json(), "recipe": None if written is None else str(written)}
+    print_answer(document, lambda: audit_table(report, written), as_json=as_json)
+    if not report.passed:
+        note(f"error: no recipe was written: {report.failure}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def bisect(
+    bundle: BundleName,
+    graph: Annotated[str, typer.Option(help="The graph to search.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The recipe's file; BUNDLE-GRAPH-recipe.json if left out."),
+    ] = None,
+    recipe: RecipeFile = None,
+    half: Half = "fp16",
+    feeds: Feeds = None,
+    most_trials: Annotated[int, typer.Option(min=1, help="Largest number of conversions to try.")] = 400,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find the smallest set of nodes that a broken graph needs in more bits (needs refdiff[export,cpu]).
+
+    BUNDLE is the fp32 bundle; --recipe is what breaks it. Exit code 1 if the graph is broken in fp32.
+    """
+    from refdiff.calibration import bisect
+    from refdiff.calibration.tables import bisection_table
+    from refdiff.contracts.atomic_io import check_targets, write_files
+
+    target = output or Path(f"{Path(bundle).resolve().name}-{graph}-recipe.json")
+    check_targets([target], overwrite=overwrite)
+    with working() as progress:
+        report = bisect.bisect(
+            bundle,
+            graph=graph,
+            recipe=recipe,
+            half=half,
+            feeds=feeds,
+            most_trials=most_trials,
+            progress=progress,
+        )
+        written = target if report.nodes else None
+        if written is not None:
+            write_files({written: report.recipe.to_text().encode()}, overwrite=overwrite)
+    if not report.minimal:
+        note(
+            f"warning: {report.trials} trials were not enough to try leaving each node out; see --most-trials"
+        )
+    document = {**report.to_json(), "recipe": None if written is None else str(written)}
+    print_answer(document, lambda: bisection_table(report, written), as_json=as_json)
