@@ -8,14 +8,12 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from refdiff.contracts.options import Options, Reader
+from refdiff.contracts.options import Reader
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.runtime.lexicon import Place, Size, Superlative
-from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase_rules import (
     FoundRelation,
     RelationKind,
@@ -27,7 +25,6 @@ from refdiff.runtime.phrase_rules import (
     find_size,
     find_superlative,
 )
-from refdiff.runtime.tokenizer import Tokenizer
 
 SPACY_MODEL = "en_core_web_sm"
 
@@ -193,44 +190,3 @@ def _spacy_pipeline() -> Any:
         raise MissingDependencyError(
             f"spaCy's model {SPACY_MODEL} is missing; install it with: python -m spacy download {SPACY_MODEL}"
         ) from error
-
-
-class QueryParser:
-    """Parses phrases as the options say, and checks that no text encoder would cut them off.
-
-    Args:
-        options: of the segmenter.
-        tokenizer: of the bundle.
-        observer: notified of the stage "reading".
-    """
-
-    def __init__(self, options: Options, tokenizer: Tokenizer, observer: Observer | None = None) -> None:
-        self._options = options
-        self._tokenizer = tokenizer
-        self._observer = observer or NullObserver()
-
-    @observed("reading")
-    def parse(self, phrase: str, focus: str | None = None) -> Phrase:
-        """Parse a phrase; `focus` is its head word, where the caller knows it better than the parser.
-
-        Raises:
-            InputError: it cannot be used.
-        """
-        boundaries, reader = self._options.crops.word_boundaries, self._options.reader
-        query = parse_phrase(phrase, focus=focus, word_boundaries=boundaries, reader=reader)
-        self._tokenizer.check_length(query.text)
-        return query
-
-    def parse_all(self, phrases: Sequence[str]) -> list[Phrase]:
-        """Parse phrases in order.
-
-        Raises:
-            InputError: the first phrase that cannot be used, and why.
-        """
-        queries: list[Phrase] = []
-        for number, phrase in enumerate(phrases, start=1):
-            try:
-                queries.append(self.parse(phrase))
-            except InputError as error:  # noqa: PERF203 - the number names the one that fails
-                raise InputError(f"phrase {number} of {len(phrases)}, {phrase!r}: {error}") from error
-        return queries

@@ -15,8 +15,9 @@ from refdiff.runtime.clip_branch import ClipBranch, Texts
 from refdiff.runtime.encoded_image import EncodedImage, Origin
 from refdiff.runtime.image import ImageLike, read_only_copy
 from refdiff.runtime.observer import NullObserver, Observer, observed
-from refdiff.runtime.phrase import Phrase, QueryParser
+from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.proposals import proposer_for
+from refdiff.runtime.query import QueryParser
 from refdiff.runtime.scoring import fuse, heatmap_scores, select
 from refdiff.runtime.text_cache import CachedTextSessions
 from refdiff.runtime.tokenizer import Tokenizer
