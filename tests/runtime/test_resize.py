@@ -1,17 +1,149 @@
-"""SAM's two resizes in one equal the two, one after the other."""
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from refdiff.runtime.resize import MaskResize, sam_size, upsample_bilinear
+from refdiff.contracts.session import Float, ImageArray
+from refdiff.contracts.spec import SamSpec
+from refdiff.runtime.resize import (
+    MaskResize,
+    crop_square,
+    diffusion_input,
+    pad_square,
+    sam_input,
+    sam_size,
+    upsample_bilinear,
+)
 
-SIDES = st.integers(1, 90)
+SIZES = [(48, 80), (80, 48), (31, 64), (1, 9), (9, 1), (1, 1), (50, 50)]
+sides = st.integers(1, 24)
+mask_sides = st.integers(1, 90)
+
+
+def _image(height: int, width: int, seed: int = 0) -> ImageArray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@given(sides, sides)
+def test_an_image_is_found_again_in_its_padded_square(height: int, width: int) -> None:
+    image = _image(height, width)
+    square, (top, left) = pad_square(image)
+    side = max(height, width)
+    assert square.shape == (side, side, 3)
+    assert (top, left) == ((side - height) // 2, (side - width) // 2)
+    np.testing.assert_array_equal(crop_square(square, (height, width)), image)
+    assert int(square.sum(dtype=np.int64)) == int(image.sum(dtype=np.int64))
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_diffusion_input_is_a_square_within_minus_one_and_one(height: int, width: int) -> None:
+    values = diffusion_input(_image(height, width), 32)
+    assert values.shape == (1, 3, 32, 32)
+    assert values.dtype == np.float32
+    assert values.min() >= -1
+    assert values.max() <= 1
+
+
+def test_padding_is_black_above_and_below_a_wide_image() -> None:
+    white = np.full((32, 64, 3), 255, np.uint8)
+    values = diffusion_input(white, 64)[0]
+    assert (values[:, :16] == -1).all()
+    assert (values[:, 16:48] == 1).all()
+    assert (values[:, 48:] == -1).all()
+
+
+def test_colors_stay_in_the_order_red_green_blue() -> None:
+    image = np.zeros((6, 9, 3), np.uint8)
+    image[..., 0] = 255
+    values = diffusion_input(image, 9)[0]
+    assert values[0].max() == 1
+    assert values[1].max() == values[2].max() == -1
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_sam_input_is_zero_beside_the_resized_image(height: int, width: int) -> None:
+    spec = SamSpec(image_size=64, embed_channels=8, embed_size=4)
+    values, (rows, columns) = sam_input(_image(height, width), spec)
+    assert values.shape == (1, 3, 64, 64)
+    assert values.dtype == np.float32
+    assert max(rows, columns) == 64
+    assert not values[:, :, rows:].any()
+    assert not values[:, :, :, columns:].any()
+
+
+@pytest.mark.parametrize("size", [(2, 1000), (1000, 2)])
+def test_a_sliver_keeps_one_row_for_sam(size: tuple[int, int]) -> None:
+    _, resized = sam_input(_image(*size), SamSpec(image_size=64, embed_channels=8, embed_size=4))
+    assert min(resized) == 1
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize(("height", "width"), [(48, 80), (80, 48), (31, 64), (333, 201), (50, 50), (64, 64)])
+def test_the_sam_input_is_that_of_segment_anything(height: int, width: int) -> None:
+    import torch
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    spec, image = SamSpec(image_size=64, embed_channels=8, embed_size=4), _image(height, width)
+    resized = ResizeLongestSide(64).apply_image(image)
+    pixels = torch.as_tensor(resized).permute(2, 0, 1)[None]
+    mean = torch.tensor(spec.pixel_mean).view(-1, 1, 1)
+    std = torch.tensor(spec.pixel_std).view(-1, 1, 1)
+    pixels = (pixels - mean) / std
+    padded = torch.nn.functional.pad(pixels, (0, 64 - pixels.shape[-1], 0, 64 - pixels.shape[-2]))
+    values, resized_yx = sam_input(image, spec)
+    assert resized_yx == resized.shape[:2]
+    np.testing.assert_allclose(values, padded.numpy(), atol=1e-6)
+
+
+@pytest.mark.needs_torch
+@given(
+    array=hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 3), sides, sides), elements=st.floats(-8, 8, width=32)
+    ),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+)
+def test_bilinear_is_exact_but_for_the_rounding_of_places(array: Float, size: tuple[int, int]) -> None:
+    import torch
+
+    doubles = torch.from_numpy(array.astype(np.float64))[None]
+    exact = torch.nn.functional.interpolate(doubles, size, mode="bilinear")[0].numpy()
+    ours = upsample_bilinear(array, size)
+    assert ours.dtype == np.float32
+    # A place on an axis is rounded three times to float32; its error counts by the slope between two cells.
+    slack = sum(
+        1.5 * np.spacing(np.float32(array.shape[axis])) * np.abs(np.diff(array, axis=axis)).max(initial=0.0)
+        for axis in (1, 2)
+    )
+    assert np.abs(ours - exact).max() <= 1e-6 * max(1.0, np.abs(array).max()) + slack
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("size", [(480, 640), (64, 64), (256, 300), (50, 31)])
+def test_bilinear_is_that_of_torch(size: tuple[int, int]) -> None:
+    import torch
+
+    # Few planes of even sizes: torch works out places in one of two ways, by shape and number of threads.
+    array = np.random.default_rng(0).uniform(-8, 8, (2, 64, 64)).astype(np.float32)
+    theirs = torch.nn.functional.interpolate(torch.from_numpy(array)[None], size, mode="bilinear")[0]
+    np.testing.assert_allclose(upsample_bilinear(array, size), theirs.numpy(), atol=1e-5)
+
+
+@given(hnp.arrays(np.float32, (2, 3, 5, 7), elements=st.floats(-8, 8, width=32)))
+def test_bilinear_to_the_same_size_changes_nothing(array: Float) -> None:
+    np.testing.assert_allclose(upsample_bilinear(array, (5, 7)), array, atol=1e-6)
+
+
+@given(st.floats(-100, 100, width=32), st.tuples(sides, sides), st.tuples(sides, sides))
+def test_bilinear_keeps_a_constant(value: float, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    resized = upsample_bilinear(np.full(size, value, np.float32), wanted)
+    assert resized.shape == wanted
+    # Below the smallest normal number, float32 has no relative precision to keep.
+    np.testing.assert_allclose(resized, value, rtol=1e-6, atol=np.finfo(np.float32).tiny)
 
 
 @settings(deadline=None)
-@given(SIDES, SIDES, st.sampled_from([(4, 16), (8, 24), (16, 64)]), st.integers(0, 3))
+@given(mask_sides, mask_sides, st.sampled_from([(4, 16), (8, 24), (16, 64)]), st.integers(0, 3))
 def test_one_resize_equals_both_at_any_size(
     height: int, width: int, sam: tuple[int, int], masks: int
 ) -> None:

@@ -24,7 +24,7 @@ READERS: tuple[str, ...] = get_args(Reader)
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalOptions:
-    """SAM's automatic mode and the filter behind it (METHOD §2)."""
+    """SAM's automatic mode and the area filter (METHOD §2)."""
 
     points_per_side: int = 32
     pred_iou_threshold: float = 0.88
@@ -35,7 +35,7 @@ class ProposalOptions:
     min_area_px: int = 0
     """Absolute rule of the release: 10,000 for RefCOCO and RefCOCO+, 0 for RefCOCOg."""
     min_area_share: float = 0.0
-    """Relative rule of `edge`: share of the picture's pixels."""
+    """Relative rule of `edge`: share of the image's pixels."""
     peaks: int = 0
     """Number of heatmap peaks at which SAM is prompted for each phrase, in addition to the grid's points
     where the heatmap is above its mean (METHOD §10.2); 0: the whole grid, once per image."""
@@ -51,18 +51,18 @@ class ProposalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
-    """The generative map (METHOD §4)."""
+    """The heatmap (METHOD §4)."""
 
     timesteps: tuple[int, ...] = (51, 1)
     """Timestep input of the UNet at each pass; the first pass runs on level `start_level`."""
     start_level: int = 101
-    """Index of the cumulative alpha the first latent is noised to (the release is off by one)."""
+    """Index of the cumulative alpha that the first latent is noised to (the release is off by one)."""
     guidance: float = 9.0
-    """Weight of what the phrase adds to the empty prompt; at 1 the empty prompt's passes are left out."""
+    """Weight of what the phrase adds to the empty prompt; at 1 the empty prompt's passes are skipped."""
     sample_posterior: bool = True
     """Draw z from the posterior (release); False takes its mean."""
     focus: Focus = "root"
-    """Which token's column of the map is read."""
+    """The token whose column of the attention is read."""
     softmax: bool = False
     """Per-head softmax probabilities (the paper's text); the exported graphs do not expose them."""
     uint8_lanczos: bool = True
@@ -71,7 +71,7 @@ class AttentionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CropOptions:
-    """The discriminative score (METHOD §5, §6)."""
+    """CLIP's score of crops and of masked attention (METHOD §5, §6)."""
 
     letterbox: bool = False
     """False: shorter side to CLIP's size, any aspect. True: letterbox to a square."""
@@ -82,11 +82,11 @@ class CropOptions:
     hard_root_weight: float = 0.0
     """Share of the root word's vector in the text vector of the crop score; the paper's text has 0.5."""
     soft_long_side: int = 0
-    """Longest side in px of the picture the masked attention sees; 0 = its own resolution. A variant states
-    it for a CLIP of 224 px, and `options_for` scales it to the model's."""
+    """Longest side in px of the image for the masked attention; 0: the image's own size. A variant states it
+    for a CLIP of 224 px, and `options_for` scales it to the model's."""
     negative: float = 0.0
-    """Times the mean vector of the phrase's other nouns, taken off both text vectors, so that what looks like
-    them scores less (METHOD §10.7)."""
+    """Factor of the mean vector of the phrase's other nouns, subtracted from both text vectors, so that what
+    looks like them scores less (METHOD §10.7)."""
     ramp_on_soft: bool = False
     """The paper's text puts the position ramp on the masked-attention branch instead of the crop."""
 
@@ -110,14 +110,14 @@ class FusionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Everything the pipeline reads."""
+    """All options of the pipeline."""
 
     variant: str = "official"
     mode: Mode = "full"
     seed: int = 0
-    """Seeds the posterior draw and the noise."""
+    """Seed of the posterior sample and of the noise."""
     reader: Reader = "rules"
-    """Who finds the head word: the built-in rules, or spaCy's parser as in the release (METHOD §3)."""
+    """What finds the head word: the built-in rules, or spaCy's parser as in the release (METHOD §3)."""
     proposals: ProposalOptions = field(default_factory=ProposalOptions)
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     crops: CropOptions = field(default_factory=CropOptions)
@@ -159,7 +159,7 @@ _EDGE = Options(
 )
 
 _STATED_FOR_PX = 224
-"""Side of CLIP's picture that `soft_long_side` is stated for in a variant."""
+"""Side in px of CLIP's image that a variant states `soft_long_side` for."""
 
 VARIANTS: Mapping[str, Options] = MappingProxyType({o.variant: o for o in (_OFFICIAL, _PAPER, _EDGE)})
 

@@ -1,6 +1,6 @@
-"""What a segmentation is made of; the runtime and the reference hand over the same values.
+"""The values of a segmentation; the runtime and the reference return the same ones.
 
-Axes: n = candidates, y/x = picture rows/columns.
+Axes: n = candidates, y/x = image rows/columns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Candidates:
     boxes_xyxy_px: NDArray[np.int64]
     """[n, 4], inclusive corners: a one-pixel mask has x0 == x1."""
     kept: Bool
-    """[n], False for what the area filter of METHOD §2 took out."""
+    """[n], False for masks that the area filter of METHOD §2 removed."""
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -41,16 +41,16 @@ class Scores:
     generative: Float
     place: Float
     total: Float
-    """What the choice is made on, after weights and filter; -inf for a candidate that cannot win."""
+    """The score that decides, after weights and filter; -inf for a candidate that cannot win."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """The answer to one phrase on one picture."""
+    """The answer to one phrase on one image."""
 
     phrase: str
     root: str
-    """The head word that was read from the phrase."""
+    """The head word that was found in the phrase."""
     mask: Bool
     """[y, x]; all False when nothing matches."""
     index: int | None
@@ -59,7 +59,7 @@ class Segmentation:
     """`scores.total[index]`, or -inf."""
     scores: Scores
     heat: Float | None
-    """[y, x], 0..1: the generative map; None in mode `disc+seg`."""
+    """[y, x], 0..1: the heatmap; None in mode `disc+seg`."""
     candidates: Candidates
     reason: str | None = None
     """Why nothing matches; None when something does."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from refdiff.data.sample import Sample, SampleList
 from refdiff.errors import InputError
 from refdiff.runtime.image import read_image
-from refdiff.runtime.phrase import checked_text
+from refdiff.runtime.phrase import normalize_text
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -38,7 +38,7 @@ def folder_dataset(images: Path, phrases: Sequence[str]) -> SampleList:
     """
     if isinstance(phrases, str):
         raise InputError(f"got one text, {phrases!r}, expected a sequence of phrases; put it into a list")
-    texts = tuple(dict.fromkeys(checked_text(phrase) for phrase in phrases))
+    texts = tuple(dict.fromkeys(normalize_text(phrase) for phrase in phrases))
     if not texts:
         raise InputError(
             'got no phrase, expected one or more, e.g. "the red mug"; or a file of them (--phrases)'
@@ -87,7 +87,7 @@ def csv_dataset(
 
 def _sample(name: str, image: Path, phrase: str) -> Sample:
     try:
-        return Sample(id=name, image=image, phrase=checked_text(phrase))
+        return Sample(id=name, image=image, phrase=normalize_text(phrase))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 

@@ -17,7 +17,7 @@ from refdiff.contracts.session import Array, Session
 UNET_ROWS = 2
 """Rows of a UNet call. Two is what `official` needs for its guided passes anyway, so many phrases take no
 more memory than one; a row more takes 0.5 GiB of attention logits at SD 1.5's 512 px where nothing fuses
-them, and spares a CPU little (docs/speed.md)."""
+them, and saves a CPU little (docs/speed.md)."""
 
 TEXT_ROWS = 16
 """Texts of a text encoder's call: where their cost per row has stopped falling."""

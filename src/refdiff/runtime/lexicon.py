@@ -1,6 +1,6 @@
-"""The words the phrase reader knows: closed classes, and the open-class words that people point with.
+"""The words that the phrase rules know: closed classes, and common words of referring phrases.
 
-Everything is lower case. A word in no list counts as a noun: names of things have no end.
+Everything is lower case. A word in no list counts as a noun.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLACES: dict[str, Place] = {
     **dict.fromkeys(("front", "foreground", "frontmost", "closest", "nearest"), "bottom"),
     **dict.fromkeys(("middle", "center", "centre", "central", "mid"), "middle"),
 }
-"""Word of place -> side of the picture: the front of a scene is low in it, the back is high."""
+"""Word of place -> side of the image: the front is low in an image, the back is high."""
 
 SUPERLATIVES: dict[str, Superlative] = {
     **dict.fromkeys(("biggest", "largest", "hugest", "greatest", "tallest", "widest", "fattest"), "largest"),
@@ -52,7 +52,7 @@ SIZES: dict[str, Size] = {
     **dict.fromkeys(("small", "smaller", "little", "tiny", "mini", "miniature"), "small"),
 }
 
-COLOURS = _words(
+COLORS = _words(
     """red orange yellow green blue purple violet pink brown black white grey gray beige tan teal cyan
     magenta maroon navy turquoise golden silver blonde blond"""
 )
@@ -67,12 +67,12 @@ MODIFIERS = (
     open closed male female asian african american nude naked shirtless visible closer further
     farther nearer mostly almost here"""
     )
-    | COLOURS
+    | COLORS
     | frozenset(SIZES)
     | frozenset(SUPERLATIVES)
     | frozenset(PLACES)
 )
-"""Adjectives, places, adverbs: one before the noun belongs to it, one behind ends it ("guy blue shirt")."""
+"""Adjectives, places, adverbs: one before the noun belongs to it, one after it ends it ("guy blue shirt")."""
 
 ING_NOUNS = _words(
     """thing something anything everything nothing building ring earring king wing string painting drawing
@@ -91,13 +91,13 @@ COMPOUNDS = _words(
     serving-plate serving-dish living-room swimming-pool chewing-gum sewing-machine shopping-bag
     shopping-cart sleeping-bag walking-stick wrapping-paper tank-top crop-top table-top"""
 )
-"""Two-word nouns whose parts would be read otherwise."""
+"""Two-word nouns; their parts alone would not count as nouns."""
 
 FRAMES = _words("picture pic image photo photograph frame screen shot scene view page")
-"""What "left of the ..." means the picture by."""
+"""Words that mean the image itself in "left of the ..."."""
 
 UNSEEN = FRAMES | _words("side sides corner edge end row line hand half one ones thing way direction")
-"""Nouns that name no other thing in the picture: "on the left side", "in the row"."""
+"""Nouns that name no other thing in the image: "on the left side", "in the row"."""
 
 VIEWERS = _words("us me you camera viewer lens photographer")
-"""What "closest to ..." means the front by."""
+"""Words that mean the front in "closest to ..."."""

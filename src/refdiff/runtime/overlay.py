@@ -1,6 +1,6 @@
-"""Pictures for people: the chosen mask on the photograph, and the attention map.
+"""Draw the chosen mask on the image, and the heatmap.
 
-Picture [y, x, 3] uint8 RGB in, picture out. Small pictures are enlarged first, so that the label is legible.
+Image [y, x, 3] uint8 RGB in, image out. Small images are enlarged first, so that the label is legible.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.contracts.results import Segmentation
-from refdiff.contracts.session import Bool, Float
-
-Picture = NDArray[np.uint8]
+from refdiff.contracts.session import Bool, Float, ImageArray
 
 LEAST_SIDE = 480
 """A longer side below this many px is enlarged by a whole factor."""
 
-_TINT = np.array([255, 64, 160], dtype=np.float32)  # magenta: rare in photographs, told apart by most eyes
+_TINT = np.array([255, 64, 160], dtype=np.float32)  # magenta: rare in photographs
 _TINT_SHARE = 0.45
 _LINE = (255, 255, 255)
 _HEAT_STOPS = np.array(  # dark blue, violet, orange, light yellow: brightness rises all the way
@@ -28,37 +25,37 @@ _HEAT_STOPS = np.array(  # dark blue, violet, orange, light yellow: brightness r
 _HEAT_SHARE = 0.65
 
 
-def overlay(image: Picture, result: Segmentation) -> Picture:
-    """The picture with the chosen mask tinted and outlined, and the phrase and its score below."""
+def overlay(image: ImageArray, result: Segmentation) -> ImageArray:
+    """Return the image with the chosen mask tinted and outlined, and the phrase and its score below."""
     factor = _enlargement(image.shape[:2])
-    picture, mask = _enlarged(image, factor), result.mask.repeat(factor, axis=0).repeat(factor, axis=1)
-    tinted = picture.astype(np.float32)
+    large, mask = _enlarge(image, factor), result.mask.repeat(factor, axis=0).repeat(factor, axis=1)
+    tinted = large.astype(np.float32)
     tinted[mask] += _TINT_SHARE * (_TINT - tinted[mask])
-    tinted[~mask] *= 0.75 if mask.any() else 1.0  # the rest steps back a little
+    tinted[~mask] *= 0.75 if mask.any() else 1.0  # the rest is darkened a little
     painted = tinted.astype(np.uint8)
-    edge = _outline(mask, max(2, round(max(picture.shape[:2]) / 320)))
+    edge = _outline(mask, max(2, round(max(large.shape[:2]) / 320)))
     painted[edge] = _LINE
-    return _labelled(painted, _caption(result))
+    return _add_label(painted, _caption(result))
 
 
-def heat_overlay(image: Picture, heat: Float) -> Picture:
-    """The attention map [y, x], 0..1, in colour over a grey picture."""
+def heat_overlay(image: ImageArray, heat: Float) -> ImageArray:
+    """Return the heatmap [y, x], 0..1, in color over the image in gray."""
     factor = _enlargement(image.shape[:2])
-    grey = np.asarray(Image.fromarray(_enlarged(image, factor)).convert("L"), dtype=np.float32)[..., None]
-    large = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(
-        grey.shape[1::-1], Image.Resampling.BILINEAR
+    gray = np.asarray(Image.fromarray(_enlarge(image, factor)).convert("L"), dtype=np.float32)[..., None]
+    resized = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(
+        gray.shape[1::-1], Image.Resampling.BILINEAR
     )
-    values = np.clip(np.asarray(large), 0, 1)
+    values = np.clip(np.asarray(resized), 0, 1)
     stops = np.linspace(0, 1, len(_HEAT_STOPS))
-    colours = np.stack([np.interp(values, stops, channel) for channel in _HEAT_STOPS.T], axis=-1)  # [y, x, 3]
-    return (_HEAT_SHARE * colours + (1 - _HEAT_SHARE) * grey).astype(np.uint8)
+    colors = np.stack([np.interp(values, stops, channel) for channel in _HEAT_STOPS.T], axis=-1)  # [y, x, 3]
+    return (_HEAT_SHARE * colors + (1 - _HEAT_SHARE) * gray).astype(np.uint8)
 
 
 def _enlargement(size_yx: tuple[int, ...]) -> int:
     return max(1, math.ceil(LEAST_SIDE / max(size_yx)))
 
 
-def _enlarged(image: Picture, factor: int) -> Picture:
+def _enlarge(image: ImageArray, factor: int) -> ImageArray:
     if factor == 1:
         return image
     size_xy = (image.shape[1] * factor, image.shape[0] * factor)
@@ -66,7 +63,7 @@ def _enlarged(image: Picture, factor: int) -> Picture:
 
 
 def _outline(mask: Bool, thickness: int) -> Bool:
-    """Pixels of the mask that lie within `thickness` px of its border."""
+    """Return the pixels of the mask that lie within `thickness` px of its border."""
     inner = mask
     for _ in range(thickness):
         framed = np.pad(inner, 1)
@@ -80,16 +77,16 @@ def _caption(result: Segmentation) -> str:
     return f"{result.phrase} ({result.score:.3f})"
 
 
-def _labelled(picture: Picture, caption: str) -> Picture:
-    """The picture with the caption on a dark strip below it, in as many lines as it takes."""
-    height, width = picture.shape[:2]
+def _add_label(image: ImageArray, caption: str) -> ImageArray:
+    """Put the caption on a dark strip below the image, in as many lines as it takes."""
+    height, width = image.shape[:2]
     size = max(14, round(max(height, width) / 32))
     font = ImageFont.load_default(size)
     margin = size // 2
-    lines = _wrapped(caption, font, width - 2 * margin)
+    lines = _wrap(caption, font, width - 2 * margin)
     strip = len(lines) * round(size * 1.35) + margin
     canvas = Image.new("RGB", (width, height + strip), (24, 24, 28))
-    canvas.paste(Image.fromarray(picture), (0, 0))
+    canvas.paste(Image.fromarray(image), (0, 0))
     draw = ImageDraw.Draw(canvas)
     for i, line in enumerate(lines):
         draw.text(
@@ -98,7 +95,7 @@ def _labelled(picture: Picture, caption: str) -> Picture:
     return np.asarray(canvas)
 
 
-def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _wrap(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     lines = [""]
     for word in caption.split():
         longer = f"{lines[-1]} {word}".strip()

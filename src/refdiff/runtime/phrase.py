@@ -1,4 +1,4 @@
-"""A referring phrase as a value: what it names, and what it says of place, size and neighbours (METHOD §3).
+"""A referring phrase as a value: what it names, and the place, size and neighbors it states (METHOD §3).
 
 In: the text a person wrote. Out: a frozen `Phrase`; offsets count characters of `Phrase.text`.
 """
@@ -29,12 +29,12 @@ from refdiff.runtime.phrase_rules import (
 SPACY_MODEL = "en_core_web_sm"
 
 MOST_OTHERS = 3
-"""Other things of a phrase that are looked at."""
+"""Most other things of a phrase that are used."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """How the named thing lies to another one."""
+    """A relation of the named thing to another one."""
 
     kind: RelationKind
     other: str
@@ -43,35 +43,35 @@ class Relation:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase, read."""
+    """A parsed phrase."""
 
     text: str
-    """As written, with white space collapsed."""
+    """The text as written, with white space collapsed."""
     root: str
     """The head word as written; the whole text when none is found."""
     root_end: int
-    """text[:root_end] is the prefix whose last token stands for the root."""
+    """End of the prefix text[:root_end] whose last token stands for the root."""
     place: Place | None = None
-    """The side of the picture named first; front reads as bottom, back as top."""
+    """The side of the image named first; "front" means the bottom, "back" the top."""
     superlative: Superlative | None = None
     size: Size | None = None
-    """Size said of the head itself ("the big red mug")."""
+    """The size stated of the head itself ("the big red mug")."""
     relation: Relation | None = None
     others: tuple[str, ...] = ()
-    """The first few other things the phrase speaks of; the relation's comes first."""
+    """The first few other things the phrase names; the relation's comes first."""
     focused: bool = False
-    """The caller said the root outright, so the map is read there whatever the variant's focus."""
+    """Whether the caller gave the root; then the map is read there whatever the variant's focus."""
 
 
 def parse_phrase(
     text: str, *, focus: str | None = None, word_boundaries: bool = False, reader: Reader = "rules"
 ) -> Phrase:
-    """Read a referring phrase.
+    """Parse a referring phrase.
 
     Args:
         text: English, e.g. "the small red mug on the left".
-        focus: the head word, for a caller who knows better than the reader.
-        word_boundaries: True: `root_end` is where the head really stands. False: the first occurrence of its
+        focus: the head word, where the caller knows it better than the rules.
+        word_boundaries: True: `root_end` is the end of the head word. False: of the first occurrence of its
             letters, as released ("man" is found inside "woman").
         reader: the built-in rules, or spaCy as in the release.
 
@@ -79,8 +79,8 @@ def parse_phrase(
         InputError: blank, no English letters, or a focus that is not in the phrase.
         MissingDependencyError: spaCy is asked for and not installed.
     """
-    text = checked_text(text)
-    head = _head(text, focus, reader)
+    text = normalize_text(text)
+    head = _find_head(text, focus, reader)
     root, end = (text[head.start : head.end], head.end) if head else (text, len(text))
     if not word_boundaries:
         end = text.find(root) + len(root)
@@ -94,13 +94,13 @@ def parse_phrase(
         superlative=find_superlative(own),
         size=find_size(text[: head.end]) if head else None,
         relation=None if relation is None else Relation(relation.kind, relation.other),
-        others=_others(text, head, relation),
+        others=_collect_others(text, head, relation),
         focused=focus is not None,
     )
 
 
-def checked_text(text: str) -> str:
-    """`text` with white space collapsed.
+def normalize_text(text: str) -> str:
+    """Return `text` with white space collapsed.
 
     Raises:
         InputError: it is not text, blank, not encodable, or has no letter that CLIP's English can read.
@@ -118,7 +118,7 @@ def checked_text(text: str) -> str:
 
 
 def direction(text: str, *, word_boundaries: bool) -> Literal["left", "right"] | None:
-    """The side the position ramp favours: "left" is looked for first (METHOD §5).
+    """Return the side that the position ramp favors; "left" is looked for first (METHOD §5).
 
     Args:
         text: the phrase.
@@ -134,14 +134,14 @@ def direction(text: str, *, word_boundaries: bool) -> Literal["left", "right"] |
     return None
 
 
-def _head(text: str, focus: str | None, reader: Reader) -> Word | None:
+def _find_head(text: str, focus: str | None, reader: Reader) -> Word | None:
     if focus is not None:
-        return _focus_word(text, focus)
+        return _find_focus(text, focus)
     return spacy_root(text) if reader == "spacy" else find_head(text)
 
 
-def _others(text: str, head: Word | None, relation: FoundRelation | None) -> tuple[str, ...]:
-    """What is named behind the head, the relation's other thing first and as it stands there."""
+def _collect_others(text: str, head: Word | None, relation: FoundRelation | None) -> tuple[str, ...]:
+    """Return what is named after the head, the relation's other thing first and as written."""
     start = head.end if head else 0
     if relation is None:
         return find_others(text[start:])[:MOST_OTHERS] if head else ()
@@ -149,8 +149,8 @@ def _others(text: str, head: Word | None, relation: FoundRelation | None) -> tup
     return (relation.other, *(other for part in around for other in find_others(part)))[:MOST_OTHERS]
 
 
-def _focus_word(text: str, focus: str) -> Word:
-    """Where `focus` stands: as words if it can, inside a word otherwise."""
+def _find_focus(text: str, focus: str) -> Word:
+    """Find `focus` in the text: as whole words if possible, otherwise inside a word."""
     wanted = re.escape(" ".join(focus.split()))
     if not wanted:
         raise InputError(
@@ -163,7 +163,7 @@ def _focus_word(text: str, focus: str) -> Word:
 
 
 def spacy_root(text: str) -> Word | None:
-    """The release's root: the first token whose dependency contains ROOT or subj.
+    """Return the release's root: the first token whose dependency contains ROOT or subj.
 
     Raises:
         MissingDependencyError: spaCy or its English model is not installed.

@@ -1,7 +1,7 @@
-"""How the words of a referring phrase are read: head noun, place, size, relation.
+"""Rules that find the head noun, place, size and relation in a referring phrase.
 
-Rules, no model: referring phrases are short and put the head in their first noun chunk. In: text. Out: spans
-and names from `wordlist`. Offsets count characters of the text that was handed in.
+No model is needed: referring phrases are short, and the head is in their first noun chunk. In: text. Out:
+spans, and names from `lexicon`. Offsets count characters of the given text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from refdiff.runtime.lexicon import (
-    COLOURS,
+    COLORS,
     COMPOUNDS,
     DETERMINERS,
     ED_NOUNS,
@@ -36,7 +36,7 @@ RelationKind = Literal[
 
 
 class Word(NamedTuple):
-    """One word, lower case with straight apostrophes, and where it stands."""
+    """One word, lower case with straight apostrophes, and its offsets."""
 
     text: str
     start: int
@@ -76,19 +76,20 @@ _BODY_PART = re.compile(r"(?:\b(?:his|her|their|its|the)|'s) back (?:to|turned|o
 
 
 def words_of(text: str) -> tuple[Word, ...]:
-    """The words of `text`, in reading order."""
+    """Split `text` into words, in reading order."""
     return tuple(Word(m.group().lower().replace("\u2019", "'"), *m.span()) for m in _WORD.finditer(text))
 
 
 def find_head(text: str) -> Word | None:
-    """The word that names the thing: the last noun of the first noun chunk.
+    """Return the word that names the thing: the last noun of the first noun chunk.
 
-    Where no chunk has a noun, the adjective or place that stands for one ("red, on the left", "far right").
+    Where no chunk has a noun, it is the adjective or place that stands for one ("red, on the left",
+    "far right").
 
     Returns:
         None for a phrase that names nothing ("who is holding the ball").
     """
-    clauses = [_shifted(words_of(m.group()), m.start()) for m in _CLAUSE.finditer(text)]
+    clauses = [_shift(words_of(m.group()), m.start()) for m in _CLAUSE.finditer(text)]
     chunks = [_chunk(clause) for clause in clauses]
     nouns = [head for head in map(_noun, chunks) if head is not None]
     if nouns:
@@ -98,18 +99,18 @@ def find_head(text: str) -> Word | None:
     return described[-1] if described else next(reversed(loose), None)
 
 
-def _shifted(words: Sequence[Word], by: int) -> tuple[Word, ...]:
+def _shift(words: Sequence[Word], by: int) -> tuple[Word, ...]:
     return tuple(Word(word.text, word.start + by, word.end + by) for word in words)
 
 
 def _chunk(words: Sequence[Word]) -> tuple[Word, ...]:
-    """The words before the first preposition, relative or verb, without determiners."""
+    """Return the words before the first preposition, relative or verb, without determiners."""
     length = next((i for i, word in enumerate(words) if word.text in STOPS), len(words))
     return tuple(word for word in words[:length] if word.text not in DETERMINERS)
 
 
 def _noun(chunk: Sequence[Word]) -> Word | None:
-    """The last word of the first run of nouns."""
+    """Return the last word of the first run of nouns."""
     head = None
     for i, word in enumerate(chunk):
         follower = chunk[i + 1].text if i + 1 < len(chunk) else ""
@@ -123,12 +124,12 @@ def _noun(chunk: Sequence[Word]) -> Word | None:
 
 
 def _is_modifier(word: str, follower: str) -> bool:
-    """Whether `word` describes instead of naming: listed, number, possessive, participle, superlative."""
+    """Return whether `word` describes: listed, number, possessive, participle, superlative."""
     return (
         word in MODIFIERS
         or word[0].isdigit()
         or word.endswith(("'s", "s'"))
-        or (word == "light" and follower in COLOURS)
+        or (word == "light" and follower in COLORS)
         or (word.endswith("ing") and word not in ING_NOUNS)
         or (word.endswith("ed") and word not in ED_NOUNS)
         or (word.endswith("est") and word not in EST_NOUNS)
@@ -136,10 +137,10 @@ def _is_modifier(word: str, follower: str) -> bool:
 
 
 def find_others(text: str) -> tuple[str, ...]:
-    """The nouns of a text with what describes them, "red hat"; `text` is what follows the head."""
+    """Return the nouns of a text with their modifiers, "red hat"; `text` is what follows the head."""
     found = []
     for clause in _CLAUSE.finditer(text):
-        for chunk in _chunks(_shifted(words_of(clause.group()), clause.start())):
+        for chunk in _chunks(_shift(words_of(clause.group()), clause.start())):
             noun = _noun(chunk)
             if noun is not None and noun.text not in UNSEEN:
                 found.append(text[chunk[0].start : noun.end])
@@ -147,7 +148,7 @@ def find_others(text: str) -> tuple[str, ...]:
 
 
 def _chunks(words: Sequence[Word]) -> list[list[Word]]:
-    """The stretches of words between determiners, prepositions, relatives, verbs and participles."""
+    """Split words at determiners, prepositions, relatives, verbs and participles."""
     chunks: list[list[Word]] = [[]]
     for word in words:
         holding = word.text.endswith("ing") and word.text not in ING_NOUNS
@@ -159,7 +160,7 @@ def _chunks(words: Sequence[Word]) -> list[list[Word]]:
 
 
 class FoundRelation(NamedTuple):
-    """A relation to another thing, and the part of the text that says it."""
+    """A relation to another thing, and the part of the text that states it."""
 
     kind: RelationKind
     other: str
@@ -168,7 +169,7 @@ class FoundRelation(NamedTuple):
 
 
 def find_relation(text: str) -> FoundRelation | None:
-    """The first "left of the blue book" of the phrase; sides of the picture or of a group are places."""
+    """Return the first "left of the blue book" of a phrase; sides of the image or of a group are places."""
     for match in _RELATION.finditer(text):
         other = _OTHER_ENDS.sub("", match.group("other")).strip()
         names = {word.text for word in words_of(other)}
@@ -180,7 +181,7 @@ def find_relation(text: str) -> FoundRelation | None:
 
 
 def find_place(text: str) -> Place | None:
-    """The side of the picture the phrase names first; `text` comes without its relation."""
+    """Return the side of the image that is named first; `text` is the phrase without its relation."""
     words = [word.text for word in words_of(_BODY_PART.sub(" ", text))]
     places = [PLACES[word] for word in words if word in PLACES]
     if places:
@@ -191,10 +192,10 @@ def find_place(text: str) -> Place | None:
 
 
 def find_superlative(text: str) -> Superlative | None:
-    """Biggest, smallest and their like; `text` comes without its relation."""
+    """Return the first superlative of size; `text` is the phrase without its relation."""
     return next((SUPERLATIVES[word.text] for word in words_of(text) if word.text in SUPERLATIVES), None)
 
 
 def find_size(text: str) -> Size | None:
-    """The size that stands before the head; `text` ends at the head."""
+    """Return the size before the head; `text` ends at the head."""
     return next((SIZES[word.text] for word in words_of(text) if word.text in SIZES), None)

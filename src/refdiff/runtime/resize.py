@@ -1,19 +1,15 @@
-"""Resizing along one axis: every target cell is a sum over its few source neighbours.
+"""Resize images, maps and masks: the inputs of the encoders, and their outputs back on the image.
 
-A matrix product would do the same with all the zeros, and wake the threads of numpy's linear algebra library,
-which then spin for milliseconds beside the threads of the graphs.
+Along an axis every target cell is a sum over its few source neighbors. A matrix product over whole axes would
+wake the threads of numpy's linear algebra library, which spin for milliseconds and slow the graphs' threads.
 
-Mask logits on the picture's pixels: SAM's two bilinear resizes as one, which is exact.
+SAM upsamples its low-resolution logits to its square, cuts the padding off, and resizes the rest to the
+image. Each step is linear along rows and along columns, so together they are two matrices, computed once for
+an image size: `MaskResize`, which is exact. A row of them mixes at most four neighbors: they are multiplied
+in narrow bands.
 
-SAM blows its low-resolution logits up to its square, cuts the padding away, and resizes what is left to the
-picture. Each is linear along rows and along columns, so together they are two matrices, worked out once for a
-picture's size. A row of them mixes at most four neighbours: they are multiplied in narrow bands.
-
-Axes: k = masks, l = side of the low-resolution logits, S = SAM's square, y/x = picture rows/columns.
-
-Pictures into the shapes the encoders are fed, and maps back onto pictures.
-
-Axes: y/x = picture rows/columns, S = side of the padded square = max(y, x). Sizes and offsets are (y, x).
+Axes: k = masks, l = side of the low-resolution logits, y/x = image rows/columns, S = side of the padded
+square = max(y, x), or of SAM's square. Sizes and offsets are (y, x).
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refdiff.contracts.session import Float
+from refdiff.contracts.session import Float, ImageArray
 from refdiff.contracts.spec import SamSpec
 
 _CUBIC_A = -0.75  # the cubic convolution coefficient of torch's bicubic mode
@@ -34,42 +30,42 @@ _CUBIC_A = -0.75  # the cubic convolution coefficient of torch's bicubic mode
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What each of t target cells mixes: k source cells."""
+    """The k source cells that each of t target cells mixes."""
 
     cells: NDArray[np.intp]
-    """[k, t]; at a border one cell may stand for several neighbours."""
+    """[k, t]; at a border one cell may stand for several neighbors."""
     weights: NDArray[np.floating]
-    """[k, t]; the sums are made in its dtype or the values', whichever is wider."""
+    """[k, t]; sums are computed in its dtype or that of the values, whichever is wider."""
 
     def mix(self, values: NDArray[np.floating], axis: int) -> NDArray[np.floating]:
-        """The array with its axis `axis`, from the end (-1, -2, ...), resized to t."""
-        behind = (1,) * (-axis - 1)
+        """Resize the array's axis `axis`, counted from the end (-1, -2, ...), to t."""
+        trailing = (1,) * (-axis - 1)
         return np.asarray(
             sum(
-                values.take(cells, axis=axis) * weights.reshape(-1, *behind)
+                values.take(cells, axis=axis) * weights.reshape(-1, *trailing)
                 for cells, weights in zip(self.cells, self.weights, strict=True)
             )
         )
 
 
 def linear(source: int, target: int) -> Neighbours:
-    """Torch's `interpolate(mode="bilinear", align_corners=False)` from `source` cells to `target`.
+    """Resize as torch's `interpolate(mode="bilinear", align_corners=False)` from `source` cells to `target`.
 
-    The coordinates are float32 as in torch, so that both place an edge on the same pixel.
+    Coordinates are float32 as in torch, so that both put an edge on the same pixel.
     """
     scale = np.float32(source / target)
-    centre = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    centre = np.clip(centre, 0, source - 1)
-    low = centre.astype(np.intp)
-    share = (centre - low).astype(np.float32)
+    center = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    center = np.clip(center, 0, source - 1)
+    low = center.astype(np.intp)
+    share = (center - low).astype(np.float32)
     return Neighbours(np.stack([low, np.minimum(low + 1, source - 1)]), np.stack([1 - share, share]))
 
 
 def cubic(source: int, target: int, *, margin: float) -> Neighbours:
-    """Torch's bicubic mode by a scale factor of (target + margin) / source; the border value repeats."""
-    centre = (np.arange(target) + 0.5) * source / (target + margin) - 0.5
-    cells = np.floor(centre).astype(np.intp) + np.arange(-1, 3)[:, None]  # [4, t]
-    return Neighbours(np.clip(cells, 0, source - 1), _cubic(np.abs(centre - cells)))
+    """Resize as torch's bicubic mode by a factor of (target + margin) / source; the border value repeats."""
+    center = (np.arange(target) + 0.5) * source / (target + margin) - 0.5
+    cells = np.floor(center).astype(np.intp) + np.arange(-1, 3)[:, None]  # [4, t]
+    return Neighbours(np.clip(cells, 0, source - 1), _cubic(np.abs(center - cells)))
 
 
 def upsample_bilinear(array: NDArray[np.floating], size_yx: tuple[int, int]) -> Float:
@@ -88,7 +84,7 @@ def upsample_bilinear(array: NDArray[np.floating], size_yx: tuple[int, int]) -> 
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cubic convolution kernel at distances 0..2."""
+    """Return the cubic convolution kernel at distances 0..2."""
     a, d = _CUBIC_A, distance
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
@@ -97,12 +93,12 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 _BAND = 16
 """Rows of a matrix multiplied at once: few enough that most of their columns are not zero, and that a linear
-algebra library does not wake its threads, which would spin beside those of the graphs."""
+algebra library does not wake its threads, which would slow those of the graphs."""
 
 
 @dataclass(frozen=True)
 class _Band:
-    """Neighbouring target cells, and the source cells that they mix."""
+    """Neighboring target cells, and the source cells that they mix."""
 
     target: slice
     source: slice
@@ -111,13 +107,13 @@ class _Band:
 
 
 class MaskResize:
-    """From low-resolution logits to the picture.
+    """Resizes low-resolution logits to the image.
 
     Args:
         low_res: l, the logits' side.
         square: S, side of SAM's input.
-        resized_yx: size of the resized picture in the square.
-        size_yx: the picture's size.
+        resized_yx: size of the resized image in the square.
+        size_yx: the image's size.
     """
 
     def __init__(self, *, low_res: int, square: int, resized_yx: Size, size_yx: Size) -> None:
@@ -127,12 +123,12 @@ class MaskResize:
             for resized, size in zip(resized_yx, size_yx, strict=True)
         )
         self._size_yx = size_yx
-        self._down, self._across = tuple(_bands(down)), tuple(_bands(across))
+        self._down, self._across = tuple(_cut_bands(down)), tuple(_cut_bands(across))
         self._rows = self._down[-1].source.stop
-        """Rows of the logits that the picture lies in; below them is padding."""
+        """Rows of the logits that the image covers; below them is padding."""
 
     def __call__(self, low_res: Float) -> Float:
-        """[k, l, l] -> [k, y, x]."""
+        """Resize [k, l, l] to [k, y, x]."""
         masks, (height, width) = len(low_res), self._size_yx
         wide = np.empty((masks, self._rows, width), np.float32)
         for band in self._across:
@@ -143,8 +139,8 @@ class MaskResize:
         return full
 
 
-def _bands(weights: Float) -> Iterator[_Band]:
-    """A matrix whose rows are zero but for a few neighbours, cut into bands without the zeros."""
+def _cut_bands(weights: Float) -> Iterator[_Band]:
+    """Cut a matrix whose rows have a few neighboring non-zero cells into bands without the zeros."""
     for start in range(0, len(weights), _BAND):
         rows = weights[start : start + _BAND]
         used = np.flatnonzero(rows.any(axis=0))
@@ -153,24 +149,23 @@ def _bands(weights: Float) -> Iterator[_Band]:
         yield _Band(target, source, np.ascontiguousarray(rows[:, source], np.float32))
 
 
-Picture = NDArray[np.uint8]
 Size = tuple[int, int]
 
 
 def square_offset(size_yx: Size) -> Size:
-    """Where a picture's top left corner lies in its padded square (METHOD §4.1)."""
+    """Return the offset of an image in its padded square (METHOD §4.1)."""
     side = max(size_yx)
     return (side - size_yx[0]) // 2, (side - size_yx[1]) // 2
 
 
-def pad_square(image: Picture) -> tuple[Picture, Size]:
-    """Centre a picture on a black square.
+def pad_square(image: ImageArray) -> tuple[ImageArray, Size]:
+    """Center an image on a black square.
 
     Args:
         image: [y, x, 3].
 
     Returns:
-        [S, S, 3], and the offset of the picture in it.
+        [S, S, 3], and the offset of the image in it.
     """
     height, width = image.shape[:2]
     side = max(height, width)
@@ -186,8 +181,8 @@ def crop_square(values: NDArray[Any], size_yx: Size) -> NDArray[Any]:
     return values[top : top + size_yx[0], left : left + size_yx[1]]
 
 
-def diffusion_input(image: Picture, size: int) -> Float:
-    """What the VAE encodes: padded, LANCZOS, -1..1.
+def diffusion_input(image: ImageArray, size: int) -> Float:
+    """Return the VAE's input: the padded square, resized with LANCZOS, scaled to -1..1.
 
     Args:
         image: [y, x, 3].
@@ -203,20 +198,20 @@ def diffusion_input(image: Picture, size: int) -> Float:
 
 
 def sam_size(size_yx: Size, longest: int) -> Size:
-    """SAM's resized picture: longest side to `longest`, rounded half up; never below one pixel."""
+    """Return the size of SAM's resized image: longest side `longest`, rounded half up, at least one pixel."""
     scale = longest / max(size_yx)
     return max(1, int(size_yx[0] * scale + 0.5)), max(1, int(size_yx[1] * scale + 0.5))
 
 
-def sam_input(image: Picture, spec: SamSpec) -> tuple[Float, Size]:
-    """What SAM's encoder sees: longest side resized, normalised, zeros below and to the right.
+def sam_input(image: ImageArray, spec: SamSpec) -> tuple[Float, Size]:
+    """Return SAM's input: longest side resized, normalized, zeros below and to the right.
 
     Args:
         image: [y, x, 3].
-        spec: size and normalisation.
+        spec: size and normalization.
 
     Returns:
-        [1, 3, s, s] with s = spec.image_size, and the (y, x) size of the resized picture in it.
+        [1, 3, s, s] with s = spec.image_size, and the (y, x) size of the resized image in it.
     """
     height, width = resized_yx = sam_size((image.shape[0], image.shape[1]), spec.image_size)
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

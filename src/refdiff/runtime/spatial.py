@@ -1,7 +1,7 @@
-"""Where a phrase says the thing is, as weights and scores.
+"""Weights and scores of positions: where a phrase says the thing is.
 
-The position ramp is METHOD §5; scores of places, sizes and relations are `edge`'s (METHOD §10.4, §10.5).
-Axes: n = candidates, y/x = picture rows/columns. Boxes have inclusive corners.
+The position ramp is METHOD §5; `edge` scores places, sizes and relations too (METHOD §10.4, §10.5).
+Axes: n = candidates, y/x = image rows/columns. Boxes have inclusive corners.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ Direction = Literal["left", "right"] | None
 Doubles = NDArray[np.float64]
 
 _SIMILARITY_SCALE = 100.0  # CLIP's trained logit scale: turns cosines into a choice among candidates
-_SIDE_SOFTNESS = 0.05  # share of the picture over which "left of" goes from unlikely to likely
-_REACH = 0.15  # share of the picture's diagonal at which "next to" has fallen to 1/e
+_SIDE_SOFTNESS = 0.05  # share of the image over which "left of" goes from unlikely to likely
+_REACH = 0.15  # share of the image's diagonal at which "next to" has fallen to 1/e
 _SIZE_SOFTNESS = 0.25  # in natural logarithms of area: 25 % larger is likely "bigger"
-_FAR_HEAT = 0.5  # what the heat ramp leaves at the far side of the picture
+_FAR_HEAT = 0.5  # factor of the heat ramp at the far side of the image
 
 
 def ramp(direction: Direction, width: int) -> Doubles:
-    """Weight [x] of each column: 1 at the named edge, 0 from two thirds of the way on (METHOD §5).
+    """Return the weight [x] of each column: 1 at the named edge, 0 from two thirds on (METHOD §5).
 
     Double precision, as released: a crop's products are truncated to uint8, and a rounded weight would show.
 
     Args:
         direction: None weighs every column 1.
-        width: of the picture, in px.
+        width: the image's width in px.
     """
     if direction is None:
         return np.ones(width)
     slope = 2 * width // 3
-    nothing = np.zeros(width - slope)
+    rest = np.zeros(width - slope)
     if direction == "left":
-        return np.concatenate([np.linspace(1, 0, slope), nothing])
+        return np.concatenate([np.linspace(1, 0, slope), rest])
     # Not the mirrored left ramp: their last bits differ, and the truncation to uint8 shows it.
-    return np.concatenate([nothing, np.linspace(0, 1, slope)])
+    return np.concatenate([rest, np.linspace(0, 1, slope)])
 
 
 def heat_ramp(phrase: Phrase, size_yx: tuple[int, int]) -> Float:
-    """Factor [y, x] for the generative map: 1 at the side the phrase names, one half at the other."""
+    """Return a factor [y, x] for the heatmap: 1 at the side the phrase names, one half at the other."""
     factor = np.ones(size_yx, dtype=np.float32)
     if phrase.place in ("left", "right"):
         falling = np.linspace(1, _FAR_HEAT, size_yx[1], dtype=np.float32)
@@ -64,50 +64,50 @@ def place_scores(
     size_yx: tuple[int, int],
     other_similarity: Float | None,
 ) -> Float:
-    """How well each candidate lies where the phrase says: the mean over its spatial cues.
+    """Score how well each candidate lies where the phrase says: the mean over its spatial cues.
 
     Args:
-        phrase: read; each of place, superlative, size and relation is one cue.
+        phrase: parsed; each of place, superlative, size and relation is one cue.
         boxes_xyxy_px: [n, 4].
         areas_px: [n].
-        size_yx: of the picture.
+        size_yx: the image's size in px.
         other_similarity: [n], cosine of each candidate with the relation's other noun phrase; None leaves the
             relation out.
 
     Returns:
         [n], 0..1; all zero for a phrase without a spatial cue.
     """
-    centres = _centres(boxes_xyxy_px, size_yx)
+    centers = _centers(boxes_xyxy_px, size_yx)
     cues: list[Doubles] = []
     if phrase.place is not None:
-        cues.append(_at_place(phrase.place, centres))
+        cues.append(_place_score(phrase.place, centers))
     if phrase.superlative is not None or phrase.size is not None:
         wanted_large = (phrase.superlative or phrase.size) in ("largest", "large")
         order = _size_order(areas_px)
         cues.append(order if wanted_large else 1 - order)
     if phrase.relation is not None and other_similarity is not None:
         holds = _relation(phrase.relation.kind, boxes_xyxy_px, areas_px, size_yx)
-        cues.append(_over_others(holds, other_similarity))
+        cues.append(_average_over_others(holds, other_similarity))
     if not cues:
         return np.zeros(len(areas_px), dtype=np.float32)
     return np.asarray(np.mean(cues, axis=0), dtype=np.float32)
 
 
-def _centres(boxes_xyxy_px: NDArray[np.int64], size_yx: tuple[int, int]) -> Doubles:
-    """Box centres (x, y) as shares of the picture: [n, 2], 0..1."""
+def _centers(boxes_xyxy_px: NDArray[np.int64], size_yx: tuple[int, int]) -> Doubles:
+    """Return box centers (x, y) as shares of the image: [n, 2], 0..1."""
     middles = (boxes_xyxy_px[:, :2] + boxes_xyxy_px[:, 2:] + 1) / 2
     return np.asarray(middles / np.array(size_yx[::-1]))
 
 
-def _at_place(place: Place, centres: Doubles) -> Doubles:
-    x, y = centres.T
+def _place_score(place: Place, centers: Doubles) -> Doubles:
+    x, y = centers.T
     if place == "middle":
         return np.asarray(1 - np.hypot(x - 0.5, y - 0.5) / np.hypot(0.5, 0.5))
     return np.asarray({"left": 1 - x, "right": x, "top": 1 - y, "bottom": y}[place])
 
 
 def _size_order(areas_px: NDArray[np.int64]) -> Doubles:
-    """Share of the others that are smaller, equals counting half: [n]. So no table top dwarfs the mugs."""
+    """Return the share of the others that are smaller, equals counting half: [n], 0..1."""
     others = max(len(areas_px) - 1, 1)
     smaller = (areas_px[:, None] > areas_px[None, :]).sum(axis=1)
     equal = (areas_px[:, None] == areas_px[None, :]).sum(axis=1) - 1  # without itself
@@ -120,8 +120,8 @@ def _relation(
     areas_px: NDArray[np.int64],
     size_yx: tuple[int, int],
 ) -> Doubles:
-    """How well "i is <kind> j" holds: [n, n], 0..1. Behind is higher in the picture, in front is lower."""
-    x, y = _centres(boxes_xyxy_px, size_yx).T
+    """Score how well "i is <kind> j" holds: [n, n], 0..1. Behind is higher in the image, in front lower."""
+    x, y = _centers(boxes_xyxy_px, size_yx).T
     if kind == "next to":
         return np.asarray(np.exp(-_gaps(boxes_xyxy_px) / (_REACH * np.hypot(*size_yx))))
     if kind in ("bigger than", "smaller than"):
@@ -141,17 +141,17 @@ def _relation(
 
 
 def _gaps(boxes_xyxy_px: NDArray[np.int64]) -> Doubles:
-    """Distance between each two boxes in px, 0 where they touch: [n, n]."""
+    """Return the distance between each two boxes in px, 0 where they touch: [n, n]."""
     low, high = boxes_xyxy_px[:, None, :2], boxes_xyxy_px[:, None, 2:] + 1
     between = np.maximum(low - high.transpose(1, 0, 2), low.transpose(1, 0, 2) - high)  # [n, n, 2]
     return np.asarray(np.hypot(*np.moveaxis(np.maximum(between, 0), -1, 0)))
 
 
-def _over_others(holds: Doubles, other_similarity: Float) -> Doubles:
-    """The relation to every other candidate, weighted by how likely that one is the other thing: [n].
+def _average_over_others(holds: Doubles, other_similarity: Float) -> Doubles:
+    """Average the relation to the other candidates, weighted by how likely each is the other thing: [n].
 
-    The weights of all candidates add up to 1 and a candidate is no partner of itself, so what looks like the
-    other thing scores low.
+    The weights of all candidates add up to 1 and a candidate has no relation to itself, so what looks like
+    the other thing scores low.
     """
     logits = _SIMILARITY_SCALE * other_similarity.astype(np.float64)
     weights = np.exp(logits - logits.max())

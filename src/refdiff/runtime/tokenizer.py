@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding, as both text encoders are fed it, and which token the head word is.
+"""CLIP's byte-pair encoding for both text encoders, and the token of the head word.
 
 In: text and the `tokenizers` JSON of a bundle. Out: int32 ids [context]. The start token counts as index 0.
 """
@@ -28,7 +28,7 @@ Ids = NDArray[np.int32]
 
 
 class Piece(NamedTuple):
-    """One token of a text, and the characters of the text it stands for."""
+    """One token of a text, and its offsets in the text."""
 
     text: str
     start_char: int
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 
 class Tokenizer:
-    """Text to token ids.
+    """Converts text to token ids.
 
     Args:
         tokenizer_json: the JSON; its vocabulary may be cut to fewer merges.
@@ -54,9 +54,9 @@ class Tokenizer:
         self._encoder.no_truncation()
         self._encoder.no_padding()
         self._limit = context_length - 2
-        self._start, self._end = (self._special(token) for token in (START, END))
+        self._start, self._end = (self._special_id(token) for token in (START, END))
 
-    def _special(self, token: str) -> int:
+    def _special_id(self, token: str) -> int:
         found = self._encoder.token_to_id(token)
         if found is None:
             raise InputError(f"tokenizer.json has no token {token}, expected CLIP's; export the bundle again")
@@ -66,14 +66,14 @@ class Tokenizer:
         return self._encoder.encode(text, add_special_tokens=False)
 
     def pieces(self, text: str) -> tuple[Piece, ...]:
-        """The tokens of `text`, without start and end, untruncated."""
+        """Return the tokens of `text`, without start and end, untruncated."""
         encoding = self._encode(text)
         return tuple(
             Piece(piece, *span) for piece, span in zip(encoding.tokens, encoding.offsets, strict=True)
         )
 
     def check_length(self, text: str) -> None:
-        """Refuse a text whose end would be cut off.
+        """Refuse a text that would be truncated.
 
         Raises:
             InputError: more pieces than fit between start and end.
@@ -83,27 +83,27 @@ class Tokenizer:
             raise InputError(f"got a phrase of {got} tokens, expected at most {self._limit}; shorten it")
 
     def diffusion_ids(self, text: str, padding: Padding = "end") -> Ids:
-        """[context]: start, pieces, end, and padding as the model was trained with.
+        """Return [context]: start, pieces, end, and padding as the model was trained with.
 
         Args:
-            text: a prompt; what does not fit is cut off.
+            text: a prompt; truncated where it does not fit.
             padding: the spec's: the end token again (SD 1.x), or token 0 (SD 2.x).
         """
-        ids, _ = self._framed(text, padding=self._end if padding == "end" else 0)
+        ids, _ = self._frame(text, padding=self._end if padding == "end" else 0)
         return ids
 
     def clip_ids(self, text: str) -> tuple[Ids, int]:
-        """[context]: start, pieces, end, zeros, as CLIP was trained; and the index of the end token."""
-        return self._framed(text, padding=0)
+        """Return [context]: start, pieces, end, zeros, as CLIP was trained; and the end token's index."""
+        return self._frame(text, padding=0)
 
-    def _framed(self, text: str, *, padding: int) -> tuple[Ids, int]:
+    def _frame(self, text: str, *, padding: int) -> tuple[Ids, int]:
         pieces = self._encode(text).ids[: self._limit]
         ids = np.full(self._limit + 2, padding, np.int32)
         ids[: len(pieces) + 2] = (self._start, *pieces, self._end)
         return ids, len(pieces) + 1
 
     def focus_indices(self, phrase: Phrase, focus: Focus) -> tuple[int, ...]:
-        """Which tokens' columns of the attention map are read (METHOD §3).
+        """Return the tokens whose columns of the attention are read (METHOD §3).
 
         Args:
             phrase: a phrase that passed `check_length`.
@@ -124,7 +124,7 @@ class Tokenizer:
 
 
 def build_tokenizer_json(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> str:
-    """CLIP's tokenizer as JSON.
+    """Build CLIP's tokenizer as JSON.
 
     Args:
         vocab: token -> id, with `START` and `END`, and "</w>" on tokens that end a word.
