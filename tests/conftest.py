@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support.made_once import made_once
+from tests.support.made_once import CONVERSION_SOURCES, EXPORT_SOURCES, made_once
 
 # Property tests share small machines with model runs: a slow example is no failure, a wrong one is.
 hypothesis.settings.register_profile("house", deadline=None)
@@ -33,20 +33,6 @@ LONGEST_FIRST = (
     "tests/calibration/test_fp32_proposals.py",
 )
 """Files that take long; whole files are handed to the workers, and the last one should be a short one."""
-
-SHARED_SOURCES = tuple(
-    f"src/refdiff/{room}"
-    for room in ("contracts", "data", "engines/ort.py", "miniature", "passes", "runtime")
-)
-EXPORT_SOURCES = (*SHARED_SOURCES, "src/refdiff/export", "src/refdiff/models")
-"""What decides an exported bundle, next to its stack."""
-CONVERSION_SOURCES = (
-    *SHARED_SOURCES,
-    "src/refdiff/accuracy",
-    "src/refdiff/calibration",
-    "src/refdiff/engines/intermediate_tensors.py",
-)
-"""What decides the miniature's recorded feeds and its bundles of fewer bits."""
 
 
 @functools.cache
@@ -111,14 +97,14 @@ def mini_feeds(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_in(request: pytest.FixtureRequest, mini_feeds: Path) -> Callable[[str], Path]:
+def mini_in(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """Precision -> the miniature's bundle in it, in a folder of its name; read it, do not change it."""
 
     def bundle(precision: str) -> Path:
         def make(output: Path) -> None:
             from refdiff.calibration.convert import PrecisionOptions, convert
 
-            feeds = mini_feeds if precision in ("int8", "fp8") else None
+            feeds = request.getfixturevalue("mini_feeds") if precision in ("int8", "fp8") else None
             convert("mini", PrecisionOptions(precision=precision, feeds=feeds), output=output)
 
         return made_once(request.config.cache, precision, sources=CONVERSION_SOURCES, make=make)

@@ -6,7 +6,7 @@ Small random models in the published formats, with CLIP's whole vocabulary. Ever
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.options import options_for
-from refdiff.contracts.stack import COMPONENTS
+from refdiff.contracts.parity import relative_error, select_recorded
+from refdiff.contracts.stack import COMPONENTS, ModelStack
 from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.miniature.scenes import render_scene
@@ -36,6 +37,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from refdiff.export.wrappers import TorchSessions
 from refdiff.models import stacks
 from refdiff.models.clip import ClipSizes, build_clip
 from refdiff.models.diffusion import SD15
@@ -43,9 +45,17 @@ from refdiff.models.sam import SamSizes, build_sam
 from refdiff.models.stacks import VOCABULARY, random_module, scatter_masks
 from refdiff.reference.pipeline import Reference
 from tests.support.ldm_layout import original_state
+from tests.support.made_once import EXPORT_SOURCES, made_once
 from tests.support.small_diffusion import CROSS_DOWN, CROSS_UP, SMALL, small_model
 
 pytestmark = [pytest.mark.needs_torch, pytest.mark.slow]
+
+HERE = (
+    "tests/export/test_bring_your_own.py",
+    "tests/support/ldm_layout.py",
+    "tests/support/small_diffusion.py",
+)
+"""What decides the checkpoints."""
 
 PHRASE = "the left mug"
 UINT8_LEVEL = 1 / 255
@@ -157,16 +167,29 @@ def write_clip(folder: Path, sizes: ClipSizes = CLIP) -> None:
     save_file(dict(random_clip(sizes).state_dict()), folder / "open_clip_model.safetensors")
 
 
+Made = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(request: pytest.FixtureRequest) -> Made:
+    """Folders that are kept between runs: name and maker -> folder."""
+    cache, sources = request.config.cache, (*EXPORT_SOURCES, "src/refdiff/models", *HERE)
+    return lambda name, make: made_once(cache, name, sources=sources, make=make)
+
+
+@pytest.fixture(scope="module")
+def files(made: Made) -> Path:
     """sd1.safetensors, sd2.safetensors, sam.pth, clip/ and a picture that is not square."""
-    folder = tmp_path_factory.mktemp("files")
+    return made("checkpoints", write_files)
+
+
+def write_files(folder: Path) -> None:
+    folder.mkdir()
     write_diffusion(folder / "sd1.safetensors", "sd1", small_model("tiny")["unet"])
     write_diffusion(folder / "sd2.safetensors", "sd2", second_generation_unet())
     torch.save(random_sam().state_dict(), folder / "sam.pth")
     write_clip(folder / "clip")
     Image.fromarray(render_scene(1_000_007).image).save(folder / "table.png")
-    return folder
 
 
 def command(files: Path, output: Path, generation: str = "sd1", **parts: Path) -> list[str]:
@@ -189,19 +212,21 @@ def trained(files: Path, generation: str, prediction: str | None = None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def first(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(files: Path, made: Made) -> Path:
     """The bundle of a first-generation model."""
-    output = tmp_path_factory.mktemp("first") / "bundle"
-    assert main(command(files, output)) == 0
-    return output
+    return made("first", lambda output: export(command(files, output)))
 
 
 @pytest.fixture(scope="module")
-def second(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def second(files: Path, made: Made) -> Path:
     """The bundle of a second-generation model, which predicts the velocity."""
-    output = tmp_path_factory.mktemp("second") / "bundle"
-    assert main([*command(files, output, "sd2"), "--prediction", "v_prediction"]) == 0
-    return output
+    return made(
+        "second", lambda output: export([*command(files, output, "sd2"), "--prediction", "v_prediction"])
+    )
+
+
+def export(arguments: list[str]) -> None:
+    assert main(arguments) == 0
 
 
 def refusal(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -321,50 +346,58 @@ def small_architectures() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def random_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two bundles of one seed."""
-    folder = tmp_path_factory.mktemp("random")
+def random_bundle(made: Made) -> Path:
     drawing = ["export", "refdiff", "--random-weights", "--seed", "3", "--size", "64"]
+
+    def make(output: Path) -> None:
+        with small_architectures():
+            export([*drawing, "--output", str(output)])
+
+    return made("random", make)
+
+
+def drawn_stack(seed: int) -> ModelStack:
+    """The stack that an export is given; a second export would only take as long again."""
+    choice = ModelChoice(name="refdiff", random_weights=True, size=64, seed=seed)
     with small_architectures():
-        for name in ("one", "again"):
-            assert main([*drawing, "--output", str(folder / name)]) == 0
-    return folder / "one", folder / "again"
+        return load_choice(choice, "the test")
 
 
-def test_random_weights_are_recorded_and_drawn_the_same_again(random_bundles: tuple[Path, Path]) -> None:
-    one, again = (open_bundle(path).manifest for path in random_bundles)
-    assert (one.spec.name, one.random_seed) == ("refdiff", 3)
-    assert set(one.sources.values()) == {"random, seed 3"}
-    assert one.files == again.files  # names, sizes and hashes
+def test_random_weights_are_recorded_and_drawn_the_same_again(random_bundle: Path) -> None:
+    bundle, again = open_bundle(random_bundle), drawn_stack(3)
+    assert (bundle.spec.name, bundle.manifest.random_seed) == ("refdiff", 3)
+    assert (bundle.spec, dict(bundle.manifest.sources)) == (again.spec, dict(again.sources))
+    assert set(bundle.manifest.sources.values()) == {"random, seed 3"}
+    sessions = TorchSessions(again)
+    for name, (feeds, expected) in bundle.golden().items():
+        results = sessions.open(name).run(feeds)
+        for output, recorded in expected.items():
+            assert relative_error(select_recorded(results[output], recorded), recorded) < 1e-6, name
 
 
-def test_another_seed_draws_other_weights_for_every_model() -> None:
-    """On the stack that an export is given: a third export would only take as long again."""
-    with small_architectures():
-        first, second = (
-            load_choice(ModelChoice(name="refdiff", random_weights=True, size=64, seed=seed), "the test")
-            for seed in (3, 4)
-        )
-    assert (first.random_seed, second.random_seed) == (3, 4)
+def test_a_seed_draws_its_own_weights_for_every_model() -> None:
+    first, again, second = (drawn_stack(seed) for seed in (3, 3, 4))
+    assert [stack.random_seed for stack in (first, again, second)] == [3, 3, 4]
     for component in COMPONENTS:
-        theirs = getattr(second, component).state_dict()
-        matrices = [(name, w) for name, w in getattr(first, component).state_dict().items() if w.ndim > 1]
-        assert not any(torch.equal(weight, theirs[name]) for name, weight in matrices if weight.std() > 0)
+        ours, same, other = (getattr(stack, component).state_dict() for stack in (first, again, second))
+        assert all(torch.equal(weight, same[name]) for name, weight in ours.items())
+        matrices = [(name, weight) for name, weight in ours.items() if weight.ndim > 1]
+        assert not any(torch.equal(weight, other[name]) for name, weight in matrices if weight.std() > 0)
 
 
 def test_random_weights_answer_only_where_that_is_allowed(
-    files: Path, random_bundles: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    files: Path, random_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    question = ["segment", str(random_bundles[0]), str(files / "table.png"), PHRASE]
+    question = ["segment", str(random_bundle), str(files / "table.png"), PHRASE]
     assert "--allow-random-weights" in refusal(question, 2, capsys)
     assert main([*question, "--allow-random-weights", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["random_weights"] is True
 
 
 def test_inspect_says_that_the_weights_are_random(
-    random_bundles: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    random_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(random_bundles[0])]) == 0
+    assert main(["inspect", str(random_bundle)]) == 0
     assert "RANDOM, seed 3" in capsys.readouterr().out
 
 

@@ -1,7 +1,5 @@
 """Padding to a bucket changes no vector: the reference pads nothing, nor does the same graph on its own."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,8 +11,7 @@ from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import CropOptions, Options
 from refdiff.contracts.results import Candidates
 from refdiff.engines.ort import OrtSession
-from refdiff.export.onnx_export import export_graph
-from refdiff.export.wrappers import TorchSessions, clip_positions, wrap
+from refdiff.export.wrappers import TorchSessions, clip_positions
 from refdiff.reference import clip as reference
 from refdiff.reference.crops import position_ramp
 from refdiff.runtime import clip_inputs
@@ -62,10 +59,9 @@ class Spy:
 
 
 @pytest.fixture(scope="module")
-def onnx_session(tmp_path_factory):
-    folder: Path = tmp_path_factory.mktemp("clip")
-    graph = graph_contract(TINY)["clip_image"]
-    return OrtSession(export_graph(wrap(tiny_stack(), "clip_image"), graph, folder), graph, threads=1)
+def onnx_session(tiny_bundle):
+    graph = graph_contract(TINY)["clip_image"]  # the bundle is of the calm stack, which has the same CLIP
+    return OrtSession(tiny_bundle / "clip_image.onnx", graph, threads=1)
 
 
 @pytest.fixture(params=["torch", "onnx"])

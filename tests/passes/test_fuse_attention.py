@@ -5,33 +5,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.needs_torch]
-pytest.importorskip("torch")
 onnx_ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
+from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.parity import relative_error
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.engines.ort import CheckSession
-from refdiff.export.onnx_export import export_graph
-from refdiff.export.wrappers import wrap
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.fuse_attention import MIN_BYTES, FuseAttention
 from refdiff.passes.graph_files import load_typed
 from refdiff.passes.keep_fp32 import default_fp32_nodes
 from refdiff.passes.round_half import rounded_model
-from tests.support.calm_stack import calm_stack
 
 
-@pytest.fixture(scope="module")
-def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unet")
-    return export_graph(wrap(calm_stack(), "unet"), graph_contract(calm_stack().spec)["unet"], folder)
+@pytest.fixture
+def unet(tiny_bundle: Path) -> Path:
+    return tiny_bundle / "unet.onnx"
 
 
-def feeds_of_unet() -> dict[str, np.ndarray]:
-    rng, spec = np.random.default_rng(0), calm_stack().spec
+def feeds_of_unet(unet: Path) -> dict[str, np.ndarray]:
+    rng, spec = np.random.default_rng(0), open_bundle(unet.parent).spec
     diffusion = spec.diffusion
     latent = (2, diffusion.latent_channels, diffusion.latent_size, diffusion.latent_size)
     return {
@@ -52,7 +47,7 @@ def test_a_small_attention_is_left_as_it_is(unet: Path) -> None:
 
 
 def test_a_large_attention_is_replaced_and_agrees(unet: Path) -> None:
-    feeds, expected = feeds_of_unet(), CheckSession(unet).run(feeds_of_unet())
+    feeds, expected = feeds_of_unet(unet), CheckSession(unet).run(feeds_of_unet(unet))
     attentions = operators(unet, 2).count("Softmax")
     kinds = operators(unet, 2, min_bytes=0)
     assert kinds.count("MultiHeadAttention") == attentions > 0
@@ -66,14 +61,14 @@ def test_a_large_attention_is_replaced_and_agrees(unet: Path) -> None:
 
 
 def test_the_vae_s_attention_whose_q_is_scaled_late_is_replaced_and_agrees(
-    tmp_path: Path,
+    tiny_bundle: Path,
 ) -> None:
-    graph = graph_contract(calm_stack().spec)["vae_encoder"]
-    path = export_graph(wrap(calm_stack(), "vae_encoder"), graph, tmp_path)
+    graph = graph_contract(open_bundle(tiny_bundle).spec)["vae_encoder"]
+    path = tiny_bundle / "vae_encoder.onnx"
     image = np.random.default_rng(0).standard_normal(graph.inputs[0].shape, dtype=np.float32)
     expected = CheckSession(path).run({"image": image})["moments"]
     assert operators(path, 1, min_bytes=0).count("MultiHeadAttention") == 1
-    got = CheckSession(rounded_model(path, fuse=FuseAttention(batch=1, min_bytes=0)), folder=tmp_path).run(
+    got = CheckSession(rounded_model(path, fuse=FuseAttention(batch=1, min_bytes=0)), folder=tiny_bundle).run(
         {"image": image}
     )["moments"]
     assert relative_error(got, expected) < 1e-5
@@ -89,7 +84,7 @@ def test_in_half_precision_it_is_as_exact_and_rounded_elsewhere(
         fp32 = tuple(rule for rule in fp32 if "softmax" not in rule.because)
     path = tmp_path / "unet.onnx"
     convert_graph(unet, path, GraphRecipe(half=half, fp32=fp32))
-    feeds, exact = feeds_of_unet(), CheckSession(unet).run(feeds_of_unet())
+    feeds, exact = feeds_of_unet(unet), CheckSession(unet).run(feeds_of_unet(unet))
     every = CheckSession(rounded_model(path), folder=tmp_path).run(feeds)
     assert "Softmax" not in operators(path, 2, min_bytes=0)
     bounded = CheckSession(

@@ -22,6 +22,27 @@ from refdiff.contracts.atomic_io import draft_path, lock_file
 
 ROOT = Path(__file__).parents[2]
 
+EXPORT_SOURCES = tuple(
+    f"src/refdiff/{room}" for room in ("contracts", "export", "miniature/scenes", "passes", "runtime")
+)
+"""What decides an exported bundle, next to its stack."""
+
+CONVERSION_SOURCES = tuple(
+    f"src/refdiff/{room}"
+    for room in (
+        "accuracy",
+        "calibration",
+        "contracts",
+        "data",
+        "engines/intermediate_tensors.py",
+        "engines/ort.py",
+        "miniature",
+        "passes",
+        "runtime",
+    )
+)
+"""What decides the miniature's recorded feeds and its bundles of fewer bits."""
+
 PACKAGES = (
     "diffusers",
     "numpy",
