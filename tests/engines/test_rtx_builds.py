@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 pytest.importorskip("tensorrt_rtx")
 onnx = pytest.importorskip("onnx")
 
