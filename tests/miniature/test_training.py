@@ -47,7 +47,7 @@ def test_a_stored_scene_is_the_rendered_scene(store):
 
 def _vae(store, encoder):
     from refdiff.miniature import architecture
-    from refdiff.miniature.training.autoencoder import vae_loss
+    from refdiff.miniature.training.image_models import vae_loss
 
     vae = architecture.autoencoder()
     return [vae], vae_loss(vae, store)
@@ -55,7 +55,7 @@ def _vae(store, encoder):
 
 def _sam(store, encoder):
     from refdiff.miniature import architecture
-    from refdiff.miniature.training.proposals import sam_loss
+    from refdiff.miniature.training.image_models import sam_loss
 
     sam = architecture.sam()
     return [sam.image_encoder, sam.mask_decoder.iou_prediction_head], sam_loss(sam, store)

@@ -1,10 +1,9 @@
 """The command line: parse, call one function of a room, print what it returns.
 
-    app.py       the root, and options that verbs share
+    app.py       the root, options that verbs share; one JSON document or table on stdout, the rest on stderr
     entry.py     main(): exit codes, and errors as one line
     verbs.py     demo, fetch, inspect and doctor
     precision.py audit, bisect and sensitivity; every other verb has a module of its own
-    output.py    one JSON document or one table on stdout, everything else on stderr
 
 What the tables say is in the module `tables` of each verb's room, in the terms of `refdiff.reports`.
 

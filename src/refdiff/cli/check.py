@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, app
-from refdiff.cli.output import note, note_backend, print_answer, working
+from refdiff.cli.app import (
+    Backend,
+    BundleName,
+    Json,
+    Mode,
+    Overwrite,
+    Threads,
+    app,
+    note,
+    note_backend,
+    print_answer,
+    working,
+)
 
 
 @app.command()

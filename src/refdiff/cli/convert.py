@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import BundleName, Json, Overwrite, app
-from refdiff.cli.output import print_answer, working
+from refdiff.cli.app import BundleName, Json, Overwrite, app, print_answer, working
 
 
 @app.command()

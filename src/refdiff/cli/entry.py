@@ -24,8 +24,7 @@ from refdiff.cli import (  # noqa: F401 - their verbs join the app
     segment,
     verbs,
 )
-from refdiff.cli.app import app
-from refdiff.cli.output import print_error
+from refdiff.cli.app import app, print_error
 from refdiff.errors import RefdiffError
 
 MISUSE, INTERRUPTED = 2, 130

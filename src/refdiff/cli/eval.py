@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Variant, app
-from refdiff.cli.output import note_backend, print_answer, working
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Variant, app, note_backend, print_answer, working
 
 
 @app.command("eval")

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Json, Overwrite, app
-from refdiff.cli.output import note, print_answer, working
+from refdiff.cli.app import Json, Overwrite, app, note, print_answer, working
 
 
 @app.command()

@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import BundleName, Feeds, Half, Json, Overwrite, RecipeFile, Variant, app
-from refdiff.cli.output import note, print_answer, working
+from refdiff.cli.app import (
+    BundleName,
+    Feeds,
+    Half,
+    Json,
+    Overwrite,
+    RecipeFile,
+    Variant,
+    app,
+    note,
+    print_answer,
+    working,
+)
 
 
 @app.command()

@@ -17,8 +17,11 @@ from refdiff.cli.app import (
     Threads,
     Variant,
     app,
+    note,
+    note_backend,
+    print_answer,
+    working,
 )
-from refdiff.cli.output import note, note_backend, print_answer, working
 
 if TYPE_CHECKING:
     from refdiff.contracts.options import BackendOptions, RunOptions

@@ -19,8 +19,11 @@ from refdiff.cli.app import (
     Threads,
     Variant,
     app,
+    note,
+    note_backend,
+    print_answer,
+    working,
 )
-from refdiff.cli.output import note, note_backend, print_answer, working
 from refdiff.reports import Column, Section, Table, numeric, size_text
 
 if TYPE_CHECKING:

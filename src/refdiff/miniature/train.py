@@ -18,11 +18,10 @@ from torch import nn
 
 from refdiff.miniature import architecture
 from refdiff.miniature.stack import WEIGHTS, miniature_tokenizer_json, save_weights, vocabulary_size
-from refdiff.miniature.training.autoencoder import scale_latents, vae_loss
 from refdiff.miniature.training.contrastive import clip_loss
 from refdiff.miniature.training.grounding import encode_store, grounding_loss
+from refdiff.miniature.training.image_models import sam_loss, scale_latents, vae_loss
 from refdiff.miniature.training.loop import Loss, Task, averaged_weights, last_log, train
-from refdiff.miniature.training.proposals import sam_loss
 from refdiff.miniature.training.store import PhraseEncoder, SceneStore, render_shard
 
 SHARDS, SHARD_SCENES = 20, 1000

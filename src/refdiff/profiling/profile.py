@@ -29,8 +29,7 @@ from refdiff.contracts.progress import Progress, silent
 from refdiff.data.folder import image_sample
 from refdiff.data.sample import Sample, check_phrases, image_hashes
 from refdiff.data.synthetic import DEMO_SEEDS, demo_samples, encoded
-from refdiff.diagnostics.gather import read_host
-from refdiff.diagnostics.jetson import read_jetson
+from refdiff.diagnostics.gather import read_host, read_jetson
 from refdiff.diagnostics.sources import installed_version, this_machine
 from refdiff.engines.factory import BackendSessions
 from refdiff.engines.trt.device import find_device

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from refdiff.miniature.architecture import MINIATURE
-from refdiff.miniature.training.autoencoder import square_image
+from refdiff.miniature.training.image_models import square_image
 from refdiff.miniature.training.loop import Loss
 from refdiff.miniature.training.store import EncodedPhrase, PhraseEncoder, SceneStore, TrainingScene
 

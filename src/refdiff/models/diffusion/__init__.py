@@ -1,6 +1,15 @@
 """Stable Diffusion's checkpoints: diffusers folders, and single files in the original layout."""
 
-from refdiff.models.diffusion.loading import load_diffusion
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast, get_args
+
+from refdiff.contracts.spec import DiffusionSpec, Prediction
+from refdiff.errors import InputError
+from refdiff.models.checkpoint import read_checkpoint, report_read_errors
+from refdiff.models.diffusion.diffusers_folder import read_folder
+from refdiff.models.diffusion.ldm import read_ldm
 from refdiff.models.diffusion.sizes import (
     SD15,
     SD21,
@@ -10,6 +19,7 @@ from refdiff.models.diffusion.sizes import (
     build_vae,
 )
 from refdiff.models.diffusion.taps import diffusion_spec
+from refdiff.models.fitting import Part
 
 __all__ = [
     "SD15",
@@ -21,3 +31,43 @@ __all__ = [
     "diffusion_spec",
     "load_diffusion",
 ]
+
+
+def load_diffusion(source: Path, *, image_size: int, prediction: str | None = None) -> Part[DiffusionSpec]:
+    """Open a Stable Diffusion checkpoint, and check it.
+
+    Args:
+        source: a diffusers folder (with a model_index.json), or a file in the original layout.
+        image_size: side in px of the square image.
+        prediction: "epsilon" or "v_prediction"; needed if the checkpoint does not state it (SD 2.x in one
+            file), refused if it states the other.
+
+    Returns:
+        The components text_encoder, vae (without its decoder) and unet, none of them in memory yet.
+
+    Raises:
+        InputError: the checkpoint does not exist, is damaged or incomplete, is of a model that the method
+            cannot use, or contradicts an argument.
+    """
+    wanted = _check_prediction(prediction)
+    with report_read_errors(source):
+        if not source.exists():
+            raise InputError(f"diffusion checkpoint {source} does not exist; name a folder or file that does")
+        found = read_folder(source, wanted) if source.is_dir() else read_ldm(source, wanted)
+    spec = diffusion_spec(found.configs, image_size, whose=str(source))
+    checkpoints = {file: read_checkpoint(file) for file in {part.file for part in found.weights.values()}}
+    for part in found.weights.values():
+        part.check(checkpoints[part.file].tensors)
+    return Part(
+        spec=spec,
+        loaders={name: part.load for name, part in found.weights.items()},
+        sources={name: checkpoints[part.file].sha256 for name, part in found.weights.items()},
+        vocabulary=found.configs.text["vocab_size"],
+    )
+
+
+def _check_prediction(given: str | None) -> Prediction | None:
+    known = get_args(Prediction)
+    if given is not None and given not in known:
+        raise InputError(f"unknown prediction {given!r}; choose one of: {', '.join(known)}")
+    return cast("Prediction | None", given)
