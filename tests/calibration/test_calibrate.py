@@ -171,6 +171,7 @@ def stop_in_the_middle_of_the_second(monkeypatch: pytest.MonkeyPatch) -> Callabl
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop", [stop_at_sample_two, stop_while_the_second_is_written, stop_in_the_middle_of_the_second]
 )

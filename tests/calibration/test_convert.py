@@ -46,6 +46,7 @@ def converted(request, mini_in) -> Path:
     return mini_in(request.param)
 
 
+@pytest.mark.slow
 def test_a_converted_bundle_keeps_the_contract_and_carries_its_recipe(converted):
     bundle = open_bundle(converted)
     manifest = bundle.manifest
@@ -62,6 +63,7 @@ def test_a_converted_bundle_keeps_the_contract_and_carries_its_recipe(converted)
     assert bundle.golden().keys() == open_bundle(BUNDLE).golden().keys()
 
 
+@pytest.mark.slow
 def test_it_is_as_small_as_its_bits(converted):
     sizes = {
         folder: sum(path.stat().st_size for path in folder.glob("*.data")) for folder in (converted, BUNDLE)
@@ -70,6 +72,7 @@ def test_it_is_as_small_as_its_bits(converted):
     assert sizes[converted] <= share * sizes[BUNDLE]
 
 
+@pytest.mark.slow
 def test_it_answers_like_fp32(converted):
     image, phrase = render_scene(1_000_003).image, "the ball"  # there is one, and it wins by a margin
     answers = []
@@ -84,11 +87,13 @@ def test_it_answers_like_fp32(converted):
         assert iou(ours.mask, exact.mask) > 0.9
 
 
+@pytest.mark.slow
 def test_taps_and_full_unet_share_their_weights(converted):
     files = {name: open_bundle(converted).manifest.graphs[name].files for name in ("unet", "unet_taps")}
     assert files["unet"][1] == files["unet_taps"][1] == "unet.onnx.data"
 
 
+@pytest.mark.slow
 def test_a_recipe_gives_the_same_bytes_again(converted, tmp_path):
     options = PrecisionOptions(precision=converted.name, recipe=converted / "recipe.json")
     convert(BUNDLE, options, output=tmp_path / "again")
@@ -122,6 +127,7 @@ def test_a_device_is_looked_for_unless_it_is_not_wanted(timed, mini_in, tmp_path
     assert precision == ("fp16" if timed else "int8")
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_is_said_that_nothing_is_timed(mini_in, tmp_path, monkeypatch):
     found = lambda progress: (None, "this machine shows no GPU")  # noqa: E731
     monkeypatch.setattr("refdiff.calibration.convert.find_latency_race", found)
@@ -130,6 +136,7 @@ def test_without_a_gpu_it_is_said_that_nothing_is_timed(mini_in, tmp_path, monke
     assert [line for line in lines if "by accuracy alone" in line and "shows no GPU" in line]
 
 
+@pytest.mark.slow
 def test_what_was_converted_is_not_converted_again(converted, tmp_path):
     with pytest.raises(InputError, match=f"is in {converted.name}, expected fp32"):
         convert(converted, "fp16", output=tmp_path / "b")

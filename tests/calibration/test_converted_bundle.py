@@ -39,6 +39,7 @@ def strict_for(precision, graph):
     return lambda *asked: strict if asked == (precision, graph) else graph_tolerance(*asked)
 
 
+@pytest.mark.slow
 def test_eight_bits_outside_the_tolerance_fall_back_and_say_why(mini_in, tmp_path):
     made, lines = with_eight_bits_in(mini_in("int8") / "recipe.json", "sd_text", "clip_text"), []
     output, tolerances = tmp_path / "b", strict_for("int8", "clip_text")
@@ -76,6 +77,7 @@ class FakeRace:
         return dict(zip(("int8", "fp16"), self.times[graph.name], strict=True))
 
 
+@pytest.mark.slow
 def test_eight_bits_stay_only_where_a_device_is_faster_with_them(mini_in, tmp_path):
     eight = ("sd_text", "clip_text", "vae_encoder", "clip_image")
     made = with_eight_bits_in(mini_in("int8") / "recipe.json", *eight)
@@ -97,6 +99,7 @@ def test_eight_bits_stay_only_where_a_device_is_faster_with_them(mini_in, tmp_pa
     assert not [path for path in output.rglob("*") if path.name.startswith(".half")]
 
 
+@pytest.mark.slow
 def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(mini_in, tmp_path):
     made = with_eight_bits_in(mini_in("int8") / "recipe.json", "sd_text", "clip_text")
     race, lines, output = FakeRace(dict.fromkeys(GRAPHS, (2, 1))), [], tmp_path / "b"
@@ -131,6 +134,7 @@ def test_without_onnxruntime_it_is_said_what_is_missing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_half_precision_is_not_timed(tmp_path):
     race = FakeRace({})
     write(recipe(), tmp_path / "b", race=race)

@@ -187,6 +187,7 @@ def eight_bits(name: str, method: str = "percentile") -> GraphRecipe:
     return GraphRecipe(half="fp16", fp32=fp32, excluded=left, quantized=quantized(ranges, nodes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["clip_text", "sd_text", "clip_image", "vae_encoder"])
 def test_the_ranges_of_the_miniature_fit_by_every_method(name: str, method: str) -> None:

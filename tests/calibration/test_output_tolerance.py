@@ -242,6 +242,7 @@ def test_what_is_broken_in_fp32_is_named(tmp_path: Path) -> None:
     assert trials_of(vector(OVERFLOW, WEIGHTS), tmp_path, {"x": SPREAD}).find_non_finite() == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [("clip_text", "blocks.0.block.mlp.c_proj/Add"), ("unet", "unet.up_blocks.1.resnets.1/Add_1")],

@@ -88,6 +88,7 @@ def test_a_budget_keeps_as_many_blocks_as_it_pays_for(points, kept):
     )
 
 
+@pytest.mark.slow
 def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys, monkeypatch):
     """For two graphs: every block is one run of the pipeline."""
     tried = ("sd_text", "clip_text")

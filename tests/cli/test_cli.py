@@ -230,6 +230,7 @@ def test_a_failed_gate_is_exit_code_1_with_the_report_and_one_line(
     assert "1 of 18 gates failed: clip_text" in streams.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_demo_writes_its_pictures_and_can_be_run_again(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ recipes = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(recipes)
 def test_any_recipe_survives_its_file(recipe: Recipe) -> None:

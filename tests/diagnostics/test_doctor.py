@@ -201,6 +201,7 @@ def test_the_error_names_the_bundle_that_cannot_run(here, tmp_path, capsys) -> N
     assert capsys.readouterr().err.endswith(f"error: {bundle.path} cannot run here\n")
 
 
+@pytest.mark.slow
 def test_this_machine_is_examined_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     report = doctor.doctor("mini")

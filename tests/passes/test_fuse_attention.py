@@ -74,6 +74,7 @@ def test_the_vae_s_attention_whose_q_is_scaled_late_is_replaced_and_agrees(
     assert relative_error(got, expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["fp16", "bf16"])
 @pytest.mark.parametrize("softmax_in_fp32", [True, False])
 def test_in_half_precision_it_is_as_exact_and_rounded_elsewhere(

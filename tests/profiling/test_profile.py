@@ -229,6 +229,7 @@ def test_the_scenes_are_not_asked_of_another_model(tiny_bundle: Path, capsys) ->
     assert "--image photo.jpg --phrase" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_picture_of_one_s_own_is_profiled_in_every_mode(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
     photo = tmp_path / "photo.png"
     Image.fromarray(render_scene(1_000_007).image).save(photo)

@@ -47,6 +47,7 @@ json.dump([started, quiet, busy()], sys.stdout)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no /proc/PID/schedstat on this system")
 def test_no_stage_wakes_the_linear_algebra_library() -> None:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
