@@ -42,7 +42,7 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the recipe fixes everything that was found."""
+        """True if the recipe fixes everything that was found."""
         return not self.complaints
 
     @property

@@ -62,7 +62,7 @@ class BisectReport:
     nodes: tuple[str, ...] = ()
     """The nodes that have to be kept exact, in the graph's order; none if nothing was broken."""
     minimal: bool = True
-    """Whether no single node can be left out; False if the trials ran out before that was known."""
+    """True if no single node can be left out; False if the trials ran out before that was known."""
     trials: int = 1
     fixed: Outcome | None = None
     """The worst output with the nodes kept exact."""

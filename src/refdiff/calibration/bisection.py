@@ -27,7 +27,7 @@ class SmallestSet:
     nodes: tuple[str, ...]
     """In the graph's order; with them the graph is inside."""
     minimal: bool
-    """Whether leaving out each node was tried; False where the budget ran out before."""
+    """True if leaving out each node was tried; False if the budget ran out before."""
     trials: int
 
 

@@ -39,13 +39,13 @@ class PrecisionOptions:
     feeds: Path | None = None
     """A recording of `calibrate`, for the ranges of eight-bit tensors; None records scenes now."""
     ranges: str = RANGES
-    """How ranges are taken from the feeds; one of `refdiff.calibration.recipes.METHODS`."""
+    """Method by which ranges are taken from the feeds; one of `refdiff.calibration.recipes.METHODS`."""
     smoothing: float | None = SMOOTHING
     """Strength of SmoothQuant, 0..1; None leaves it out."""
     budget: str | None = None
-    """What eight bits may cost the task, "mIoU -0.5" for instance; costlier blocks stay in half precision."""
+    """Accuracy that eight bits may cost, such as "mIoU -0.5"; costlier blocks stay in half precision."""
     timed: bool = True
-    """Whether to keep eight bits only where this machine's GPU, if it has one that TensorRT runs on, is
+    """True: keep eight bits only where this machine's GPU, if it has one that TensorRT runs on, is
     faster with them than in half precision."""
 
     def check(self) -> None:

@@ -44,7 +44,7 @@ class ConvertedGraph:
     parity: Mapping[str, Parity]
     """Output -> how close it comes to torch on the golden feeds."""
     refused: str | None = None
-    """Why it is not in eight bits although the recipe says so; None otherwise."""
+    """Reason why it is not in eight bits although the recipe says so; None otherwise."""
     timed: str | None = None
     """Its latencies, or why it was not timed; None where no timing was asked for."""
 

@@ -64,7 +64,7 @@ class DynamicRange:
     flushed: float
     """Share of the non-zero values that become zero."""
     lost: float
-    """What rounding takes from subnormal values, over the whole tensor (root mean squares); worst feed."""
+    """Share of the whole tensor that rounding takes from subnormal values (root mean squares); worst feed."""
     nan: int
     inf: int
     size: int
@@ -72,7 +72,7 @@ class DynamicRange:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the tensor holds neither NaN nor infinity in fp32."""
+        """True if the tensor holds neither NaN nor infinity in fp32."""
         return not (self.nan or self.inf)
 
     def to_json(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class OutOfRange:
     nodes: tuple[str, ...]
     """The nodes that make and read it: they belong in fp32."""
     covered: bool
-    """Whether rules keep all of them in fp32 already."""
+    """True if rules keep all of them in fp32 already."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""

@@ -92,7 +92,7 @@ class GraphAudit:
     tensors: tuple[DynamicRange, ...]
     """Every float tensor, in the graph's order."""
     broken: tuple[NonFinite, ...] = ()
-    """Where NaN or infinity begins in fp32; then nothing is proposed."""
+    """Places where NaN or infinity begins in fp32; if there are any, nothing is proposed."""
     findings: tuple[OutOfRange, ...] = ()
     bad_ranges: tuple[BadRange, ...] = ()
     proposed: tuple[Rule, ...] = ()

@@ -268,7 +268,7 @@ class Tail:
     size: int
     """Number of values in the tensor."""
     finite: bool
-    """Whether all of them are finite."""
+    """True if all of them are finite."""
     largest: Array
     """[k] float64, largest first."""
 

@@ -52,7 +52,7 @@ class SensitivityReport:
     variant: str
     count: int
     truth: str
-    """What the masks were compared with."""
+    """Description of the reference that the masks were compared with."""
     half_miou: float
     """Mean IoU with every graph in half precision."""
     costs: tuple[BlockCost, ...]

@@ -24,7 +24,7 @@ from refdiff.passes.convert import load_converted
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """How far one tensor is from fp32 in fewer bits, over all feeds."""
+    """The deviation of one tensor in fewer bits from fp32, over all feeds."""
 
     tensor: str
     node: str
@@ -37,7 +37,7 @@ class Deviation:
     """Number of values that became NaN or infinite and are finite in fp32."""
     size: int = 0
     begins: bool = False
-    """Whether the node loses values although its inputs have lost none."""
+    """True if the node loses values although its inputs have lost none."""
 
     def off(self, error: float) -> bool:
         """Return whether the tensor lost values or its error exceeds `error`."""

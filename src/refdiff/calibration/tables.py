@@ -1,4 +1,4 @@
-"""What a reader sees of an audit, a bisection, a calibration and a sensitivity measurement."""
+"""Tables of the results of an audit, a bisection, a calibration and a sensitivity measurement."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class TaskAccuracy:
 
     @property
     def truth(self) -> str:
-        """What the masks are compared with, for people."""
+        """Description of the reference that the masks are compared with."""
         return "the scenes' true masks" if self._has_true_masks else "the fp32 bundle's answers"
 
     def miou(self, recipes: Mapping[str, GraphRecipe]) -> float:

@@ -88,7 +88,7 @@ class SamDecoder(nn.Module):
         return iou, tokens[:, 2 : 2 + MASKS_PER_POINT], features
 
     def _encode(self, points: torch.Tensor) -> torch.Tensor:
-        """Return [n, 1, c]: Fourier features of the pixel centres, marked as foreground."""
+        """Return [n, 1, c]: Fourier features of the pixel centers, marked as foreground."""
         angles = ((points + 0.5) * self.pixel_scale - 1.0) @ self.frequencies  # [n, c / 2]
         features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
         return (features + self.point_label).unsqueeze(1)

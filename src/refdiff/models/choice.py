@@ -39,7 +39,7 @@ class ModelChoice:
     size: int | None = None
     """Side in px of the image that Stable Diffusion encodes; None: `DEFAULT_SIZE`, or the miniature's."""
     prediction: str | None = None
-    """What the UNet predicts, if its checkpoint does not state it: "epsilon" or "v_prediction"."""
+    """Prediction type of the UNet, if its checkpoint does not state it: "epsilon" or "v_prediction"."""
     clip_activation: str | None = None
     """If CLIP's checkpoint does not state it: "gelu" or "quick_gelu"."""
     random_weights: bool = False
@@ -52,7 +52,7 @@ class ModelChoice:
 
     @property
     def built_in(self) -> bool:
-        """Whether it is the miniature, which is part of the package."""
+        """True for the miniature, which is part of the package."""
         return self.name == MINIATURE_NAME
 
     @property

@@ -114,7 +114,7 @@ def _children(node: Any) -> Collection[Any]:
 
 
 class Shaped(Protocol):
-    """A tensor, of which only the shape is read."""
+    """A tensor; only its shape is read."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -31,12 +31,12 @@ class FetchReport:
 
     @property
     def complete(self) -> bool:
-        """Whether the model can be exported from here."""
+        """True if the model can be exported from here."""
         return all(repo.complete for repo in self.repos)
 
     @property
     def downloads(self) -> bool:
-        """Whether something is missing that can be downloaded."""
+        """True if something is missing that can be downloaded."""
         return any(repo.listing is not None and repo.lacking for repo in self.repos)
 
     @property

@@ -42,7 +42,7 @@ VAE_FIELDS = (
     "layers_per_block",
     "latent_channels",
 )
-"""Of AutoencoderKL: what `DiffusionConfigs.vae` holds at least."""
+"""Fields of AutoencoderKL that `DiffusionConfigs.vae` always has."""
 
 UNET_FIELDS = (
     "in_channels",
@@ -59,7 +59,7 @@ UNET_FIELDS = (
 """Fields of UNet2DConditionModel that `DiffusionConfigs.unet` always has."""
 
 SCALING_FACTOR = 0.18215
-"""Of the VAE of SD 1.x and 2.x. Source: CompVis/stable-diffusion, v1-inference.yaml; METHOD §4.2."""
+"""Latent scale of SD 1.x and 2.x. Source: CompVis/stable-diffusion, v1-inference.yaml; METHOD §4.2."""
 
 BETAS = (0.00085, 0.0120)
 """First and last beta of SD 1.x and 2.x. Source: the same; METHOD §4.3."""

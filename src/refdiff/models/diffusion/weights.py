@@ -61,7 +61,7 @@ def same_keys(names: Sequence[str], present: Collection[str]) -> Mapping[str, st
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where a module's tensors are, and how to build it."""
+    """The location of a module's tensors, and the function that builds it."""
 
     file: Path
     """A checkpoint, or the index of its shards."""
@@ -70,7 +70,7 @@ class Weights:
     """The file that states the sizes; None if they are inferred from the tensors."""
     keys: Keys = same_keys
     belongs: Callable[[str], bool] = bool
-    """Whether the tensor under a key is part of the module."""
+    """Predicate: true if the tensor under a key is part of the module."""
 
     def load(self) -> nn.Module:
         """Read the module: float32, in eval mode, without gradients.

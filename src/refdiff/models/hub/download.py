@@ -140,7 +140,7 @@ def _inspect_library_cache(wanted: HubName) -> RepoState:
 
 
 def _choose_listed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
-    """Return the files to fetch, all of which the hub has."""
+    """Return the files to fetch; the hub has them all."""
     known = known_source(wanted.repo)
     if wanted.file is not None:
         names = with_shards(wanted.file, listing.files)

@@ -72,7 +72,7 @@ class FileRow:
 
     @property
     def usable(self) -> bool:
-        """Whether a loader may read it."""
+        """True if a loader may read it."""
         return self.state in ("present", "unverified")
 
 
@@ -88,21 +88,21 @@ class RepoState:
     listing: Listing | None = field(default=None, repr=False)
     """The hub's answer, if it was asked."""
     problem: str | None = None
-    """Why the hub was not asked, or did not give the files."""
+    """Reason why the hub was not asked, or did not give the files."""
 
     @property
     def complete(self) -> bool:
-        """Whether the model can be loaded from here."""
+        """True if the model can be loaded from here."""
         return bool(self.files) and all(row.usable for row in self.files)
 
     @property
     def verified(self) -> bool:
-        """Whether every file had the hub's hash when last read, and has the same size and time since."""
+        """True if every file had the hub's hash when last read, and has the same size and time since."""
         return bool(self.files) and all(row.state == "present" for row in self.files)
 
     @property
     def settled(self) -> bool:
-        """Whether the hub need not be asked: all files are here, of a revision that cannot have moved."""
+        """True if the hub need not be asked: all files are here, of a revision that cannot have moved."""
         revision = self.wanted.revision
         pinned = self.record is not None and self.record.is_commit(revision)
         return self.verified and (revision is None or pinned)

@@ -65,7 +65,7 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a file becomes a module."""
+    """A file's layout: the module to build, and the names of its tensors in the file."""
 
     spec: SamSpec
     build: Callable[[], Any]

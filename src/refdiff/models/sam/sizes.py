@@ -144,7 +144,7 @@ def infer_sam_sizes(
     if len(windows) > 1 or not (windows or absolute):
         block = max(windows.values(), default=0)
         raise shapes.error(
-            _rel_pos_name(block), "does not determine which blocks attend in windows of which side"
+            _rel_pos_name(block), "does not determine which blocks attend in windows, or the windows' size"
         )
     if width % head_width:
         raise shapes.error(_rel_pos_name(0), f"is {head_width} wide: no whole number of heads in {width}")
