@@ -43,6 +43,9 @@ CONVERSION_SOURCES = tuple(
 )
 """What decides the miniature's recorded feeds and its bundles of fewer bits."""
 
+MAKERS = "tests/conftest.py"
+"""Decides every folder, for it makes most of them."""
+
 PACKAGES = (
     "diffusers",
     "numpy",
@@ -88,7 +91,7 @@ def made_once(
 def digest(sources: Sequence[str]) -> str:
     """Return a hash of the sources' content and of the versions of Python and of the packages."""
     found = hashlib.sha256(platform.python_version().encode())
-    for path in (path for source in sources for path in _files(ROOT / source)):
+    for path in (path for source in (*sources, MAKERS) for path in _files(ROOT / source)):
         found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     for package in PACKAGES:
         found.update(_version(package).encode())
