@@ -1,6 +1,6 @@
 """Metrics of referring segmentation (METHOD §11).
 
-In: masks [y, x] of a picture. Out: numbers 0..1. "Sentence" = one phrase on one picture.
+In: masks [y, x] of an image. Out: numbers 0..1. "Sentence" = one phrase on one image.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from refdiff.reports import Printable
 
 app = typer.Typer(
-    help="Referring segmentation (Ref-Diff) on checked engines: a picture and a phrase in, a mask out.",
+    help="Find the mask of what a phrase names in an image: Ref-Diff on checked engines.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help: it appears in a fifth of the time
@@ -35,15 +35,15 @@ Backend = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option(
-        help='Of the device, for plans: "8GB", or resident, shared or staged; what fits if left out.'
+        help='Device memory for plans, such as "8GB", or resident, shared or staged; what fits if left out.'
     ),
 ]
 Variant = Annotated[str, typer.Option(help="edge, official or paper.")]
 Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
-Feeds = Annotated[Path | None, typer.Option(help="What `refdiff calibrate` recorded.")]
+Feeds = Annotated[Path | None, typer.Option(help="Feeds that `refdiff calibrate` recorded.")]
 RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="The recipe to look at; the built-in rules if left out.")
+    Path | None, typer.Option("--recipe", help="A precision recipe; the built-in rules if left out.")
 ]
 Half = Annotated[str, typer.Option(help="fp16 or bf16, where no recipe is named.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -61,18 +61,16 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Referring segmentation (Ref-Diff) on checked engines: a picture and a phrase in, a mask out."""
+    """Find the mask of what a phrase names in an image: Ref-Diff on checked engines."""
 
-
-Tell = Callable[[str], None]
 
 _LOG_WIDTH = 120
 """Columns of a table that goes to a file or a pipe, which have no width of their own."""
 
 
 @contextlib.contextmanager
-def working() -> Iterator[Tell]:
-    """While a verb works: hands out its progress line, and keeps stdout clean.
+def working() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows progress, and keep stdout clean while a verb works.
 
     On a terminal the line replaces itself; in a log every line stays.
     """
@@ -87,13 +85,13 @@ def working() -> Iterator[Tell]:
 
 
 def note_backend(asked: str, chosen: str, reason: str) -> None:
-    """What `--backend auto` came to."""
+    """Print on stderr which back-end `--backend auto` chose, and why."""
     if asked == "auto":
         note(f"back-end {chosen}: {reason}")
 
 
 def note(line: str) -> None:
-    """One line beside the answer."""
+    """Print one line on stderr, apart from the answer."""
     typer.echo(line, err=True)
 
 
@@ -118,7 +116,7 @@ def print_answer(document: dict[str, Any], layout: Callable[[], Printable], *, a
 
 
 def print_error(error: Exception | str, *, as_json: bool, code: int) -> None:
-    """One line on stderr, and with --json the one document on stdout."""
+    """Print one line on stderr and, with --json, one document on stdout."""
     describe = getattr(error, "format_message", None)  # click's errors say more this way than through str()
     text = " ".join(str(describe() if describe else error).split())
     if as_json:

@@ -14,40 +14,43 @@ from refdiff.cli.app import BundleName, Json, app, note, print_answer, working
 def build(
     bundle: BundleName,
     flavour: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or auto.")] = "auto",
-    graph: Annotated[list[str] | None, typer.Option(help="Repeatable; all if left out.")] = None,
+    graph: Annotated[
+        list[str] | None, typer.Option(help="A graph to build; repeatable, all if left out.")
+    ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="Whose sizes the plans serve: edge, official; repeatable, edge if left out."),
+        typer.Option(help="edge or official, whose sizes the plans serve; repeatable, edge if left out."),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="In px, to be sure of it: a bundle has one, fixed by `refdiff export --size`."),
+        typer.Option(help="Side in px to expect; a bundle has one, fixed by `refdiff export --size`."),
     ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(help="GPUs to build for, such as 8.6,8.9 (tensorrt-rtx); Ampere and later if left out."),
     ] = None,
     workspace: Annotated[
-        str | None, typer.Option(help="Most memory of one layer, such as 4GB; the device's if left out.")
+        str | None,
+        typer.Option(help="Largest workspace of one layer, such as 4GB; the device's if left out."),
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="Measured kernels, read and written (tensorrt).")
+        Path | None, typer.Option(help="File of measured kernels, read and written (tensorrt).")
     ] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="Weights can be exchanged in the plan.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Allow new weights in the plan.")] = False,
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Leave the weights out of the plan; refit when loading.")
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="For later versions, too (tensorrt).")
+        bool, typer.Option("--version-compatible", help="Let later versions of TensorRT load it (tensorrt).")
     ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="For all GPUs from Ampere on (tensorrt).")
+        bool, typer.Option("--hardware-compatible", help="Let all GPUs from Ampere on load it (tensorrt).")
     ] = False,
     lint: Annotated[bool, typer.Option("--lint", help="Parse and report only; build nothing.")] = False,
     fusion: Annotated[
-        bool, typer.Option("--fusion", help="Tell of each attention whether it is fused, and why not.")
+        bool, typer.Option("--fusion", help="Report whether each attention is fused, and why not.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build even what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild existing plans.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build TensorRT plans of a bundle's graphs; what was built from exactly the same is kept.
@@ -73,7 +76,7 @@ def build(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    with working() as tell:
+    with working() as progress:
         report = build_plans(
             bundle,
             flavour=flavour,
@@ -82,7 +85,7 @@ def build(
             options=options,
             size=size,
             force=force,
-            progress=tell,
+            progress=progress,
         )
     print_answer(report.to_json(), lambda: build_section(report, fusion=fusion), as_json=as_json)
 
@@ -99,8 +102,8 @@ def _lint(
     from refdiff.engines import lint
     from refdiff.engines.tables import lint_section
 
-    with working() as tell:
-        report = lint.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=tell)
+    with working() as progress:
+        report = lint.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=progress)
     print_answer(report.to_json(), lambda: lint_section(report, fusion=fusion), as_json=as_json)
     if not report.passed:
         note(f"error: {report.flavour} refuses a graph")
@@ -108,5 +111,5 @@ def _lint(
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
-    """The parts of a list with commas."""
+    """Split a comma-separated list into its parts."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())

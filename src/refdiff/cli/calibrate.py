@@ -26,7 +26,7 @@ from refdiff.cli.app import (
 def calibrate(
     bundle: BundleName,
     images: Annotated[
-        Path | None, typer.Option(help="A folder of pictures; the miniature's scenes if left out.")
+        Path | None, typer.Option(help="A folder of images; the miniature's scenes if left out.")
     ] = None,
     phrases: Annotated[
         Path | None, typer.Option(help='A CSV file with the header "image,phrase", a line per question.')
@@ -35,15 +35,20 @@ def calibrate(
         Path | None, typer.Option("--output", "-o", help="The recording's folder; BUNDLE-feeds if left out.")
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Scenes, 32 if left out, or phrases, all if left out.")
+        int | None,
+        typer.Option(min=1, help="Number of scenes (32 if left out) or phrases (all if left out)."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first scene.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the first scene.")] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
+        list[str] | None,
+        typer.Option(help="edge, official or paper; repeatable, official and edge if left out."),
     ] = None,
     mode: Mode = "full",
     most_runs: Annotated[
-        int, typer.Option(min=0, help="Of one graph, kept of a question and variant, evenly spread; 0: all.")
+        int,
+        typer.Option(
+            min=0, help="Most runs of one graph kept per question and variant, evenly spread; 0: all."
+        ),
     ] = 4,
     backend: Backend = "auto",
     threads: Threads = None,
@@ -55,7 +60,7 @@ def calibrate(
     from refdiff.calibration.tables import calibration_table
     from refdiff.contracts.options import BackendOptions, RunOptions
 
-    with working() as tell:
+    with working() as progress:
         report = calibrate.calibrate(
             bundle,
             calibrate.calibration_dataset(images, phrases, count, seed),
@@ -64,7 +69,7 @@ def calibrate(
             most_runs=most_runs or None,
             backend=BackendOptions(name=backend, threads=threads),
             overwrite=overwrite,
-            progress=tell,
+            progress=progress,
         )
     note_backend(backend, report.backend, report.backend_reason)
     for warning in report.warnings:

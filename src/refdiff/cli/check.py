@@ -34,12 +34,15 @@ def check(
     ] = None,
     feeds: Annotated[
         Path | None,
-        typer.Option(help="What `refdiff calibrate` recorded, to compare with the most exact bundle on."),
+        typer.Option(
+            help="Feeds that `refdiff calibrate` recorded, for comparison with the most exact bundle."
+        ),
     ] = None,
     count: Annotated[int, typer.Option(help="Held-out scenes per variant.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 1_000_000,
     variant: Annotated[
-        list[str] | None, typer.Option(help="Repeatable; official and edge if left out.")
+        list[str] | None,
+        typer.Option(help="edge, official or paper; repeatable, official and edge if left out."),
     ] = None,
     mode: Mode = "full",
     backend: Backend = "auto",
@@ -48,7 +51,7 @@ def check(
         bool, typer.Option("--golden-only", help="Leave out the torch reference.")
     ] = False,
     report: Annotated[
-        Path | None, typer.Option(help="An HTML page of it all, with pictures of the worst cases.")
+        Path | None, typer.Option(help="Also write an HTML page, with images of the worst cases.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -64,7 +67,7 @@ def check(
         check_targets([report], overwrite=overwrite)
     scenes = RenderedScenes(count=count, seed=seed)
     variants = variant or [each.variant for each in check.CHECKED_RUNS]
-    with working() as tell:
+    with working() as progress:
         measured = check.check(
             bundle,
             against=against or (),
@@ -72,7 +75,7 @@ def check(
             dataset=None if golden_only else scenes,
             options=[RunOptions(variant=name, mode=mode) for name in variants],
             backend=BackendOptions(name=backend, threads=threads),
-            progress=tell,
+            progress=progress,
         )
         if report is not None:
             page = check_page(measured).to_html().encode(errors="replace")

@@ -20,7 +20,7 @@ def convert(
     feeds: Annotated[
         Path | None,
         typer.Option(
-            help="What `refdiff calibrate` recorded, for int8 and fp8; scenes of the miniature if left out."
+            help="Recording of `refdiff calibrate`, for int8 and fp8; scenes of the miniature if left out."
         ),
     ] = None,
     ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
@@ -28,7 +28,7 @@ def convert(
         float, typer.Option(min=0, max=1, help="Strength of SmoothQuant, for int8 and fp8; 0: none.")
     ] = 0.7,
     budget: Annotated[
-        str | None, typer.Option(help='What eight bits may cost the task, such as "mIoU -0.5".')
+        str | None, typer.Option(help='Largest loss in accuracy from eight bits, such as "mIoU -0.5".')
     ] = None,
     untimed: Annotated[
         bool,

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds the command as Ctrl-C does, so that it too leaves nothing half-written."""
+    """Unwind the command on SIGTERM as on Ctrl-C, so that it too leaves nothing half-written."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

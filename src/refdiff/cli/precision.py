@@ -27,9 +27,9 @@ def sensitivity(
     bundle: BundleName,
     precision: Annotated[str, typer.Option(help="int8 or fp8.")] = "int8",
     feeds: Annotated[
-        Path | None, typer.Option(help="What `refdiff calibrate` recorded; recorded now if left out.")
+        Path | None, typer.Option(help="Feeds that `refdiff calibrate` recorded; recorded now if left out.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Scenes each block is measured on.")] = 32,
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes each block is measured on.")] = 32,
     variant: Variant = "edge",
     ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
     picture: Annotated[Path | None, typer.Option(help="Also draw the costs, as a PNG.")] = None,
@@ -66,7 +66,9 @@ def audit(
     ] = None,
     recipe: RecipeFile = None,
     half: Half = "fp16",
-    graph: Annotated[list[str] | None, typer.Option(help="Repeatable; all graphs if left out.")] = None,
+    graph: Annotated[
+        list[str] | None, typer.Option(help="A graph to audit; repeatable, all if left out.")
+    ] = None,
     feeds: Feeds = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

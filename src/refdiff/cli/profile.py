@@ -29,23 +29,23 @@ def profile(
         str | None, typer.Argument(metavar="[BUNDLE]", help='The bundle\'s folder, or "mini".')
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(help="A picture of your own; the miniature's scenes if left out.")
+        Path | None, typer.Option(help="Your own image; the miniature's scenes if left out.")
     ] = None,
-    phrase: Annotated[str | None, typer.Option(help="What is asked of it.")] = None,
-    scenes: Annotated[int | None, typer.Option(min=1, help="How many scenes; 3 if left out.")] = None,
-    runs: Annotated[int, typer.Option(help="Measured rounds; each asks every question once.")] = 10,
-    warmup: Annotated[int, typer.Option(help="Rounds before them, after the cold start.")] = 1,
+    phrase: Annotated[str | None, typer.Option(help="Phrase for that image.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=1, help="Number of scenes; 3 if left out.")] = None,
+    runs: Annotated[int, typer.Option(help="Measured rounds; each runs every question once.")] = 10,
+    warmup: Annotated[int, typer.Option(help="Unmeasured rounds, after the cold start.")] = 1,
     variant: Variant = "edge",
     mode: Mode = "full",
     backend: Backend = "auto",
     threads: Threads = None,
     memory: Memory = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Every layer's time too.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Also time every layer.")] = False,
     compare_backends: Annotated[
         bool,
         typer.Option(
             "--compare-backends",
-            help="Run every graph in every back-end that is here, too (needs refdiff[profile]).",
+            help="Also run every graph in every available back-end (needs refdiff[profile]).",
         ),
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page.")] = None,
@@ -55,7 +55,9 @@ def profile(
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="BEFORE AFTER", help="Two records of `--json`; exit code 1 if AFTER is slower."),
+        typer.Option(
+            metavar="BEFORE AFTER", help="Compare two records of `--json`; exit code 1 if AFTER is slower."
+        ),
     ] = None,
     allow_different: Annotated[
         bool, typer.Option("--allow-different", help="Compare different machines, bundles or options.")
@@ -63,7 +65,7 @@ def profile(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Say where the milliseconds of a bundle go, or whether one such record is slower than another."""
+    """Measure time by stage, graph and layer, or compare two such records."""
     from refdiff.contracts.bundle import open_bundle
     from refdiff.contracts.inspection import bundle_path
     from refdiff.contracts.options import BackendOptions, RunOptions
@@ -87,7 +89,7 @@ def profile(
     if bundle is None:
         raise typer.BadParameter("name a bundle, or two records to --compare")
     check_outputs(html=html, trace=trace, overwrite=overwrite)
-    with working() as tell:
+    with working() as progress:
         report = profile_bundle(
             bundle,
             samples=profile_samples(
@@ -98,7 +100,7 @@ def profile(
             ),
             options=RunOptions(variant=variant, mode=mode),
             backend=BackendOptions(name=backend, threads=threads, memory=memory),
-            progress=tell,
+            progress=progress,
         )
         files = save_profile(report, html=html, trace=trace, overwrite=overwrite)
     note_backend(backend, str(report.options["backend"]), report.backend_reason)

@@ -27,46 +27,44 @@ if TYPE_CHECKING:
     from refdiff.contracts.options import BackendOptions, RunOptions
 
 SOME_FAILED = 2
-"""Exit code of a run that reported pictures which cannot be used: bad input, as it is of a single one."""
+"""Exit code of a run that reported images that cannot be used: bad input, as for a single image."""
 
 
 @app.command()
 def segment(
     bundle: BundleName,
-    picture: Annotated[Path, typer.Argument(help="Any still picture file, or a folder of them.")],
+    image: Annotated[Path, typer.Argument(help="A still image, or a folder of them.")],
     phrases: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PHRASE...", help='English, e.g. "the red mug on the left"; several are all asked.'
+            metavar="PHRASE...", help='English, e.g. "the red mug on the left"; several are all segmented.'
         ),
     ] = None,
     phrase_file: Annotated[
         Path | None,
-        typer.Option(
-            "--phrases", help='A CSV file with the header "image,phrase", for a folder of pictures.'
-        ),
+        typer.Option("--phrases", help='A CSV file with the header "image,phrase", for a folder of images.'),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="The mask's PNG; .overlay.png and .json are put beside it. Of many answers: "
-            "a folder for them; a stopped run goes on there.",
+            help="The mask's PNG; .overlay.png and .json go next to it. For many answers, "
+            "a folder; a stopped run goes on there.",
         ),
     ] = None,
     overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
     focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Most phrases of a UNet call, 2 if left out; more take more memory."),
+        typer.Option(min=1, help="Most phrases per UNet call; 2 if left out; more take more memory."),
     ] = None,
     backend: Backend = "auto",
     variant: Variant = "edge",
     mode: Mode = "full",
-    seed: Annotated[int, typer.Option(min=0, help="Of the diffusion branch's noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the diffusion branch's noise.")] = 0,
     reader: Annotated[
-        str, typer.Option(help="Who finds the head word: rules, or spacy if installed.")
+        str, typer.Option(help="How to find the head word: rules, or spacy if installed.")
     ] = "rules",
     threads: Threads = None,
     memory: Memory = None,
@@ -76,10 +74,10 @@ def segment(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Find what a phrase names in a picture, or what each of many names in each picture of a folder.
+    """Find what a phrase names in an image, or what each of many names in each image of a folder.
 
-    No match is an answer: exit code 0, "matched": false. Pictures of a folder that cannot be used are
-    reported beside the others' answers, and the exit code is 2.
+    No match is an answer: exit code 0, "matched": false. Images of a folder that cannot be used are
+    reported along with the other answers, and the exit code is 2.
     """
     from refdiff.contracts.options import BackendOptions, RunOptions
 
@@ -87,30 +85,30 @@ def segment(
         variant=variant, mode=mode, seed=seed, reader=reader, allow_random_weights=allow_random_weights
     )
     where = BackendOptions(name=backend, threads=threads, memory=memory, batch_size=batch_size)
-    if phrases and len(phrases) == 1 and phrase_file is None and not picture.is_dir():
+    if phrases and len(phrases) == 1 and phrase_file is None and not image.is_dir():
         if batch_size is not None:
             raise typer.BadParameter("--batch-size is for several phrases; leave it out")
         outputs = {"output": output, "overlay": overlay, "overwrite": overwrite}
-        _one(bundle, picture, phrases[0], focus, options, where, outputs, as_json=as_json)
+        _one(bundle, image, phrases[0], focus, options, where, outputs, as_json=as_json)
         return
     if overlay is not None or focus is not None:
         given = "--overlay" if overlay is not None else "--focus"
-        raise typer.BadParameter(f"{given} is for one picture and one phrase; leave it out")
+        raise typer.BadParameter(f"{given} is for one image and one phrase; leave it out")
     if phrases and phrase_file is not None:
         raise typer.BadParameter("got phrases and --phrases, expected one of them; leave the other out")
     from refdiff.batch.folder import segment_many
     from refdiff.batch.tables import batch_section
 
-    with working() as tell:
+    with working() as progress:
         result = segment_many(
             bundle,
-            picture,
+            image,
             phrase_file or phrases or [],
             output=output,
             overwrite=overwrite,
             options=options,
             backend=where,
-            progress=tell,
+            progress=progress,
         )
     _note(backend, result.backend, result.backend_reason, result.model, result.random_weights)
     print_answer(result.to_json(), lambda: batch_section(result), as_json=as_json)
@@ -123,7 +121,7 @@ def segment(
 
 def _one(
     bundle: str,
-    picture: Path,
+    image: Path,
     phrase: str,
     focus: str | None,
     options: RunOptions,
@@ -135,10 +133,10 @@ def _one(
     from refdiff.batch import prediction, prediction_files
     from refdiff.batch.tables import prediction_table
 
-    prediction_files.check_outputs(picture, **outputs)
-    with working() as tell:
-        tell(f"segmenting {picture}")
-        found = prediction.segment(bundle, picture, phrase, focus=focus, options=options, backend=backend)
+    prediction_files.check_outputs(image, **outputs)
+    with working() as progress:
+        progress(f"segmenting {image}")
+        found = prediction.segment(bundle, image, phrase, focus=focus, options=options, backend=backend)
         files = prediction_files.save(found, **outputs)
     document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     _note(backend.name, found.backend, found.backend_reason, found.model, found.random_weights)

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path(
-        "demo-out"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path("demo-out"),
     bundle: Annotated[str, typer.Option(help="A bundle of the miniature.")] = "mini",
     backend: Backend = "auto",
     variant: Variant = "edge",
@@ -43,18 +41,18 @@ def demo(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """See it work, offline: segment sample scenes with the built-in models."""
+    """Segment sample scenes with the built-in models, offline."""
     from refdiff.batch import demo
     from refdiff.batch.tables import demo_table
     from refdiff.contracts.options import BackendOptions, RunOptions
 
-    with working() as tell:
+    with working() as progress:
         report = demo.demo(
             output,
             bundle=bundle,
             options=RunOptions(variant=variant, mode=mode),
             backend=BackendOptions(name=backend, threads=threads),
-            progress=tell,
+            progress=progress,
         )
     shown = report.scenes[0].prediction
     note_backend(backend, shown.backend, shown.backend_reason)
@@ -67,32 +65,33 @@ def fetch(
         str, typer.Argument(help="refdiff, refdiff-vitb, or owner/name or owner/name/file on the hub.")
     ],
     to: Annotated[
-        Path | None, typer.Option(help="Folder to fill; left out, the one that export looks into.")
+        Path | None, typer.Option(help="Folder to fill; the one that export reads if left out.")
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit; left out, what is there, or the newest.")
+        str | None,
+        typer.Option(help="Branch, tag or commit; if left out, the one present, or else the newest."),
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Touch no network; say which files are missing.")
+        bool, typer.Option("--offline", help="Stay off the network; report which files are missing.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Download nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; download nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Download a model's checkpoints, verified (needs refdiff[export]).
 
-    Exit code 3 if files are missing and could not be fetched: offline, or without an answer of the hub. A
-    --dry-run that the hub answered ends with 0, whatever it would download: the plan was shown.
+    Exit code 3 if files are missing and could not be fetched: offline, or the hub did not answer. A
+    --dry-run that the hub answered ends with 0, whatever it would download.
     """
     from refdiff.models import fetch
 
-    with working() as tell:
-        report = fetch.plan_download(model, to, revision=revision, offline=offline, progress=tell)
+    with working() as progress:
+        report = fetch.plan_download(model, to, revision=revision, offline=offline, progress=progress)
     if report.downloads and not dry_run:
         with working():  # on stderr: what is about to happen is not the answer
             print_answer({}, lambda: fetch.fetch_section(report), as_json=False)
     if not dry_run:
-        with working() as tell:
-            report = fetch.download(report, tell)
+        with working() as progress:
+            report = fetch.download(report, progress)
     print_answer(report.to_json(), lambda: fetch.fetch_section(report), as_json=as_json)
     if report.problem is not None:
         note(f"error: {report.problem}")
@@ -101,7 +100,7 @@ def fetch(
 
 @app.command()
 def inspect(bundle: BundleName, as_json: Json = False) -> None:
-    """Say what a bundle is, after verifying every file in it."""
+    """Show the contents of a bundle, after verifying every file in it."""
     from refdiff.contracts.inspection import inspect as inspect_bundle
 
     with working():
@@ -159,14 +158,14 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine is, what can run on it, and what mends the rest.
+    """Examine this machine: what can run on it, and how to fix the rest.
 
     Exit code 0 with warnings too; 3 if the bundle cannot run here or, without one, if nothing can.
     """
     from refdiff.diagnostics import doctor
 
-    with working() as tell:
-        report = doctor.doctor(bundle, progress=tell)
+    with working() as progress:
+        report = doctor.doctor(bundle, progress=progress)
     print_answer(report.to_json(), lambda: doctor.doctor_table(report), as_json=as_json)
     if not report.passed:
         note(f"error: {report.verdict.found}")

@@ -1,4 +1,4 @@
-"""`profile`: where the milliseconds go, from the picture's bytes to the mask.
+"""`profile`: where the milliseconds go, from the image's bytes to the mask.
 
 One process, in this order: a cold start, rounds to warm up, measured rounds, a round in which memory is
 sampled, and, if requested, every graph in other back-ends and a pass in which every layer is recorded.
@@ -84,7 +84,7 @@ def profile(
     Args:
         bundle: its folder, or "mini" for the built-in one.
         samples: from `profile_samples`; None takes three scenes, for bundles of the miniature.
-        measure: how often, and what beside the pipeline's own times.
+        measure: how often, and what to measure in addition to the pipeline's own times.
         options: what is computed.
         backend: where and how the graphs run.
         root: where the machine's own files begin.

@@ -10,7 +10,7 @@ Open `pipeline.py` first: it reads like docs/method.md. The rest, by the step it
     query.py        phrases that can be used        tokenizer.py  CLIP's byte pairs, and the head word's token
 
     proposals.py    SAM's automatic mode            masks.py      boxes, areas, suppression
-    point_prompts.py  where SAM is prompted         small_regions.py  holes and islands
+    point_prompts.py  where SAM is prompted         small_regions.py  holes and specks
 
     attention_branch.py  heatmaps                   diffusion.py  noise levels, guidance, maps
     clip_branch.py  scores of crops and in place    clip_inputs.py  crops, patches, attention masks
