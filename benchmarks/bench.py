@@ -51,7 +51,7 @@ HELD_OUT = 1_000_000
 """First seed of the scenes nothing was chosen on."""
 
 Question = tuple[Array, tuple[str, ...]]
-"""A picture and the phrases asked about it."""
+"""An image and its phrases."""
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--phrase", default="the left wheel")
     parser.add_argument("--scenes", type=int, default=12, help="of the miniature")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--many", type=int, default=16, help="phrases about one picture, for official")
+    parser.add_argument("--many", type=int, default=16, help="phrases about one image, for official")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -114,7 +114,7 @@ def asked(
         found = [each for each in map(scene_sample, seeds) if each is not None][: given.scenes]
         return [(each.read(), (each.phrase,)) for each in found], options
     if given.photo is None:
-        raise SystemExit(f"{bundle.path} has random weights: name a picture with --photo")
+        raise SystemExit(f"{bundle.path} has random weights: name an image with --photo")
     with Image.open(given.photo) as photo:
         photo.thumbnail((1280, 720))
         image = read_image(np.asarray(photo.convert("RGB")))

@@ -1,4 +1,4 @@
-"""What each block of the miniature costs in eight bits, and what a budget keeps: record and picture.
+"""Measure what each block of the miniature costs in eight bits, and what a budget keeps.
 
     .venv/bin/python -m benchmarks.block_costs FEEDS --count 16
 

@@ -42,7 +42,7 @@ from refdiff.models.sam import VIT_B, VIT_H, load_sam
 
 RECORD = RESULTS / "checkpoint-formats.json"
 _UNREAD = ("decoder.", "post_quant_conv.")
-"""Of a VAE: what the method has no use for, and the loader leaves in the file."""
+"""Parts of a VAE that the method has no use for, and the loader leaves in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ class Format:
     answers: Callable[[Modules], Answers]
     """One forward pass of each component."""
     their_answers: Callable[[Modules], Answers] | None = None
-    """Where the source is of another class than what is loaded: its forward pass."""
+    """Forward pass of sources of another class than the loaded module."""
     half: bool = False
     """The source is rounded to half precision before it is written."""
 
 
 def main() -> None:
-    """Every format in a process of its own, so that memory is measured clean."""
+    """Measure each format in a separate process, so that memory is measured clean."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="folder for files of up to 4.3 GB")
     parser.add_argument("--only", choices=FORMATS, help="measure this one, here")
@@ -128,7 +128,7 @@ def _compared(layout: Format, source: Modules, loaded: dict[str, Any]) -> dict[s
 
 
 def _same_tensors(source: Any, loaded: Any) -> tuple[int, int]:
-    """How many tensors there should be, and how many are there and the same to the last bit."""
+    """Count the tensors expected, and those present and equal to the last bit."""
     theirs = {key: value for key, value in source.state_dict().items() if not key.startswith(_UNREAD)}
     ours = loaded.state_dict()
     # A tensor too many counts as one that should not differ.
@@ -138,13 +138,13 @@ def _same_tensors(source: Any, loaded: Any) -> tuple[int, int]:
 
 
 def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the range of what is expected."""
+    """Return the largest error, relative to the range of the expected values."""
     return float((got - expected).abs().max() / (expected.max() - expected.min()))
 
 
 @contextmanager
 def _private_growth() -> Iterator[list[int]]:
-    """One number: by how many bytes anonymous memory grew at most while the block ran, sampled."""
+    """Yield a list that gets one number: the largest sampled growth of anonymous memory in bytes."""
     before, peak, over = _private_bytes(), [0], threading.Event()
 
     def sample() -> None:

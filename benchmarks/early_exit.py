@@ -1,4 +1,4 @@
-"""What the early exit saves: time and multiply-adds of `unet_taps` against `unet`.
+"""Measure what the early exit saves: time and multiply-adds of `unet_taps` against `unet`.
 
     .venv/bin/python -m benchmarks.early_exit BUNDLE --rounds 5
 

@@ -121,7 +121,7 @@ def accuracy(tried: Sequence[Variant], seed: int, count: int) -> dict[str, Any]:
 
 
 def _marks(tried: Sequence[Variant], samples: Sequence[Sample]) -> dict[tuple[str, int], Overlap]:
-    """Every variant's overlap on every scene; what is kept already is not computed again."""
+    """Compute each variant's overlap on each scene, unless it is kept already."""
     KEPT.parent.mkdir(exist_ok=True)
     lines = KEPT.read_text().splitlines() if KEPT.exists() else []
     kept = {(e["key"], e["seed"]): Overlap(**e["overlap"]) for e in map(json.loads, lines)}
@@ -174,7 +174,7 @@ def _difference(ours: Sequence[Overlap], theirs: Sequence[Overlap]) -> dict[str,
 
 
 def cost(tried: Sequence[Variant], seed: int, count: int) -> dict[str, Any]:
-    """Time for a picture and a phrase, all variants in turns, the order turned round on every other scene."""
+    """Time an image and a phrase, all variants in turns, in reverse order on every other scene."""
     sessions = open_sessions(find_bundle("mini"), threads=1)
     runners = {TORCH: _reference()}
     for each in tried:
@@ -196,14 +196,14 @@ def cost(tried: Sequence[Variant], seed: int, count: int) -> dict[str, Any]:
 
 
 class Runner(NamedTuple):
-    """Who is timed: the work on a picture, and that on a phrase."""
+    """A variant to time: its work on an image, and that on a phrase."""
 
     encode: Callable[[Any], Any]
     segment: Callable[[Any, str], Any]
 
 
 def _timed(runner: Runner, sample: Sample, other: str) -> tuple[float, float]:
-    """Seconds for the picture with its phrase, and for another phrase on it."""
+    """Measure the seconds for the image with its phrase, and for another phrase on it."""
     started = time.perf_counter()
     encoded = runner.encode(sample.read())
     runner.segment(encoded, sample.phrase)

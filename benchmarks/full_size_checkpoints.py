@@ -48,7 +48,7 @@ def draw_diffusion(configs: DiffusionConfigs) -> Modules:
 
 
 def write_ldm(modules: Modules, folder: Path, *, suffix: str, open_clip: bool = False) -> Path:
-    """One file in the original layout."""
+    """Write one file in the original layout."""
     tensors, path = original_state(**modules, open_clip=open_clip), folder / f"model{suffix}"
     if suffix == ".ckpt":
         torch.save({"state_dict": tensors, "global_step": 1, "epoch": 0}, path)
@@ -74,7 +74,7 @@ def write_diffusers(modules: Modules, folder: Path) -> Path:
 
 
 def diffusion_answers(modules: Modules) -> Answers:
-    """Text states, posterior moments of a picture of 256 px, the UNet's output on its latent."""
+    """Text states, posterior moments of an image of 256 px, the UNet's output on its latent."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 49_408, (2, 77), generator=generator)
     image = torch.randn(1, 3, 256, 256, generator=generator)
@@ -174,10 +174,10 @@ def write_archive(modules: Modules, folder: Path) -> Path:
     archived.attn_mask = mask  # a constant of the trace, no buffer
     for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49_408)):
         archived.register_buffer(name, torch.tensor(value))
-    pictures, ids = _seen_and_read()
+    images, ids = _seen_and_read()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates writing these
-        torch.jit.trace(archived, (pictures.half(), ids), check_trace=False).save(str(path))
+        torch.jit.trace(archived, (images.half(), ids), check_trace=False).save(str(path))
     return path
 
 
@@ -197,15 +197,15 @@ def write_bare(modules: Modules, folder: Path) -> Path:
 
 
 def clip_answers(modules: Modules) -> Answers:
-    """Vectors of two pictures and two phrases, of open_clip's module."""
-    pictures, ids = _seen_and_read()
-    return {"image": modules["clip"].encode_image(pictures), "text": modules["clip"].encode_text(ids)}
+    """Vectors of two images and two phrases, of open_clip's module."""
+    images, ids = _seen_and_read()
+    return {"image": modules["clip"].encode_image(images), "text": modules["clip"].encode_text(ids)}
 
 
 def transformers_clip_answers(modules: Modules) -> Answers:
     """Return the same results from transformers' module, which normalizes them."""
-    pictures, ids = _seen_and_read()
-    found = modules["clip"](input_ids=ids, pixel_values=pictures)
+    images, ids = _seen_and_read()
+    found = modules["clip"](input_ids=ids, pixel_values=images)
     return {"image": found.image_embeds, "text": found.text_embeds}
 
 
@@ -237,7 +237,7 @@ def _model_cfg(sizes: ClipSizes) -> dict[str, Any]:
 
 
 def _seen_and_read() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two pictures, [2, 3, 224, 224], and two phrases of four and eight tokens, [2, 77]."""
+    """Draw two images, [2, 3, 224, 224], and two phrases of four and eight tokens, [2, 77]."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.zeros(2, 77, dtype=torch.int64)
     for row, length in enumerate((4, 8)):

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def export(model: str, size: int, seed: int, output: Path) -> dict[str, Any]:
-    """One export, as a child process."""
+    """Run one export as a child process."""
     command = [
         *(sys.executable, "-m", "refdiff", "export", model, "--precision", "fp32", "--random-weights"),
         *("--size", str(size), "--seed", str(seed), "--output", str(output), "--overwrite", "--json"),

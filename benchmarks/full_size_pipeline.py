@@ -44,7 +44,7 @@ from refdiff.runtime.resize import sam_input
 
 RECORD = RESULTS / "full-size-pipeline.json"
 STABLE_SHARE = 0.5
-"""Of the masks that pass the predicted IoU."""
+"""Share of the masks that pass the predicted IoU."""
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(name: str, bundle: Path, graph: str, keep: Path | None) -> dict[str, Any]:
-    """One conversion as a child process; a child that fails or is killed is part of the answer."""
+    """Run one conversion as a child process, and record also that it failed or was killed."""
     with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
         target = Path(folder) / f"{graph}.onnx"
         command = [

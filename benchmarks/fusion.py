@@ -1,4 +1,4 @@
-"""Which attentions TensorRT-RTX fuses, and whether the UNet's taps cost it any. No GPU is needed.
+"""Report which attentions TensorRT-RTX fuses, and whether the UNet's taps cost it any. No GPU is needed.
 
     python -m benchmarks.fusion BUNDLE [--graphs unet …]      (needs tensorrt-rtx)
     python -m benchmarks.fusion BUNDLE --converted KEPT/ours-fp16 --precision fp16
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def built(spec: ModelSpec, graph: str, onnx: Path, change: Change) -> dict[str, Any]:
-    """One graph, changed after it was parsed: its attentions, and what the builder planned."""
+    """Build one graph, changed after parsing; return its attentions and what the builder planned."""
     flavour = load_flavour("tensorrt-rtx")
     variants = [options_for(spec, variant="edge")]
     shapes = shape_profiles(graph_contract(spec)[graph], spec, variants)

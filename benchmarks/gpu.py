@@ -92,7 +92,7 @@ def measure(bundle: Bundle, given: argparse.Namespace, deadline: float) -> dict[
 def take_opened(
     worker: Worker, graph: str, ends: float, found: dict[str, Any], able: dict[str, list[Worker]]
 ) -> None:
-    """Who could open a graph takes part."""
+    """Keep the workers that could open a graph."""
     try:
         opened = worker.answer(ends - time.monotonic())
     except WorkerError as error:
@@ -104,7 +104,7 @@ def take_opened(
 
 
 def start_workers(folder: Path, graphs: list[str], given: argparse.Namespace) -> list[Worker]:
-    """One for each contender; torch.compile gets one for each graph, because compiling takes that long."""
+    """Start one worker per contender; torch.compile gets one per graph, because compiling takes long."""
     workers = []
     for name in given.contenders:
         shares = [[graph] for graph in graphs] if name == "torch-compile" else [list(graphs)]
@@ -113,7 +113,7 @@ def start_workers(folder: Path, graphs: list[str], given: argparse.Namespace) ->
 
 
 def compare(bundle: Bundle, graph: str, able: list[Worker], found: dict[str, Any]) -> None:
-    """Each contender's outputs with the golden record, which torch made on a CPU in single precision."""
+    """Compare each contender's outputs with the golden record, made by torch on a CPU in fp32."""
     recorded, precision = bundle.golden()[graph][1], bundle.manifest.graphs[graph].precision
     limits = graph_tolerance(precision, graph)
 

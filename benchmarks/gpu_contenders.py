@@ -1,4 +1,4 @@
-"""What is compared on a GPU: each contender runs a graph on host arrays, and again without copying them.
+"""Contenders of the GPU benchmark: each runs a graph on host arrays, and again without copying them.
 
 In: a bundle's folder and graph names. Out: outputs as arrays, and milliseconds by one clock for all:
 `time.perf_counter`, read after the device was waited for.

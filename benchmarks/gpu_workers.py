@@ -23,7 +23,7 @@ _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 
 
 class WorkerError(Exception):
-    """What a worker said last, in one line."""
+    """A failed worker; the message is its last line."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Worker:
     programs: Path | None
     graphs: list[str]
     dead: str | None = None
-    """Why it answers no more."""
+    """Reason why it answers no more."""
     _pipe: Connection = field(init=False)
 
     def __post_init__(self) -> None:

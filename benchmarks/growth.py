@@ -1,4 +1,4 @@
-"""How time and memory grow: with the phrases per picture, the candidates, the picture's size, SAM's grid.
+"""Measure how time and memory grow with phrases per image, candidates, image size and SAM's grid.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.growth                  the miniature, all four series
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.growth --bundle BUNDLE --phrases 1 4 --rounds 1

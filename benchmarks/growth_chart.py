@@ -1,4 +1,4 @@
-"""Growth as a picture: `.venv/bin/python -m benchmarks.growth_chart` draws docs/images/growth.png.
+"""Draw the growth of time and memory: `python -m benchmarks.growth_chart` writes docs/images/growth.png.
 
 In: results/growth.json. One column per series of the miniature: processor time on top, peak memory below.
 """
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def draw_growth(entries: Mapping[str, dict[str, Any]]) -> Image.Image:
-    """One column of two plots per series; both axes are logarithmic but memory's, which starts at 0."""
+    """Draw one column of two plots per series; axes are logarithmic, except memory's, which starts at 0."""
     width, height = (
         2 * _MARGIN + len(entries) * _CELL_XY[0],
         2 * _MARGIN + _HEAD + 2 * _CELL_XY[1],

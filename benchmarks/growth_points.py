@@ -25,13 +25,13 @@ SERIES = ("phrases", "candidates", "size", "grid")
 VALUES = {"phrases": (1, 4, 16, 64), "candidates": (10, 50, 200), "grid": (8, 16, 32)}
 SIZES_XY = {"480p": (854, 480), "720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
 TILE_XY = (192, 112)
-"""Size of one rendered scene; the picture is two by two of them."""
+"""Size of one rendered scene; the image is two by two of them."""
 HELD_OUT = 1_000_000
 """First seed of the scenes nothing was trained on."""
 SOFT_LONG_SIDE = 512
 """Longest side in px of what the masked attention sees in the series of sizes, the same in both profiles.
 
-The release shows it the picture's own resolution, which the runtime refuses where it has too many patches: in
+The release shows it the image's own resolution, which the runtime refuses where it has too many patches: in
 the miniature from 720p on.
 """
 ALL_MASKS = {"points_per_side": 16, "pred_iou_threshold": 0.0, "stability_threshold": 0.0, "nms_iou": 0.9}
@@ -45,11 +45,11 @@ class Point:
     curve: str
     """Name of the line it lies on."""
     value: int | float
-    """Where on the axis."""
+    """Position on the axis."""
     label: str
     variant: str
     size_xy: tuple[int, int]
-    """Of the picture, in px."""
+    """Size of the image in px."""
     phrases: int = 1
     sided: bool = False
     """Two of three phrases name a side."""

@@ -1,6 +1,6 @@
-"""Many phrases and many pictures on the miniature: what is shared, what overlaps, what stays in memory.
+"""Many phrases and many images on the miniature: what is shared, what overlaps, what stays in memory.
 
-    .venv/bin/python -m benchmarks.many phrases     1, 4, 16, 64 phrases on one picture, three ways
+    .venv/bin/python -m benchmarks.many phrases     1, 4, 16, 64 phrases on one image, three ways
     .venv/bin/python -m benchmarks.many rows        a UNet and text call of 1 to 16 rows
     .venv/bin/python -m benchmarks.many folder      24 scenes, stages one after the other and at the same time
     .venv/bin/python -m benchmarks.many memory      peak memory against the length of the folder
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime, in `phrases` and `rows`")
     parser.add_argument(
-        "--size", default="own", help="of the pictures in `folder` and `memory`, e.g. 1280x720"
+        "--size", default="own", help="size of the images in `folder` and `memory`, e.g. 1280x720"
     )
     given = parser.parse_args()
     parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -325,7 +325,7 @@ def summary(times: Sequence[Timed], count: int) -> dict[str, float]:
 
 
 def ratio(slow: Sequence[Timed], fast: Sequence[Timed]) -> dict[str, float]:
-    """How many times as long: the median over rounds, whose two sides ran one after the other."""
+    """Return how many times as long: the median over rounds, whose two sides ran one after the other."""
     clock, cpu = (statistics.median(s[i] / f[i] for s, f in zip(slow, fast, strict=True)) for i in (0, 1))
     return {"clock": round(clock, 2), "cpu": round(cpu, 2)}
 

@@ -71,7 +71,7 @@ def recorded(entry: str) -> dict[str, Any]:
 
 
 def built(given: argparse.Namespace, graph: str) -> dict[str, Any]:
-    """One graph, in a process of its own."""
+    """Build one graph in a separate process."""
     command = [sys.executable, "-m", "refdiff", "build", str(given.bundle), "--flavour", "tensorrt-rtx"]
     command += ["--graph", graph, "--force", "--json"]
     if given.converted:
@@ -93,7 +93,7 @@ def built(given: argparse.Namespace, graph: str) -> dict[str, Any]:
 
 
 def tensor_bytes(bundle: Bundle, graph: str) -> int:
-    """Of the inputs and outputs of the plan that was just built, at their largest."""
+    """Sum the largest sizes of the inputs and outputs of the plan that was just built."""
     found, _ = find_plans(bundle, load_flavour("tensorrt-rtx"), None)
     return found[graph].size(graph_contract(bundle.spec)[graph]).tensors
 

@@ -4,7 +4,7 @@
     .venv/bin/python -m benchmarks.sam_decoder full --rounds 3
 
 Both are exported by the same exporter and run in ONNX Runtime on one thread, in turns, on the same feeds: 64
-prompts on one picture. `full` has the decoder of all original SAMs, its weights drawn. Masks are drawn of
+prompts on one image. `full` has the decoder of all original SAMs, its weights drawn. Masks are drawn of
 26 of the 64 prompts in the two graphs, about what passes the predicted-IoU filter, and of all in the one.
 """
 

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def contract_of(model: str) -> tuple[ModelSpec, GraphSpec]:
-    """Of the encoder; whatever else the specification says is the miniature's."""
+    """Return the encoder's contract; the rest of the specification is the miniature's."""
     spec = replace(MINIATURE, sam=sam_spec(MODELS[model]))
     return spec, graph_contract(spec)["sam_encoder"]
 
@@ -119,7 +119,7 @@ def turns(model: str, paths: Mapping[str, Path], rounds: int) -> dict[str, Any]:
 
 
 def ask(worker: Any, order: str) -> float:
-    """One line in, one line out."""
+    """Send one line, and return the answer's one line."""
     worker.stdin.write(f"{order}\n")
     worker.stdin.flush()
     return float(json.loads(worker.stdout.readline()))

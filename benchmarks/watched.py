@@ -14,7 +14,7 @@ _FIELDS = {"VmHWM": "peak_rss_bytes", "RssAnon": "peak_private_bytes"}
 
 @dataclass(frozen=True)
 class Watched:
-    """What a finished command used."""
+    """Time and memory that a finished command used."""
 
     seconds: float
     peak_rss_bytes: int

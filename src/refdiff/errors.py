@@ -20,7 +20,7 @@ class RefdiffError(Exception):
 
 
 class InputError(RefdiffError):
-    """What the caller handed over cannot be used: says what was got, expected, and what to do."""
+    """An input that cannot be used; the message says what was got, expected, and what to do."""
 
 
 class BundleError(InputError):

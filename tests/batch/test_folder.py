@@ -365,8 +365,8 @@ def test_several_phrases_on_one_image_give_a_table_with_a_row_each(fake, picture
 @pytest.mark.parametrize(
     ("extra", "complaint"),
     [
-        (["--focus", "mug"], "--focus is for one picture and one phrase"),
-        (["--overlay", "x.png"], "--overlay is for one picture and one phrase"),
+        (["--focus", "mug"], "--focus is for one image and one phrase"),
+        (["--overlay", "x.png"], "--overlay is for one image and one phrase"),
         (["--phrases", "phrases.csv"], "got phrases and --phrases"),
     ],
 )

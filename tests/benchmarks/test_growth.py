@@ -43,9 +43,9 @@ def test_a_point_survives_the_way_to_a_child(module):
     points, spec = module("growth_points"), find_bundle("mini").spec
     for series in points.SERIES:
         for point in points.points(series, ("official", "edge"), counts=(1, 2), thresholds={}):
-            told = points.Point(**json.loads(json.dumps(asdict(point))))
-            assert told.options(spec) == point.options(spec)
-            assert tuple(told.size_xy) == point.size_xy
+            restored = points.Point(**json.loads(json.dumps(asdict(point))))
+            assert restored.options(spec) == point.options(spec)
+            assert tuple(restored.size_xy) == point.size_xy
     assert points.picture((85, 48)).shape == (48, 85, 3)
 
 

@@ -46,7 +46,7 @@ def test_weights_of_another_shape_are_refused(weights, change):
     key = sorted(state)[0]
     tensor = state.pop(key)
     if change == "add":
-        state |= {key: tensor, "stranger": tensor.clone()}
+        state |= {key: tensor, "unknown": tensor.clone()}
     elif change == "reshape":
         state[key] = tensor[:1].clone()
     safetensors.torch.save_file(state, path)

@@ -30,7 +30,7 @@ RTX = load_flavour("tensorrt-rtx")
 
 
 SAME_AS_IN_FP16 = ("sam_decoder", "sam_masks")
-"""Graphs of which an int8 bundle holds the fp16 form."""
+"""Graphs that an int8 bundle holds in their fp16 form."""
 
 BUILT = {
     "fp32": tuple(name for name in GRAPHS if name != "unet_taps"),
@@ -42,7 +42,7 @@ BUILT = {
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
 def bundle(request, mini_in, tmp_path_factory) -> Path:
-    """A copy of the miniature in each precision, so that plans lie beside its graphs."""
+    """A copy of the miniature in each precision, so that plans lie next to its graphs."""
     source = BUNDLE if request.param == "fp32" else mini_in(request.param)
     folder = tmp_path_factory.mktemp("rtx") / request.param
     shutil.copytree(source, folder)  # no hard links: onnx_ir refuses weights that have two names

@@ -55,7 +55,7 @@ def save_old(document: Any, file: Path) -> None:
 
 def save_script(tensors: dict[str, Any], file: Path, module: Any = None) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants nobody to write these any more
+        warnings.simplefilter("ignore")  # torch deprecates writing these
         module = module or Toy()
         module.load_state_dict(tensors, strict=False)
         torch.jit.script(module).save(str(file))
@@ -84,7 +84,7 @@ def assert_same_tensors(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", list(SAVERS))
-def test_a_format_is_told_by_its_content_and_read_to_the_last_bit(tmp_path: Path, name: str) -> None:
+def test_a_format_is_recognized_by_its_content_and_read_to_the_last_bit(tmp_path: Path, name: str) -> None:
     file, tensors = tmp_path / name, toy_tensors()
     SAVERS[name](tensors, file)
     checkpoint = read_checkpoint(file)
@@ -106,7 +106,7 @@ def test_half_precision_stays_half_until_it_is_fitted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [torch.save, save_old])
-def test_a_trainers_class_beside_the_weights_is_passed_over(
+def test_a_trainers_class_next_to_the_weights_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Any, Path], None]
 ) -> None:
     # Written as Stable Diffusion's first files were: the callback's class is a key of a dictionary.
@@ -356,7 +356,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, save: Callabl
     assert "could run code" in text
     assert re.search(r"(posix|nt)\.mkdir", text)
     assert not (tmp_path / "ran").exists()
-    # The same file does run it where nobody looks: the test would notice.
+    # The same file does run it without a check: the test would notice.
     torch.load(tmp_path / "evil.pth", weights_only=False)
     assert (tmp_path / "ran").exists()
 

@@ -70,7 +70,7 @@ def test_the_miniature_takes_no_option_of_the_others(option: str, value: object)
     assert "refdiff-vitb" in message
 
 
-def test_the_miniature_may_be_told_to_stay_offline_as_it_always_does() -> None:
+def test_the_miniature_may_be_set_to_stay_offline_as_it_always_does() -> None:
     ModelChoice(offline=True).check()
 
 

@@ -130,7 +130,7 @@ def write_openai_archive(path: Path) -> open_clip.CLIP:
     for name, value in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 300)):
         archived.register_buffer(name, torch.tensor(value))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants nobody to write these any more
+        warnings.simplefilter("ignore")  # torch deprecates writing these
         traced = torch.jit.trace(archived, (pictures().half(), phrases()), check_trace=False)
         traced.save(str(path))
     assert any(tensor.dtype == torch.float16 for tensor in archived.state_dict().values())
@@ -211,7 +211,7 @@ def test_an_archive_traced_by_open_clip_loads_exactly_once_the_activation_is_nam
     source = random_clip()
     source.visual.image_size = 32  # trace_model wants one side, the constructor stores two
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants nobody to write these any more
+        warnings.simplefilter("ignore")  # torch deprecates writing these
         open_clip.trace_model(source, batch_size=2).save(str(tmp_path / "traced.pt"))
     assert "--clip-activation" in refusal(tmp_path / "traced.pt", activation=None)
     assert_same(loaded(load_clip(tmp_path / "traced.pt", activation="quick_gelu")), small())

@@ -364,7 +364,7 @@ def test_a_setting_that_is_no_setting_is_refused_with_its_file_and_field(copied,
         ("act_fn", "\ud800"),  # which JSON can hold and no terminal can print
     ],
 )
-def test_sizes_of_which_no_module_can_be_built_are_refused_with_the_configs_name(copied, field, value):
+def test_sizes_that_fit_no_module_are_refused_with_the_configs_name(copied, field, value):
     edit(copied / "unet" / "config.json", **{field: value})
     assert str(copied / "unet" / "config.json") in refusal(copied)
 
@@ -384,7 +384,7 @@ def test_the_shortest_schedule_still_has_the_level_the_method_starts_on(copied):
     assert 0 < alphas_cumprod(spec)[AttentionOptions.start_level] < 1
 
 
-def test_a_second_generation_folder_has_to_be_told_what_it_predicts(tmp_path):
+def test_a_second_generation_folder_has_to_be_given_what_it_predicts(tmp_path):
     folder = write_folder("sd2", tmp_path / "sd2")
     path = folder / "scheduler" / "scheduler_config.json"
     edit(path, prediction_type=None)

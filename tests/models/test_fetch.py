@@ -44,7 +44,7 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills a cache of the person who runs it, or goes through a proxy."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_pickles_are_chosen_only_where_there_is_nothing_else() -> None:
     assert choose_files({"x.ckpt", "x.safetensors", "sub/y.safetensors"}, "a/b") == ("x.safetensors",)
 
 
-def test_several_single_checkpoints_have_to_be_told_apart() -> None:
+def test_several_single_checkpoints_need_a_choice() -> None:
     with pytest.raises(InputError, match=r"x\.ckpt, y\.ckpt; name one, as in a/b/x\.ckpt"):
         choose_files({"x.ckpt", "y.ckpt"}, "a/b")
     with pytest.raises(InputError, match="holds no checkpoint"):
@@ -527,7 +527,7 @@ def test_without_a_network_the_files_are_listed_and_the_exit_code_is_3(
     assert not (tmp_path / "to").exists()
 
 
-def test_something_that_answers_and_is_no_hub_is_told_from_one(sam: FakeHub, tmp_path: Path) -> None:
+def test_something_that_answers_and_is_no_hub_is_recognized(sam: FakeHub, tmp_path: Path) -> None:
     sam.heads[REPO] = ""
     sam.repos[REPO][""] = {}
     report = fetch.fetch(REPO, tmp_path)

@@ -94,7 +94,7 @@ def test_a_first_generation_file_may_be_said_to_predict_v(tmp_path):
     assert load(path, prediction="v_prediction").spec.prediction == "v_prediction"
 
 
-def test_a_second_generation_file_needs_to_be_told_what_it_predicts(tmp_path):
+def test_a_second_generation_file_needs_to_be_given_what_it_predicts(tmp_path):
     path = write(original("sd2"), tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"--prediction epsilon .* or --prediction v_prediction"):
         load_diffusion(path, image_size=64)

@@ -151,7 +151,7 @@ def test_half_precision_is_the_source_rounded_once(tmp_path: Path, name: str) ->
     assert_equal(loaded, rounded)
 
 
-def test_pictures_constants_saved_beside_the_weights_are_checked_and_dropped(tmp_path: Path) -> None:
+def test_pictures_constants_saved_with_the_weights_are_checked_and_dropped(tmp_path: Path) -> None:
     constants = {"pixel_mean": SOURCE.pixel_mean, "pixel_std": SOURCE.pixel_std}
     save_file(SOURCE.state_dict() | constants, tmp_path / "old.safetensors")
     assert_equal(load_sam(tmp_path / "old.safetensors").loaders["sam"](), SOURCE)

@@ -93,7 +93,7 @@ def test_throttled_rounds_are_left_out() -> None:
     assert not comparison.slower
 
 
-def test_a_part_of_one_record_alone_is_told_of_and_its_stage_judged() -> None:
+def test_a_part_of_one_record_alone_is_reported_and_its_stage_judged() -> None:
     before, after = record(seed=1), record(seed=2)
     for sample in after["samples"]:
         parts = sample["parts"]
@@ -112,7 +112,7 @@ def test_a_part_of_one_record_alone_is_told_of_and_its_stage_judged() -> None:
         (("options", "threads"), None, r"options threads \(2 and None\)"),
     ],
 )
-def test_records_of_different_things_are_refused_unless_told(path, value, said) -> None:
+def test_records_of_different_things_are_refused_unless_allowed(path, value, said) -> None:
     before, after = record(seed=1), record(seed=2)
     after[path[0]] = {**after[path[0]], path[1]: value}
     with pytest.raises(InputError, match=said):

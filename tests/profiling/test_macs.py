@@ -56,7 +56,7 @@ def test_an_operator(tmp_path: Path, inputs: str, body: str, outputs: str, count
     assert count_macs(written(tmp_path, inputs, body, outputs), {"B": 4}) == count
 
 
-def test_a_size_nobody_named_is_an_error(tmp_path: Path) -> None:
+def test_a_size_without_a_value_is_an_error(tmp_path: Path) -> None:
     path = written(tmp_path, "float[B,3,5] a, float[5,7] b", "y = MatMul(a, b)", "float[B,3,7] y")
     with pytest.raises(InputError, match="no size of dimension B, have: c"):
         count_macs(path, {"c": 1})
@@ -70,7 +70,7 @@ def test_a_dimension_may_be_a_sum_as_the_exporter_writes_it(tmp_path: Path) -> N
     assert count_macs(path, {"p": 3, "c": 1}) == 7 * 7 * 5
 
 
-def test_a_shape_nobody_wrote_is_inferred(tmp_path: Path) -> None:
+def test_a_shape_that_is_not_written_is_inferred(tmp_path: Path) -> None:
     body = "h = MatMul(a, b) y = MatMul(h, b)"
     path = written(tmp_path, "float[B,5] a, float[5,5] b", body, "float[B,5] y")
     assert count_macs(path, {"B": 2}) == 2 * 2 * 5 * 5

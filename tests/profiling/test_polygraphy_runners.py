@@ -101,7 +101,7 @@ def test_a_missing_polygraphy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -
         compare_backends.load_polygraphy(None)
 
 
-def test_a_missing_polygraphy_is_told_before_anything_is_measured(
+def test_a_missing_polygraphy_is_reported_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(compare_backends, "find_spec", lambda name: None)
@@ -134,7 +134,9 @@ def test_every_graph_of_a_bundle_is_run_by_ours_and_by_polygraphys_runner(tiny_b
     assert {row[-1].text for row in table.cells} == {"ok"}
 
 
-def test_what_cannot_run_here_is_told_with_its_reason(tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:
+def test_what_cannot_run_here_is_reported_with_its_reason(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(compare_backends, "has_plans", lambda bundle, name: name == "tensorrt")
     monkeypatch.setattr(compare_backends, "find_device", lambda: None)
     bundle = find_bundle(tiny_bundle)

@@ -102,7 +102,7 @@ def test_copies_are_the_bytes_of_feeds_and_outputs(report: ProfileReport) -> Non
     assert row.returned_bytes == 4 * spec.embed_channels * spec.embed_size**2
 
 
-def test_a_cold_start_is_told_apart_and_loads_every_graph(report: ProfileReport) -> None:
+def test_a_cold_start_is_distinguished_and_loads_every_graph(report: ProfileReport) -> None:
     steps = dict(report.cold_steps)
     assert {f"load {row.graph}" for row in report.graphs} <= set(steps)
     assert all(ms >= 0 for ms in steps.values())
@@ -155,7 +155,7 @@ def test_the_document_is_json_and_a_record_once_it_is_long_enough(report: Profil
     assert read_record(document, "a.json").rows["all"][0] > 0
 
 
-def test_the_page_needs_nothing_beside_it_and_holds_every_stage_and_graph(report: ProfileReport) -> None:
+def test_the_page_needs_nothing_else_and_holds_every_stage_and_graph(report: ProfileReport) -> None:
     page = profile_page(report).to_html()
     read = Reading(page)
     text = " ".join(read.texts)

@@ -119,7 +119,7 @@ def test_memory_is_read_in_bytes_from_the_kernel_s_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", [None, "", "VmRSS:\t 5 kB\n", "VmRSS: many kB\nRssAnon: few kB\n", "VmRSS:\nRssAnon:\n"]
 )
-def test_memory_nobody_tells_of_is_unknown(tmp_path: Path, text: str | None) -> None:
+def test_memory_without_a_report_is_unknown(tmp_path: Path, text: str | None) -> None:
     status = tmp_path / "status"
     if text is not None:
         status.write_text(text)

@@ -120,7 +120,7 @@ def test_a_map_too_few_is_an_error():
         taps.stacked(passes=2)
 
 
-def test_each_pass_is_told_its_own_timestep_and_runs_on_the_stepped_latent(tokenizer):
+def test_each_pass_is_given_its_own_timestep_and_runs_on_the_stepped_latent(tokenizer):
     """The two passes written out, as METHOD §4.3 does."""
     stack, options, image = tiny_stack(), VARIANTS["official"], tiny_picture()
     with torch.no_grad():

@@ -124,7 +124,7 @@ def test_any_text_comes_back_as_it_was(text):
     assert text in read.texts
 
 
-def test_the_page_needs_nothing_beside_it():
+def test_the_page_needs_nothing_else():
     said = render(page("http://example.com/a.png"))
     read = Reading(said)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form", "a"} & set(read.tags)

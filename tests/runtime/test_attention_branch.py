@@ -164,7 +164,7 @@ def test_a_predicted_velocity_is_turned_into_the_noise_it_means() -> None:
     graphs = FakeGraphs()
     _maps(_branch(graphs, OFFICIAL, spec), "a red mug")
 
-    # The first pass by the method's numbers: the UNet is told the level of 0.974948 and 0.222431.
+    # The first pass by the method's numbers: the UNet is given the level of 0.974948 and 0.222431.
     (_, first), (_, conditional) = (call for call in graphs.calls if call[0] == "unet")
     v_u, v_c = (_eps(**feeds) for feeds in (first, conditional))
     v = v_u + 9 * (v_c - v_u)

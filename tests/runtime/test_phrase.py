@@ -62,9 +62,9 @@ def test_a_phrase_without_a_head_is_its_own_root(text: str) -> None:
 
 def test_the_released_root_is_found_inside_another_word() -> None:
     text = "humanlike statue next to the man"
-    released, mended = (parse_phrase(text, focus="man", word_boundaries=b) for b in (False, True))
+    released, fixed = (parse_phrase(text, focus="man", word_boundaries=b) for b in (False, True))
     assert text[: released.root_end] == "human"
-    assert text[: mended.root_end] == text
+    assert text[: fixed.root_end] == text
 
 
 def test_a_root_ends_where_it_stands() -> None:
@@ -157,7 +157,7 @@ def test_sizes_belong_to_the_head(text: str, superlative: str | None, size: str 
 
 
 @pytest.mark.parametrize(
-    ("text", "released", "mended"),
+    ("text", "released", "fixed"),
     [
         ("mug on the left", "left", "left"),
         ("Right mug", "right", "right"),
@@ -169,9 +169,9 @@ def test_sizes_belong_to_the_head(text: str, superlative: str | None, size: str 
         ("the mug", None, None),
     ],
 )
-def test_direction_looks_for_left_first(text: str, released: str | None, mended: str | None) -> None:
+def test_direction_looks_for_left_first(text: str, released: str | None, fixed: str | None) -> None:
     assert direction(text, word_boundaries=False) == released
-    assert direction(text, word_boundaries=True) == mended
+    assert direction(text, word_boundaries=True) == fixed
 
 
 @pytest.mark.parametrize(

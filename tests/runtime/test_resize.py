@@ -62,7 +62,7 @@ def test_colors_stay_in_the_order_red_green_blue() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_the_sam_input_is_zero_beside_the_resized_image(height: int, width: int) -> None:
+def test_the_sam_input_is_zero_outside_the_resized_image(height: int, width: int) -> None:
     spec = SamSpec(image_size=64, embed_channels=8, embed_size=4)
     values, (rows, columns) = sam_input(_image(height, width), spec)
     assert values.shape == (1, 3, 64, 64)

@@ -28,23 +28,23 @@ def _regions(mask):
 
 
 def _slowly(mask, least_px):
-    """What segment_anything's `remove_small_regions` does for holes, then for islands."""
+    """What segment_anything's `remove_small_regions` does for holes, then for regions."""
     filled = mask.copy()
     for hole in _regions(~mask):
         if len(hole) < least_px:
             filled[tuple(zip(*hole, strict=True))] = True
-    islands = _regions(filled)
-    kept = [island for island in islands if len(island) >= least_px]
-    if islands and not kept:
-        kept = [max(islands, key=len)]  # the first of the largest, as argmax takes it
+    regions = _regions(filled)
+    kept = [region for region in regions if len(region) >= least_px]
+    if regions and not kept:
+        kept = [max(regions, key=len)]  # the first of the largest, as argmax takes it
     left = np.zeros_like(mask)
-    for island in kept:
-        left[tuple(zip(*island, strict=True))] = True
+    for region in kept:
+        left[tuple(zip(*region, strict=True))] = True
     return left
 
 
 @given(MASKS, st.integers(0, 30))
-def test_holes_and_islands_go_as_a_flood_fill_finds_them(mask, least_px):
+def test_holes_and_regions_go_as_a_flood_fill_finds_them(mask, least_px):
     np.testing.assert_array_equal(without_small_regions(mask, least_px), _slowly(mask, least_px))
 
 
@@ -53,7 +53,7 @@ def test_regions_are_those_of_a_flood_fill_in_reading_order(mask):
     assert region_sizes(mask).tolist() == [len(region) for region in _regions(mask)]
 
 
-def test_a_hole_is_filled_and_an_island_dropped():
+def test_a_hole_is_filled_and_a_region_dropped():
     mask = _mask(
         "####...",
         "#.##...",
@@ -77,7 +77,7 @@ def test_a_spiral_is_one_region():
     assert region_sizes(spiral).tolist() == [int(spiral.sum())]
 
 
-def test_the_largest_island_stays_where_all_are_too_small():
+def test_the_largest_region_stays_where_all_are_too_small():
     np.testing.assert_array_equal(
         without_small_regions(_mask("#..##...", "...##..#") & True, 5), _mask("...##...", "...##...")
     )

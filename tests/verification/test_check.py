@@ -249,7 +249,9 @@ def test_a_failing_check_ends_with_one_and_replaces_its_report_where_it_may(
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_a_record_that_is_wrong_is_told_from_a_graph_that_is(drifted: Path, monkeypatch, capsys) -> None:
+def test_a_record_that_is_wrong_is_distinguished_from_a_graph_that_is(
+    drifted: Path, monkeypatch, capsys
+) -> None:
     report = check.check(drifted, dataset=None)
     document = report.to_json()["ladder"]
     assert document["first_fault"] is None
@@ -365,7 +367,7 @@ def test_a_more_exact_bundle_that_fails_is_said_and_is_no_failure_of_the_bundle(
 
 
 @pytest.mark.needs_torch
-def test_the_reference_s_own_noise_is_measured_and_shown_beside_the_bundle_s(
+def test_the_reference_s_own_noise_is_measured_and_shown_with_the_bundle_s(
     tiny_bundle: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     from tests.support.calm_stack import calm_stack
@@ -468,7 +470,7 @@ def test_a_check_that_could_not_run_writes_no_report(tmp_path: Path) -> None:
     [
         (
             "fp16",
-            ["stranger"],
+            ["unrelated"],
             "with other weights or sizes; --against takes bundles that were exported from",
         ),
         ("fp16", ["int8"], "--against takes more exact bundles than the one that is checked"),
@@ -480,11 +482,11 @@ def test_bundles_that_make_no_ladder_end_with_two(
     checked: str, against: list[str], said: str, fp16: Path, int8: Path, tmp_path: Path, capsys
 ) -> None:
     bundles = {"fp16": fp16, "int8": int8}
-    for name, source in (("twin", fp16), ("stranger", BUNDLE)):
+    for name, source in (("twin", fp16), ("unrelated", BUNDLE)):
         if name in against:
             bundles[name] = copy_of(source, tmp_path / name)
-    if "stranger" in against:
-        edit_manifest(bundles["stranger"], lambda document: document["sources"].update(unet="0" * 64))
+    if "unrelated" in against:
+        edit_manifest(bundles["unrelated"], lambda document: document["sources"].update(unet="0" * 64))
     options = [word for name in against for word in ("--against", str(bundles[name]))]
     assert main(["check", str(bundles[checked]), *options, "--golden-only"]) == 2
     assert said in capsys.readouterr().err

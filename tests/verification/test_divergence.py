@@ -1,4 +1,4 @@
-"""One tensor beside what it should be, and which node of a failing graph is blamed."""
+"""One tensor compared with what it should be, and which node of a failing graph is blamed."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_a_few_clipped_values_are_no_fault_and_a_saturated_tensor_is():
     assert difference_of(np.clip(reaching, -0.1, 0.1), reaching, LIMIT).exceeds(LIMIT)
 
 
-def test_the_worst_value_is_shown_beside_what_is_expected():
+def test_the_worst_value_is_shown_with_what_is_expected():
     got = RAMP.copy()
     got[7] = 9.0
     found = difference_of(got, RAMP, LIMIT)

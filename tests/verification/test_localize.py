@@ -67,7 +67,7 @@ def golden(graph: str) -> Mapping[str, Array]:
 
 
 def planted(path: Path, plant: Plant) -> tuple[Path, str]:
-    """The graph with a fault, beside itself: its weights stay where they are."""
+    """The graph with a fault, in the folder of the original: its weights stay where they are."""
     model = ir.load(path)
     blamed = plant(model)
     target = path.with_name(f"{path.stem}-planted.onnx")

@@ -75,7 +75,7 @@ def test_of_equals_the_first_ones_are_kept():
     assert kept.cases == tuple(cases[:MOST_CASES])
 
 
-def test_no_answer_beside_an_answer_is_the_worst_there_is():
+def test_no_answer_against_an_answer_is_the_worst_there_is():
     kept = WorstCases(most=1)
     for each in (case(answer(30), answer(40)), case(answer(30), answer(30, matched=False))):
         kept.add(each)

@@ -1,1 +1,1 @@
-"""What the rooms agree on: model sizes, graphs, options, bundles, sessions. No numerics, no heavy package."""
+"""Contracts of the rooms: model sizes, graphs, options, bundles, sessions; no numerics, no heavy package."""

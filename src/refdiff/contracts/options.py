@@ -166,7 +166,7 @@ VARIANTS: Mapping[str, Options] = MappingProxyType({o.variant: o for o in (_OFFI
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a pipeline computes; every verb that runs one takes it.
+    """Options of what a pipeline computes; every verb that runs one takes it.
 
     Raises:
         InputError: from `pipeline_options`, an unknown variant, mode or reader.
@@ -190,7 +190,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """Where and how graphs run."""
+    """Options of where and how graphs run."""
 
     name: str = "auto"
     """One of `refdiff.engines.factory.BACKENDS`."""

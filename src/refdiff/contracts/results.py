@@ -37,9 +37,13 @@ class Scores:
     """The parts of the fused score, each [n] and unweighted; a part the mode does not use is all zero."""
 
     hard: Float
+    """Cosine of the text with the candidate's crop (METHOD §5)."""
     soft: Float
+    """Cosine of the text with the image, under soft masked attention (METHOD §6)."""
     generative: Float
+    """Mean heat inside the mask minus mean heat outside (METHOD §7)."""
     place: Float
+    """Fit to the place that the phrase names (METHOD §10.4, §10.5)."""
     total: Float
     """The score that decides, after weights and filter; -inf for a candidate that cannot win."""
 

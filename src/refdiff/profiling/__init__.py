@@ -1,1 +1,1 @@
-"""Where the milliseconds go: spans of a watched pipeline, what is made of them, and records compared."""
+"""Latency by stage, graph and layer: spans of a watched pipeline, tables of them, comparison of records."""

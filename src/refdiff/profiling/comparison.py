@@ -25,7 +25,7 @@ from refdiff.profiling.records import ALL, ProfileRecord, load_record
 from refdiff.profiling.samples import Part
 
 Z = 4.0
-"""Of normal errors, one row in thirty thousand is that far off by chance; some two dozen are compared."""
+"""Bound that one row in 30,000 exceeds by chance if errors are normal; some two dozen are compared."""
 
 _DRAWS = 2000
 

@@ -39,7 +39,7 @@ class RunnerResult:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDifference:
-    """How far two outputs of one name are apart, by Polygraphy's comparator."""
+    """The distance of two outputs of one name, by Polygraphy's comparator."""
 
     output: str
     max_absolute: float

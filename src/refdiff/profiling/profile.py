@@ -54,7 +54,7 @@ _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "t
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions:
-    """How often a profile measures, and what it measures in addition."""
+    """Options of a profile: how often it measures, and what in addition."""
 
     runs: int = 10
     """Measured rounds; each runs every sample once."""

@@ -125,11 +125,11 @@ def _event(span: Span, zero_ns: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileRecord:
-    """What a comparison reads of a record."""
+    """The part of a record that a comparison reads."""
 
     name: str
     identity: Mapping[str, Any]
-    """What two records must have in common to be comparable."""
+    """Fields that two records must have in common to be comparable."""
     rows: Mapping[str, Sequence[float]]
     """`ALL`, stage or stage/part -> milliseconds of each round, in their order."""
     peak: float | None

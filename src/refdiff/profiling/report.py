@@ -1,4 +1,4 @@
-"""What `profile` measured: rows of stages and graphs, and the report, the record that `--compare` reads."""
+"""The result of `profile`: rows of stages and graphs, and the report, the record that `--compare` reads."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ class ProfileReport:
 
     path: Path
     bundle: Mapping[str, Any]
-    """What the bundle is, independent of its place."""
+    """Identity of the bundle, independent of its place."""
     options: Mapping[str, Any]
-    """What was run, and how."""
+    """Options of the run."""
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     backend_reason: str

@@ -1,4 +1,4 @@
-"""What the kernel reports while the pipeline works: clocks, temperatures, throttling, and memory in use.
+"""Readings of the kernel while the pipeline works: clocks, temperatures, throttling, and memory in use.
 
 In: files below a root folder, "/" or a test's. What a machine does not report is absent, never guessed. A
 Jetson reports all of it:

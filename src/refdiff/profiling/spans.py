@@ -29,7 +29,7 @@ CLOCK = "time.perf_counter_ns"
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCall:
-    """What one run of a graph was given and returned."""
+    """The inputs and outputs of one run of a graph."""
 
     shapes: Mapping[str, tuple[int, ...]]
     """Feed -> shape."""

@@ -1,4 +1,4 @@
-"""Where Stable Diffusion attends to a phrase, as a heatmap over the image (METHOD §4).
+"""Stable Diffusion's attention to a phrase, as a heatmap over the image (METHOD §4).
 
 In: an image [y, x, 3] uint8 RGB and a parsed phrase. Out: heatmap [y, x] float32, 0..1.
 

@@ -1,4 +1,4 @@
-"""Where Stable Diffusion's UNet attends to a phrase, as a heatmap over the image (METHOD §4).
+"""The attention of Stable Diffusion's UNet to a phrase, as a heatmap over the image (METHOD §4).
 
 What depends on the image alone, the unconditional first pass included, is computed once and kept as a
 `LatentState`. A phrase then costs one conditional first pass, and two rows of every later pass.
@@ -38,7 +38,7 @@ from refdiff.runtime.spatial import heat_ramp
 from refdiff.runtime.tokenizer import Tokenizer
 
 PROMPT_SUFFIX = ", "
-"""What the release appends to the phrase."""
+"""Text that the release appends to the phrase."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class Phrase:
     others: tuple[str, ...] = ()
     """The first few other things the phrase names; the relation's comes first."""
     focused: bool = False
-    """Whether the caller gave the root; then the map is read there whatever the variant's focus."""
+    """True if the caller gave the root; then the map is read there whatever the variant's focus."""
 
 
 def parse_phrase(

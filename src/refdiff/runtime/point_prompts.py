@@ -1,4 +1,4 @@
-"""Where SAM is prompted: on an even grid, or for one phrase at the peaks of its heatmap (METHOD §2, §10.2).
+"""Point prompts of SAM: on an even grid, or for one phrase at the peaks of its heatmap (METHOD §2, §10.2).
 
 Points are [m, 2] of (x, y), as shares of the image. Axes: y/x = image rows/columns.
 """

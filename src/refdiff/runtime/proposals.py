@@ -59,7 +59,7 @@ class MaskProposer:
     """
 
     empty_reason = "no proposal passes the filters"
-    """Why no candidate can win, where none can."""
+    """Reason why no candidate can win, where none can."""
 
     def __init__(
         self,

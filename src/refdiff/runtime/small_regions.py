@@ -1,4 +1,4 @@
-"""Remove small holes and islands from masks (METHOD §10.1).
+"""Remove small holes and isolated regions from masks (METHOD §10.1).
 
 A mask is a list of runs: stretches of True in one row. Runs that touch make a region, so the work grows with
 the outline and not with the area.
@@ -28,10 +28,10 @@ class _Runs(NamedTuple):
 
 
 def without_small_regions(mask: Bool, least_px: float) -> Bool:
-    """Fill the holes, then drop the islands, that have fewer pixels than `least_px`.
+    """Fill holes, then drop isolated regions, that have fewer pixels than `least_px`.
 
-    As segment_anything's `remove_small_regions`, first "holes", then "islands": diagonal neighbours touch,
-    background that the image's edge cuts off counts as a hole, and where every island is too small the
+    As segment_anything's `remove_small_regions`, first holes, then regions: diagonal neighbours touch,
+    background that the image's edge cuts off counts as a hole, and where every region is too small the
     largest stays.
 
     Args:

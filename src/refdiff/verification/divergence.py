@@ -25,7 +25,7 @@ Cause = Literal["not finite", "outside its tolerance", "largest growth"]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """How far one tensor of the failing graph is from what it should be."""
+    """The error of one tensor of the failing graph."""
 
     error: float
     """Root mean square of the difference over that of the expected values; infinite for a new NaN or Inf."""
@@ -56,7 +56,7 @@ class TensorDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeResult:
-    """What one node computed from its inputs."""
+    """The outputs that one node computed from its inputs."""
 
     node: str
     operator: str

@@ -1,4 +1,4 @@
-"""What `check` measured: the parity ladder, the verdicts on it, and the agreement with the torch reference.
+"""The result of `check`: the parity ladder, the verdicts on it, and the agreement with the torch reference.
 
 The parity ladder starts at torch and has a step per bundle, fp32 first, all fed the same recorded tensors.
 """
@@ -21,7 +21,7 @@ from refdiff.verification.task_agreement import TaskAgreement
 
 @dataclass(frozen=True, kw_only=True)
 class OutputParity:
-    """How close one output of one graph comes to what it should be."""
+    """The error of one output of one graph."""
 
     graph: str
     output: str

@@ -81,7 +81,7 @@ OTHER_SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class TaskAgreement:
-    """What the comparison measured."""
+    """The result of the comparison."""
 
     count: int = 0
     """Samples that were segmented under each variant."""
@@ -92,7 +92,7 @@ class TaskAgreement:
     worst: tuple[ComparedSample, ...] = ()
     """The samples on which runtime and reference differ most, worst first."""
     unanswered: str | None = None
-    """How the runtime failed at a sample, which ended the comparison; None if it segmented all of them."""
+    """Error of the runtime at a sample, which ended the comparison; None if it segmented all of them."""
 
 
 def compare_with_reference(

@@ -18,7 +18,7 @@ from refdiff.errors import InputError, MissingDependencyError
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How plans are built."""
+    """Options of a build of plans."""
 
     compute_capabilities: tuple[str, ...] = ()
     """GPUs to build for, such as "8.6", with TensorRT-RTX; none: a portable plan."""
