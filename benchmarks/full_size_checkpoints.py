@@ -58,7 +58,7 @@ def write_ldm(modules: Modules, folder: Path, *, suffix: str, open_clip: bool = 
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Safetensors wants every tensor to have memory of its own."""
+    """Copy tensors that share memory, because safetensors refuses them."""
     seen: set[int] = set()
     ready = {}
     for key, tensor in tensors.items():

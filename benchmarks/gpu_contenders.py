@@ -28,7 +28,7 @@ class Contender(Protocol):
     """One way to run graphs; any exception it raises is recorded, and the others go on."""
 
     def open(self, graph: str, feeds: Feeds) -> dict[str, Any]:
-        """Load a graph and run it until it is warm; says what is worth recording."""
+        """Load a graph and run it until it is warm; return what is worth recording."""
         ...
 
     def run(self, graph: str, feeds: Feeds) -> Feeds:

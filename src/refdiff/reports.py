@@ -196,7 +196,7 @@ class Section:
     heading: str = ""
     lines: Sequence[str] = ()
     explanation: str = ""
-    """How to read the tables; on the page only."""
+    """Instructions for reading the tables; on the page only."""
     bars: Sequence[Bar] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()

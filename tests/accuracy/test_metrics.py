@@ -10,7 +10,7 @@ MASKS = arrays(np.bool_, st.tuples(st.integers(1, 5), st.just(4), st.just(7)))
 
 
 def box(x0: int, x1: int) -> np.ndarray:
-    """Columns x0..x1 (exclusive) of a wide picture."""
+    """Columns x0..x1 (exclusive) of a wide image."""
     mask = np.zeros((4, 10), dtype=np.bool_)
     mask[:, x0:x1] = True
     return mask

@@ -79,7 +79,7 @@ def test_a_picture_that_cannot_be_used_is_refused(
     if data is not None:
         picture.write_bytes(data)
     before = sorted(tmp_path.iterdir())
-    # The release sees the picture at its own size; edge enlarges what is thinner than a patch.
+    # The release sees the image at its own size; edge enlarges what is thinner than a patch.
     variant = "official" if name in ("row.png", "column.png") else "edge"
     command = ("segment", tiny_bundle, picture, "the mug", "-o", tmp_path / "out.png", "--variant", variant)
     assert said in refused(*command)

@@ -39,7 +39,7 @@ VERBS = (
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture that is not square."""
+    """An image that is not square."""
     path = tmp_path_factory.mktemp("photo") / "table.png"
     Image.fromarray(render_scene(1_000_007).image).save(path)
     return path

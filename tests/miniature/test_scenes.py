@@ -1,4 +1,4 @@
-"""Scenes: the same seed gives the same picture, and the masks tell the truth about it."""
+"""Scenes: the same seed gives the same image, and the masks match it."""
 
 import time
 from functools import cache

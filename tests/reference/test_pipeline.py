@@ -1,4 +1,4 @@
-"""The reference as a whole: every variant and mode, on a picture that is not square."""
+"""The reference as a whole: every variant and mode, on an image that is not square."""
 
 import dataclasses
 

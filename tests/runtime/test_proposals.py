@@ -132,7 +132,7 @@ def test_where_edge_finds_nothing_nothing_can_match():
 
 
 class _Specked(_Sessions):
-    """One disk in the middle from every prompt; of the first prompt with a speck in the picture's corner."""
+    """One disk in the middle from every prompt; of the first prompt with a speck in the image's corner."""
 
     def _decode(self, feeds, outputs=None):
         return super()._decode({"points": np.full_like(feeds["points"], 24)})
@@ -165,7 +165,7 @@ def test_prompts_may_lie_anywhere():
     sessions = _Sessions()
     proposer = _proposer(sessions, stability_threshold=0.5)
     found = proposer.propose_at(np.array([[0.5, 0.25]]), proposer.embed(_image()), SIZE)
-    assert (sessions.points[0] == [32, 9.5]).all()  # of a resized picture of 38 by 64 px
+    assert (sessions.points[0] == [32, 9.5]).all()  # of a resized image of 38 by 64 px
     x0, y0, x1, y1 = found.boxes_xyxy_px[0]
     assert abs((x0 + x1) / 2 - 30) <= 1
     assert abs((y0 + y1) / 2 - 9) <= 1
@@ -207,7 +207,7 @@ def _tiny_sam(torch):
         ),
     ).eval()
     torch.manual_seed(2)
-    for weights in sam.mask_decoder.parameters():  # untrained masks are flat: make them vary over the picture
+    for weights in sam.mask_decoder.parameters():  # untrained masks are flat: make them vary over the image
         if weights.ndim > 1:
             torch.nn.init.xavier_normal_(weights, gain=2.5)
     return sam

@@ -1,4 +1,4 @@
-"""Bundles and pictures that something happened to."""
+"""Damaged bundles and images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rehash(bundle: Path, name: str) -> None:
 
 
 def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
-    """A small PNG file that claims to be a huge picture."""
+    """A small PNG file that claims to be a huge image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

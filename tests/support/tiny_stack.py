@@ -58,7 +58,7 @@ TINY = ModelSpec(
 
 
 def tiny_picture() -> NDArray[np.uint8]:
-    """A wide picture of soft colours, [48, 72, 3], in which the random SAM finds several candidates."""
+    """A wide image of soft colours, [48, 72, 3], in which the random SAM finds several candidates."""
     colours = np.random.default_rng(2).integers(0, 255, (6, 9, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(colours).resize((72, 48), Image.Resampling.BICUBIC))
 
@@ -188,7 +188,7 @@ def _sharpen(decoder: MaskDecoder) -> None:
     for network in decoder.output_hypernetworks_mlps:
         network.layers[-1].weight *= 400.0
         network.layers[-1].bias *= 400.0
-        # Feature 0 is made constant and weighs against every mask, else all of them fill the picture.
+        # Feature 0 is made constant and weighs against every mask, else all of them fill the image.
         network.layers[-1].weight[0] = 0.0
         network.layers[-1].bias[0] = -14.0
     decoder.output_upscaling[3].weight[:, 0] = 0.0

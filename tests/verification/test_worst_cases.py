@@ -1,4 +1,4 @@
-"""Which questions are kept as the worst, and the pictures of one."""
+"""The questions that are kept as the worst, and the images of one."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ _seeds = itertools.count()
 
 
 def answer(columns: int, *, heat: float | None = 0.5, matched: bool = True) -> Segmentation:
-    """The left part of the picture is chosen, or nothing."""
+    """The left part of the image is chosen, or nothing."""
     masks = np.zeros((1, *SIZE_YX), np.bool_)
     masks[:, :, :columns] = True
     zero = np.zeros(1, np.float32)

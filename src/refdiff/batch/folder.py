@@ -100,7 +100,7 @@ class _Work:
     pixels: NDArray[np.uint8] | None = None
     """[y, x, 3] RGB; None if no phrase is missing, or the image cannot be used."""
     fault: str | None = None
-    """Why the image cannot be used."""
+    """Reason why the image cannot be used."""
 
     @property
     def name(self) -> str:

@@ -43,7 +43,7 @@ class Prediction:
     model: str
     backend: str
     backend_reason: str
-    """Why this back-end was chosen."""
+    """Reason why this back-end was chosen."""
     encode_ms: float
     """Time of the work on the image alone, which all phrases on one image share."""
     segment_ms: float

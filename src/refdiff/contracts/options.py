@@ -105,7 +105,7 @@ class FusionOptions:
     ramp_on_heat: bool = False
     """Multiply the position ramp into the map as well (METHOD §10.4)."""
     level_selector: Literal["contrast", "between-class"] = "contrast"
-    """How mode `gen` chooses among the map's level sets (METHOD §8)."""
+    """Method by which mode `gen` chooses among the map's level sets (METHOD §8)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class Options:
     seed: int = 0
     """Seed of the posterior sample and of the noise."""
     reader: Reader = "rules"
-    """What finds the head word: the built-in rules, or spaCy's parser as in the release (METHOD §3)."""
+    """Finders of the head word: the built-in rules, or spaCy's parser as in the release (METHOD §3)."""
     proposals: ProposalOptions = field(default_factory=ProposalOptions)
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     crops: CropOptions = field(default_factory=CropOptions)
@@ -179,7 +179,7 @@ class RunOptions:
     seed: int = 0
     """Seed of the posterior sample and of the noise."""
     reader: str = "rules"
-    """What finds the head word of a phrase: "rules", or "spacy" where it is installed."""
+    """Finder of the head word of a phrase: "rules", or "spacy" where it is installed."""
     allow_random_weights: bool = False
     """Open a bundle whose weights were drawn at random: its masks mean nothing, its time and memory do."""
 

@@ -76,7 +76,7 @@ class Quantized:
     """Tensor -> largest magnitude it represents. The data input of every node has one, except of embeddings
     and of `weights_alone`."""
     method: str
-    """How the ranges were found: "minmax", "percentile" or "entropy"."""
+    """Method that found the ranges: "minmax", "percentile" or "entropy"."""
     smoothing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Tensor -> exponents of two that SmoothQuant divides its channels by, where it was used."""
     weights_alone: tuple[Rule, ...] = ()

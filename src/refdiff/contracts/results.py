@@ -66,4 +66,4 @@ class Segmentation:
     """[y, x], 0..1: the heatmap; None in mode `disc+seg`."""
     candidates: Candidates
     reason: str | None = None
-    """Why nothing matches; None when something does."""
+    """Reason why nothing matches; None when something does."""

@@ -55,7 +55,7 @@ def to_host(values: Feed) -> Array:
 
 
 Measure = Literal["runs", "layers"]
-"""What sessions are opened to measure: the device's time for a run, or for each layer of it."""
+"""Measurements that sessions are opened for: the device's time for a run, or for each layer of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

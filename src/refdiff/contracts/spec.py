@@ -13,10 +13,10 @@ from typing import Any, Literal
 from refdiff.errors import InputError
 
 Prediction = Literal["epsilon", "v_prediction"]
-"""What a UNet was trained to predict, by diffusers' names; the weights do not show it."""
+"""Prediction that a UNet was trained for, by diffusers' names; the weights do not show it."""
 
 Padding = Literal["end", "zero"]
-"""What pads a prompt to its length: the end token (SD 1.x) or token 0 (SD 2.x)."""
+"""Padding of a prompt to its length: the end token (SD 1.x) or token 0 (SD 2.x)."""
 
 
 CONTEXT_LENGTH = 77

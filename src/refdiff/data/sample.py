@@ -36,7 +36,7 @@ class Sample:
     truth: Bool | None = None
     """[y, x], the true mask; None where it is unknown."""
     cues: frozenset[str] = frozenset()
-    """What the phrase uses (kind, colour, size, place, relation); empty where that is unknown."""
+    """Cues that the phrase uses (kind, colour, size, place, relation); empty where that is unknown."""
     seed: int | None = None
     """Seed of a rendered scene; None for other images."""
 
@@ -47,7 +47,7 @@ class Sample:
             [y, x, 3] uint8 RGB.
 
         Raises:
-            InputError: the image is missing, damaged or no still picture.
+            InputError: the image is missing, damaged or not a still image.
         """
         return read_image(self.image, name=self.id)
 

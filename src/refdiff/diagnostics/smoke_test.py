@@ -31,7 +31,7 @@ class SmokeTest:
 
     runs: bool
     said: str
-    """What ran, or the reason why nothing did, with the cure after a semicolon."""
+    """Description of what ran, or the reason why nothing did, with the fix after a semicolon."""
     can_build: bool = False
     """True if only plans are missing."""
     fitting: tuple[str, ...] = ()

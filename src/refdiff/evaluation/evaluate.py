@@ -40,7 +40,7 @@ class EvaluatedModel:
     """"torch" or "onnx"."""
     options: RunOptions
     backend: BackendOptions
-    """Where and how the graphs run; ignored by the torch reference."""
+    """Options of where and how the graphs run; ignored by the torch reference."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class PeakThroughput:
     rounds: tuple[float, ...]
     """GFLOP/s of the median run before each round: how quiet the machine was."""
     how: str
-    """What was measured, or why nothing was."""
+    """Description of the measurement, or the reason why there is none."""
 
     @classmethod
     def of(cls, rounds: Sequence[Sequence[float]], how: str) -> PeakThroughput:

@@ -168,7 +168,7 @@ class ProfileReport:
     graphs: tuple[GraphRow, ...]
     peak: PeakThroughput
     macs_problem: str | None
-    """Why multiply-adds are unknown; None if all are known."""
+    """Reason why multiply-adds are unknown; None if all are known."""
     memory: MemoryUse
     start: Reading
     """Sensors after the warm-up."""

@@ -86,7 +86,7 @@ class TimedSample:
     calls: tuple[tuple[Part, float, GraphCall], ...]
     """Every run of a graph: where, milliseconds, and what was copied."""
     throttled: tuple[str, ...] = ()
-    """Why the machine was slower than at the start; empty if it was not."""
+    """Reason why the machine was slower than at the start; empty if it was not."""
 
     @classmethod
     def of(

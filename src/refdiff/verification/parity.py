@@ -48,9 +48,9 @@ class BackendRun:
     bundle: Bundle
     backend: str
     reason: str
-    """Why this back-end was chosen."""
+    """Reason why this back-end was chosen."""
     note: str | None
-    """How half precision is executed; None where there is none."""
+    """Way in which half precision is executed; None where there is none."""
 
     @property
     def precision(self) -> str:

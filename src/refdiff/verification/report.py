@@ -72,7 +72,7 @@ class PrecisionResult:
     precision: str
     backend: str
     note: str | None
-    """How half precision was executed; None where there is none."""
+    """Way in which half precision was executed; None where there is none."""
     outputs: tuple[OutputParity, ...]
 
     @property
@@ -133,7 +133,7 @@ class Ladder:
     divergence: Divergence | None = None
     """The first node outside its tolerance, in the first graph of the first bundle that has one."""
     divergence_not_found: str | None = None
-    """Why no node is named though a graph failed; None if one is, or none failed."""
+    """Reason why no node is named though a graph failed; None if one is, or none failed."""
 
     @property
     def judged(self) -> PrecisionResult:
@@ -168,13 +168,13 @@ class CheckReport:
     precision: str
     backend: str
     backend_reason: str
-    """Why the judged bundle ran on it."""
+    """Reason why the judged bundle ran on it."""
     ladder: Ladder
     """The bundle and its more exact siblings on the same recorded tensors."""
     task: TaskAgreement
     """Agreement with the torch reference; empty if that was not run."""
     not_run: str | None
-    """Why the comparison with the reference was not run; None if it was."""
+    """Reason why the comparison with the reference was not run; None if it was."""
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:

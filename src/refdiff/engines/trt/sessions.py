@@ -67,7 +67,7 @@ class TrtSessions:
         self.backend = flavour.name
         self.reason = reason
         self.memory: MemoryPlan | None = None
-        """How the plans are held; None before the first graph is opened."""
+        """Way in which the plans are held; None before the first graph is opened."""
 
     def open(self, name: str) -> TrtSession:
         """Return the session of graph `name`, opened on the first call and kept; a failed one is replaced.
