@@ -21,6 +21,7 @@ from refdiff.data.synthetic import CALIBRATION_FROM, HELD_OUT_FROM, scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
+from refdiff.runtime.attention_branch import AttentionBranch
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.resize import diffusion_input, sam_input
 from tests.support.damage import copy_of, edit_manifest
@@ -161,12 +162,12 @@ def stop_while_the_second_is_written(monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def stop_in_the_middle_of_the_second(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def interrupted(self: Segmenter, *rest: object) -> None:
+    def interrupted(self: AttentionBranch, *rest: object) -> None:
         raise KeyboardInterrupt
 
     def progress(line: str) -> None:
         if line.startswith("sample 2/"):
-            monkeypatch.setattr(Segmenter, "_attend", interrupted)
+            monkeypatch.setattr(AttentionBranch, "heatmap", interrupted)
 
     return progress
 

@@ -92,7 +92,7 @@ def test_a_figure_shows_scene_answers_and_maps_as_small_pictures():
     figure = case_figure(case(answer(30), answer(40, heat=0.75)), "int8")
     assert figure.title == "“the <b>left</b> mug”"  # escaped where the page is written
     assert [picture.caption for picture in figure.images] == [
-        "scene",
+        "image",
         "reference: score 0.2500",
         "int8 bundle: score 0.2500",
         "reference: attention",
@@ -112,7 +112,7 @@ def test_a_figure_shows_scene_answers_and_maps_as_small_pictures():
 def test_a_figure_of_no_match_and_no_map_says_so():
     figure = case_figure(case(answer(30, heat=None), answer(30, heat=None, matched=False)), "fp16")
     assert [picture.caption for picture in figure.images] == [
-        "scene",
+        "image",
         "reference: score 0.2500",
         "fp16 bundle: no match",
     ]
