@@ -30,8 +30,8 @@ demo: $(LEAN) ## see it work, offline, in the lean environment (no torch)
 test: $(FULL) ## run all tests, in WORKERS=2 processes
 	$(PYTEST)
 
-test-quick: $(FULL) ## run the tests that take less than two seconds each
-	$(PYTEST) -m "not slow"
+test-quick: $(FULL) ## run the tests that are short and need no torch
+	$(PYTEST) -m "not slow and not needs_torch"
 
 check: $(FULL) ## what CI runs: format, lint, types, import contracts, documentation, tests
 	@$(MAKE) --no-print-directory format-check

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def has_nvidia_device() -> bool:
         return False
     count = ctypes.c_int(0)
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files of torch alone where its tests are not wanted: importing torch takes seconds."""
+    if "not needs_torch" not in config.getoption("markexpr") or collection_path.suffix != ".py":
+        return None
+    marked = re.search(
+        r"^pytestmark = .*needs_torch", collection_path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return True if marked else None
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly has shuffled

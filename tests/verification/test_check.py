@@ -20,7 +20,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.convert import convert
 from refdiff.calibration.feed_files import FeedIndex
 from refdiff.calibration.feeds import FeedStore, Run
 from refdiff.cli import main
@@ -44,11 +43,9 @@ EDGE = (RunOptions(variant="edge"),)
 
 
 @pytest.fixture(scope="module")
-def fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp16(mini_in: Callable[[str], Path]) -> Path:
     """The miniature in half precision; read it, do not change it."""
-    folder = tmp_path_factory.mktemp("half") / "fp16"
-    convert(BUNDLE, "fp16", output=folder)
-    return folder
+    return mini_in("fp16")
 
 
 @pytest.fixture(scope="module")
