@@ -56,6 +56,7 @@ def test_phrases_differ_and_only_sided_ones_name_sides(module):
     assert [text.split()[-1] for text in phrases(3, sided=True)][1:] == ["left", "right"]
 
 
+@pytest.mark.slow
 def test_as_many_candidates_are_kept_as_the_point_says(module):
     growth, points = module("growth"), module("growth_points")
     bundle = find_bundle("mini")

@@ -116,6 +116,7 @@ def eight_bits_in_clip_text(mini_in, tmp_path: Path, **options) -> PrecisionOpti
     return PrecisionOptions(precision="int8", recipe=path, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timed", [True, False])
 def test_a_device_is_looked_for_unless_it_is_not_wanted(timed, mini_in, tmp_path, monkeypatch):
     found = lambda progress: (SlowerInEightBits(), "a GPU")  # noqa: E731
@@ -172,6 +173,7 @@ def test_a_recipe_of_another_precision_is_refused(tmp_path):
         convert(BUNDLE, PrecisionOptions(precision="fp16", recipe=path), output=tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_recipe_of_eight_bits_is_no_half_precision_recipe(mini_in, tmp_path):
     options = PrecisionOptions(precision="fp16", recipe=mini_in("int8") / "recipe.json")
     with pytest.raises(InputError, match="is a recipe for int8, got --precision fp16"):

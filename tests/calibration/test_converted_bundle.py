@@ -112,6 +112,7 @@ def test_eight_bits_stay_where_half_precision_is_faster_and_too_inexact(mini_in,
     assert "; 2.000 ms, in fp16 1.000 ms (a GPU): slower, and kept, for fp16 is outside its" in kept
 
 
+@pytest.mark.slow
 def test_a_bundle_without_eight_bits_is_not_named_after_them(mini_in, tmp_path):
     made = with_eight_bits_in(mini_in("int8") / "recipe.json", "clip_text")
     race = FakeRace(dict.fromkeys(GRAPHS, (2, 1)))

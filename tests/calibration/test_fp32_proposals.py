@@ -400,6 +400,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tensor"), PLACES)
 def test_an_overflow_planted_into_the_miniature_is_found_named_and_fixed(
     name: str, tensor: str, tmp_path: Path

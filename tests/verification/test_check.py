@@ -178,6 +178,7 @@ def squeezed(text: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_a_planted_fault_fails_its_graph_and_no_other(failed: Failed) -> None:
     assert not failed.report.passed
     missed = {verdict.name.split()[0] for verdict in failed.report.verdicts if not verdict.passed}
@@ -187,6 +188,7 @@ def test_a_planted_fault_fails_its_graph_and_no_other(failed: Failed) -> None:
     assert (found[0], found[1].graph) == (failed.report.ladder.judged, failed.graph)
 
 
+@pytest.mark.slow
 def test_the_document_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> None:
     code, out, _ = said_by(failed.report, monkeypatch, capsys, "--json")
     document = json.loads(out)
@@ -199,6 +201,7 @@ def test_the_document_names_graph_and_node(failed: Failed, monkeypatch, capsys) 
     assert fault["compared_with"] == "fp32"
 
 
+@pytest.mark.slow
 def test_the_table_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> None:
     code, out, _ = said_by(failed.report, monkeypatch, capsys)
     said = squeezed(out)
@@ -208,6 +211,7 @@ def test_the_table_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> 
     assert re.search(r"FAILED \d+ of \d+ gates\.$", said)
 
 
+@pytest.mark.slow
 def test_the_error_is_one_line_and_names_graph_and_node(failed: Failed, monkeypatch, capsys) -> None:
     code, _, err = said_by(failed.report, monkeypatch, capsys)
     assert code == 1
@@ -219,6 +223,7 @@ def test_the_error_is_one_line_and_names_graph_and_node(failed: Failed, monkeypa
         failed.report.require()
 
 
+@pytest.mark.slow
 def test_the_page_names_graph_and_node(failed: Failed) -> None:
     assert "<strong>FAILED</strong>" in failed.page
     assert "<h2>Where it breaks</h2>" in failed.page
@@ -274,6 +279,7 @@ def test_without_the_package_that_looks_inside_the_graph_is_still_named(
     assert "First graph outside its tolerance: clip_text (vector)" in squeezed(out)
 
 
+@pytest.mark.slow
 def test_the_ladder_goes_from_fp32_over_fp16_to_int8(three_rungs: check.CheckReport) -> None:
     assert three_rungs.passed, three_rungs.failure
     rungs = three_rungs.ladder.results
@@ -293,6 +299,7 @@ def test_the_ladder_goes_from_fp32_over_fp16_to_int8(three_rungs: check.CheckRep
     assert half[key].before.error == pytest.approx(half[key].torch.error, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_graph_that_stayed_in_fp16_is_judged_by_the_tolerance_of_fp16(
     three_rungs: check.CheckReport, monkeypatch, capsys
 ) -> None:
@@ -306,6 +313,7 @@ def test_a_graph_that_stayed_in_fp16_is_judged_by_the_tolerance_of_fp16(
     assert "<td>clip_text (fp16)</td>" in check_page(three_rungs).to_html()
 
 
+@pytest.mark.slow
 def test_recorded_feeds_are_compared_with_the_first_rung(
     three_rungs: check.CheckReport, monkeypatch, capsys
 ) -> None:
@@ -328,6 +336,7 @@ def test_recorded_feeds_are_compared_with_the_first_rung(
     assert "On recorded feeds" in check_page(three_rungs).to_html()
 
 
+@pytest.mark.slow
 def test_a_fault_that_only_recorded_feeds_show_is_found_on_them(fp16: Path, tmp_path: Path) -> None:
     feeds = open_bundle(BUNDLE, verify="size").golden()["vae_encoder"][0]
     bright = {"image": feeds["image"] * np.float32(2**14)}
@@ -346,6 +355,7 @@ def test_a_fault_that_only_recorded_feeds_show_is_found_on_them(fp16: Path, tmp_
     assert fault.result.difference.largest_expected > 65504
 
 
+@pytest.mark.slow
 def test_a_more_exact_bundle_that_fails_is_said_and_is_no_failure_of_the_bundle(
     three_rungs: check.CheckReport, failed: Failed, monkeypatch, capsys
 ) -> None:
@@ -410,6 +420,7 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
     assert "does not answer" in check_page(report).to_html()
 
 
+@pytest.mark.slow
 def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     three_rungs: check.CheckReport, monkeypatch, capsys
 ) -> None:
@@ -462,6 +473,7 @@ def test_a_check_that_could_not_run_writes_no_report(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checked", "against", "said"),
     [
@@ -489,6 +501,7 @@ def test_bundles_that_make_no_ladder_end_with_two(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_feeds_need_a_more_exact_bundle(feeds: Path, fp16: Path, tmp_path: Path, capsys) -> None:
     assert main(["check", "mini", "--feeds", str(feeds)]) == 2
     assert capsys.readouterr().err.rstrip().endswith("; leave out --feeds")
