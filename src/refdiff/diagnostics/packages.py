@@ -72,8 +72,9 @@ _INSTEAD = {
 """A required package -> others that provide the same module."""
 
 _REQUIREMENT = re.compile(
-    r"(?P<name>[A-Za-z0-9._-]+)\s*(>=\s*(?P<least>[\d.]+))?\s*(;\s*(?P<marker>.*))?", flags=re.DOTALL
+    r"(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?\s*(?P<versions>[^;]*)(;\s*(?P<marker>.*))?", flags=re.DOTALL
 )
+"""A requirement of package metadata: name, extras of the package, version specifiers, marker."""
 
 
 def read_packages(sources: Sources) -> dict[str, str]:
@@ -105,7 +106,8 @@ def read_extras(sources: Sources) -> tuple[Extra, ...]:
         missing, outdated = lacking.setdefault(extra[1], ([], []))
         arch = re.search(r"platform_machine == ['\"](\w+)['\"]", marker)
         if arch is None or arch[1] == sources.arch:
-            _check_requirement(sources, parts["name"], parts["least"], missing, outdated)
+            least = re.search(r">=\s*([\d.]+)", parts["versions"])
+            _check_requirement(sources, parts["name"], least[1] if least else None, missing, outdated)
     return tuple(
         Extra(name=name, missing=tuple(missing), outdated=tuple(outdated))
         for name, (missing, outdated) in sorted(lacking.items())
