@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.inspection import check_trained, find_bundle
+from refdiff.contracts.inspection import bundle_cautions, check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, Options, RunOptions
 from refdiff.contracts.session import Measure, SessionFactory
 from refdiff.engines.factory import BackendSessions, open_sessions
@@ -65,5 +65,6 @@ def segmenter_of(
         options=options,
         tokenizer=Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length),
         positions=bundle.clip_positions(),
+        cautions=bundle_cautions(bundle),
         observer=observer,
     )

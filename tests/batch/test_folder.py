@@ -72,6 +72,7 @@ def _result(size, phrase):
         candidates=Candidates(
             masks=masks, predicted_iou=values, areas_px=areas, boxes_xyxy_px=boxes, kept=values > 0
         ),
+        cautions=("confidence: not calibrated",),
     )
 
 
@@ -137,6 +138,7 @@ def test_every_image_and_phrase_gets_a_mask_an_overlay_a_record_and_a_line(fake,
         assert not mask[:, len(line["phrase"]) :].any()
         assert _pixels(out / line["files"]["overlay"]).ndim == 3
         assert json.loads((out / line["files"]["json"]).read_text())["score"] == line["score"] == 0.5
+        assert (line["cautions"], line["confidence"]) == (["confidence: not calibrated"], None)
     assert len({line["files"]["mask"] for line in lines}) == 8
     assert fake.encoded == 4
     _assert_complete(out)

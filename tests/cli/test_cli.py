@@ -140,6 +140,8 @@ def test_segment_writes_mask_overlay_and_json_and_says_the_same(
     written = json.loads((tmp_path / "out.json").read_text())
     assert {**written, "files": said["files"]} == said
     assert said["matched"] is True
+    assert (said["reason"], said["confidence"]) == (None, None)
+    assert any(caution.startswith("confidence: not calibrated") for caution in said["cautions"])
     assert set(said["scores"]) == {"hard", "soft", "generative", "place"}
     with Image.open(output) as opened:
         mask = np.asarray(opened)
@@ -148,13 +150,16 @@ def test_segment_writes_mask_overlay_and_json_and_says_the_same(
     assert np.count_nonzero(mask) == said["area_px"]
 
 
-def test_segment_s_table_says_what_was_found_and_where_it_lies(
+def test_segment_s_table_calls_the_answer_the_best_candidate_and_lists_files_and_cautions(
     tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overlay = tmp_path / "o.png"
-    assert main(["segment", str(tiny_bundle), str(photo), "mug", "--overlay", str(overlay)]) == 0
+    command = ["segment", tiny_bundle, photo, "mug", "--overlay", overlay, "--variant", "official"]
+    assert main(list(map(str, command))) == 0
     streams = capsys.readouterr()
     said = streams.out
+    assert re.search(r"^answer +best candidate *$", said, re.MULTILINE)
+    assert re.search(r"^caution +confidence: not calibrated", said, re.MULTILINE)
     assert "128x176 px" in said
     assert str(overlay) in said
     assert re.search(r"^back-end ort-\w+: .*onnxruntime", streams.err, re.MULTILINE)

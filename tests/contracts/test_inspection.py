@@ -1,11 +1,12 @@
-"""The name of the built-in bundle."""
+"""The name of the built-in bundle, and what answers say of a bundle."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from refdiff.contracts import inspection
-from refdiff.contracts.inspection import BUILT_IN
+from refdiff.contracts.inspection import BUILT_IN, bundle_cautions, find_bundle
 from refdiff.errors import BundleError
 
 
@@ -23,3 +24,27 @@ def test_an_installation_without_the_built_in_bundle_says_so(
     monkeypatch.setattr("refdiff.contracts.inspection.resources.files", lambda package: tmp_path)
     with pytest.raises(BundleError, match="built-in bundle is not in this installation"):
         inspection.inspect("mini")
+
+
+@pytest.mark.parametrize(
+    ("name", "random_seed", "precision", "topics"),
+    [
+        ("refdiff", None, "fp32", []),
+        ("refdiff", 7, "fp32", ["random weights"]),
+        ("mini", None, "fp32", ["miniature"]),
+        ("mini", 7, "int8", ["random weights", "miniature", "precision int8"]),
+        ("minimal", None, "fp16", ["precision fp16"]),
+    ],
+)
+def test_every_answer_of_a_bundle_carries_its_cautions(
+    tiny_bundle: Path, name: str, random_seed: int | None, precision: str, topics: list[str]
+) -> None:
+    bundle = find_bundle(tiny_bundle)
+    manifest = replace(
+        bundle.manifest,
+        spec=replace(bundle.spec, name=name),
+        random_seed=random_seed,
+        precision=precision,
+    )
+    cautions = bundle_cautions(replace(bundle, manifest=manifest))
+    assert [caution.split(":")[0] for caution in cautions] == topics

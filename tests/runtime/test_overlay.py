@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,12 @@ def test_a_small_image_is_enlarged_and_gets_a_caption_below():
     assert drawn.shape[1] == SIZE[1] * 5 >= LEAST_SIDE
     assert drawn.shape[0] > height
     assert drawn[height:].max() > 200  # light letters on a dark strip
+
+
+def test_cautions_are_drawn_below_the_caption():
+    plain = replace(_result(_heat()), cautions=())
+    cautious = replace(plain, cautions=("random weights: the mask means nothing; more about it",))
+    assert overlay(_image(), cautious).shape[0] > overlay(_image(), plain).shape[0]
 
 
 def test_a_large_image_keeps_its_size():

@@ -6,6 +6,7 @@ import pytest
 
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import MODES, VARIANTS, Options
+from refdiff.contracts.results import NOT_CALIBRATED
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime import clip_inputs
@@ -106,13 +107,14 @@ def _options(variant="official", mode="full", **changes):
     return dataclasses.replace(VARIANTS[variant], mode=mode, **changes)
 
 
-def _segmenter(variant="official", mode="full", factory=None, **changes):
+def _segmenter(variant="official", mode="full", factory=None, cautions=(), **changes):
     return Segmenter(
         sessions=factory or FakeFactory(),
         spec=SPEC,
         options=_options(variant, mode, **changes),
         tokenizer=_tokenizer(),
         positions=POSITIONS,
+        cautions=cautions,
     )
 
 
@@ -292,9 +294,17 @@ def test_nothing_kept_is_no_match_with_a_reason_on_edge_and_the_first_mask_offic
     assert result.index is None
     assert not result.mask.any()
     assert result.reason == "no proposal passes the filters"
+    assert result.cautions == ()
     official = dataclasses.replace(VARIANTS["official"].proposals, **all_out)
     segmenter = _segmenter("official", proposals=official)
     assert segmenter.segment(segmenter.encode(_image()), "the mug").index == 0
+
+
+def test_a_mask_carries_the_bundles_cautions_and_that_no_confidence_exists():
+    segmenter = _segmenter(cautions=("random weights: the mask means nothing",))
+    result = segmenter.segment(segmenter.encode(_image()), "the mug")
+    assert result.cautions == ("random weights: the mask means nothing", NOT_CALIBRATED)
+    assert result.confidence is None
 
 
 def test_an_image_without_proposals_is_one_candidate():

@@ -114,6 +114,6 @@ def test_a_figure_of_no_match_and_no_map_says_so():
     assert [picture.caption for picture in figure.images] == [
         "image",
         "reference: score 0.2500",
-        "fp16 bundle: no match",
+        "fp16 bundle: no mask",
     ]
     assert "attention" not in figure.line

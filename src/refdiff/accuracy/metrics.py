@@ -66,7 +66,7 @@ def overlap(answer: Bool, truth: Bool, candidates: Bool) -> Overlap:
     """Measure one sentence.
 
     Args:
-        answer: [y, x]; all False where nothing matched.
+        answer: [y, x]; all False where no mask was returned.
         truth: [y, x].
         candidates: [n, y, x], the masks that could have been chosen; n may be 0.
     """

@@ -185,7 +185,7 @@ def _draw_entry(page: Image.Image, corner: tuple[int, int], width: int, entry: S
     """Draw the phrase and its IoU, and below them the three panels with their captions."""
     left, top = corner
     draw = ImageDraw.Draw(page)
-    verdict = "no match" if entry.result.index is None else f"IoU {entry.iou:.2f}"
+    verdict = "no mask" if entry.result.index is None else f"IoU {entry.iou:.2f}"
     font = _font(24)
     ink = _GOOD if entry.iou >= _GOOD_FROM else _POOR
     verdict_w = font.getlength(verdict)

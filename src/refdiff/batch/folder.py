@@ -22,7 +22,7 @@ from refdiff.batch.prediction import Prediction, predict_each
 from refdiff.batch.prefetch import BackgroundWriter, prefetch
 from refdiff.batch.result_store import ResultStore, check_result_folder, open_result_store
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.inspection import check_trained, find_bundle
+from refdiff.contracts.inspection import bundle_cautions, check_trained, find_bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.options import (
     DEFAULT_BACKEND,
@@ -32,6 +32,7 @@ from refdiff.contracts.options import (
     RunOptions,
 )
 from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.results import NOT_CALIBRATED
 from refdiff.data.folder import csv_dataset, folder_dataset, phrases_by_file
 from refdiff.engines.factory import BackendSessions
 from refdiff.errors import EngineError, InputError
@@ -59,11 +60,13 @@ class BatchResult:
     resumed: int
     """Phrases whose results an earlier run had written."""
     matched: int
-    """Results, new and resumed, in which something was found."""
+    """Results, new and resumed, with a mask."""
     failures: Mapping[str, str]
     """Image file's name -> why it could not be used."""
     model: str
     random_weights: bool
+    cautions: tuple[str, ...]
+    """Why any mask may be wrong; a record also has those of its phrase."""
     backend: str
     backend_reason: str
     seconds: float
@@ -83,6 +86,7 @@ class BatchResult:
             "failures": dict(self.failures),
             "model": self.model,
             "random_weights": self.random_weights,
+            "cautions": list(self.cautions),
             "backend": self.backend,
             "backend_reason": self.backend_reason,
             "seconds": round(self.seconds, 2),
@@ -182,6 +186,7 @@ def segment_many(
         failures={each.name: each.fault for each in work if each.fault is not None},
         model=opened.spec.name,
         random_weights=opened.manifest.random_seed is not None,
+        cautions=(*bundle_cautions(opened), NOT_CALIBRATED),
         backend=sessions.backend,
         backend_reason=sessions.reason,
         seconds=time.perf_counter() - started,
@@ -289,7 +294,7 @@ def _settings(bundle: Bundle, options: Options, sessions: BackendSessions) -> di
     """Return everything that a result depends on except image and phrase."""
     files = {name: file.sha256 for name, file in sorted(bundle.manifest.files.items())}
     return {
-        "format": 2,
+        "format": 3,
         "refdiff": refdiff_version(),
         "model": bundle.spec.name,
         "precision": bundle.manifest.precision,

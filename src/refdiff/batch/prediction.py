@@ -54,7 +54,7 @@ class Prediction:
 
     @property
     def matched(self) -> bool:
-        """True if anything was found."""
+        """Whether a mask was returned; that it shows what the phrase names is not certain."""
         return self.result.index is not None
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +65,8 @@ class Prediction:
             "root": result.root,
             "matched": self.matched,
             "reason": result.reason,
+            "confidence": result.confidence,
+            "cautions": list(result.cautions),
             "score": result.score if math.isfinite(result.score) else None,
             "scores": parts_of(result),
             "box_xyxy_px": self._box(),

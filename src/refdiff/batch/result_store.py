@@ -81,7 +81,7 @@ class ResultStore:
             lines: in order; taken one at a time.
 
         Returns:
-            Lines whose phrase was matched.
+            Lines with a mask.
 
         Raises:
             InputError: the folder cannot be written to.

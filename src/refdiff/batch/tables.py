@@ -25,7 +25,7 @@ def prediction_table(prediction: Prediction, files: Mapping[str, Path]) -> Table
     width, height = document["size"]["width"], document["size"]["height"]
     facts = [
         ("phrase", f"{document['phrase']}   (head word: {document['root']})"),
-        ("answer", "found" if prediction.matched else f"no match: {document['reason']}"),
+        ("answer", "best candidate" if prediction.matched else f"none: {document['reason']}"),
         ("image", f"{width}x{height} px"),
         ("candidates", f"{document['candidates']}, {document['kept']} of them kept"),
     ]
@@ -41,6 +41,7 @@ def prediction_table(prediction: Prediction, files: Mapping[str, Path]) -> Table
         ("computed by", "   ".join(document[name] for name in ("model", "variant", "mode", "backend"))),
         ("time", f"encode {document['encode_ms']:.0f} ms   segment {document['segment_ms']:.0f} ms"),
         *((kind, str(path)) for kind, path in files.items()),
+        *(("caution", caution) for caution in document["cautions"]),
     ]
     return facts_table(facts)
 
@@ -50,23 +51,24 @@ def batch_section(result: BatchResult) -> Section:
     earlier = f", {result.resumed} of them from an earlier run" if result.resumed else ""
     summary = (
         f"{result.new + result.resumed} results on {result.images} images{earlier}, "
-        f"{result.matched} found   {result.model} on {result.backend}, {result.seconds:.1f} s"
+        f"{result.matched} with a mask   {result.model} on {result.backend}, {result.seconds:.1f} s"
     )
+    cautions = [f"caution: {caution}" for caution in result.cautions]
     if result.output is None:
-        return Section(tables=(_predictions(result, summary),))
+        return Section(tables=(_predictions(result, (summary, *cautions)),))
     failed = [f"cannot be used: {reason}" for reason in result.failures.values()]
-    return Section(lines=(summary, f"{result.output}", *failed))
+    return Section(lines=(summary, f"{result.output}", *failed, *cautions))
 
 
-def _predictions(result: BatchResult, summary: str) -> Table:
+def _predictions(result: BatchResult, footnotes: tuple[str, ...]) -> Table:
     rows = []
     for prediction in result.predictions:
         row = prediction.to_json()
         share = f"{row['area_px'] / (row['size']['width'] * row['size']['height']):.1%}"
-        place = _box(row) if prediction.matched else f"no match: {row['reason']}"
+        place = _box(row) if prediction.matched else f"none: {row['reason']}"
         rows.append((row["phrase"], _score(row["score"]), share, place, f"{row['segment_ms']:.0f}"))
     columns = (Column("phrase"), *numeric("score", "area"), Column("box", wrap=True), *numeric("ms"))
-    return Table(columns=columns, rows=rows, footnotes=(summary,))
+    return Table(columns=columns, rows=rows, footnotes=footnotes)
 
 
 def demo_table(report: DemoReport) -> Table:

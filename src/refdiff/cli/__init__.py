@@ -7,7 +7,7 @@
 
 What the tables say is in the module `tables` of each verb's room, in the terms of `refdiff.reports`.
 
-Exit codes: 0 good (also when nothing in the image matches: read `matched`), 1 a gate failed, 2 misuse or
+Exit codes: 0 good (also when no mask could be made: read `matched`), 1 a gate failed, 2 misuse or
 bad input, 3 the environment lacks something, 130 interrupted.
 """
 

@@ -74,10 +74,11 @@ def segment(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Find what a phrase names in an image, or what each of many names in each image of a folder.
+    """Find the best candidate for a phrase in an image, or for each of many in each image of a folder.
 
-    No match is an answer: exit code 0, "matched": false. Images of a folder that cannot be used are
-    reported along with the other answers, and the exit code is 2.
+    Absence is not detected: the best candidate is returned even if nothing fits the phrase. Its cautions say
+    what else may be wrong. "matched": false means that no mask could be made; the exit code is 0 then, too.
+    Images of a folder that cannot be used are reported along with the other answers, and the exit code is 2.
     """
     from refdiff.contracts.options import BackendOptions, RunOptions
 
@@ -110,7 +111,7 @@ def segment(
             backend=where,
             progress=progress,
         )
-    _note(backend, result.backend, result.backend_reason, result.model, result.random_weights)
+    note_backend(backend, result.backend, result.backend_reason)
     print_answer(result.to_json(), lambda: batch_section(result), as_json=as_json)
     if result.failures:
         first, *others = result.failures.values()
@@ -139,13 +140,5 @@ def _one(
         found = prediction.segment(bundle, image, phrase, focus=focus, options=options, backend=backend)
         files = prediction_files.save(found, **outputs)
     document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
-    _note(backend.name, found.backend, found.backend_reason, found.model, found.random_weights)
+    note_backend(backend.name, found.backend, found.backend_reason)
     print_answer(document, lambda: prediction_table(found, files), as_json=as_json)
-
-
-def _note(asked: str, backend: str, reason: str, model: str, random_weights: bool) -> None:
-    note_backend(asked, backend, reason)
-    if model == "mini":
-        note("note: the built-in miniature knows rendered table-top scenes only; on photographs it guesses")
-    if random_weights:
-        note("note: with random weights the mask means nothing")

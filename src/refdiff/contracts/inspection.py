@@ -81,6 +81,20 @@ def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:
         )
 
 
+def bundle_cautions(bundle: Bundle) -> tuple[str, ...]:
+    """Return what every answer of a bundle must say of it, the gravest first (`Segmentation.cautions`)."""
+    manifest = bundle.manifest
+    cautions = {
+        "random weights: the mask means nothing": manifest.random_seed is not None,
+        "miniature: knows its own rendered table-top scenes only; on any other image it guesses": (
+            bundle.spec.name.split("-")[0] == MINIATURE_NAME
+        ),
+        f"precision {manifest.precision}: answers can differ from those of the fp32 models; "
+        "measure it with: refdiff check BUNDLE": manifest.precision != "fp32",
+    }
+    return tuple(text for text, applies in cautions.items() if applies)
+
+
 def _built_in_path() -> Path:
     path = Path(str(resources.files("refdiff.miniature"))) / "bundle"
     if not path.is_dir():

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from refdiff.contracts.session import Bool, Float
 
+NOT_CALIBRATED = (
+    "confidence: not calibrated; the best candidate is returned even if nothing in the image fits the phrase"
+)
+"""The caution of every mask until its score is a calibrated confidence."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
@@ -50,15 +55,15 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """The answer to one phrase on one image."""
+    """The answer to one phrase on one image: the best candidate. That nothing fits is not detected."""
 
     phrase: str
     root: str
     """The head word that was found in the phrase."""
     mask: Bool
-    """[y, x]; all False when nothing matches."""
+    """[y, x]; all False if no candidate could be chosen."""
     index: int | None
-    """The chosen candidate, None when nothing matches."""
+    """The chosen candidate, or None."""
     score: float
     """`scores.total[index]`, or -inf."""
     scores: Scores
@@ -66,4 +71,8 @@ class Segmentation:
     """[y, x], 0..1: the heatmap; None in mode `disc+seg`."""
     candidates: Candidates
     reason: str | None = None
-    """Reason why nothing matches; None when something does."""
+    """Reason why no candidate could be chosen; None if one was."""
+    confidence: float | None = None
+    """Calibrated probability that the mask is right, 0..1; None until a calibration exists."""
+    cautions: tuple[str, ...] = ()
+    """Why the mask may be wrong: one line each, `topic: statement` or `topic: statement; detail`."""

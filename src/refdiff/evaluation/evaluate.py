@@ -99,7 +99,7 @@ def evaluation_table(report: EvaluationReport) -> Table:
             )
             for name, part in groups.items()
         ],
-        footnotes=(f"nothing found in {report.unmatched} samples",),
+        footnotes=(f"no mask in {report.unmatched} samples",),
     )
 
 

@@ -19,6 +19,7 @@ LEAST_SIDE = 480
 _TINT = np.array([255, 64, 160], dtype=np.float32)  # magenta: rare in photographs
 _TINT_SHARE = 0.45
 _LINE = (255, 255, 255)
+_STRIP_COLOR, _CAPTION_COLOR, _NOTE_COLOR = (24, 24, 28), (255, 255, 255), (240, 190, 110)
 _HEAT_STOPS = np.array(  # dark blue, violet, orange, light yellow: brightness rises all the way
     [[10, 8, 60], [110, 30, 130], [220, 80, 60], [250, 170, 40], [255, 250, 200]], dtype=np.float32
 )
@@ -26,7 +27,7 @@ _HEAT_SHARE = 0.65
 
 
 def overlay(image: ImageArray, result: Segmentation) -> ImageArray:
-    """Return the image with the chosen mask tinted and outlined, and the phrase and its score below."""
+    """Return the image with the chosen mask tinted and outlined, and phrase, score and cautions below."""
     factor = _enlargement(image.shape[:2])
     large, mask = _enlarge(image, factor), result.mask.repeat(factor, axis=0).repeat(factor, axis=1)
     tinted = large.astype(np.float32)
@@ -35,7 +36,7 @@ def overlay(image: ImageArray, result: Segmentation) -> ImageArray:
     painted = tinted.astype(np.uint8)
     edge = _outline(mask, max(2, round(max(large.shape[:2]) / 320)))
     painted[edge] = _LINE
-    return _add_label(painted, _caption(result))
+    return _add_label(painted, _caption(result), _short_cautions(result))
 
 
 def heat_overlay(image: ImageArray, heat: Float) -> ImageArray:
@@ -73,25 +74,32 @@ def _outline(mask: Bool, thickness: int) -> Bool:
 
 def _caption(result: Segmentation) -> str:
     if result.index is None:
-        return f"{result.phrase}: no match"
-    return f"{result.phrase} ({result.score:.3f})"
+        return f"{result.phrase}: no mask, {result.reason}"
+    return f"{result.phrase} (best candidate, score {result.score:.3f})"
 
 
-def _add_label(image: ImageArray, caption: str) -> ImageArray:
-    """Put the caption on a dark strip below the image, in as many lines as it takes."""
+def _short_cautions(result: Segmentation) -> str:
+    """Return the statements of the cautions without their details."""
+    return ". ".join(caution.split(";")[0] for caution in result.cautions)
+
+
+def _add_label(image: ImageArray, caption: str, note: str) -> ImageArray:
+    """Put the caption, and the note in smaller letters, on a dark strip below the image."""
     height, width = image.shape[:2]
     size = max(14, round(max(height, width) / 32))
-    font = ImageFont.load_default(size)
     margin = size // 2
-    lines = _wrap(caption, font, width - 2 * margin)
-    strip = len(lines) * round(size * 1.35) + margin
-    canvas = Image.new("RGB", (width, height + strip), (24, 24, 28))
+    rows = []
+    for text, letters, color in ((caption, size, _CAPTION_COLOR), (note, size * 3 // 4, _NOTE_COLOR)):
+        font = ImageFont.load_default(letters)
+        lines = _wrap(text, font, width - 2 * margin) if text else []
+        rows += [(line, font, round(letters * 1.35), color) for line in lines]
+    strip = sum(row_height for _, _, row_height, _ in rows) + margin
+    canvas = Image.new("RGB", (width, height + strip), _STRIP_COLOR)
     canvas.paste(Image.fromarray(image), (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    for i, line in enumerate(lines):
-        draw.text(
-            (margin, height + margin // 2 + i * round(size * 1.35)), line, font=font, fill=(255, 255, 255)
-        )
+    draw, top = ImageDraw.Draw(canvas), height + margin // 2
+    for line, font, row_height, color in rows:
+        draw.text((margin, top), line, font=font, fill=color)
+        top += row_height
     return np.asarray(canvas)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from refdiff.contracts.options import Options
 from refdiff.contracts.results import Segmentation
@@ -32,6 +33,7 @@ class Segmenter:
         options: a variant, possibly changed.
         tokenizer: of the bundle.
         positions: [g*g, w], CLIP's position table (g patches a side, width w) without the class token's row.
+        cautions: of the bundle, part of every answer.
         observer: notified of every stage.
 
     Raises:
@@ -46,10 +48,12 @@ class Segmenter:
         options: Options,
         tokenizer: Tokenizer,
         positions: Float,
+        cautions: tuple[str, ...] = (),
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer = observer or NullObserver()
         self._sessions = sessions = CachedTextSessions(sessions) if options.cache_texts else sessions
+        self._cautions = cautions
         self._origin = Origin(options=options, spec=spec, sessions=sessions)
         self._parser = QueryParser(options, tokenizer, observer)
         self._proposer = proposer_for(sessions, spec.sam, options, observer)
@@ -100,7 +104,7 @@ class Segmenter:
             focus: its head word, where the caller knows it better than the parser.
 
         Returns:
-            The mask with everything that led to it; where nothing matches, an empty mask and the reason.
+            The mask with everything that led to it; an empty one and the reason if there is no candidate.
 
         Raises:
             InputError: the phrase cannot be used, or the image was encoded with other options.
@@ -122,7 +126,8 @@ class Segmenter:
             parts = heatmap_scores(self.options, heatmap, candidates)  # METHOD §7
             parts |= self._clip.scores(views, query, texts)  # METHOD §5, §6, §10.4
             scores = fuse(self.options, parts, candidates.kept)  # METHOD §7
-        return select(candidates, scores, query, heatmap, empty_reason=self._proposer.empty_reason)
+        answer = select(candidates, scores, query, heatmap, empty_reason=self._proposer.empty_reason)
+        return replace(answer, cautions=(*self._cautions, *answer.cautions))
 
     def segment_many(
         self, image: EncodedImage, phrases: Sequence[str], *, batch_size: int = UNET_ROWS

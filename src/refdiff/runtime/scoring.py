@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from refdiff.contracts.options import Mode, Options
-from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.contracts.results import NOT_CALIBRATED, Candidates, Scores, Segmentation
 from refdiff.contracts.session import Bool, Float
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
@@ -123,6 +123,7 @@ def select(
         heat=heatmap,
         candidates=candidates,
         reason=None if found else empty_reason,
+        cautions=(NOT_CALIBRATED,) if found else (),  # those of the phrase go before it
     )
 
 

@@ -276,7 +276,7 @@ def _case_numbers(case: ComparedSample) -> str:
 
 
 def _score(result: Segmentation) -> str:
-    return "no match" if result.index is None else f"score {result.score:.4f}"
+    return "no mask" if result.index is None else f"score {result.score:.4f}"
 
 
 def _answer(image: NDArray[np.uint8], result: Segmentation) -> NDArray[np.uint8]:
