@@ -5,6 +5,7 @@ The public names below are imported when they are first used: `import refdiff` a
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from refdiff.verification.check import check as check
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "BackendOptions": "contracts.options",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from refdiff.contracts.bundle import Bundle
@@ -13,6 +14,8 @@ from refdiff.errors import InputError
 from refdiff.runtime.observer import Observer
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def load(
@@ -50,9 +53,11 @@ def open_backend(
         raise InputError(
             f"got backend {backend!r}, expected BackendOptions, such as BackendOptions(name='ort-cpu')"
         )
-    return open_sessions(
+    sessions = open_sessions(
         bundle, backend=backend.name, threads=backend.threads, memory=backend.memory, measure=measure
     )
+    _LOGGER.info("back-end %s: %s", sessions.backend, sessions.reason)
+    return sessions
 
 
 def segmenter_of(

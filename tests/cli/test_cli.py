@@ -94,24 +94,6 @@ def test_a_refdiff_error_is_a_line_and_with_json_a_document(capsys: pytest.Captu
     assert streams.err == f"error: {error['message']}\n"
 
 
-def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: str) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("refdiff.contracts.inspection.inspect", broken)
-    with pytest.raises(ZeroDivisionError):
-        main(["inspect", "mini"])
-
-
-def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(path: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("refdiff.contracts.inspection.inspect", interrupted)
-    assert main(["inspect", "mini"]) == 130
-    assert capsys.readouterr().err == "error: interrupted; nothing is left half-written\n"
-
-
 def test_inspect_prints_one_document_with_files_hashes_and_versions(
     tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from refdiff.runtime.pipeline import Segmenter
 
 PARTS = ("hard", "soft", "generative", "place")
 """Parts of the fused score, unweighted."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,7 @@ def predict(
     encoded_at = time.perf_counter()
     result = segmenter.segment(encoded, phrase, focus=focus)
     took_ms = 1e3 * (encoded_at - start), 1e3 * (time.perf_counter() - encoded_at)
+    _LOGGER.info("%r: encode %.0f ms, segment %.0f ms", phrase, *took_ms)
     return _prediction(segmenter, encoded.pixels, result, bundle, sessions, took_ms)
 
 

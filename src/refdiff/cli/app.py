@@ -1,36 +1,43 @@
-"""The command line's root, the options that several verbs share, and where each kind of output goes."""
+"""The command line's root, the options that several verbs share, and how a verb is registered."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from refdiff import __version__
-
-if TYPE_CHECKING:
-    from refdiff.reports import Printable
+from refdiff.cli.terminal import logging_to_stderr
 
 app = typer.Typer(
     help="Find the mask of what a phrase names in an image: Ref-Diff on checked engines.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # plain help: it appears in a fifth of the time
-    pretty_exceptions_enable=False,  # an unexpected error shows Python's own traceback
+    pretty_exceptions_enable=False,  # the entry reports unexpected errors
 )
+
+
+def choice(help_text: str, *flags: str) -> Any:
+    """Declare an option whose value is a name; capitals are accepted."""
+    return typer.Option(*flags, help=help_text, callback=_lowercase)
+
+
+def _lowercase(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_lowercase(each) for each in value]
+    return value.lower() if isinstance(value, str) else value
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 BundleName = Annotated[str, typer.Argument(metavar="BUNDLE", help='The bundle\'s folder, or "mini".')]
 Backend = Annotated[
     str,
-    typer.Option(
-        help="auto, ort-cpu, ort-cuda, ort-tensorrt, ort-rounded, or, for plans, tensorrt or tensorrt-rtx."
-    ),
+    choice("auto, ort-cpu, ort-cuda, ort-tensorrt, ort-rounded, or, for plans, tensorrt or tensorrt-rtx."),
 ]
 Memory = Annotated[
     str | None,
@@ -38,15 +45,56 @@ Memory = Annotated[
         help='Device memory for plans, such as "8GB", or resident, shared or staged; what fits if left out.'
     ),
 ]
-Variant = Annotated[str, typer.Option(help="edge, official or paper.")]
-Mode = Annotated[str, typer.Option(help="gen, gen+seg, disc+seg or full.")]
+Variant = Annotated[str, choice("edge, official or paper.")]
+Mode = Annotated[str, choice("gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
 Feeds = Annotated[Path | None, typer.Option(help="Feeds that `refdiff calibrate` recorded.")]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="A precision recipe; the built-in rules if left out.")
 ]
-Half = Annotated[str, typer.Option(help="fp16 or bf16, where no recipe is named.")]
+Half = Annotated[str, choice("fp16 or bf16, where no recipe is named.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+_LOG_OPTIONS = {
+    "verbose": Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log on stderr what is read, run and written.")
+    ],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes and no progress.")],
+    "debug": Annotated[
+        bool, typer.Option("--debug", help="Log everything; show the traceback of an unexpected error.")
+    ],
+}
+"""Options that every verb has."""
+
+
+def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a verb, with the options of the log."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*, verbose: bool = False, quiet: bool = False, debug: bool = False, **given: Any) -> None:
+            with logging_to_stderr(_level(verbose=verbose, quiet=quiet, debug=debug)):
+                function(**given)
+
+        signature = inspect.signature(function, eval_str=True)
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+            for name, annotation in _LOG_OPTIONS.items()
+        ]
+        vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *added])
+        run.__annotations__ = {**function.__annotations__, **_LOG_OPTIONS}
+        app.command(name or function.__name__)(run)
+        return run
+
+    return register
+
+
+def _level(*, verbose: bool, quiet: bool, debug: bool) -> int:
+    if debug:
+        return logging.DEBUG
+    if verbose:
+        return logging.INFO
+    return logging.ERROR if quiet else logging.WARNING
 
 
 def _version(wanted: bool) -> None:
@@ -62,64 +110,3 @@ def _root(
     ] = False,
 ) -> None:
     """Find the mask of what a phrase names in an image: Ref-Diff on checked engines."""
-
-
-_LOG_WIDTH = 120
-"""Columns of a table that goes to a file or a pipe, which have no width of their own."""
-
-
-@contextlib.contextmanager
-def working() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows progress, and keep stdout clean while a verb works.
-
-    On a terminal the line replaces itself; in a log every line stays.
-    """
-    with contextlib.redirect_stdout(sys.stderr):  # what a library prints is not part of the answer
-        if not sys.stderr.isatty():
-            yield note
-            return
-        from rich.console import Console  # costs more than parsing does, and --help needs none of it
-
-        with Console(stderr=True).status("starting") as status:
-            yield lambda line: status.update(line.replace("[", r"\["))
-
-
-def note_backend(asked: str, chosen: str, reason: str) -> None:
-    """Print on stderr which back-end `--backend auto` chose, and why."""
-    if asked == "auto":
-        note(f"back-end {chosen}: {reason}")
-
-
-def note(line: str) -> None:
-    """Print one line on stderr, apart from the answer."""
-    typer.echo(line, err=True)
-
-
-def print_answer(document: dict[str, Any], layout: Callable[[], Printable], *, as_json: bool) -> None:
-    """Print what a verb answers on stdout: its document, or the same laid out for a reader.
-
-    Args:
-        document: JSON-ready.
-        layout: makes the table or page; called without --json only.
-        as_json: print the document.
-    """
-    if as_json:
-        typer.echo(json.dumps(document, allow_nan=False))
-        return
-    from rich.console import Console  # costs more than parsing does, and --help needs none of it
-
-    # markup and emoji off: a phrase or a path may hold brackets and colons.
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(markup=False, emoji=False, highlight=False, width=_LOG_WIDTH)
-    console.print(layout().to_rich())
-
-
-def print_error(error: Exception | str, *, as_json: bool, code: int) -> None:
-    """Print one line on stderr and, with --json, one document on stdout."""
-    describe = getattr(error, "format_message", None)  # click's errors say more this way than through str()
-    text = " ".join(str(describe() if describe else error).split())
-    if as_json:
-        kind = "Interrupted" if isinstance(error, str) else type(error).__name__
-        typer.echo(json.dumps({"error": {"kind": kind, "message": text, "exit_code": code}}))
-    typer.echo(f"error: {text}", err=True)

@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import BundleName, Json, app, note, print_answer, working
+from refdiff.cli.app import BundleName, Json, choice, verb
+from refdiff.cli.terminal import end, print_answer, working
 
 
-@app.command()
+@verb()
 def build(
     bundle: BundleName,
-    flavour: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or auto.")] = "auto",
-    graph: Annotated[
-        list[str] | None, typer.Option(help="A graph to build; repeatable, all if left out.")
-    ] = None,
+    flavour: Annotated[str, choice("tensorrt, tensorrt-rtx or auto.")] = "auto",
+    graph: Annotated[list[str] | None, choice("A graph to build; repeatable, all if left out.")] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="edge or official, whose sizes the plans serve; repeatable, edge if left out."),
+        choice("edge or official, whose sizes the plans serve; repeatable, edge if left out."),
     ] = None,
     size: Annotated[
         int | None,
@@ -106,8 +105,7 @@ def _lint(
         report = lint.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=progress)
     print_answer(report.to_json(), lambda: lint_section(report, fusion=fusion), as_json=as_json)
     if not report.passed:
-        note(f"error: {report.flavour} refuses a graph")
-        raise typer.Exit(1)
+        end(f"{report.flavour} refuses a graph", 1)
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

@@ -7,22 +7,11 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import (
-    Backend,
-    BundleName,
-    Json,
-    Mode,
-    Overwrite,
-    Threads,
-    app,
-    note,
-    note_backend,
-    print_answer,
-    working,
-)
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, choice, verb
+from refdiff.cli.terminal import note, note_backend, print_answer, working
 
 
-@app.command()
+@verb()
 def calibrate(
     bundle: BundleName,
     images: Annotated[
@@ -41,7 +30,7 @@ def calibrate(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the first scene.")] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="edge, official or paper; repeatable, official and edge if left out."),
+        choice("edge, official or paper; repeatable, official and edge if left out."),
     ] = None,
     mode: Mode = "full",
     most_runs: Annotated[

@@ -7,22 +7,11 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import (
-    Backend,
-    BundleName,
-    Json,
-    Mode,
-    Overwrite,
-    Threads,
-    app,
-    note,
-    note_backend,
-    print_answer,
-    working,
-)
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, choice, verb
+from refdiff.cli.terminal import end, note, note_backend, print_answer, working
 
 
-@app.command()
+@verb()
 def check(
     bundle: BundleName,
     against: Annotated[
@@ -42,7 +31,7 @@ def check(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 1_000_000,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="edge, official or paper; repeatable, official and edge if left out."),
+        choice("edge, official or paper; repeatable, official and edge if left out."),
     ] = None,
     mode: Mode = "full",
     backend: Backend = "auto",
@@ -85,5 +74,4 @@ def check(
     if report is not None:
         note(f"report: {report}")
     if not measured.passed:
-        note(f"error: {measured.failure}")
-        raise typer.Exit(1)
+        end(measured.failure or "", 1)

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import BundleName, Json, Overwrite, app, print_answer, working
+from refdiff.cli.app import BundleName, Json, Overwrite, choice, verb
+from refdiff.cli.terminal import print_answer, working
 
 
-@app.command()
+@verb()
 def convert(
     bundle: BundleName,
-    precision: Annotated[str, typer.Option(help="fp16, bf16, int8 or fp8.")],
+    precision: Annotated[str, choice("fp16, bf16, int8 or fp8.")],
     recipe: Annotated[
         Path | None, typer.Option(help="A precision recipe to follow; the built-in rules if left out.")
     ] = None,
@@ -23,7 +24,7 @@ def convert(
             help="Recording of `refdiff calibrate`, for int8 and fp8; scenes of the miniature if left out."
         ),
     ] = None,
-    ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
+    ranges: Annotated[str, choice("minmax, percentile or entropy.")] = "percentile",
     smooth: Annotated[
         float, typer.Option(min=0, max=1, help="Strength of SmoothQuant, for int8 and fp8; 0: none.")
     ] = 0.7,

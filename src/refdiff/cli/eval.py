@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Variant, app, note_backend, print_answer, working
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Variant, choice, verb
+from refdiff.cli.terminal import note_backend, print_answer, working
 
 
-@app.command("eval")
+@verb("eval")
 def evaluate(
     bundle: BundleName,
     count: Annotated[int, typer.Option(help="Number of rendered scenes, one phrase each.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 1_000_000,
-    runtime: Annotated[str, typer.Option(help="onnx, or torch for the reference of the miniature.")] = "onnx",
+    runtime: Annotated[str, choice("onnx, or torch for the reference of the miniature.")] = "onnx",
     backend: Backend = "auto",
     variant: Variant = "edge",
     mode: Mode = "full",

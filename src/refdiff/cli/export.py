@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Json, Overwrite, app, note, print_answer, working
+from refdiff.cli.app import Json, Overwrite, choice, verb
+from refdiff.cli.terminal import note, print_answer, working
 
 
-@app.command()
+@verb()
 def export(
     model: Annotated[str, typer.Argument(help="mini, refdiff (SAM ViT-H) or refdiff-vitb.")] = "mini",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder; MODEL-PRECISION if left out.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16, bf16, int8 or fp8; see `refdiff convert` for its options.")
+        str, choice("fp32, fp16, bf16, int8 or fp8; see `refdiff convert` for its options.")
     ] = "fp32",
     diffusion: Annotated[
         str | None, typer.Option(help="Stable Diffusion 1.x or 2.x: hub id, folder or file.")
@@ -30,10 +31,10 @@ def export(
     ] = None,
     prediction: Annotated[
         str | None,
-        typer.Option(help="epsilon or v_prediction, where the diffusion checkpoint does not say."),
+        choice("epsilon or v_prediction, where the diffusion checkpoint does not say."),
     ] = None,
     clip_activation: Annotated[
-        str | None, typer.Option(help="gelu or quick_gelu, where the CLIP checkpoint does not say.")
+        str | None, choice("gelu or quick_gelu, where the CLIP checkpoint does not say.")
     ] = None,
     random_weights: Annotated[
         bool,

@@ -7,31 +7,20 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import (
-    BundleName,
-    Feeds,
-    Half,
-    Json,
-    Overwrite,
-    RecipeFile,
-    Variant,
-    app,
-    note,
-    print_answer,
-    working,
-)
+from refdiff.cli.app import BundleName, Feeds, Half, Json, Overwrite, RecipeFile, Variant, choice, verb
+from refdiff.cli.terminal import end, note, print_answer, working
 
 
-@app.command()
+@verb()
 def sensitivity(
     bundle: BundleName,
-    precision: Annotated[str, typer.Option(help="int8 or fp8.")] = "int8",
+    precision: Annotated[str, choice("int8 or fp8.")] = "int8",
     feeds: Annotated[
         Path | None, typer.Option(help="Feeds that `refdiff calibrate` recorded; recorded now if left out.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of scenes each block is measured on.")] = 32,
     variant: Variant = "edge",
-    ranges: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "percentile",
+    ranges: Annotated[str, choice("minmax, percentile or entropy.")] = "percentile",
     picture: Annotated[Path | None, typer.Option(help="Also draw the costs, as a PNG.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -58,7 +47,7 @@ def sensitivity(
     print_answer(report.to_json(), lambda: sensitivity_table(report), as_json=as_json)
 
 
-@app.command()
+@verb()
 def audit(
     bundle: BundleName,
     output: Annotated[
@@ -66,9 +55,7 @@ def audit(
     ] = None,
     recipe: RecipeFile = None,
     half: Half = "fp16",
-    graph: Annotated[
-        list[str] | None, typer.Option(help="A graph to audit; repeatable, all if left out.")
-    ] = None,
+    graph: Annotated[list[str] | None, choice("A graph to audit; repeatable, all if left out.")] = None,
     feeds: Feeds = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -100,14 +87,13 @@ def audit(
     document = {**report.to_json(), "recipe": None if written is None else str(written)}
     print_answer(document, lambda: audit_table(report, written), as_json=as_json)
     if not report.passed:
-        note(f"error: no recipe was written: {report.failure}")
-        raise typer.Exit(1)
+        end(f"no recipe was written: {report.failure}", 1)
 
 
-@app.command()
+@verb()
 def bisect(
     bundle: BundleName,
-    graph: Annotated[str, typer.Option(help="The graph to search.")],
+    graph: Annotated[str, choice("The graph to search.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The recipe's file; BUNDLE-GRAPH-recipe.json if left out."),

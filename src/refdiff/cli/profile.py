@@ -7,23 +7,11 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import (
-    Backend,
-    Json,
-    Memory,
-    Mode,
-    Overwrite,
-    Threads,
-    Variant,
-    app,
-    note,
-    note_backend,
-    print_answer,
-    working,
-)
+from refdiff.cli.app import Backend, Json, Memory, Mode, Overwrite, Threads, Variant, verb
+from refdiff.cli.terminal import end, note, note_backend, print_answer, working
 
 
-@app.command()
+@verb()
 def profile(
     bundle: Annotated[
         str | None, typer.Argument(metavar="[BUNDLE]", help='The bundle\'s folder, or "mini".')
@@ -121,5 +109,4 @@ def _compare(records: tuple[Path, Path], bundle: str | None, *, allow_different:
     try:
         compared.require()
     except GateError as error:
-        note(f"error: {error}")
-        raise typer.Exit(error.exit_code) from error
+        end(str(error), error.exit_code)

@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.cli.app import (
-    Backend,
-    BundleName,
-    Json,
-    Memory,
-    Mode,
-    Overwrite,
-    Threads,
-    Variant,
-    app,
-    note,
-    note_backend,
-    print_answer,
-    working,
-)
+from refdiff.cli.app import Backend, BundleName, Json, Memory, Mode, Overwrite, Threads, Variant, choice, verb
+from refdiff.cli.terminal import end, note_backend, print_answer, working
 
 if TYPE_CHECKING:
     from refdiff.contracts.options import BackendOptions, RunOptions
@@ -30,7 +17,7 @@ SOME_FAILED = 2
 """Exit code of a run that reported images that cannot be used: bad input, as for a single image."""
 
 
-@app.command()
+@verb()
 def segment(
     bundle: BundleName,
     image: Annotated[Path, typer.Argument(help="A still image, or a folder of them.")],
@@ -63,9 +50,7 @@ def segment(
     variant: Variant = "edge",
     mode: Mode = "full",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the diffusion branch's noise.")] = 0,
-    reader: Annotated[
-        str, typer.Option(help="How to find the head word: rules, or spacy if installed.")
-    ] = "rules",
+    reader: Annotated[str, choice("How to find the head word: rules, or spacy if installed.")] = "rules",
     threads: Threads = None,
     memory: Memory = None,
     allow_random_weights: Annotated[
@@ -116,8 +101,7 @@ def segment(
     if result.failures:
         first, *others = result.failures.values()
         more = f" (and {len(others)} images more)" if others else ""
-        note(f"error: {first}{more}")
-        raise typer.Exit(SOME_FAILED)
+        end(f"{first}{more}", SOME_FAILED)
 
 
 def _one(

@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.cli.app import (
-    Backend,
-    BundleName,
-    Json,
-    Mode,
-    Threads,
-    Variant,
-    app,
-    note,
-    note_backend,
-    print_answer,
-    working,
-)
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Threads, Variant, verb
+from refdiff.cli.terminal import end, note_backend, print_answer, working
 from refdiff.reports import Column, Section, Table, numeric, size_text
 
 if TYPE_CHECKING:
@@ -31,7 +20,7 @@ if TYPE_CHECKING:
     from refdiff.contracts.inspection import Inspection
 
 
-@app.command()
+@verb()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path("demo-out"),
     bundle: Annotated[str, typer.Option(help="A bundle of the miniature.")] = "mini",
@@ -59,7 +48,7 @@ def demo(
     print_answer(report.to_json(), lambda: demo_table(report), as_json=as_json)
 
 
-@app.command()
+@verb()
 def fetch(
     model: Annotated[
         str, typer.Argument(help="refdiff, refdiff-vitb, or owner/name or owner/name/file on the hub.")
@@ -94,11 +83,10 @@ def fetch(
             report = fetch.download(report, progress)
     print_answer(report.to_json(), lambda: fetch.fetch_section(report), as_json=as_json)
     if report.problem is not None:
-        note(f"error: {report.problem}")
-        raise typer.Exit(3)
+        end(report.problem, 3)
 
 
-@app.command()
+@verb()
 def inspect(bundle: BundleName, as_json: Json = False) -> None:
     """Show the contents of a bundle, after verifying every file in it."""
     from refdiff.contracts.inspection import inspect as inspect_bundle
@@ -148,7 +136,7 @@ def _tensors(tensors: Sequence[TensorSpec]) -> str:
 _ENVIRONMENT = 3
 
 
-@app.command()
+@verb()
 def doctor(
     bundle: Annotated[
         str | None,
@@ -168,5 +156,4 @@ def doctor(
         report = doctor.doctor(bundle, progress=progress)
     print_answer(report.to_json(), lambda: doctor.doctor_table(report), as_json=as_json)
     if not report.passed:
-        note(f"error: {report.verdict.found}")
-        raise typer.Exit(_ENVIRONMENT)
+        end(report.verdict.found, _ENVIRONMENT)

@@ -7,6 +7,7 @@ the disk and renamed. A killed writer leaves a draft behind, never half a file.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from refdiff.errors import InputError
+
+_LOGGER = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 
@@ -134,6 +137,7 @@ def write_files(files: Mapping[Path, bytes], *, overwrite: bool = False) -> None
                 sync(drafts[path])
         moved_aside = [_place_file(drafts[path], path, undo) for path in files]
         undo.pop_all()
+    _LOGGER.info("wrote %s", ", ".join(map(str, files)))
     for aside in moved_aside:
         if aside is not None:
             aside.unlink(missing_ok=True)

@@ -13,6 +13,8 @@ In: a path. Out: a `Bundle`; every file it lists is inside the folder and is wha
 
 from __future__ import annotations
 
+import logging
+import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +53,8 @@ __all__ = [
     "read_manifest",
     "write_bundle",
 ]
+
+_LOGGER = logging.getLogger(__name__)
 
 Verify = Literal["hash", "size"]
 GoldenTensors = dict[str, tuple[dict[str, Array], dict[str, Array]]]
@@ -140,11 +144,16 @@ def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:
     Raises:
         BundleError: the bundle is missing, damaged, newer than this refdiff, or leaves its folder.
     """
-    folder = Path(path)
+    folder, begin = Path(path), time.perf_counter()
     manifest = read_manifest(folder)
     root = folder.resolve()
     for name, record in manifest.files.items():
         _check_file(root, name, record, verify)
+    _LOGGER.info(
+        "opened bundle %s: %s, %s, %d files checked by %s in %.0f ms",
+        *(folder, manifest.spec.name, manifest.precision, len(manifest.files), verify),
+        1e3 * (time.perf_counter() - begin),
+    )
     return Bundle(path=folder, manifest=manifest)
 
 

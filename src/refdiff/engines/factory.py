@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,8 @@ from refdiff.errors import BundleError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from refdiff.engines.ort import CheckSession
+
+_LOGGER = logging.getLogger(__name__)
 
 Backend = Literal["auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rounded", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -74,6 +78,7 @@ class OrtSessions:
                 raise BundleError(
                     f"{path} is of graph {name!r}, which this refdiff does not know; upgrade refdiff"
                 )
+            begin = time.perf_counter()
             session: Session = self._module.OrtSession(
                 path,
                 self._contract[name],
@@ -83,6 +88,7 @@ class OrtSessions:
                 measure=self._measure,
             )
             self._open[name] = session
+            _LOGGER.debug("loaded %s in %.0f ms", path, 1e3 * (time.perf_counter() - begin))
         return self._open[name]
 
     def close(self) -> None:
