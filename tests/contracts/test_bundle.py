@@ -24,6 +24,7 @@ from refdiff.contracts.bundle import (
     write_bundle,
 )
 from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.manifest import manifest_sha256
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import BundleError, InputError
 
@@ -80,7 +81,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
     change(document)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps({**document, "sha256": manifest_sha256(document)}))
 
 
 def test_a_bundle_gives_back_what_was_written(bundle: Path) -> None:
@@ -173,14 +174,14 @@ def test_a_newer_format_names_the_version_to_upgrade_to(bundle: Path) -> None:
     newer = {"format_version": FORMAT_VERSION + 1, "refdiff_version": "9.1"}
     edit(bundle, lambda d: (d.clear(), d.update(newer)))  # whatever else a newer format has
     with pytest.raises(
-        BundleError, match=r"format 5, written by refdiff 9\.1; .* reads format 4; .* 'refdiff>=9\.1'"
+        BundleError, match=r"format 6, written by refdiff 9\.1; .* reads format 5; .* 'refdiff>=9\.1'"
     ):
         open_bundle(bundle)
 
 
 def test_an_older_format_is_to_be_exported_again(bundle: Path) -> None:
     edit(bundle, lambda d: d.update(format_version=3, refdiff_version="0.1"))
-    said = r"manifest\.json has bundle format 3, written by refdiff 0\.1; .* reads format 4; export again"
+    said = r"manifest\.json has bundle format 3, written by refdiff 0\.1; .* reads format 5; export again"
     with pytest.raises(BundleError, match=said):
         open_bundle(bundle)
 
@@ -256,7 +257,7 @@ def test_a_linked_folder_inside_that_leaves_is_refused(bundle: Path) -> None:
     (bundle.parent / "elsewhere").mkdir()
     (bundle.parent / "elsewhere" / "file").write_bytes(b"x")
     (bundle / "sub").symlink_to(bundle.parent / "elsewhere")
-    edit(bundle, lambda d: d["files"].update({"sub/file": {"sha256": "0", "size_bytes": 1}}))
+    edit(bundle, lambda d: d["files"].update({"sub/file": {"sha256": "0" * 64, "size_bytes": 1}}))
     with pytest.raises(BundleError, match="outside the bundle"):
         open_bundle(bundle)
 
@@ -316,7 +317,7 @@ def test_a_killed_writer_leaves_nothing_that_loads(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".b.")
-    with pytest.raises(BundleError, match=r"no manifest\.json"):
+    with pytest.raises(BundleError, match="what an interrupted export left behind"):
         open_bundle(left)
 
 
@@ -439,3 +440,69 @@ def test_another_files_error_in_the_block_stays_what_it_is(tmp_path: Path) -> No
         raise FileNotFoundError(errno.ENOENT, "No such file", elsewhere)
     with pytest.raises(PermissionError), write_bundle(tmp_path / "b"):
         raise PermissionError(errno.EACCES, "Permission denied", elsewhere)
+
+
+def test_a_flipped_bit_in_the_manifest_is_refused(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    text = path.read_text()
+    assert "123.675" in text
+    path.write_text(text.replace("123.675", "523.675"))
+    with pytest.raises(BundleError, match=r"manifest\.json was changed: got sha256"):
+        open_bundle(bundle, verify="size")
+
+
+@pytest.mark.parametrize("name", ["sd_text.onnx.data", "manifest.json", "tokenizer.json"])
+def test_a_fifo_in_the_place_of_a_file_is_refused_without_waiting(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    with pytest.raises(BundleError, match=r"is not a regular file|not a bundle"):
+        open_bundle(bundle)
+
+
+def _weights(location: str, offset: int = 0) -> bytes:
+    """A graph of one initializer whose values lie elsewhere."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    entries = (("location", location), ("offset", str(offset)), ("length", "7"))
+    external = b"".join(field(13, field(1, key.encode()) + field(2, text.encode())) for key, text in entries)
+    return field(7, field(5, external))
+
+
+def _bundle_of(folder: Path, graph: bytes) -> Path:
+    with write_bundle(folder) as writer:
+        graphs = fill(writer).graphs
+        (writer.path / "sd_text.onnx").write_bytes(graph)
+        (writer.path / "other.data").write_bytes(b"unhashed by the graph")
+        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=graphs)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "location", ["../secret", "/etc/passwd", "other.data", "sub/../sd_text.onnx.data", "*/_ORT_MEM_ADDR_/*"]
+)
+def test_weights_outside_the_graph_s_listed_files_are_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    folder = _bundle_of(tmp_path / "b", _weights(location))
+    with pytest.raises(BundleError, match="which the manifest does not list for it; do not use this bundle"):
+        open_bundle(folder, verify="size")
+
+
+def test_weights_in_the_graph_s_listed_file_are_accepted(tmp_path: Path) -> None:
+    assert open_bundle(_bundle_of(tmp_path / "b", _weights("sd_text.onnx.data"))).spec == SPEC
+
+
+def test_weights_beyond_the_end_of_their_file_are_refused(tmp_path: Path) -> None:
+    folder = _bundle_of(tmp_path / "b", _weights("sd_text.onnx.data", offset=1))
+    with pytest.raises(BundleError, match=r"reads 1 \+ 7 bytes of sd_text\.onnx\.data, which has 7"):
+        open_bundle(folder)
+
+
+def test_a_tokenizer_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    with write_bundle(tmp_path / "b") as writer:
+        graphs = fill(writer).graphs
+        (writer.path / "tokenizer.json").write_bytes(b"\xff\xfe{}")
+        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=graphs)
+    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
+        open_bundle(tmp_path / "b").tokenizer_json()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.contracts.atomic_io import hash_file
+from refdiff.contracts.manifest import manifest_sha256
 
 
 def copy_of(bundle: Path, target: Path) -> Path:
@@ -20,11 +21,11 @@ def copy_of(bundle: Path, target: Path) -> Path:
 
 
 def edit_manifest(bundle: Path, change: Callable[[Any], None]) -> None:
-    """Change the manifest's document in place."""
+    """Change the manifest's document in place, and its own hash with it: what an attacker would do."""
     path = bundle / "manifest.json"
     document = json.loads(path.read_text())
     change(document)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps({**document, "sha256": manifest_sha256(document)}))
 
 
 def rehash(bundle: Path, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
 from refdiff.contracts.bundle import Bundle, GraphRecord, write_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
-from refdiff.contracts.manifest import GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
+from refdiff.contracts.manifest import ANSWER_NAME, GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.parity import Parity, measure_parity, select_recorded
 from refdiff.contracts.progress import Progress
@@ -93,7 +93,7 @@ def write_converted_bundle(
             )
             allowed = tolerances(written[name].recipe.precision, name).error
             progress(_describe(name, written[name], asked=precision, allowed=allowed))
-        for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME):
+        for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME, ANSWER_NAME):
             shutil.copyfile(source.path / name, writer.path / name)
         kept = {each.recipe.precision for each in written.values()}
         final = dataclasses.replace(recipe, graphs={name: written[name].recipe for name in recipe.graphs})

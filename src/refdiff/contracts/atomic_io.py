@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from refdiff.contracts.plain_file import open_plain
 from refdiff.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,9 +31,13 @@ _LOCK_POLL_SECONDS = 0.2
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a regular file, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -6,6 +6,7 @@
     clip_positions.npy    [grid*grid, width] float32: CLIP's patch positions, without the class row
     golden.npz            <graph>/in/<name> and <graph>/out/<name>: a self-test without torch; an array that
                           occurs again is stored as the name of its first occurrence
+    golden_answer.npz     an image, a phrase and the answer that the bundle gave when it was written
     engines/              this device's TensorRT plans, not part of the manifest
 
 In: a path. Out: a `Bundle`; every file it lists is inside the folder and is what the exporter wrote.
@@ -15,18 +16,20 @@ from __future__ import annotations
 
 import logging
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
-from refdiff.contracts.atomic_io import hash_file
+from refdiff.contracts.atomic_io import hash_file, is_draft
 from refdiff.contracts.bundle_writer import BundleWriter, write_bundle
+from refdiff.contracts.external_data import find_external_data
+from refdiff.contracts.golden_answer import GoldenAnswer
 from refdiff.contracts.json_fields import read_json
 from refdiff.contracts.manifest import (
+    ANSWER_NAME,
     FORMAT_VERSION,
     GOLDEN_NAME,
     MANIFEST_NAME,
@@ -36,6 +39,7 @@ from refdiff.contracts.manifest import (
     GraphRecord,
     Manifest,
 )
+from refdiff.contracts.plain_file import read_archive, read_array, read_plain
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError
@@ -87,19 +91,25 @@ class Bundle:
 
     def tokenizer_json(self) -> str:
         """Return CLIP's byte-pair encoding in the `tokenizers` library's format."""
-        return self._listed(TOKENIZER_NAME).read_text(encoding="utf-8")
+        path = self._listed(TOKENIZER_NAME)
+        try:
+            return read_plain(path).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} is not a tokenizer ({error}); export again") from error
 
     def clip_positions(self) -> Float:
         """Return CLIP's patch positions, [grid*grid, width] float32."""
         path, clip = self._listed(POSITIONS_NAME), self.spec.clip
         try:
-            table = np.load(path, allow_pickle=False)
+            table = read_array(read_plain(path))
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} is not a numpy array file ({error}); export again") from error
         expected = (clip.grid**2, clip.width)
-        if not isinstance(table, np.ndarray) or table.dtype != np.float32 or table.shape != expected:
-            got = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else "an archive"
+        if table.dtype != np.float32 or table.shape != expected:
+            got = f"{table.dtype} {table.shape}"
             raise BundleError(f"{path}: got {got}, expected float32 {expected}; export again")
+        if not np.isfinite(table).all():
+            raise BundleError(f"{path} holds values that are not finite; export again")
         return table
 
     def golden(self) -> GoldenTensors:
@@ -111,14 +121,26 @@ class Bundle:
         path = self._listed(GOLDEN_NAME)
         tensors: GoldenTensors = {}
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                for key in archive.files:
-                    graph, side, name = key.split("/")
-                    array = _golden_array(archive, key)
-                    tensors.setdefault(graph, ({}, {}))[("in", "out").index(side)][name] = array
-        except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            arrays = read_archive(path)
+            for key in arrays:
+                graph, side, name = key.split("/")
+                array = _golden_array(arrays, key)
+                tensors.setdefault(graph, ({}, {}))[("in", "out").index(side)][name] = array
+        except (KeyError, OSError, ValueError) as error:
             raise BundleError(f"{path} is not a golden record ({error}); export again") from error
         return tensors
+
+    def golden_answer(self) -> GoldenAnswer:
+        """Return the recorded answer.
+
+        Raises:
+            BundleError: the record is missing or unreadable.
+        """
+        path = self._listed(ANSWER_NAME)
+        try:
+            return GoldenAnswer.from_arrays(read_archive(path))
+        except (KeyError, OSError, ValueError) as error:
+            raise BundleError(f"{path} is not a golden answer ({error}); export again") from error
 
     def _listed(self, name: str) -> Path:
         if name not in self.manifest.files:
@@ -131,6 +153,8 @@ def _golden_array(archive: Mapping[str, Array], key: str) -> Array:
     array = archive[key]
     if array.dtype.kind == "U":
         array = archive[str(array)]
+    if array.dtype.kind == "U":
+        raise ValueError(f"{key} names no array")
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
@@ -149,6 +173,8 @@ def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:
     root = folder.resolve()
     for name, record in manifest.files.items():
         _check_file(root, name, record, verify)
+    for graph_record in manifest.graphs.values():
+        _check_external_data(root, graph_record, manifest.files)
     _LOGGER.info(
         "opened bundle %s: %s, %s, %d files checked by %s in %.0f ms",
         *(folder, manifest.spec.name, manifest.precision, len(manifest.files), verify),
@@ -167,6 +193,8 @@ def read_manifest(folder: Path) -> Manifest:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise BundleError(f"bundle {folder} {what}; make one with: refdiff export")
     path = folder / MANIFEST_NAME
+    if is_draft(folder.resolve().name):
+        raise BundleError(f"{folder} is what an interrupted export left behind, not a bundle; export again")
     if not path.is_file():
         raise BundleError(
             f"{folder} has no {MANIFEST_NAME}: not a bundle, or a half-written one; export again"
@@ -186,14 +214,44 @@ def _check_inside(root: Path, name: str) -> Path:
 def _check_file(root: Path, name: str, record: FileRecord, verify: Verify) -> None:
     path = _check_inside(root, name)
     if not path.is_file():
-        raise BundleError(f"{root / name} is missing; copy or export the bundle again")
+        what = "is not a regular file" if path.exists() else "is missing"
+        raise BundleError(f"{root / name} {what}; copy or export the bundle again")
     size = path.stat().st_size
     if size != record.size_bytes:
         raise BundleError(
             f"{root / name}: got {size} bytes, expected {record.size_bytes}; copy or export the bundle again"
         )
-    if verify == "hash" and (got := hash_file(path)) != record.sha256:
+    if verify != "hash":
+        return
+    try:
+        got = hash_file(path)
+    except OSError as error:
+        raise BundleError(f"{root / name} cannot be read ({error}); copy or export it again") from error
+    if got != record.sha256:
         raise BundleError(
             f"{root / name} was changed: got sha256 {got[:12]}…, expected {record.sha256[:12]}…; "
             "copy or export the bundle again"
         )
+
+
+def _check_external_data(root: Path, graph: GraphRecord, files: Mapping[str, FileRecord]) -> None:
+    """Refuse a graph whose weights lie outside the files that the manifest lists for it."""
+    path = root / graph.files[0]
+    listed = {PurePosixPath(name) for name in graph.files[1:]}
+    try:
+        found = find_external_data(read_plain(path))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is not a graph that can be read ({error}); export again") from error
+    for each in found:
+        name = PurePosixPath(graph.files[0]).parent / each.location
+        if name not in listed:
+            raise BundleError(
+                f"{path} reads its weights from {each.location!r}, which the manifest does not list for it; "
+                "do not use this bundle"
+            )
+        size = files[str(name)].size_bytes
+        if each.offset + (each.length or 0) > size:
+            raise BundleError(
+                f"{path} reads {each.offset} + {each.length} bytes of {each.location}, which has {size}; "
+                "export again"
+            )

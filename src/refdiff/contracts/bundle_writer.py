@@ -25,7 +25,9 @@ from refdiff.contracts.atomic_io import (
     sync,
     write_file,
 )
+from refdiff.contracts.golden_answer import GoldenAnswer
 from refdiff.contracts.manifest import (
+    ANSWER_NAME,
     ENGINES_NAME,
     GOLDEN_NAME,
     MANIFEST_NAME,
@@ -89,6 +91,10 @@ class BundleWriter:
         arrays = _store_once(arrays)
         # numpy types savez's keywords as arrays or its own flag; a key with a slash is never that flag.
         np.savez_compressed(self.path / GOLDEN_NAME, **arrays)  # type: ignore[arg-type,unused-ignore]
+
+    def write_golden_answer(self, answer: GoldenAnswer) -> None:
+        """Store an image, a phrase and the answer to it."""
+        np.savez_compressed(self.path / ANSWER_NAME, **answer.to_arrays())  # type: ignore[arg-type,unused-ignore]
 
     def describe(
         self,

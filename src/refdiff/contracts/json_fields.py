@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from refdiff.contracts.plain_file import read_plain
 from refdiff.errors import RefdiffError
 
 
@@ -21,7 +23,7 @@ def read_json(path: Path, error: type[RefdiffError], advice: str) -> Any:
         RefdiffError: of type `error`; the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_plain(path).decode("utf-8"))
     except (OSError, RecursionError, ValueError) as cause:
         raise error(f"{path} is not readable JSON ({cause}); {advice}") from cause
 
@@ -40,6 +42,22 @@ def as_text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}, expected text")
     return value
+
+
+def as_plain_text(value: object, name: str) -> str:
+    """Return `value` if it is a short string without control characters.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST_TEXT:
+        got = repr(value)
+        got = got if len(got) <= _LONGEST_TEXT else f"{got[:40]}…"
+        raise TypeError(f"{name} is {got}, expected text of at most {_LONGEST_TEXT} printable characters")
+    return value
+
+
+_LONGEST_TEXT = 300
 
 
 def as_whole(value: object, name: str, *, least: int | None = None) -> int:
@@ -61,7 +79,13 @@ def as_number(value: object, name: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}, expected a number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise TypeError(f"{name} is {number}, expected a finite number")
+    return number
 
 
 def as_list(value: object, name: str) -> list[Any]:

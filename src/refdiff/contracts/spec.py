@@ -8,8 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from refdiff.contracts.json_fields import (
+    as_list,
+    as_number,
+    as_plain_text,
+    as_table,
+    as_whole,
+    missing_or_wrong,
+)
 from refdiff.errors import InputError
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -119,20 +127,100 @@ class ModelSpec:
         """Read what `to_json` wrote.
 
         Raises:
-            InputError: a field is missing or unknown.
+            InputError: a field is missing, unknown, of another kind or out of range, or sizes contradict each
+                other.
         """
         try:
-            fields = dict(document)
-            return cls(
-                diffusion=_part(DiffusionSpec, fields.pop("diffusion")),
-                sam=_part(SamSpec, fields.pop("sam")),
-                clip=_part(ClipSpec, fields.pop("clip")),
-                **fields,
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"model spec has a missing or unknown field: {error}") from error
+            values = _read_fields(cls, document, "spec")
+            spec = cls(**values)
+            _check_sizes(spec)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(missing_or_wrong(error)) from error
+        return spec
 
 
-def _part(kind: Any, document: Mapping[str, Any]) -> Any:
-    """Build one dataclass, with JSON's lists turned back into tuples."""
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+def _read_fields(kind: Any, document: object, where: str) -> dict[str, Any]:
+    """Return all fields of one dataclass; no default stands in for a field that the document lacks."""
+    given = as_table(document, where)
+    known = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{where}.{name} is unknown, expected only: {', '.join(known)}")
+    for name in known:
+        if name not in given:
+            raise KeyError(f"{where}.{name}")
+    return {name: _read_field(f"{where}.{name}", known[name], given[name]) for name in known}
+
+
+def _read_field(where: str, kind: str, value: object) -> Any:
+    if kind in _PARTS:
+        return _PARTS[kind](**_read_fields(_PARTS[kind], value, where))
+    if kind in _CHOICES:
+        if value not in _CHOICES[kind]:
+            raise ValueError(f"{where} is {value!r}, expected one of {', '.join(_CHOICES[kind])}")
+        return value
+    if kind == "tuple[str, ...]":
+        names = tuple(as_plain_text(each, where) for each in as_list(value, where))
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"{where} is {value!r}, expected one or more names, each once")
+        return names
+    if kind.startswith("tuple[float"):
+        numbers = as_list(value, where)
+        if len(numbers) != kind.count("float"):
+            raise ValueError(f"{where} is {value!r}, expected {kind.count('float')} numbers")
+        return tuple(_in_range(each, where, whole=False) for each in numbers)
+    return as_plain_text(value, where) if kind == "str" else _in_range(value, where, whole=kind == "int")
+
+
+def _in_range(value: Any, where: str, *, whole: bool) -> Any:
+    number = as_whole(value, where) if whole else as_number(value, where)
+    low, high = _RANGES.get(where.removeprefix("spec."), _SIZES)
+    if not low <= number <= high:
+        raise ValueError(f"{where} is {value!r}, expected {low:g} to {high:g}")
+    return value
+
+
+_PARTS: Mapping[str, Any] = {each.__name__: each for each in (DiffusionSpec, SamSpec, ClipSpec)}
+_CHOICES = {"Prediction": get_args(Prediction), "Padding": get_args(Padding)}
+_SIZES = (1, 1 << 16)
+_SHARE = (0.0, 1.0)
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "context_length": (3, 4096),
+    "diffusion.scaling_factor": (1e-3, 1e2),
+    "diffusion.beta_start": (1e-6, 0.5),
+    "diffusion.beta_end": (1e-6, 0.5),
+    "diffusion.train_timesteps": (102, 100_000),
+    "sam.pixel_mean": (0.0, 255.0),
+    "sam.pixel_std": (1.0, 255.0),
+    "sam.points_per_side": (1, 256),
+    "sam.pred_iou_threshold": _SHARE,
+    "sam.stability_threshold": _SHARE,
+    "sam.edge_points_per_side": (1, 256),
+    "sam.edge_pred_iou_threshold": _SHARE,
+    "sam.edge_stability_threshold": _SHARE,
+    "clip.pixel_mean": _SHARE,
+    "clip.pixel_std": (0.01, 1.0),
+}
+"""Field -> its least and largest plausible value, where that is not a size of `_SIZES`. SAM's means are of
+values 0..255, CLIP's of values 0..1; `official` reads level 101 of the noise schedule."""
+
+
+def _check_sizes(spec: ModelSpec) -> None:
+    """Refuse sizes that contradict each other; the graphs' shapes are compared by the manifest."""
+    wholes = (
+        ("diffusion.image_size", spec.diffusion.image_size, "vae_factor", spec.diffusion.vae_factor),
+        ("sam.image_size", spec.sam.image_size, "embed_size", spec.sam.embed_size),
+        ("clip.image_size", spec.clip.image_size, "patch_size", spec.clip.patch_size),
+    )
+    for name, size, divisor, part in wholes:
+        if size % part:
+            raise ValueError(f"spec.{name} is {size}, expected a multiple of its {divisor}, {part}")
+    diffusion = spec.diffusion
+    if diffusion.tap_size > diffusion.latent_size:
+        raise ValueError(
+            f"spec.diffusion.tap_size is {diffusion.tap_size}, expected at most {diffusion.latent_size}"
+        )
+    if diffusion.beta_start > diffusion.beta_end:
+        raise ValueError(
+            f"spec.diffusion.beta_start is {diffusion.beta_start}, expected at most {diffusion.beta_end}"
+        )

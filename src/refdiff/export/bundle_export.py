@@ -21,6 +21,7 @@ from refdiff.contracts.parity import Parity
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
+from refdiff.export.answer import record_answer
 from refdiff.export.onnx_export import data_name, export_graph
 from refdiff.export.pipeline_feeds import STAGES, PipelineFeeds, Stage
 from refdiff.export.torch_records import Record, Recorder, check_graph, error_limit
@@ -67,12 +68,18 @@ def export_bundle(
         for stage in STAGES:
             progress(f"{stage.name}: loading, and running the pipeline in torch")
             if stage.name == "clip":
-                writer.write_clip_positions(clip_positions(stack))
+                positions = clip_positions(stack)
+                writer.write_clip_positions(positions)
             records = _record_stage(stack, stage, feeds)
             golden |= {name: min(runs, key=lambda run: run.size_bytes) for name, runs in records.items()}
             measured |= _export_stage(stack, stage, writer.path, records, progress)
         writer.write_golden({name: _golden_tensors(graph, golden[name]) for name, graph in contract.items()})
         writer.write_tokenizer(stack.tokenizer_json)
+        progress("recording the golden answer")
+        answer = record_answer(
+            writer.path, stack.spec, tokenizer_json=stack.tokenizer_json, positions=positions
+        )
+        writer.write_golden_answer(answer)
         progress("hashing")
         return writer.describe(
             spec=stack.spec,
