@@ -78,6 +78,14 @@ def no_clock() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Record plans that tests build in a folder of the run, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(request: pytest.FixtureRequest) -> Path:
     """A real bundle of the tiny stack; read it, copy it, do not change it."""

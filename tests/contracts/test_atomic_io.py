@@ -5,10 +5,14 @@ import pytest
 
 from refdiff.contracts.atomic_io import (
     draft_path,
+    exchange_names,
     is_draft,
     lock_file,
     open_draft,
+    open_draft_folder,
+    place_folder,
     report_write_errors,
+    sweep_drafts,
     write_file,
     write_files,
 )
@@ -89,6 +93,69 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path):
     write_file(target, b"new")
     assert target.read_bytes() == b"new"
     assert names(tmp_path) == ["a.json"]
+
+
+def folder_of(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "text").write_text(text)
+    return path
+
+
+def killed(target: Path, *steps: str) -> str:
+    """What a killed writer of a folder leaves; the name of its lock."""
+    stem = draft_path(target).with_suffix("")
+    for step in steps:
+        folder_of(stem.with_suffix(stem.suffix + step), step)
+    lock = stem.with_suffix(stem.suffix + ".lock")
+    lock.touch()
+    return lock.name
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_is_replaced_whole(tmp_path: Path, can_exchange: bool):
+    target = folder_of(tmp_path / "b", "old")
+    with open_draft_folder(target) as draft:
+        (draft / "text").write_text("new")
+        place_folder(draft, target, exchange=exchange_names if can_exchange else lambda one, other: False)
+    assert (target / "text").read_text() == "new"
+    assert names(tmp_path) == ["b"]
+
+
+def test_a_last_rename_that_fails_brings_the_old_folder_back(tmp_path: Path):
+    target = folder_of(tmp_path / "b", "old")
+    with pytest.raises(FileNotFoundError), open_draft_folder(target) as draft:
+        draft.rmdir()
+        place_folder(draft, target, exchange=lambda one, other: False)
+    assert (target / "text").read_text() == "old"
+    assert names(tmp_path) == ["b"]
+
+
+def test_the_next_writer_deletes_what_a_killed_one_left(tmp_path: Path):
+    killed(tmp_path / "a", ".partial")
+    killed(tmp_path / "b", ".partial", ".replaced")
+    folder_of(tmp_path / "b", "new")
+    with open_draft_folder(tmp_path / "c"):
+        pass
+    assert names(tmp_path) == ["b"]
+    assert (tmp_path / "b" / "text").read_text() == "new"
+
+
+def test_a_folder_that_was_moved_aside_comes_back_if_its_writer_was_killed(tmp_path: Path):
+    killed(tmp_path / "b.v1", ".partial", ".replaced")
+    sweep_drafts(tmp_path)
+    assert names(tmp_path) == ["b.v1"]
+    assert (tmp_path / "b.v1" / "text").read_text() == ".replaced"
+
+
+def test_a_draft_in_use_and_folders_of_others_are_not_deleted(tmp_path: Path):
+    folder_of(tmp_path / ".b.0123456789ab.partial", "no lock file, so not ours")
+    (tmp_path / ".b.lock").touch()
+    with open_draft_folder(tmp_path / "b") as draft:
+        before = names(tmp_path)
+        sweep_drafts(tmp_path)
+        assert names(tmp_path) == before
+        assert draft.is_dir()
+    assert names(tmp_path) == [".b.0123456789ab.partial", ".b.lock"]
 
 
 def test_only_names_made_here_are_drafts(tmp_path: Path):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.contracts.atomic_io import exchange_names, open_draft_folder, place_folder
 from refdiff.contracts.bundle import (
     FORMAT_VERSION,
     BundleWriter,
@@ -315,10 +317,13 @@ def test_a_killed_writer_leaves_nothing_that_loads(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "b").exists()
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".b.")
+    left, lock = sorted(tmp_path.iterdir(), key=lambda path: path.suffix, reverse=True)
+    assert (left.name[:3], lock.name) == (".b.", left.with_suffix(".lock").name)
     with pytest.raises(BundleError, match="what an interrupted export left behind"):
         open_bundle(left)
+    with write_bundle(tmp_path / "other") as writer:
+        fill(writer)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_an_existing_target_needs_overwrite(bundle: Path) -> None:
@@ -344,23 +349,19 @@ def test_a_failed_overwrite_keeps_the_old_bundle(bundle: Path) -> None:
     assert list(bundle.parent.iterdir()) == [bundle]
 
 
-def test_a_failed_last_rename_brings_the_old_bundle_back(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename = Path.rename
+def test_a_bundle_is_replaced_without_a_moment_in_which_there_is_none(bundle: Path) -> None:
+    seen = []
 
-    def failing(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
-            raise OSError(errno.EIO, "I/O error", str(self))
-        return rename(self, target)
+    def watch(one: Path, other: Path) -> bool:
+        done = exchange_names(one, other)
+        seen.append((done, open_bundle(bundle).manifest.files["sd_text.onnx.data"].size_bytes))
+        return done
 
-    monkeypatch.setattr(Path, "rename", failing)
-    with (
-        pytest.raises(InputError, match="cannot write bundle"),
-        write_bundle(bundle, overwrite=True) as writer,
-    ):
-        fill(writer)
-    assert open_bundle(bundle).spec == SPEC
+    with open_draft_folder(bundle) as draft:
+        shutil.copytree(bundle, draft, dirs_exist_ok=True)
+        place_folder(draft, bundle, exchange=watch)
+    if sys.platform == "linux":
+        assert seen == [(True, 7)]
     assert list(bundle.parent.iterdir()) == [bundle]
 
 

@@ -117,8 +117,36 @@ def test_zero_threads_are_refused(sums: Path) -> None:
 
 def test_a_file_that_is_another_graph_is_refused(sums: Path) -> None:
     other = GraphSpec("sums", SUMS.inputs, SUMS.outputs[:1])
-    with pytest.raises(EngineError, match=r"sums\.onnx has inputs and outputs"):
+    with pytest.raises(EngineError, match=r"sums\.onnx has (inputs|outputs)"):
         OrtSession(sums, other)
+
+
+@pytest.mark.parametrize(
+    "tensor", [TensorSpec("left", "float32", ("b", 4)), TensorSpec("left", "int32", ("b", 3))]
+)
+def test_a_file_whose_sizes_or_types_are_not_the_contract_s_is_refused(
+    sums: Path, tensor: TensorSpec
+) -> None:
+    other = GraphSpec("sums", (tensor, SUMS.inputs[1]), SUMS.outputs)
+    with pytest.raises(EngineError, match=r"sums\.onnx has inputs .*, expected .*; export again"):
+        OrtSession(sums, other)
+
+
+@pytest.mark.parametrize("change", ["overwritten", "replaced", "deleted"])
+def test_a_bundle_that_changes_on_disk_after_it_was_loaded_is_not_run(bundle_path: Path, change: str) -> None:
+    sessions = factory.open_sessions(open_bundle(bundle_path), backend="ort-cpu", threads=1)
+    session = sessions.open("clip_text")
+    given = {"ids": np.ones((1, 4), np.int32), "end": np.ones(1, np.int32)}
+    np.testing.assert_array_equal(session.run(given)["vector"], [[1.0, 1.0]])
+    path = bundle_path / "clip_text.onnx"
+    content = path.read_bytes()
+    if change != "overwritten":
+        path.unlink()
+    if change != "deleted":
+        path.write_bytes(content)
+    with pytest.raises(EngineError, match=r"clip_text\.onnx changed on disk .*; load the bundle again"):
+        session.run(given)
+    sessions.close()
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
@@ -182,13 +210,15 @@ def bundle_path(tmp_path: Path) -> Path:
     graph = graph_contract(SPEC)["clip_text"]
     with write_bundle(tmp_path / "bundle") as writer:
         nodes = [
-            ("Cast", ["end"], ["cast"]),
-            ("Identity", ["cast"], ["vector"]),
+            ("Cast", ["ids"], ["cast"]),
+            ("Split", ["cast"], ["vector", "rest"]),
         ]
         model = writer.path / "clip_text.onnx"
         write_model(model, graph, nodes)
         proto = onnx.load(model)
         proto.graph.node[0].attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+        for attribute, value in (("axis", 1), ("num_outputs", 2)):
+            proto.graph.node[1].attribute.append(onnx.helper.make_attribute(attribute, value))
         onnx.save(proto, model)
         record = GraphRecord(
             files=("clip_text.onnx",), precision="fp32", inputs=graph.inputs, outputs=graph.outputs

@@ -27,6 +27,7 @@ from refdiff.engines.trt.metadata import (
 from refdiff.engines.trt.plans import find_plans
 from refdiff.engines.trt.sessions import TrtSessions
 from refdiff.engines.trt.shapes import shape_profiles
+from refdiff.engines.trt.trust import record_trust
 from tests.support.fake_cuda import FakeCuda
 from tests.support.fake_tensorrt import FakeTensorRT, plan_of
 
@@ -104,6 +105,7 @@ def write_plan(bundle: Bundle, name: str, *, activations: int = 1000, padding: i
         refdiff_version="0",
     )
     metadata_path(plan).write_text(metadata.to_text())
+    record_trust(metadata.plan_sha256)
     return plan
 
 

@@ -50,6 +50,10 @@ def build(
         bool, typer.Option("--fusion", help="Report whether each attention is fused, and why not.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Rebuild existing plans.")] = False,
+    trust_plans: Annotated[
+        bool,
+        typer.Option("--trust-plans", help="Accept plans that came with the bundle; a plan is code."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build TensorRT plans of a bundle's graphs; what was built from exactly the same is kept.
@@ -74,6 +78,7 @@ def build(
         strip_weights=strip_weights,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
+        trust_plans=trust_plans,
     )
     with working() as progress:
         report = build_plans(

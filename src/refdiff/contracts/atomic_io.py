@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all.
 
 Everything is written into a draft, a hidden sibling of its place (`.NAME.<12 hex digits>.partial`), forced to
-the disk and renamed. A killed writer leaves a draft behind, never half a file.
+the disk and renamed. A killed writer leaves a draft behind, never half a file; those of folders have a lock
+file (`.NAME.<12 hex digits>.lock`) and are deleted by the next writer.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +28,8 @@ _LOGGER = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.(partial|replaced)", re.DOTALL)
+
+_DRAFT_LOCK = re.compile(r"\..+\.[0-9a-f]{12}\.lock", re.DOTALL)
 
 _LOCK_POLL_SECONDS = 0.2
 
@@ -165,16 +169,94 @@ def _place_file(draft: Path, path: Path, undo: ExitStack) -> Path | None:
     return aside
 
 
-def place_folder(draft: Path, target: Path) -> None:
-    """Rename a finished folder to its place.
+@contextmanager
+def open_draft_folder(target: Path) -> Iterator[Path]:
+    """Make a folder to write into, next to `target`; what is left of it when the block ends is deleted.
 
-    A folder that is there steps aside first, comes back if the rename fails, and is deleted otherwise.
+    A lock file next to it says that it is in use. What killed processes left behind next to `target` is
+    deleted first, and a folder that one of them had moved aside comes back.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    sweep_drafts(target.parent)
+    draft = draft_path(target)
+    lock = _lock_of(draft)
+    with lock_file(lock, on_busy=lambda: None):
+        try:
+            draft.mkdir()
+            yield draft
+        finally:
+            _delete_draft(lock)
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Delete the drafts in a folder whose process has ended; anything without a lock file of ours stays."""
+    for lock in folder.glob(".*.lock"):
+        if _DRAFT_LOCK.fullmatch(lock.name) is None:
+            continue
+        with suppress(OSError, _InUseError), lock_file(lock, on_busy=_refuse):
+            _delete_draft(lock)
+
+
+class _InUseError(Exception):
+    """Another process holds the lock."""
+
+
+def _refuse() -> None:
+    raise _InUseError
+
+
+def _lock_of(draft: Path) -> Path:
+    return draft.with_suffix(".lock")
+
+
+def _delete_draft(lock: Path) -> None:
+    """Delete a draft folder and then its lock file; the caller holds the lock."""
+    aside, target = lock.with_suffix(".replaced"), lock.with_name(lock.name[1 : -len(".123456789abc.lock")])
+    if aside.is_dir() and not os.path.lexists(target):
+        aside.rename(target)
+    for left in (lock.with_suffix(".partial"), aside):
+        shutil.rmtree(left, ignore_errors=True)
+    if not any(os.path.lexists(lock.with_suffix(suffix)) for suffix in (".partial", ".replaced")):
+        lock.unlink(missing_ok=True)
+
+
+def exchange_names(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system cannot do that."""
+    if sys.platform != "linux":
+        return False
+    import ctypes  # late: only an overwriting export needs it
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # an older C library
+        return False
+    return bool(rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+_AT_CWD = -100
+_RENAME_EXCHANGE = 2
+"""Source: linux/fcntl.h and linux/fs.h."""
+
+
+def place_folder(
+    draft: Path, target: Path, *, exchange: Callable[[Path, Path], bool] = exchange_names
+) -> None:
+    """Rename a finished folder to its place; the caller deletes what is then left of the draft.
+
+    A folder that is there changes places with the draft. Where the system cannot exchange names, it steps
+    aside first, comes back if the rename fails, and is deleted otherwise; between the two renames the target
+    does not exist, and `sweep_drafts` repairs that.
 
     Raises:
         OSError: the disk refuses.
     """
     if not target.exists():
         draft.rename(target)
+        sync(target.parent)
+        return
+    if exchange(draft, target):
         sync(target.parent)
         return
     aside = draft.with_suffix(".replaced")

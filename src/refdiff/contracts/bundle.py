@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -39,10 +39,10 @@ from refdiff.contracts.manifest import (
     GraphRecord,
     Manifest,
 )
-from refdiff.contracts.plain_file import read_archive, read_array, read_plain
+from refdiff.contracts.plain_file import Stamp, file_stamp, read_archive, read_array, read_plain
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
-from refdiff.errors import BundleError
+from refdiff.errors import BundleError, EngineError
 
 __all__ = [
     "FORMAT_VERSION",
@@ -71,6 +71,8 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp | None] = field(default_factory=dict)
+    """File -> its stamp before it was verified."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -88,6 +90,18 @@ class Bundle:
             have = ", ".join(self.manifest.graphs)
             raise BundleError(f"{self.path} has no graph {name!r}, it has: {have}; export again")
         return self.path / record.files[0]
+
+    def check_unchanged(self, name: str) -> None:
+        """Refuse a graph whose files are not those that were verified: sessions map their weights.
+
+        Raises:
+            EngineError: a file was overwritten, replaced or deleted.
+        """
+        for file in self.manifest.graphs[name].files:
+            if file in self.stamps and file_stamp(self.path / file) != self.stamps[file]:
+                raise EngineError(
+                    f"{self.path / file} changed on disk after the bundle was loaded; load the bundle again"
+                )
 
     def tokenizer_json(self) -> str:
         """Return CLIP's byte-pair encoding in the `tokenizers` library's format."""
@@ -171,7 +185,9 @@ def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:
     folder, begin = Path(path), time.perf_counter()
     manifest = read_manifest(folder)
     root = folder.resolve()
+    stamps: dict[str, Stamp | None] = {}
     for name, record in manifest.files.items():
+        stamps[name] = file_stamp(root / name)
         _check_file(root, name, record, verify)
     for graph_record in manifest.graphs.values():
         _check_external_data(root, graph_record, manifest.files)
@@ -180,7 +196,7 @@ def open_bundle(path: Path | str, *, verify: Verify = "hash") -> Bundle:
         *(folder, manifest.spec.name, manifest.precision, len(manifest.files), verify),
         1e3 * (time.perf_counter() - begin),
     )
-    return Bundle(path=folder, manifest=manifest)
+    return Bundle(path=folder, manifest=manifest, stamps=stamps)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from refdiff.contracts.atomic_io import (
-    draft_path,
     hash_file,
+    open_draft_folder,
     place_folder,
     report_write_errors,
     sync,
@@ -135,22 +134,19 @@ def write_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Bundl
     """
     target = Path(path).absolute()
     check_bundle_target(target, overwrite=overwrite)
-    writer = BundleWriter(draft_path(target))
     try:
-        _make_folder(writer.path)
-        yield writer
-        _seal(writer)
-        check_bundle_target(
-            target, overwrite=overwrite
-        )  # it may have appeared while the graphs were exported
-        place_folder(writer.path, target)
+        _make_parents(target)
+        with open_draft_folder(target) as draft:
+            yield (writer := BundleWriter(draft))
+            _seal(writer)
+            # It may have appeared while the graphs were exported.
+            check_bundle_target(target, overwrite=overwrite)
+            place_folder(draft, target)
     except OSError as error:
-        if not _is_disk_fault(error, writer.path):
+        if not _is_disk_fault(error, target):
             raise
         with report_write_errors(f"bundle {target}", "free or choose another place"):
             raise
-    finally:
-        shutil.rmtree(writer.path, ignore_errors=True)
 
 
 def check_bundle_target(target: Path, *, overwrite: bool) -> None:
@@ -184,10 +180,9 @@ def _foreign_content(target: Path) -> str | None:
     return f"it also holds {others[0]!r}" if others else None
 
 
-def _make_folder(path: Path) -> None:
+def _make_parents(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()
     except FileExistsError as error:  # a file stands where a parent folder should be
         raise NotADirectoryError(errno.ENOTDIR, "a parent is not a folder", str(path)) from error
 
@@ -202,9 +197,9 @@ def _seal(writer: BundleWriter) -> None:
     sync(writer.path)
 
 
-def _is_disk_fault(error: OSError, folder: Path) -> bool:
+def _is_disk_fault(error: OSError, target: Path) -> bool:
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    ours = not names or any(name.startswith(str(folder.parent)) for name in names)
+    ours = not names or any(name.startswith(str(target.parent)) for name in names)
     return error.errno in _DISK_FAULTS and ours
 
 

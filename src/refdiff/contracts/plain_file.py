@@ -59,6 +59,19 @@ def read_plain(path: Path) -> bytes:
         return stream.read()
 
 
+Stamp = tuple[int, int, int, int]
+"""Size, time of the last change in ns, inode and device: another file or another content has another one."""
+
+
+def file_stamp(path: Path) -> Stamp | None:
+    """Return the stamp of a file, None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+
 def read_array(data: bytes) -> Array:
     """Read the content of a .npy file.
 

@@ -175,7 +175,8 @@ class _Builder:
         identity = self._identity(graph)
         files = plan_store.plan_files(self._plans, identity)
         with plan_store.locked(files, lambda: tell(f"{graph}: waiting for another build in {files.folder}")):
-            existing = None if force else plan_store.reusable(files, identity)
+            trust = self._options.trust_plans
+            existing = None if force else plan_store.reusable(files, identity, trust=trust)
             if existing is not None:
                 tell(f"{graph}: {files.plan} is there")
                 return BuiltGraph(plan=files.plan, metadata=existing, reused=True)

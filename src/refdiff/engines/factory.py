@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +87,7 @@ class OrtSessions:
                 threads=self._threads,
                 spinning=self._spinning,
                 measure=self._measure,
+                watch=partial(self._bundle.check_unchanged, name),
             )
             self._open[name] = session
             _LOGGER.debug("loaded %s in %.0f ms", path, 1e3 * (time.perf_counter() - begin))

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
-from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
 from refdiff.errors import EngineError, InputError
 
@@ -146,6 +146,10 @@ _SLOW_FUSIONS = ("SkipLayerNormFusion",)
 and 2.3 ms in two (1.32, the miniature, one thread)."""
 
 
+def _unwatched() -> None:
+    """Do nothing."""
+
+
 class OrtSession:
     """One ONNX graph, loaded."""
 
@@ -158,6 +162,7 @@ class OrtSession:
         threads: int | None = None,
         spinning: bool = False,
         measure: Measure | None = None,
+        watch: Callable[[], None] = _unwatched,
     ) -> None:
         """Load a graph.
 
@@ -169,6 +174,8 @@ class OrtSession:
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
             spinning: keep these threads busy while they wait for each other.
             measure: "layers" records every node's time, which makes every run slower.
+            watch: raises EngineError if the graph's files have changed; called when the graph is loaded, and
+                before and after each run, because ONNX Runtime maps the weights.
 
         Raises:
             InputError: the thread count is not positive.
@@ -179,8 +186,10 @@ class OrtSession:
         self._backend = backend
         options = session_options(threads, spinning=spinning)
         self._layers = LayerFile(options, graph.name) if measure == "layers" else None
+        self._watch = watch
         self._session: Any = create_session(path, backend, options)
-        self._check_names(path)
+        watch()
+        self._check_tensors(path)
 
     @property
     def graph(self) -> GraphSpec:
@@ -204,10 +213,12 @@ class OrtSession:
         wanted = wanted_outputs(self._graph, outputs)
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the session is closed; open it again")
+        self._watch()
         try:
             results = self._session.run(wanted, feeds_to_host(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise EngineError(f"{self._graph.name} failed in ONNX Runtime: {_first_line(error)}") from error
+        self._watch()
         return dict(zip(wanted, results, strict=True))
 
     def timings(self) -> Timings:
@@ -220,13 +231,26 @@ class OrtSession:
         if self._layers is not None:
             self._layers.close()
 
-    def _check_names(self, path: Path) -> None:
-        got = tuple(
-            tuple(t.name for t in side) for side in (self._session.get_inputs(), self._session.get_outputs())
-        )
-        expected = (self._graph.input_names, self._graph.output_names)
-        if got != expected:
-            raise EngineError(f"{path.name} has inputs and outputs {got}, expected {expected}; export again")
+    def _check_tensors(self, path: Path) -> None:
+        """Refuse a file whose inputs and outputs are not the contract's; ONNX Runtime may not know a size."""
+        for side in ("inputs", "outputs"):
+            tensors, expected = getattr(self._session, f"get_{side}")(), getattr(self._graph, side)
+            got = [(each.name, each.type, list(each.shape)) for each in tensors]
+            fits = len(got) == len(expected) and all(map(_fits, got, expected))
+            if not fits:
+                raise EngineError(f"{path.name} has {side} {got}, expected {expected}; export again")
+
+
+def _fits(got: tuple[str, str, list[Any]], expected: TensorSpec) -> bool:
+    name, kind, shape = got
+    if (name, kind) != (expected.name, _TYPES.get(expected.dtype)) or len(shape) != len(expected.shape):
+        return False
+    # A fixed size may be unknown to ONNX Runtime; one that the contract names must not be fixed.
+    pairs = zip(shape, expected.shape, strict=True)
+    return all(size == wanted or not isinstance(size, int) for size, wanted in pairs)
+
+
+_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)"}
 
 
 def session_options(threads: int | None, *, spinning: bool = False) -> Any:

@@ -5,14 +5,13 @@ This module loads without torch; its functions need the extra `export`.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.calibration.convert import PrecisionOptions, convert
-from refdiff.contracts.atomic_io import report_write_errors
+from refdiff.contracts.atomic_io import open_draft_folder, report_write_errors
 from refdiff.contracts.bundle_writer import check_bundle_target
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
@@ -103,8 +102,8 @@ def _export_choice(choice: ModelChoice, output: Path, *, overwrite: bool, progre
 @contextmanager
 def _scratch_next_to(target: Path) -> Iterator[Path]:
     """Make a hidden folder on the target's disk, for the fp32 bundle that is then converted."""
-    with report_write_errors(f"bundle {target}", "free or choose another place"):
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent)
-    with scratch as folder:
-        yield Path(folder)
+    with ExitStack() as stack:
+        with report_write_errors(f"bundle {target}", "free or choose another place"):
+            target.absolute().parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(open_draft_folder(target.absolute()))
+        yield folder

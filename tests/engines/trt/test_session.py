@@ -387,8 +387,10 @@ def test_no_gpu_and_no_driver_are_missing_dependencies() -> None:
         Cuda(cuda)
 
 
-@pytest.mark.parametrize("damage", ["none", "truncated", "other plan", "other version"])
-def test_compiled_kernels_are_stored_with_the_plan_and_used_only_for_it(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["none", "truncated", "other plan", "other version", "other user"])
+def test_compiled_kernels_are_stored_with_the_plan_and_used_only_for_it(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     plan, path = tmp_path / "sums.plan", tmp_path / "sums.plan.jit"
     bench = Bench(rtx=True)
     session = bench.session(cache=JitCache(plan, "abc"))
@@ -397,6 +399,8 @@ def test_compiled_kernels_are_stored_with_the_plan_and_used_only_for_it(tmp_path
     written = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(written[:-1])
+    if damage == "other user":
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("other")))
     if damage == "other version":
         bench.trt.__version__ = "1.8.0"
     again = JitCache(plan, "abc" if damage != "other plan" else "abd")

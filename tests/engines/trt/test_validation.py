@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -16,15 +17,18 @@ from refdiff.engines.trt.metadata import (
     PlanIdentity,
     PlanMetadata,
     graph_sha256,
+    hash_document,
     metadata_path,
     read_metadata,
     recipe_sha256,
 )
-from refdiff.engines.trt.plan_store import PlanFiles
+from refdiff.engines.trt.plan_store import PlanFiles, reusable
 from refdiff.engines.trt.shapes import ShapeRange
+from refdiff.engines.trt.trust import is_trusted
 from refdiff.engines.trt.validation import check_plan, check_validity
-from refdiff.errors import EngineError
+from refdiff.errors import EngineError, InputError
 from tests.support.fake_builder import fake_flavour, fake_rtx, fake_tensorrt
+from tests.support.fuzzing import fuzz
 from tests.support.plans import BUNDLE, MINIATURE, identity, put
 
 ORIN = Device(name="Orin", compute_capability="8.7", memory_bytes=8 * 10**9, driver_cuda="12.6")
@@ -102,7 +106,7 @@ def test_a_metadata_reads_back_as_it_was_written(tmp_path):
     ("change", "says"),
     [
         (lambda document: document.pop("flags"), "flags.* is missing"),
-        (lambda document: document.update(format=1), "got format 1, expected 2"),
+        (lambda document: document.update(format=1), "got format 1, expected 3"),
         (lambda document: document.update(extra=1), "extra"),
         (lambda document: document.update(targets=[]), "targets is empty"),
         (lambda document: document.update(targets="8.7"), "expected a list"),
@@ -114,12 +118,16 @@ def test_a_metadata_reads_back_as_it_was_written(tmp_path):
         (lambda document: document.update(shapes=[{"latent": {"min": [1]}}]), "is missing"),
         (lambda document: document.update(flags=[]), "expected an object"),
         (lambda document: document.update(version="10.4.0"), "was changed"),
+        (lambda document: document.update(activation_bytes=0), "was changed"),
+        (lambda document: document.pop("sha256"), "was changed|sha256.* is missing"),
     ],
 )
 def test_a_damaged_metadata_is_refused_with_the_cure(tmp_path, change, says):
     plan = write_plan(tmp_path)
     document = json.loads(metadata_path(plan).read_text())
     change(document)
+    if not says.startswith("was changed"):
+        document = sealed(document)
     metadata_path(plan).write_text(json.dumps(document))
     with pytest.raises(EngineError, match=f"(?s){says}.*refdiff build"):
         read_metadata(plan)
@@ -131,6 +139,12 @@ def test_what_is_no_metadata_is_refused(tmp_path, text):
     metadata_path(plan).write_text(text)
     with pytest.raises(EngineError, match="refdiff build"):
         read_metadata(plan)
+
+
+def sealed(document):
+    """The document with the hash that its other fields have: what an attacker would write."""
+    rest = {name: value for name, value in document.items() if name != "sha256"}
+    return {**rest, "sha256": hash_document(rest)}
 
 
 JSON = st.recursive(
@@ -152,7 +166,7 @@ def test_a_metadata_with_any_value_in_any_place_is_read_or_refused(field, value)
         built_on=None,
         refdiff_version="0",
     )
-    document = {**whole.to_json(), field: value}
+    document = sealed({**whole.to_json(), field: value})
     try:
         assert PlanMetadata.from_json(document, where="here").to_json() == document
     except EngineError as error:
@@ -267,6 +281,52 @@ def answering(validity, diagnostics):
     module.EngineInvalidityDiagnostics = type("Diagnostics", (), vars(DIAGNOSTICS))
     runtime = SimpleNamespace(get_engine_validity=lambda plan: (validity, diagnostics))
     return fake_flavour(module), runtime
+
+
+def test_a_plan_that_came_with_a_bundle_is_not_loaded_until_it_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    files = PlanFiles(tmp_path, "unet")
+    put(files, b"a stranger's plan")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
+    with pytest.raises(EngineError, match=r"not built by this user .*; build it with: .* --trust-plans"):
+        check_plan(files.plan, MINIATURE, "unet", TENSORRT, ORIN)
+    assert reusable(files, identity()) is None
+    assert reusable(files, identity(), trust=True) is not None
+    assert check_plan(files.plan, MINIATURE, "unet", TENSORRT, ORIN).plan_bytes == 17
+
+
+def test_a_user_without_a_state_folder_is_told_which_variable_to_set(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="set XDG_STATE_HOME to a folder of this user"):
+        put(PlanFiles(tmp_path, "unet"), b"plan")
+    assert not is_trusted("0" * 64)
+
+
+def test_a_fifo_in_the_place_of_metadata_or_plan_is_refused_without_waiting(tmp_path):
+    plan = write_plan(tmp_path)
+    for path, says in ((metadata_path(plan), "not a regular file"), (plan, "does not exist")):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(EngineError, match=says):
+            check_plan(plan, MINIATURE, "unet", TENSORRT, ORIN)
+        path.unlink()
+        write_plan(tmp_path)
+
+
+def test_any_metadata_file_is_read_or_refused(tmp_path):
+    plan = write_plan(tmp_path)
+    text = metadata_path(plan).read_bytes()
+
+    def read(content):
+        try:
+            document = json.loads(content)
+            document = sealed(document) if isinstance(document, dict) else document
+        except (RecursionError, ValueError):
+            return
+        PlanMetadata.from_json(document, where="here")
+
+    assert fuzz(read, [text], seed=5, allowed=EngineError).refused
 
 
 def test_rtx_itself_is_queried(tmp_path):

@@ -64,8 +64,7 @@ class PlanIdentity:
     @property
     def key(self) -> str:
         """Hexadecimal sha256 of all fields."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hash_document(self.to_json())
 
     @property
     def device_key(self) -> str:
@@ -116,7 +115,7 @@ def recipe_sha256(manifest: Manifest, graph: str) -> str | None:
     return None if recipe is None or recipe not in manifest.files else manifest.files[recipe].sha256
 
 
-METADATA_FORMAT = 2
+METADATA_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +140,13 @@ class PlanMetadata:
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del document["identity"]
         document["attention"] = [dataclasses.asdict(block) for block in self.attention]
-        return {
+        document = {
             "format": METADATA_FORMAT,
             "key": self.identity.key,
             **self.identity.to_json(),
             **document,
         }
+        return {**document, "sha256": hash_document(document)}
 
     def to_text(self) -> str:
         """Return the content of the file."""
@@ -165,7 +165,8 @@ class PlanMetadata:
         if (found := fields.pop("format", None)) != METADATA_FORMAT or isinstance(found, bool):
             raise EngineError(f"{where}: got format {found!r}, expected {METADATA_FORMAT}; {_CURE}")
         try:
-            key = as_text(fields.pop("key"), "key")
+            stated = as_text(fields.pop("sha256"), "sha256")
+            as_text(fields.pop("key"), "key")
             identity = _identity(
                 {field.name: fields.pop(field.name) for field in dataclasses.fields(PlanIdentity)}
             )
@@ -176,11 +177,18 @@ class PlanMetadata:
             raise EngineError(
                 f"{where} is not a plan's metadata ({missing_or_wrong(error)}); {_CURE}"
             ) from error
-        if key != identity.key:
+        got = metadata.to_json()["sha256"]
+        if stated != got:
             raise EngineError(
-                f"{where} was changed: its key is {key[:12]}…, expected {identity.key[:12]}…; {_CURE}"
+                f"{where} was changed: got sha256 {got[:12]}…, expected {stated[:12]}…; {_CURE}"
             )
         return metadata
+
+
+def hash_document(document: Mapping[str, Any]) -> str:
+    """Return the hash of a document's JSON, with its names sorted."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 _CURE = "build the plan again with: refdiff build BUNDLE --force"

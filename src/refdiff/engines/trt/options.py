@@ -34,6 +34,8 @@ class BuildOptions:
     """The plan runs with later versions of the same major TensorRT."""
     hardware_compatible: bool = False
     """The plan runs on every GPU from Ampere on, at some cost in speed."""
+    trust_plans: bool = False
+    """Keep an equal plan that this user did not build, and let it be loaded from now on."""
 
     def targets(self, flavour: Flavour, device: Device | None) -> tuple[str, ...]:
         """Return the plan's targets: compute capabilities, or `PORTABLE` or `AMPERE_PLUS` alone.

@@ -25,8 +25,9 @@ from refdiff.contracts.atomic_io import (
     write_file,
 )
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.manifest import ENGINES_NAME, MANIFEST_NAME
+from refdiff.contracts.manifest import ENGINES_NAME
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, metadata_path, read_metadata
+from refdiff.engines.trt.trust import is_trusted, record_trust
 from refdiff.errors import EngineError
 
 LOCK_NAME = ".lock"
@@ -42,7 +43,7 @@ def plans_folder(bundle: Bundle) -> Path:
     if not folder.is_relative_to(_PACKAGE):
         return bundle.path / ENGINES_NAME
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "refdiff" / ENGINES_NAME / hash_file(folder / MANIFEST_NAME)[:12]
+    return cache / "refdiff" / ENGINES_NAME / bundle.manifest.sha256[:12]
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,14 @@ def plan_files(plans: Path, identity: PlanIdentity) -> PlanFiles:
     return PlanFiles(plans / identity.device_key, identity.graph)
 
 
-def reusable(files: PlanFiles, identity: PlanIdentity) -> PlanMetadata | None:
-    """Return the metadata of an intact plan of the same identity; None if there is none."""
+def reusable(files: PlanFiles, identity: PlanIdentity, *, trust: bool = False) -> PlanMetadata | None:
+    """Return the metadata of an intact plan of the same identity; None if there is none.
+
+    Args:
+        files: of the plan.
+        identity: what it has to be built from.
+        trust: accept a plan that this user did not build, and record it.
+    """
     try:
         metadata = read_metadata(files.plan)
     except EngineError:
@@ -88,7 +95,9 @@ def reusable(files: PlanFiles, identity: PlanIdentity) -> PlanMetadata | None:
         return None
     if files.plan.stat().st_size != metadata.plan_bytes or hash_file(files.plan) != metadata.plan_sha256:
         return None
-    return metadata
+    if trust:
+        record_trust(metadata.plan_sha256)
+    return metadata if is_trusted(metadata.plan_sha256) else None
 
 
 @contextmanager
@@ -129,11 +138,12 @@ def drafted(files: PlanFiles) -> Iterator[Path]:
 
 
 def place(files: PlanFiles, draft: Path, metadata: PlanMetadata, log: str) -> None:
-    """Put a built plan in its place, its metadata last; the caller must hold the lock.
+    """Record a built plan and put it in its place, its metadata last; the caller must hold the lock.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: the folder, or the user's record of plans, cannot be written to.
     """
+    record_trust(metadata.plan_sha256)
     with _writing(files.folder):
         files.metadata.unlink(missing_ok=True)  # from here on, the old plan is invalid
         draft.replace(files.plan)

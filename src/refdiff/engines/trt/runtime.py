@@ -5,8 +5,8 @@ with what TensorRT logged.
 
 TensorRT-RTX compiles kernels when an engine runs; `JitCache` stores them in `<plan>.jit`, so that the next
 start is fast. The file is a magic line, the sha256 of everything after it, the plan's key, and TensorRT-RTX's
-blob. A file that is damaged or of another plan is not read, and one that TensorRT-RTX finds to be of another
-driver, device or version is not used. Either is replaced when the session closes.
+blob. A file that is damaged, of another plan or from elsewhere is not read, and one that TensorRT-RTX finds
+to be of another driver, device or version is not used. Either is replaced when the session closes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.contracts.atomic_io import write_file
-from refdiff.errors import EngineError
+from refdiff.contracts.plain_file import open_plain, read_plain
+from refdiff.engines.trt.trust import is_trusted, record_trust
+from refdiff.errors import EngineError, InputError
 
 _LINES_KEPT = 3
 
@@ -77,7 +79,7 @@ class Library:
 
 def map_plan(path: Path) -> mmap.mmap:
     """Map a plan's bytes into memory, so that loading it needs no copy on the host."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -141,13 +143,15 @@ class JitCache:
         blob = bytes(memoryview(self._cache.serialize()))
         if blob != self._stored:
             self._stored = blob
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(InputError, OSError):
                 self._write(blob)
 
     def _read(self) -> bytes | None:
         try:
-            content = self._path.read_bytes()
+            content = read_plain(self._path)
         except OSError:
+            return None
+        if not is_trusted(hashlib.sha256(content).hexdigest()):
             return None
         head, body = content[: len(_MAGIC)], content[len(_MAGIC) :]
         digest, rest = body[:_HASH_BYTES], body[_HASH_BYTES:]
@@ -158,4 +162,6 @@ class JitCache:
     def _write(self, blob: bytes) -> None:
         """Write the file in one step, because another process may be reading it."""
         rest = self._key + blob
-        write_file(self._path, _MAGIC + hashlib.sha256(rest).digest() + rest)
+        content = _MAGIC + hashlib.sha256(rest).digest() + rest
+        record_trust(hashlib.sha256(content).hexdigest())
+        write_file(self._path, content)

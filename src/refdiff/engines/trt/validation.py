@@ -22,6 +22,7 @@ from refdiff.engines.trt.metadata import (
     read_metadata,
     recipe_sha256,
 )
+from refdiff.engines.trt.trust import is_trusted
 from refdiff.errors import EngineError
 
 Verify = Literal["hash", "size"]
@@ -59,6 +60,11 @@ def check_plan(
     for complaint in _complaints(metadata, bundle, graph, flavour, device):
         raise EngineError(f"{plan} {complaint}; build it again with: {cure}")
     _check_bytes(plan, metadata, verify, cure)
+    if not is_trusted(metadata.plan_sha256):
+        raise EngineError(
+            f"{plan} was not built by this user on this machine, and a plan is code; build it with: {cure}, "
+            "or accept it with --trust-plans added"
+        )
     return metadata
 
 
