@@ -34,7 +34,7 @@ def load(
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
         EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
     """
-    bundle = find_bundle(path)
+    bundle = find_bundle(path, expect=options.expect)
     check_trained(bundle, allow_random_weights=options.allow_random_weights)
     return segmenter_of(bundle, open_backend(bundle, backend), options.pipeline_options(bundle.spec))
 

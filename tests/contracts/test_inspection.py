@@ -48,3 +48,12 @@ def test_every_answer_of_a_bundle_carries_its_cautions(
     )
     cautions = bundle_cautions(replace(bundle, manifest=manifest))
     assert [caution.split(":")[0] for caution in cautions] == topics
+
+
+def test_a_pinned_bundle_is_the_only_one_that_opens() -> None:
+    sha256 = find_bundle("mini").manifest.sha256
+    assert inspection.inspect("mini", expect=sha256.upper()).to_json()["sha256"] == sha256
+    with pytest.raises(
+        BundleError, match=f"another bundle than expected: got sha256 {sha256}, expected 0000"
+    ):
+        find_bundle("mini", expect="0" * 64)

@@ -1,4 +1,4 @@
-"""Files of strangers: what is no file, and arrays that claim more than they hold."""
+"""Files of unknown origin: what is no file, and arrays that claim more than they hold."""
 
 import io
 import os

@@ -136,10 +136,10 @@ def test_a_sibling_that_is_not_there_is_named(labelled: Labelled, tmp_path: Path
         ladder(labelled("int8"), tmp_path / "nowhere")
 
 
-def test_a_precision_without_gates_is_refused(labelled: Labelled, tmp_path: Path) -> None:
+def test_an_unknown_precision_is_refused(labelled: Labelled, tmp_path: Path) -> None:
     path = copy_of(labelled("fp16"), tmp_path / "int2")
     edit_manifest(path, lambda document: _relabel(document, "int2"))
-    with pytest.raises(InputError, match="no gates for precision 'int2'"):
+    with pytest.raises(InputError, match="precision is 'int2', expected one of fp32"):
         ladder(path, labelled("fp32"))
 
 

@@ -152,7 +152,7 @@ def segment_many(
     """
     started, folder = time.perf_counter(), None if output is None else Path(output)
     report, work = progress or silent, _work(Path(image), phrases, folder)
-    opened = find_bundle(bundle)
+    opened = find_bundle(bundle, expect=options.expect)
     check_trained(opened, allow_random_weights=options.allow_random_weights)
     sessions = open_backend(opened, backend)
     predictions: tuple[Prediction, ...] = ()
@@ -292,13 +292,12 @@ def _summary(work: _Work) -> str:
 
 def _settings(bundle: Bundle, options: Options, sessions: BackendSessions) -> dict[str, Any]:
     """Return everything that a result depends on except image and phrase."""
-    files = {name: file.sha256 for name, file in sorted(bundle.manifest.files.items())}
     return {
         "format": 3,
         "refdiff": refdiff_version(),
         "model": bundle.spec.name,
         "precision": bundle.manifest.precision,
-        "bundle": hashlib.sha256(repr(files).encode()).hexdigest(),
+        "bundle": bundle.manifest.sha256,
         "options": dataclasses.asdict(options),
         "backend": sessions.backend,
     }

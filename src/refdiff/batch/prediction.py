@@ -128,7 +128,7 @@ def segment(
         EngineError: a graph failed, or no plan fits.
     """
     parse_phrase(phrase, focus=focus, word_boundaries=True)  # a phrase that cannot be used fails at once
-    opened = find_bundle(bundle)
+    opened = find_bundle(bundle, expect=options.expect)
     check_trained(opened, allow_random_weights=options.allow_random_weights)
     sessions = open_backend(opened, backend)
     with segmenter_of(opened, sessions, options.pipeline_options(opened.spec)) as segmenter:

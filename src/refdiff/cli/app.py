@@ -35,6 +35,10 @@ def _lowercase(value: Any) -> Any:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 BundleName = Annotated[str, typer.Argument(metavar="BUNDLE", help='The bundle\'s folder, or "mini".')]
+Expect = Annotated[
+    str | None,
+    typer.Option(metavar="SHA256", help="Refuse any bundle but this one; refdiff inspect prints its hash."),
+]
 Backend = Annotated[
     str,
     choice("auto, ort-cpu, ort-cuda, ort-tensorrt, ort-rounded, or, for plans, tensorrt or tensorrt-rtx."),

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Memory, Mode, Overwrite, Threads, Variant, choice, verb
+from refdiff.cli.app import (
+    Backend,
+    BundleName,
+    Expect,
+    Json,
+    Memory,
+    Mode,
+    Overwrite,
+    Threads,
+    Variant,
+    choice,
+    verb,
+)
 from refdiff.cli.terminal import end, note_backend, print_answer, working
 
 if TYPE_CHECKING:
@@ -56,6 +68,7 @@ def segment(
     allow_random_weights: Annotated[
         bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
     ] = False,
+    expect: Expect = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -68,7 +81,12 @@ def segment(
     from refdiff.contracts.options import BackendOptions, RunOptions
 
     options = RunOptions(
-        variant=variant, mode=mode, seed=seed, reader=reader, allow_random_weights=allow_random_weights
+        variant=variant,
+        mode=mode,
+        seed=seed,
+        reader=reader,
+        allow_random_weights=allow_random_weights,
+        expect=expect,
     )
     where = BackendOptions(name=backend, threads=threads, memory=memory, batch_size=batch_size)
     if phrases and len(phrases) == 1 and phrase_file is None and not image.is_dir():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Threads, Variant, verb
+from refdiff.cli.app import Backend, BundleName, Expect, Json, Mode, Threads, Variant, verb
 from refdiff.cli.terminal import end, note_backend, print_answer, working
 from refdiff.reports import Column, Section, Table, numeric, size_text
 
@@ -87,12 +87,12 @@ def fetch(
 
 
 @verb()
-def inspect(bundle: BundleName, as_json: Json = False) -> None:
+def inspect(bundle: BundleName, expect: Expect = None, as_json: Json = False) -> None:
     """Show the contents of a bundle, after verifying every file in it."""
     from refdiff.contracts.inspection import inspect as inspect_bundle
 
     with working():
-        inspection = inspect_bundle(bundle)
+        inspection = inspect_bundle(bundle, expect=expect)
     print_answer(inspection.to_json(), lambda: bundle_section(inspection), as_json=as_json)
 
 
@@ -119,9 +119,10 @@ def bundle_section(inspection: Inspection) -> Section:
         f"{size_text(inspection.size_bytes)}, format {manifest.format_version}, "
         f"written by refdiff {manifest.refdiff_version}, diffusion at {manifest.spec.diffusion.image_size} px"
     )
+    pin = f"sha256 {manifest.sha256} (--expect accepts this bundle only)"
     notes = (f"exported with: {versions}", f"weights: {sources}")
     return Section(
-        lines=(head,),
+        lines=(head, pin),
         tables=(
             Table(columns=graph_columns, rows=graphs),
             Table(columns=file_columns, rows=files, footnotes=notes),

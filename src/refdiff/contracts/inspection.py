@@ -39,23 +39,29 @@ class Inspection:
         }
 
 
-def inspect(path: Path | str) -> Inspection:
-    """Read and verify a bundle; no graph is loaded.
-
-    Raises:
-        BundleError: the bundle is missing, damaged or newer.
-    """
-    bundle = find_bundle(path)
+def inspect(path: Path | str, *, expect: str | None = None) -> Inspection:
+    """Read and verify a bundle; no graph is loaded. See `find_bundle`."""
+    bundle = find_bundle(path, expect=expect)
     return Inspection(path=bundle.path, manifest=bundle.manifest)
 
 
-def find_bundle(path: Path | str) -> Bundle:
+def find_bundle(path: Path | str, *, expect: str | None = None) -> Bundle:
     """Return the verified bundle of a folder, or the built-in one.
 
+    Args:
+        path: the folder, or a name of `BUILT_IN`.
+        expect: hash of the manifest that the bundle must have, as `inspect` prints it; None: any.
+
     Raises:
-        BundleError: the bundle is missing, damaged or newer.
+        BundleError: the bundle is missing, damaged or newer, or another one than expected.
     """
-    return open_bundle(bundle_path(path))
+    bundle = open_bundle(bundle_path(path))
+    if expect is not None and expect.lower() != bundle.manifest.sha256:
+        raise BundleError(
+            f"{bundle.path} is another bundle than expected: got sha256 {bundle.manifest.sha256}, "
+            f"expected {expect}; copy the right one, or leave out --expect"
+        )
+    return bundle
 
 
 def bundle_path(path: Path | str) -> Path:

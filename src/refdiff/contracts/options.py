@@ -182,6 +182,8 @@ class RunOptions:
     """Finder of the head word of a phrase: "rules", or "spacy" where it is installed."""
     allow_random_weights: bool = False
     """Open a bundle whose weights were drawn at random: its masks mean nothing, its time and memory do."""
+    expect: str | None = None
+    """Hash of the manifest that the bundle must have, as `refdiff inspect` prints it; None: any bundle."""
 
     def pipeline_options(self, spec: ModelSpec) -> Options:
         """Return all options of the pipeline for a model of these sizes."""

@@ -1,4 +1,4 @@
-"""Read files that somebody else wrote: regular files only, and arrays no larger than their files allow.
+"""Read files of unknown origin: regular files only, and arrays no larger than their files allow.
 
 A FIFO, a device or a folder in the place of a file is refused without waiting for it. Arrays are read from
 .npy and .npz without pickle; the size that a header states is compared with the bytes that are there before
