@@ -1,5 +1,6 @@
 import io
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from refdiff.errors import InputError
-from refdiff.runtime.image import LIMIT_PX, read_image
+from refdiff.runtime.image import read_image
+from refdiff.runtime.image_file import LIMIT_PX
 
 HEIGHT, WIDTH = 5, 8
 RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -169,24 +171,118 @@ def test_the_limit_is_below_the_size_pillow_warns_of() -> None:
     assert LIMIT_PX < Image.MAX_IMAGE_PIXELS
 
 
+GRAY = np.repeat(RGB[..., :1], 3, axis=2)
+ALPHA = np.concatenate([RGB, np.full((HEIGHT, WIDTH, 1), 128, np.uint8)], axis=2)
+
+
 @pytest.mark.parametrize(
-    "array",
+    ("array", "expected"),
     [
-        RGB.astype(np.float32),
-        RGB[..., 0],
-        RGB.transpose(2, 0, 1),
-        np.zeros((HEIGHT, WIDTH, 4), np.uint8),
-        np.zeros((0, WIDTH, 3), np.uint8),
+        (RGB[..., 0], GRAY),
+        (RGB[..., :1], GRAY),
+        (RGB[:, ::-1], RGB[:, ::-1]),
+        (RGB / 255, RGB),
+        ((RGB / 255).astype(np.float32), RGB),
+        ((RGB[..., 0] / 255).astype(np.float16), GRAY),
+        (np.concatenate([RGB, np.full((HEIGHT, WIDTH, 1), 255, np.uint8)], axis=2), RGB),
+        (np.zeros((HEIGHT, WIDTH, 4), np.uint8), np.full((HEIGHT, WIDTH, 3), 255)),
+        (np.zeros((HEIGHT, WIDTH, 4)), np.full((HEIGHT, WIDTH, 3), 255)),
+    ],
+    ids=[
+        "gray",
+        "one channel",
+        "not contiguous",
+        "double",
+        "float",
+        "half",
+        "opaque",
+        "clear",
+        "clear float",
     ],
 )
-def test_any_other_array_is_refused_with_what_was_got(array: Any) -> None:
-    with pytest.raises(InputError, match=r"float32|shape|0 px"):
+def test_gray_color_and_transparent_arrays_of_bytes_or_unit_floats_are_images(
+    array: Any, expected: Any
+) -> None:
+    np.testing.assert_array_equal(read_image(array), expected)
+
+
+def test_a_transparent_array_is_the_same_image_as_its_file() -> None:
+    np.testing.assert_array_equal(read_image(ALPHA), read_image(_encoded(Image.fromarray(ALPHA))))
+
+
+@pytest.mark.parametrize(
+    ("array", "advice"),
+    [
+        (RGB.transpose(2, 0, 1), r"transpose\(1, 2, 0\)"),
+        (RGB[None], r"array\[0\]"),
+        (RGB[..., :2], "second channel"),
+        (RGB[0, 0], "bring it into"),
+        (RGB > 128, r"astype\(numpy.uint8\) \* 255"),
+        (RGB.astype(np.uint16), "camera's depth"),
+        (RGB.astype(np.int64), r"astype\(numpy.uint8\)"),
+        (RGB.astype(object), "object"),
+        (RGB.astype(np.float32), r"0\.\.255 with"),
+        (RGB / 255 - 0.5, "scale or clip"),
+        (np.where(RGB > 128, np.nan, RGB / 255), "nan"),
+        (np.full((HEIGHT, WIDTH), np.inf), "inf"),
+        (np.ma.masked_array(RGB, RGB > 128), "filled"),
+        (np.zeros((0, WIDTH, 3), np.uint8), "0 px"),
+        (np.zeros((0, WIDTH)), "0 px"),
+    ],
+)
+def test_an_ambiguous_array_is_refused_with_the_conversion(array: Any, advice: str) -> None:
+    with pytest.raises(InputError, match=advice):
         read_image(array)
 
 
-def test_any_other_type_is_refused() -> None:
-    with pytest.raises(InputError, match="Image"):
-        read_image(Image.fromarray(RGB))  # type: ignore[arg-type]
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I;16"])
+def test_a_pillow_image_of_any_mode_is_the_same_image_as_its_lossless_file(mode: str) -> None:
+    gray = Image.fromarray(np.linspace(0, 65535, 40).astype(np.uint16).reshape(HEIGHT, WIDTH))
+    image = gray if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    values = read_image(image)
+    assert values.shape == (HEIGHT, WIDTH, 3)
+    if mode not in ("RGBX", "YCbCr", "HSV"):
+        np.testing.assert_array_equal(values, read_image(_encoded(image, "TIFF")))
+
+
+def test_a_pillow_image_with_exif_rotation_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(io.BytesIO(_encoded(Image.fromarray(RGB), "PNG", exif=exif))) as image:
+        np.testing.assert_array_equal(read_image(image), np.rot90(RGB, -1))
+
+
+def test_a_closed_or_animated_pillow_image_is_refused() -> None:
+    image = Image.open(io.BytesIO(PNG))
+    image.close()
+    with pytest.raises(InputError, match="Pillow image"):
+        read_image(image)
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "green")]
+    data = _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as animated, pytest.raises(InputError, match="2 frames"):
+        read_image(animated)
+
+
+def test_a_binary_file_object_is_an_image_and_a_text_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(PNG)
+    np.testing.assert_array_equal(read_image(io.BytesIO(PNG)), RGB)
+    with path.open("rb") as stream:
+        np.testing.assert_array_equal(read_image(stream), RGB)
+        with pytest.raises(InputError, match=r"image\.png: got no data.*seek\(0\)"):
+            read_image(stream)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(stream)
+    with path.open(encoding="utf-8") as text, pytest.raises(InputError, match="'rb'"):
+        read_image(text)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="binary mode"):
+        read_image(io.StringIO("text"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", [None, 3, [[1, 2], [3, 4]], {"image": 1}])
+def test_any_other_type_is_refused(source: Any) -> None:
+    with pytest.raises(InputError, match=r"numpy\.asarray"):
+        read_image(source)
 
 
 def test_floating_point_pixels_are_refused() -> None:
@@ -197,3 +293,62 @@ def test_floating_point_pixels_are_refused() -> None:
 def test_gray_levels_beyond_sixteen_bits_are_refused() -> None:
     with pytest.raises(InputError, match="70000"):
         read_image(_encoded(Image.new("I", (WIDTH, HEIGHT), 70_000), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF"])
+def test_the_named_formats_are_read_whatever_the_name(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.txt"
+    path.write_bytes(_encoded(Image.new("RGB", (WIDTH, HEIGHT), (250, 0, 0)), kind))
+    assert np.abs(read_image(path).astype(int) - (250, 0, 0)).max() < 12
+
+
+def test_heic_is_read_with_pillow_heif(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    data = _encoded(Image.new("RGB", (64, 48), (250, 0, 0)), "HEIF")
+    assert np.abs(read_image(data).astype(int) - (250, 0, 0)).max() < 12
+
+
+def test_heic_without_pillow_heif_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(InputError, match="install pillow-heif"):
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 5\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "ICO", "SGI", "DDS"])
+def test_formats_that_are_not_named_are_never_opened(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    opened = []
+    for name, (factory, accept) in list(Image.OPEN.items()):
+        spy = lambda *given, name=name, factory=factory: opened.append(name) or factory(*given)  # noqa: E731
+        monkeypatch.setitem(Image.OPEN, name, (spy, accept))
+    with pytest.raises(InputError, match="not an image that can be read"):
+        read_image(EPS if kind == "EPS" else _encoded(Image.fromarray(RGB), kind))
+    assert kind not in opened
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 << 20))),
+        _chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(2 << 20))),
+        _chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2 << 20))),
+        _chunk(b"tEXt", b"Comment\0" + b"a" * (1 << 20)) * 65,
+    ],
+    ids=["compressed text", "international text", "color profile", "much text"],
+)
+@pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "after the pixels"])
+def test_a_png_with_much_text_or_a_large_profile_is_an_image(chunk: bytes, place: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _encoded(Image.fromarray(RGB), "PNG", exif=exif)
+    values = read_image(data[:place] + chunk + data[place:])
+    np.testing.assert_array_equal(values, np.rot90(RGB, -1))

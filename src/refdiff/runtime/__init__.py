@@ -3,6 +3,7 @@
 Open `pipeline.py` first: it reads like docs/method.md. The rest, by the step it serves:
 
     image.py        any file, bytes or array -> [y, x, 3] uint8 RGB, or one clear error
+    image_file.py   the formats that are decoded
     resize.py       square, resize, normalize: the inputs of the encoders, and masks on the image
 
     phrase.py       the phrase as a value: head word, place, size, relation

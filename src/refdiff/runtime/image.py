@@ -1,70 +1,65 @@
 """Read any image as the one array that the rest of the package uses.
 
-In: a path, encoded bytes, or an array. Out: [y, x, 3] uint8 RGB, upright by its EXIF data. Transparent
-parts are laid on white, 16-bit gray keeps its full scale, and what cannot be read is an `InputError`.
+In: a path, encoded bytes, a binary file object, a Pillow image or an array. Out: [y, x, 3] uint8 RGB, upright
+by its EXIF data. Transparent parts are laid on white. What is ambiguous is refused with an `InputError` that
+says how to convert it. BGR arrays cannot be told from RGB ones: reverse the last axis of OpenCV's.
 """
 
 from __future__ import annotations
 
 import io
-import struct
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from refdiff.contracts.session import ImageArray
 from refdiff.errors import InputError
+from refdiff.runtime.image_file import check_size, convert, decode
 
-ImageLike = str | Path | bytes | NDArray[Any]
-"""A file's path, a file's bytes, or an array [y, x, 3] uint8 RGB."""
+ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
+"""What `read_image` takes."""
 
-LIMIT_PX = 80_000_000
-"""Most pixels of an image; below Pillow's own warning, and far above what any encoder here can use."""
+_EXPECTED = "expected [y, x], [y, x, 1], [y, x, 3] RGB or [y, x, 4] RGBA, of uint8 or of floats in 0..1"
 
-LIMIT_SIDE_PX = 16_384
-"""Longest side in px: the attention branch pads to a square of it (METHOD §4.1)."""
-
-_UNDECODABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    OverflowError,
-    struct.error,
-)
-"""Exceptions that Pillow's decoders raise on damaged files."""
-
-_GRAY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_CHANNELS = (1, 3, 4)
 
 
 def read_image(source: ImageLike, *, name: str = "the image's bytes") -> ImageArray:
     """Read a still image.
 
     Args:
-        source: a file's path, a file's bytes, or an array [y, x, 3] uint8 RGB, which is returned as it is.
-            Files may be gray, palette, CMYK, transparent, 16-bit or rotated by EXIF.
-        name: what messages call a file's bytes.
+        source: one of
+
+            * a path, the bytes of a file, or a binary file object, which is read to its end. Files may be
+              gray, palette, CMYK, transparent, 16-bit or rotated by EXIF.
+            * a Pillow image of any mode.
+            * an array [y, x] or [y, x, 1] gray, [y, x, 3] RGB or [y, x, 4] RGBA, of uint8, or of floats in
+              0..1. A contiguous [y, x, 3] uint8 array is returned as it is.
+        name: what messages call bytes.
 
     Returns:
         [y, x, 3].
 
     Raises:
-        InputError: missing, empty, damaged, animated, too large, or not an image.
+        InputError: missing, empty, damaged, animated, too large, ambiguous, or not an image.
     """
     if isinstance(source, np.ndarray):
-        return _check_array(source)
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return convert(source, "the Pillow image")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), name)
-    if isinstance(source, (str, Path)):
-        return _decode(_read_bytes(Path(source)), str(source))
+        return decode(bytes(source), name)
+    if isinstance(source, (str, os.PathLike)):
+        return decode(_read_path(Path(source)), str(source))
+    if hasattr(source, "read"):
+        return decode(*_read_stream(source))
     raise InputError(
-        f"got an image of type {type(source).__name__}, expected a path, bytes or a numpy array; "
-        "convert it with numpy.asarray(image.convert('RGB'))"
+        f"got an image of type {type(source).__name__}, expected a path, bytes, a binary file object, "
+        "a Pillow image or a numpy array; convert it with numpy.asarray(image)"
     )
 
 
@@ -75,17 +70,14 @@ def read_only_copy(source: ImageLike) -> ImageArray:
     return pixels
 
 
-def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
-    expected = "expected [y, x, 3] uint8 RGB"
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise InputError(f"got an array of shape {array.shape}, {expected}; bring it into that shape")
-    if array.dtype != np.uint8:
-        raise InputError(f"got an array of {array.dtype}, {expected}; scale it to 0..255 and convert it")
-    _check_size(array.shape[1], array.shape[0], "the array")
-    return np.ascontiguousarray(array)
+def png(image: NDArray[np.uint8]) -> bytes:
+    """Encode an image [y, x] or [y, x, 3] as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_path(path: Path) -> bytes:
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected an image file; name a file in it")
     try:
@@ -96,76 +88,63 @@ def _read_bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error}; check the path and its permissions") from error
 
 
-def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
-    if not data:
-        raise InputError(f"{name}: got no data, expected an image file; write or copy it again")
+def _read_stream(stream: BinaryIO) -> tuple[bytes, str]:
+    """Read a file object from where it stands; return its bytes and the name for messages."""
+    name = str(getattr(stream, "name", "the file object"))
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_size(image.width, image.height, name)
-            _check_still(image, name)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
+        data = stream.read()
+    except (OSError, ValueError) as error:  # ValueError: closed, or text that is not UTF-8
+        raise InputError(f"{name} cannot be read: {error}; open it with open(path, 'rb')") from error
+    if not isinstance(data, bytes):
         raise InputError(
-            f"{name} is not an image that can be read, expected JPEG, PNG or similar; convert it"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{name}: {_too_large('more')}") from error
-    except _UNDECODABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{name} is damaged or in an unknown format ({reason}); save it again as PNG"
-        ) from error
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if width < 1 or height < 1:
-        raise InputError(f"{name} is {width}x{height} px, expected at least 1x1; check where it comes from")
-    if width * height > LIMIT_PX:
-        raise InputError(f"{name}: {_too_large(f'{width}x{height}')}")
-    if max(width, height) > LIMIT_SIDE_PX:
-        raise InputError(f"{name} is {width}x{height} px, expected at most {LIMIT_SIDE_PX} a side; crop it")
-
-
-def _too_large(got: str) -> str:
-    return f"got {got} px, expected at most {LIMIT_PX // 10**6} megapixels; shrink it first"
-
-
-def _check_still(image: Image.Image, name: str) -> None:
-    """Refuse animations and multi-page files, as the caller has to choose a frame.
-
-    Phones and stereo cameras write an MPO as .jpg: its first image is the photo.
-    """
-    frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-    if frames > 1:
-        raise InputError(
-            f"{name} has {frames} frames, expected a still image; save the frame you mean to a file"
+            f"{name} returned {type(data).__name__}, expected bytes; open it in binary mode: open(path, 'rb')"
         )
+    if not data:
+        raise InputError(f"{name}: got no data, expected an image file; go to its start with seek(0)")
+    return data, name
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in _GRAY16:
-        return _from_gray16(np.asarray(image))
-    if image.mode == "F":
-        raise InputError(
-            "got floating-point pixels, expected 8 or 16 bits; scale them to 0..255 and save it again"
-        )
-    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+def _from_array(array: NDArray[Any]) -> ImageArray:
+    _check_shape(array)
+    check_size(array.shape[1], array.shape[0], "the array")
+    pixels = _to_uint8(array)
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels)
+    pixels = pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels
+    return convert(Image.fromarray(np.ascontiguousarray(pixels)), "the array")
 
 
-def _from_gray16(levels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Convert 16 bits to 8 over the full scale, as three equal channels; [y, x] -> [y, x, 3]."""
-    low, high = int(levels.min()), int(levels.max())
-    if low < 0 or high > 65535:
-        raise InputError(f"got gray levels {low}..{high}, expected 16 bits (0..65535); scale them first")
-    gray = np.rint(levels.astype(np.float32) / 257.0).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
+def _check_shape(array: NDArray[Any]) -> None:
+    """Refuse arrays whose axes are not those of one image, with the conversion that is likely missing."""
+    shape = array.shape
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"got a masked array, {_EXPECTED}; fill it with array.filled(value)")
+    if array.ndim == 2 or (array.ndim == 3 and shape[2] in _CHANNELS):
+        return
+    advice = "bring it into one of these shapes"
+    if array.ndim == 4 and shape[0] == 1:
+        advice = "remove the batch axis with array[0]"
+    elif array.ndim == 3 and shape[0] in _CHANNELS:
+        advice = "move the channels to the end with array.transpose(1, 2, 0)"
+    elif array.ndim == 3 and shape[2] == 2:
+        advice = "leave the second channel out, or make it RGBA"
+    raise InputError(f"got an array of shape {shape}, {_EXPECTED}; {advice}")
 
 
-def png(image: NDArray[np.uint8]) -> bytes:
-    """Encode an image [y, x] or [y, x, 3] as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
+def _to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale floats in 0..1 to 0..255, rounded; refuse what has no certain range."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())  # NaN if any value is
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                f"got floats in {low:.9g}..{high:.9g}, expected 0..1; scale or clip them, or convert values "
+                "in 0..255 with array.astype(numpy.uint8)"
+            )
+        return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    advice = {
+        "bool": "convert a mask with array.astype(numpy.uint8) * 255",
+        "uint16": "scale it by the camera's depth, for 16 bits (array / 257).round().astype(numpy.uint8)",
+    }.get(array.dtype.name, "convert values in 0..255 with array.astype(numpy.uint8)")
+    raise InputError(f"got an array of {array.dtype}, {_EXPECTED}; {advice}")
