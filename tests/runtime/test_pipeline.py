@@ -353,6 +353,52 @@ def test_the_sessions_close_with_the_segmenter():
     assert factory.closed == 1
 
 
+def test_a_closed_segmenter_answers_nothing():
+    with _segmenter() as segmenter:
+        encoded = segmenter.encode(_image())
+        answers = segmenter.segment_each(encoded, ["the mug", "the ball"])
+        next(answers)
+    calls = (
+        lambda: segmenter.encode(_image()),
+        lambda: segmenter.segment(encoded, "the mug"),
+        lambda: segmenter.segment(_image(), "the mug"),
+        lambda: segmenter.segment_many(encoded, ["the mug"]),
+        lambda: next(answers),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match="the segmenter is closed"):
+            call()
+
+
+def test_an_image_is_encoded_where_it_is_asked_about():
+    segmenter = _segmenter()
+    expected = segmenter.segment(segmenter.encode(_image()), "the mug")
+    assert np.array_equal(segmenter.segment(_image(), "the mug").mask, expected.mask)
+    assert np.array_equal(segmenter.segment_many(_image(), ["the mug"])[0].mask, expected.mask)
+
+
+@pytest.mark.parametrize(
+    ("phrases", "asked"),
+    [
+        ("the mug", ["the mug"]),
+        ((phrase for phrase in ("the mug", "a ball", "the mug")), ["the mug", "a ball", "the mug"]),
+        (["the mug"], ["the mug"]),
+        ([], []),
+    ],
+    ids=["one text", "a generator", "a list", "none"],
+)
+def test_many_phrases_are_one_text_or_any_iterable_of_them(phrases, asked):
+    answers = _segmenter().segment_many(_image(), phrases)
+    assert [answer.phrase for answer in answers] == asked
+
+
+def test_phrases_that_are_no_texts_are_refused():
+    with pytest.raises(InputError, match="type int"):
+        _segmenter().segment_many(_image(), 3)
+    with pytest.raises(InputError, match="type int"):
+        _segmenter().segment_many(_image(), [3])
+
+
 class _SessionsOf:
     """CLIP's tower in numpy: one attention block without learnt weights, driven by masks and positions."""
 

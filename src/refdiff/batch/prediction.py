@@ -25,6 +25,7 @@ from refdiff.contracts.options import (
 from refdiff.contracts.results import Segmentation
 from refdiff.engines.factory import BackendSessions
 from refdiff.loading import open_backend, segmenter_of
+from refdiff.runtime.image import ImageLike
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.pipeline import Segmenter
@@ -104,7 +105,7 @@ def parts_of(result: Segmentation) -> dict[str, float] | None:
 
 def segment(
     bundle: Path | str,
-    image: Path | str | bytes | NDArray[Any],
+    image: ImageLike,
     phrase: str,
     *,
     focus: str | None = None,
@@ -115,7 +116,7 @@ def segment(
 
     Args:
         bundle: its folder, or "mini" for the built-in one.
-        image: a file's path or bytes, or an array [y, x, 3] uint8 RGB.
+        image: what `Segmenter.encode` takes.
         phrase: English, e.g. "the red mug on the left".
         focus: the phrase's head word, if the reader gets it wrong.
         options: what is computed.
@@ -137,7 +138,7 @@ def segment(
 
 def predict(
     segmenter: Segmenter,
-    image: Path | str | bytes | NDArray[Any],
+    image: ImageLike,
     phrase: str,
     *,
     focus: str | None = None,

@@ -2,7 +2,7 @@
 
 In: a path, encoded bytes, a binary file object, a Pillow image or an array. Out: [y, x, 3] uint8 RGB, upright
 by its EXIF data. Transparent parts are laid on white. What is ambiguous is refused with an `InputError` that
-says how to convert it. BGR arrays cannot be told from RGB ones: reverse the last axis of OpenCV's.
+says how to convert it. BGR arrays look like RGB ones: reverse the last axis of OpenCV's.
 """
 
 from __future__ import annotations

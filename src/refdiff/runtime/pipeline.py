@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from refdiff.contracts.options import Options
@@ -18,7 +18,7 @@ from refdiff.runtime.image import ImageLike, read_only_copy
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.proposals import proposer_for
-from refdiff.runtime.query import QueryParser
+from refdiff.runtime.query import QueryParser, list_phrases
 from refdiff.runtime.scoring import fuse, heatmap_scores, select
 from refdiff.runtime.text_cache import CachedTextSessions
 from refdiff.runtime.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ class Segmenter:
     ) -> None:
         self._observer = observer = observer or NullObserver()
         self._sessions = sessions = CachedTextSessions(sessions) if options.cache_texts else sessions
-        self._cautions = cautions
+        self._cautions, self._closed = cautions, False
         self._origin = Origin(options=options, spec=spec, sessions=sessions)
         self._parser = QueryParser(options, tokenizer, observer)
         self._proposer = proposer_for(sessions, spec.sam, options, observer)
@@ -67,7 +67,8 @@ class Segmenter:
         self.close()
 
     def close(self) -> None:
-        """Close the sessions; calling it twice is fine."""
+        """Close the sessions; calling it twice is fine, using the segmenter afterwards is an error."""
+        self._closed = True
         self._sessions.close()
 
     @property
@@ -80,12 +81,15 @@ class Segmenter:
         """Do the work that needs no phrase.
 
         Args:
-            image: a file's path or bytes, or an array [y, x, 3] uint8 RGB.
+            image: a path, bytes, a binary file object, a Pillow image, or an array [y, x], [y, x, 3] RGB or
+                [y, x, 4] RGBA of uint8 or of floats in 0..1. OpenCV's BGR is not recognized: reverse
+                its last axis.
 
         Raises:
-            InputError: the image cannot be used.
+            InputError: the image cannot be used, or the segmenter is closed.
             EngineError: a graph failed or returned values that are not finite.
         """
+        self._check_open()
         with self._observer.stage("picture"):
             pixels = read_only_copy(image)
         self._clip.check_size(pixels)
@@ -95,11 +99,13 @@ class Segmenter:
         return EncodedImage(pixels, proposals, latent, views, self._origin)
 
     @observed("segment")
-    def segment(self, image: EncodedImage, phrase: str, *, focus: str | None = None) -> Segmentation:
-        """Choose the candidate that `phrase` names.
+    def segment(
+        self, image: EncodedImage | ImageLike, phrase: str, *, focus: str | None = None
+    ) -> Segmentation:
+        """Choose the candidate that fits `phrase` best; that nothing fits is not detected.
 
         Args:
-            image: from `encode` of a segmenter with the same options.
+            image: from `encode` of a segmenter with the same options, or what `encode` takes.
             phrase: English, e.g. "the red mug on the left".
             focus: its head word, where the caller knows it better than the parser.
 
@@ -107,11 +113,12 @@ class Segmenter:
             The mask with everything that led to it; an empty one and the reason if there is no candidate.
 
         Raises:
-            InputError: the phrase cannot be used, or the image was encoded with other options.
+            InputError: the image or the phrase cannot be used, the image was encoded with other options, or
+                the segmenter is closed.
             EngineError: a graph failed or returned values that are not finite.
         """
-        image.check_origin(self._origin)
         query = self._parser.parse(phrase, focus)  # METHOD §3
+        image = self._encoded(image)
         texts = self._clip.encode_text(query)  # METHOD §3
         heatmap = self._attention.heatmap(image.latent, query)  # METHOD §4
         return self._choose(image, query, texts, heatmap)  # METHOD §2, §5 to §8
@@ -120,6 +127,7 @@ class Segmenter:
         self, image: EncodedImage, query: Phrase, texts: Texts, heatmap: Float | None
     ) -> Segmentation:
         """Choose by what the two branches say of the query; `segment` and `segment_each` end here."""
+        self._check_open()  # between two answers of `segment_each`
         candidates = self._proposer.candidates(image.proposals, heatmap)  # METHOD §2, §8, §10.2
         views = image.views or self._clip.encode(image.pixels, candidates)  # METHOD §6
         with self._observer.stage("scoring"):
@@ -130,21 +138,30 @@ class Segmenter:
         return replace(answer, cautions=(*self._cautions, *answer.cautions))
 
     def segment_many(
-        self, image: EncodedImage, phrases: Sequence[str], *, batch_size: int = UNET_ROWS
+        self,
+        image: EncodedImage | ImageLike,
+        phrases: str | Iterable[str],
+        *,
+        batch_size: int = UNET_ROWS,
     ) -> tuple[Segmentation, ...]:
         """Return the answers of `segment_each` at once, in the order of the phrases; equal ones run once."""
+        phrases = list_phrases(phrases)
         distinct = list(dict.fromkeys(phrases))
         answers = dict(zip(distinct, self.segment_each(image, distinct, batch_size=batch_size), strict=True))
         return tuple(answers[phrase] for phrase in phrases)
 
     def segment_each(
-        self, image: EncodedImage, phrases: Sequence[str], *, batch_size: int = UNET_ROWS
+        self,
+        image: EncodedImage | ImageLike,
+        phrases: str | Iterable[str],
+        *,
+        batch_size: int = UNET_ROWS,
     ) -> Iterator[Segmentation]:
         """Yield the answer of `segment` to each phrase, to rounding; the graphs run as they are taken.
 
         Args:
             image: as for `segment`.
-            phrases: as for `segment`; none is fine.
+            phrases: as for `segment`; a text alone is one phrase, and none is fine.
             batch_size: most rows of a UNet call; the session's own limit holds, too. More take more memory.
 
         Raises:
@@ -153,12 +170,26 @@ class Segmenter:
         """
         if batch_size < 1:
             raise InputError(f"got {batch_size} rows of a UNet call, expected 1 or more")
-        image.check_origin(self._origin)
-        queries = self._parser.parse_all(phrases)
+        queries = self._parser.parse_all(list_phrases(phrases))
+        encoded = self._encoded(image)
         texts = self._clip.encode_texts(queries)
-        heatmaps = self._attention.heatmaps(image.latent, queries, batch_size=batch_size)
-        return (self._choose(image, *each) for each in zip(queries, texts, heatmaps, strict=True))
+        heatmaps = self._attention.heatmaps(encoded.latent, queries, batch_size=batch_size)
+        return (self._choose(encoded, *each) for each in zip(queries, texts, heatmaps, strict=True))
 
-    def check_phrases(self, phrases: Sequence[str]) -> None:
+    def check_phrases(self, phrases: str | Iterable[str]) -> None:
         """Raise InputError for the first phrase that `segment` would refuse, without running a graph."""
-        self._parser.parse_all(phrases)
+        self._parser.parse_all(list_phrases(phrases))
+
+    def _encoded(self, image: EncodedImage | ImageLike) -> EncodedImage:
+        """Return an image that was encoded with this segmenter; encode it if it is none yet."""
+        self._check_open()
+        if not isinstance(image, EncodedImage):
+            return self.encode(image)
+        image.check_origin(self._origin)
+        return image
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError(
+                "the segmenter is closed; use it inside its `with` block, or load the bundle again"
+            )

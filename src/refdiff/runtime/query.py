@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from refdiff.contracts.options import Options
 from refdiff.errors import InputError
@@ -50,3 +50,18 @@ class QueryParser:
             except InputError as error:  # noqa: PERF203 - the number names the one that fails
                 raise InputError(f"phrase {number} of {len(phrases)}, {phrase!r}: {error}") from error
         return queries
+
+
+def list_phrases(phrases: str | Iterable[str]) -> list[str]:
+    """Return the phrases as a list; a text alone is one phrase, not its letters.
+
+    Raises:
+        InputError: neither a text nor several.
+    """
+    if isinstance(phrases, str):
+        return [phrases]
+    if not isinstance(phrases, Iterable):
+        raise InputError(
+            f"got phrases of type {type(phrases).__name__}, expected texts; pass a list of phrases"
+        )
+    return list(phrases)
