@@ -6,10 +6,11 @@ In: masks [y, x] of an image. Out: numbers 0..1. "Sentence" = one phrase on one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refdiff.contracts.session import Bool, Float
 
@@ -89,3 +90,38 @@ def metrics(overlaps: Sequence[Overlap]) -> Metrics:
         precision_at={level: float((ious > level).mean()) if count else 0.0 for level in PRECISION_LEVELS},
         oracle_miou=float(np.mean([each.best_iou for each in overlaps])) if count else 0.0,
     )
+
+
+Interval = tuple[float, float]
+"""Lower and upper end."""
+
+_RESAMPLES = 1000
+_RESAMPLES_AT_ONCE = 50
+
+
+def bootstrap_interval(
+    groups: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return a percentile bootstrap interval that resamples groups, such as the sentences of one image.
+
+    Args:
+        groups: [g, k], k sums of each group.
+        statistic: sums [r, k] of r resamples -> the statistic of each, [r].
+        level: probability of the interval.
+        seed: of the resampling.
+    """
+    count = len(groups)
+    if count == 0:
+        return 0.0, 0.0
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
+        picked = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES_AT_ONCE)  # [r, g]
+        values.append(statistic(picked @ groups))
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(np.concatenate(values), [tail, 100 - tail])
+    return float(low), float(high)

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refdiff.cli.app import Backend, BundleName, Json, Mode, Variant, choice, verb
-from refdiff.cli.terminal import note_backend, print_answer, working
+from refdiff.cli.terminal import note, note_backend, print_answer, working
+
+if TYPE_CHECKING:
+    from refdiff.data.sample import Dataset
 
 
 @verb("eval")
 def evaluate(
     bundle: BundleName,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data sets: a REFER tree, parquet tables, ReasonSeg, images/ with masks/, a CSV or COCO "
+            "file. Default: rendered scenes."
+        ),
+    ] = None,
+    subset: Annotated[
+        list[str] | None, typer.Option(help='Only these, e.g. "RefCOCO (unc, val)" or testA; repeatable.')
+    ] = None,
+    reviewed: Annotated[
+        Path | None, typer.Option(help="Folder of Ref-L4's reviews: leave out sentences that are wrong.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures.")] = None,
+    shard: Annotated[str, typer.Option(help="Part i of n of the pictures, as i/n.")] = "1/1",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept a published data set that is incomplete.")
+    ] = False,
     count: Annotated[int, typer.Option(help="Number of rendered scenes, one phrase each.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 1_000_000,
     runtime: Annotated[str, choice("onnx, or torch for the reference of the miniature.")] = "onnx",
@@ -20,24 +43,98 @@ def evaluate(
     variant: Variant = "edge",
     mode: Mode = "full",
     jobs: Annotated[int, typer.Option(help="Number of processes.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of records; a run resumes there.")
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(help="published: compare with the paper, and exit with 1 on a difference."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what is there, and estimate time and memory.")
+    ] = False,
+    allow_random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Evaluate a bundle with random weights.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the accuracy of a bundle, or of the torch reference, on held-out rendered scenes."""
+    """Measure the accuracy of a bundle, or of the torch reference, on data sets with true masks."""
     from refdiff.contracts.options import BackendOptions, RunOptions
-    from refdiff.data.synthetic import RenderedScenes
+    from refdiff.errors import GateError, InputError
     from refdiff.evaluation import evaluate
-    from refdiff.evaluation.evaluate import evaluation_table
+    from refdiff.evaluation.datasets import Selection
+    from refdiff.evaluation.published import published_rows, published_table
+    from refdiff.evaluation.tables import evaluation_section
 
+    if table not in (None, "published"):
+        raise InputError(f"unknown table {table!r}; choose: published")
+    chosen = _dataset(data, subset or (), reviewed, limit, shard, partial=partial, count=count, seed=seed)
+    options = RunOptions(variant=variant, mode=mode, allow_random_weights=allow_random_weights)
+    place = BackendOptions(name=backend)
     with working() as progress:
+        if dry_run:
+            plan = evaluate.estimate(bundle, chosen, options=options, backend=place, jobs=jobs)
+            print_answer(plan.to_json(), plan.to_section, as_json=as_json)
+            return
         report = evaluate.evaluate(
             bundle,
-            RenderedScenes(count=count, seed=seed),
+            chosen,
             runtime=runtime,
-            options=RunOptions(variant=variant, mode=mode),
-            backend=BackendOptions(name=backend),
+            options=options,
+            backend=place,
             jobs=jobs,
+            output=output,
             progress=progress,
         )
     if report.backend is not None and report.backend_reason is not None:
         note_backend(backend, report.backend, report.backend_reason)
-    print_answer(report.to_json(), lambda: evaluation_table(report), as_json=as_json)
+    if table is None:
+        print_answer(report.to_json(), lambda: evaluation_section(report), as_json=as_json)
+        return
+    unfinished = chosen.partial if isinstance(chosen, Selection) else ()
+    rows = published_rows(report.by_subset, mode=mode, variant=variant, partial=unfinished)
+    document = {**report.to_json(), "published": [row.to_json() for row in rows]}
+    print_answer(document, lambda: published_table(rows), as_json=as_json)
+    failed = [row for row in rows if row.reproduced is False]
+    if failed:
+        first = failed[0]
+        note(
+            f"error: {len(failed)} of {len(rows)} published values are not reproduced, first: {first.subset} "
+            f"{first.metric} {first.ours:.2f}, published {first.published:.2f}"
+        )
+        raise typer.Exit(GateError.exit_code)
+
+
+def _dataset(
+    data: Path | None,
+    names: Sequence[str],
+    reviewed: Path | None,
+    limit: int | None,
+    shard: str,
+    *,
+    partial: bool,
+    count: int,
+    seed: int,
+) -> Dataset:
+    """Return the data sets at `data`, or rendered scenes."""
+    from refdiff.data.synthetic import RenderedScenes
+    from refdiff.evaluation.datasets import find_subsets, select
+
+    if data is None:
+        if names or reviewed or limit or partial or shard != "1/1":
+            raise typer.BadParameter("--subset, --reviewed, --limit, --shard and --partial need --data ROOT")
+        return RenderedScenes(count=count, seed=seed)
+    part, _, parts = shard.partition("/")
+    if not (part.isdigit() and parts.isdigit()):
+        raise typer.BadParameter(f"got --shard {shard!r}, expected i/n, such as 1/4")
+    reviews = sorted(reviewed.glob("*_reviewed.json")) if reviewed is not None else ()
+    if reviewed is not None and not reviews:
+        raise typer.BadParameter(f"--reviewed {reviewed} holds no file that ends in _reviewed.json")
+    return select(
+        find_subsets(data),
+        names=names,
+        reviews=reviews,
+        limit=limit,
+        shard=(int(part), int(parts)),
+        allow_partial=partial,
+    )

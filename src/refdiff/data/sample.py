@@ -21,8 +21,43 @@ from refdiff.runtime.image import read_image
 from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.tokenizer import Tokenizer
 
-ImageSource: TypeAlias = Path | bytes | NDArray[np.uint8]
-"""An image file, an image file's bytes, or pixels [y, x, 3] uint8 RGB."""
+
+class StoredImage(Protocol):
+    """An image inside a larger file, such as a parquet table, read when it is needed."""
+
+    def read_bytes(self) -> bytes:
+        """Return the bytes of the image file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        ...
+
+
+ImageSource: TypeAlias = Path | bytes | NDArray[np.uint8] | StoredImage
+"""An image file, an image file's bytes, pixels [y, x, 3] uint8 RGB, or an image inside a larger file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """The true mask of a sample."""
+
+    mask: Bool
+    """[y, x]; all False if the phrase refers to nothing in the image."""
+    ignored: Bool | None = None
+    """[y, x], pixels that count neither as right nor as wrong; None: no such pixels."""
+
+
+class TruthSource(Protocol):
+    """A true mask that is decoded when it is needed: data sets hold more masks than memory does."""
+
+    def read(self) -> Truth:
+        """Decode the mask.
+
+        Raises:
+            InputError: it cannot be decoded.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,12 +68,16 @@ class Sample:
     """Unique in its dataset."""
     image: ImageSource
     phrase: str
-    truth: Bool | None = None
-    """[y, x], the true mask; None where it is unknown."""
+    truth: Bool | TruthSource | None = None
+    """[y, x], the true mask, or its source; None where it is unknown."""
     cues: frozenset[str] = frozenset()
     """Cues that the phrase uses (kind, colour, size, place, relation); empty where that is unknown."""
     seed: int | None = None
     """Seed of a rendered scene; None for other images."""
+    subset: str = ""
+    """Data set, split author and split, such as "RefCOCO (unc, val)"; empty where there are none."""
+    picture: str = ""
+    """Name that samples of one image share, also across data sets; empty: `id`."""
 
     def read(self) -> NDArray[np.uint8]:
         """Read and decode the image.
@@ -49,18 +88,36 @@ class Sample:
         Raises:
             InputError: the image is missing, damaged or not a still image.
         """
-        return read_image(self.image, name=self.id)
+        return read_image(self.fetch(), name=self.id)
+
+    def fetch(self) -> Path | bytes | NDArray[np.uint8]:
+        """Return the image as a segmenter takes it; one inside a larger file is read.
+
+        Raises:
+            InputError: the larger file cannot be read.
+        """
+        image = self.image
+        return image if isinstance(image, (Path, bytes, np.ndarray)) else image.read_bytes()
+
+
+def read_truth(sample: Sample) -> Truth:
+    """Return the true mask of a sample that has to have one.
+
+    Raises:
+        InputError: it has none, or it cannot be decoded.
+    """
+    if sample.truth is None:
+        raise InputError(f"{sample.id} has no true mask; use a data set with masks")
+    return Truth(mask=sample.truth) if isinstance(sample.truth, np.ndarray) else sample.truth.read()
 
 
 def true_mask(sample: Sample) -> Bool:
     """Return the true mask [y, x] of a sample that has to have one.
 
     Raises:
-        InputError: it has none.
+        InputError: as for `read_truth`.
     """
-    if sample.truth is None:
-        raise InputError(f"{sample.id} has no true mask; use a data set with masks")
-    return sample.truth
+    return read_truth(sample).mask
 
 
 class Dataset(Protocol):
@@ -111,13 +168,20 @@ def image_hashes(samples: Iterable[Sample]) -> tuple[str, ...]:
     for sample in samples:
         image = sample.image
         if not isinstance(image, Path):
-            data = image if isinstance(image, bytes) else f"{image.shape}".encode() + image.tobytes()
-            hashes.append(hashlib.sha256(data).hexdigest())
+            hashes.append(hashlib.sha256(_content(image)).hexdigest())
             continue
         if image not in files:
             files[image] = hash_file(image)
         hashes.append(files[image])
     return tuple(hashes)
+
+
+def _content(image: bytes | NDArray[np.uint8] | StoredImage) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    return (
+        f"{image.shape}".encode() + image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
+    )
 
 
 def check_phrases(samples: Iterable[Sample], tokenizer: Tokenizer) -> None:

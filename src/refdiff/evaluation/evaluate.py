@@ -1,51 +1,45 @@
-"""`evaluate`: metrics of a bundle, or of the torch reference, on a data set with true masks.
+"""`evaluate`: metrics of a bundle, or of the torch reference, on samples with true masks (METHOD §11).
 
-In: samples. Out: an `EvaluationReport`, with metrics of all samples and of those whose phrase uses a cue.
+Samples of one image are answered together, so that the work on the image is done once. With an output folder,
+every sentence has a record (`records`), and an interrupted run resumes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import multiprocessing
+import resource
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from refdiff.accuracy.metrics import Metrics, Overlap, metrics, overlap
-from refdiff.batch.prefetch import map_ahead
-from refdiff.contracts.inspection import BUILT_IN, check_trained, find_bundle
-from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, silent
-from refdiff.contracts.results import Segmentation
-from refdiff.data.sample import Dataset, Sample, true_mask
+from refdiff.data.sample import Dataset, Sample
+from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
-from refdiff.loading import open_backend, segmenter_of
-from refdiff.models.choice import load_miniature
-from refdiff.reports import Column, Table, numeric
+from refdiff.evaluation.answering import (
+    EvaluatedModel,
+    answer_all,
+    choose_backend,
+    model_settings,
+    open_model,
+)
+from refdiff.evaluation.records import SentenceRecord, open_records
+from refdiff.evaluation.summary import Summary, group_by_cue, summarize
+from refdiff.reports import Section, facts_table, size_text
 
+_REPORT_EVERY = 10
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluatedModel:
-    """A model and the options it is evaluated with."""
-
-    bundle: str
-    runtime: str
-    """"torch" or "onnx"."""
-    options: RunOptions
-    backend: BackendOptions
-    """Options of where and how the graphs run; ignored by the torch reference."""
+_MEASURED = 4
+"""Images that `estimate` runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """The metrics of one model on one data set."""
+    """The metrics of one model on one or more data sets."""
 
     model: EvaluatedModel
     backend: str | None
@@ -53,12 +47,18 @@ class EvaluationReport:
     backend_reason: str | None
     seed: int | None
     """Seed of the first rendered scene; None for other data sets."""
-    metrics: Metrics
-    by_cue: dict[str, Metrics]
-    """Cue (kind, colour, size, place, relation) -> metrics of the samples whose phrase uses it."""
-    unmatched: int
-    """Samples in which the model found nothing."""
+    summary: Summary
+    """Of all sentences."""
+    by_subset: dict[str, Summary]
+    """Data set and split -> its metrics; empty if no sample names one."""
+    by_cue: dict[str, Summary]
+    """Class of phrase or size of object -> metrics of the sentences in it."""
+    records: tuple[SentenceRecord, ...]
+    resumed: int
+    """Sentences whose records an earlier run had written."""
     seconds: float
+    pipeline_seconds: float
+    """Part of `seconds` inside the pipeline, summed over processes."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -70,72 +70,13 @@ class EvaluationReport:
             "variant": self.model.options.variant,
             "mode": self.model.options.mode,
             "seed": self.seed,
-            **_metrics_json(self.metrics),
-            "unmatched": self.unmatched,
-            "by_cue": {cue: _metrics_json(each) for cue, each in self.by_cue.items()},
+            **self.summary.to_json(),
+            "by_subset": {name: each.to_json() for name, each in self.by_subset.items()},
+            "by_cue": {name: each.to_json() for name, each in self.by_cue.items()},
+            "resumed": self.resumed,
             "seconds": round(self.seconds, 2),
+            "pipeline_seconds": round(self.pipeline_seconds, 2),
         }
-
-
-def evaluation_table(report: EvaluationReport) -> Table:
-    """Build a table with a row for all samples and one for each cue."""
-    model = report.model
-    levels = tuple(report.metrics.precision_at)
-    groups = {"all": report.metrics, **{f"with {cue}": part for cue, part in report.by_cue.items()}}
-    return Table(
-        title=f"{model.runtime}, {model.options.variant}, {model.options.mode}: "
-        f"{report.metrics.count} samples, {report.seconds:.0f} s",
-        columns=(
-            Column("phrases"),
-            *numeric("count", "mIoU", "oIoU", *(f"Pr@{level}" for level in levels), "oracle mIoU"),
-        ),
-        rows=[
-            (
-                name,
-                str(part.count),
-                *(f"{value:.4f}" for value in (part.miou, part.oiou)),
-                *(f"{part.precision_at[level]:.4f}" for level in levels),
-                f"{part.oracle_miou:.4f}",
-            )
-            for name, part in groups.items()
-        ],
-        footnotes=(f"no mask in {report.unmatched} samples",),
-    )
-
-
-def _metrics_json(measured: Metrics) -> dict[str, Any]:
-    return {
-        "count": measured.count,
-        "miou": measured.miou,
-        "oiou": measured.oiou,
-        **{f"pr@{level}": share for level, share in measured.precision_at.items()},
-        "oracle_miou": measured.oracle_miou,
-    }
-
-
-RUNTIMES = ("torch", "onnx")
-"""The torch reference, and the bundle's graphs."""
-
-PURPOSE = "the torch reference"
-
-_REPORT_EVERY = 10
-_TORCH_THREADS = 1
-"""Threads of a process: the modules are too small to gain from more, and processes share the cores."""
-
-_SAMPLES_AHEAD = 2
-"""Samples for each worker process that are submitted before their results are taken."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleScore:
-    """The score of one sample."""
-
-    overlap: Overlap
-    cues: frozenset[str]
-    matched: bool
-
-
-Segment = Callable[[Sample], Segmentation]
 
 
 def evaluate(
@@ -146,132 +87,209 @@ def evaluate(
     options: RunOptions = DEFAULT_RUN,
     backend: BackendOptions = DEFAULT_BACKEND,
     jobs: int = 1,
+    output: Path | str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Segment every sample of a data set and compare the masks with the true ones (METHOD §11).
+    """Segment every sample of a data set and compare the masks with the true ones.
 
     Args:
         bundle: its folder, or "mini" for the built-in one, the only one that the torch reference exists for.
-        dataset: samples with true masks.
+        dataset: samples with true masks; those of one image in a row share the work on it.
         runtime: "onnx" for the bundle's graphs, "torch" for the reference.
         options: what is computed.
         backend: where and how the graphs run; not for the reference.
         jobs: number of processes.
+        output: folder for one record per sentence and a summary; a run that was interrupted resumes there.
         progress: called with one line every few samples.
 
     Raises:
-        InputError: an option cannot be used, or a sample has no true mask.
+        InputError: an option cannot be used, a sample has no true mask or one that does not fit its image, or
+            the output folder cannot be used.
         BundleError: the bundle is missing, damaged or newer.
-        MissingDependencyError: torch or the back-end's package is not installed.
+        MissingDependencyError: torch, a package of the data set or the back-end's package is not installed.
         EngineError: a graph failed.
     """
     if jobs < 1:
         raise InputError(f"got {jobs} jobs, expected 1 or more")
     model = EvaluatedModel(bundle=str(bundle), runtime=runtime, options=options, backend=backend)
     report, start = progress or silent, time.perf_counter()
-    chosen, reason = _backend(model)
-    scores: list[SampleScore] = []
-    for score in _score_all(model, dataset, jobs):
-        scores.append(score)
-        if len(scores) % _REPORT_EVERY == 0 or len(scores) == len(dataset):
-            report(f"{len(scores)}/{len(dataset)} samples, mIoU {_metrics(scores).miou:.3f}")
-    return EvaluationReport(
-        model=model,
-        backend=chosen,
-        backend_reason=reason,
-        seed=dataset.fingerprint.get("seed"),
-        metrics=_metrics(scores),
-        by_cue=_metrics_by_cue(scores),
-        unmatched=sum(not score.matched for score in scores),
-        seconds=time.perf_counter() - start,
-    )
+    chosen, reason = choose_backend(model)
+    settings = model_settings(model, chosen)
+    with open_records(Path(output), settings) if output is not None else nullcontext() as file:
+        collection = _Collection(dataset, file.known if file is not None else {}, report)
+        seconds = 0.0
+        for answers in answer_all(model, collection.missing(), jobs):
+            seconds += answers.seconds
+            for record in answers.records:
+                if file is not None:
+                    file.add(record)
+                collection.add(record)
+        records = collection.records
+        result = EvaluationReport(
+            model=model,
+            backend=chosen,
+            backend_reason=reason,
+            seed=dataset.seed if isinstance(dataset, RenderedScenes) else None,
+            summary=summarize(records),
+            by_subset=_by_subset(records),
+            by_cue={cue: summarize(part) for cue, part in group_by_cue(records).items()},
+            records=records,
+            resumed=collection.resumed,
+            seconds=time.perf_counter() - start,
+            pipeline_seconds=seconds,
+        )
+        if file is not None:
+            file.finish({**settings, **result.to_json()})
+    return result
 
 
-def _backend(model: EvaluatedModel) -> tuple[str, str] | tuple[None, None]:
-    """Check the options, and return the back-end that will run and why; no graph is loaded."""
-    if model.runtime not in RUNTIMES:
-        raise InputError(f"unknown runtime {model.runtime!r}; choose one of: {', '.join(RUNTIMES)}")
-    if model.runtime == "torch":
-        if model.bundle not in BUILT_IN:
+class _Collection:
+    """The records of a data set, in its order: known ones, and those that are answered."""
+
+    def __init__(self, dataset: Dataset, known: Mapping[str, SentenceRecord], progress: Progress) -> None:
+        self._dataset = dataset
+        self._known = dict(known)
+        self._progress = progress
+        self._records: dict[str, SentenceRecord | None] = {}
+        self._done = 0
+
+    def missing(self) -> Iterator[tuple[Sample, ...]]:
+        """Yield the samples of each image that have no record yet."""
+        for picture in _by_picture(self._dataset):
+            todo = tuple(sample for sample in picture if self._start(sample) is None)
+            if todo:
+                yield todo
+
+    def _start(self, sample: Sample) -> SentenceRecord | None:
+        """Return the known record of a sample, and keep its place."""
+        if sample.id in self._records:
+            raise InputError(f"two samples have the id {sample.id!r}, expected different ones")
+        record = self._known.get(sample.id)
+        if record is not None and record.phrase != sample.phrase:
             raise InputError(
-                f"the torch reference exists for the built-in miniature only, got {model.bundle}; name mini"
+                f"{sample.id} was recorded with phrase {record.phrase!r}, now it is {sample.phrase!r}; the "
+                "data set has changed, choose another output folder"
             )
-        if model.backend.name != "auto":
-            raise InputError(
-                f"back-end {model.backend.name!r} runs graphs, not the torch reference; leave it out"
-            )
-        return None, None
-    sessions = open_backend(find_bundle(model.bundle), model.backend)
-    sessions.close()
-    return sessions.backend, sessions.reason
+        self._records[sample.id] = record
+        self._done += record is not None
+        return record
+
+    def add(self, record: SentenceRecord) -> None:
+        """Take a new record."""
+        self._records[record.id] = record
+        self._done += 1
+        if self._done % _REPORT_EVERY == 0 or self._done == len(self._dataset):
+            miou = sum(each.iou for each in self.records) / self._done
+            self._progress(f"{self._done}/{len(self._dataset)} samples, mIoU {miou:.3f}")
+
+    @property
+    def records(self) -> tuple[SentenceRecord, ...]:
+        """The records so far, in the order of the samples."""
+        return tuple(each for each in self._records.values() if each is not None)
+
+    @property
+    def resumed(self) -> int:
+        """Number of records that were known."""
+        return sum(name in self._known for name in self._records)
 
 
-def _score_all(model: EvaluatedModel, dataset: Dataset, jobs: int) -> Iterator[SampleScore]:
-    """Yield the scores in the order of the samples."""
-    if jobs == 1:
-        with ExitStack() as stack:
-            segment = _open(model, stack)
-            for sample in dataset:
-                yield _score(segment, sample)
-        return
-    # Forking a process whose libraries hold threads and locks is not safe; spawned workers start clean.
-    workers = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield from map_ahead(workers, partial(_score_in_worker, model), dataset, ahead=_SAMPLES_AHEAD * jobs)
-    finally:
-        workers.shutdown(cancel_futures=True)
+def _by_picture(samples: Iterable[Sample]) -> Iterator[tuple[Sample, ...]]:
+    for _, group in groupby(samples, key=lambda sample: sample.picture or sample.id):
+        yield tuple(group)
 
 
-def _score(segment: Segment, sample: Sample) -> SampleScore:
-    result = segment(sample)
-    selectable = result.candidates.masks[result.candidates.kept]
-    return SampleScore(
-        overlap=overlap(result.mask, true_mask(sample), selectable),
-        cues=sample.cues,
-        matched=result.index is not None,
+def _by_subset(records: Sequence[SentenceRecord]) -> dict[str, Summary]:
+    names = dict.fromkeys(record.subset for record in records if record.subset)
+    return {name: summarize([each for each in records if each.subset == name]) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an evaluation will take, measured on its first images."""
+
+    subsets: dict[str, int]
+    """Data set and split -> sentences."""
+    sentences: int
+    pictures: int
+    measured: int
+    """Images that were measured."""
+    seconds: float
+    """Of the whole evaluation, loading excluded."""
+    memory_bytes: int
+    """Peak resident memory of one process so far."""
+    jobs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {
+            "subsets": self.subsets,
+            "sentences": self.sentences,
+            "pictures": self.pictures,
+            "measured": self.measured,
+            "seconds": round(self.seconds, 1),
+            "memory_bytes": self.memory_bytes,
+            "jobs": self.jobs,
+        }
+
+    def to_section(self) -> Section:
+        """Return the estimate as a table."""
+        hours, seconds = divmod(round(self.seconds), 3600)
+        facts = [(name, f"{count} sentences") for name, count in self.subsets.items()]
+        facts += [
+            ("all", f"{self.sentences} sentences on {self.pictures} images"),
+            ("time", f"about {hours} h {seconds // 60} min {seconds % 60} s in {self.jobs} processes"),
+            ("memory", f"{size_text(self.memory_bytes)} a process"),
+        ]
+        note = f"estimated from the first {self.measured} images; nothing was written"
+        return Section(tables=[facts_table(facts, footnotes=(note,))])
+
+
+def estimate(
+    bundle: Path | str,
+    dataset: Dataset,
+    *,
+    options: RunOptions = DEFAULT_RUN,
+    backend: BackendOptions = DEFAULT_BACKEND,
+    jobs: int = 1,
+) -> Estimate:
+    """Run the first images of a data set, and extrapolate to all of them.
+
+    The first image warms up and counts for memory only, unless it is the only one.
+
+    Args:
+        bundle: its folder, or "mini" for the built-in one.
+        dataset: as for `evaluate`.
+        options: as for `evaluate`.
+        backend: as for `evaluate`.
+        jobs: number of processes the time is divided by.
+
+    Raises:
+        RefdiffError: as for `evaluate`.
+    """
+    model = EvaluatedModel(bundle=str(bundle), runtime="onnx", options=options, backend=backend)
+    choose_backend(model)
+    pictures = list(_by_picture(dataset))
+    first = pictures[:_MEASURED]
+    spent: list[tuple[float, int]] = []
+    with ExitStack() as stack:
+        answer = open_model(model, stack)
+        for picture in first:
+            start = time.perf_counter()
+            answer(picture)
+            spent.append((time.perf_counter() - start, len(picture)))
+    measured = spent[1:] or spent
+    # Images cost more than sentences: seconds per image, scaled by how many sentences the others have.
+    per_image = sum(seconds for seconds, _ in measured) / len(measured)
+    subsets: dict[str, int] = {}
+    for picture in pictures:
+        for sample in picture:
+            subsets[sample.subset or "samples"] = subsets.get(sample.subset or "samples", 0) + 1
+    return Estimate(
+        subsets=subsets,
+        sentences=sum(subsets.values()),
+        pictures=len(pictures),
+        measured=len(spent),
+        seconds=per_image * len(pictures) / jobs,
+        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        jobs=jobs,
     )
-
-
-def _score_in_worker(model: EvaluatedModel, sample: Sample) -> SampleScore:
-    return _score(_open_in_worker(model), sample)
-
-
-@cache
-def _open_in_worker(model: EvaluatedModel) -> Segment:
-    """Open the model once for a worker process; its sessions live as long as the process."""
-    one_thread = dataclasses.replace(model.backend, threads=1)
-    return _open(dataclasses.replace(model, backend=one_thread), ExitStack())
-
-
-def _open(model: EvaluatedModel, stack: ExitStack) -> Segment:
-    """Open the model; `stack` closes it."""
-    if model.runtime == "torch":
-        return _open_reference(model)
-    bundle = find_bundle(model.bundle)
-    check_trained(bundle, allow_random_weights=model.options.allow_random_weights)
-    options = model.options.pipeline_options(bundle.spec)
-    segmenter = stack.enter_context(segmenter_of(bundle, open_backend(bundle, model.backend), options))
-    return lambda sample: segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
-
-
-def _open_reference(model: EvaluatedModel) -> Segment:
-    with require_export(PURPOSE):
-        import torch
-
-        from refdiff.reference.pipeline import Reference
-    torch.set_num_threads(_TORCH_THREADS)
-    stack = load_miniature(PURPOSE)
-    reference = Reference(stack=stack, options=model.options.pipeline_options(stack.spec))
-    return lambda sample: reference.segment(sample.read(), sample.phrase)
-
-
-def _metrics(scores: Sequence[SampleScore]) -> Metrics:
-    return metrics([score.overlap for score in scores])
-
-
-def _metrics_by_cue(scores: Sequence[SampleScore]) -> dict[str, Metrics]:
-    overlaps: dict[str, list[Overlap]] = defaultdict(list)
-    for score in scores:
-        for cue in score.cues:
-            overlaps[cue].append(score.overlap)
-    return {cue: metrics(overlaps[cue]) for cue in sorted(overlaps)}

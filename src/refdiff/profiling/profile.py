@@ -218,7 +218,7 @@ def _layers(
     sessions = open_backend(bundle, backend, "layers")
     with segmenter_of(bundle, sessions, options) as segmenter:
         for sample in (*inputs,) * _LAYER_ROUNDS:
-            segmenter.segment(segmenter.encode(sample.image), sample.phrase)
+            segmenter.segment(segmenter.encode(sample.fetch()), sample.phrase)
         times = {row.graph: tuple(sessions.open(row.graph).timings().layers) for row in graphs}
     return tuple(GraphLayers(graph=name, layers=layers) for name, layers in times.items() if layers)
 

@@ -96,4 +96,4 @@ class ProfiledRun:
             self._segment(sample)
 
     def _segment(self, sample: Sample) -> None:
-        self.segmenter.segment(self.segmenter.encode(sample.image), sample.phrase)
+        self.segmenter.segment(self.segmenter.encode(sample.fetch()), sample.phrase)

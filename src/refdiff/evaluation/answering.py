@@ -1,0 +1,163 @@
+"""The model under evaluation: images and sentences in, records out, in this process or in several."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from refdiff.batch.prefetch import map_ahead
+from refdiff.contracts.inspection import BUILT_IN, check_trained, find_bundle
+from refdiff.contracts.manifest import refdiff_version
+from refdiff.contracts.optional import require_export
+from refdiff.contracts.options import BackendOptions, RunOptions
+from refdiff.data.sample import Sample
+from refdiff.errors import InputError
+from refdiff.evaluation.records import SentenceRecord, record_of
+from refdiff.loading import open_backend, segmenter_of
+from refdiff.models.choice import load_miniature
+
+RUNTIMES = ("torch", "onnx")
+"""The torch reference, and the bundle's graphs."""
+
+PURPOSE = "the torch reference"
+
+_TORCH_THREADS = 1
+"""Threads of a process: the modules are too small to gain from more, and processes share the cores."""
+
+_PICTURES_AHEAD = 2
+"""Images for each worker process that are submitted before their records are taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A model and the options it is evaluated with."""
+
+    bundle: str
+    runtime: str
+    """"torch" or "onnx"."""
+    options: RunOptions
+    backend: BackendOptions
+    """Options of where and how the graphs run; ignored by the torch reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The records of one image, and the time the pipeline took for them."""
+
+    records: tuple[SentenceRecord, ...]
+    seconds: float
+
+
+Answer = Callable[[Sequence[Sample]], Answers]
+
+
+def choose_backend(model: EvaluatedModel) -> tuple[str, str] | tuple[None, None]:
+    """Check the options, and return the back-end that will run and why; no graph is loaded."""
+    if model.runtime not in RUNTIMES:
+        raise InputError(f"unknown runtime {model.runtime!r}; choose one of: {', '.join(RUNTIMES)}")
+    if model.runtime == "torch":
+        if model.bundle not in BUILT_IN:
+            raise InputError(
+                f"the torch reference exists for the built-in miniature only, got {model.bundle}; name mini"
+            )
+        if model.backend.name != "auto":
+            raise InputError(
+                f"back-end {model.backend.name!r} runs graphs, not the torch reference; leave it out"
+            )
+        return None, None
+    bundle = find_bundle(model.bundle)
+    check_trained(bundle, allow_random_weights=model.options.allow_random_weights)
+    sessions = open_backend(bundle, model.backend)
+    sessions.close()
+    return sessions.backend, sessions.reason
+
+
+def model_settings(model: EvaluatedModel, backend: str | None) -> dict[str, Any]:
+    """Return everything that a record depends on except its sample."""
+    settings = {
+        "format": 1,
+        "refdiff": refdiff_version(),
+        "runtime": model.runtime,
+        "backend": backend,
+        "options": dataclasses.asdict(model.options),
+    }
+    if model.runtime == "torch":
+        return settings
+    manifest = find_bundle(model.bundle).manifest
+    files = {name: file.sha256 for name, file in sorted(manifest.files.items())}
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()
+    return {**settings, "model": manifest.spec.name, "precision": manifest.precision, "bundle_sha256": digest}
+
+
+def answer_all(model: EvaluatedModel, pictures: Iterable[tuple[Sample, ...]], jobs: int) -> Iterator[Answers]:
+    """Yield the answers in the order of the images."""
+    if jobs == 1:
+        with ExitStack() as stack:
+            answer = open_model(model, stack)
+            for picture in pictures:
+                yield answer(picture)
+        return
+    # Forking a process whose libraries hold threads and locks is not safe; spawned workers start clean.
+    workers = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from map_ahead(
+            workers, partial(_answer_in_worker, model), pictures, ahead=_PICTURES_AHEAD * jobs
+        )
+    finally:
+        workers.shutdown(cancel_futures=True)
+
+
+def _answer_in_worker(model: EvaluatedModel, picture: tuple[Sample, ...]) -> Answers:
+    return _open_in_worker(model)(picture)
+
+
+@cache
+def _open_in_worker(model: EvaluatedModel) -> Answer:
+    """Open the model once for a worker process; its sessions live as long as the process."""
+    one_thread = dataclasses.replace(model.backend, threads=1)
+    return open_model(dataclasses.replace(model, backend=one_thread), ExitStack())
+
+
+def open_model(model: EvaluatedModel, stack: ExitStack) -> Answer:
+    """Open the model; `stack` closes it."""
+    if model.runtime == "torch":
+        return _open_reference(model)
+    bundle = find_bundle(model.bundle)
+    options = model.options.pipeline_options(bundle.spec)
+    segmenter = stack.enter_context(segmenter_of(bundle, open_backend(bundle, model.backend), options))
+
+    def answer(picture: Sequence[Sample]) -> Answers:
+        pixels = picture[0].read()
+        start = time.perf_counter()
+        results = segmenter.segment_many(segmenter.encode(pixels), [sample.phrase for sample in picture])
+        seconds = time.perf_counter() - start
+        return Answers(records=tuple(map(record_of, picture, results)), seconds=seconds)
+
+    return answer
+
+
+def _open_reference(model: EvaluatedModel) -> Answer:
+    with require_export(PURPOSE):
+        import torch
+
+        from refdiff.reference.pipeline import Reference
+    torch.set_num_threads(_TORCH_THREADS)
+    stack = load_miniature(PURPOSE)
+    reference = Reference(stack=stack, options=model.options.pipeline_options(stack.spec))
+
+    def answer(picture: Sequence[Sample]) -> Answers:
+        pixels = picture[0].read()
+        start = time.perf_counter()
+        results = [reference.segment(pixels, sample.phrase) for sample in picture]
+        seconds = time.perf_counter() - start
+        return Answers(records=tuple(map(record_of, picture, results)), seconds=seconds)
+
+    return answer

@@ -1,0 +1,288 @@
+"""One record for each sentence, and the file that keeps them: complete lines survive a kill at any moment.
+
+OUTPUT/run.json         what records depend on: the bundle's hashes, options, back-end
+OUTPUT/records.jsonl    one line per sentence, in the order in which they were answered
+OUTPUT/summary.json     metrics, written when all sentences are answered
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from refdiff.accuracy.metrics import pairwise_iou
+from refdiff.contracts.atomic_io import lock_file, report_write_errors, sync, write_file
+from refdiff.contracts.results import Segmentation
+from refdiff.data.sample import Sample, read_truth
+from refdiff.errors import InputError
+from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
+from refdiff.runtime.phrase import parse_phrase
+
+RUN_NAME, RECORDS_NAME, SUMMARY_NAME = "run.json", "records.jsonl", "summary.json"
+
+_COLORS = frozenset(
+    [
+        "black",
+        "blue",
+        "brown",
+        "gold",
+        "gray",
+        "green",
+        "grey",
+        "orange",
+        "pink",
+        "purple",
+        "red",
+        "silver",
+        "tan",
+        "white",
+        "yellow",
+        "beige",
+    ]
+)
+_SINGULAR_S = frozenset(
+    [
+        "glass",
+        "bus",
+        "dress",
+        "grass",
+        "lens",
+        "christmas",
+        "tennis",
+        "canvas",
+        "gas",
+        "his",
+        "this",
+        "is",
+        "has",
+        "was",
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceRecord:
+    """What was answered to one sentence, and how it compares with the truth."""
+
+    id: str
+    """Unique over all data sets."""
+    subset: str
+    picture: str
+    """Name of the image; sentences of one image are resampled together."""
+    phrase: str
+    root: str
+    matched: bool
+    """A mask was returned."""
+    reason: str | None
+    confidence: float | None
+    """0..1, the probability of an IoU of at least 0.5; None without a calibration."""
+    score: float | None
+    """None where nothing was chosen."""
+    scores: dict[str, float] | None
+    """Parts of the chosen candidate's score."""
+    intersection_px: int
+    union_px: int
+    truth_px: int
+    """0: the sentence refers to nothing in the image."""
+    image_px: int
+    candidate_ious: tuple[float, ...]
+    """IoU of each candidate that could have been chosen with the truth."""
+    cues: tuple[str, ...]
+    """Classes of the phrase: those of its data set, or else place, relation, attribute, plural and length."""
+    rle: dict[str, Any]
+    """The answer as compressed COCO run lengths."""
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union; 1 where nothing is referred to and nothing was answered."""
+        return self.intersection_px / self.union_px if self.union_px else 1.0
+
+    @property
+    def oracle_iou(self) -> float:
+        """IoU of the best candidate, or of the answer where that is better."""
+        return max((*self.candidate_ious, self.iou))
+
+    @property
+    def has_target(self) -> bool:
+        """The sentence refers to something in the image."""
+        return self.truth_px > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> SentenceRecord:
+        """Return the record of a line.
+
+        Raises:
+            TypeError: the document has other fields.
+        """
+        lists = {name: tuple(document[name]) for name in ("candidate_ious", "cues") if name in document}
+        return cls(**{**document, **lists})
+
+
+def record_of(sample: Sample, result: Segmentation) -> SentenceRecord:
+    """Compare an answer with the truth of its sample.
+
+    Raises:
+        InputError: the sample has no true mask, or one of another size than the image.
+    """
+    truth = read_truth(sample)
+    if truth.mask.shape != result.mask.shape:
+        raise InputError(
+            f"{sample.id}: the true mask is {truth.mask.shape} px (height, width), the image "
+            f"{result.mask.shape}; correct the data set"
+        )
+    selectable = result.candidates.masks[result.candidates.kept]
+    answer = result.mask
+    if truth.ignored is not None:
+        answer, selectable = answer & ~truth.ignored, selectable & ~truth.ignored
+    ious = pairwise_iou(selectable, truth.mask[None])[:, 0] if truth.mask.any() else np.zeros(0)
+    parts = ("hard", "soft", "generative", "place")
+    index = result.index
+    return SentenceRecord(
+        id=sample.id,
+        subset=sample.subset,
+        picture=sample.picture or sample.id,
+        phrase=sample.phrase,
+        root=result.root,
+        matched=index is not None,
+        reason=result.reason,
+        confidence=None,
+        score=result.score if math.isfinite(result.score) else None,
+        scores=None
+        if index is None
+        else {name: round(float(getattr(result.scores, name)[index]), 6) for name in parts},
+        intersection_px=int(np.count_nonzero(answer & truth.mask)),
+        union_px=int(np.count_nonzero(answer | truth.mask)),
+        truth_px=int(np.count_nonzero(truth.mask)),
+        image_px=truth.mask.size,
+        candidate_ious=tuple(round(float(each), 6) for each in ious),
+        cues=tuple(sorted(sample.cues or phrase_classes(sample.phrase))),
+        rle=compress_coco_rle(to_coco_rle(result.mask)),
+    )
+
+
+def phrase_classes(text: str) -> frozenset[str]:
+    """Return the classes that results are grouped by: place, relation, attribute, plural, and length."""
+    phrase = parse_phrase(text, word_boundaries=True)
+    words = phrase.text.lower().split()
+    root = phrase.root.lower()
+    found = {
+        "place": phrase.place is not None or phrase.superlative is not None,
+        "relation": phrase.relation is not None,
+        "attribute": phrase.size is not None or not _COLORS.isdisjoint(words),
+        "plural": root in ("people", "men", "women", "children", "two", "three", "both")
+        or (root.endswith("s") and not root.endswith("ss") and root not in _SINGULAR_S),
+    }
+    length = next(
+        name for most, name in ((2, "1-2"), (5, "3-5"), (9, "6-9"), (10**6, "10+")) if len(words) <= most
+    )
+    return frozenset({name for name, holds in found.items() if holds} | {f"{length} words"})
+
+
+@dataclass
+class RecordFile:
+    """The records of an evaluation, those of earlier, interrupted runs included."""
+
+    folder: Path
+    known: dict[str, SentenceRecord]
+    _stream: BinaryIO
+
+    def add(self, record: SentenceRecord) -> None:
+        """Append a record; it is in the file when this returns.
+
+        Raises:
+            InputError: the disk refuses.
+        """
+        line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with report_write_errors(self.folder / RECORDS_NAME):
+            self._stream.write(line)
+            self._stream.flush()
+        self.known[record.id] = record
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary.
+
+        Raises:
+            InputError: the disk refuses.
+        """
+        with report_write_errors(self.folder / SUMMARY_NAME):
+            sync(self.folder / RECORDS_NAME)
+            write_file(self.folder / SUMMARY_NAME, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def open_records(folder: Path, settings: Mapping[str, Any]) -> Iterator[RecordFile]:
+    """Create or resume the records in `folder`, which only this process writes to while the block runs.
+
+    Args:
+        folder: new, empty, or of an earlier run of the same settings.
+        settings: JSON-ready; everything that an answer depends on apart from image and phrase.
+
+    Raises:
+        InputError: the folder is in use, was written with other settings, or cannot be written.
+    """
+
+    def refuse() -> None:
+        raise InputError(f"another evaluation is writing to {folder}; wait, or choose another folder")
+
+    with ExitStack() as stack:
+        with report_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(folder / ".lock", on_busy=refuse))
+            _check_settings(folder, json.loads(json.dumps(settings)))
+            known = _read_records(folder / RECORDS_NAME)
+            stream = stack.enter_context((folder / RECORDS_NAME).open("ab"))
+        yield RecordFile(folder, known, stream)
+
+
+def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
+    path = folder / RUN_NAME
+    others = {each.name for each in folder.iterdir()} - {".lock"}
+    if not path.exists():
+        if others:
+            raise InputError(
+                f"{folder} is no folder of an evaluation: it contains {sorted(others)[0]!r}; choose another"
+            )
+        write_file(path, json.dumps(wanted, indent=1) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); choose another folder") from error
+    differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+    if differing:
+        raise InputError(
+            f"{folder} was written with another {differing[0]}; use the same settings, or another folder"
+        )
+
+
+def _read_records(path: Path) -> dict[str, SentenceRecord]:
+    """Read the records, and cut off a last line that a killed run left incomplete."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as stream:
+            stream.truncate(len(whole))
+    records = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = SentenceRecord.from_json(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number} is damaged ({error}); delete the line, and repeat the command"
+            ) from error
+        records[record.id] = record
+    return records
