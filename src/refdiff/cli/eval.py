@@ -71,11 +71,12 @@ def evaluate(
     chosen = _dataset(data, subset or (), reviewed, limit, shard, partial=partial, count=count, seed=seed)
     options = RunOptions(variant=variant, mode=mode, allow_random_weights=allow_random_weights)
     place = BackendOptions(name=backend)
-    with working() as progress:
-        if dry_run:
+    if dry_run:
+        with working():
             plan = evaluate.estimate(bundle, chosen, options=options, backend=place, jobs=jobs)
-            print_answer(plan.to_json(), plan.to_section, as_json=as_json)
-            return
+        print_answer(plan.to_json(), plan.to_section, as_json=as_json)
+        return
+    with working() as progress:
         report = evaluate.evaluate(
             bundle,
             chosen,

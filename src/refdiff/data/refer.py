@@ -163,8 +163,8 @@ class RefTable:
                 )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{self.source}, ref {_shown_id(ref)}: {error!r} is missing or wrong; its image or "
-                "annotation is not in instances.json, or the file is damaged; download both again"
+                f"{self.source}, ref {ref.get('ref_id', 'without an id')}: {error!r} is missing or wrong; its "
+                "image or annotation is not in instances.json, or the file is damaged; download both again"
             ) from error
 
 
@@ -172,10 +172,6 @@ def _annotation_ids(ref: Mapping[str, Any]) -> list[int]:
     """Return the ids of a ref's annotations; gRefCOCO has a list, [-1] for no target."""
     ids = ref["ann_id"]
     return [each for each in (ids if isinstance(ids, list) else [ids]) if each != -1]
-
-
-def _shown_id(ref: Any) -> str:
-    return str(ref.get("ref_id", "without an id")) if isinstance(ref, Mapping) else "that is no object"
 
 
 @dataclass
@@ -236,10 +232,8 @@ def _tree_subsets(root: Path, refs_file: Path, split_by: str) -> Iterator[Subset
         raise InputError(f"{instances_file} is missing; it comes with {refs_file.name}, download it")
     refs = (load_data_pickle if refs_file.suffix == ".p" else load_data_json)(refs_file)
     instances = load_data_json(instances_file)
-    if not isinstance(refs, list):
-        raise InputError(
-            f"{refs_file} holds {type(refs).__name__}, expected a list of refs; download it again"
-        )
+    if not isinstance(refs, list) or not all(isinstance(ref, Mapping) for ref in refs):
+        raise InputError(f"{refs_file} holds something else than a list of refs; download it again")
     folders = [base / name for base in (folder, root, root.parent) for name in IMAGE_FOLDERS]
     files = ImageFiles(folders=list(dict.fromkeys(each for each in folders if each.is_dir())))
     table = RefTable(

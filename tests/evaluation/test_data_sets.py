@@ -1,0 +1,208 @@
+"""`eval --data`: the digits of a direct computation, resumed runs, the published table, and bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pycocotools")
+
+from pycocotools import mask as coco
+
+from refdiff.cli import main
+from refdiff.contracts.options import RunOptions
+from refdiff.errors import InputError
+from refdiff.evaluation.datasets import find_subsets, select
+from refdiff.evaluation.evaluate import evaluate
+from refdiff.evaluation.published import published_rows
+from refdiff.evaluation.records import RECORDS_NAME, phrase_classes
+from refdiff.evaluation.summary import summarize
+from tests.support.data_sets import write_grefcoco, write_reason_seg, write_refer_tree
+
+GEN = RunOptions(mode="gen")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two data sets on the same pictures, gRefCOCO and ReasonSeg."""
+    folder = tmp_path_factory.mktemp("data")
+    write_refer_tree(folder, {"val": (3, 4)})
+    write_refer_tree(folder, {"val": (3, 4)}, data_set="refcoco+")
+    write_grefcoco(folder, (5,))
+    write_reason_seg(folder, (6,))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def selection(root):
+    return select(find_subsets(root), allow_partial=True)
+
+
+@pytest.fixture(scope="module")
+def report(selection, tiny_bundle, tmp_path_factory):
+    return evaluate(tiny_bundle, selection, options=GEN, output=tmp_path_factory.mktemp("records") / "run")
+
+
+def test_metrics_equal_a_direct_computation_with_pycocotools(report, root):
+    records = [each for each in report.records if each.subset == "RefCOCO (unc, val)"]
+    annotations = {
+        each["id"]: each
+        for each in json.loads((root / "refcoco" / "instances.json").read_text())["annotations"]
+    }
+    intersections, unions, ious = 0, 0, []
+    for record in records:
+        number = int(record.id.split("ref ")[1].split(",")[0])
+        answer = coco.decode(record.rle) > 0
+        segmentation = annotations[number]["segmentation"]
+        if isinstance(segmentation, list):
+            truth = coco.decode(coco.frPyObjects(segmentation, *answer.shape)).sum(axis=2) > 0
+        else:
+            raw = segmentation["counts"]
+            encoded = coco.frPyObjects(segmentation, *answer.shape) if isinstance(raw, list) else segmentation
+            truth = coco.decode(encoded) > 0
+        one, both = np.count_nonzero(answer & truth), np.count_nonzero(answer | truth)
+        intersections, unions = intersections + one, unions + both
+        ious.append(one / both)
+    summary = report.by_subset["RefCOCO (unc, val)"]
+    assert summary.count == len(records) == len(ious)
+    assert summary.miou == pytest.approx(np.mean(ious), abs=1e-12)
+    assert summary.oiou == pytest.approx(intersections / unions, abs=1e-12)
+    assert summary.precision_at[0.5] == np.mean([each > 0.5 for each in ious])
+    low, high = summary.miou_interval
+    assert 0 <= low <= summary.miou <= high <= 1
+    parts = summary.lost_to_proposals, summary.lost_to_ranking, summary.lost_to_edges
+    assert sum(parts) + summary.miou == pytest.approx(1)
+    assert min(parts) >= 0
+
+
+def test_sentences_of_one_picture_are_answered_together_across_data_sets(selection, report):
+    order = [sample.picture for sample in selection.samples]
+    assert len(dict.fromkeys(order)) == sum(a != b for a, b in zip(["", *order], order, strict=False))
+    assert selection.pictures == 4
+    assert set(report.by_subset) == {
+        "RefCOCO (unc, val)",
+        "RefCOCO+ (unc, val)",
+        "gRefCOCO (unc, val)",
+        "ReasonSeg (LISA, val)",
+    }
+    one, two = (report.by_subset[f"RefCOCO{plus} (unc, val)"] for plus in ("", "+"))
+    assert one == two
+
+
+def test_an_interrupted_run_resumes_with_the_same_digits(selection, report, tiny_bundle, tmp_path):
+    folder = tmp_path / "run"
+    whole = evaluate(tiny_bundle, selection, options=GEN, output=folder)
+    lines = (folder / RECORDS_NAME).read_bytes().splitlines(keepends=True)
+    (folder / RECORDS_NAME).write_bytes(b"".join(lines[:3]) + lines[3][:40])  # killed in the fourth record
+    again = evaluate(tiny_bundle, selection, options=GEN, output=folder)
+    assert again.resumed == 3
+    assert again.summary == whole.summary == report.summary
+    names = [json.loads(line)["id"] for line in (folder / RECORDS_NAME).read_bytes().splitlines()]
+    assert sorted(names) == sorted({sample.id for sample in selection.samples})
+    with pytest.raises(InputError, match="another options"):
+        evaluate(tiny_bundle, selection, options=RunOptions(mode="gen", seed=1), output=folder)
+
+
+def test_a_folder_that_is_no_evaluation_is_left_alone(selection, tiny_bundle, tmp_path):
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match="no folder of an evaluation"):
+        evaluate(tiny_bundle, selection, options=GEN, output=tmp_path)
+    assert [each.name for each in tmp_path.iterdir() if each.name != ".lock"] == ["photo.png"]
+
+
+def test_the_published_table_has_24_rows_and_judges_whole_subsets_only(report):
+    summaries = {"RefCOCO (unc, val)": report.by_subset["RefCOCO (unc, val)"]}
+    rows = published_rows(summaries, mode="full", variant="official")
+    assert len(rows) == 24
+    assert [row.ours is not None for row in rows].count(True) == 2
+    measured = [row for row in rows if row.ours is not None]
+    assert all(row.reproduced is not None and row.difference is not None for row in measured)
+    partial = published_rows(summaries, mode="full", variant="official", partial={"RefCOCO (unc, val)"})
+    assert all(row.reproduced is None for row in partial)
+
+
+@pytest.mark.parametrize(("published", "reproduced"), [("low", False), ("inside", True), ("high", False)])
+def test_a_row_fails_outside_interval_and_tolerance(published, reproduced):
+    from refdiff.evaluation.published import PublishedRow
+
+    value = {"low": 28.9, "inside": 29.1, "high": 41.1}[published]
+    row = PublishedRow(
+        subset="s",
+        mode="full",
+        metric="miou",
+        published=value,
+        ours=35.0,
+        interval=(30.0, 40.0),
+        partial=False,
+        variant="official",
+    )
+    assert row.reproduced is reproduced
+
+
+def test_an_answer_to_a_sentence_without_a_target_counts_once(report):
+    records = [each for each in report.records if each.subset == "gRefCOCO (unc, val)"]
+    absent = [each for each in records if not each.has_target]
+    summary = report.by_subset["gRefCOCO (unc, val)"]
+    assert summary.absent == len(absent) > 0
+    answered = [each for each in absent if each.matched]
+    assert summary.no_target_accuracy == 1 - len(answered) / len(absent)
+    empty = summarize([])
+    assert (empty.count, empty.miou, empty.oiou, empty.images) == (0, 0.0, 0.0, 0)
+
+
+def test_phrase_classes():
+    assert phrase_classes("the red mug on the left") == {"place", "attribute", "6-9 words"}
+    assert "plural" in phrase_classes("two dogs")
+    assert "plural" not in phrase_classes("the glass")
+    assert "relation" in phrase_classes("the cup next to the laptop")
+
+
+def test_the_verb_lists_estimates_and_evaluates(root, tiny_bundle, tmp_path, capsys):
+    options = ["--data", str(root), "--subset", "RefCOCO (unc", "--partial", "--mode", "gen", "--json"]
+    assert main(["eval", str(tiny_bundle), *options, "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["pictures"] == 2
+    assert plan["seconds"] > 0
+    assert main(["eval", str(tiny_bundle), *options, "--table", "published", "-o", str(tmp_path / "o")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["count"] == plan["sentences"]
+    assert len(document["published"]) == 24
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert summary["miou"] == document["miou"]
+    assert len(summary["bundle_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data", "{root}"], "expected 3811"),
+        (["--data", "{root}", "--partial", "--subset", "testC"], "no subset is called testC"),
+        (["--data", "{root}/nowhere"], "does not exist, expected a REFER tree"),
+        (["--data", "{root}", "--partial", "--shard", "3/2"], "shard 3/2"),
+        (["--data", "{root}", "--partial", "--shard", "x"], "expected i/n"),
+        (["--data", "{empty}"], "no data set that is known"),
+        (["--subset", "testA"], "need --data"),
+        (["--table", "mine"], "unknown table 'mine'"),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_clear_line(options, said, root, tmp_path, capsys):
+    filled = [each.format(root=root, empty=tmp_path) for each in options]
+    assert main(["eval", "mini", *filled]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_mask_of_another_size_is_refused(root, tiny_bundle, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(Path(root), folder)
+    path = folder / "refcoco" / "instances.json"
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        image["height"], image["width"] = image["height"] + 1, image["width"] + 1
+    for annotation in document["annotations"]:
+        annotation["segmentation"] = [[0.0, 0.0, 9.0, 0.0, 9.0, 9.0]]
+    path.write_text(json.dumps(document))
+    chosen = select(find_subsets(folder), names=["RefCOCO (unc, val)"], allow_partial=True)
+    with pytest.raises(InputError, match="the true mask is"):
+        evaluate(tiny_bundle, chosen, options=GEN)
