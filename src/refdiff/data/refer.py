@@ -163,8 +163,8 @@ class RefTable:
                 )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{self.source}, ref {ref.get('ref_id', 'without an id')}: {error!r} is missing or wrong; its "
-                "image or annotation is not in instances.json, or the file is damaged; download both again"
+                f"{self.source}, ref {ref.get('ref_id', 'without an id')}: {error!r} is missing or wrong; "
+                "its image or annotation is not in instances.json, or the file is damaged; replace it"
             ) from error
 
 

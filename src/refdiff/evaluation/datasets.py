@@ -99,7 +99,8 @@ def select(
 
     Args:
         found: from `find_subsets`.
-        names: parts of names of subsets, such as "testA" or "RefCOCO+ (unc, val)"; none: all.
+        names: beginnings of names of subsets, such as "RefCOCO+" or "RefCOCO (unc, val)", or parts of what is
+            in the brackets, such as "testA"; none: all.
         reviews: files of Ref-L4's review; the subsets they are about lose the sentences marked as wrong.
         limit: only the first pictures.
         shard: (i, n): only the i-th of n parts of the pictures, from 1.
@@ -111,8 +112,7 @@ def select(
     part, parts = shard
     if not 1 <= part <= parts or (limit is not None and limit < 1):
         raise InputError(f"got limit {limit} and shard {part}/{parts}, expected 1 or more, and 1/n to n/n")
-    lower = [name.lower() for name in names]
-    chosen = [each for each in found if not lower or any(name in each.name.lower() for name in lower)]
+    chosen = [each for each in found if not names or any(_is_called(each, name) for name in names)]
     if not chosen:
         have = "; ".join(each.name for each in found)
         raise InputError(f"no subset is called {', '.join(names)}; choose from: {have}")
@@ -133,6 +133,12 @@ def select(
         samples=tuple(each for each in samples if each.picture in kept),
         partial=frozenset(partial if whole else {each.name for each in chosen}),
     )
+
+
+def _is_called(subset: Subset, name: str) -> bool:
+    full, lower = subset.name.lower(), name.lower()
+    title, _, inside = full.partition(" (")
+    return lower == title or lower in inside or (" (" in lower and full.startswith(lower))
 
 
 def _is_whole(subset: Subset, *, allow_partial: bool) -> bool:
