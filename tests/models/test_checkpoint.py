@@ -361,31 +361,51 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, save: Callabl
     assert (tmp_path / "ran").exists()
 
 
-class WritesWhenLoaded(nn.Module):
-    """A scripted module may bring code that runs while torch loads the archive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[torch.Tensor, bool]:
-        return self.weight, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
-        self.weight = state[0]
-        self.training = state[1]
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"ema": {"a": torch.ones(1), "b": torch.ones(1)}, "epoch": 3}, "'ema' (2 tensors), 'epoch' (int)"),
+        ({"state_dict": {"inner": {"a": torch.ones(1)}}}, "'inner' (1 tensors)"),
+        ({}, "its keys are none"),
+        ([torch.ones(1)], "got a list"),
+    ],
+)
+def test_weights_in_another_place_are_located_for_the_user(
+    tmp_path: Path, document: object, said: str
+) -> None:
+    torch.save(document, tmp_path / "wrapped.pth")
+    text = refusal(tmp_path / "wrapped.pth")
+    assert said in text
+    assert "expected a state dict, alone or under one of the keys state_dict, model, module" in text
 
 
-def test_an_archive_that_runs_code_while_it_is_loaded_is_refused(tmp_path: Path) -> None:
-    save_script({}, tmp_path / "script.pt", WritesWhenLoaded())
-    text = refusal(tmp_path / "script.pt")
-    assert "would run code" in text
-    assert "__setstate__" in text
+@pytest.mark.parametrize("name", ["a.weight.absmax", "a.SCB", "a.qweight", "scaled_fp8", "a.scale_weight"])
+def test_quantized_weights_are_refused_by_the_name_of_a_scale(tmp_path: Path, name: str) -> None:
+    save_file({"a.weight": torch.ones(2), name: torch.ones(1)}, tmp_path / "small.safetensors")
+    assert f"tensor {name} belongs to quantized weights" in refusal(tmp_path / "small.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"<!doctype html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+    ],
+)
+def test_another_format_is_named(tmp_path: Path, start: bytes, what: str) -> None:
+    (tmp_path / "file.pth").write_bytes(start)
+    assert what in refusal(tmp_path / "file.pth")
+
+
+def test_a_sparse_tensor_in_a_file_is_named(tmp_path: Path) -> None:
+    torch.save(toy_tensors() | {"drawn": torch.ones(5).to_sparse()}, tmp_path / "sparse.pth")
+    assert "tensor drawn is stored by torch._utils._rebuild_sparse_tensor" in refusal(tmp_path / "sparse.pth")
+
+
+def test_metadata_of_safetensors_is_kept(tmp_path: Path) -> None:
+    save_file(toy_tensors(), tmp_path / "said.safetensors", metadata={"modelspec.title": "toy"})
+    assert read_checkpoint(tmp_path / "said.safetensors").metadata == {"modelspec.title": "toy"}
 
 
 # --- fitting

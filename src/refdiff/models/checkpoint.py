@@ -1,22 +1,18 @@
 """Read a checkpoint file: safetensors, torch's zip and its older pickle, TorchScript archives.
 
 The first bytes determine the format, not the name. Weights stay on disk where the format allows it
-(memory-mapped), and nothing in a file is executed: pickles go through torch's weights-only unpickler,
-TorchScript archives through torch's own loader, which runs no Python, and only if they have no code to run
-while loading.
+(memory-mapped), and nothing in a file is executed: pickles are read as data (`pickled`), and the code of
+TorchScript archives is not read.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import pickle
 import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,9 @@ import torch
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.errors import InputError
 from refdiff.models.configs import first_line, read_json
+from refdiff.models.pickled import ForbiddenError, Inert, ScriptObject, StoredTensor
+from refdiff.models.torch_files import TorchFile, flatten_script, read_archive, read_legacy
+from refdiff.models.zip_entries import AmbiguousError
 
 
 def find_weights(source: Path, names: Sequence[str], kind: str) -> Path:
@@ -71,16 +70,11 @@ INDEX_SUFFIXES = (".index.json", ".index.fp16.json")
 _WRAPPERS = ("state_dict", "model", "module")
 """Keys under which trainers nest the weights."""
 
+_SHOWN_KEYS = 8
+"""Keys that a message lists."""
+
 _TRAINER = "module."
 """Prefix of every name after torch's data-parallel training."""
-
-
-class _Ignored:
-    """Stand-in for a trainer's class that old checkpoints name next to their weights; it is discarded."""
-
-
-_IGNORED_CLASSES: list[Any] = [(_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
-"""Classes named in Stable Diffusion's first .ckpt files."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +86,8 @@ class Checkpoint:
     tensors: Mapping[str, torch.Tensor]
     files: tuple[Path, ...]
     """The files with the weights: the file itself, or its shards."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What the header of a safetensors file says about the model."""
 
     @cached_property
     def sha256(self) -> str:
@@ -114,7 +110,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise InputError(f"checkpoint {path} does not exist; name a file or folder that does")
     if path.name.endswith(INDEX_SUFFIXES):
         return _read_shards(path)
-    return Checkpoint(path, _read(path), (path,))
+    tensors, metadata = _read(path)
+    return Checkpoint(path, tensors, (path,), metadata)
 
 
 def split_trainer_prefix(tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
@@ -161,44 +158,87 @@ def _shard_names(index: Path) -> dict[str, str]:
 def _read_shard(path: Path, index: Path) -> Mapping[str, torch.Tensor]:
     if not path.is_file():
         raise InputError(f"{index} names the shard {path.name}, which is not there; fetch it again")
-    return _read(path)
+    return _read(path)[0]
 
 
-def _read(path: Path) -> Mapping[str, torch.Tensor]:
+_Content = tuple[Mapping[str, torch.Tensor], Mapping[str, str]]
+"""Tensors and metadata."""
+
+
+def _read(path: Path) -> _Content:
     with _report_damage(path):
-        document = _reader(path)(path)
-    return _weights(document, path)
+        tensors, metadata = _reader(path)(path)
+    _refuse_quantized(tensors, path)
+    return tensors, metadata
 
 
-def _reader(path: Path) -> Callable[[Path], Any]:
+def _reader(path: Path) -> Callable[[Path], _Content]:
     """Return the reader of a file's format, which its first bytes determine."""
     with path.open("rb") as stream:
         start = stream.read(9)
     if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
         return _read_safetensors
     if start.startswith(b"PK"):
-        return _read_script if _is_script(path) else _read_zip
+        return lambda path: (_weights(read_archive(path)), {})
     if start.startswith(b"\x80"):
-        return _read_old_pickle
+        return lambda path: (_weights(read_legacy(path)), {})
+    other = next(
+        (f": it is {what}" for prefix, what in _OTHER_FORMATS.items() if start.startswith(prefix)), ""
+    )
     raise InputError(
-        f"{path} is no checkpoint (it starts with {start[:8]!r}) or is truncated; "
+        f"{path} is no checkpoint (it starts with {start[:8]!r}{other}) or is truncated; "
         "expected safetensors, a torch .pt/.pth/.ckpt or a TorchScript archive"
     )
 
 
+_OTHER_FORMATS = {
+    b"GGUF": "a GGUF file, whose weights are quantized",
+    b"version ": "a pointer of Git LFS, not the file; fetch it with git lfs pull",
+    b"<": "a web page, not the file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x08": "perhaps an ONNX model",
+}
+"""First bytes -> format."""
+
+_QUANTIZED = (
+    ".absmax",
+    ".quant_map",
+    ".SCB",
+    ".qweight",
+    ".qzeros",
+    ".weight_scale",
+    ".scale_weight",
+    "scaled_fp8",
+)
+"""End of the names of tensors with which bitsandbytes, GPTQ, AWQ and the makers of fp8 files store scales."""
+
+
+def _refuse_quantized(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    name = next((name for name in tensors if name.endswith(_QUANTIZED) or ".quant_state." in name), None)
+    if name is not None:
+        raise InputError(
+            f"{path}: tensor {name} belongs to quantized weights (bitsandbytes, GPTQ, AWQ or fp8), expected "
+            "float32, float16 or bfloat16; use a checkpoint that is not quantized"
+        )
+
+
 @contextmanager
 def _report_damage(path: Path) -> Iterator[None]:
-    """Turn the readers' errors into one line, and suppress their warnings about old formats."""
+    """Turn the readers' errors into one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except InputError:
         raise
-    except pickle.UnpicklingError as error:
+    except ForbiddenError as error:
         raise InputError(
             f"{path} holds more than weights, and loading it could run code, or it is damaged: "
-            f"{_culprit(error)}; convert it to safetensors at its source"
+            f"{first_line(error)}; convert it to safetensors at its source"
+        ) from error
+    except AmbiguousError as error:
+        raise InputError(
+            f"{path} is damaged, truncated, or made to deceive: {first_line(error)}; fetch it again, "
+            "and distrust its source if that does not help"
         ) from error
     except OSError as error:
         # EINVAL: damage sent the reader to an offset outside the file.
@@ -213,58 +253,59 @@ def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is damaged or truncated ({first_line(error)}); fetch it again")
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> _Content:
     with safetensors.safe_open(path, framework="pt") as stream:
-        return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
-
-
-def _is_script(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_script(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            # The only code of an archive that runs while loading; TorchScript has operators that write files.
-            if name.endswith(".py") and b"__setstate__" in archive.read(name):
-                raise InputError(
-                    f"{path} holds more than weights, and loading it would run code: {name} has a "
-                    "__setstate__; convert it to safetensors at its source"
-                )
-    return torch.jit.load(path, map_location="cpu").state_dict()
-
-
-def _read_zip(path: Path) -> Any:
-    with torch.serialization.safe_globals(_IGNORED_CLASSES):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _read_old_pickle(path: Path) -> Any:
-    with torch.serialization.safe_globals(_IGNORED_CLASSES):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _weights(document: Any, path: Path) -> Mapping[str, torch.Tensor]:
-    """Return the state dict in a file's content, without the trainers' wrapping."""
-    for wrapper in _WRAPPERS:
-        if isinstance(document, Mapping) and isinstance(document.get(wrapper), Mapping):
-            document = document[wrapper]
-    tensors = (
-        {
-            key: value
-            for key, value in document.items()
-            if isinstance(key, str) and isinstance(value, torch.Tensor)
-        }
-        if isinstance(document, Mapping)
-        else {}
-    )
+        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
+        metadata = stream.metadata() or {}
     if not tensors:
-        raise InputError(f"{path} holds no weights: got {type(document).__name__}, expected a state dict")
-    return tensors
+        raise InputError(f"{path} holds no weights: its header names no tensors; fetch it again")
+    return tensors, metadata
 
 
-def _culprit(error: Exception) -> str:
-    """Return what the unpickler refused, in one line."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), first_line(error))
+def _weights(file: TorchFile) -> Mapping[str, torch.Tensor]:
+    """Return the state dict in a file's document, without the trainers' wrapping."""
+    document = file.document
+    if isinstance(document, ScriptObject):
+        document = flatten_script(document)
+    for wrapper in _WRAPPERS:
+        if isinstance(document, dict) and isinstance(document.get(wrapper), dict):
+            document = document[wrapper]
+    entries = document if isinstance(document, dict) else {}
+    odd = next((key for key, value in entries.items() if _is_odd_tensor(value)), None)
+    if odd is not None:
+        raise InputError(
+            f"{file.path}: tensor {odd} is stored by {entries[odd].kind}, expected a dense tensor that is "
+            "not quantized; save it with to_dense()"
+        )
+    stored = {
+        key: value
+        for key, value in entries.items()
+        if isinstance(key, str) and isinstance(value, StoredTensor)
+    }
+    if not stored:
+        raise InputError(f"{file.path} holds no weights where they are expected: {_describe(document)}")
+    return file.tensors(stored)
+
+
+def _is_odd_tensor(value: object) -> bool:
+    return isinstance(value, Inert) and value.kind.startswith("torch._utils._rebuild_")
+
+
+def _describe(document: Any) -> str:
+    """Return what a document without weights holds, and what to do."""
+    wanted = f"expected a state dict, alone or under one of the keys {', '.join(_WRAPPERS)}"
+    if not isinstance(document, dict):
+        return f"got a {type(document).__name__}, {wanted}; use a checkpoint of a known layout"
+    shown = [f"{key!r} ({_kind(value)})" for key, value in list(document.items())[:_SHOWN_KEYS]]
+    more = f" and {len(document) - len(shown)} more" if len(document) > len(shown) else ""
+    return (
+        f"its keys are {', '.join(shown) or 'none'}{more}, {wanted}; save the part with the weights alone, "
+        "as a file of its own"
+    )
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, dict):
+        return type(value).__name__
+    tensors = sum(isinstance(item, StoredTensor) for item in value.values())
+    return f"{tensors} tensors" if tensors else f"{len(value)} entries"
