@@ -21,6 +21,7 @@ import onnx_ir as ir
 from refdiff.contracts.recipe import Half
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
+from refdiff.passes.graph_files import load_graph
 
 WEIGHT, INPUT = "weight", "input"
 """Stand in for the operator where no node makes the tensor."""
@@ -166,7 +167,7 @@ def measure_dynamic_range(
     Raises:
         EngineError: the graph cannot be run.
     """
-    graph, limits = ir.load(path).graph, TYPE_RANGES[half]
+    graph, limits = load_graph(path).graph, TYPE_RANGES[half]
     made = {str(value.name): node for node in graph for value in node.outputs if is_single(value)}
     counters = {name: RangeCounter(limits) for name in made}
     for _, name, values in probe(path, feeds, tuple(made)):

@@ -37,6 +37,7 @@ from refdiff.contracts.recipe import (
     match_rules,
 )
 from refdiff.contracts.session import Array
+from refdiff.passes.graph_files import load_graph
 from refdiff.passes.keep_fp32 import close_regions
 
 CUT_OFF = 8.0
@@ -155,7 +156,7 @@ def audit_graph(
         EngineError: the graph cannot be run.
     """
     check_feeds_exist(path, feeds)
-    graph = ir.load(path).graph
+    graph = load_graph(path).graph
     measured = measure_dynamic_range(path, feeds, recipe.half)
     non_finite = find_non_finite(graph, measured)
     audit = GraphAudit(graph=path.stem, recipe=recipe, runs=len(feeds), tensors=measured)
@@ -196,7 +197,7 @@ def find_bad_ranges(
         InputError: there are no feeds, the recipe names nodes the graph does not have, or a tensor is not
             finite.
     """
-    graph, where = ir.load(path).graph, path.stem
+    graph, where = load_graph(path).graph, path.stem
     known = _names(graph)
     names = match_nodes(quantized.nodes, known, where=where) - match_rules(excluded, known, where=where)
     readers = dict[str, list[ir.Node]]()

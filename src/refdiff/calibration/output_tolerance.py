@@ -28,6 +28,7 @@ from refdiff.contracts.recipe import GraphRecipe, Rule, half_weight_nodes, match
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.convert import load_converted
+from refdiff.passes.graph_files import load_graph
 from refdiff.passes.half_precision import HalfPrecision
 from refdiff.passes.keep_fp32 import MOVES, close_regions
 
@@ -74,7 +75,7 @@ class OutputTolerance:
         self._recipe = recipe
         self._feeds = list(feeds)
         self._tolerance = tolerance
-        self._graph = ir.load(path).graph
+        self._graph = load_graph(path).graph
         self._names = frozenset(node.name or "" for node in self._graph)
         self._outputs = tuple(str(value.name) for value in self._graph.outputs)
         self.exact: list[dict[str, Array]] = [{} for _ in self._feeds]
@@ -173,7 +174,7 @@ class OutputTolerance:
         kept = close_regions(self._graph, wanted) & (wanted | moves)
         cast = half_weight_nodes(self._recipe, self._names, where=self._path.stem).difference(nodes)
         half = HalfPrecision(self._recipe.half, kept, half_weights=cast, weights="cast")
-        return half(ir.load(self._path))
+        return half(load_graph(self._path))
 
     def _match(self, patterns: Collection[str]) -> frozenset[str]:
         return match_nodes(patterns, self._names, where=self._path.stem)

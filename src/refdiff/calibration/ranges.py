@@ -20,6 +20,7 @@ from refdiff.calibration.recipes import METHODS
 from refdiff.contracts.session import Array, Float
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.errors import InputError
+from refdiff.passes.graph_files import load_graph
 from refdiff.passes.smooth_quant import MAX_EXPONENT, largest_by_row, smoothable_tensors
 
 Reduction = Callable[[ir.Value], Sequence[ir.Node]]
@@ -213,7 +214,7 @@ def smoothing_exponents(
     if not 0 <= strength <= 1:
         raise InputError(f"got smoothing strength {strength}, expected 0 to 1")
     check_feeds_exist(path, feeds)
-    groups = smoothable_tensors(ir.load(path).graph, nodes)
+    groups = smoothable_tensors(load_graph(path).graph, nodes)
     activations = _largest_by_channel(path, feeds, tuple(groups))
     result = {}
     for name, readers in groups.items():

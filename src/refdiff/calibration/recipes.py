@@ -51,13 +51,12 @@ def half_recipe(bundle: Bundle, half: str = "fp16") -> Recipe:
     if half not in HALVES:
         raise InputError(f"unknown half precision {half!r}; choose one of: {', '.join(HALVES)}")
     with require_export(PURPOSE):
-        import onnx_ir as ir
-
+        from refdiff.passes.graph_files import load_graph
         from refdiff.passes.keep_fp32 import default_fp32_nodes, default_half_weights
     type_: Half = "bf16" if half == "bf16" else "fp16"
     graphs = {}
     for name in CONVERTED:
-        fp32 = default_fp32_nodes(ir.load(bundle.graph_path(name)).graph, type_)
+        fp32 = default_fp32_nodes(load_graph(bundle.graph_path(name)).graph, type_)
         graphs[name] = GraphRecipe(half=type_, fp32=fp32, half_weights=default_half_weights(name))
     return Recipe(model=bundle.spec.name, sources=dict(bundle.manifest.sources), graphs=graphs)
 
@@ -108,16 +107,15 @@ def _quantize_graph(
 ) -> GraphRecipe:
     """Complete one graph's half-precision recipe with the nodes to quantize and their ranges."""
     with require_export(PURPOSE):
-        import onnx_ir as ir
-
         from refdiff.calibration.ranges import collect_ranges, smoothing_exponents
+        from refdiff.passes.graph_files import load_graph
         from refdiff.passes.quantizable import (
             choose_eight_bit_nodes,
             data_inputs,
             default_excluded,
             default_weights_alone,
         )
-    name, graph = path.stem, ir.load(path).graph
+    name, graph = path.stem, load_graph(path).graph
     excluded = (*half.excluded, *default_excluded(name, graph))
     nodes = choose_eight_bit_nodes(graph, fp32_rules=half.single, excluded=excluded)
     weights_alone = default_weights_alone(name, nodes)

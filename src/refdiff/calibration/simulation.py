@@ -20,6 +20,7 @@ from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.session import Array
 from refdiff.engines.intermediate_tensors import probe
 from refdiff.passes.convert import load_converted
+from refdiff.passes.graph_files import load_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def simulate(path: Path, recipe: GraphRecipe, feeds: Sequence[Mapping[str, Array
         EngineError: a graph cannot be run.
     """
     converted = load_converted(path, recipe, weights="cast")
-    graph = ir.load(path).graph
+    graph = load_graph(path).graph
     known = {str(value.name) for node in converted.graph for value in node.outputs}
     known -= set() if recipe.quantized is None else set(recipe.quantized.smoothing)
     compared = {

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass
 
 from refdiff.contracts.recipe import GraphRecipe, half_weight_nodes, match_nodes, match_rules
+from refdiff.passes.graph_files import load_graph
 from refdiff.passes.half_precision import SMALL_BYTES, HalfPrecision, Weights
 from refdiff.passes.keep_fp32 import close_regions
 from refdiff.passes.quantize import Quantize
@@ -44,7 +45,7 @@ def load_converted(source: Path, recipe: GraphRecipe, *, weights: Weights = "sto
     Raises:
         InputError: see `convert_graph`.
     """
-    model = ir.load(source)
+    model = load_graph(source)
     names, where = frozenset(node.name or "" for node in model.graph), source.stem
     fp32 = close_regions(model.graph, match_rules(recipe.single, names, where=where))
     half_weights = half_weight_nodes(recipe, names, where=where)

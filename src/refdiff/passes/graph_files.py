@@ -12,13 +12,39 @@ from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.errors import InputError
 
 
+def load_graph(path: Path) -> ir.Model:
+    """Read a graph; its weights stay in the data file until they are used.
+
+    onnx_ir refuses data files that have several hard links. Installers make such links: uv links a package's
+    files to its cache. A data file inside the graph's own folder is read in any case, others never.
+    """
+    model = ir.load(path)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and _is_linked_file(tensor, path.parent):
+            value.const_value = ir.ExternalTensor(
+                Path(tensor.path).resolve(),
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+            )
+    return model
+
+
+def _is_linked_file(tensor: ir.ExternalTensor, folder: Path) -> bool:
+    file = Path(tensor.path).resolve()
+    return file.is_relative_to(folder.resolve()) and file.is_file() and file.stat().st_nlink > 1
+
+
 def load_typed(path: Path) -> ir.Model:
     """Read a graph and infer the types and shapes that a converted bundle leaves out.
 
     Returns:
         The graph. Every tensor has a type and, where it can be inferred, a shape.
     """
-    model = ir.load(path)
+    model = load_graph(path)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         ShapeInferencePass(data_prop=False)(model)
     return model

@@ -70,8 +70,8 @@ def count_macs(path: Path, sizes: Sizes) -> int:
         MissingDependencyError: onnx_ir is not installed.
     """
     with require_export(PURPOSE):
-        import onnx_ir as ir
-    model = ir.load(path)
+        from refdiff.passes.graph_files import load_graph
+    model = load_graph(path)
     if any(value.shape is None for node in model.graph for value in node.outputs):
         _infer_shapes(model, sizes)
     return sum(_node_macs(node, sizes) for node in model.graph)
