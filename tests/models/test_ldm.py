@@ -100,6 +100,97 @@ def test_a_second_generation_file_needs_to_be_given_what_it_predicts(tmp_path):
         load_diffusion(path, image_size=64)
 
 
+def test_a_file_that_says_nothing_predicts_the_noise(tmp_path):
+    assert load(write(original("tiny"), tmp_path / "model.safetensors")).spec.prediction == "epsilon"
+
+
+def said(tmp_path, metadata=None, **tensors):
+    """A first-generation file with metadata and marker tensors."""
+    path = tmp_path / "model.safetensors"
+    whole = {key: value.contiguous().clone() for key, value in {**original("tiny"), **tensors}.items()}
+    save_file(whole, path, metadata=metadata)
+    return path
+
+
+SPEC = "modelspec.prediction_type"
+V_PREDICTED = [
+    ({}, {"v_pred": torch.zeros(0)}),
+    ({SPEC: "v"}, {}),
+    ({SPEC: "v_prediction"}, {}),
+    ({"ss_v_parameterization": "True"}, {}),
+    ({SPEC: "v"}, {"v_pred": torch.zeros(0)}),
+]
+
+
+@pytest.mark.parametrize(("metadata", "tensors"), V_PREDICTED)
+def test_a_first_generation_file_that_says_it_predicts_v_is_believed(tmp_path, metadata, tensors):
+    path = said(tmp_path, metadata, **tensors)
+    assert load(path).spec.prediction == "v_prediction"
+    with pytest.raises(InputError, match=r"got prediction epsilon, but .* says v_prediction"):
+        load(path, prediction="epsilon")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "message"),
+    [
+        ({SPEC: "epsilon"}, {"v_pred": torch.zeros(0)}, "contradicts itself: its tensor v_pred says v_pred"),
+        ({SPEC: "epsilon", "ss_v_parameterization": "True"}, {}, "contradicts itself"),
+        ({SPEC: "flow"}, {}, "modelspec.prediction_type = 'flow', expected epsilon or v"),
+        ({}, {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, "tensor ztsnr .* zero SNR"),
+        ({"ss_zero_terminal_snr": "True"}, {}, "metadata ss_zero_terminal_snr .* zero SNR"),
+        ({}, {"betas": torch.linspace(0.1, 0.2, 1000)}, "tensor betas is not Stable Diffusion's"),
+        ({}, {"alphas_cumprod": torch.linspace(1, 0, 1000)}, "tensor alphas_cumprod is not Stable"),
+        ({"modelspec.architecture": "stable-diffusion-v2-512"}, {}, r"its tensors are those of .* 1\.x"),
+        ({"modelspec.architecture": "stable-diffusion-xl-v1-base"}, {}, "'stable-diffusion-xl-v1-base', exp"),
+        ({"modelspec.architecture": "stable-diffusion-v1/lora"}, {}, "'stable-diffusion-v1/lora', expected"),
+        ({"modelspec.architecture": "stable-diffusion-v1-inpainting"}, {}, "inpainting', expected"),
+    ],
+)
+def test_a_file_that_contradicts_itself_or_the_method_is_refused(tmp_path, metadata, tensors, message):
+    with pytest.raises(InputError, match=message) as raised:
+        load(said(tmp_path, metadata, **tensors))
+    assert "model.safetensors" in str(raised.value)
+
+
+def test_metadata_that_agrees_is_accepted(tmp_path):
+    metadata = {
+        SPEC: "epsilon",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "ss_zero_terminal_snr": "False",
+    }
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        part = load(said(tmp_path, metadata, alphas_cumprod=torch.cumprod(1 - betas, 0).to(dtype)))
+        assert part.spec.prediction == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("lora_unet_down_blocks_0_attentions_0.lora_up.weight", "a LoRA"),
+        ("unet.down_blocks.0.attn.to_q.lora_A.weight", "a LoRA"),
+        ("input_hint_block.0.weight", "a ControlNet"),
+        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
+        ("down_blocks.0.resnets.0.conv1.weight", "name its whole folder"),
+        ("encoder.down.0.block.0.conv1.weight", "an autoencoder"),
+        ("emb_params", "a textual inversion"),
+        ("visual.conv1.weight", "--clip"),
+        ("mask_decoder.mask_tokens.weight", "--sam"),
+        ("model_ema.diffusion_modelout2weight", "averaged weights"),
+        ("something.else", "its keys are something.else"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, key, what):
+    message = refusal({key: torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert "holds no UNet" in message
+    assert what in message
+
+
+def test_a_controlnet_with_its_model_is_refused(tmp_path):
+    message = refusal({**original("tiny"), "control_model.x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert "control_model.x belongs to ControlNet" in message
+
+
 @pytest.mark.parametrize(("name", "open_clip"), [("sd1", False), ("sd2", True), ("tiny", False)])
 def test_the_keys_are_those_of_diffusers_own_converters(name, open_clip):
     modules, tensors = small_model(name), original(name)

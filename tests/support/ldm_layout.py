@@ -28,7 +28,8 @@ def original_state(
         unused_block: with `open_clip`, append the tower's last block, which is never used.
     """
     text = _open_clip_text(text_encoder, unused_block=unused_block) if open_clip else _text(text_encoder)
-    bystanders = {"betas": torch.ones(10), "model_ema.decay": torch.tensor(0.9999), "logvar": torch.zeros(3)}
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # v1-inference.yaml
+    bystanders = {"betas": betas, "model_ema.decay": torch.tensor(0.9999), "logvar": torch.zeros(3)}
     return {
         **bystanders,
         **_behind("model.diffusion_model.", dict(_unet(unet))),

@@ -15,23 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from refdiff.contracts.spec import Prediction
-from refdiff.errors import InputError
 from refdiff.models.checkpoint import read_checkpoint
 from refdiff.models.configs import Shapes
-from refdiff.models.diffusion import ldm_sizes
+from refdiff.models.diffusion import ldm_claims, ldm_sizes
 from refdiff.models.diffusion.ldm_sizes import OPEN_CLIP, TEXT, UNET, VAE
 from refdiff.models.diffusion.sizes import DiffusionConfigs, build_text_encoder, build_unet, build_vae
 from refdiff.models.diffusion.weights import FoundModel, Weights, choose_prediction
-
-_OTHER_MODELS = {
-    "conditioner.embedders.": "SDXL, which has two text encoders",
-    f"{UNET}label_emb.": "SDXL or a class-conditional model, whose UNet wants more than a text",
-    f"{UNET}joint_blocks.": "SD 3, which has no UNet",
-    f"{UNET}double_blocks.": "Flux, which has no UNet",
-    "joint_blocks.": "SD 3, which has no UNet",
-    "double_blocks.": "Flux, which has no UNet",
-}
-"""Start of a key -> the model it belongs to."""
 
 _NEVER_READ = {
     VAE: ("decoder.", "post_quant_conv.", "loss.", "model_ema."),
@@ -48,16 +37,22 @@ def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
 
     Args:
         file: .safetensors, .ckpt, ...
-        prediction: of the UNet; None for SD 1.x, where all models predict the noise.
+        prediction: of the UNet, from the caller; None to follow the file. SD 1.x that says nothing predicts
+            the noise.
 
     Raises:
         InputError: the file cannot be read, belongs to another model, lacks a part or a tensor, or does not
             determine what its UNet predicts.
     """
-    shapes = Shapes(file, read_checkpoint(file).tensors)
-    _refuse_other_models(shapes)
-    _check_parts(shapes)
-    configs = infer_configs(shapes, prediction)
+    checkpoint = read_checkpoint(file)
+    shapes = Shapes(file, checkpoint.tensors)
+    ldm_claims.check_kind(shapes)
+    stated = ldm_claims.read_prediction(checkpoint.tensors, checkpoint.metadata, file)
+    second_generation = ldm_sizes.is_open_clip(shapes)
+    ldm_claims.check_generation(checkpoint.metadata, file, second_generation=second_generation)
+    configs = infer_configs(
+        shapes, choose_prediction(stated, prediction, file, second_generation=second_generation)
+    )
     weights = {
         "text_encoder": _text_weights(shapes, configs),
         "vae": Weights(
@@ -76,21 +71,20 @@ def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
     return FoundModel(configs=configs, weights=weights)
 
 
-def infer_configs(shapes: Shapes, prediction: Prediction | None) -> DiffusionConfigs:
+def infer_configs(shapes: Shapes, prediction: Prediction) -> DiffusionConfigs:
     """Infer the sizes of the model in a file.
 
     Raises:
-        InputError: a tensor is missing, or it is not known what the UNet predicts.
+        InputError: a tensor is missing.
     """
-    second_generation = ldm_sizes.is_open_clip(shapes)
     configs = DiffusionConfigs(
         text=ldm_sizes.text_config(shapes),
         vae=ldm_sizes.vae_config(shapes),
         unet=ldm_sizes.unet_config(shapes),
-        prediction=choose_prediction(None, prediction, shapes.file, second_generation=second_generation),
+        prediction=prediction,
         padding="end",
     )
-    return replace(configs, padding="zero") if second_generation else configs
+    return replace(configs, padding="zero") if ldm_sizes.is_open_clip(shapes) else configs
 
 
 def _text_weights(shapes: Shapes, configs: DiffusionConfigs) -> Weights:
@@ -121,26 +115,6 @@ def _prefixed(
 
 def _without_tower(names: Sequence[str]) -> Mapping[str, str]:
     return {name: name.removeprefix(ldm_sizes.TEXT_TOWER) for name in names}
-
-
-def _refuse_other_models(shapes: Shapes) -> None:
-    for start, whose in _OTHER_MODELS.items():
-        key = next((key for key in shapes.tensors if key.startswith(start)), None)
-        if key is not None:
-            raise InputError(
-                f"{shapes.file}: tensor {key} belongs to {whose}; use a checkpoint of Stable Diffusion 1.x "
-                "or 2.x"
-            )
-
-
-def _check_parts(shapes: Shapes) -> None:
-    parts = (("UNet", (UNET,)), ("VAE", (VAE,)), ("text encoder", (TEXT, OPEN_CLIP)))
-    for part, prefixes in parts:
-        if not shapes.any_below(*prefixes):
-            raise InputError(
-                f"{shapes.file} holds no {part}: no key starts with {' or '.join(prefixes)}; use a file with "
-                "all parts in Stable Diffusion's original layout, or a diffusers folder"
-            )
 
 
 _UNET_ENDS = {
