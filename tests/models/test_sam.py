@@ -471,7 +471,7 @@ REL_POS = "image_encoder.blocks.2.attn.rel_pos_h"
         ),
         (
             lambda t: t.update({"mask_decoder.iou_token.weight": torch.ones(1, 64).to_sparse()}),
-            r"mask_decoder\.iou_token\.weight is stored as torch\.sparse_coo",
+            r"mask_decoder\.iou_token\.weight is stored by torch\._utils\._rebuild_sparse_tensor",
         ),
         (
             lambda t: t.update({"mask_decoder.iou_token.weight": torch.ones(1, 64).to(torch.float8_e5m2)}),
