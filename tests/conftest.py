@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import refdiff
 from tests.support.made_once import CONVERSION_SOURCES, EXPORT_SOURCES, made_once
 
 # Property tests share small machines with model runs: a slow example is no failure, a wrong one is.
@@ -36,6 +37,10 @@ LONGEST_FIRST = (
 """Files that take long; whole files are handed to the workers, and the last one should be a short one."""
 
 
+SLOW_FIXTURES = frozenset({"tiny_bundle", "mini_feeds"})
+"""Fixtures that take seconds to make: what needs one is `slow` by that alone."""
+
+
 @functools.cache
 def has_nvidia_device() -> bool:
     """Ask the CUDA driver itself: a Jetson has no nvidia-smi, and the lean environment has no torch."""
@@ -55,6 +60,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         r"^pytestmark = .*needs_torch", collection_path.read_text(encoding="utf-8"), re.MULTILINE
     )
     return True if marked else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly has shuffled
@@ -84,6 +94,12 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session")
+def mini_bundle() -> Path:
+    """The miniature's bundle, which is part of the package; read it, copy it, do not change it."""
+    return Path(refdiff.__file__).parent / "miniature" / "bundle"
 
 
 @pytest.fixture(scope="session")

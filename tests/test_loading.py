@@ -9,8 +9,8 @@ from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.miniature.scenes import render_scene
 
 
-def test_the_daily_use_is_load_encode_segment(tiny_bundle: Path) -> None:
-    with refdiff.load(tiny_bundle) as segmenter:
+def test_the_daily_use_is_load_encode_segment(mini_bundle: Path) -> None:
+    with refdiff.load(mini_bundle) as segmenter:
         encoded = segmenter.encode(render_scene(HELD_OUT_FROM).image)
         first, second = (segmenter.segment(encoded, phrase) for phrase in ("the left block", "the ball"))
     assert first.mask.shape == second.mask.shape == encoded.pixels.shape[:2]
@@ -18,6 +18,6 @@ def test_the_daily_use_is_load_encode_segment(tiny_bundle: Path) -> None:
     assert len(first.candidates) == len(first.scores.total)
 
 
-def test_a_backend_given_as_text_is_refused_with_the_value_to_give(tiny_bundle: Path) -> None:
+def test_a_backend_given_as_text_is_refused_with_the_value_to_give(mini_bundle: Path) -> None:
     with pytest.raises(refdiff.InputError, match=r"expected BackendOptions, such as BackendOptions\(name="):
-        refdiff.load(tiny_bundle, backend="ort-cpu")  # type: ignore[arg-type]
+        refdiff.load(mini_bundle, backend="ort-cpu")  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.miniature.scenes import render_scene
 
 
-def test_a_sheet_shows_every_entry_and_survives_a_mode_without_a_map(tiny_bundle: Path) -> None:
-    with refdiff.load(tiny_bundle, options=refdiff.RunOptions(mode="disc+seg")) as segmenter:
+def test_a_sheet_shows_every_entry_and_survives_a_mode_without_a_map(mini_bundle: Path) -> None:
+    with refdiff.load(mini_bundle, options=refdiff.RunOptions(mode="disc+seg")) as segmenter:
         image = render_scene(HELD_OUT_FROM).image
         result = segmenter.segment(segmenter.encode(image), "the left block")
     entries = [SheetEntry(image=image, result=result, iou=0.5)] * 3

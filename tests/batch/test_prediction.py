@@ -10,12 +10,12 @@ from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.miniature.scenes import render_scene
 
 
-def test_segment_answers_as_load_does(tiny_bundle: Path) -> None:
+def test_segment_answers_as_load_does(mini_bundle: Path) -> None:
     image = render_scene(HELD_OUT_FROM).image
     predicted = prediction.segment(
-        tiny_bundle, image, "the left block", options=refdiff.RunOptions(variant="official", seed=3)
+        mini_bundle, image, "the left block", options=refdiff.RunOptions(variant="official", seed=3)
     )
-    with refdiff.load(tiny_bundle, options=refdiff.RunOptions(variant="official", seed=3)) as segmenter:
+    with refdiff.load(mini_bundle, options=refdiff.RunOptions(variant="official", seed=3)) as segmenter:
         result = segmenter.segment(segmenter.encode(image), "the left block")
     assert np.array_equal(predicted.result.mask, result.mask)
     assert predicted.result.score == result.score

@@ -72,7 +72,7 @@ BAD_PICTURES: dict[str, tuple[Callable[[Image.Image], bytes | None], str]] = {
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
 def test_a_picture_that_cannot_be_used_is_refused(
-    name: str, tiny_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
+    name: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     make, said = BAD_PICTURES[name]
     picture, data = tmp_path / name, make(scene)
@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_used_is_refused(
     before = sorted(tmp_path.iterdir())
     # The release sees the image at its own size; edge enlarges what is thinner than a patch.
     variant = "official" if name in ("row.png", "column.png") else "edge"
-    command = ("segment", tiny_bundle, picture, "the mug", "-o", tmp_path / "out.png", "--variant", variant)
+    command = ("segment", mini_bundle, picture, "the mug", "-o", tmp_path / "out.png", "--variant", variant)
     assert said in refused(*command)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -123,7 +123,7 @@ def test_a_picture_one_pixel_thin_is_segmented_in_edge(
 def test_an_odd_but_valid_picture_is_segmented(
     name: str,
     variant: str,
-    tiny_bundle: Path,
+    mini_bundle: Path,
     scene: Image.Image,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -131,7 +131,7 @@ def test_an_odd_but_valid_picture_is_segmented(
     make, size_wh = ODD_PICTURES[name]
     picture, output = tmp_path / name, tmp_path / "out.png"
     picture.write_bytes(make(scene))
-    command = ["segment", tiny_bundle, picture, "left mug", "-o", output, "--variant", variant, "--json"]
+    command = ["segment", mini_bundle, picture, "left mug", "-o", output, "--variant", variant, "--json"]
     assert main(list(map(str, command))) == 0
     size = json.loads(capsys.readouterr().out)["size"]
     with Image.open(output) as mask:
@@ -149,11 +149,11 @@ BAD_PHRASES = {
 
 @pytest.mark.parametrize("name", BAD_PHRASES)
 def test_a_phrase_that_cannot_be_read_is_refused(
-    name: str, tiny_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
+    name: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     phrase, said = BAD_PHRASES[name]
     scene.save(tmp_path / "photo.png")
-    line = refused("segment", tiny_bundle, tmp_path / "photo.png", phrase, "-o", tmp_path / "out.png")
+    line = refused("segment", mini_bundle, tmp_path / "photo.png", phrase, "-o", tmp_path / "out.png")
     assert said in line
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
@@ -199,10 +199,10 @@ BAD_BUNDLES: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("verb", ["inspect", "segment", "check"])
 @pytest.mark.parametrize("name", BAD_BUNDLES)
 def test_a_bundle_that_cannot_be_trusted_is_refused_by_every_verb(
-    name: str, verb: str, tiny_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
+    name: str, verb: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     damage, said = BAD_BUNDLES[name]
-    bundle, photo = copy_of(tiny_bundle, tmp_path / "bundle"), tmp_path / "photo.png"
+    bundle, photo = copy_of(mini_bundle, tmp_path / "bundle"), tmp_path / "photo.png"
     scene.save(photo)
     damage(bundle)
     rest = [photo, "the mug"] if verb == "segment" else []
@@ -231,10 +231,10 @@ def test_a_bundle_that_is_not_there_is_refused_with_what_makes_one(
     ],
 )
 def test_an_option_that_cannot_be_used_names_the_choices(
-    option: tuple[str, ...], said: str, tiny_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Any
+    option: tuple[str, ...], said: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Any
 ) -> None:
     scene.save(tmp_path / "photo.png")
-    assert said in refused("segment", tiny_bundle, tmp_path / "photo.png", "the mug", *option)
+    assert said in refused("segment", mini_bundle, tmp_path / "photo.png", "the mug", *option)
 
 
 @pytest.mark.parametrize(
@@ -258,12 +258,12 @@ def test_an_export_onto_something_that_exists_is_refused_at_once(
 
 
 def test_a_missing_back_end_is_exit_code_3_with_the_extra_to_install(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+    mini_bundle: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.delitem(sys.modules, "refdiff.engines.ort", raising=False)
     monkeypatch.delattr("refdiff.engines.ort", raising=False)
-    assert "pip install 'refdiff[cpu]'" in refused("check", tiny_bundle, code=3)
+    assert "pip install 'refdiff[cpu]'" in refused("check", mini_bundle, code=3)
 
 
 def test_a_missing_torch_is_exit_code_3_with_the_extra_to_install(
@@ -286,15 +286,15 @@ def test_a_broken_installation_is_no_missing_extra(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's read-only /sys")
-@pytest.mark.parametrize("verb", ["segment", "demo"])
+@pytest.mark.parametrize("verb", ["segment", pytest.param("demo", marks=pytest.mark.slow)])
 def test_a_read_only_place_is_named(
-    verb: str, tiny_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
+    verb: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     scene.save(tmp_path / "photo.png")
     if verb == "segment":
-        line = refused("segment", tiny_bundle, tmp_path / "photo.png", "the mug", "-o", "/sys/out.png")
+        line = refused("segment", mini_bundle, tmp_path / "photo.png", "the mug", "-o", "/sys/out.png")
     else:
-        line = refused("demo", "--bundle", tiny_bundle, "-o", "/sys/out")
+        line = refused("demo", "--mode", "gen", "-o", "/sys/out")
     assert "cannot" in line
     assert "/sys/out" in line
 
@@ -308,16 +308,16 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX's limits")
-@pytest.mark.parametrize("verb", ["segment", "demo"])
+@pytest.mark.parametrize("verb", ["segment", pytest.param("demo", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    verb: str, tiny_bundle: Path, scene: Image.Image, tmp_path: Path
+    verb: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path
 ) -> None:
     photo, place = tmp_path / "photo.png", tmp_path / "place"
     scene.save(photo)
     place.mkdir()
     command = {
-        "segment": ["segment", tiny_bundle, photo, "the mug", "-o", place / "out.png"],
-        "demo": ["demo", "--bundle", tiny_bundle, "-o", place / "out"],
+        "segment": ["segment", mini_bundle, photo, "the mug", "-o", place / "out.png"],
+        "demo": ["demo", "--mode", "gen", "-o", place / "out"],
     }[verb]
     process = subprocess.run(
         [sys.executable, "-B", "-c", FULL_DISK, *map(str, command)],

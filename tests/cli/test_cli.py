@@ -95,27 +95,27 @@ def test_a_refdiff_error_is_a_line_and_with_json_a_document(capsys: pytest.Captu
 
 
 def test_inspect_prints_one_document_with_files_hashes_and_versions(
-    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(tiny_bundle), "--json"]) == 0
+    assert main(["inspect", str(mini_bundle), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["model"] == "tiny"
-    assert document["files"]["unet.onnx"]["sha256"] == hash_file(tiny_bundle / "unet.onnx")
+    assert document["model"] == "mini"
+    assert document["files"]["unet.onnx"]["sha256"] == hash_file(mini_bundle / "unet.onnx")
     assert "torch" in document["versions"]
     assert document["size_bytes"] == sum(file["size_bytes"] for file in document["files"].values())
 
 
-def test_inspect_s_table_names_every_graph(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(tiny_bundle)]) == 0
+def test_inspect_s_table_names_every_graph(mini_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(mini_bundle)]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in ("sd_text", "unet_taps", "clip_image", "embedding 1×32×8×8"))
+    assert all(name in said for name in ("sd_text", "unet_taps", "clip_image", "embedding 1×64×20×20"))
 
 
 def test_segment_writes_mask_overlay_and_json_and_says_the_same(
-    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.png"
-    command = ["segment", tiny_bundle, photo, "the left mug", "-o", output, "--variant", "official", "--json"]
+    command = ["segment", mini_bundle, photo, "the left mug", "-o", output, "--variant", "official", "--json"]
     assert main(list(map(str, command))) == 0
     said = json.loads(capsys.readouterr().out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.overlay.png", "out.png"]
@@ -133,10 +133,10 @@ def test_segment_writes_mask_overlay_and_json_and_says_the_same(
 
 
 def test_segment_s_table_calls_the_answer_the_best_candidate_and_lists_files_and_cautions(
-    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overlay = tmp_path / "o.png"
-    command = ["segment", tiny_bundle, photo, "mug", "--overlay", overlay, "--variant", "official"]
+    command = ["segment", mini_bundle, photo, "mug", "--overlay", overlay, "--variant", "official"]
     assert main(list(map(str, command))) == 0
     streams = capsys.readouterr()
     said = streams.out
@@ -156,22 +156,22 @@ def test_segment_s_table_calls_the_answer_the_best_candidate_and_lists_files_and
     ],
 )
 def test_back_end_and_memory_that_do_not_go_together_are_misuse(
-    tiny_bundle: Path,
+    mini_bundle: Path,
     photo: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     code: int,
     message: str,
 ) -> None:
-    assert main(["segment", str(tiny_bundle), str(photo), "mug", *options]) == code
+    assert main(["segment", str(mini_bundle), str(photo), "mug", *options]) == code
     assert message in capsys.readouterr().err
 
 
 def test_an_existing_output_is_kept_unless_overwrite_is_said(
-    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out.json").write_text("mine")
-    command = ["segment", str(tiny_bundle), str(photo), "mug", "-o", str(tmp_path / "out.png")]
+    command = ["segment", str(mini_bundle), str(photo), "mug", "-o", str(tmp_path / "out.png")]
     assert main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "out.json").read_text() == "mine"
@@ -180,18 +180,18 @@ def test_an_existing_output_is_kept_unless_overwrite_is_said(
 
 
 def test_the_picture_itself_is_never_an_output(
-    tiny_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = photo.read_bytes()
-    assert main(["segment", str(tiny_bundle), str(photo), "mug", "-o", str(photo), "--overwrite"]) == 2
+    assert main(["segment", str(mini_bundle), str(photo), "mug", "-o", str(photo), "--overwrite"]) == 2
     assert "the image itself" in capsys.readouterr().err
     assert photo.read_bytes() == before
 
 
 def test_check_passes_a_fresh_bundle_and_says_what_it_did_not_run(
-    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", str(tiny_bundle), "--golden-only", "--json"]) == 0
+    assert main(["check", str(mini_bundle), "--golden-only", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] is True
     assert [each["name"] for each in report["golden"]][:2] == ["sd_text", "vae_encoder"]

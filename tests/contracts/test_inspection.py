@@ -11,11 +11,8 @@ from refdiff.errors import BundleError
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_the_built_in_bundle_is_named_mini(
-    name: str, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
-) -> None:
-    monkeypatch.setattr("refdiff.contracts.inspection._built_in_path", lambda: tiny_bundle)
-    assert inspection.inspect(name).path == tiny_bundle
+def test_the_built_in_bundle_is_named_mini(name: str, mini_bundle: Path) -> None:
+    assert inspection.inspect(name).path == mini_bundle
 
 
 def test_an_installation_without_the_built_in_bundle_says_so(

@@ -17,9 +17,9 @@ from refdiff.miniature import evaluate as alias
 GEN = RunOptions(mode="gen")
 
 
-def test_evaluate_measures_the_runtime(tiny_bundle: Path) -> None:
+def test_evaluate_measures_the_runtime(mini_bundle: Path) -> None:
     lines: list[str] = []
-    report = evaluate(tiny_bundle, RenderedScenes(count=2), options=GEN, progress=lines.append)
+    report = evaluate(mini_bundle, RenderedScenes(count=2), options=GEN, progress=lines.append)
     document = report.to_json()
     assert document["count"] == 2
     assert document["seed"] == 1_000_000
@@ -37,12 +37,12 @@ def test_evaluate_measures_the_same_in_two_processes(tiny_bundle: Path) -> None:
 
 
 def test_the_verb_and_its_alias_print_the_same_document(
-    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--count", "1", "--mode", "gen", "--json"]
-    assert main(["eval", str(tiny_bundle), *options]) == 0
+    assert main(["eval", str(mini_bundle), *options]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert alias.main([*options, "--backend", "onnx", "--bundle", str(tiny_bundle)]) == 0
+    assert alias.main([*options, "--backend", "onnx", "--bundle", str(mini_bundle)]) == 0
     times = {name: pytest.approx(0, abs=1e3) for name in ("seconds", "pipeline_seconds")}
     assert json.loads(capsys.readouterr().out) == {**document, **times}
     assert document["runtime"] == "onnx"
@@ -50,9 +50,9 @@ def test_the_verb_and_its_alias_print_the_same_document(
 
 
 def test_the_table_has_a_row_for_all_samples_and_for_each_cue(
-    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["eval", str(tiny_bundle), "--count", "1", "--mode", "gen"]) == 0
+    assert main(["eval", str(mini_bundle), "--count", "1", "--mode", "gen"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("onnx, edge, gen: 1 samples")
     assert "oracle" in said
@@ -81,7 +81,7 @@ def test_the_reference_of_another_model_is_refused(tiny_bundle: Path) -> None:
         evaluate(tiny_bundle, RenderedScenes(count=1), runtime="torch")
 
 
-def test_a_sample_without_a_mask_is_refused(tiny_bundle: Path) -> None:
+def test_a_sample_without_a_mask_is_refused(mini_bundle: Path) -> None:
     photo = Sample(id="photo", image=np.zeros((32, 48, 3), np.uint8), phrase="the mug")
     with pytest.raises(InputError, match="photo has no true mask"):
-        evaluate(tiny_bundle, SampleList((photo,)), options=GEN)
+        evaluate(mini_bundle, SampleList((photo,)), options=GEN)

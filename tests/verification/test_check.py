@@ -526,8 +526,8 @@ def test_feeds_of_another_model_are_refused(fp16: Path, tmp_path: Path, capsys) 
     assert "holds no recorded feeds" in capsys.readouterr().err
 
 
-def test_a_report_that_failed_can_be_raised(tiny_bundle: Path) -> None:
-    report = check.check(tiny_bundle, dataset=None)
+def test_a_report_that_failed_can_be_raised() -> None:
+    report = check.check(BUNDLE, dataset=None)
     report.require()
     judged = report.ladder.judged
     assert [verdict.name for verdict in judged.error_verdicts()] == list(GRAPHS)
@@ -551,6 +551,6 @@ def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Pa
     assert report.passed, report.failure
 
 
-def test_check_refuses_no_scenes(tiny_bundle: Path) -> None:
+def test_check_refuses_no_scenes() -> None:
     with pytest.raises(InputError, match="got count 0"):
-        check.check(tiny_bundle, dataset=RenderedScenes(count=0))
+        check.check(BUNDLE, dataset=RenderedScenes(count=0))
