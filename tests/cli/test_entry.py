@@ -201,25 +201,25 @@ def test_a_signal_unwinds_the_command_and_is_named(name: str) -> None:
     assert process.stderr == f"error: ended by {name}; nothing is left half-written\n"
 
 
-def test_capitals_in_a_choice_are_accepted(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_capitals_in_a_choice_are_accepted(mini_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--precision", "FP17"]) == 2
     assert "unknown precision 'fp17'" in capsys.readouterr().err
-    assert main(["segment", str(tiny_bundle), "no.png", "mug", "--variant", "EDGE", "--mode", "Full"]) == 2
+    assert main(["segment", str(mini_bundle), "no.png", "mug", "--variant", "EDGE", "--mode", "Full"]) == 2
     assert "no.png does not exist" in capsys.readouterr().err
 
 
 def test_verbose_logs_what_is_read_and_quiet_prints_no_notes(
-    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
 
     from refdiff.miniature.scenes import render_scene
 
     Image.fromarray(render_scene(1_000_007).image).save(tmp_path / "a.png")
-    command = ["segment", str(tiny_bundle), str(tmp_path / "a.png"), "mug", "-o", str(tmp_path / "m.png")]
+    command = ["segment", str(mini_bundle), str(tmp_path / "a.png"), "mug", "-o", str(tmp_path / "m.png")]
     assert main([*command, "-v"]) == 0
     said = capsys.readouterr().err
-    assert f"opened bundle {tiny_bundle}" in said
+    assert f"opened bundle {mini_bundle}" in said
     assert "back-end ort-" in said
     assert "encode" in said
     assert f"wrote {tmp_path / 'm.png'}" in said
