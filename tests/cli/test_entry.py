@@ -194,7 +194,8 @@ def test_a_signal_unwinds_the_command_and_is_named(name: str) -> None:
     number = signal.Signals[name]
     code = (
         "import signal, sys; from refdiff.cli import main; import refdiff.contracts.inspection as room\n"
-        f"room.inspect = lambda path: signal.raise_signal({int(number)})\nsys.exit(main(['inspect', 'mini']))"
+        f"room.inspect = lambda *rest, **options: signal.raise_signal({int(number)})\n"
+        "sys.exit(main(['inspect', 'mini']))"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == 128 + number
