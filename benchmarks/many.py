@@ -34,6 +34,7 @@ from PIL import Image
 from benchmarks.records import RESULTS, add_entry
 from benchmarks.watched import run_watched
 from refdiff.batch import folder as surveying
+from refdiff.batch import folder_run
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import BackendOptions, options_for
@@ -254,8 +255,8 @@ def staged(*, overlapped: bool, spinning: bool) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         patches.enter_context(patch.object(surveying, "open_backend", partial(_open, spinning=spinning)))
         if not overlapped:
-            patches.enter_context(patch.object(surveying, "BackgroundWriter", _WriteNow))
-            patches.enter_context(patch.object(surveying, "prefetch", _read_now))
+            patches.enter_context(patch.object(folder_run, "BackgroundWriter", _WriteNow))
+            patches.enter_context(patch.object(folder_run, "prefetch", _read_now))
         yield
 
 

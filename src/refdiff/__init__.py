@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from refdiff.calibration.convert import convert as convert
     from refdiff.contracts.inspection import inspect as inspect
     from refdiff.contracts.options import BackendOptions as BackendOptions
+    from refdiff.contracts.options import FolderOptions as FolderOptions
     from refdiff.contracts.options import RunOptions as RunOptions
     from refdiff.contracts.results import Candidates as Candidates
     from refdiff.contracts.results import Scores as Scores
@@ -48,6 +49,7 @@ _HOMES = {
     "Candidates": "contracts.results",
     "EncodedImage": "runtime.encoded_image",
     "EngineError": "errors",
+    "FolderOptions": "contracts.options",
     "GateError": "errors",
     "InputError": "errors",
     "MissingDependencyError": "errors",

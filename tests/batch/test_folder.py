@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from refdiff.batch import folder as batch_folder
-from refdiff.batch import result_store
+from refdiff.batch import folder_run
 from refdiff.batch.prediction import Prediction
 from refdiff.cli import main
-from refdiff.contracts.options import VARIANTS, BackendOptions, RunOptions
+from refdiff.contracts.atomic_io import hash_file
+from refdiff.contracts.options import VARIANTS, BackendOptions, FolderOptions, RunOptions
 from refdiff.contracts.results import Candidates, Scores, Segmentation
 from refdiff.errors import EngineError, InputError
 from refdiff.miniature.scenes import render_scene
@@ -118,18 +119,24 @@ def _assert_complete(folder):
         if path.suffix == ".png":
             with Image.open(path) as picture:
                 picture.load()
-        if path.suffix == ".json" and path.name != "run.json":
-            json.loads(path.read_text("utf-8"))
-            assert path.with_suffix(".png").is_file()
-            assert path.with_suffix(".overlay.png").is_file()
+        if path.parent.name == "records":
+            record = json.loads(path.read_text("utf-8"))
+            for kind, digest in record["sha256"].items():
+                assert hash_file(folder / record["files"][kind]) == digest
 
 
 def test_every_image_and_phrase_gets_a_mask_an_overlay_a_record_and_a_line(fake, pictures):
     result = _segment(pictures)
     out = result.output
-    assert (result.new, result.resumed, result.matched, result.images, result.failures) == (8, 0, 8, 4, {})
+    assert (result.answered, result.resumed, result.matched, result.images, result.failures) == (
+        8,
+        0,
+        8,
+        4,
+        {},
+    )
     lines = _results(out)
-    assert [(each["picture"], each["phrase"]) for each in lines] == [
+    assert [(each["image"], each["phrase"]) for each in lines] == [
         (name, phrase) for name in ("a b.png", "a.jpg", "a.png", "é.png") for phrase in PHRASES
     ]
     for line in lines:
@@ -137,7 +144,7 @@ def test_every_image_and_phrase_gets_a_mask_an_overlay_a_record_and_a_line(fake,
         assert mask[:, : len(line["phrase"])].all()
         assert not mask[:, len(line["phrase"]) :].any()
         assert _pixels(out / line["files"]["overlay"]).ndim == 3
-        assert json.loads((out / line["files"]["json"]).read_text())["score"] == line["score"] == 0.5
+        assert json.loads((out / line["files"]["record"]).read_text())["score"] == line["score"] == 0.5
         assert (line["cautions"], line["confidence"]) == (["confidence: not calibrated"], None)
     assert len({line["files"]["mask"] for line in lines}) == 8
     assert fake.encoded == 4
@@ -146,13 +153,13 @@ def test_every_image_and_phrase_gets_a_mask_an_overlay_a_record_and_a_line(fake,
 
 def test_phrases_with_similar_file_names_do_not_collide(fake, pictures):
     alike = ["the mug", "the mug!", "The Mug", "the mug " + "x" * 60, "the mug " + "x" * 61]
-    assert _segment(pictures, alike).new == 4 * 5
+    assert _segment(pictures, alike).answered == 4 * 5
     lines = _results(pictures.parent / "out")
     assert len({line["files"]["mask"] for line in lines}) == 20
 
 
 def test_equal_phrases_are_segmented_once(fake, pictures):
-    assert _segment(pictures, ["the mug", " the  mug", "the mug"]).new == 4
+    assert _segment(pictures, ["the mug", " the  mug", "the mug"]).answered == 4
 
 
 def test_a_repeated_run_computes_nothing_and_reports_the_same(fake, pictures):
@@ -160,7 +167,7 @@ def test_a_repeated_run_computes_nothing_and_reports_the_same(fake, pictures):
     out = pictures.parent / "out"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     again = _segment(pictures)
-    assert (again.new, again.resumed, again.matched) == (0, 8, 8)
+    assert (again.answered, again.resumed, again.matched) == (0, 8, 8)
     assert fake.encoded == 4
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -170,7 +177,7 @@ def test_an_added_phrase_costs_only_that_phrase(fake, pictures):
     fake.asked.clear()
     result = _segment(pictures, [*PHRASES, "the ball"])
     assert fake.asked == ["the ball"] * 4
-    assert (result.new, result.resumed) == (4, 8)
+    assert (result.answered, result.resumed) == (4, 8)
     assert len(_results(result.output)) == 12
 
 
@@ -181,74 +188,59 @@ def test_an_interrupted_run_keeps_its_results_and_resumes(fake, pictures, error)
         _segment(pictures)
     out = pictures.parent / "out"
     _assert_complete(out)
-    assert len([path for path in out.rglob("*.json") if path.name != "run.json"]) == 5
+    assert len(list(out.glob("records/*.json"))) == 5
     assert not (out / "results.jsonl").exists(), "it is of a whole run"
     assert not [t for t in threading.enumerate() if t.name.startswith(("read", "write"))]
     fake.stop_at = None
     result = _segment(pictures)
-    assert (result.new, result.resumed) == (3, 5)
+    assert (result.answered, result.resumed) == (3, 5)
     assert len(_results(out)) == 8
 
 
 def test_an_engine_failure_names_the_image_and_the_output_folder(fake, pictures):
     fake.stop_at = (2, EngineError("graph unet failed"))
-    with pytest.raises(EngineError, match=r"a\.jpg: graph unet failed .*the same command resumes"):
+    with pytest.raises(EngineError, match=r"a\.png: graph unet failed .*the same command resumes"):
         _segment(pictures)
-
-
-def test_a_full_disk_stops_the_run_and_leaves_complete_files(fake, pictures, monkeypatch):
-    real, calls = result_store.save, []
-
-    def save(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise InputError("cannot write: No space left on device; free space or choose another place")
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(result_store, "save", save)
-    with pytest.raises(InputError, match="No space left"):
-        _segment(pictures, ["a", "b", "c", "d", "e"])
-    assert len(fake.asked) < 20
-    _assert_complete(pictures.parent / "out")
 
 
 def test_an_unusable_image_is_reported_and_stops_no_other(fake, pictures, capsys):
     (pictures / "b.jpg").write_text("no picture")
     result = _segment(pictures)
-    assert (result.new, result.matched, result.images) == (8, 8, 5)
+    assert (result.answered, result.matched, result.images) == (8, 8, 5)
     assert list(result.failures) == ["b.jpg"]
-    (line,) = (each for each in _results(result.output) if each["picture"] == "b.jpg")
-    assert "b.jpg is not an image that can be read" in line["error"]
+    lines = [each for each in _results(result.output) if each["image"] == "b.jpg"]
+    assert [each["phrase"] for each in lines] == PHRASES
+    assert all("b.jpg is not an image that can be read" in each["error"] for each in lines)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "b.jpg")
     repaired = _segment(pictures)
-    assert (repaired.new, repaired.resumed, repaired.failures) == (2, 8, {})
+    assert (repaired.answered, repaired.resumed, repaired.failures) == (2, 8, {})
 
 
 def test_a_changed_image_is_segmented_again(fake, pictures):
     _segment(pictures)
     Image.fromarray(np.full((9, 40, 3), 7, np.uint8)).save(pictures / "a.png")
     result = _segment(pictures)
-    assert (result.new, result.resumed) == (2, 6)
-    sizes = {line["picture"]: line["size"] for line in _results(result.output)}
+    assert (result.answered, result.resumed) == (2, 6)
+    sizes = {line["image"]: line["size"] for line in _results(result.output)}
     assert sizes["a.png"] == {"width": 40, "height": 9}
     _assert_complete(result.output)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".png", ".overlay.png"])
-def test_a_result_with_a_missing_file_or_a_truncated_record_is_computed_again(fake, pictures, suffix):
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+@pytest.mark.parametrize("kind", ["mask", "overlay", "thumbnail", "record"])
+def test_a_result_with_a_missing_or_changed_file_is_computed_again(fake, pictures, kind, damage):
     result = _segment(pictures)
-    record = result.output / _results(result.output)[3]["files"]["json"]
-    if suffix == ".json":
-        record.write_text(record.read_text()[:100])
-    else:
-        record.with_suffix(suffix).unlink()
-    assert _segment(pictures).new == 1
-    assert _segment(pictures).new == 0
+    damage(result.output / _results(result.output)[3]["files"][kind])
+    assert _segment(pictures).answered == 1
+    assert _segment(pictures).answered == 0
 
 
 def test_drafts_of_a_killed_run_are_removed(fake, pictures):
     out = _segment(pictures).output
-    left = [out / ".results.jsonl.0123456789ab.partial", out / "a.png" / ".the-book.png.0123456789ab.partial"]
+    left = [
+        out / ".results.jsonl.0123456789ab.partial",
+        out / "masks" / ".a--the-book.png.0123456789ab.partial",
+    ]
     for path in left:
         path.write_text("half")
     _segment(pictures)
@@ -260,8 +252,8 @@ def test_results_of_other_settings_are_not_mixed_in(fake, pictures):
     fake.options = VARIANTS["official"]
     with pytest.raises(InputError, match=r"was written with variant 'edge', this run has 'official'"):
         _segment(pictures)
-    replaced = _segment(pictures, overwrite=True)
-    assert (replaced.new, replaced.resumed) == (8, 0)
+    replaced = _segment(pictures, folder=FolderOptions(overwrite=True))
+    assert (replaced.answered, replaced.resumed) == (8, 0)
     assert {line["variant"] for line in _results(replaced.output)} == {"official"}
 
 
@@ -294,7 +286,7 @@ def test_a_csv_file_pairs_images_and_phrases(fake, pictures):
     table = pictures.parent / "phrases.csv"
     table.write_text("image,phrase\na.png,the mug\na b.png,the book\na.png,the ball\n", encoding="utf-8")
     result = _segment(pictures, table)
-    asked = [(line["picture"], line["phrase"]) for line in _results(result.output)]
+    asked = [(line["image"], line["phrase"]) for line in _results(result.output)]
     assert asked == [("a.png", "the mug"), ("a.png", "the ball"), ("a b.png", "the book")]
     table.write_text("image,phrase\nabsent.png,the mug\n")
     with pytest.raises(InputError, match=r"names absent\.png"):
@@ -337,23 +329,24 @@ def test_a_prediction_that_waits_to_be_written_holds_no_heatmap_and_no_other_mas
         encode_ms=1.0,
         segment_ms=1.0,
     )
-    light = batch_folder._without_intermediates(prediction)
+    light = folder_run._without_intermediates(prediction)
     assert light.to_json() == prediction.to_json()
     assert light.result.heat is None
     assert light.result.candidates.masks.nbytes == 0
     assert light.result.mask.base is None
 
 
-def test_the_command_exits_with_2_and_names_the_unusable_image(fake, pictures, capsys):
+def test_the_command_exits_with_1_and_names_the_image_that_failed(fake, pictures, capsys):
     out = pictures.parent / "out"
     command = ["segment", "mini", str(pictures), *PHRASES, "-o", str(out)]
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert (document["new"], document["output"]) == (8, str(out))
+    assert (document["answered"], document["output"]) == (8, str(out))
     (pictures / "b.jpg").write_text("no picture")
-    assert main(command) == 2
+    assert main(command) == 1
     streams = capsys.readouterr()
-    assert "8 results on 5 images, 8 of them from an earlier run" in " ".join(streams.out.split())
+    summary = "10 phrases on 5 images: 0 answered, 8 resumed from an earlier run, 2 failed"
+    assert summary in " ".join(streams.out.split())
     assert streams.err.splitlines()[-1].startswith("error: b.jpg is not an image")
 
 
@@ -361,7 +354,7 @@ def test_several_phrases_on_one_image_give_a_table_with_a_row_each(fake, picture
     assert main(["segment", "mini", str(pictures / "a.jpg"), *PHRASES]) == 0
     shown = capsys.readouterr().out
     assert all(phrase in shown for phrase in PHRASES)
-    assert "2 results on 1 images" in shown
+    assert "2 phrases on 1 image: 2 answered" in shown
 
 
 @pytest.mark.parametrize(
@@ -393,7 +386,7 @@ def test_a_killed_run_leaves_complete_results_and_resumes(tmp_path: Path, sent: 
     with subprocess.Popen(
         [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        while not list(out.glob("*/*.json")):
+        while not list(out.glob("records/*.json")):
             assert process.stderr.readline(), "it ended before it answered"
         process.send_signal(sent)
         process.communicate(timeout=120)
@@ -401,10 +394,10 @@ def test_a_killed_run_leaves_complete_results_and_resumes(tmp_path: Path, sent: 
     assert process.returncode == expected[sent]
     if sent != signal.SIGKILL:
         _assert_complete(out)
-    recorded = len(list(out.glob("*/*.json")))
+    recorded = len(list(out.glob("records/*.json")))
     result = batch_folder.segment_many("mini", pictures, PHRASES, options=RunOptions(mode="gen"), output=out)
     assert result.resumed == recorded > 0
-    assert result.new + result.resumed == len(_results(out)) == 16
+    assert result.answered + result.resumed == len(_results(out)) == 16
     _assert_complete(out)
 
 

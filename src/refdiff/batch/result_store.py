@@ -1,40 +1,62 @@
 """The output folder of a batch run: every result in it is complete, and is reused by later runs.
 
-    run.json                            the settings that results depend on, apart from image and phrase
-    results.jsonl                       one line per result of the last finished run, in its order
-    <image's file name>/<phrase>.png    the mask; next to it .overlay.png, and .json: the record
-    .lock                               held by the run that writes; the system releases it if that run dies
+    run.json           the settings that results depend on, apart from image and phrase
+    masks/NAME.png     the masks, 255 inside and 0 outside
+    overlays/NAME.png  the masks on their images
+    thumbnails/NAME.jpg
+    records/NAME.json  the records, each with the hashes of its mask, overlay and thumbnail
+    results.jsonl      one line per image and phrase of the last finished run, in its order
+    index.html         a page of these results
+    coco.json          the same as a COCO file, if it was asked for
+    .lock              held by the run that writes; the system releases it if that run dies
 
-A record names its run, image (by hash) and phrase, and is put in place after its mask and overlay.
+NAME is made of the image's name, the phrase and a hash of both: it is valid on every system, and no file or
+folder is named like the image. A record names its run and its image (by hash). It is removed before any of
+its files is replaced, and written after them, so that it never describes other files. What describes the
+whole run is removed before a result of that run is replaced.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from refdiff.batch.prediction import Prediction
-from refdiff.batch.prediction_files import save
 from refdiff.contracts.atomic_io import (
+    hash_file,
     is_draft,
     lock_file,
     open_draft,
     report_write_errors,
+    write_file,
     write_files,
 )
 from refdiff.errors import InputError
+from refdiff.runtime.image import png
+from refdiff.runtime.overlay import overlay as draw_overlay
 
 RUN_NAME, RESULTS_NAME, LOCK_NAME = "run.json", "results.jsonl", ".lock"
+INDEX_NAME, COCO_NAME = "index.html", "coco.json"
+
+FOLDERS = {"mask": "masks", "overlay": "overlays", "thumbnail": "thumbnails", "record": "records"}
+_SUFFIXES = {"mask": ".png", "overlay": ".png", "thumbnail": ".jpg", "record": ".json"}
 
 _SLUG_LENGTH = 40
-"""Letters of a phrase in its file names; a hash distinguishes phrases that share them."""
+"""Letters of an image's name, and of a phrase, in file names; a hash distinguishes those that share them."""
+
+_THUMBNAIL_PX = 480
+"""Longer side of a thumbnail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,68 +66,125 @@ class ResultStore:
     path: Path
     run: str
     """Hash of the settings: a record of other settings is ignored."""
+    write: Callable[[Path, bytes], None] = write_file
+    """Writes one file whole or not at all."""
 
-    def record(self, image: str, image_sha256: str, phrase: str) -> dict[str, Any] | None:
+    def record(
+        self, image: str, image_sha256: str, phrase: str, *, verify: bool = True
+    ) -> dict[str, Any] | None:
         """Return a result's record, or None if there is none for this image, phrase and run.
 
         Args:
-            image: the image file's name.
+            image: the image's name.
+            image_sha256: hash of the image file.
+            phrase: with white space collapsed.
+            verify: return None as well if a file of the result is missing or is not the one that was written.
+        """
+        files = self._files(image, phrase)
+        try:
+            document = json.loads(files["record"].read_text(encoding="utf-8"))
+            about = self._about(image, image_sha256, phrase)
+            if not isinstance(document, dict) or any(document.get(key) != about[key] for key in about):
+                return None
+            hashes = document["sha256"]
+            if verify and any(hash_file(files[kind]) != hashes[kind] for kind in FOLDERS if kind != "record"):
+                return None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return document
+
+    def encode(self, prediction: Prediction, image: str, image_sha256: str, phrase: str) -> dict[str, bytes]:
+        """Draw and encode a prediction: kind -> content of the file, the record last.
+
+        Args:
+            prediction: of the phrase on the image.
+            image: the image's name.
             image_sha256: hash of the image file.
             phrase: with white space collapsed.
         """
-        mask = self._mask(image, phrase)
-        try:
-            document = json.loads(mask.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        about = self._about(image, image_sha256, phrase)
-        files = (mask, mask.with_suffix(".overlay.png"))
-        fits = isinstance(document, dict) and all(document.get(key) == about[key] for key in about)
-        return document if fits and all(each.is_file() for each in files) else None
+        painted = draw_overlay(prediction.image, prediction.result)
+        small, thumbnail = Image.fromarray(painted), io.BytesIO()
+        small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        small.save(thumbnail, format="JPEG", quality=85)
+        contents = {
+            "mask": png(np.where(prediction.result.mask, np.uint8(255), np.uint8(0))),
+            "overlay": png(painted),
+            "thumbnail": thumbnail.getvalue(),
+        }
+        files = self._files(image, phrase)
+        record = {
+            **prediction.to_json(),
+            **self._about(image, image_sha256, phrase),
+            "files": {kind: path.relative_to(self.path).as_posix() for kind, path in files.items()},
+            "sha256": {kind: hashlib.sha256(data).hexdigest() for kind, data in contents.items()},
+        }
+        return {**contents, "record": (json.dumps(record, allow_nan=False, indent=1) + "\n").encode()}
 
-    def save(self, prediction: Prediction, image: str, image_sha256: str, phrase: str) -> None:
-        """Write mask, overlay and record, all or none; a result of another run or image is replaced.
+    def save(self, contents: Mapping[str, bytes], image: str, phrase: str) -> None:
+        """Write the files of a result; one of another run or image is replaced.
+
+        Args:
+            contents: from `encode`; written in this order.
+            image: the image's name.
+            phrase: with white space collapsed.
 
         Raises:
             InputError: the folder cannot be written to.
         """
-        mask = self._mask(image, phrase)
-        with report_write_errors(mask.parent):
-            mask.parent.mkdir(exist_ok=True)
-        save(prediction, output=mask, overwrite=True, about=self._about(image, image_sha256, phrase))
+        files = self._files(image, phrase)
+        with report_write_errors(self.path):
+            if files["record"].exists():
+                self.remove_summaries()
+                files["record"].unlink()
+            for kind, data in contents.items():
+                files[kind].parent.mkdir(exist_ok=True)
+                self.write(files[kind], data)
 
-    def finish(self, lines: Iterable[Mapping[str, Any]]) -> int:
+    def remove_summaries(self) -> None:
+        """Remove what describes a whole run: results.jsonl, the page and the COCO file.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        for name in (INDEX_NAME, COCO_NAME, RESULTS_NAME):
+            (self.path / name).unlink(missing_ok=True)
+
+    def finish(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write `results.jsonl` at the end of a run.
 
         Args:
             lines: in order; taken one at a time.
 
-        Returns:
-            Lines with a mask.
-
         Raises:
             InputError: the folder cannot be written to.
         """
         target = self.path / RESULTS_NAME
-        matched = 0
-        with report_write_errors(target), open_draft(target) as stream:
-            for line in lines:
-                matched += bool(line.get("matched"))
-                stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        return matched
+        with report_write_errors(target):
+            self.remove_summaries()
+            with open_draft(target) as stream:
+                for line in lines:
+                    stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
-    def files(self, image: str, phrase: str) -> dict[str, str]:
-        """Return the paths of a result's files, relative to the folder: kind -> path."""
-        mask = self._mask(image, phrase).relative_to(self.path)
-        paths = {"mask": mask, "overlay": mask.with_suffix(".overlay.png"), "json": mask.with_suffix(".json")}
-        return {kind: path.as_posix() for kind, path in paths.items()}
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of `results.jsonl`."""
+        with (self.path / RESULTS_NAME).open(encoding="utf-8") as stream:
+            for line in stream:
+                yield json.loads(line)
 
-    def _mask(self, image: str, phrase: str) -> Path:
-        slug = re.sub("[^a-z0-9]+", "-", phrase.lower()).strip("-")[:_SLUG_LENGTH].strip("-")
-        return self.path / image / f"{slug}-{hashlib.sha256(phrase.encode()).hexdigest()[:8]}.png"
+    def _files(self, image: str, phrase: str) -> dict[str, Path]:
+        """Return the paths of a result's files: kind -> path."""
+        key = hashlib.sha256(os.fsencode(image) + b"\0" + phrase.encode()).hexdigest()[:10]
+        stem = _slug(re.sub(r"\.[^./]*$", "", image)[-_SLUG_LENGTH:]) or "image"
+        name = f"{stem}--{_slug(phrase[:_SLUG_LENGTH])}-{key}"
+        return {kind: self.path / FOLDERS[kind] / f"{name}{_SUFFIXES[kind]}" for kind in FOLDERS}
 
     def _about(self, image: str, image_sha256: str, phrase: str) -> dict[str, str]:
-        return {"picture": image, "picture_sha256": image_sha256, "phrase": phrase, "run": self.run}
+        return {"image": image, "image_sha256": image_sha256, "phrase": phrase, "run": self.run}
+
+
+def _slug(text: str) -> str:
+    """Return the ASCII letters and digits of a text, the rest as single hyphens."""
+    return re.sub("[^A-Za-z0-9]+", "-", text).strip("-")
 
 
 @contextmanager
@@ -136,10 +215,13 @@ def open_result_store(
                 "another folder, or replace its results (--overwrite)"
             )
         _remove_drafts(path)
-        if found != wanted:
-            write_files({path / RUN_NAME: (json.dumps(wanted, indent=1) + "\n").encode()}, overwrite=True)
         run = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        yield ResultStore(path=path, run=run)
+        store = ResultStore(path=path, run=run)
+        if found != wanted:
+            with report_write_errors(path):
+                store.remove_summaries()
+            write_files({path / RUN_NAME: (json.dumps(wanted, indent=1) + "\n").encode()}, overwrite=True)
+        yield store
 
 
 def check_result_folder(path: Path) -> None:
@@ -193,6 +275,7 @@ def _first_difference(found: Any, wanted: Mapping[str, Any]) -> str:
 
 def _remove_drafts(path: Path) -> None:
     """Remove the partial files of runs that were killed; the lock is held."""
-    for draft in (*path.glob(".*"), *path.glob("*/.*")):
-        if is_draft(draft.name):
-            draft.unlink(missing_ok=True)
+    for folder in (path, *(path / name for name in FOLDERS.values())):
+        for draft in folder.glob(".*"):
+            if is_draft(draft.name) and draft.is_file():
+                draft.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff.batch.result_store import INDEX_NAME
+from refdiff.data.listing import describe_skipped
 from refdiff.reports import Column, Section, Table, facts_table, numeric
 
 if TYPE_CHECKING:
@@ -48,16 +50,24 @@ def prediction_table(prediction: Prediction, files: Mapping[str, Path]) -> Table
 
 def batch_section(result: BatchResult) -> Section:
     """Lay out one row per prediction, or where they were written, and a line of totals."""
-    earlier = f", {result.resumed} of them from an earlier run" if result.resumed else ""
+    counts = [f"{result.answered} answered"]
+    counts += [f"{result.resumed} resumed from an earlier run"] if result.resumed else []
+    counts += [f"{result.failed} failed"] if result.failed else []
     summary = (
-        f"{result.new + result.resumed} results on {result.images} images{earlier}, "
-        f"{result.matched} with a mask   {result.model} on {result.backend}, {result.seconds:.1f} s"
+        f"{_count(result.answered + result.resumed + result.failed, 'phrase')} on "
+        f"{_count(result.images, 'image')}: {', '.join(counts)}; {result.matched} with a mask   "
+        f"{result.model} on {result.backend}, {result.seconds:.1f} s"
     )
     cautions = [f"caution: {caution}" for caution in result.cautions]
     if result.output is None:
         return Section(tables=(_predictions(result, (summary, *cautions)),))
-    failed = [f"cannot be used: {reason}" for reason in result.failures.values()]
-    return Section(lines=(summary, f"{result.output}", *failed, *cautions))
+    failed = [f"failed: {reason}" for reason in result.failures.values()]
+    skipped = describe_skipped(result.skipped)
+    return Section(lines=(summary, *failed, *skipped, *cautions, f"page: {result.output / INDEX_NAME}"))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _predictions(result: BatchResult, footnotes: tuple[str, ...]) -> Table:

@@ -8,8 +8,9 @@
 
 What the tables say is in the module `tables` of each verb's room, in the terms of `refdiff.reports`.
 
-Exit codes: 0 good (also when no mask could be made: read `matched`), 1 a gate failed, 2 misuse or bad
-input, 3 the environment lacks something, 70 a bug of refdiff, 130 interrupted, 128 + n ended by signal n.
+Exit codes: 0 good (also when no mask could be made: read `matched`), 1 a gate or some images failed, 2
+misuse or bad input, 3 the environment lacks something, 70 a bug of refdiff, 130 interrupted, 128 + n ended by
+signal n.
 """
 
 from refdiff.cli.app import app

@@ -25,8 +25,8 @@ from refdiff.cli.terminal import end, note_backend, print_answer, working
 if TYPE_CHECKING:
     from refdiff.contracts.options import BackendOptions, RunOptions
 
-SOME_FAILED = 2
-"""Exit code of a run that reported images that cannot be used: bad input, as for a single image."""
+SOME_FAILED, ALL_FAILED = 1, 2
+"""Exit codes of a run with images that failed: some, or all, as for a single image."""
 
 
 @verb()
@@ -49,9 +49,15 @@ def segment(
             "--output",
             "-o",
             help="The mask's PNG; .overlay.png and .json go next to it. For many answers, "
-            "a folder; a stopped run goes on there.",
+            "a folder; repeat a stopped run to resume there.",
         ),
     ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Search the sub-folders of a folder too.")
+    ] = False,
+    coco: Annotated[
+        bool, typer.Option("--coco", help="Also write coco.json: all masks of a folder in COCO's format.")
+    ] = False,
     overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
     focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
     batch_size: Annotated[
@@ -76,9 +82,10 @@ def segment(
 
     Absence is not detected: the best candidate is returned even if nothing fits the phrase. Its cautions say
     what else may be wrong. "matched": false means that no mask could be made; the exit code is 0 then, too.
-    Images of a folder that cannot be used are reported along with the other answers, and the exit code is 2.
+    A folder run reports images that fail by name and goes on; it then ends with exit code 1, or 2 if all have
+    failed.
     """
-    from refdiff.contracts.options import BackendOptions, RunOptions
+    from refdiff.contracts.options import BackendOptions, FolderOptions, RunOptions
 
     options = RunOptions(
         variant=variant,
@@ -100,6 +107,8 @@ def segment(
         raise typer.BadParameter(f"{given} is for one image and one phrase; leave it out")
     if phrases and phrase_file is not None:
         raise typer.BadParameter("got phrases and --phrases, expected one of them; leave the other out")
+    if output is None and coco:
+        raise typer.BadParameter("--coco is for an output folder; name one (--output)")
     from refdiff.batch.folder import segment_many
     from refdiff.batch.tables import batch_section
 
@@ -109,7 +118,7 @@ def segment(
             image,
             phrase_file or phrases or [],
             output=output,
-            overwrite=overwrite,
+            folder=FolderOptions(overwrite=overwrite, recursive=recursive, coco=coco),
             options=options,
             backend=where,
             progress=progress,
@@ -119,7 +128,7 @@ def segment(
     if result.failures:
         first, *others = result.failures.values()
         more = f" (and {len(others)} images more)" if others else ""
-        end(f"{first}{more}", SOME_FAILED)
+        end(f"{first}{more}", SOME_FAILED if result.answered + result.resumed else ALL_FAILED)
 
 
 def _one(

@@ -206,8 +206,21 @@ class BackendOptions:
     need more memory. None: two."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """Options of a run over a folder of images."""
+
+    overwrite: bool = False
+    """Reuse an output folder that was written with other settings; its results are replaced."""
+    recursive: bool = False
+    """Search the sub-folders of the image folder too."""
+    coco: bool = False
+    """Also write all results as one COCO file."""
+
+
 DEFAULT_RUN = RunOptions()
 DEFAULT_BACKEND = BackendOptions()
+DEFAULT_FOLDER = FolderOptions()
 
 
 def options_for(

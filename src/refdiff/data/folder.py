@@ -1,4 +1,4 @@
-"""Samples of image files: a folder's images with every phrase, or the rows of a CSV file.
+"""Samples of image files: the rows of a CSV file, and phrases for a folder of images.
 
 The CSV file is UTF-8 with the header `image,phrase`: a file's name inside the image folder, and a phrase.
 Only names and the CSV file are read here; an image is read when its sample is.
@@ -7,34 +7,37 @@ Only names and the CSV file are read here; an image is read when its sample is.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from refdiff.data.listing import IMAGE_SUFFIXES, list_images, shorten
 from refdiff.data.sample import Sample, SampleList
 from refdiff.errors import InputError
 from refdiff.runtime.image import read_image
 from refdiff.runtime.phrase import normalize_text
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""Files that count as images of a folder; a CSV file may name any file."""
-
 HEADER = ["image", "phrase"]
 
-_SHOWN = 3
-"""Names that a message lists; further ones are counted."""
+
+@dataclass(frozen=True, kw_only=True)
+class PhraseRow:
+    """A row of a CSV file."""
+
+    where: str
+    """The file and the line, for messages."""
+    image: str
+    """The image's name inside its folder; sub-folders are separated by "/"."""
+    phrase: str
+    """White space is collapsed."""
 
 
-def folder_dataset(images: Path, phrases: Sequence[str]) -> SampleList:
-    """Pair each image with each phrase.
-
-    Args:
-        images: an image file, or a folder of images.
-        phrases: white space is collapsed, and equal phrases count once.
+def unique_phrases(phrases: Sequence[str]) -> tuple[str, ...]:
+    """Return the different phrases in order, with white space collapsed.
 
     Raises:
-        InputError: no image or phrase, or a phrase that cannot be used.
+        InputError: no phrase, a single string, or a phrase that cannot be used.
     """
     if isinstance(phrases, str):
         raise InputError(f"got one text, {phrases!r}, expected a sequence of phrases; put it into a list")
@@ -43,20 +46,13 @@ def folder_dataset(images: Path, phrases: Sequence[str]) -> SampleList:
         raise InputError(
             'got no phrase, expected one or more, e.g. "the red mug"; or a file of them (--phrases)'
         )
-    paths = [images / name for name in image_names(images)] if images.is_dir() else [images]
-    return SampleList(
-        tuple(
-            Sample(id=f"{path.name}: {phrase}", image=path, phrase=phrase)
-            for path in paths
-            for phrase in texts
-        )
-    )
+    return texts
 
 
 def csv_dataset(
     images: Path, csv_file: Path, count: int | None = None, *, require_all_images: bool = False
 ) -> SampleList:
-    """Pair images and phrases as a CSV file says, in its order; white space in phrases is collapsed.
+    """Pair images and phrases as a CSV file says, in its order.
 
     Args:
         images: the folder of the images.
@@ -68,32 +64,37 @@ def csv_dataset(
         InputError: the folder is empty or missing, the file is no such CSV file, or images and phrases do not
             match; or a phrase cannot be used.
     """
-    rows = _rows(csv_file)
-    named = [image for _, image, _ in rows]
-    unnamed = sorted(set(image_names(images, csv_file, named)) - set(named))
+    rows = read_phrase_rows(csv_file)
+    named = dict.fromkeys(row.image for row in rows)
+    listed = list_images(images).images
+    absent = [name for name in named if not os.path.lexists(images / name)]
+    if not listed and len(absent) == len(named):
+        raise InputError(f"{images} holds no images, expected some ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if absent:
+        raise InputError(
+            f"{csv_file} names {shorten(absent)}, not in {images}; correct the names or add the images"
+        )
+    unnamed = [name for name in listed if name not in named]
     if unnamed and require_all_images:
         raise InputError(
-            f"{_shorten(unnamed)} in {images} has no phrase in {csv_file}; add a line for each, or move them"
+            f"{shorten(unnamed)} in {images} has no phrase in {csv_file}; add a line for each, or move them"
         )
     if count is not None and not 1 <= count <= len(rows):
         raise InputError(f"got count {count}, expected 1 to {len(rows)}, the phrases in {csv_file}")
     return SampleList(
         tuple(
-            _sample(f"{csv_file.name}, line {line}: {image}", images / image, phrase)
-            for line, image, phrase in rows[:count]
+            Sample(id=f"{row.where}: {row.image}", image=images / row.image, phrase=row.phrase)
+            for row in rows[:count]
         )
     )
 
 
-def _sample(name: str, image: Path, phrase: str) -> Sample:
-    try:
-        return Sample(id=name, image=image, phrase=normalize_text(phrase))
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+def read_phrase_rows(path: Path) -> list[PhraseRow]:
+    """Read the rows of a CSV file of images and phrases.
 
-
-def _rows(path: Path) -> list[tuple[int, str, str]]:
-    """Read line number, image and phrase of each row."""
+    Raises:
+        InputError: it cannot be read, is no such CSV file, or has a phrase that cannot be used.
+    """
     expected = f"expected a CSV file of UTF-8 with the header {','.join(HEADER)}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -109,7 +110,7 @@ def _rows(path: Path) -> list[tuple[int, str, str]]:
     return [_check_row(path, line, row) for line, row in rows]
 
 
-def _check_row(path: Path, line: int, row: Sequence[str]) -> tuple[int, str, str]:
+def _check_row(path: Path, line: int, row: Sequence[str]) -> PhraseRow:
     if len(row) != len(HEADER):
         raise InputError(
             f"{path}, line {line} has {len(row)} fields, expected {len(HEADER)}; "
@@ -118,7 +119,11 @@ def _check_row(path: Path, line: int, row: Sequence[str]) -> tuple[int, str, str
     image, phrase = (field.strip() for field in row)
     if not image or not phrase:
         raise InputError(f"{path}, line {line} has no {'phrase' if image else 'image'}; fill it in")
-    return line, image, phrase
+    where = f"{path.name}, line {line}"
+    try:
+        return PhraseRow(where=where, image=image, phrase=normalize_text(phrase))
+    except InputError as error:
+        raise InputError(f"{where}: {image}: {error}") from error
 
 
 def image_sample(image: Path, phrase: str) -> Sample:
@@ -133,44 +138,6 @@ def image_sample(image: Path, phrase: str) -> Sample:
         raise InputError(f"{image} cannot be read ({error.strerror}); expected an image file") from error
 
 
-def image_names(images: Path, csv_file: Path | None = None, named: Sequence[str] = ()) -> list[str]:
-    """List the images of a folder by file name, sorted.
-
-    Args:
-        images: the folder; folders in it are ignored.
-        csv_file: the file that names images, for messages.
-        named: files of the folder that it names, whatever their suffix.
-
-    Raises:
-        InputError: the folder is missing or unreadable, has no images, or lacks a named file.
-    """
-    if not images.is_dir():
-        what = "is not a folder" if images.exists() else "does not exist"
-        raise InputError(f"{images} {what}, expected a folder of images; check the path")
-    try:
-        files = {path.name for path in images.iterdir() if path.is_file()}
-    except OSError as error:
-        raise InputError(f"{images} cannot be read ({error.strerror}); check its permissions") from error
-    found = {name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES}
-    if not found and files.isdisjoint(named):
-        raise InputError(f"{images} holds no images, expected some ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    absent = [name for name in dict.fromkeys(named) if name not in files]
-    if absent:
-        raise InputError(
-            f"{csv_file} names {_shorten(absent)}, not in {images}; correct the names or add the images"
-        )
-    return sorted(found)
-
-
-def phrases_by_file(samples: Iterable[Sample]) -> dict[Path, tuple[str, ...]]:
-    """Group the phrases of samples by image file, in order; equal phrases of a file count once."""
-    grouped: dict[Path, dict[str, None]] = {}
-    for sample in samples:
-        if isinstance(sample.image, Path):
-            grouped.setdefault(sample.image, {})[sample.phrase] = None
-    return {path: tuple(phrases) for path, phrases in grouped.items()}
-
-
 def check_images(samples: Iterable[Sample]) -> None:
     """Decode every image file once, so that none stops the work halfway.
 
@@ -181,7 +148,7 @@ def check_images(samples: Iterable[Sample]) -> None:
     failed = {path.name: fault for path in paths if (fault := _read_fault(path)) is not None}
     if failed:
         (_, first), *others = failed.items()
-        more = f" (cannot be read either: {_shorten([name for name, _ in others])})" if others else ""
+        more = f" (cannot be read either: {shorten([name for name, _ in others])})" if others else ""
         raise InputError(f"{first}{more}") from first
 
 
@@ -191,9 +158,3 @@ def _read_fault(path: Path) -> InputError | None:
     except InputError as error:
         return error
     return None
-
-
-def _shorten(names: Sequence[str]) -> str:
-    """List a few names, and how many more there are."""
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

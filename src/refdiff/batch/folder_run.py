@@ -1,0 +1,194 @@
+"""A run into an output folder: read, segment, write; and what a failure means to it.
+
+Images are read ahead and predictions are written in the background while the graphs run (`prefetch`). What
+the folder holds of an earlier, interrupted run is reused (`result_store`).
+
+`FolderRun.fail` decides what a failure means, for whatever is raised while an image is read, segmented or
+drawn: it is recorded with the image's name and the run goes on; the next run tries the image again. Only what
+concerns every image ends a run: a damaged bundle, a missing package or device, a device that also fails on
+another image, and an output folder that cannot be written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.batch.prediction import Prediction
+from refdiff.batch.prefetch import BackgroundWriter, prefetch
+from refdiff.batch.result_store import COCO_NAME, INDEX_NAME, ResultStore
+from refdiff.batch.summaries import write_coco, write_index
+from refdiff.batch.work_list import Work, WorkList
+from refdiff.contracts.progress import Progress, Step
+from refdiff.data.listing import describe_skipped
+from refdiff.errors import BundleError, EngineError, MissingDependencyError, RefdiffError
+from refdiff.runtime.image import read_image
+
+IMAGES_AHEAD = 1
+"""Images that are read while another is segmented: reading one takes less time than its graphs."""
+
+WRITES_PENDING = 4
+"""Predictions that may wait to be written, an image and a full-size mask each."""
+
+_PROBE = np.full((64, 64, 3), 128, np.uint8)
+"""The image that shows whether a device still works after a graph has failed on another."""
+
+Predict = Callable[[NDArray[np.uint8], Sequence[str]], Iterator[Prediction]]
+
+
+@dataclass(kw_only=True)
+class FolderRun:
+    """A run into an output folder."""
+
+    store: ResultStore
+    predict: Predict
+    report: Progress
+    failures: dict[str, str] = field(default_factory=dict)
+    """Image's name -> why it has no result, or not all of them."""
+    device_works: bool = False
+    """The last graphs that ran did not fail."""
+
+    def complete(self, plan: WorkList, *, title: str, coco: bool) -> dict[str, Any]:
+        """Segment what the store does not hold yet, write the summaries, and return the counts."""
+        done = self._fill(plan.items)
+        counts = Counter[str]()
+        self.store.finish(self._lines(done, counts))
+        notes = [
+            f"{counts['answered'] + counts['resumed']} results on {len(done)} images, "
+            f"{counts['failed']} failed.",
+            *describe_skipped(plan.skipped),
+        ]
+        write_index(self.store.path / INDEX_NAME, self.store.lines(), title=title, notes=notes)
+        if coco:
+            write_coco(self.store.path / COCO_NAME, self.store.lines())
+        names = ("answered", "resumed", "failed", "matched")
+        return {"predictions": (), "failures": self.failures, **{name: counts[name] for name in names}}
+
+    def fail(self, work: Work, error: Exception) -> None:
+        """Record that an image failed; raise what concerns every image.
+
+        Raises:
+            BundleError: `error`.
+            MissingDependencyError: `error`.
+            EngineError: `error`, if the graphs fail on another image too.
+        """
+        if isinstance(error, (BundleError, MissingDependencyError)):
+            raise error
+        if isinstance(error, EngineError) and not self.device_works and not self._probe(work.phrases[0]):
+            raise EngineError(
+                f"{work.name}: {error} (results so far stay in {self.store.path}; "
+                "the same command resumes there)"
+            ) from error
+        if isinstance(error, EngineError):
+            self.device_works = False
+        self.failures.setdefault(work.name, _describe(work, error))
+
+    def _probe(self, phrase: str) -> bool:
+        """Return whether the graphs run on a small gray image."""
+        try:
+            for _ in self.predict(_PROBE, (phrase,)):
+                pass
+        except EngineError:
+            return False
+        except Exception:  # not the device's fault
+            return True
+        return True
+
+    def _fill(self, items: Sequence[Work]) -> list[Work]:
+        """Segment what the store does not hold yet; return the work as it was found, without pixels."""
+        done: list[Work] = []
+        with (
+            BackgroundWriter(pending=WRITES_PENDING) as writer,
+            prefetch(items, self._read, ahead=IMAGES_AHEAD) as arrived,
+        ):
+            for number, work in enumerate(arrived, start=1):
+                text = f"image {number}/{len(items)}: {work.summary}"
+                self.report(Step(text, done=number - 1, total=len(items), unit="images"))
+                for phrase, prediction in self._predictions(work):
+                    writer.submit(self._write, work, phrase, _without_intermediates(prediction))
+                done.append(dataclasses.replace(work, pixels=None))
+        return done
+
+    def _read(self, work: Work) -> Work:
+        """Find which phrases have no result yet, and read the image if there are any; never raises."""
+        try:
+            if work.fault is None:
+                data = work.path.read_bytes()
+                sha256 = hashlib.sha256(data).hexdigest()
+                missing = tuple(
+                    each for each in work.phrases if self.store.record(work.name, sha256, each) is None
+                )
+                work = dataclasses.replace(work, sha256=sha256, missing=missing)
+                if missing:
+                    work = dataclasses.replace(work, pixels=read_image(data, name=work.name))
+        except Exception as error:
+            work = dataclasses.replace(work, fault=_describe(work, error))
+        return work
+
+    def _predictions(self, work: Work) -> Iterator[tuple[str, Prediction]]:
+        """Yield the missing phrases with their predictions, up to a failure."""
+        if work.fault is not None:
+            self.failures[work.name] = work.fault
+        if work.pixels is None:
+            return
+        try:
+            for answer in zip(work.missing, self.predict(work.pixels, work.missing), strict=True):
+                self.device_works = True
+                yield answer
+        except Exception as error:
+            self.fail(work, error)
+
+    def _write(self, work: Work, phrase: str, prediction: Prediction) -> None:
+        try:
+            contents = self.store.encode(prediction, work.name, work.sha256, phrase)
+        except Exception as error:
+            self.fail(work, error)
+        else:
+            self.store.save(contents, work.name, phrase)
+
+    def _lines(self, done: Sequence[Work], counts: Counter[str]) -> Iterator[dict[str, Any]]:
+        """Yield one line for each image and phrase, in order, read back from the records; count them."""
+        for work in done:
+            for phrase in work.phrases:
+                document = self.store.record(work.name, work.sha256, phrase, verify=False)
+                if document is None:
+                    reason = self.failures.setdefault(
+                        work.name,
+                        f"{work.name}: a result disappeared from {self.store.path}; repeat the command",
+                    )
+                    document = {"image": work.name, "phrase": phrase, "error": reason}
+                    counts["failed"] += 1
+                else:
+                    counts["answered" if phrase in work.missing else "resumed"] += 1
+                    counts["matched"] += bool(document["matched"])
+                yield document
+
+
+def _describe(work: Work, error: Exception) -> str:
+    """Return one line: the image's name, what is wrong with it, and what to do."""
+    text = str(error)
+    if isinstance(error, OSError):
+        what = (
+            "is a link to nothing" if work.path.is_symlink() and not work.path.exists() else "cannot be read"
+        )
+        text = f"{work.name} {what}: {error.strerror or error}; check the file and its permissions"
+    elif not isinstance(error, RefdiffError):
+        text = f"unexpected {type(error).__name__}: {error}; report it, with the image if you can"
+    line = " ".join(text.split())
+    return line if work.name in line else f"{work.name}: {line}"
+
+
+def _without_intermediates(prediction: Prediction) -> Prediction:
+    """Drop the heatmap and the other candidates' masks, which are not written: it may wait for the disk."""
+    result = prediction.result
+    empty = np.zeros((len(result.candidates), 0, 0), dtype=np.bool_)
+    candidates = dataclasses.replace(result.candidates, masks=empty)
+    light = dataclasses.replace(result, mask=result.mask.copy(), heat=None, candidates=candidates)
+    return dataclasses.replace(prediction, result=light)
