@@ -174,6 +174,26 @@ def test_the_verb_lists_estimates_and_evaluates(root, tiny_bundle, tmp_path, cap
     assert len(summary["bundle_sha256"]) == 64
 
 
+def test_the_verb_writes_a_page_and_files_that_other_tools_read(root, tiny_bundle, tmp_path, capsys):
+    page, results = tmp_path / "page.html", tmp_path / "results.json"
+    options = ["--data", str(root), "--subset", "RefCOCO (unc", "--partial", "--mode", "gen"]
+    files = ["--html", str(page), "--coco", str(results), "--refer", str(tmp_path)]
+    assert main(["eval", str(tiny_bundle), *options, *files]) == 0
+    text = page.read_text()
+    assert text.count("<article>") >= 2
+    assert "Distribution of the IoU" in text
+    documents = json.loads(results.read_text())
+    assert {"image_id", "category_id", "segmentation", "score"} <= set(documents[0])
+    (refs,) = [json.loads((tmp_path / "refs(refdiff).json").read_text())]
+    instances = json.loads((tmp_path / "instances.json").read_text())
+    assert len(refs) == len(instances["annotations"]) == len(documents)
+    for annotation in instances["annotations"]:
+        assert annotation["area"] == coco.area(annotation["segmentation"])
+        assert annotation["bbox"] == coco.toBbox(annotation["segmentation"]).tolist()
+    assert main(["eval", str(tiny_bundle), *options, "--html", str(page)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Variant, choice, verb
+from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Variant, choice, verb
 from refdiff.cli.terminal import note, note_backend, print_answer, working
 
 if TYPE_CHECKING:
     from refdiff.data.sample import Dataset
+    from refdiff.evaluation.evaluate import EvaluationReport
 
 
 @verb("eval")
@@ -50,6 +52,14 @@ def evaluate(
         str | None,
         typer.Option(help="published: compare with the paper, and exit with 1 on a difference."),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with tables, distributions and cases.")
+    ] = None,
+    coco: Annotated[Path | None, typer.Option(help="Write the answers as COCO results.")] = None,
+    refer: Annotated[
+        Path | None, typer.Option(help="Write the answers in REFER's layout: an existing folder.")
+    ] = None,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what is there, and estimate time and memory.")
     ] = False,
@@ -59,6 +69,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a bundle, or of the torch reference, on data sets with true masks."""
+    from refdiff.contracts.atomic_io import check_targets
     from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.errors import GateError, InputError
     from refdiff.evaluation import evaluate
@@ -76,6 +87,7 @@ def evaluate(
             plan = evaluate.estimate(bundle, chosen, options=options, backend=place, jobs=jobs)
         print_answer(plan.to_json(), plan.to_section, as_json=as_json)
         return
+    check_targets(_targets(html, coco, refer), overwrite=overwrite)
     with working() as progress:
         report = evaluate.evaluate(
             bundle,
@@ -87,6 +99,7 @@ def evaluate(
             output=output,
             progress=progress,
         )
+    _write(report, chosen, html, coco, refer, overwrite=overwrite)
     if report.backend is not None and report.backend_reason is not None:
         note_backend(backend, report.backend, report.backend_reason)
     if table is None:
@@ -104,6 +117,40 @@ def evaluate(
             f"{first.metric} {first.ours:.2f}, published {first.published:.2f}"
         )
         raise typer.Exit(GateError.exit_code)
+
+
+def _targets(html: Path | None, coco: Path | None, refer: Path | None) -> list[Path]:
+    """Return the files that are asked for: page, COCO results, refs and instances."""
+    in_folder = [] if refer is None else [refer / "refs(refdiff).json", refer / "instances.json"]
+    return [path for path in (html, coco, *in_folder) if path is not None]
+
+
+def _write(
+    report: EvaluationReport,
+    samples: Dataset,
+    html: Path | None,
+    coco: Path | None,
+    refer: Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write the files that are asked for, all or none."""
+    from refdiff.contracts.atomic_io import write_files
+    from refdiff.evaluation.exports import coco_results, refer_layout
+    from refdiff.evaluation.report import evaluation_page
+
+    contents = {}
+    if html is not None:
+        contents[html] = evaluation_page(report, samples).to_html().encode()
+    if coco is not None:
+        contents[coco] = json.dumps(coco_results(report.records)).encode()
+    if refer is not None:
+        documents = refer_layout(report.records)
+        for path, document in zip(_targets(None, None, refer), documents, strict=True):
+            contents[path] = json.dumps(document).encode()
+    write_files(contents, overwrite=overwrite)
+    for path in contents:
+        note(f"wrote {path}")
 
 
 def _dataset(
