@@ -44,12 +44,13 @@ ALLOWED = {
     "src/refdiff/contracts/recipe.py": "quantised",  # a key of the file format
     "tests/contracts/test_recipe.py": "quantised",
     "src/refdiff/miniature/scenes/phrases.py": "beside",  # words of the phrases that users write
-    "src/refdiff/runtime/lexicon.py": "beside",
+    "src/refdiff/runtime/lexicon.py": "beside nobody somebody",
     "src/refdiff/runtime/phrase_rules.py": "beside",
     "tests/miniature/test_phrases.py": "beside",
+    "tests/runtime/test_head.py": "nobody",
     "tests/runtime/test_phrase.py": "beside",
 }
-"""File -> the word that it may hold."""
+"""File -> the words that it may hold."""
 
 
 def findings(text: str) -> Iterator[tuple[int, str]]:
@@ -75,7 +76,7 @@ def test_no_banned_word_is_written_anywhere():
         for path in written_files()
         if path != Path(__file__) and (name := path.relative_to(ROOT).as_posix())
         for number, word in findings(path.read_text(encoding="utf-8"))
-        if ALLOWED.get(name) != word.lower()
+        if word.lower() not in ALLOWED.get(name, "").split()
     ]
     assert not found
 
@@ -109,5 +110,5 @@ if __name__ == "__main__":  # lists the findings: python tests/docs/test_languag
         name = path.relative_to(ROOT).as_posix()
         if path != Path(__file__) and name.startswith(tuple(sys.argv[1:]) or ""):
             for number, word in findings(path.read_text(encoding="utf-8")):
-                if ALLOWED.get(name) != word.lower():
+                if word.lower() not in ALLOWED.get(name, "").split():
                     print(f"{name}:{number}: {word}")  # noqa: T201

@@ -13,13 +13,11 @@ from typing import Any, Literal
 
 from refdiff.contracts.options import Reader
 from refdiff.errors import InputError, MissingDependencyError
+from refdiff.runtime.head import Word, find_head, find_others
 from refdiff.runtime.lexicon import Place, Size, Superlative
 from refdiff.runtime.phrase_rules import (
     FoundRelation,
     RelationKind,
-    Word,
-    find_head,
-    find_others,
     find_place,
     find_relation,
     find_size,
