@@ -183,13 +183,11 @@ TABLE = Table(
 def test_a_table_on_the_terminal_shows_title_columns_rows_and_notes():
     assert on_terminal(TABLE).splitlines() == [
         "a title",
-        "",
-        " graph   output   error",
-        " ───────────────────────────────",
-        " unet    eps          1   ok",
-        "         taps        20   FAILED",
-        " vae     taps         3   ok",
-        "",
+        "graph  output  error",
+        "────────────────────────────",
+        "unet   eps         1  ok",
+        "       taps       20  FAILED",
+        "vae    taps        3  ok",
         "a note",
     ]
 

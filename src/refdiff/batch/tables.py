@@ -77,7 +77,12 @@ def _predictions(result: BatchResult, footnotes: tuple[str, ...]) -> Table:
         share = f"{row['area_px'] / (row['size']['width'] * row['size']['height']):.1%}"
         place = _box(row) if prediction.matched else f"none: {row['reason']}"
         rows.append((row["phrase"], _score(row["score"]), share, place, f"{row['segment_ms']:.0f}"))
-    columns = (Column("phrase"), *numeric("score", "area"), Column("box", wrap=True), *numeric("ms"))
+    columns = (
+        Column("phrase", wrap=True),
+        *numeric("score", "area"),
+        Column("box", wrap=True),
+        *numeric("ms", optional=1),
+    )
     return Table(columns=columns, rows=rows, footnotes=footnotes)
 
 
@@ -96,7 +101,10 @@ def demo_table(report: DemoReport) -> Table:
                 f"{row['encode_ms'] + row['segment_ms']:.0f}",
             )
         )
-    columns = (Column("phrase"), *numeric("IoU", "score", "hard", "soft", "gen", "place", "ms"))
+    columns = (
+        *(Column("phrase", wrap=True), *numeric("IoU", "score")),
+        *(*numeric("hard", "soft", "gen", "place", optional=2), *numeric("ms", optional=1)),
+    )
     return Table(
         columns=columns, rows=rows, footnotes=(f"mean IoU {report.miou:.3f}   images: {report.sheet}",)
     )

@@ -25,7 +25,8 @@ def audit_table(report: AuditReport, written: Path | None) -> Table:
     """
     columns = (
         Column("graph"),
-        *numeric("runs", "tensors", "largest magnitude", "room", "covered by rule", "proposed", "error"),
+        *(*numeric("runs", "tensors", optional=2), *numeric("largest magnitude", "room")),
+        *(*numeric("covered by rule", optional=1), *numeric("proposed", "error")),
         Column(),
     )
     rules = [
@@ -108,7 +109,12 @@ def sensitivity_table(report: SensitivityReport) -> Table:
     """Lay out one row per block, the costliest first."""
     return Table(
         title=f"{report.type}, variant {report.variant}, {report.count} scenes, compared with {report.truth}",
-        columns=(Column("graph"), Column("block"), *numeric("nodes", "mIoU", "cost, points")),
+        columns=(
+            Column("graph"),
+            Column("block", wrap=True),
+            *numeric("nodes", optional=1),
+            *numeric("mIoU", "cost, points"),
+        ),
         rows=[
             (cost.graph, cost.block, str(len(cost.nodes)), f"{cost.miou:.4f}", f"{cost.cost_points:+.2f}")
             for cost in report.costs

@@ -21,7 +21,7 @@ import typer
 from refdiff.contracts.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, OverflowMethod
 
     from refdiff.reports import Printable
 
@@ -224,7 +224,10 @@ def print_answer(document: Mapping[str, Any], layout: Callable[[], Printable], *
     if as_json:
         sys.stdout.write(f"{json.dumps(document, allow_nan=False)}\n")
     else:
-        _console(sys.stdout).print(layout().to_rich())
+        console = _console(sys.stdout)
+        # Words are broken on a terminal alone: a script may look for a path in a log.
+        overflow: OverflowMethod = "fold" if console.is_terminal else "ignore"
+        console.print(layout().to_rich(), overflow=overflow, crop=console.is_terminal)
     sys.stdout.flush()
 
 

@@ -136,7 +136,7 @@ def _verdict_without_bundle(results: BackendResults) -> Diagnosis:
     return _verdict_line("fail", "no back-end can run anything here", cure)
 
 
-_TONES: dict[State, Tone] = {"ok": "good", "warn": "plain", "fail": "bad"}
+_TONES: dict[State, Tone] = {"ok": "good", "warn": "warn", "fail": "bad"}
 
 
 def doctor_table(report: DoctorReport) -> Table:
@@ -145,7 +145,14 @@ def doctor_table(report: DoctorReport) -> Table:
     for section, findings in groupby(report.findings, key=lambda finding: finding.section):
         rows.append(("", section.upper()))
         rows += [
-            (Cell(each.state, _TONES[each.state]), each.name, each.found, each.cure) for each in findings
+            (_state(each), each.name, f"{each.found}\nfix: {each.cure}" if each.cure else each.found)
+            for each in findings
         ]
-    wrapping = (Column(wrap=True), Column("found", wrap=True), Column("cure", wrap=True))
-    return Table(columns=(Column(), *wrapping), rows=rows)
+    return Table(columns=(Column(), Column(wrap=True), Column(wrap=True)), rows=rows)
+
+
+def _state(finding: Diagnosis) -> Cell:
+    """Return the state as a cell; what is well although it lacks something is optional."""
+    if finding.state == "ok" and finding.cure:
+        return Cell("–")
+    return Cell("FAIL" if finding.state == "fail" else finding.state, _TONES[finding.state])

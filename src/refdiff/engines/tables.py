@@ -32,8 +32,8 @@ def build_section(report: BuildReport, *, fusion: bool = False) -> Section:
             )
         )
     columns = (
-        *(Column("graph"), Column("precision"), *numeric("plan", "activations", "fused", "seconds")),
-        *(Column(), Column("key")),
+        *(Column("graph"), Column("precision"), *numeric("plan", "activations")),
+        *(*numeric("fused", "seconds", optional=1), Column(), Column("key", optional=2)),
     )
     folders = sorted({str(built.plan.parent) for built in report.graphs})
     places = [f"plans, metadata and build logs: {folder}" for folder in folders]
@@ -58,8 +58,8 @@ def lint_section(report: LintReport, *, fusion: bool = False) -> Section:
         found += [(each.rule, each.layer, each.because) for each in graph.findings]
         rows += [(*head, *row) for row in found or [(Cell("ok", "good"), "", "")]]
     columns = (
-        *(Column("graph", grouped=True), Column("precision", grouped=True)),
-        *(Column("layers", numeric=True, grouped=True), Column("verdict")),
+        *(Column("graph", grouped=True), Column("precision", grouped=True, optional=1)),
+        *(Column("layers", numeric=True, grouped=True, optional=2), Column("verdict", wrap=True)),
         *(Column("where", wrap=True), Column("why", wrap=True)),
     )
     verdict = "the parser takes every graph" if report.passed else "REFUSED"
@@ -73,7 +73,7 @@ def _attention(graphs: Iterable[tuple[str, Sequence[AttentionBlock]]]) -> Table:
     """Lay out one row per attention: whether one kernel computes it."""
     return Table(
         columns=(
-            *(Column("graph", grouped=True), Column("softmax")),
+            *(Column("graph", grouped=True), Column("softmax", wrap=True)),
             *(Column("fused"), Column("why not", wrap=True)),
         ),
         rows=[

@@ -193,10 +193,13 @@ def _repo_table(repo: RepoState) -> Table:
     if repo.problem and not repo.complete:
         names = [row.name for row in repo.lacking] or ["all files of the model"]
         missing = ["put there, under the same names:", *(f"  {name}" for name in names)]
-    wrapping = (Column(name, wrap=True) for name in ("licence", "sha256", "state"))
+    columns = (
+        *(Column("file", wrap=True), Column("size", numeric=True), Column("licence", wrap=True, optional=2)),
+        *(Column("sha256", optional=1), Column("state", wrap=True)),
+    )
     return Table(
         title=f"\n{repo.wanted.repo}{at}   {repo.url()}\nin {repo.folder}",
-        columns=(Column("file"), Column("size", numeric=True), *wrapping),
+        columns=columns,
         rows=rows,
         footnotes=missing,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from refdiff.profiling.report import GraphLayers, ProfileReport
@@ -72,8 +72,8 @@ def comparison_table(comparison: Comparison) -> Table:
         else "passed: nothing is slower beyond the noise"
     )
     columns = (
-        *(Column("stage"), Column("part")),
-        *(*numeric("before ms", "after ms", "change", "noise ms"), Column()),
+        *(Column("stage"), Column("part", wrap=True), *numeric("before ms", "after ms", "change")),
+        *(*numeric("noise ms", optional=1), Column()),
     )
     title = f"{comparison.before} -> {comparison.after}"
     return Table(title=title, columns=columns, rows=rows, footnotes=notes)
@@ -81,6 +81,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def _stages(report: ProfileReport) -> Section:
     shares: dict[str, float] = {}
+    differs = _differ(memory.private for memory in report.memory.stages.values())
     rows = []
     for row in report.stages:
         stage = row.part.stage
@@ -93,12 +94,13 @@ def _stages(report: ProfileReport) -> Section:
                 f"{row.calls:g}" if row.calls else "",
                 *_percentiles(row.ms),
                 f"{row.share:.1%}",
-                size_text(memory.private) if memory else "",
+                *((size_text(memory.private) if memory else "",) if differs else ()),
             )
         )
     columns = (
         *(Column("stage", grouped=True), Column("part")),
-        *numeric("calls", "p50 ms", "p90 ms", "p99 ms", "share", "private memory"),
+        *(*numeric("calls", optional=1), *numeric("p50 ms"), *numeric("p90 ms", "p99 ms", optional=1)),
+        *(*numeric("share"), *(numeric("private memory", optional=2) if differs else ())),
     )
     return Section(
         heading="Stages",
@@ -111,11 +113,16 @@ def _stages(report: ProfileReport) -> Section:
 
 
 def _graphs(report: ProfileReport) -> Section:
+    differs = _differ(row.memory.private for row in report.graphs if row.memory)
     on_device = any(row.device_ms is not None for row in report.graphs)
     columns = (
-        *(Column("graph"), *numeric("calls", "p50 ms", "p90 ms", "p99 ms")),
+        *(Column("graph"), *numeric("calls", "p50 ms"), *numeric("p90 ms", "p99 ms", optional=1)),
         *(numeric("device p50 ms") if on_device else ()),
-        *numeric("share", "GMACs", "GFLOP/s", "of peak", "fed", "returned", "private memory"),
+        *(*numeric("share", "GMACs"), *numeric("GFLOP/s", optional=1), *numeric("of peak")),
+        *(
+            *numeric("fed", "returned", optional=2),
+            *(numeric("private memory", optional=3) if differs else ()),
+        ),
     )
     rows = []
     for row in report.graphs:
@@ -132,7 +139,7 @@ def _graphs(report: ProfileReport) -> Section:
                 "unknown" if row.of_peak is None else f"{row.of_peak:.0%}",
                 size_text(row.fed_bytes),
                 size_text(row.returned_bytes),
-                size_text(row.memory.private) if row.memory else "–",
+                *((size_text(row.memory.private) if row.memory else "–",) if differs else ()),
             )
         )
     return Section(
@@ -140,6 +147,11 @@ def _graphs(report: ProfileReport) -> Section:
         explanation="Times and copies are of one call, calls and multiply-adds (MACs) of one sample.",
         tables=(Table(columns=columns, rows=rows),),
     )
+
+
+def _differ(sizes: Iterable[float]) -> bool:
+    """Return whether memory is worth a column: a figure that is the same in each row tells nothing."""
+    return len({size_text(size) for size in sizes}) > 1
 
 
 def _percentiles(ms: Percentiles) -> tuple[str, str, str]:
@@ -171,8 +183,8 @@ def _layers(graphs: Sequence[GraphLayers]) -> Section:
         for layer, graph in layers[:_LAYERS_SHOWN]
     ]
     columns = (
-        *(Column("graph"), Column("layer", wrap=True), Column("operator", wrap=True)),
-        *numeric("calls", "ms a call", "of its graph"),
+        *(Column("graph"), Column("layer", wrap=True), Column("operator", wrap=True, optional=2)),
+        *(*numeric("calls", optional=1), *numeric("ms a call", "of its graph")),
     )
     note = f"the longest {len(rows)} of {len(layers)} layers; all of them are in the JSON document (--json)"
     return Section(
@@ -200,8 +212,9 @@ def backends_section(comparisons: Sequence[BackendComparison]) -> Section:
                 )
             )
     columns = (
-        *(Column("graph", grouped=True), Column("runner")),
-        *numeric("p50 ms", "p90 ms", "p99 ms", "Polygraphy's", "from torch", "from first"),
+        *(Column("graph", grouped=True), Column("runner", wrap=True), *numeric("p50 ms")),
+        *(*numeric("p90 ms", "p99 ms", optional=2), *numeric("Polygraphy's", optional=3)),
+        *(*numeric("from torch"), *numeric("from first", optional=1)),
         Column("tolerance"),
     )
     failures = sorted({f"{name}: {why}" for each in comparisons for name, why in each.failures.items()})

@@ -83,7 +83,7 @@ def _failed_gates(report: CheckReport) -> list[Section]:
     if not failed:
         return []
     rows = [(each.name, f"{each.value:.4g}", _limit(each)) for each in failed]
-    table = Table(columns=(Column("gate"), *numeric("value", "limit")), rows=rows)
+    table = Table(columns=(Column("gate", wrap=True), *numeric("value", "limit")), rows=rows)
     return [Section(heading="Failed gates", tables=(table,))]
 
 
@@ -160,9 +160,9 @@ def _ladder(ladder: Ladder) -> Section:
 def _precision_table(result: PrecisionResult, *, first: bool, with_feeds: bool) -> Table:
     columns = (
         *(Column("graph", grouped=True), Column("output")),
-        *numeric("error", "limit", "correlation", "limit"),
-        *(() if first else numeric("from the one before")),
-        *(numeric("on feeds") if with_feeds else ()),
+        *(*numeric("error", "limit"), *numeric("correlation", "limit", optional=1)),
+        *(() if first else numeric("from the one before", optional=2)),
+        *(numeric("on feeds", optional=3) if with_feeds else ()),
         Column(),
     )
     rows: list[Row] = []
