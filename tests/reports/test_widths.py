@@ -19,7 +19,7 @@ from refdiff.contracts.inspection import bundle_path, inspect
 from refdiff.diagnostics.doctor import doctor_table
 from refdiff.diagnostics.facts import Diagnosis
 from refdiff.engines import tables as engines
-from refdiff.evaluation.evaluate import evaluation_table
+from refdiff.evaluation.tables import evaluation_section
 from refdiff.models.fetch import fetch_section
 from refdiff.profiling import tables as profiling
 from refdiff.reports import Cell, Column, Page, Printable, Section, Table, numeric, outcome
@@ -213,14 +213,27 @@ def fetched() -> Printable:
 
 
 def evaluated() -> Printable:
-    levels = dict.fromkeys((0.5, 0.6, 0.7, 0.8, 0.9), 0.9)
-    metrics = Some(count=50000, miou=0.8481, oiou=0.8262, precision_at=levels, oracle_miou=0.9012)
-    options = Some(variant="official", mode="gen+seg")
-    cues = dict.fromkeys(("relation", "a very long cue"), metrics)
-    report = Some(
-        model=Some(runtime="onnx", options=options), metrics=metrics, by_cue=cues, seconds=1.0, unmatched=3
+    part = Some(
+        count=50000,
+        miou=0.8481,
+        miou_interval=(0.8, 0.9),
+        oiou=0.8262,
+        oiou_interval=(0.8, 0.9),
+        precision_at=dict.fromkeys((0.5, 0.6, 0.7, 0.8, 0.9), 0.9),
+        oracle_miou=0.9012,
+        absent=10000,
+        lost_to_proposals=0.1,
+        lost_to_ranking=0.1,
+        lost_to_edges=0.1,
+        unmatched=12345,
+        giou=0.5,
+        no_target_accuracy=0.5,
+        target_accuracy=None,
     )
-    return evaluation_table(report)  # type: ignore[arg-type]
+    parts = {"refcoco+ testA": part, "a very long subset": part}
+    model = Some(runtime="onnx", options=Some(variant="official", mode="gen+seg"))
+    report = Some(model=model, records=range(5), summary=part, by_subset=parts, by_cue=parts, seconds=1.0)
+    return evaluation_section(report)  # type: ignore[arg-type]
 
 
 def compared() -> Printable:

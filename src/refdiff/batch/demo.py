@@ -16,7 +16,7 @@ from refdiff.batch.prediction import Prediction, predict
 from refdiff.contracts.atomic_io import write_files
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
-from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.contracts.results import Segmentation
 from refdiff.data.sample import Sample, true_mask
 from refdiff.data.synthetic import demo_samples
@@ -106,7 +106,8 @@ def demo(
         # A first run loads every graph, so that the times shown are of segmenting alone.
         segmenter.segment(segmenter.encode(samples[0].read()), samples[0].phrase)
         for number, sample in enumerate(samples, start=1):
-            report_line(f"scene {number}/{len(samples)}: {sample.phrase}")
+            line = f"scene {number}/{len(samples)}: {sample.phrase}"
+            report_line(Step(line, done=number - 1, total=len(samples), unit="scenes"))
             prediction = predict(segmenter, sample.read(), sample.phrase, bundle=opened, sessions=sessions)
             overlay_path = folder / f"scene-{number}.png"
             results.append(DemoResult(sample=sample, prediction=prediction, overlay=overlay_path))

@@ -21,7 +21,7 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, RunOptions
-from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.contracts.session import Array
 from refdiff.data.folder import check_images, csv_dataset
 from refdiff.data.sample import Dataset, Sample, check_phrases, image_hashes
@@ -256,7 +256,8 @@ def _record(
     finished = frozenset(store.finished)
     for number, sample in enumerate(samples, start=1):
         if sample.id not in finished:
-            progress(f"sample {number}/{len(samples)}: {sample.phrase}")
+            line = f"sample {number}/{len(samples)}: {sample.phrase}"
+            progress(Step(line, done=number - 1, total=len(samples), unit="samples"))
             store.add(sample.id, {name: _runs(each, sample, recorder) for name, each in segmenters.items()})
 
 

@@ -21,7 +21,7 @@ from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.manifest import ANSWER_NAME, GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.parity import Parity, measure_parity, select_recorded
-from refdiff.contracts.progress import Progress
+from refdiff.contracts.progress import Progress, Step
 from refdiff.contracts.recipe import QUANTIZED, RECIPE_NAME, GraphRecipe, Recipe, Rule
 from refdiff.engines.factory import load_check_session
 from refdiff.errors import BundleError, GateError, InputError, RefdiffError
@@ -92,7 +92,8 @@ def write_converted_bundle(
                 else converter.convert(name, recipe.graphs[name])
             )
             allowed = tolerances(written[name].recipe.precision, name).error
-            progress(_describe(name, written[name], asked=precision, allowed=allowed))
+            line = _describe(name, written[name], asked=precision, allowed=allowed)
+            progress(Step(line, done=len(written), total=len(GRAPHS), unit="graphs"))
         for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME, ANSWER_NAME):
             shutil.copyfile(source.path / name, writer.path / name)
         kept = {each.recipe.precision for each in written.values()}

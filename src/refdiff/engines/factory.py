@@ -33,6 +33,10 @@ _DRIVER_SIGNS = (
 """Files of an NVIDIA driver: the first two on a PC, the others on a Jetson."""
 
 
+_NOT_ON_CPU = ("bf16", "fp8")
+"""Precisions that ONNX Runtime's CPU lacks; "ort-rounded" computes them there as a device does."""
+
+
 class BackendSessions(SessionFactory, Protocol):
     """A session factory with the name of its back-end."""
 
@@ -114,7 +118,7 @@ def open_sessions(
     Args:
         bundle: a verified bundle.
         backend: one of `BACKENDS`; "auto" takes the bundle's plans if they fit this machine, else the GPU if
-            ONNX Runtime can use it, else the CPU.
+            ONNX Runtime can use it, else the CPU, for bf16 and fp8 with "ort-rounded".
         threads: CPU threads inside one operator; None leaves the choice to the back-end.
         memory: device memory for plans: a budget such as "8GB", or "resident", "shared" or "staged"; None:
             the fastest that fits.
@@ -142,7 +146,11 @@ def open_sessions(
             f"leave it out{f' ({why_not})' if why_not else ''}"
         )
     module = import_ort(backend)
-    chosen, reason = _choose(module) if backend == "auto" else (backend, "asked for")
+    chosen, reason = (
+        _choose(module, bundle.manifest.precision) if backend == "auto" else (backend, "asked for")
+    )
+    if chosen == "ort-rounded":
+        import_ort(chosen)
     reason = f"{reason}; {why_not}" if why_not else reason
     return OrtSessions(
         bundle,
@@ -160,7 +168,14 @@ def has_driver() -> bool:
     return any(sign.exists() for sign in _DRIVER_SIGNS)
 
 
-def _choose(module: ModuleType) -> tuple[str, str]:
+def _choose(module: ModuleType, precision: str) -> tuple[str, str]:
+    backend, reason = _choose_processor(module)
+    if backend == "ort-cpu" and precision in _NOT_ON_CPU:
+        return "ort-rounded", f"ONNX Runtime's CPU has no operators in {precision}, and {reason}"
+    return backend, reason
+
+
+def _choose_processor(module: ModuleType) -> tuple[str, str]:
     if "CUDAExecutionProvider" not in module.ort.get_available_providers():
         return "ort-cpu", "this onnxruntime has no CUDA provider"
     if not has_driver():

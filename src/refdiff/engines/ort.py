@@ -21,7 +21,8 @@ from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
 from refdiff.errors import EngineError, InputError
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""Severity of the sessions' own log: an error is an exception here, and is reported once."""
 _KERNEL = "_kernel_time"
 """Suffix of the events that are a node's own work."""
 
@@ -96,7 +97,7 @@ class CheckSession:
 
     def __init__(self, model: Path | bytes, *, folder: Path | None = None) -> None:
         options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         options.add_session_config_entry("session.disable_prepacking", "1")
         if folder is not None:
             options.add_session_config_entry(
@@ -262,7 +263,7 @@ def session_options(threads: int | None, *, spinning: bool = False) -> Any:
     options = ort.SessionOptions()
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     # Activations are freed after each run. SD 1.5's UNet at 512 px, one image: 3.8 GB of private memory
     # instead of 5.5 GB after two runs, 11.6 s of processor time instead of 11.5 s.
     options.enable_cpu_mem_arena = False
@@ -306,12 +307,14 @@ def _load(path: Path, backend: str, options: Any) -> Any:
             model,
             sess_options=options,
             providers=[PROVIDERS[backend]],
+            enable_fallback=0,  # else it prints a block, and starts another provider, which is refused below
             disabled_optimizers=_SLOW_FUSIONS if PROVIDERS[backend][0] == "CPUExecutionProvider" else None,
         )
     except ModuleNotFoundError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base
-        raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+        cure = "; use the back-end ort-rounded" if "NOT_IMPLEMENTED" in str(error) else ""
+        raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}{cure}") from error
 
 
 def _source(path: Path, backend: str, options: Any) -> tuple[Path | bytes, Any]:

@@ -105,10 +105,8 @@ def published_table(rows: Collection[PublishedRow]) -> Table:
     return Table(
         title="Published results of Ref-Diff and ours, in percent",
         columns=(
-            Column("data set"),
-            Column("mode"),
-            Column("metric"),
-            *numeric("published", "ours", "95 %", "difference"),
+            *(Column("data set", wrap=True), Column("mode"), Column("metric", optional=2)),
+            *(*numeric("published", "ours"), *numeric("95 %", optional=1), *numeric("difference")),
             Column(),
         ),
         rows=[

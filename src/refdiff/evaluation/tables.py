@@ -25,9 +25,9 @@ def _metrics_table(groups: dict[str, Summary], prefix: str = "") -> Table:
     levels = tuple(next(iter(groups.values())).precision_at)
     return Table(
         columns=(
-            Column("phrases"),
-            *numeric("count", "mIoU", "95 %", "oIoU = cIoU", "95 % "),
-            *numeric(*(f"Pr@{level}" for level in levels), "oracle"),
+            *(Column("phrases", wrap=True), *numeric("count", "mIoU"), *numeric("95 %", optional=1)),
+            *(*numeric("oIoU = cIoU"), *numeric("95 % ", optional=1)),
+            *(*numeric(*(f"Pr@{level}" for level in levels), optional=2), *numeric("oracle")),
         ),
         rows=[
             (
@@ -49,9 +49,9 @@ def _losses_table(groups: dict[str, Summary]) -> Table:
     absent = any(part.absent for part in groups.values())
     return Table(
         columns=(
-            Column("lost accuracy"),
+            Column("lost accuracy", wrap=True),
             *numeric("proposals", "ranking", "edges", "no answer"),
-            *(numeric("absent", "gIoU", "N-acc", "T-acc") if absent else ()),
+            *(numeric("absent", "gIoU", "N-acc", "T-acc", optional=1) if absent else ()),
         ),
         rows=[
             (

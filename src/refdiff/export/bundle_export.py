@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from refdiff.contracts.bundle import GraphRecord, Manifest, write_bundle
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.parity import Parity
-from refdiff.contracts.progress import Progress
+from refdiff.contracts.progress import Progress, Step
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 from refdiff.export.answer import record_answer
@@ -72,7 +72,8 @@ def export_bundle(
                 writer.write_clip_positions(positions)
             records = _record_stage(stack, stage, feeds)
             golden |= {name: min(runs, key=lambda run: run.size_bytes) for name, runs in records.items()}
-            measured |= _export_stage(stack, stage, writer.path, records, progress)
+            count = _Count(progress, done=len(measured), total=len(contract))
+            measured |= _export_stage(stack, stage, writer.path, records, count)
         writer.write_golden({name: _golden_tensors(graph, golden[name]) for name, graph in contract.items()})
         writer.write_tokenizer(stack.tokenizer_json)
         progress("recording the golden answer")
@@ -93,6 +94,21 @@ def export_bundle(
         )
 
 
+class _Count:
+    """Reports lines with the number of graphs that are finished."""
+
+    def __init__(self, progress: Progress, *, done: int, total: int) -> None:
+        self._progress, self._done, self._total = progress, done, total
+
+    def __call__(self, line: str) -> None:
+        self._progress(Step(line, done=self._done, total=self._total, unit="graphs"))
+
+    def add_graph(self, line: str) -> None:
+        """Count one more graph, and report the line."""
+        self._done += 1
+        self(line)
+
+
 def _record_stage(stack: ModelStack, stage: Stage, feeds: PipelineFeeds) -> dict[str, tuple[Record, ...]]:
     """Run a stage in torch; return graph -> its runs, one of each shape."""
     recorder = Recorder(TorchSessions(stack), graph_contract(stack.spec))
@@ -110,7 +126,7 @@ def _export_stage(
     stage: Stage,
     folder: Path,
     records: Mapping[str, Sequence[Record]],
-    progress: Progress,
+    progress: _Count,
 ) -> dict[str, dict[str, Parity]]:
     """Write and check one model's graphs; return graph -> output -> parity."""
     contract, measured = graph_contract(stack.spec), {}
@@ -124,7 +140,7 @@ def _export_stage(
             path = folder / f"{name}.onnx"
             measured[name] = check_graph(path, contract[name], records[name], limit=error_limit(name))
             error = max(output.error for output in measured[name].values())
-            progress(f"{name}: {error:.1e} of its range from torch")
+            progress.add_graph(f"{name}: {error:.1e} of its range from torch")
     return measured
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from refdiff.contracts.progress import Progress
+from refdiff.contracts.progress import Progress, Step
 from refdiff.data.sample import Sample
 from refdiff.profiling.matmul_peak import MatrixProduct
 from refdiff.profiling.report import MemoryUse
@@ -58,7 +58,7 @@ class ProfiledRun:
         self.watch.take()
         self.start = self.sensors.read()
         for number in range(runs):
-            self.progress(f"round {number + 1}/{runs}")
+            self.progress(Step(f"round {number + 1}/{runs}", done=number, total=runs, unit="rounds"))
             if product is not None:
                 self.products.append(product.measure_round())
             for index, sample in enumerate(self.inputs):

@@ -20,7 +20,7 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options
-from refdiff.contracts.progress import Progress
+from refdiff.contracts.progress import Progress, Step
 from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import SessionFactory
 from refdiff.data.sample import Sample
@@ -125,7 +125,8 @@ def compare_with_reference(
         runtime = segmenter_of(bundle, sessions, options)
         agreements, own = list[Agreement](), list[Agreement]()
         for number, sample in enumerate(samples, start=1):
-            progress(f"{name}: scene {number}/{len(samples)}")
+            line = f"{name}: scene {number}/{len(samples)}"
+            progress(Step(line, done=number - 1, total=len(samples), unit=name))
             image = sample.read()
             try:
                 ours = runtime.segment(runtime.encode(image), sample.phrase)

@@ -29,7 +29,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined,
 
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.manifest import refdiff_version
-from refdiff.contracts.progress import Progress
+from refdiff.contracts.progress import Progress, Step
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
 from refdiff.models.configs import first_line
 from refdiff.models.hub.folder import HubFile, Listing, UnreachableError, hub_address
@@ -191,7 +191,8 @@ def _progress_by_steps(title: str, size: int, progress: Progress) -> Callable[[i
         step = _PROGRESS_STEPS * done // max(size, 1)
         if step != reported:
             reported = step
-            progress(f"downloading {title}: {100 * step // _PROGRESS_STEPS} % of {size / 1e6:.1f} MB")
+            line = f"downloading {title}: {100 * step // _PROGRESS_STEPS} % of {size / 1e6:.1f} MB"
+            progress(Step(line, done=done, total=size, unit=title))
 
     return report
 
