@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
-from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.data.sample import Dataset, Sample
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
@@ -180,7 +180,10 @@ class _Collection:
         self._done += 1
         if self._done % _REPORT_EVERY == 0 or self._done == len(self._dataset):
             miou = sum(each.iou for each in self.records) / self._done
-            self._progress(f"{self._done}/{len(self._dataset)} samples, mIoU {miou:.3f}")
+            done, total = self._done, len(self._dataset)
+            self._progress(
+                Step(f"{done}/{total} samples, mIoU {miou:.3f}", done=done, total=total, unit="samples")
+            )
 
     @property
     def records(self) -> tuple[SentenceRecord, ...]:
