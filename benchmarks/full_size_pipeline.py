@@ -29,7 +29,6 @@ from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.parity import correlation
-from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import SessionFactory
 from refdiff.contracts.stack import COMPONENTS
 from refdiff.engines.factory import open_sessions
@@ -41,6 +40,7 @@ from refdiff.runtime.masks import stability
 from refdiff.runtime.point_prompts import grid_points
 from refdiff.runtime.proposals import to_sam_pixels
 from refdiff.runtime.resize import sam_input
+from refdiff.runtime.segmentation import Segmentation
 
 RECORD = RESULTS / "full-size-pipeline.json"
 STABLE_SHARE = 0.5

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from refdiff.contracts.options import RunOptions as RunOptions
     from refdiff.contracts.results import Candidates as Candidates
     from refdiff.contracts.results import Scores as Scores
-    from refdiff.contracts.results import Segmentation as Segmentation
     from refdiff.diagnostics.doctor import doctor as doctor
     from refdiff.engines.build import build as build
     from refdiff.errors import BundleError as BundleError
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from refdiff.profiling.profile import profile as profile
     from refdiff.runtime.encoded_image import EncodedImage as EncodedImage
     from refdiff.runtime.pipeline import Segmenter as Segmenter
+    from refdiff.runtime.segmentation import Segmentation as Segmentation
     from refdiff.verification.check import check as check
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _HOMES = {
     "RefdiffError": "errors",
     "RunOptions": "contracts.options",
     "Scores": "contracts.results",
-    "Segmentation": "contracts.results",
+    "Segmentation": "runtime.segmentation",
     "Segmenter": "runtime.pipeline",
     "build": "engines.build",
     "calibrate": "calibration.calibrate",

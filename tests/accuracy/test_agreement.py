@@ -5,7 +5,8 @@ import pytest
 
 from refdiff.accuracy.agreement import TIE, compare, match_candidates, order_agreement, summarize
 from refdiff.contracts.parity import correlation, relative_error
-from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.contracts.results import Candidates, Scores
+from refdiff.runtime.segmentation import Segmentation
 
 SIZE_YX = (6, 20)
 

@@ -20,9 +20,10 @@ from refdiff.batch.prediction import Prediction
 from refdiff.cli import main
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.options import VARIANTS, BackendOptions, FolderOptions, RunOptions
-from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import EngineError, InputError
 from refdiff.miniature.scenes import render_scene
+from refdiff.runtime.segmentation import Segmentation
 
 PHRASES = ["the red mug", "the book"]
 
@@ -73,6 +74,7 @@ def _result(size, phrase):
         candidates=Candidates(
             masks=masks, predicted_iou=values, areas_px=areas, boxes_xyxy_px=boxes, kept=values > 0
         ),
+        image=np.zeros((*size, 3), np.uint8),
         cautions=("confidence: not calibrated",),
     )
 

@@ -17,9 +17,11 @@ def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
     Image.fromarray(render_scene(1_000_003).image).save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own README
-    score, pixels = capsys.readouterr().out.split()
+    score, *box, pixels = capsys.readouterr().out.split()
     assert float(score) > 0
+    assert len(box) == 4
     assert int(pixels) > 0
+    assert (tmp_path / "mask.png").is_file()
 
 
 def test_every_verb_of_the_table_exists():

@@ -6,7 +6,6 @@ import pytest
 
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import MODES, VARIANTS, Options
-from refdiff.contracts.results import NOT_CALIBRATED
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime import clip_inputs
@@ -14,6 +13,7 @@ from refdiff.runtime.clip_branch import ClipBranch
 from refdiff.runtime.clip_inputs import CLASS_BUCKETS, patch_buckets
 from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.pipeline import Segmenter
+from refdiff.runtime.segmentation import NOT_CALIBRATED
 from refdiff.runtime.tokenizer import Tokenizer, build_tokenizer_json
 
 SPEC = ModelSpec(
@@ -305,6 +305,7 @@ def test_a_mask_carries_the_bundles_cautions_and_that_no_confidence_exists():
     result = segmenter.segment(segmenter.encode(_image()), "the mug")
     assert result.cautions == ("random weights: the mask means nothing", NOT_CALIBRATED)
     assert result.confidence is None
+    assert np.array_equal(result.image, _image())
 
 
 def test_an_image_without_proposals_is_one_candidate():

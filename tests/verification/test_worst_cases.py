@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from refdiff.accuracy.agreement import compare
-from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.contracts.results import Candidates, Scores
 from refdiff.data.sample import Sample
+from refdiff.runtime.segmentation import Segmentation
 from refdiff.verification.tables import LONGEST_PX, case_figure
 from refdiff.verification.task_agreement import MOST_CASES, ComparedSample, WorstCases
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from refdiff.accuracy.metrics import iou, pairwise_iou
 from refdiff.contracts.parity import correlation
-from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Float
+from refdiff.runtime.segmentation import Segmentation
 
 SAME_CANDIDATE = 0.9
 """IoU from which two candidates are one: well above the 0.7 at which SAM merges boxes."""

@@ -17,13 +17,13 @@ from refdiff.contracts.atomic_io import write_files
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, Step, silent
-from refdiff.contracts.results import Segmentation
 from refdiff.data.sample import Sample, true_mask
 from refdiff.data.synthetic import demo_samples
 from refdiff.errors import InputError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.image import png
-from refdiff.runtime.overlay import heat_overlay, overlay
+from refdiff.runtime.overlay import draw_answer, heat_overlay
+from refdiff.runtime.segmentation import Segmentation
 
 SHEET_NAME = "sheet.png"
 
@@ -122,9 +122,7 @@ def _write(folder: Path, report: DemoReport) -> None:
         SheetEntry(image=each.prediction.image, result=each.prediction.result, iou=each.iou)
         for each in report.scenes
     ]
-    files = {
-        each.overlay: png(overlay(each.prediction.image, each.prediction.result)) for each in report.scenes
-    }
+    files = {each.overlay: png(each.prediction.result.overlay()) for each in report.scenes}
     files[report.sheet] = png(contact_sheet(entries))
     is_new = not folder.exists()
     try:
@@ -203,10 +201,7 @@ def _draw_entry(page: Image.Image, corner: tuple[int, int], width: int, entry: S
 def _panels(entry: SheetEntry) -> tuple[Picture, Picture | None, Picture]:
     result = entry.result
     heat = None if result.heat is None else heat_overlay(entry.image, result.heat)
-    answer = overlay(entry.image, result)
-    # Below the overlay is a strip with phrase and score, which the sheet shows in its heading instead.
-    height = round(entry.image.shape[0] * answer.shape[1] / entry.image.shape[1])
-    return entry.image, heat, answer[:height]
+    return entry.image, heat, draw_answer(entry.image, result.mask)
 
 
 def _center_in_box(panel: Picture | None) -> Image.Image:

@@ -27,11 +27,11 @@ from refdiff.contracts.options import (
     RunOptions,
 )
 from refdiff.contracts.progress import Progress, silent
-from refdiff.contracts.results import NOT_CALIBRATED
 from refdiff.engines.factory import BackendSessions
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.image import read_image
+from refdiff.runtime.segmentation import NOT_CALIBRATED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,13 @@ from refdiff.contracts.options import (
     Options,
     RunOptions,
 )
-from refdiff.contracts.results import Segmentation
 from refdiff.engines.factory import BackendSessions
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.image import ImageLike
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.pipeline import Segmenter
+from refdiff.runtime.segmentation import Segmentation
 
 PARTS = ("hard", "soft", "generative", "place")
 """Parts of the fused score, unweighted."""
@@ -59,7 +59,7 @@ class Prediction:
     @property
     def matched(self) -> bool:
         """Whether a mask was returned; that it shows what the phrase names is not certain."""
-        return self.result.index is not None
+        return self.result.matched
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; the mask is encoded as compressed COCO run lengths."""
@@ -74,7 +74,7 @@ class Prediction:
             "score": result.score if math.isfinite(result.score) else None,
             "scores": parts_of(result),
             "box_xyxy_px": self._box(),
-            "area_px": int(np.count_nonzero(result.mask)),
+            "area_px": result.area,
             "size": {"width": width, "height": height},
             "candidates": len(result.candidates),
             "kept": int(np.count_nonzero(result.candidates.kept)),

@@ -13,7 +13,6 @@ from refdiff.batch.prediction import Prediction
 from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.errors import InputError
 from refdiff.runtime.image import png
-from refdiff.runtime.overlay import overlay as draw_overlay
 
 
 def check_outputs(image: Path, *, output: Path | None, overlay: Path | None, overwrite: bool = False) -> None:
@@ -77,7 +76,7 @@ def save(
     paths = output_paths(output, overlay)
     contents = {
         "mask": lambda: png(np.where(prediction.result.mask, np.uint8(255), np.uint8(0))),
-        "overlay": lambda: png(draw_overlay(prediction.image, prediction.result)),
+        "overlay": lambda: png(prediction.result.overlay()),
         "json": lambda: (
             json.dumps({**(about or {}), **prediction.to_json()}, allow_nan=False, indent=1) + "\n"
         ).encode(),

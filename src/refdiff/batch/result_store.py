@@ -44,7 +44,6 @@ from refdiff.contracts.atomic_io import (
 )
 from refdiff.errors import InputError
 from refdiff.runtime.image import png
-from refdiff.runtime.overlay import overlay as draw_overlay
 
 RUN_NAME, RESULTS_NAME, LOCK_NAME = "run.json", "results.jsonl", ".lock"
 INDEX_NAME, COCO_NAME = "index.html", "coco.json"
@@ -102,7 +101,7 @@ class ResultStore:
             image_sha256: hash of the image file.
             phrase: with white space collapsed.
         """
-        painted = draw_overlay(prediction.image, prediction.result)
+        painted = prediction.result.overlay()
         small, thumbnail = Image.fromarray(painted), io.BytesIO()
         small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         small.save(thumbnail, format="JPEG", quality=85)

@@ -1,4 +1,4 @@
-"""The values of a segmentation; the runtime and the reference return the same ones.
+"""The values that an answer is chosen from; the runtime and the reference make the same ones.
 
 Axes: n = candidates, y/x = image rows/columns.
 """
@@ -11,11 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.contracts.session import Bool, Float
-
-NOT_CALIBRATED = (
-    "confidence: not calibrated; the best candidate is returned even if nothing in the image fits the phrase"
-)
-"""The caution of every mask until its score is a calibrated confidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +46,3 @@ class Scores:
     """Fit to the place that the phrase names (METHOD §10.4, §10.5)."""
     total: Float
     """The score that decides, after weights and filter; -inf for a candidate that cannot win."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segmentation:
-    """The answer to one phrase on one image: the best candidate. That nothing fits is not detected."""
-
-    phrase: str
-    root: str
-    """The head word that was found in the phrase."""
-    mask: Bool
-    """[y, x]; all False if no candidate could be chosen."""
-    index: int | None
-    """The chosen candidate, or None."""
-    score: float
-    """`scores.total[index]`, or -inf."""
-    scores: Scores
-    heat: Float | None
-    """[y, x], 0..1: the heatmap; None in mode `disc+seg`."""
-    candidates: Candidates
-    reason: str | None = None
-    """Reason why no candidate could be chosen; None if one was."""
-    confidence: float | None = None
-    """Calibrated probability that the mask is right, 0..1; None until a calibration exists."""
-    cautions: tuple[str, ...] = ()
-    """Why the mask may be wrong: one line each, `topic: statement` or `topic: statement; detail`."""

@@ -20,11 +20,11 @@ import numpy as np
 
 from refdiff.accuracy.metrics import pairwise_iou
 from refdiff.contracts.atomic_io import lock_file, report_write_errors, sync, write_file
-from refdiff.contracts.results import Segmentation
 from refdiff.data.sample import Sample, read_truth
 from refdiff.errors import InputError
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.phrase import parse_phrase
+from refdiff.runtime.segmentation import Segmentation
 
 RUN_NAME, RECORDS_NAME, SUMMARY_NAME = "run.json", "records.jsonl", "summary.json"
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.contracts.options import Options
-from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.contracts.results import Candidates, Scores
 from refdiff.contracts.session import Float, ImageArray
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
@@ -21,6 +21,7 @@ from refdiff.reference.crops import named_side, position_ramp
 from refdiff.reference.diffusion import generative_map
 from refdiff.runtime.phrase import Phrase, parse_phrase
 from refdiff.runtime.point_prompts import map_prompts
+from refdiff.runtime.segmentation import Segmentation
 from refdiff.runtime.spatial import heat_ramp, place_scores
 from refdiff.runtime.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ Open `pipeline.py` first: it reads like docs/method.md. The rest, by the step it
 
     encoded_image.py  an image before any phrase    text_cache.py text work once per phrase
     batching.py     rows of a graph's call          observer.py   named stages
-    overlay.py      the answer, drawn
+    segmentation.py the answer: box, COCO, file     overlay.py    the answer, drawn
 
 Nothing here opens an engine: the graphs come in as a `SessionFactory`.
 """

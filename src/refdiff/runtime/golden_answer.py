@@ -9,10 +9,10 @@ import numpy as np
 from refdiff.contracts.golden_answer import PARTS, GoldenAnswer
 from refdiff.contracts.options import options_for
 from refdiff.contracts.parity import correlation
-from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Bool, Float, ImageArray, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.runtime.pipeline import Segmenter
+from refdiff.runtime.segmentation import Segmentation
 from refdiff.runtime.tokenizer import Tokenizer
 
 

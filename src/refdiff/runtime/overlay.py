@@ -1,4 +1,4 @@
-"""Draw the chosen mask on the image, and the heatmap.
+"""Draw an answer's mask on the image, and the heatmap.
 
 Image [y, x, 3] uint8 RGB in, image out. Small images are enlarged first, so that the label is legible.
 """
@@ -10,15 +10,13 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Bool, Float, ImageArray
 
 LEAST_SIDE = 480
 """A longer side below this many px is enlarged by a whole factor."""
 
-_TINT = np.array([255, 64, 160], dtype=np.float32)  # magenta: rare in photographs
-_TINT_SHARE = 0.45
-_LINE = (255, 255, 255)
+_DIMMED = 0.45
+_LINE, _CASING = (255, 60, 190), (0, 0, 0)  # magenta: rare in photographs
 _STRIP_COLOR, _CAPTION_COLOR, _NOTE_COLOR = (24, 24, 28), (255, 255, 255), (240, 190, 110)
 _HEAT_STOPS = np.array(  # dark blue, violet, orange, light yellow: brightness rises all the way
     [[10, 8, 60], [110, 30, 130], [220, 80, 60], [250, 170, 40], [255, 250, 200]], dtype=np.float32
@@ -26,17 +24,22 @@ _HEAT_STOPS = np.array(  # dark blue, violet, orange, light yellow: brightness r
 _HEAT_SHARE = 0.65
 
 
-def overlay(image: ImageArray, result: Segmentation) -> ImageArray:
-    """Return the image with the chosen mask tinted and outlined, and phrase, score and cautions below."""
+def draw_answer(image: ImageArray, mask: Bool, *, caption: str = "", note: str = "") -> ImageArray:
+    """Outline the mask and dim what is around it; the object keeps its colors.
+
+    Args:
+        image: [y, x, 3].
+        mask: [y, x]; an empty one leaves the image as it is.
+        caption: drawn on a strip below the image, if there is one.
+        note: drawn below the caption in smaller letters.
+    """
     factor = _enlargement(image.shape[:2])
-    large, mask = _enlarge(image, factor), result.mask.repeat(factor, axis=0).repeat(factor, axis=1)
-    tinted = large.astype(np.float32)
-    tinted[mask] += _TINT_SHARE * (_TINT - tinted[mask])
-    tinted[~mask] *= 0.75 if mask.any() else 1.0  # the rest is darkened a little
-    painted = tinted.astype(np.uint8)
-    edge = _outline(mask, max(2, round(max(large.shape[:2]) / 320)))
-    painted[edge] = _LINE
-    return _add_label(painted, _caption(result), _short_cautions(result))
+    painted = _enlarge(image, factor).copy()
+    if mask.any():
+        large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+        painted[~large] = (painted[~large] * _DIMMED).astype(np.uint8)
+        _draw_outline(painted, large, thickness=max(2, round(max(large.shape) / 160)))
+    return _add_label(painted, caption, note) if caption else painted
 
 
 def heat_overlay(image: ImageArray, heat: Float) -> ImageArray:
@@ -63,24 +66,38 @@ def _enlarge(image: ImageArray, factor: int) -> ImageArray:
     return np.asarray(Image.fromarray(image).resize(size_xy, Image.Resampling.BICUBIC))
 
 
-def _outline(mask: Bool, thickness: int) -> Bool:
-    """Return the pixels of the mask that lie within `thickness` px of its border."""
-    inner = mask
-    for _ in range(thickness):
-        framed = np.pad(inner, 1)
-        inner = inner & framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-    return mask & ~inner
+def _draw_outline(image: ImageArray, mask: Bool, *, thickness: int) -> None:
+    """Draw a bright line around the mask and a dark one around that: one of them shows on any image.
+
+    Both lie outside the mask, so that a small object stays visible; where the mask ends with the image, the
+    bright line is inside.
+    """
+    reach = thickness + max(1, thickness // 2)
+    rows, columns = (_reach_of(np.any(mask, axis=axis), reach) for axis in (1, 0))
+    part, view = mask[rows, columns], image[rows, columns]
+    line = _grow(part, thickness)
+    view[_grow(line, reach - thickness) & ~part] = _CASING
+    view[line & ~part] = _LINE
+    frame = np.ones_like(mask)
+    frame[thickness:-thickness, thickness:-thickness] = False
+    image[frame & mask] = _LINE
 
 
-def _caption(result: Segmentation) -> str:
-    if result.index is None:
-        return f"{result.phrase}: no mask, {result.reason}"
-    return f"{result.phrase} (best candidate, score {result.score:.3f})"
+def _reach_of(used: Bool, reach: int) -> slice:
+    """Return the range of True in [n], `reach` longer at both ends."""
+    first, last = np.flatnonzero(used)[[0, -1]]
+    return slice(max(0, int(first) - reach), int(last) + 1 + reach)
 
 
-def _short_cautions(result: Segmentation) -> str:
-    """Return the statements of the cautions without their details."""
-    return ". ".join(caution.split(";")[0] for caution in result.cautions)
+def _grow(mask: Bool, distance: int) -> Bool:
+    """Return the mask with all pixels within `distance` px, in an octagon."""
+    for step in range(distance):
+        framed = np.pad(mask, 1)
+        grown = framed[:-2, 1:-1] | framed[2:, 1:-1] | framed[1:-1, :-2] | framed[1:-1, 2:] | mask
+        if step % 2:  # diagonals in every other step
+            grown |= framed[:-2, :-2] | framed[2:, 2:] | framed[:-2, 2:] | framed[2:, :-2]
+        mask = grown
+    return mask
 
 
 def _add_label(image: ImageArray, caption: str, note: str) -> ImageArray:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from refdiff.contracts.options import Options
-from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
@@ -20,6 +19,7 @@ from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.proposals import proposer_for
 from refdiff.runtime.query import QueryParser, list_phrases
 from refdiff.runtime.scoring import fuse, heatmap_scores, select
+from refdiff.runtime.segmentation import Segmentation
 from refdiff.runtime.text_cache import CachedTextSessions
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -135,7 +135,7 @@ class Segmenter:
             parts |= self._clip.scores(views, query, texts)  # METHOD §5, §6, §10.4
             scores = fuse(self.options, parts, candidates.kept)  # METHOD §7
         answer = select(candidates, scores, query, heatmap, empty_reason=self._proposer.empty_reason)
-        return replace(answer, cautions=(*self._cautions, *answer.cautions))
+        return replace(answer, image=image.pixels, cautions=(*self._cautions, *answer.cautions))
 
     def segment_many(
         self,

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from refdiff.contracts.options import Mode, Options
-from refdiff.contracts.results import NOT_CALIBRATED, Candidates, Scores, Segmentation
+from refdiff.contracts.results import Candidates, Scores
 from refdiff.contracts.session import Bool, Float
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
 from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.segmentation import NOT_CALIBRATED, Segmentation
 
 PARTS: Mapping[Mode, tuple[str, ...]] = {
     "gen": ("generative",),

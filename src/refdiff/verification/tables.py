@@ -12,7 +12,6 @@ from PIL import Image as PillowImage
 from refdiff.accuracy.tolerances import Verdict
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.parity import Parity
-from refdiff.contracts.results import Segmentation
 from refdiff.reports import (
     Column,
     Figure,
@@ -25,7 +24,8 @@ from refdiff.reports import (
     numeric,
     outcome,
 )
-from refdiff.runtime.overlay import heat_overlay, overlay
+from refdiff.runtime.overlay import draw_answer, heat_overlay
+from refdiff.runtime.segmentation import Segmentation
 from refdiff.verification.divergence import Divergence
 from refdiff.verification.report import CheckReport, Ladder, PrecisionResult
 from refdiff.verification.task_agreement import ComparedSample
@@ -250,7 +250,7 @@ def case_figure(case: ComparedSample, precision: str) -> Figure:
     answers = (("reference", case.reference), (f"{precision} bundle", case.runtime))
     images = [Image(png=_png(image), caption="image")]
     images += [
-        Image(png=_png(_answer(image, result)), caption=f"{name}: {_score(result)}")
+        Image(png=_png(draw_answer(image, result.mask)), caption=f"{name}: {_score(result)}")
         for name, result in answers
     ]
     images += [
@@ -277,12 +277,6 @@ def _case_numbers(case: ComparedSample) -> str:
 
 def _score(result: Segmentation) -> str:
     return "no mask" if result.index is None else f"score {result.score:.4f}"
-
-
-def _answer(image: NDArray[np.uint8], result: Segmentation) -> NDArray[np.uint8]:
-    """Return the overlay without the strip below it, whose text is in the caption."""
-    painted = overlay(image, result)
-    return painted[: round(image.shape[0] * painted.shape[1] / image.shape[1])]
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

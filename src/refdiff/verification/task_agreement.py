@@ -21,12 +21,12 @@ from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options
 from refdiff.contracts.progress import Progress, Step
-from refdiff.contracts.results import Segmentation
 from refdiff.contracts.session import SessionFactory
 from refdiff.data.sample import Sample
 from refdiff.errors import EngineError, MissingDependencyError
 from refdiff.loading import segmenter_of
 from refdiff.models.choice import load_miniature
+from refdiff.runtime.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack
