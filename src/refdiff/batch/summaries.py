@@ -82,7 +82,7 @@ def _card(number: int, line: Mapping[str, Any], shared: Sequence[str]) -> str:
 
 
 def _facts(line: Mapping[str, Any], links: Mapping[str, str]) -> str:
-    found = f"score {line['score']:.3f}" if line["matched"] else f"no match: {escape(line['reason'] or '')}"
+    found = f"score {line['score']:.3f}" if line["matched"] else f"no mask: {escape(line['reason'] or '')}"
     return f'<p>{found} · <a href="{links["mask"]}">mask</a> · <a href="{links["record"]}">record</a></p>'
 
 
