@@ -82,6 +82,8 @@ def locate(stream: IO[bytes], entry: Entry) -> int:
     header = _HEADER.unpack(read_at(stream, entry.header, _HEADER.size))
     signature, _, flags, method, *_, stored, nbytes, name_length, extra_length = header
     name = read_at(stream, entry.header + _HEADER.size, name_length)
+    if flags & _ENCRYPTED:
+        raise AmbiguousError(f"its entry {entry.name} is encrypted according to its own header only")
     known = {entry.nbytes, _FULL} | ({0} if flags & _SIZES_FOLLOW else set())
     if (signature, method, name) != (b"PK\3\4", 0, entry.name.encode()) or not {stored, nbytes} <= known:
         raise AmbiguousError(f"its entry {entry.name} has a header that contradicts the directory")
