@@ -12,11 +12,25 @@ The class states who can fix it, and so the exit code of the command:
 
 from __future__ import annotations
 
+import re
+
+_UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""Control characters but tab and line feed, line separators, changes of direction, lone surrogates."""
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters escaped, so that foreign text cannot command a terminal."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class RefdiffError(Exception):
     """Base of all errors raised on purpose; its text is one line for a person."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the text, printable whatever file or host it quotes."""
+        return printable(super().__str__())
 
 
 class InputError(RefdiffError):

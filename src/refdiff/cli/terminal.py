@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import typer
 
 from refdiff.contracts.progress import Progress, Step, silent
+from refdiff.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, OverflowMethod
@@ -185,7 +186,7 @@ def progress_bar(console: Console) -> Iterator[Progress]:
                     bar.reset(task, total=line.total)
                     series = (line.total, line.unit)
                 bar.update(task, completed=line.done)
-            bar.update(task, description=str(line))
+            bar.update(task, description=printable(line))
 
         yield show
 
@@ -247,6 +248,7 @@ _WORDS = {"error:": "bold red", "warning:": "yellow", "note:": "cyan"}
 
 def _print_line(line: str) -> None:
     """Print one line on stderr; on a terminal folded between words. A stderr that fails is not reported."""
+    line = printable(line)
     with contextlib.suppress(OSError, ValueError):
         if not _is_terminal(sys.stderr):
             if sys.stderr is not None:

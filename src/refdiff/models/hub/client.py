@@ -1,22 +1,21 @@
-"""The one place that talks to the hub: what a repository holds, and one file of it.
+"""The hub: what a repository holds, and what its errors mean.
 
-In: names. Out: `Listing`, and files on disk whose size and hash are the hub's. HF_ENDPOINT, HF_TOKEN and the
-other variables of the hub's library apply; its telemetry is disabled. Files are read with the library's HTTP
-session and not with `hf_hub_download`, which starts an interrupted download again from the first byte
-(huggingface_hub#4306): a weight file of several gigabytes is continued here.
+In: names. Out: `Listing`, or one line. HF_ENDPOINT, HF_TOKEN and the
+other variables of the hub's library apply; its telemetry is disabled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
-from huggingface_hub import HfApi, ModelInfo, constants, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub import HfApi, ModelInfo, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,11 +24,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined,unused-ignore]
 
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.manifest import refdiff_version
-from refdiff.contracts.progress import Progress, Step
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
 from refdiff.models.configs import first_line
 from refdiff.models.hub.folder import HubFile, Listing, UnreachableError, hub_address
@@ -39,13 +36,10 @@ HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 """Base of all errors of the library's HTTP client, which differs from release to release."""
 
 _TIMEOUT_S = 15
-_TRIES = 5
-"""Attempts in a row that may fail without receiving a byte."""
+_LISTING_LIMIT_S = 60.0
+"""For a whole listing, also if its bytes come one by one."""
 
-_RETRY_PAUSE_S = 1.0
-_RETRIED_STATUS = (408, 429)
-_PROGRESS_STEPS = 20
-"""Progress lines of a large file."""
+Result = TypeVar("Result")
 
 
 def list_repo(repo: str, revision: str | None = None) -> Listing:
@@ -59,10 +53,13 @@ def list_repo(repo: str, revision: str | None = None) -> Listing:
         InputError: no such repository or revision, or its file names lead outside it.
         MissingDependencyError: the hub cannot be reached, or requires a login.
     """
-    with _translate_errors(repo), _without_telemetry():
+    with translate_errors(repo), without_telemetry():
         api = HfApi(endpoint=hub_address(), library_name="refdiff", library_version=refdiff_version())
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
-    if not info.sha:
+        info = call_within(
+            _LISTING_LIMIT_S,
+            lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S),
+        )
+    if not info.sha or not re.fullmatch(r"[0-9a-f]{7,64}", info.sha):
         raise UnreachableError(f"the hub at {hub_address()} names no commit of {repo}; is it a hub at all?")
     siblings = info.siblings or ()
     for sibling in siblings:
@@ -84,6 +81,39 @@ def list_repo(repo: str, revision: str | None = None) -> Listing:
     )
 
 
+def call_within(limit_s: float, call: Callable[[], Result]) -> Result:
+    """Return what a call to the network returns, if it does within a time.
+
+    The time-outs of the HTTP client hold for one read each, so that a server can send a byte now and then.
+
+    Raises:
+        UnreachableError: it takes longer; the call is abandoned, in a thread that does not keep the process.
+        Exception: what the call raises.
+    """
+    outcome: list[Callable[[], Result]] = []
+
+    def work() -> None:
+        try:
+            result = call()
+        except BaseException as error:
+            outcome.append(partial(_raise, error))
+        else:
+            outcome.append(lambda: result)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(limit_s)
+    if not outcome:
+        raise UnreachableError(
+            f"the hub at {hub_address()} takes more than {limit_s:.0f} s to answer; run it again later"
+        )
+    return outcome[0]()
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
 def matches_hub(path: Path, file: HubFile) -> bool:
     """Return whether a file on disk has the hub's size and hash."""
     if path.stat().st_size != file.size_bytes:
@@ -91,114 +121,8 @@ def matches_hub(path: Path, file: HubFile) -> bool:
     return hash_file(path) == file.sha256 if file.sha256 is not None else _git_hash(path) == file.blob
 
 
-def partial_path(file: HubFile, name: str, unfinished: Path) -> Path:
-    """Return where a file is until it is whole; named by its hash, so that revisions do not mix.
-
-    Raises:
-        InputError: the hub states no hash.
-    """
-    identity = file.sha256 or file.blob
-    if identity is None:
-        raise InputError(f"the hub states no hash of {name}, so it cannot be verified; do not use it")
-    return unfinished / f"{identity}.partial"
-
-
-def download_file(listing: Listing, name: str, unfinished: Path, progress: Progress) -> Path:
-    """Download one file, or the rest of it, and verify it.
-
-    Args:
-        listing: of its repository.
-        name: of the file there.
-        unfinished: folder for files that are not whole yet.
-        progress: receives a line for every twentieth of the file.
-
-    Returns:
-        The whole file, still in `unfinished`.
-
-    Raises:
-        InputError: the content is not what the hub announced (and is deleted), there is no such file, or the
-            disk is full or read-only.
-        MissingDependencyError: the hub cannot be reached, or requires a login.
-    """
-    file, title = listing.files[name], f"{listing.repo}/{name}"
-    partial = partial_path(file, name, unfinished)
-    with _translate_errors(title), _without_telemetry():
-        partial.touch()
-        if partial.stat().st_size > file.size_bytes:
-            partial.write_bytes(b"")
-        _complete(listing, name, partial, _progress_by_steps(title, file.size_bytes, progress))
-    progress(f"verifying {title}")
-    if not matches_hub(partial, file):
-        partial.unlink()
-        raise InputError(
-            f"{title}: the download does not have the hash {file.sha256 or file.blob} that the hub states, "
-            "and was deleted; fetch it again, and distrust the proxy or mirror if that does not help"
-        )
-    return partial
-
-
-def _complete(listing: Listing, name: str, partial: Path, report: Callable[[int], None]) -> None:
-    """Append what a partial file lacks; try again as long as some attempts receive something."""
-    size = listing.files[name].size_bytes
-    failures, done = 0, partial.stat().st_size
-    report(done)
-    while done < size:
-        error = _append(listing, name, partial, report)
-        before, done = done, partial.stat().st_size
-        failures = 0 if done > before else failures + 1
-        if failures == _TRIES or (error is None and done < size):
-            raise error or OSError(f"got {done} of {size} bytes")
-        if error is not None:
-            time.sleep(_RETRY_PAUSE_S)
-
-
-def _append(listing: Listing, name: str, partial: Path, report: Callable[[int], None]) -> Exception | None:
-    """Append to a partial file until the connection ends; return the error that ended it, if it may pass."""
-    url = hf_hub_url(listing.repo, name, revision=listing.commit, endpoint=hub_address())
-    # An offset into a compressed stream would be no offset into the file.
-    headers = {"accept-encoding": "identity"}
-    if start := partial.stat().st_size:
-        headers["range"] = f"bytes={start}-"
-    headers = build_hf_headers(library_name="refdiff", library_version=refdiff_version(), headers=headers)
-    try:
-        with (
-            get_session().stream(
-                "GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True
-            ) as response,
-            partial.open("r+b") as stream,
-        ):
-            hf_raise_for_status(response)
-            stream.seek(start if response.status_code == 206 else 0)  # 200: the server ignores ranges
-            stream.truncate()
-            for chunk in response.iter_bytes():
-                stream.write(chunk)
-                report(stream.tell())
-    except HfHubHTTPError as error:
-        if error.response.status_code not in _RETRIED_STATUS:
-            raise
-        return error
-    except HTTP_ERROR as error:
-        return error
-    return None
-
-
-def _progress_by_steps(title: str, size: int, progress: Progress) -> Callable[[int], None]:
-    """Return a function that takes the bytes a file has by now, and reports each new twentieth."""
-    reported = -1
-
-    def report(done: int) -> None:
-        nonlocal reported
-        step = _PROGRESS_STEPS * done // max(size, 1)
-        if step != reported:
-            reported = step
-            line = f"downloading {title}: {100 * step // _PROGRESS_STEPS} % of {size / 1e6:.1f} MB"
-            progress(Step(line, done=done, total=size, unit=title))
-
-    return report
-
-
 @contextmanager
-def _without_telemetry() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
     """Keep the library from asking the hub which programs to report, and from reporting them."""
     before = constants.HF_HUB_DISABLE_TELEMETRY
     constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -229,7 +153,7 @@ def _git_hash(path: Path) -> str:
 
 
 @contextmanager
-def _translate_errors(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """Turn errors of the library, its HTTP client and the disk into one line and an exit code."""
     try:
         yield
@@ -244,6 +168,11 @@ def _translate_errors(what: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise _disk_refusal(what, error) from error
+    except ImportError as error:  # the HTTP client, about SOCKS
+        raise MissingDependencyError(
+            f"cannot reach the hub for {what} through this proxy ({first_line(error)}); unset ALL_PROXY, or "
+            "set HTTPS_PROXY to an HTTP proxy"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:  # an answer in another format than the hub's
         raise UnreachableError(
             f"what answers at {hub_address()} for {what} is no hub ({first_line(error)}); check "

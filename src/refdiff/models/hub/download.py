@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from refdiff.contracts.atomic_io import hash_file, lock_file
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
-from refdiff.models.hub.client import download_file, list_repo, matches_hub, partial_path
+from refdiff.models.hub.client import list_repo, matches_hub
 from refdiff.models.hub.folder import (
     UNFINISHED,
     FileRow,
@@ -31,6 +31,7 @@ from refdiff.models.hub.folder import (
 )
 from refdiff.models.hub.names import HubName, choose_files, parse_hub_name, with_shards
 from refdiff.models.hub.record import RECORD, Record, RecordedFile, is_unchanged, write_record
+from refdiff.models.hub.transfer import download_file, partial_path
 from refdiff.models.presets import known_source
 
 
