@@ -194,6 +194,21 @@ def test_the_padding_token_is_read_in_either_spelling(copied, token):
     assert load_diffusion(copied, image_size=64).spec.padding == "zero"
 
 
+def test_of_two_files_of_unet_weights_the_one_that_is_asked_for_is_read(copied):
+    averaged = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    other = averaged.with_name("diffusion_pytorch_model.non_ema.safetensors")
+    plain = load_diffusion(copied, image_size=64).sources["unet"]
+    with pytest.raises(InputError, match=r"non_ema\.safetensors.*or pass --diffusion-weights ema"):
+        load_diffusion(copied, image_size=64, unet_set="non-ema")
+    save_file({key: value + 1 for key, value in load_file(averaged).items()}, other)
+    parts = {kind: load_diffusion(copied, image_size=64, unet_set=kind) for kind in (None, "ema", "non-ema")}
+    first = {kind: next(part.loaders["unet"]().parameters()) for kind, part in parts.items()}
+    assert torch.equal(first["ema"], first[None])
+    assert torch.equal(first["non-ema"], first[None] + 1)
+    assert parts["ema"].sources["unet"] == f"{plain}, EMA weights"
+    assert parts["non-ema"].sources["unet"].endswith(", non-EMA weights")
+
+
 def test_a_folder_that_does_not_say_what_it_predicts_takes_the_callers_word(copied):
     path = copied / "scheduler" / "scheduler_config.json"
     document = json.loads(path.read_text())

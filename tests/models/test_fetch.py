@@ -4,12 +4,14 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +72,11 @@ def sam(hub: FakeHub) -> FakeHub:
 def put_preset(hub: FakeHub, name: str = "refdiff") -> None:
     for source in PRESETS[name].sources:
         hub.put(
-            source.repo, {file: f"{source.repo} {file}".encode() for file in (*source.files, "extra.bin")}
+            source.repo,
+            {
+                file: f"{source.repo} {file}".encode()
+                for file in (*source.files, *source.files_of(non_ema=True), "extra.bin")
+            },
         )
 
 
@@ -206,6 +212,8 @@ def test_a_preset_s_files_are_what_would_be_chosen_of_its_repositories() -> None
     for preset in PRESETS.values():
         for source in preset.sources:
             assert set(choose_files(source.files, source.repo)) == set(source.files)
+            other = source.files_of(non_ema=True)
+            assert set(choose_files(other, source.repo, non_ema=True)) == set(other)
 
 
 def test_a_preset_is_fetched_whole_and_without_a_file_too_many(hub: FakeHub, tmp_path: Path) -> None:
@@ -214,8 +222,9 @@ def test_a_preset_is_fetched_whole_and_without_a_file_too_many(hub: FakeHub, tmp
     assert report.complete
     for source in PRESETS["refdiff"].sources:
         folder = tmp_path / source.repo.replace("/", "--")
-        assert files_in(folder) == {*source.files, RECORD}
-        assert all((folder / file).read_text() == f"{source.repo} {file}" for file in source.files)
+        wanted = source.files_of(non_ema=True)
+        assert files_in(folder) == {*wanted, RECORD}
+        assert all((folder / file).read_text() == f"{source.repo} {file}" for file in wanted)
 
 
 def test_the_record_states_commit_licence_sizes_and_hashes(sam: FakeHub, tmp_path: Path) -> None:
@@ -295,6 +304,109 @@ def test_content_that_has_not_the_announced_hash_is_deleted(sam: FakeHub, tmp_pa
     assert read_record(folder) is None
     sam.lies = {}
     assert fetch.fetch(REPO, tmp_path).complete
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_download_longer_than_announced_is_stopped_and_deleted(
+    sam: FakeHub, tmp_path: Path, name: str
+) -> None:
+    sam.lies[name] = FILES[name] + b"more"
+    with pytest.raises(InputError, match=rf"sends more than the {len(FILES[name])} bytes"):
+        fetch.fetch(REPO, tmp_path / "to")
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+class Drip:
+    """An answer that sends a byte at a time."""
+
+    def iter_raw(self) -> Iterator[bytes]:
+        while True:
+            yield b"x"
+
+
+def test_a_server_that_sends_next_to_nothing_is_given_up() -> None:
+    pytest.importorskip("huggingface_hub")
+    from refdiff.models.hub.transfer import read_chunks
+
+    seconds = itertools.count(0, 14)
+    chunks = read_chunks(Drip(), title="a/b", clock=lambda: float(next(seconds)))
+    with pytest.raises(MissingDependencyError, match=r"a/b: the hub sent 5 bytes in 70 s, expected at least"):
+        for _ in chunks:
+            pass
+
+
+def test_a_call_that_does_not_return_is_left() -> None:
+    pytest.importorskip("huggingface_hub")
+    from refdiff.models.hub.client import call_within
+
+    forever = threading.Event()
+    with pytest.raises(MissingDependencyError, match=r"takes more than 0 s to answer"):
+        call_within(0.05, forever.wait)
+    forever.set()
+    with pytest.raises(ZeroDivisionError):
+        call_within(5, lambda: 1 / 0)
+    assert call_within(5, lambda: 3) == 3
+
+
+def test_a_socks_proxy_without_its_package_is_one_line(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("socksio"):
+        pytest.skip("the package is installed")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    importlib.import_module("huggingface_hub").close_session()
+    report = fetch.fetch(REPO, tmp_path / "to")
+    assert "cannot reach the hub" in str(report.problem)
+    assert "unset ALL_PROXY" in str(report.problem)
+    importlib.import_module("huggingface_hub").close_session()
+
+
+def test_text_of_the_hub_cannot_command_the_terminal(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.licence = "free\x1b]0;title\x07\x1b[2J\u202e"
+    hub.put(REPO, dict(FILES))
+    assert main(["fetch", REPO, "--to", str(tmp_path / "to")]) == 0
+    out, err = capsys.readouterr()
+    assert "free" in out
+    assert not {"\x1b", "\x07", "\u202e"} & set(out + err)
+
+
+NON_EMA = "unet/diffusion_pytorch_model.non_ema.safetensors"
+AVERAGED = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, NON_EMA), ("non-ema", NON_EMA), ("ema", AVERAGED)])
+def test_a_preset_s_unet_is_the_paper_s_unless_the_averaged_one_is_asked_for(
+    hub: FakeHub, tmp_path: Path, asked: str | None, expected: str
+) -> None:
+    put_preset(hub)
+    report = fetch.fetch("refdiff", tmp_path, diffusion_weights=asked)
+    assert report.complete
+    unets = [row.name for repo in report.repos for row in repo.files if row.name.startswith("unet/diff")]
+    assert unets == [expected]
+
+
+def test_an_unknown_set_of_weights_is_misuse(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown --diffusion-weights 'EMA'; choose one of: ema, non-ema"):
+        fetch.fetch("refdiff", tmp_path, diffusion_weights="EMA", offline=True)
+
+
+def test_a_repository_without_the_other_set_says_what_to_pass(hub: FakeHub, tmp_path: Path) -> None:
+    put_preset(hub)
+    repo = PRESETS["refdiff"].diffusion.repo
+    hub.put(repo, {file: file.encode() for file in PRESETS["refdiff"].diffusion.files})
+    with pytest.raises(InputError, match=r"has no unet/.*non_ema.*, or pass --diffusion-weights ema"):
+        fetch.fetch("refdiff", tmp_path)
+
+
+def test_offline_the_sizes_of_a_preset_are_shown_roughly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fetch", "refdiff", "--to", str(tmp_path / "to"), "--offline"]) == 3
+    out = capsys.readouterr().out
+    assert "about 3.44 GB" in out
+    assert "to download: about 7.43 GB" in out
 
 
 def test_a_file_that_the_preset_needs_and_the_hub_lacks_is_named(hub: FakeHub, tmp_path: Path) -> None:

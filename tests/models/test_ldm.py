@@ -89,6 +89,42 @@ def test_what_lies_outside_the_three_modules_is_passed_over(tmp_path):
     assert_same(load(write(tensors, tmp_path / "model.ckpt")), small_model("tiny"))
 
 
+def with_both_sets():
+    """A file whose averaged weights differ from the others, and a model with the averaged ones."""
+    tensors, modules = original("tiny"), copy.deepcopy(small_model("tiny"))
+    for key in [key for key in tensors if key.startswith(UNET)]:
+        flat = key.removeprefix("model.").replace(".", "")
+        tensors[f"model_ema.{flat}"] = tensors[key] + 0.25
+    for parameter in modules["unet"].parameters():
+        parameter.data += 0.25
+    return tensors, modules
+
+
+@pytest.mark.parametrize("unet_set", [None, "non-ema", "ema"])
+def test_of_two_sets_of_weights_the_one_that_is_not_averaged_is_read_unless_asked(tmp_path, unet_set):
+    tensors, averaged = with_both_sets()
+    part = load(write(tensors, tmp_path / "model.ckpt"), unet_set=unet_set)
+    assert_same(part, averaged if unet_set == "ema" else small_model("tiny"))
+    stated = "EMA weights" if unet_set == "ema" else "non-EMA weights"
+    assert part.sources["unet"] == f"{part.sources['vae']}, {stated}"
+
+
+@pytest.mark.parametrize("unet_set", ["ema", "non-ema"])
+def test_a_file_with_one_set_does_not_say_which(tmp_path, unet_set):
+    path = write(original("tiny"), tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"--diffusion-weights .* holds one set of UNet weights"):
+        load(path, unet_set=unet_set)
+    with pytest.raises(InputError, match=r"unknown --diffusion-weights 'x'"):
+        load(path, unet_set="x")
+
+
+def test_an_incomplete_averaged_set_is_named_as_the_file_calls_it(tmp_path):
+    tensors, _ = with_both_sets()
+    del tensors["model_ema.diffusion_modelout2weight"]
+    with pytest.raises(InputError, match=r"tensor model_ema\.diffusion_modelout2weight is missing"):
+        load(write(tensors, tmp_path / "model.ckpt"), unet_set="ema")
+
+
 def test_a_first_generation_file_may_be_said_to_predict_v(tmp_path):
     path = write(original("sd1"), tmp_path / "model.safetensors")
     assert load(path, prediction="v_prediction").spec.prediction == "v_prediction"

@@ -33,6 +33,10 @@ def export(
         str | None,
         choice("epsilon or v_prediction, where the diffusion checkpoint does not say."),
     ] = None,
+    diffusion_weights: Annotated[
+        str | None,
+        typer.Option(help="ema or non-ema, where the checkpoint holds both; non-ema of a named model."),
+    ] = None,
     clip_activation: Annotated[
         str | None, choice("gelu or quick_gelu, where the CLIP checkpoint does not say.")
     ] = None,
@@ -63,6 +67,7 @@ def export(
         clip=clip,
         size=size,
         prediction=prediction,
+        diffusion_weights=diffusion_weights,
         clip_activation=clip_activation,
         random_weights=random_weights,
         seed=seed,

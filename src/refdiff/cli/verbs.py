@@ -60,6 +60,9 @@ def fetch(
         str | None,
         typer.Option(help="Branch, tag or commit; if left out, the one present, or else the newest."),
     ] = None,
+    diffusion_weights: Annotated[
+        str | None, typer.Option(help="ema or non-ema, of a model with both; non-ema of a named model.")
+    ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Stay off the network; report which files are missing.")
     ] = False,
@@ -74,7 +77,14 @@ def fetch(
     from refdiff.models import fetch
 
     with working() as progress:
-        report = fetch.plan_download(model, to, revision=revision, offline=offline, progress=progress)
+        report = fetch.plan_download(
+            model,
+            to,
+            revision=revision,
+            diffusion_weights=diffusion_weights,
+            offline=offline,
+            progress=progress,
+        )
     if report.downloads and not dry_run:
         with working():  # on stderr: what is about to happen is not the answer
             print_answer({}, lambda: fetch.fetch_section(report), as_json=False)
@@ -110,7 +120,7 @@ def bundle_section(inspection: Inspection) -> Section:
     file_columns = (Column("file", wrap=True), *numeric("size"), Column("sha256", wrap=True))
     versions = "   ".join(f"{name} {version}" for name, version in manifest.versions.items())
     sources = (
-        "   ".join(f"{name} {sha256[:12]}" for name, sha256 in manifest.sources.items())
+        "   ".join(f"{name} {sha256[:12]}{sha256[64:]}" for name, sha256 in manifest.sources.items())
         if manifest.random_seed is None
         else f"RANDOM, seed {manifest.random_seed}: to measure time and memory, its masks mean nothing"
     )

@@ -40,6 +40,9 @@ class ModelChoice:
     """Side in px of the image that Stable Diffusion encodes; None: `DEFAULT_SIZE`, or the miniature's."""
     prediction: str | None = None
     """Prediction type of the UNet, if its checkpoint does not state it: "epsilon" or "v_prediction"."""
+    diffusion_weights: str | None = None
+    """Which of the UNet's two sets of weights: "ema" or "non-ema"; None: "non-ema" of a named model, as the
+    paper's release, and see `diffusion.load_diffusion` for others."""
     clip_activation: str | None = None
     """If CLIP's checkpoint does not state it: "gelu" or "quick_gelu"."""
     random_weights: bool = False
@@ -83,7 +86,9 @@ class ModelChoice:
             raise InputError(
                 f"got --seed {self.seed} without --random-weights, which it belongs to; leave it out"
             )
-        if self.random_weights and (self.prediction or self.clip_activation or self.checkpoints):
+        if self.random_weights and any(
+            (self.prediction, self.clip_activation, self.diffusion_weights, self.checkpoints)
+        ):
             raise InputError(
                 "--random-weights reads no checkpoint: leave out --checkpoints, --prediction and the like"
             )
@@ -97,6 +102,7 @@ class ModelChoice:
             "--size": self.size,
             "--prediction": self.prediction,
             "--clip-activation": self.clip_activation,
+            "--diffusion-weights": self.diffusion_weights,
             "--random-weights": self.random_weights or None,
             "--checkpoints": self.checkpoints,
         }
@@ -132,10 +138,16 @@ def load_choice(choice: ModelChoice, purpose: str, progress: Progress = silent) 
             seed=choice.seed or 0,
         )
     with require_export(purpose):
+        from refdiff.models.diffusion import check_unet_set
         from refdiff.models.hub.download import resolve
+    unet_set = check_unet_set(choice.diffusion_weights) or (None if choice.diffusion else "non-ema")
     paths = {
         part: resolve(
-            given or own.repo, checkpoints=choice.checkpoints, offline=choice.offline, progress=progress
+            given or own.repo,
+            checkpoints=choice.checkpoints,
+            offline=choice.offline,
+            non_ema=part == "diffusion" and unet_set == "non-ema",
+            progress=progress,
         )
         for part, given, own in (
             ("diffusion", choice.diffusion, preset.diffusion),
@@ -147,6 +159,7 @@ def load_choice(choice: ModelChoice, purpose: str, progress: Progress = silent) 
         choice.title,
         image_size=size,
         prediction=choice.prediction,
+        unet_set=unet_set,
         activation=choice.clip_activation or (None if choice.clip else preset.clip.activation),
         **paths,
     )

@@ -12,7 +12,7 @@ from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.folder import RepoState, UnreachableError, default_root, inspect_folder, repo_folder
 from refdiff.models.hub.names import HubName, parse_hub_name
-from refdiff.models.presets import PRESETS
+from refdiff.models.presets import PRESETS, known_source
 from refdiff.reports import Column, Section, Table, size_text
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def fetch(
     to: Path | str | None = None,
     *,
     revision: str | None = None,
+    diffusion_weights: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
@@ -78,6 +79,7 @@ def fetch(
         model: a preset, "refdiff" for instance, or owner/name or owner/name/file on the hub.
         to: the folder to fill; None for the one that `export` looks into.
         revision: a branch, tag or commit of owner/name; None for what is there already, or the newest.
+        diffusion_weights: "ema" or "non-ema", of a model with both; None: "non-ema" of a preset.
         offline: do not use the network; only list what is there and what is missing.
         dry_run: download nothing.
         progress: receives a line at each step.
@@ -90,7 +92,14 @@ def fetch(
         InputError: no such model, revision or file, or the disk refuses.
         MissingDependencyError: the connection failed; the next call continues the download.
     """
-    plan = plan_download(model, to, revision=revision, offline=offline, progress=progress)
+    plan = plan_download(
+        model,
+        to,
+        revision=revision,
+        diffusion_weights=diffusion_weights,
+        offline=offline,
+        progress=progress,
+    )
     return plan if dry_run else download(plan, progress)
 
 
@@ -99,6 +108,7 @@ def plan_download(
     to: Path | str | None = None,
     *,
     revision: str | None = None,
+    diffusion_weights: str | None = None,
     offline: bool = False,
     progress: Progress = silent,
 ) -> FetchReport:
@@ -108,7 +118,7 @@ def plan_download(
         raise InputError(f"{root} is no folder; choose another place")
     problem = "offline, so the hub was not asked" if offline else None
     repos = []
-    for wanted in _wanted(model, revision):
+    for wanted in _wanted(model, revision, diffusion_weights):
         here = inspect_folder(repo_folder(root, wanted.repo), wanted, progress)
         if problem is not None or here.settled:
             repos.append(replace(here, problem=problem))
@@ -133,12 +143,17 @@ def download(plan: FetchReport, progress: Progress = silent) -> FetchReport:
     return replace(plan, repos=tuple(download_repo(repo, progress) for repo in plan.repos))
 
 
-def _wanted(model: str, revision: str | None) -> tuple[HubName, ...]:
+def _wanted(model: str, revision: str | None, diffusion_weights: str | None) -> tuple[HubName, ...]:
+    if diffusion_weights not in (None, "ema", "non-ema"):
+        raise InputError(f"unknown --diffusion-weights {diffusion_weights!r}; choose one of: ema, non-ema")
     preset = PRESETS.get(model)
     if preset is not None:
         if revision is not None:
             raise InputError(f"{model} is several repositories: fetch them one by one to choose a --revision")
-        return tuple(HubName(repo=source.repo) for source in preset.sources)
+        return tuple(
+            HubName(repo=source.repo, non_ema=source.has_both and diffusion_weights != "ema")
+            for source in preset.sources
+        )
     if "/" not in model:
         raise InputError(
             f"unknown model {model!r}; choose one of: {', '.join(PRESETS)}, or name owner/name on the hub"
@@ -147,7 +162,8 @@ def _wanted(model: str, revision: str | None) -> tuple[HubName, ...]:
     wanted = parse_hub_name(model)
     if revision is not None and wanted.revision not in (None, revision):
         raise InputError(f"got revision {wanted.revision} and --revision {revision}; give one of them")
-    return (replace(wanted, revision=revision or wanted.revision),)
+    non_ema = diffusion_weights == "non-ema"
+    return (replace(wanted, revision=revision or wanted.revision, non_ema=non_ema),)
 
 
 def _repo_json(repo: RepoState) -> dict[str, Any]:
@@ -177,8 +193,10 @@ def _file_json(repo: RepoState, row: FileRow) -> dict[str, Any]:
 def fetch_section(report: FetchReport) -> Section:
     """Lay out a table per repository: its files, and which of them are missing and where they come from."""
     tables = [_repo_table(repo) for repo in report.repos]
-    if report.to_download_bytes:
-        total = f"to download: {size_text(report.to_download_bytes)}"
+    rows = [(repo, row) for repo in report.repos for row in repo.lacking]
+    if missing_bytes := sum(_about_bytes(repo, row) or 0 for repo, row in rows):
+        about = "about " if missing_bytes != report.to_download_bytes else ""
+        total = f"to download: {about}{size_text(missing_bytes)}"
         tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, total))
     return Section(tables=tables)
 
@@ -187,7 +205,9 @@ def _repo_table(repo: RepoState) -> Table:
     at = f" at {repo.commit[:12]}" if repo.commit else ""
     rows = []
     for row in repo.files:
-        size = "–" if row.size_bytes is None else size_text(row.size_bytes)
+        size_bytes = _about_bytes(repo, row)
+        about = "about " if row.size_bytes is None else ""
+        size = "–" if size_bytes is None else about + size_text(size_bytes)
         rows.append((row.name, size, repo.licence or "–", (row.sha256 or "–")[:16], row.state))
     missing: list[str] = []
     if repo.problem and not repo.complete:
@@ -203,3 +223,9 @@ def _repo_table(repo: RepoState) -> Table:
         rows=rows,
         footnotes=missing,
     )
+
+
+def _about_bytes(repo: RepoState, row: FileRow) -> int | None:
+    """Return a file's size, or a preset's approximate one."""
+    source = known_source(repo.wanted.repo)
+    return source.about_bytes.get(row.name) if row.size_bytes is None and source else row.size_bytes

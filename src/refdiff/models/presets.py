@@ -1,6 +1,6 @@
 """Named models: the repositories on the hub that their parts come from, and the files of each.
 
-Sizes and hashes are not listed here: the hub states them when files are fetched.
+Hashes are not listed here, and sizes only roughly: the hub states both when files are fetched.
 """
 
 from __future__ import annotations
@@ -22,8 +22,24 @@ class Source:
     """The licence that the repository's card names."""
     architecture: str
     """Name of this architecture for random weights."""
+    about_bytes: Mapping[str, int]
+    """Approximate sizes of the large files: four bytes per parameter."""
     activation: str | None = None
     """CLIP's activation, "gelu" or "quick_gelu", if the files do not state it."""
+
+    def files_of(self, *, non_ema: bool = False) -> tuple[str, ...]:
+        """Return the files to fetch; with `non_ema` the UNet's weights that are not averaged."""
+        return tuple(NON_EMA_UNET if non_ema and name == _UNET else name for name in self.files)
+
+    @property
+    def has_both(self) -> bool:
+        """True if the repository holds the UNet's weights averaged and not averaged."""
+        return _UNET in self.files
+
+
+_UNET = "unet/diffusion_pytorch_model.safetensors"
+NON_EMA_UNET = "unet/diffusion_pytorch_model.non_ema.safetensors"
+"""SD 1.5's UNet as in v1-5-pruned.ckpt, which the paper's release runs; the other file is averaged (EMA)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +69,44 @@ SD_15 = Source(
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
         "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
+        _UNET,
     ),
     licence="creativeml-openrail-m",
     architecture="sd15",
+    about_bytes=MappingProxyType(
+        {
+            "text_encoder/model.safetensors": 492_000_000,
+            "vae/diffusion_pytorch_model.safetensors": 335_000_000,
+            _UNET: 3_438_000_000,
+            NON_EMA_UNET: 3_438_000_000,
+        }
+    ),
 )
 """A mirror of runwayml/stable-diffusion-v1-5, which its owner removed from the hub."""
 
 _SAM_FILES = ("config.json", "model.safetensors")
 
-SAM_VIT_H = Source(repo="facebook/sam-vit-huge", files=_SAM_FILES, licence="apache-2.0", architecture="vit_h")
-SAM_VIT_B = Source(repo="facebook/sam-vit-base", files=_SAM_FILES, licence="apache-2.0", architecture="vit_b")
+SAM_VIT_H = Source(
+    repo="facebook/sam-vit-huge",
+    files=_SAM_FILES,
+    licence="apache-2.0",
+    architecture="vit_h",
+    about_bytes=MappingProxyType({"model.safetensors": 2_564_000_000}),
+)
+SAM_VIT_B = Source(
+    repo="facebook/sam-vit-base",
+    files=_SAM_FILES,
+    licence="apache-2.0",
+    architecture="vit_b",
+    about_bytes=MappingProxyType({"model.safetensors": 375_000_000}),
+)
 
 CLIP_VIT_B_16 = Source(
     repo="timm/vit_base_patch16_clip_224.openai",
     files=("open_clip_config.json", "open_clip_model.safetensors"),
     licence="apache-2.0",
     architecture="vit_b_16",
+    about_bytes=MappingProxyType({"open_clip_model.safetensors": 599_000_000}),
     activation="quick_gelu",
 )
 """OpenAI's weights and their activation. Source: open_clip, pretrained.py, ViT-B-16, "openai"."""

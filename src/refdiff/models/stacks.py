@@ -80,6 +80,7 @@ def checkpoint_stack(
     image_size: int,
     prediction: str | None = None,
     activation: str | None = None,
+    unet_set: str | None = None,
 ) -> ModelStack:
     """Make a stack of trained models; weights are read when they are needed.
 
@@ -91,12 +92,13 @@ def checkpoint_stack(
         image_size: side in px of the image that Stable Diffusion encodes.
         prediction: of the UNet, if its checkpoint does not state it.
         activation: of CLIP, if its checkpoint does not state it.
+        unet_set: see `diffusion.load_diffusion`.
 
     Raises:
         InputError: a checkpoint cannot be used.
     """
     parts = (
-        load_diffusion(diffusion, image_size=image_size, prediction=prediction),
+        load_diffusion(diffusion, image_size=image_size, prediction=prediction, unet_set=unet_set),
         load_sam(sam),
         load_clip(clip, activation=activation),
     )

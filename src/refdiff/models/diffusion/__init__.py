@@ -19,6 +19,7 @@ from refdiff.models.diffusion.sizes import (
     build_vae,
 )
 from refdiff.models.diffusion.taps import diffusion_spec
+from refdiff.models.diffusion.weights import UnetSet
 from refdiff.models.fitting import Part
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
 ]
 
 
-def load_diffusion(source: Path, *, image_size: int, prediction: str | None = None) -> Part[DiffusionSpec]:
+def load_diffusion(
+    source: Path, *, image_size: int, prediction: str | None = None, unet_set: str | None = None
+) -> Part[DiffusionSpec]:
     """Open a Stable Diffusion checkpoint, and check it.
 
     Args:
@@ -41,6 +44,8 @@ def load_diffusion(source: Path, *, image_size: int, prediction: str | None = No
         image_size: side in px of the square image.
         prediction: "epsilon" or "v_prediction"; needed if the checkpoint does not state it (SD 2.x in one
             file), refused if it states the other.
+        unet_set: "ema" or "non-ema", where the checkpoint holds both sets of the UNet's weights; None for the
+            one that is not averaged of a file, and for the one without a suffix of a folder.
 
     Returns:
         The components text_encoder, vae (without its decoder) and unet, none of them in memory yet.
@@ -53,17 +58,33 @@ def load_diffusion(source: Path, *, image_size: int, prediction: str | None = No
     with report_read_errors(source):
         if not source.exists():
             raise InputError(f"diffusion checkpoint {source} does not exist; name a folder or file that does")
-        found = read_folder(source, wanted) if source.is_dir() else read_ldm(source, wanted)
+        read = read_folder if source.is_dir() else read_ldm
+        found = read(source, wanted, check_unet_set(unet_set))
     spec = diffusion_spec(found.configs, image_size, whose=str(source))
     checkpoints = {file: read_checkpoint(file) for file in {part.file for part in found.weights.values()}}
     for part in found.weights.values():
         part.check(checkpoints[part.file].tensors)
+    sources = {name: checkpoints[part.file].sha256 for name, part in found.weights.items()}
+    if found.unet_set is not None:  # one file may hold both
+        sources["unet"] += f", {found.unet_set} weights"
     return Part(
         spec=spec,
         loaders={name: part.load for name, part in found.weights.items()},
-        sources={name: checkpoints[part.file].sha256 for name, part in found.weights.items()},
+        sources=sources,
         vocabulary=found.configs.text["vocab_size"],
     )
+
+
+def check_unet_set(given: str | None) -> UnetSet | None:
+    """Return the option `--diffusion-weights`.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    known = get_args(UnetSet)
+    if given is not None and given not in known:
+        raise InputError(f"unknown --diffusion-weights {given!r}; choose one of: {', '.join(known)}")
+    return cast("UnetSet | None", given)
 
 
 def _check_prediction(given: str | None) -> Prediction | None:

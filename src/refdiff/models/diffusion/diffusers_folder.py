@@ -27,7 +27,7 @@ from refdiff.models.diffusion.sizes import (
     build_unet,
     build_vae,
 )
-from refdiff.models.diffusion.weights import FoundModel, Weights, choose_prediction
+from refdiff.models.diffusion.weights import FoundModel, UnetSet, Weights, choose_prediction
 from refdiff.models.hub.names import DIFFUSERS_INDEX, part_weights
 
 _CLASSES = {"text_encoder": "CLIPTextModel", "vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}
@@ -44,12 +44,13 @@ _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", "
 """The VAE's attention, as diffusers before 0.17 wrote it."""
 
 
-def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
+def read_folder(folder: Path, prediction: Prediction | None, unet_set: UnetSet | None = None) -> FoundModel:
     """Describe a diffusers folder.
 
     Args:
         folder: with a model_index.json.
         prediction: of the UNet, from the caller; None to follow the folder.
+        unet_set: which of its two files of UNet weights; None or "ema" for the one without a suffix.
 
     Raises:
         InputError: a part is missing, damaged or of another model, or the folder states another prediction.
@@ -82,14 +83,15 @@ def read_folder(folder: Path, prediction: Prediction | None) -> FoundModel:
     }
     weights = {
         name: Weights(
-            file=_weight_file(folder, name),
+            file=_weight_file(folder, name, non_ema=name == "unet" and unet_set == "non-ema"),
             build=partial(build, configs),
             sized_by=files[name],
             **special[name],
         )
         for name, build in builders.items()
     }
-    return FoundModel(configs=configs, weights=weights)
+    label = {"ema": "EMA", "non-ema": "non-EMA", None: None}[unet_set]
+    return FoundModel(configs=configs, weights=weights, unet_set=label)
 
 
 def _check_index(folder: Path) -> None:
@@ -149,13 +151,14 @@ def _padding(tokenizer: Path) -> Padding:
     return "end"  # the default of transformers' CLIPTokenizer
 
 
-def _weight_file(folder: Path, part: str) -> Path:
+def _weight_file(folder: Path, part: str, *, non_ema: bool) -> Path:
     """Return the part's weight file: the first of `part_weights` that is there."""
-    names = part_weights(part)
+    names = part_weights(part, non_ema=non_ema)
     found = next((path for name in names if (path := folder / part / name).is_file()), None)
     if found is None:
         raise InputError(
             f"{folder / part} has no weights, expected one of {', '.join(names)}; fetch the whole model"
+            + (", or pass --diffusion-weights ema" if non_ema else "")
         )
     return found
 

@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from refdiff.contracts.spec import Prediction
+from refdiff.errors import InputError
 from refdiff.models.checkpoint import read_checkpoint
 from refdiff.models.configs import Shapes
 from refdiff.models.diffusion import ldm_claims, ldm_sizes
 from refdiff.models.diffusion.ldm_sizes import OPEN_CLIP, TEXT, UNET, VAE
 from refdiff.models.diffusion.sizes import DiffusionConfigs, build_text_encoder, build_unet, build_vae
-from refdiff.models.diffusion.weights import FoundModel, Weights, choose_prediction
+from refdiff.models.diffusion.weights import FoundModel, UnetSet, Weights, choose_prediction
 
 _NEVER_READ = {
     VAE: ("decoder.", "post_quant_conv.", "loss.", "model_ema."),
@@ -28,17 +29,21 @@ _NEVER_READ = {
 }
 """Prefix -> continuations of keys whose tensors the method does not use."""
 
+_AVERAGED = "model_ema.diffusion_model"
+"""Start of the averaged weights' keys, without dots behind the first. Source: latent-diffusion, ema.py."""
+
 _BUFFER = "embeddings.position_ids"
 """End of the key of a constant, 0, 1, 2, ..., which old versions of transformers saved."""
 
 
-def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
+def read_ldm(file: Path, prediction: Prediction | None, unet_set: UnetSet | None = None) -> FoundModel:
     """Describe a single-file checkpoint.
 
     Args:
         file: .safetensors, .ckpt, ...
         prediction: of the UNet, from the caller; None to follow the file. SD 1.x that says nothing predicts
             the noise.
+        unet_set: of a file with both; None for the weights that are not averaged.
 
     Raises:
         InputError: the file cannot be read, belongs to another model, lacks a part or a tensor, or does not
@@ -53,6 +58,14 @@ def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
     configs = infer_configs(
         shapes, choose_prediction(stated, prediction, file, second_generation=second_generation)
     )
+    both = shapes.any_below(_AVERAGED)
+    if unet_set is not None and not both:
+        raise InputError(
+            f"got --diffusion-weights {unet_set}, but {file} holds one set of UNet weights (no key starts "
+            f"with {_AVERAGED}) and does not say which; leave the option out"
+        )
+    averaged = unet_set == "ema"
+    unet = partial(unet_keys, layers_per_block=configs.unet["layers_per_block"])
     weights = {
         "text_encoder": _text_weights(shapes, configs),
         "vae": Weights(
@@ -64,11 +77,13 @@ def read_ldm(file: Path, prediction: Prediction | None) -> FoundModel:
         "unet": Weights(
             file=file,
             build=partial(build_unet, configs),
-            keys=_prefixed(UNET, partial(unet_keys, layers_per_block=configs.unet["layers_per_block"])),
-            belongs=_belongs_to(UNET),
+            keys=_averaged_keys(unet) if averaged else _prefixed(UNET, unet),
+            belongs=_belongs_to(_AVERAGED if averaged else UNET),
         ),
     }
-    return FoundModel(configs=configs, weights=weights)
+    return FoundModel(
+        configs=configs, weights=weights, unet_set=("EMA" if averaged else "non-EMA") if both else None
+    )
 
 
 def infer_configs(shapes: Shapes, prediction: Prediction) -> DiffusionConfigs:
@@ -111,6 +126,12 @@ def _prefixed(
     prefix: str, keys: Callable[[Sequence[str]], Mapping[str, str]]
 ) -> Callable[[Sequence[str], Collection[str]], Mapping[str, str]]:
     return lambda names, _: {name: f"{prefix}{key}" for name, key in keys(names).items()}
+
+
+def _averaged_keys(
+    keys: Callable[[Sequence[str]], Mapping[str, str]],
+) -> Callable[[Sequence[str], Collection[str]], Mapping[str, str]]:
+    return lambda names, _: {name: _AVERAGED + key.replace(".", "") for name, key in keys(names).items()}
 
 
 def _without_tower(names: Sequence[str]) -> Mapping[str, str]:

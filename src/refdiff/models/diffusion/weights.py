@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import init_empty_weights
@@ -45,6 +46,9 @@ def choose_prediction(
         )
     return stated or asked or "epsilon"
 
+
+UnetSet = Literal["ema", "non-ema"]
+"""The UNet's weights averaged over the training (EMA), or those of its last step."""
 
 Keys = Callable[[Sequence[str], Collection[str]], Mapping[str, str]]
 """From a module's tensor names and a file's keys to the key of each name."""
@@ -132,3 +136,5 @@ class FoundModel:
     configs: DiffusionConfigs
     weights: Mapping[str, Weights]
     """By component."""
+    unet_set: str | None = None
+    """"EMA" or "non-EMA" if the source holds both sets of the UNet's weights, or one was asked for."""

@@ -36,7 +36,12 @@ from refdiff.models.presets import known_source
 
 
 def resolve(
-    name: str, *, checkpoints: Path | None = None, offline: bool = False, progress: Progress = silent
+    name: str,
+    *,
+    checkpoints: Path | None = None,
+    offline: bool = False,
+    non_ema: bool = False,
+    progress: Progress = silent,
 ) -> Path:
     """Find a model, and download it if it is nowhere on this machine.
 
@@ -44,6 +49,7 @@ def resolve(
         name: a file or folder; or owner/name, owner/name@revision, owner/name/file on the hub.
         checkpoints: the folder that `refdiff fetch` filled, None for its default; downloads go there too.
         offline: never use the network.
+        non_ema: of a diffusers folder with both, fetch the UNet's weights that are not averaged.
         progress: receives a line at each step.
 
     Returns:
@@ -56,7 +62,7 @@ def resolve(
     path = Path(name).expanduser()
     if path.exists():
         return path
-    wanted = parse_hub_name(name)
+    wanted = replace(parse_hub_name(name), non_ema=non_ema)
     if checkpoints is not None and not checkpoints.is_dir():
         raise InputError(f"{checkpoints} is not a folder; fill one with: refdiff fetch MODEL --to DIR")
     root = checkpoints or default_root()
@@ -146,12 +152,17 @@ def _choose_listed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
     if wanted.file is not None:
         names = with_shards(wanted.file, listing.files)
     else:
-        names = known.files if known else choose_files(listing.files.keys(), wanted.repo)
+        names = (
+            known.files_of(non_ema=wanted.non_ema)
+            if known
+            else choose_files(listing.files.keys(), wanted.repo, non_ema=wanted.non_ema)
+        )
     missing = [name for name in names if name not in listing.files]
     if missing:
         raise InputError(
             f"{wanted.repo} has no {', '.join(missing)} at commit {listing.commit[:12]}; look at "
             f"{hub_address()}/{wanted.repo}/tree/{listing.commit}"
+            + (", or pass --diffusion-weights ema" if wanted.non_ema else "")
         )
     return names
 

@@ -233,10 +233,11 @@ def needed_files(folder: Path, wanted: HubName, recorded: Collection[str]) -> tu
     if wanted.file is not None:
         names: tuple[str, ...] = (wanted.file,)
     elif known is not None:
-        names = known.files
+        names = known.files_of(non_ema=wanted.non_ema)
     else:
         try:
-            names = expected_files(_names_in(folder) | set(recorded), wanted.repo)
+            present = _names_in(folder) | set(recorded)
+            names = expected_files(present, wanted.repo, non_ema=wanted.non_ema)
         except InputError:
             return ()
     shards = (shard for name in names if is_index(name) for shard in shards_of(folder, name) or ())

@@ -31,6 +31,9 @@ _DIFFUSERS_PARTS = {
 """Part -> names of its safetensors and of its pickles, without suffix."""
 
 _VARIANTS = ("", ".fp16")
+NON_EMA = ".non_ema"
+"""Suffix of the UNet's weights that are not averaged over the training."""
+
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -63,6 +66,8 @@ class HubName:
     repo: str
     revision: str | None = None
     file: str | None = None
+    non_ema: bool = False
+    """Take the UNet's weights that are not averaged, of a diffusers folder with both."""
 
     @property
     def text(self) -> str:
@@ -120,24 +125,25 @@ def with_shards(weights: str, names: Collection[str]) -> tuple[str, ...]:
     return weights, *sorted(name for name in names if shard.fullmatch(name))
 
 
-def choose_files(names: Collection[str], repo: str) -> tuple[str, ...]:
+def choose_files(names: Collection[str], repo: str, *, non_ema: bool = False) -> tuple[str, ...]:
     """Return the files of a repository that the loaders need.
 
     Args:
         names: relative to the repository, with forward slashes.
         repo: for messages.
+        non_ema: see `HubName`.
 
     Raises:
         InputError: it holds no model of a known layout, an incomplete one, or several single files.
     """
-    files = expected_files(names, repo)
+    files = expected_files(names, repo, non_ema=non_ema)
     lacks = next((name for name in files if name not in names), None)
     if lacks is not None:
         raise InputError(f"{repo} lacks {_alternatives(lacks)}; expected a whole Stable Diffusion 1.x or 2.x")
     return files
 
 
-def expected_files(names: Collection[str], repo: str) -> tuple[str, ...]:
+def expected_files(names: Collection[str], repo: str, *, non_ema: bool = False) -> tuple[str, ...]:
     """Return the files that the loaders need, also those that a repository or folder lacks.
 
     Where one of several files is enough and none is there, the preferred one is returned. Missing files are
@@ -147,7 +153,7 @@ def expected_files(names: Collection[str], repo: str) -> tuple[str, ...]:
         InputError: there is no model of a known layout, or there are several single files.
     """
     if DIFFUSERS_INDEX in names:
-        return tuple(_diffusers_files(names))
+        return tuple(_diffusers_files(names, non_ema=non_ema))
     weights = next((name for name in FOLDER_WEIGHTS if name in names), None)
     if weights is not None:
         return (*(name for name in _FOLDER_SETTINGS if name in names), *with_shards(weights, names))
@@ -173,17 +179,18 @@ def entry_of(folder: Path, files: Collection[str], file: str | None = None) -> P
     return folder if lone is None or lone in FOLDER_WEIGHTS else folder / lone
 
 
-def _diffusers_files(names: Collection[str]) -> Iterator[str]:
+def _diffusers_files(names: Collection[str], *, non_ema: bool) -> Iterator[str]:
     yield DIFFUSERS_INDEX
     yield _SCHEDULER
     yield from [name for name in _TOKENIZER if name in names] or _TOKENIZER[:1]
     for part in _DIFFUSERS_PARTS:
-        candidates = [f"{part}/{name}" for name in part_weights(part)]
+        own = part_weights(part, non_ema=non_ema and part == "unet")
+        candidates = [f"{part}/{name}" for name in own]
         yield f"{part}/config.json"
         yield from with_shards(next((name for name in candidates if name in names), candidates[0]), names)
 
 
-def part_weights(part: str) -> list[str]:
+def part_weights(part: str, *, non_ema: bool = False) -> list[str]:
     """Return the names that the weights of a diffusers folder's part may have, preferred first.
 
     Full precision comes before half, safetensors before pickles, one file before shards.
@@ -191,7 +198,7 @@ def part_weights(part: str) -> list[str]:
     safe, pickled = _DIFFUSERS_PARTS[part]
     return [
         name
-        for variant in _VARIANTS
+        for variant in ((NON_EMA,) if non_ema else _VARIANTS)
         for stem, kind in ((safe, "safetensors"), (pickled, "bin"))
         for name in (f"{stem}{variant}.{kind}", f"{stem}.{kind}.index{variant}.json")
     ]
