@@ -606,7 +606,7 @@ def test_offline_touches_no_network_and_says_which_files_belong_where(
             str(tmp_path / source.repo.replace("/", "--") / file),
         )
         for source in PRESETS["refdiff-vitb"].sources
-        for file in source.files
+        for file in source.files_of(non_ema=True)
     }
     for _, path in listed:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -634,7 +634,8 @@ def test_without_a_network_the_files_are_listed_and_the_exit_code_is_3(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert main(["fetch", "refdiff", "--to", str(tmp_path / "to")]) == 3
     streams = capsys.readouterr()
-    assert all(file in streams.out for source in PRESETS["refdiff"].sources for file in source.files)
+    needed = [file for source in PRESETS["refdiff"].sources for file in source.files_of(non_ema=True)]
+    assert all(file in streams.out for file in needed)
     assert "cannot reach the hub at http://127.0.0.1:9" in streams.err.splitlines()[-1]
     assert not (tmp_path / "to").exists()
 
