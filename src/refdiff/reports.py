@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib import resources
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from refdiff.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -87,7 +89,8 @@ class Table:
     @property
     def cells(self) -> list[list[Cell]]:
         """The rows as cells, repeated values of grouped columns left blank."""
-        rows = [[each if isinstance(each, Cell) else Cell(each) for each in row] for row in self.rows]
+        given = [[each if isinstance(each, Cell) else Cell(each) for each in row] for row in self.rows]
+        rows = [[replace(cell, text=printable(cell.text)) for cell in row] for row in given]
         return [
             [
                 Cell("") if self.columns[at].grouped and above[: at + 1] == row[: at + 1] else cell
@@ -310,7 +313,7 @@ def _group(*parts: RenderableType) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
+    return Group(*(Text(printable(part)) if isinstance(part, str) else part for part in parts))
 
 
 class _RichTable:
