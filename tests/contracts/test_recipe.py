@@ -24,6 +24,7 @@ from refdiff.contracts.recipe import (
     read_recipe,
 )
 from refdiff.errors import InputError
+from tests.support.fuzzing import fuzz_file
 
 RECIPE = Recipe(
     model="paper doll",
@@ -267,3 +268,8 @@ def test_rules_name_all_their_nodes_together() -> None:
     second = Rule(nodes=("a/MatMul", "c0/Add"), because="two")
     assert match_rules([first, second], NODES, where="unet") == {"a/MatMul", "a/MatMul_1", "c0/Add"}
     assert match_rules([], NODES, where="unet") == frozenset()
+
+
+def test_any_recipe_file_is_read_or_refused(tmp_path: Path) -> None:
+    sample = json.dumps(document()).encode()
+    assert fuzz_file(read_recipe, [sample], tmp_path / "recipe.json", seed=7, allowed=InputError).refused

@@ -10,6 +10,7 @@ from PIL import Image
 from refdiff.data.folder import csv_dataset
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
+from tests.support.fuzzing import fuzz
 
 
 @pytest.fixture
@@ -117,3 +118,13 @@ def test_the_fingerprint_is_that_of_recordings_made_by_earlier_versions(tmp_path
         "count": 1,
         "sha256": "9aabc31388320083cd202a50a949f236d3ebba24e110ddf7659392c3e7cff9c2",
     }
+
+
+def test_any_csv_file_is_read_or_refused(table: tuple[Path, Path]) -> None:
+    folder, path = table
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        csv_dataset(folder, path)
+
+    assert fuzz(read, [path.read_bytes()], seed=8, allowed=InputError).refused

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from refdiff.errors import InputError
 from refdiff.runtime.phrase import Phrase, parse_phrase
 from refdiff.runtime.tokenizer import END, START, Tokenizer, build_tokenizer_json
+from tests.support.fuzzing import fuzz
 
 MERGES = (("g", "u"), ("gu", "y</w>"), ("o", "n</w>"), ("l", "e"), ("f", "t</w>"), ("le", "ft</w>"))
 LENGTH = 12
@@ -208,3 +209,19 @@ def test_any_plain_english_text_has_the_ids_of_both(text: str) -> None:
     np.testing.assert_array_equal(tokenizer.clip_ids(text)[0], _open_clip()([text])[0].numpy())
     theirs = _transformers()(text, padding="max_length", truncation=True, max_length=77)["input_ids"]
     np.testing.assert_array_equal(tokenizer.diffusion_ids(text), theirs)
+
+
+def test_a_token_beyond_any_vocabulary_is_refused() -> None:
+    for token in (START, "a</w>"):
+        vocabulary = {**VOCABULARY, token: 1 << 31}
+        with pytest.raises(InputError, match=r"tokenizer\.json .*; export the bundle again"):
+            Tokenizer(build_tokenizer_json(vocabulary, MERGES), LENGTH)
+
+
+def test_any_tokenizer_is_used_or_refused() -> None:
+    def read(content: bytes) -> None:
+        tokenizer = Tokenizer(content.decode("utf-8", "replace"), LENGTH)
+        tokenizer.clip_ids("left guy, 33")
+
+    sample = build_tokenizer_json(_vocabulary(MERGES), MERGES).encode()
+    assert fuzz(read, [sample], seed=6, allowed=InputError).refused

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from refdiff.errors import InputError
 
-Section = Literal["graph_error", "graph_correlation", "agreement"]
+Section = Literal["graph_error", "graph_correlation", "answer", "agreement"]
 Bound = Literal["at_least", "at_most"]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from refdiff.contracts.atomic_io import is_draft, report_write_errors, write_file
 from refdiff.contracts.json_fields import read_json
+from refdiff.contracts.plain_file import read_array, read_plain
 from refdiff.contracts.session import Array
 from refdiff.errors import InputError
 
@@ -76,13 +77,16 @@ class ArrayFolder:
         """
         path = self._file(name)
         try:
-            data = gzip.decompress(path.read_bytes())
+            data = gzip.decompress(read_plain(path))
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path} is missing or damaged ({error}); {CURE}") from error
         got = hashlib.sha256(data).hexdigest()
         if got != name:
             raise InputError(f"{path} was changed: got sha256 {got[:12]}…, expected {name[:12]}…; {CURE}")
-        array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+        try:
+            array = read_array(data)
+        except ValueError as error:
+            raise InputError(f"{path} is not an array ({error}); {CURE}") from error
         return array.astype(np.float32) if array.dtype == np.float16 else array
 
     def keep_only(self, names: Collection[str]) -> None:

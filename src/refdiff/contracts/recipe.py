@@ -234,7 +234,7 @@ def _quantized(entry: Mapping[str, Any]) -> Quantized:
     ranges = as_table(fields["ranges"], "ranges")
     fields["ranges"] = {name: _range(value, name) for name, value in ranges.items()}
     fields["smoothing"] = {
-        name: tuple(as_whole(value, f"smoothing of {name}") for value in as_list(values, name))
+        name: tuple(_exponent(value, f"smoothing of {name}") for value in as_list(values, name))
         for name, values in as_table(fields.get("smoothing", {}), "smoothing").items()
     }
     fields["weights_alone"] = _rules(fields.get("weights_alone", ()), "weights_alone")
@@ -254,6 +254,17 @@ def _range(value: object, name: str) -> float:
     if not 0.0 <= number < math.inf:
         raise ValueError(f"the range of {name} is {value!r}, expected 0 or more, and finite")
     return number
+
+
+def _exponent(value: object, name: str) -> int:
+    exponent = as_whole(value, name)
+    if abs(exponent) > _LARGEST_EXPONENT:
+        raise ValueError(f"{name} is {exponent}, expected -{_LARGEST_EXPONENT} to {_LARGEST_EXPONENT}")
+    return exponent
+
+
+_LARGEST_EXPONENT = 126
+"""Powers of two beyond it are no float32."""
 
 
 def _check_choice(value: object, known: tuple[str, ...], name: str) -> None:

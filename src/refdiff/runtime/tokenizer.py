@@ -24,6 +24,12 @@ END = "<|endoftext|>"
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Source: openai/CLIP, simple_tokenizer.py, without its special tokens: a phrase has none."""
 
+_TRIAL = "a 2"
+"""A text that any tokenizer of CLIP's reads; reading it shows what a damaged one does."""
+
+_LARGEST_ID = (1 << 20) - 1
+"""Beyond every vocabulary; a tokenizer.json may state any number of 32 bits."""
+
 Ids = NDArray[np.int32]
 
 
@@ -49,16 +55,23 @@ class Tokenizer:
     def __init__(self, tokenizer_json: str, context_length: int) -> None:
         try:
             self._encoder = tokenizers.Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises plain Exception
+            self._encoder.no_truncation()
+            self._encoder.no_padding()
+            trial = self._encode(_TRIAL).ids
+        except BaseException as error:  # the library raises plain Exception, and a panic that is none
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise InputError(f"tokenizer.json cannot be read ({error}); export the bundle again") from error
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
+        if not trial or max(trial) > _LARGEST_ID:
+            raise InputError(
+                f"tokenizer.json reads {_TRIAL!r} as {trial}, expected CLIP's tokens; export the bundle again"
+            )
         self._limit = context_length - 2
         self._start, self._end = (self._special_id(token) for token in (START, END))
 
     def _special_id(self, token: str) -> int:
         found = self._encoder.token_to_id(token)
-        if found is None:
+        if found is None or found > _LARGEST_ID:
             raise InputError(f"tokenizer.json has no token {token}, expected CLIP's; export the bundle again")
         return int(found)
 
@@ -98,6 +111,8 @@ class Tokenizer:
 
     def _frame(self, text: str, *, padding: int) -> tuple[Ids, int]:
         pieces = self._encode(text).ids[: self._limit]
+        if any(piece > _LARGEST_ID for piece in pieces):
+            raise InputError(f"tokenizer.json reads {text!r} as {pieces}; export the bundle again")
         ids = np.full(self._limit + 2, padding, np.int32)
         ids[: len(pieces) + 2] = (self._start, *pieces, self._end)
         return ids, len(pieces) + 1

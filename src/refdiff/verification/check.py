@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refdiff.accuracy.tolerances import Verdict, judge
 from refdiff.calibration.calibrate import open_feeds
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, RunOptions
@@ -17,6 +18,7 @@ from refdiff.data.sample import Dataset, Sample
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
+from refdiff.runtime.golden_answer import compare_answers, give_answer
 from refdiff.verification.parity import EXACT, BackendRun, compare_precisions, plan_runs
 from refdiff.verification.report import CheckReport
 from refdiff.verification.task_agreement import TaskAgreement, compare_with_reference, reference_of
@@ -71,6 +73,8 @@ def check(
     per_variant = {each.variant: each.pipeline_options(opened.spec) for each in options}
     runs = plan_runs(opened, against, backend.name)
     ladder = compare_precisions(runs, _open_feeds(feeds, runs), threads=backend.threads, progress=progress)
+    progress("repeating the golden answer")
+    answer = _compare_answer(runs[-1], backend.threads)
     modules, not_run = (None, ON_REQUEST) if dataset is None else reference_of(opened, stack)
     task = TaskAgreement()
     if modules is not None and dataset is not None:
@@ -82,6 +86,7 @@ def check(
         backend=runs[-1].backend,
         backend_reason=runs[-1].reason,
         ladder=ladder,
+        answer=answer,
         task=task,
         not_run=not_run,
     )
@@ -99,6 +104,35 @@ def _open_feeds(feeds: Path | str | None, runs: Sequence[BackendRun]) -> FeedSto
             f"{'leave out --feeds' if judged.precision == EXACT else more}"
         )
     return open_feeds(feeds, judged.bundle)
+
+
+def _compare_answer(run: BackendRun, threads: int | None) -> tuple[Verdict, ...]:
+    """Repeat the recorded answer, which covers tokenizer, resizing, crops and scores as well as the graphs.
+
+    In fewer bits than fp32 a single image may get another candidate; there the closest one is compared. With
+    random weights masks mean nothing, and are not compared.
+    """
+    bundle, recorded = run.bundle, run.bundle.golden_answer()
+    given, answer = give_answer(
+        open_sessions(bundle, backend=run.backend, threads=threads),
+        bundle.spec,
+        tokenizer_json=bundle.tokenizer_json(),
+        positions=bundle.clip_positions(),
+        image=recorded.image,
+        phrase=recorded.phrase,
+        variant=recorded.variant,
+    )
+    parity = compare_answers(given, answer, recorded)
+    values = {
+        "tokens": float(parity.same_tokens),
+        "heat_correlation": parity.heat_correlation,
+        "mask_iou": parity.mask_iou if run.precision == EXACT else parity.candidate_iou,
+        "score_error": parity.score_error,
+    }
+    if bundle.manifest.random_seed is not None:
+        values = {name: values[name] for name in ("tokens", "heat_correlation")}
+    verdicts = judge("answer", run.precision, values)
+    return tuple(verdict.named(f"golden answer {verdict.name}") for verdict in verdicts)
 
 
 def _compare(

@@ -171,6 +171,8 @@ class CheckReport:
     """Reason why the judged bundle ran on it."""
     ladder: Ladder
     """The bundle and its more exact siblings on the same recorded tensors."""
+    answer: tuple[Verdict, ...]
+    """The recorded image and phrase, answered again."""
     task: TaskAgreement
     """Agreement with the torch reference; empty if that was not run."""
     not_run: str | None
@@ -181,10 +183,14 @@ class CheckReport:
         """All verdicts; those of the task named with their variant."""
         judged = self.ladder.judged
         graphs = judged.error_verdicts() + judged.correlation_verdicts() + judged.feeds_verdicts()
-        return graphs + tuple(
-            verdict.named(f"{variant} {verdict.name}")
-            for variant, verdicts in self.task.verdicts.items()
-            for verdict in verdicts
+        return (
+            graphs
+            + self.answer
+            + tuple(
+                verdict.named(f"{variant} {verdict.name}")
+                for variant, verdicts in self.task.verdicts.items()
+                for verdict in verdicts
+            )
         )
 
     @property
@@ -231,6 +237,7 @@ class CheckReport:
             "passed": self.passed,
             "golden": [verdict.to_json() for verdict in judged.error_verdicts()],
             "golden_correlation": [verdict.to_json() for verdict in judged.correlation_verdicts()],
+            "golden_answer": [verdict.to_json() for verdict in self.answer],
             "feeds": [verdict.to_json() for verdict in judged.feeds_verdicts()],
             "ladder": self.ladder.to_json(),
             "reference": {name: [each.to_json() for each in part] for name, part in task.verdicts.items()},

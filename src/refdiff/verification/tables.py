@@ -39,7 +39,7 @@ _COLORS = 256
 def check_page(report: CheckReport) -> Page:
     """Lay out a whole check."""
     failures = [*_failed_gates(report), *_divergence(report.ladder)]
-    sections = [*failures, _checked(report), _ladder(report.ladder), _task(report)]
+    sections = [*failures, _checked(report), _ladder(report.ladder), _golden_answer(report), _task(report)]
     if report.task.worst:
         sections.append(_worst_cases(report))
     return Page(
@@ -182,6 +182,18 @@ def _precision_table(result: PrecisionResult, *, first: bool, with_feeds: bool) 
             )
         )
     return Table(columns=columns, rows=rows, title=f"{result.precision}, run on {result.backend}")
+
+
+def _golden_answer(report: CheckReport) -> Section:
+    explanation = (
+        "The image and the phrase recorded in the bundle, answered again: the code between the graphs, "
+        "which is tokenizer, resizing, crops and scores."
+    )
+    rows = [
+        (each.name, f"{each.value:.4g}", _limit(each), outcome(passed=each.passed)) for each in report.answer
+    ]
+    table = Table(columns=(Column("gate"), *numeric("value", "limit"), Column()), rows=rows)
+    return Section(heading="Golden answer", explanation=explanation, tables=(table,))
 
 
 def _task(report: CheckReport) -> Section:

@@ -295,7 +295,7 @@ def test_a_plan_that_came_with_a_bundle_is_not_loaded_until_it_is_accepted(tmp_p
     assert check_plan(files.plan, MINIATURE, "unet", TENSORRT, ORIN).plan_bytes == len(b"another one's p")
 
 
-def test_a_user_without_a_state_folder_is_told_which_variable_to_set(tmp_path, monkeypatch):
+def test_a_state_folder_that_cannot_be_written_is_named_with_its_variable(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with pytest.raises(InputError, match="set XDG_STATE_HOME to a folder of this user"):
