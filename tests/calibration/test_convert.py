@@ -61,6 +61,7 @@ def test_a_converted_bundle_keeps_the_contract_and_carries_its_recipe(converted)
     for name, each in written.graphs.items():
         assert each.precision == precision_of(name, converted.name)
     assert bundle.golden().keys() == open_bundle(BUNDLE).golden().keys()
+    assert bundle.golden_answer().phrase == open_bundle(BUNDLE).golden_answer().phrase
 
 
 @pytest.mark.slow

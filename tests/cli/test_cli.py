@@ -214,7 +214,7 @@ def test_a_failed_gate_is_exit_code_1_with_the_report_and_one_line(
     report = json.loads(streams.out)
     assert report["passed"] is False
     assert [each["name"] for each in report["golden"] if not each["passed"]] == ["clip_text"]
-    assert "1 of 18 gates failed: clip_text" in streams.err.splitlines()[-1]
+    assert "1 of 22 gates failed: clip_text" in streams.err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -125,6 +125,17 @@ def test_a_file_name_that_is_not_plain_is_refused(name: str) -> None:
         read(changed(lambda d: d["files"].update({name: record})))
 
 
+def test_a_message_is_one_short_line_and_no_command_of_the_manifest_s_making() -> None:
+    hostile = {"format_version": 99, "refdiff_version": "1'; rm -rf ~ #\x1b[31m\n"}
+    with pytest.raises(BundleError, match=r"written by refdiff unknown; .*pip install -U refdiff$"):
+        read(hostile)
+    document = changed(lambda d: d["spec"].update(name=["x" * 10_000, "\x1b[31m"]))
+    with pytest.raises(BundleError) as refused:
+        read(document)
+    assert len(str(refused.value)) < 400
+    assert str(refused.value).isprintable()
+
+
 def test_an_earlier_format_says_how_to_make_the_bundle_again() -> None:
     with pytest.raises(BundleError, match=r"format 4.*reads format 5; export again with: refdiff export"):
         read({**MINIATURE, "format_version": 4})

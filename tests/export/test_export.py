@@ -18,6 +18,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.parity import relative_error, select_recorded
 from refdiff.contracts.session import Array, SessionFactory
+from refdiff.engines.factory import open_sessions
 from refdiff.engines.ort import OrtSession
 from refdiff.errors import GateError, InputError
 from refdiff.export import bundle_export
@@ -32,6 +33,7 @@ from refdiff.models.sam import SamSizes, build_sam, sam_spec
 from refdiff.models.stacks import random_module
 from refdiff.passes.early_exit import cut_taps
 from refdiff.passes.graph_files import check_contract
+from refdiff.runtime.golden_answer import compare_answers, give_answer
 from tests.support.calm_stack import calm_stack
 
 
@@ -72,6 +74,23 @@ def test_a_bundle_holds_every_graph_and_opens(tiny_bundle: Path) -> None:
     assert bundle.tokenizer_json() == calm_stack().tokenizer_json
     assert bundle.manifest.sources == calm_stack().sources
     assert bundle.manifest.versions["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_bundle_repeats_its_golden_answer(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    recorded = bundle.golden_answer()
+    given, answer = give_answer(
+        open_sessions(bundle, backend="ort-cpu"),
+        bundle.spec,
+        tokenizer_json=bundle.tokenizer_json(),
+        positions=bundle.clip_positions(),
+        image=recorded.image,
+        phrase=recorded.phrase,
+    )
+    parity = compare_answers(given, answer, recorded)
+    assert parity.same_tokens
+    assert parity.heat_correlation > 0.9999
+    assert parity.mask_iou > 0.99
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -246,7 +246,7 @@ def test_a_failing_check_ends_with_one_and_replaces_its_report_where_it_may(
         "graph": "clip_text",
         "output": "vector",
     }
-    assert f"report: {page}\nerror: 1 of 18 gates failed: clip_text " in streams.err
+    assert f"report: {page}\nerror: 1 of 22 gates failed: clip_text " in streams.err
     assert "<strong>FAILED</strong>" in page.read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
@@ -554,3 +554,14 @@ def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Pa
 def test_check_refuses_no_scenes() -> None:
     with pytest.raises(InputError, match="got count 0"):
         check.check(BUNDLE, dataset=RenderedScenes(count=0))
+
+
+@pytest.mark.slow
+def test_a_changed_mean_that_was_hashed_again_fails_on_the_golden_answer(tmp_path: Path) -> None:
+    bundle = copy_of(BUNDLE, tmp_path / "b")
+    edit_manifest(bundle, lambda d: d["spec"]["sam"].update(pixel_mean=[123.675, 16.28, 103.53]))
+    report = check.check(bundle, dataset=None)
+    failed = [verdict.name for verdict in report.verdicts if not verdict.passed]
+    assert "golden answer mask_iou" in failed
+    assert all(name.startswith("golden answer") for name in failed)
+    assert "golden answer mask_iou" in check_page(report).to_html()

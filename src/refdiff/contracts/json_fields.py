@@ -33,6 +33,15 @@ def missing_or_wrong(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
+def shown(value: object) -> str:
+    """Return a value for a message: without control characters, and cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+_LONGEST_SHOWN = 100
+
+
 def as_text(value: object, name: str) -> str:
     """Return `value` if it is a string.
 
@@ -40,7 +49,7 @@ def as_text(value: object, name: str) -> str:
         TypeError: it is not.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}, expected text")
+        raise TypeError(f"{name} is {shown(value)}, expected text")
     return value
 
 
@@ -51,9 +60,9 @@ def as_plain_text(value: object, name: str) -> str:
         TypeError: it is not.
     """
     if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST_TEXT:
-        got = repr(value)
-        got = got if len(got) <= _LONGEST_TEXT else f"{got[:40]}…"
-        raise TypeError(f"{name} is {got}, expected text of at most {_LONGEST_TEXT} printable characters")
+        raise TypeError(
+            f"{name} is {shown(value)}, expected text of at most {_LONGEST_TEXT} printable characters"
+        )
     return value
 
 
@@ -67,7 +76,7 @@ def as_whole(value: object, name: str, *, least: int | None = None) -> int:
         TypeError: it is not, or is below `least`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        raise TypeError(f"{name} is {value!r}, expected a whole number")
+        raise TypeError(f"{name} is {shown(value)}, expected a whole number")
     return value
 
 
@@ -78,7 +87,7 @@ def as_number(value: object, name: str) -> float:
         TypeError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}, expected a number")
+        raise TypeError(f"{name} is {shown(value)}, expected a number")
     try:
         number = float(value)
     except OverflowError:  # an integer of more than 308 digits
@@ -95,7 +104,7 @@ def as_list(value: object, name: str) -> list[Any]:
         TypeError: it is neither.
     """
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} is {value!r}, expected a list")
+        raise TypeError(f"{name} is {shown(value)}, expected a list")
     return list(value)
 
 
@@ -106,5 +115,5 @@ def as_table(value: object, name: str) -> dict[str, Any]:
         TypeError: it is not.
     """
     if not isinstance(value, dict):
-        raise TypeError(f"{name} is {value!r}, expected an object with names")
+        raise TypeError(f"{name} is {shown(value)}, expected an object with names")
     return value

@@ -23,6 +23,7 @@ from refdiff.contracts.json_fields import (
     as_table,
     as_whole,
     missing_or_wrong,
+    shown,
 )
 from refdiff.contracts.parity import Parity
 from refdiff.contracts.recipe import HALVES, QUANTIZED
@@ -154,16 +155,19 @@ def refdiff_version() -> str:
 
 
 def _check_version(document: Mapping[str, Any], where: str) -> None:
-    version, writer = document.get("format_version"), document.get("refdiff_version", "unknown")
+    version, writer = document.get("format_version"), str(document.get("refdiff_version"))
+    if not _VERSION.fullmatch(writer):  # it becomes part of a command in the message
+        writer = "unknown"
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(
-            f"{where}: got format_version {version!r}, expected an integer from 1; export again"
+            f"{where}: got format_version {shown(version)}, expected an integer from 1; export again"
         )
     if version > FORMAT_VERSION:
+        package = "refdiff" if writer == "unknown" else f"'refdiff>={writer}'"
         raise BundleError(
             f"{where} has bundle format {version}, written by refdiff {writer}; "
             f"this refdiff {refdiff_version()} reads format {FORMAT_VERSION}; "
-            f"upgrade with: pip install -U 'refdiff>={writer}'"
+            f"upgrade with: pip install -U {package}"
         )
     if version < FORMAT_VERSION:
         raise BundleError(
@@ -173,11 +177,14 @@ def _check_version(document: Mapping[str, Any], where: str) -> None:
         )
 
 
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+]{0,40}")
+
+
 def _check_hash(document: Mapping[str, Any], where: str) -> None:
     stated, got = document.get("sha256"), manifest_sha256(document)
     if stated != got:
         raise BundleError(
-            f"{where} was changed: got sha256 {got[:12]}…, expected {str(stated)[:12]}…; "
+            f"{where} was changed: got sha256 {got[:12]}…, expected {shown(stated)[:13]}…; "
             "copy or export the bundle again"
         )
 
@@ -256,7 +263,7 @@ def _texts(value: object, name: str) -> dict[str, str]:
 def _precision(value: object, name: str) -> str:
     known = ("fp32", *HALVES, *QUANTIZED)
     if value not in known:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}; upgrade refdiff")
+        raise ValueError(f"{name} is {shown(value)}, expected one of {', '.join(known)}; upgrade refdiff")
     return str(value)
 
 

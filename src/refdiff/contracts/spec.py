@@ -17,6 +17,7 @@ from refdiff.contracts.json_fields import (
     as_table,
     as_whole,
     missing_or_wrong,
+    shown,
 )
 from refdiff.errors import InputError
 
@@ -157,17 +158,17 @@ def _read_field(where: str, kind: str, value: object) -> Any:
         return _PARTS[kind](**_read_fields(_PARTS[kind], value, where))
     if kind in _CHOICES:
         if value not in _CHOICES[kind]:
-            raise ValueError(f"{where} is {value!r}, expected one of {', '.join(_CHOICES[kind])}")
+            raise ValueError(f"{where} is {shown(value)}, expected one of {', '.join(_CHOICES[kind])}")
         return value
     if kind == "tuple[str, ...]":
         names = tuple(as_plain_text(each, where) for each in as_list(value, where))
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"{where} is {value!r}, expected one or more names, each once")
+            raise ValueError(f"{where} is {shown(value)}, expected one or more names, each once")
         return names
     if kind.startswith("tuple[float"):
         numbers = as_list(value, where)
         if len(numbers) != kind.count("float"):
-            raise ValueError(f"{where} is {value!r}, expected {kind.count('float')} numbers")
+            raise ValueError(f"{where} is {shown(value)}, expected {kind.count('float')} numbers")
         return tuple(_in_range(each, where, whole=False) for each in numbers)
     return as_plain_text(value, where) if kind == "str" else _in_range(value, where, whole=kind == "int")
 
@@ -176,7 +177,7 @@ def _in_range(value: Any, where: str, *, whole: bool) -> Any:
     number = as_whole(value, where) if whole else as_number(value, where)
     low, high = _RANGES.get(where.removeprefix("spec."), _SIZES)
     if not low <= number <= high:
-        raise ValueError(f"{where} is {value!r}, expected {low:g} to {high:g}")
+        raise ValueError(f"{where} is {shown(value)}, expected {low:g} to {high:g}")
     return value
 
 

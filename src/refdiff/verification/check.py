@@ -5,6 +5,7 @@ The golden tensors are compared as a parity ladder: torch, the bundle's more exa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from refdiff.contracts.progress import Progress, silent
 from refdiff.data.sample import Dataset, Sample
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.engines.factory import open_sessions
-from refdiff.errors import InputError
+from refdiff.errors import EngineError, InputError
 from refdiff.runtime.golden_answer import compare_answers, give_answer
 from refdiff.verification.parity import EXACT, BackendRun, compare_precisions, plan_runs
 from refdiff.verification.report import CheckReport
@@ -112,27 +113,36 @@ def _compare_answer(run: BackendRun, threads: int | None) -> tuple[Verdict, ...]
     In fewer bits than fp32 a single image may get another candidate; there the closest one is compared. With
     random weights masks mean nothing, and are not compared.
     """
+    bundle = run.bundle
+    values = _answer_parity(run, threads)
+    if bundle.manifest.random_seed is not None:
+        values = {name: values[name] for name in ("tokens", "heat_correlation")}
+    verdicts = judge("answer", run.precision, values)
+    return tuple(verdict.named(f"golden answer {verdict.name}") for verdict in verdicts)
+
+
+def _answer_parity(run: BackendRun, threads: int | None) -> dict[str, float]:
+    """Return the measured values by the names of their gates; NaN if the bundle gives no answer."""
     bundle, recorded = run.bundle, run.bundle.golden_answer()
-    given, answer = give_answer(
-        open_sessions(bundle, backend=run.backend, threads=threads),
-        bundle.spec,
-        tokenizer_json=bundle.tokenizer_json(),
-        positions=bundle.clip_positions(),
-        image=recorded.image,
-        phrase=recorded.phrase,
-        variant=recorded.variant,
-    )
+    try:
+        given, answer = give_answer(
+            open_sessions(bundle, backend=run.backend, threads=threads),
+            bundle.spec,
+            tokenizer_json=bundle.tokenizer_json(),
+            positions=bundle.clip_positions(),
+            image=recorded.image,
+            phrase=recorded.phrase,
+            variant=recorded.variant,
+        )
+    except EngineError:  # such as values that are not finite; the graph's own gates name it
+        return dict.fromkeys(("tokens", "heat_correlation", "mask_iou", "score_error"), math.nan)
     parity = compare_answers(given, answer, recorded)
-    values = {
+    return {
         "tokens": float(parity.same_tokens),
         "heat_correlation": parity.heat_correlation,
         "mask_iou": parity.mask_iou if run.precision == EXACT else parity.candidate_iou,
         "score_error": parity.score_error,
     }
-    if bundle.manifest.random_seed is not None:
-        values = {name: values[name] for name in ("tokens", "heat_correlation")}
-    verdicts = judge("answer", run.precision, values)
-    return tuple(verdict.named(f"golden answer {verdict.name}") for verdict in verdicts)
 
 
 def _compare(
