@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
-from refdiff.errors import InputError
+from refdiff.errors import BundleError, InputError
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -17,8 +17,17 @@ def load_graph(path: Path) -> ir.Model:
 
     onnx_ir refuses data files that have several hard links. Installers make such links: uv links a package's
     files to its cache. A data file inside the graph's own folder is read in any case, others never.
+
+    Raises:
+        BundleError: the graph is damaged, or a weight has another size than its shape.
     """
-    model = ir.load(path)
+    try:
+        model = ir.load(path)
+        for value in model.graph.initializers.values():
+            _check_size(value.const_value)
+    except Exception as error:  # protobuf's and onnx_ir's exceptions share no base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(f"{path} is not a graph that can be read ({said}); export again") from error
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and _is_linked_file(tensor, path.parent):
@@ -31,6 +40,15 @@ def load_graph(path: Path) -> ir.Model:
                 name=tensor.name,
             )
     return model
+
+
+def _check_size(tensor: ir.TensorProtocol | None) -> None:
+    if tensor is None:
+        raise ValueError("a weight has no values")
+    if not isinstance(tensor, ir.ExternalTensor):
+        tensor.numpy()
+    elif tensor.length not in (None, tensor.nbytes):
+        raise ValueError(f"{tensor.name} takes {tensor.nbytes} bytes, got {tensor.length}")
 
 
 def _is_linked_file(tensor: ir.ExternalTensor, folder: Path) -> bool:
