@@ -155,3 +155,12 @@ def test_any_manifest_is_read_or_refused(tmp_path: Path) -> None:
         read(document)
 
     assert fuzz(read_text, [json.dumps(MINIATURE).encode()], seed=4, allowed=BundleError).refused
+
+
+def test_deeply_nested_values_are_one_line() -> None:
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    with pytest.raises(BundleError, match=r"spec is \[\[.*, expected an object") as refused:
+        read(changed(lambda d: d.update(spec=deep)))
+    assert len(str(refused.value)) < 400

@@ -126,7 +126,7 @@ class Manifest:
             _check_graphs(manifest)
         except BundleError:
             raise
-        except (InputError, KeyError, TypeError, ValueError) as error:
+        except (InputError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{where} is not a manifest refdiff wrote ({missing_or_wrong(error)}); export again"
             ) from error

@@ -150,7 +150,7 @@ class Recipe:
             sources = as_table(fields.pop("sources"), "sources")
             digests = {name: as_text(digest, f"sources {name}") for name, digest in sources.items()}
             return cls(model=model, sources=digests, graphs=graphs, **fields)
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
                 f"{where} is not a precision recipe ({missing_or_wrong(error)}); "
                 "write one with: refdiff audit"

@@ -173,7 +173,7 @@ class PlanMetadata:
             attention = tuple(_block(each) for each in as_list(fields.pop("attention"), "attention"))
             metadata = cls(identity=identity, attention=attention, **fields)
             _check_own(metadata)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise EngineError(
                 f"{where} is not a plan's metadata ({missing_or_wrong(error)}); {_CURE}"
             ) from error
