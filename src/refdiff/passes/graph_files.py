@@ -25,21 +25,25 @@ def load_graph(path: Path) -> ir.Model:
         model = ir.load(path)
         for value in model.graph.initializers.values():
             _check_size(value.const_value)
+            value.const_value = _readable(value.const_value, path.parent)
     except Exception as error:  # protobuf's and onnx_ir's exceptions share no base
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path} is not a graph that can be read ({said}); export again") from error
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and _is_linked_file(tensor, path.parent):
-            value.const_value = ir.ExternalTensor(
-                Path(tensor.path).resolve(),
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name,
-            )
     return model
+
+
+def _readable(tensor: ir.TensorProtocol | None, folder: Path) -> ir.TensorProtocol | None:
+    """Return the tensor; one in a linked file of the folder is opened by the file's own path."""
+    if not (isinstance(tensor, ir.ExternalTensor) and _is_linked_file(tensor, folder)):
+        return tensor
+    return ir.ExternalTensor(
+        Path(tensor.path).resolve(),
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+    )
 
 
 def _check_size(tensor: ir.TensorProtocol | None) -> None:
