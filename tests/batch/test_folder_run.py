@@ -16,8 +16,9 @@ from refdiff.batch.result_store import ResultStore, open_result_store
 from refdiff.batch.work_list import plan_work
 from refdiff.contracts.atomic_io import hash_file, write_file
 from refdiff.contracts.options import VARIANTS
-from refdiff.contracts.results import Candidates, Scores, Segmentation
+from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
+from refdiff.runtime.segmentation import Segmentation
 
 PHRASES = ("the mug", "the book")
 BAD_WIDTH = 31
@@ -43,6 +44,7 @@ def prediction(image: NDArray[np.uint8], phrase: str, rows: int = 3) -> Predicti
             boxes_xyxy_px=np.array([[0, 0, image.shape[1] - 1, rows - 1]]),
             kept=value > 0,
         ),
+        image=image,
     )
     return Prediction(
         image=image,
