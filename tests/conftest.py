@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_torch") and importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed: pip install 'refdiff[export]'")
+        pytest.skip("torch is not installed: pip install '.[export]'")
     if item.get_closest_marker("needs_gpu") and not has_nvidia_device():
         pytest.skip("no NVIDIA device")
 
@@ -106,7 +106,7 @@ def mini_bundle() -> Path:
 def tiny_bundle(request: pytest.FixtureRequest) -> Path:
     """A real bundle of the tiny stack; read it, copy it, do not change it."""
     if importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed: pip install 'refdiff[export]'")
+        pytest.skip("torch is not installed: pip install '.[export]'")
 
     def make(output: Path) -> None:
         from refdiff.export.export import export_stack

@@ -263,7 +263,7 @@ def test_a_missing_back_end_is_exit_code_3_with_the_extra_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.delitem(sys.modules, "refdiff.engines.ort", raising=False)
     monkeypatch.delattr("refdiff.engines.ort", raising=False)
-    assert "pip install 'refdiff[cpu]'" in refused("check", mini_bundle, code=3)
+    assert "pip install '.[cpu]'" in refused("check", mini_bundle, code=3)
 
 
 def test_a_missing_torch_is_exit_code_3_with_the_extra_to_install(
@@ -275,7 +275,7 @@ def test_a_missing_torch_is_exit_code_3_with_the_extra_to_install(
     monkeypatch.delitem(sys.modules, "refdiff.miniature.stack", raising=False)
     line = refused("export", "-o", tmp_path / "bundle", code=3)
     assert "needs torch" in line
-    assert "pip install 'refdiff[export]'" in line
+    assert "pip install '.[export]'" in line
 
 
 def test_a_broken_installation_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

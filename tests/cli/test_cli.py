@@ -225,11 +225,14 @@ def test_the_demo_writes_its_pictures_and_can_be_run_again(
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [*(f"scene-{number}.png" for number in range(1, 7)), "sheet.png"]
+    scenes = [f"scene-{number}{kind}.png" for number in range(1, 7) for kind in (".overlay", "")]
+    assert names == [*scenes, "sheet.png"]
     assert len(report["scenes"]) == 6
     assert all({"phrase", "iou", "scores", "score"} <= set(scene) for scene in report["scenes"])
     assert main([*command, "--mode", "gen"]) == 0
-    assert "mean IoU" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean IoU" in said
+    assert f"refdiff segment mini {tmp_path / 'out' / 'scene-1.png'}" in said
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_a_machine_on_which_nothing_runs_ends_with_3(here, tmp_path, capsys) -> 
     code, document, lines = diagnosis(capsys)
     assert (code, document["passed"], document["runs_with"]) == (3, False, [])
     assert lines["verdict"]["state"] == "fail"
-    assert "pip install 'refdiff[cpu]'" in lines["verdict"]["cure"]
+    assert "pip install '.[cpu]'" in lines["verdict"]["cure"]
 
 
 def test_a_machine_that_only_lacks_plans_is_well_and_a_bundle_without_them_is_not(

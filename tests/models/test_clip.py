@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed: pip install 'refdiff[export]'")
+pytest.importorskip("torch", reason="torch is not installed: pip install '.[export]'")
 
 import open_clip
 import safetensors.torch

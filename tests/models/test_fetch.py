@@ -655,7 +655,7 @@ def test_without_the_hub_s_library_the_message_names_the_extra(
         monkeypatch.delitem(sys.modules, f"refdiff.models.hub.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "refdiff", "--to", str(tmp_path)]) == 3
-    assert "pip install 'refdiff[export]'" in capsys.readouterr().err.splitlines()[-1]
+    assert "pip install '.[export]'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_verb_prints_one_document_and_keeps_progress_off_stdout(
@@ -858,7 +858,7 @@ def test_planning_needs_no_library_and_fetching_no_torch() -> None:
 def test_a_preset_s_clip_has_the_activation_that_open_clip_gives_its_repository() -> None:
     package = importlib.util.find_spec("open_clip")  # read, not imported: that takes longer than all the rest
     if package is None or package.origin is None:
-        pytest.skip("open_clip is not installed: pip install 'refdiff[export]'")
+        pytest.skip("open_clip is not installed: pip install '.[export]'")
     table = ast.parse(Path(package.origin).with_name("pretrained.py").read_text(encoding="utf-8"))
     calls = (node for node in ast.walk(table) if isinstance(node, ast.Call))
     entries = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("torch", reason="torch is not installed: pip install 'refdiff[export]'")
+pytest.importorskip("torch", reason="torch is not installed: pip install '.[export]'")
 
 from open_clip.tokenizer import SimpleTokenizer, basic_clean
 from transformers import CLIPTokenizer

@@ -107,7 +107,7 @@ def test_a_missing_polygraphy_is_reported_before_anything_is_measured(
     monkeypatch.setattr(compare_backends, "find_spec", lambda name: None)
     assert main(["profile", "mini", "--compare-backends"]) == 3
     streams = capsys.readouterr()
-    assert "refdiff[profile]" in streams.err
+    assert "pip install '.[profile]'" in streams.err
     assert "cold start" not in streams.err
 
 

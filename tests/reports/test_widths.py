@@ -86,6 +86,7 @@ def demo() -> Printable:
         "scores": scores,
         "encode_ms": 1234,
         "segment_ms": 12,
+        "image": str(FOLDER / "scene-1.png"),
     }
     scenes = [Some(to_json=lambda: row, iou=0.9751)] * 6
     return batch.demo_table(Some(scenes=scenes, miou=0.8345, sheet=FOLDER / "sheet.png"))  # type: ignore[arg-type]
@@ -185,9 +186,7 @@ def examined() -> Printable:
     found = "TensorrtExecutionProvider is needed, this onnxruntime has: CPUExecutionProvider"
     findings = [
         Diagnosis("machine", "disk for plans", "ok", f"54.8 GB free in {FOLDER}"),
-        Diagnosis(
-            "packages", "tensorrt-rtx", "ok", "not installed", "pip install 'refdiff[rtx]' (x86-64 only)"
-        ),
+        Diagnosis("packages", "tensorrt-rtx", "ok", "not installed", "pip install '.[rtx]' (x86-64 only)"),
         Diagnosis("back-ends", "ort-tensorrt", "warn", found, "use --backend ort-cuda"),
         Diagnosis("verdict", "verdict", "fail", "no back-end can run anything here", "see the lines above"),
     ]

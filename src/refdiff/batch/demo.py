@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from refdiff.accuracy.metrics import iou
 from refdiff.batch.prediction import Prediction, predict
 from refdiff.contracts.atomic_io import write_files
+from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.data.sample import Sample, true_mask
 from refdiff.data.synthetic import demo_samples
+from refdiff.engines.factory import BackendSessions
 from refdiff.errors import InputError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.image import png
@@ -34,6 +38,8 @@ class DemoResult:
 
     sample: Sample
     prediction: Prediction
+    scene: Path
+    """The file of the image as it was rendered."""
     overlay: Path
     """The overlay's file."""
 
@@ -46,7 +52,8 @@ class DemoResult:
         """Return a JSON-ready dictionary."""
         document = self.prediction.to_json()
         del document["mask"]
-        return {"seed": self.sample.seed, "iou": self.iou, "picture": str(self.overlay), **document}
+        files = {"image": str(self.scene), "overlay": str(self.overlay)}
+        return {"seed": self.sample.seed, "iou": self.iou, **files, **document}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,7 @@ def demo(
     backend: BackendOptions = DEFAULT_BACKEND,
     progress: Progress | None = None,
 ) -> DemoReport:
-    """Segment the demo scenes and write an overlay of each, and one contact sheet, to a folder.
+    """Segment the demo scenes and write each, its overlay, and one contact sheet to a folder.
 
     Args:
         output: the folder; created if it is missing. Files of an earlier demo are replaced.
@@ -99,7 +106,13 @@ def demo(
         raise InputError(f"{folder} is a file, expected a folder; choose another place")
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=False)
-    sessions = open_backend(opened, backend)
+    with _writable(folder):
+        return _demo(folder, opened, options, open_backend(opened, backend), report_line)
+
+
+def _demo(
+    folder: Path, opened: Bundle, options: RunOptions, sessions: BackendSessions, report_line: Progress
+) -> DemoReport:
     samples, results = demo_samples(), list[DemoResult]()
     with segmenter_of(opened, sessions, options.pipeline_options(opened.spec)) as segmenter:
         report_line("loading the graphs")
@@ -109,32 +122,47 @@ def demo(
             line = f"scene {number}/{len(samples)}: {sample.phrase}"
             report_line(Step(line, done=number - 1, total=len(samples), unit="scenes"))
             prediction = predict(segmenter, sample.read(), sample.phrase, bundle=opened, sessions=sessions)
-            overlay_path = folder / f"scene-{number}.png"
-            results.append(DemoResult(sample=sample, prediction=prediction, overlay=overlay_path))
+            scene, painted = folder / f"scene-{number}.png", folder / f"scene-{number}.overlay.png"
+            results.append(DemoResult(sample=sample, prediction=prediction, scene=scene, overlay=painted))
     report = DemoReport(scenes=tuple(results), sheet=folder / SHEET_NAME)
-    _write(folder, report)
+    _write(report)
     return report
 
 
-def _write(folder: Path, report: DemoReport) -> None:
-    """Write all files or none; a folder that was created for them is removed if they cannot be written."""
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Make the folder before the work, and remove a new one if the work fails.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write {folder}: {error.strerror}; choose another place (--output)"
+        ) from error
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            folder.rmdir()
+        raise
+
+
+def _write(report: DemoReport) -> None:
+    """Write all files or none."""
     entries = [
         SheetEntry(image=each.prediction.image, result=each.prediction.result, iou=each.iou)
         for each in report.scenes
     ]
     files = {each.overlay: png(each.prediction.result.overlay()) for each in report.scenes}
+    files |= {each.scene: png(each.prediction.image) for each in report.scenes}
     files[report.sheet] = png(contact_sheet(entries))
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror}; choose another place") from error
-    try:
-        write_files(files, overwrite=True)
-    except BaseException:
-        if is_new:
-            folder.rmdir()
-        raise
+    write_files(files, overwrite=True)
 
 
 Picture = NDArray[np.uint8]
@@ -184,7 +212,8 @@ def _draw_entry(page: Image.Image, corner: tuple[int, int], width: int, entry: S
     """Draw the phrase and its IoU, and below them the three panels with their captions."""
     left, top = corner
     draw = ImageDraw.Draw(page)
-    verdict = "no mask" if entry.result.index is None else f"IoU {entry.iou:.2f}"
+    wrong = "" if entry.iou >= _GOOD_FROM else "wrong: "
+    verdict = "no mask" if entry.result.index is None else f"{wrong}IoU {entry.iou:.2f}"
     font = _font(24)
     ink = _GOOD if entry.iou >= _GOOD_FROM else _POOR
     verdict_w = font.getlength(verdict)

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.batch.result_store import INDEX_NAME
 from refdiff.data.listing import describe_skipped
-from refdiff.reports import Column, Section, Table, facts_table, numeric
+from refdiff.reports import Cell, Column, Section, Table, facts_table, numeric
 
 if TYPE_CHECKING:
     from refdiff.batch.demo import DemoReport
     from refdiff.batch.folder import BatchResult
     from refdiff.batch.prediction import Prediction
+
+
+WRONG_BELOW = 0.5
+"""IoU below which the demo calls a mask wrong; the usual threshold of a hit."""
 
 
 def prediction_table(prediction: Prediction, files: Mapping[str, Path]) -> Table:
@@ -95,7 +99,7 @@ def demo_table(report: DemoReport) -> Table:
         rows.append(
             (
                 row["phrase"],
-                f"{row['iou']:.3f}",
+                Cell(f"{row['iou']:.3f}", "plain" if row["iou"] >= WRONG_BELOW else "bad"),
                 _score(row["score"]),
                 *(_score(parts.get(name)) for name in ("hard", "soft", "generative", "place")),
                 f"{row['encode_ms'] + row['segment_ms']:.0f}",
@@ -105,9 +109,16 @@ def demo_table(report: DemoReport) -> Table:
         *(Column("phrase", wrap=True), *numeric("IoU", "score")),
         *(*numeric("hard", "soft", "gen", "place", optional=2), *numeric("ms", optional=1)),
     )
-    return Table(
-        columns=columns, rows=rows, footnotes=(f"mean IoU {report.miou:.3f}   images: {report.sheet}",)
-    )
+    first = report.scenes[0].to_json()
+    wrong = sum(each.iou < WRONG_BELOW for each in report.scenes)
+    notes = [
+        f"mean IoU {report.miou:.3f}; {wrong} of {len(rows)} masks are wrong (IoU below {WRONG_BELOW:g})",
+        f"sheet of all scenes: {report.sheet}",
+        "next:",
+        f'  refdiff segment mini {first["image"]} "{first["phrase"]}" -o mask.png',
+        f'  refdiff segment mini {first["image"]} "the mug" "the ball" -o answers',
+    ]
+    return Table(columns=columns, rows=rows, footnotes=notes)
 
 
 def _box(document: Mapping[str, Any]) -> str:

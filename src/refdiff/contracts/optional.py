@@ -26,6 +26,14 @@ _PACKAGES = frozenset(
 """Modules of the extra `export`. Another missing module is a broken installation: its traceback stays."""
 
 
+def install_line(extra: str) -> str:
+    """Return the command that installs an extra of refdiff.
+
+    refdiff is on no package index, so the command is one for its sources.
+    """
+    return f"pip install '.[{extra}]' in a clone of refdiff"
+
+
 @contextmanager
 def require_export(purpose: str) -> Iterator[None]:
     """Turn a missing package of the extra `export` into an error that says what to install.
@@ -47,5 +55,5 @@ def require_export(purpose: str) -> Iterator[None]:
         if error.name not in _PACKAGES:
             raise
         raise MissingDependencyError(
-            f"{purpose} needs {error.name}, which is not installed; pip install 'refdiff[export]'"
+            f"{purpose} needs {error.name}, which is not installed; {install_line('export')}"
         ) from error

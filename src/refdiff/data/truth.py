@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from refdiff.contracts.optional import install_line
 from refdiff.contracts.session import Bool
 from refdiff.data.sample import Truth
 from refdiff.errors import InputError, MissingDependencyError
@@ -36,7 +37,7 @@ def require_eval(purpose: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"{purpose} needs {error.name}, which is not installed; pip install 'refdiff[eval]'"
+            f"{purpose} needs {error.name}, which is not installed; {install_line('eval')}"
         ) from error
 
 

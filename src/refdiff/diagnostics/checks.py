@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from refdiff.contracts.optional import install_line
 from refdiff.diagnostics.facts import (
     Diagnosis,
     Disk,
@@ -194,7 +195,7 @@ def _no_tensorrt(machine: Machine, flavour: str) -> Diagnosis:
 def _onnxruntime(machine: Machine) -> Diagnosis:
     runtime = machine.onnxruntime
     if runtime is None:
-        cure = "pip install 'refdiff[gpu]'" if machine.gpus.devices else "pip install 'refdiff[cpu]'"
+        cure = install_line("gpu" if machine.gpus.devices else "cpu")
         return _package_line("onnxruntime", "warn", "not installed", cure)
     names = [f"{name} {machine.packages[name]}" for name in ONNX_RUNTIMES if name in machine.packages]
     if runtime.fault is not None:
@@ -211,7 +212,7 @@ def _onnxruntime(machine: Machine) -> Diagnosis:
 def _gpu_cure(machine: Machine) -> str:
     if machine.host.arch != "x86_64":
         return "install the onnxruntime-gpu that NVIDIA publishes for this machine"
-    return "pip uninstall onnxruntime, then pip install 'refdiff[gpu]'"
+    return f"pip uninstall onnxruntime, then {install_line('gpu')}"
 
 
 def _extras(machine: Machine) -> list[Diagnosis]:
@@ -223,7 +224,7 @@ def _extras(machine: Machine) -> list[Diagnosis]:
 
 def _extra(extra: Extra, machine: Machine) -> Diagnosis:
     """Report an extra; a missing one is the user's choice, one with an outdated package is a warning."""
-    name, cure = f"extra {extra.name}", f"pip install 'refdiff[{extra.name}]'"
+    name, cure = f"extra {extra.name}", install_line(extra.name)
     if extra.name == "gpu" and "onnxruntime" in machine.packages:
         cure = f"in place of the extra cpu: pip uninstall onnxruntime, then {cure}"
     lacks = f"lacks {', '.join(extra.missing)}" if extra.missing else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from refdiff.contracts.bundle import Bundle, Manifest, open_bundle, read_manifest
 from refdiff.contracts.inspection import bundle_path
+from refdiff.contracts.optional import install_line
 from refdiff.contracts.progress import Progress, silent
 from refdiff.diagnostics.backends import BackendResults, try_backends
 from refdiff.diagnostics.checks import check_machine, check_packages
@@ -132,7 +133,7 @@ def _verdict_without_bundle(results: BackendResults) -> Diagnosis:
     if results.can_build:
         found = f"plans can be built and run here with {', '.join(results.can_build)}"
         return _verdict_line("ok", found, "refdiff build BUNDLE")
-    cure = "install a back-end: pip install 'refdiff[cpu]', or see the lines above"
+    cure = f"install a back-end: {install_line('cpu')}, or see the lines above"
     return _verdict_line("fail", "no back-end can run anything here", cure)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from refdiff.contracts.optional import install_line
 from refdiff.diagnostics.facts import Diagnosis, Machine, version_numbers
 from refdiff.diagnostics.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
 
@@ -151,7 +152,7 @@ KNOWN_BAD = (
     KnownBad(
         title="two ONNX Runtimes",
         seen=_several_onnxruntimes,
-        cure="pip uninstall every onnxruntime*, then install one of: 'refdiff[gpu]', 'refdiff[cpu]'",
+        cure="pip uninstall every onnxruntime*, then install one extra: gpu or cpu",
         source="microsoft/onnxruntime#26996",
         dated="2026-01-13",
     ),
@@ -194,14 +195,14 @@ KNOWN_BAD = (
     KnownBad(
         title="TensorRT-RTX on this GPU",
         seen=_rtx_unknown_gpu,
-        cure="use --backend ort-cuda, or TensorRT: pip install 'refdiff[trt]'; it knows 7.5, 8.x and 12.x",
+        cure=f"use --backend ort-cuda, or TensorRT: {install_line('trt')}; it knows 7.5, 8.x and 12.x",
         source="NVIDIA, TensorRT-RTX 1.5 Support Matrix, and docs/engines.md",
         dated="2026-11-27",
     ),
     KnownBad(
         title="TensorRT-RTX on Turing",
         seen=_rtx_on_turing,
-        cure="use --backend ort-cuda, or TensorRT: pip install 'refdiff[trt]'",
+        cure=f"use --backend ort-cuda, or TensorRT: {install_line('trt')}",
         source="pytorch/TensorRT#4643",
         dated="2026-08-29",
     ),

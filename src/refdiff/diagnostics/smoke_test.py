@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from refdiff.contracts.bundle import Bundle, open_bundle
+from refdiff.contracts.optional import install_line
 from refdiff.contracts.parity import relative_error, select_recorded
 from refdiff.contracts.session import SessionFactory
 from refdiff.engines.factory import open_sessions
@@ -89,7 +90,7 @@ def _check_known(flavour: Flavour, device: Device | None) -> None:
     if device is not None and not flavour.supports(device.compute_capability):
         raise EngineError(
             f"{flavour.title} does not know compute capability {device.compute_capability} ({device.name}); "
-            "use --backend ort-cuda, or TensorRT: pip install 'refdiff[trt]'"
+            f"use --backend ort-cuda, or TensorRT: {install_line('trt')}"
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
+from refdiff.contracts.optional import install_line
 from refdiff.contracts.session import Measure, Session, SessionFactory
 from refdiff.engines.trt.open import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
@@ -201,7 +202,7 @@ def import_ort(backend: str) -> ModuleType:
             raise
         extra = "gpu" if backend in ("ort-cuda", "ort-tensorrt") else _EXTRAS[error.name]
         raise MissingDependencyError(
-            f"back-end {backend} needs {error.name}, which is not installed; pip install 'refdiff[{extra}]'"
+            f"back-end {backend} needs {error.name}, which is not installed; {install_line(extra)}"
         ) from error
     return ort
 

@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
+from refdiff.contracts.optional import install_line
 from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
 from refdiff.errors import EngineError, InputError
 
@@ -285,7 +286,7 @@ def create_session(path: Path, backend: str, options: Any) -> Any:
         have = ", ".join(ort.get_available_providers())
         raise EngineError(
             f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
-            f"pip install 'refdiff[gpu]' on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
+            f"{install_line('gpu')} on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
         )
     session = _load(path, backend, options)
     started = session.get_providers()[0]

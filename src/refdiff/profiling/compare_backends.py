@@ -23,6 +23,7 @@ import numpy as np
 
 from refdiff.accuracy.tolerances import graph_tolerance
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.optional import install_line
 from refdiff.contracts.parity import select_recorded
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
@@ -178,8 +179,7 @@ def load_polygraphy(flavour: str | None) -> ModuleType:
 
 def _missing(package: str) -> MissingDependencyError:
     return MissingDependencyError(
-        f"comparing back-ends needs {package}, which is not installed; "
-        f"pip install 'refdiff[{_NEEDED[package]}]'"
+        f"comparing back-ends needs {package}, which is not installed; {install_line(_NEEDED[package])}"
     )
 
 

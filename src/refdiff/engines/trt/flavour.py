@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from refdiff.contracts.optional import install_line
 from refdiff.errors import EngineError, InputError, MissingDependencyError
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -117,8 +118,8 @@ class Flavour:
 
 
 INSTALL = {
-    "tensorrt": "on a Jetson it comes with JetPack, elsewhere: pip install 'refdiff[trt]'",
-    "tensorrt-rtx": "pip install 'refdiff[rtx]' (x86-64 only)",
+    "tensorrt": f"on a Jetson it comes with JetPack, elsewhere: {install_line('trt')}",
+    "tensorrt-rtx": f"{install_line('rtx')} (x86-64 only)",
 }
 """Flavour -> how to install it."""
 _FLAGS_OF = {"refit": "REFIT", "strip_weights": "STRIP_PLAN", "version_compatible": "VERSION_COMPATIBLE"}
@@ -167,8 +168,8 @@ def choose_flavour(name: str = "auto", *, has_device: bool) -> tuple[Flavour, st
     installed = [name for name, packages in PACKAGES.items() if any(map(find_spec, packages))]
     if not installed:
         raise MissingDependencyError(
-            "no TensorRT is installed; on a Jetson it comes with JetPack, with a GPU: pip install "
-            "'refdiff[trt]', with an RTX GPU or none: pip install 'refdiff[rtx]'"
+            "no TensorRT is installed; on a Jetson it comes with JetPack, with a GPU: "
+            f"{install_line('trt')}, with an RTX GPU or none: {install_line('rtx')}"
         )
     if len(installed) == 1:
         return load_flavour(installed[0]), "the only one installed"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.optional import install_line
 from refdiff.contracts.session import Measure
 from refdiff.engines.trt.cuda import Cuda, import_cudart
 from refdiff.engines.trt.device import Device, find_device
@@ -145,5 +146,5 @@ def _import_cuda(backend: str) -> Any:
             raise
         raise MissingDependencyError(
             f"back-end {backend} needs cuda-python, which is not installed; "
-            f"pip install 'refdiff[{_EXTRAS[backend]}]'; on a Jetson: pip install 'refdiff[jetson]'"
+            f"{install_line(_EXTRAS[backend])}; on a Jetson: {install_line('jetson')}"
         ) from error
