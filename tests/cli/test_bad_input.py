@@ -141,7 +141,7 @@ def test_an_odd_but_valid_picture_is_segmented(
 BAD_PHRASES = {
     "empty": ("", "empty phrase"),
     "blank": (" \t\n ", "empty phrase"),
-    "chinese": ("左边的红色杯子", "expected English words"),
+    "chinese": ("左边的红色杯子", "got phrase '左边的红色杯子', expected English words"),
     "emoji": ("🔴☕", "expected English words"),
     "too long": ("the red mug " * 40, "tokens, expected at most 75"),
 }
@@ -207,6 +207,20 @@ def test_a_bundle_that_cannot_be_trusted_is_refused_by_every_verb(
     damage(bundle)
     rest = [photo, "the mug"] if verb == "segment" else []
     assert said in refused(verb, bundle, *rest)
+
+
+def test_a_forgotten_bundle_and_a_swapped_one_are_named_with_the_command_that_was_meant(
+    tmp_path: Path, scene: Image.Image, refused: Callable[..., str]
+) -> None:
+    photo = tmp_path / "a photo.png"
+    scene.save(photo)
+    forgotten = refused("segment", photo, "the red mug")
+    assert f"got no bundle: {photo} is a file" in forgotten
+    assert f"refdiff segment mini '{photo}' 'the red mug'" in forgotten
+    swapped = refused("segment", photo, "mini", "the mug")
+    assert "bundle and image are swapped" in swapped
+    assert f"refdiff segment mini '{photo}' 'the mug'" in swapped
+    assert "or use the built-in: mini" in refused("segment", tmp_path / "bundel", photo, "the mug")
 
 
 @pytest.mark.parametrize("verb", ["inspect", "check"])

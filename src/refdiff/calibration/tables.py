@@ -93,13 +93,14 @@ def _outcome(outcome: Outcome) -> str:
 def calibration_table(report: CalibrationReport) -> Table:
     """Lay out one row per graph, and how many questions were recorded where."""
     earlier = f", {report.resumed} of them recorded earlier" if report.resumed else ""
+    images = "image" if report.pictures == 1 else "images"
     return Table(
         title=f"{report.bundle}   {report.model} on {report.backend}, "
         f"{', '.join(report.variants)}, {report.mode}",
         columns=(Column("graph"), *numeric("recorded runs")),
         rows=[(name, str(count)) for name, count in report.graphs.items()],
         footnotes=(
-            f"{report.new + report.resumed} questions on {report.pictures} images{earlier}",
+            f"{report.new + report.resumed} questions on {report.pictures} {images}{earlier}",
             f"{report.feeds}   {size_text(report.size_bytes)}, {report.seconds:.1f} s",
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +88,7 @@ def segment(
     """
     from refdiff.contracts.options import BackendOptions, FolderOptions, RunOptions
 
+    _check_order(bundle, image, phrases or [])
     options = RunOptions(
         variant=variant,
         mode=mode,
@@ -129,6 +131,26 @@ def segment(
         first, *others = result.failures.values()
         more = f" (and {len(others)} images more)" if others else ""
         end(f"{first}{more}", SOME_FAILED if result.answered + result.resumed else ALL_FAILED)
+
+
+def _check_order(bundle: str, image: Path, phrases: list[str]) -> None:
+    """Refuse an image in the place of the bundle, with the command that was meant.
+
+    Raises:
+        BadParameter: the bundle was forgotten, or bundle and image are swapped.
+    """
+    given = Path(bundle)
+    if not given.is_file():
+        return
+    if (image / "manifest.json").is_file() or str(image) == "mini":
+        words = " ".join(map(shlex.quote, phrases))
+        meant = f"refdiff segment {shlex.quote(str(image))} {shlex.quote(bundle)} {words}"
+        raise typer.BadParameter(f"bundle and image are swapped; put the bundle first: {meant}".strip())
+    words = " ".join(shlex.quote(each) for each in (str(image), *phrases))
+    raise typer.BadParameter(
+        f"got no bundle: {given} is a file; put the bundle first: "
+        f"refdiff segment mini {shlex.quote(bundle)} {words}"
+    )
 
 
 def _one(

@@ -5,7 +5,10 @@ That function's room is imported inside the verb, so that --help and misuse answ
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,7 +110,9 @@ def inspect(bundle: BundleName, expect: Expect = None, as_json: Json = False) ->
 
 
 def bundle_section(inspection: Inspection) -> Section:
-    """Lay out a bundle's graphs, its files, and where it comes from."""
+    """Lay out a bundle's graphs, where it comes from and what to do next; with --verbose every hash."""
+    from refdiff.contracts.inspection import MINIATURE_NAME, bundle_path
+
     manifest = inspection.manifest
     graphs = []
     for name, graph in manifest.graphs.items():
@@ -116,6 +121,7 @@ def bundle_section(inspection: Inspection) -> Section:
         graphs.append((name, graph.precision, *tensors, "" if error is None else f"{error:.1e}"))
     wrapping = (Column(name, wrap=True) for name in ("precision", "inputs", "outputs"))
     graph_columns = (Column("graph"), *wrapping, *numeric("from torch"))
+    verbose = logging.getLogger("refdiff").isEnabledFor(logging.INFO)
     files = [(name, size_text(file.size_bytes), file.sha256[:16]) for name, file in manifest.files.items()]
     file_columns = (Column("file", wrap=True), *numeric("size"), Column("sha256", wrap=True))
     versions = "   ".join(f"{name} {version}" for name, version in manifest.versions.items())
@@ -130,14 +136,19 @@ def bundle_section(inspection: Inspection) -> Section:
         f"written by refdiff {manifest.refdiff_version}, diffusion at {manifest.spec.diffusion.image_size} px"
     )
     pin = f"sha256 {manifest.sha256} (--expect accepts this bundle only)"
-    notes = (f"exported with: {versions}", f"weights: {sources}")
-    return Section(
-        lines=(head, pin),
-        tables=(
-            Table(columns=graph_columns, rows=graphs),
-            Table(columns=file_columns, rows=files, footnotes=notes),
-        ),
+    details = Table(columns=file_columns, rows=files, footnotes=(f"exported with: {versions}",))
+    name = MINIATURE_NAME if inspection.path == bundle_path(MINIATURE_NAME) else str(inspection.path)
+    allow = "" if manifest.random_seed is None else " --allow-random-weights"
+    notes = (
+        f"weights: {sources}",
+        pin,
+        f"{len(files)} files, all as the manifest lists them; --verbose shows them",
+        f"bundle: {inspection.path}",
+        f'next: refdiff segment {shlex.quote(name)} IMAGE "the red mug"{allow}',
     )
+    graph_table = Table(columns=graph_columns, rows=graphs, footnotes=() if verbose else notes)
+    end_table = replace(details, footnotes=(*details.footnotes, *notes))
+    return Section(lines=(head,), tables=(graph_table, end_table) if verbose else (graph_table,))
 
 
 def _tensors(tensors: Sequence[TensorSpec]) -> str:

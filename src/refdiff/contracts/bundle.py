@@ -207,7 +207,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise BundleError(f"bundle {folder} {what}; make one with: refdiff export")
+        raise BundleError(
+            f"bundle {folder} {what}; make one with: refdiff export, or use the built-in one: mini"
+        )
     path = folder / MANIFEST_NAME
     if is_draft(folder.resolve().name):
         raise BundleError(f"{folder} is what an interrupted export left behind, not a bundle; export again")

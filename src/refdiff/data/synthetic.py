@@ -32,9 +32,9 @@ __all__ = [
     "scene_samples",
 ]
 
-DEMO_SEEDS = (1_000_007, 1_000_009, 1_000_025, 1_000_039, 1_000_041, 1_000_049)
-"""Held-out scenes of `demo` and `profile`, chosen before the models were trained: tall, wide and square
-images, different kinds of phrase."""
+DEMO_SEEDS = (1_000_007, 1_000_009, 1_000_025, 1_000_039, 1_000_041, 1_000_132)
+"""Held-out scenes of `demo` and `profile`: tall, wide and square images, different kinds of phrase. The last
+was chosen because the miniature's mask is wrong there, the others before the models were trained."""
 
 CALIBRATION_FROM = 500_000
 """First seed of calibration: beyond the training scenes (0 to 19,999) and before the held-out ones, on which

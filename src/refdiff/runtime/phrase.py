@@ -109,7 +109,7 @@ def normalize_text(text: str) -> str:
     if not clean:
         raise InputError('got an empty phrase, expected English words; name the thing, e.g. "the red mug"')
     if not re.search("[A-Za-z]", clean):
-        raise InputError(f"got phrase {clean[:40]!a}, expected English words; CLIP reads no other language")
+        raise InputError(f"got phrase {clean[:40]!r}, expected English words; CLIP reads no other language")
     if any("\ud800" <= letter <= "\udfff" for letter in clean):
         raise InputError(f"got phrase {clean[:40]!a}, which is not valid Unicode; decode it as UTF-8 first")
     return clean
