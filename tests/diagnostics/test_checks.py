@@ -139,7 +139,10 @@ def test_an_onnxruntime_without_the_gpu_is_reported_where_there_is_one(tmp_path:
     machine = rtx_workstation(tmp_path)
     machine.packages, machine.providers = {"onnxruntime": "1.32.0"}, CPU_ONLY
     line = lines(machine)["onnxruntime"]
-    assert (line.state, line.cure) == ("warn", "pip uninstall onnxruntime, then pip install '.[gpu]'")
+    assert (line.state, line.cure) == (
+        "warn",
+        "pip uninstall onnxruntime, then pip install '.[gpu]' in a clone of refdiff",
+    )
     machine.arch = "aarch64"
     assert "NVIDIA publishes" in lines(machine)["onnxruntime"].cure
 
@@ -147,7 +150,7 @@ def test_an_onnxruntime_without_the_gpu_is_reported_where_there_is_one(tmp_path:
 def test_no_onnxruntime_and_a_broken_one_are_distinguished(tmp_path: Path) -> None:
     machine = cpu_box(tmp_path)
     machine.packages = {}
-    assert lines(machine)["onnxruntime"].cure == "pip install '.[cpu]'"
+    assert lines(machine)["onnxruntime"].cure == "pip install '.[cpu]' in a clone of refdiff"
     machine.packages = {"onnxruntime": "1.32.0"}
     machine.answers[" ".join(ORT_REPORT)] = Ran(
         output="", fault="python was ended by SIGILL: it said nothing"

@@ -112,7 +112,7 @@ def demo_table(report: DemoReport) -> Table:
     first = report.scenes[0].to_json()
     wrong = sum(each.iou < WRONG_BELOW for each in report.scenes)
     notes = [
-        f"mean IoU {report.miou:.3f}; {wrong} of {len(rows)} masks are wrong (IoU below {WRONG_BELOW:g})",
+        f"mean IoU {report.miou:.3f}; {wrong} of {len(rows)} wrong (IoU below {WRONG_BELOW:g})",
         f"sheet of all scenes: {report.sheet}",
         "next:",
         f'  refdiff segment mini {first["image"]} "{first["phrase"]}" -o mask.png',

@@ -45,7 +45,10 @@ def check(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails."""
+    """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails.
+
+    Columns: error is the largest difference from torch over its outputs' range; docs/output.md explains all.
+    """
     from refdiff.contracts.atomic_io import check_targets, write_files
     from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.data.synthetic import RenderedScenes

@@ -68,7 +68,11 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the accuracy of a bundle, or of the torch reference, on data sets with true masks."""
+    """Measure the accuracy of a bundle, or of the torch reference, on data sets with true masks.
+
+    Columns: oIoU is all overlaps over all unions, Pr@0.5 the share of samples with an IoU of 0.5 or more,
+    oracle the mIoU of always choosing the best candidate.
+    """
     from refdiff.contracts.atomic_io import check_targets
     from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.errors import GateError, InputError

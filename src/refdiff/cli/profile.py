@@ -53,7 +53,11 @@ def profile(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Measure time by stage, graph and layer, or compare two such records."""
+    """Measure time by stage, graph and layer, or compare two such records.
+
+    Columns: p50, p90 and p99 are percentiles, GMACs multiply-adds of a call, of peak the share of this
+    machine's fastest matrix product; docs/output.md explains all.
+    """
     from refdiff.contracts.bundle import open_bundle
     from refdiff.contracts.inspection import bundle_path
     from refdiff.contracts.options import BackendOptions, RunOptions

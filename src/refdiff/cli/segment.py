@@ -85,6 +85,9 @@ def segment(
     what else may be wrong. "matched": false means that no mask could be made; the exit code is 0 then, too.
     A folder run reports images that fail by name and goes on; it then ends with exit code 1, or 2 if all have
     failed.
+
+    Columns: score is the weighted sum of hard (CLIP on the crop), soft (CLIP on the image, masked), gen (the
+    heatmap inside the mask) and place (words such as "left"); docs/output.md explains all.
     """
     from refdiff.contracts.options import BackendOptions, FolderOptions, RunOptions
 

@@ -33,7 +33,12 @@ def demo(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Segment sample scenes with the built-in models, offline."""
+    """Segment sample scenes with the built-in models, offline.
+
+    Columns: score is the weighted sum of hard (CLIP on the crop), soft (CLIP on the image, masked), gen (the
+    heatmap inside the mask) and place (words such as "left"); docs/output.md explains all.
+    IoU is the overlap with the true mask, 0..1.
+    """
     from refdiff.batch import demo
     from refdiff.batch.tables import demo_table
     from refdiff.contracts.options import BackendOptions, RunOptions
@@ -101,7 +106,11 @@ def fetch(
 
 @verb()
 def inspect(bundle: BundleName, expect: Expect = None, as_json: Json = False) -> None:
-    """Show the contents of a bundle, after verifying every file in it."""
+    """Show the contents of a bundle, after verifying every file in it.
+
+    Columns: from torch is the largest difference from torch's outputs over their range. --verbose adds each
+    file's size and hash.
+    """
     from refdiff.contracts.inspection import inspect as inspect_bundle
 
     with working():

@@ -156,4 +156,4 @@ def _state(finding: Diagnosis) -> Cell:
     """Return the state as a cell; what is well although it lacks something is optional."""
     if finding.state == "ok" and finding.cure:
         return Cell("–")
-    return Cell("FAIL" if finding.state == "fail" else finding.state, _TONES[finding.state])
+    return Cell(finding.state, _TONES[finding.state])
