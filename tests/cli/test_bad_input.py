@@ -220,7 +220,7 @@ def test_a_forgotten_bundle_and_a_swapped_one_are_named_with_the_command_that_wa
     swapped = refused("segment", photo, "mini", "the mug")
     assert "bundle and image are swapped" in swapped
     assert f"refdiff segment mini '{photo}' 'the mug'" in swapped
-    assert "or use the built-in: mini" in refused("segment", tmp_path / "bundel", photo, "the mug")
+    assert "or use the built-in one: mini" in refused("segment", tmp_path / "bundel", photo, "the mug")
 
 
 @pytest.mark.parametrize("verb", ["inspect", "check"])
