@@ -16,7 +16,6 @@ HEADS = {
     "man in blue shirt": "man",
     "guy blue shirt": "guy",
     "woman's left hand": "hand",
-    "woman\u2019s left hand": "hand",
     "second from left": "second",
     "far right": "right",
     "a piece of pizza": "piece",
@@ -160,7 +159,9 @@ def test_sizes_belong_to_the_head(text: str, superlative: str | None, size: str 
     ("text", "released", "fixed"),
     [
         ("mug on the left", "left", "left"),
-        ("Right mug", "right", "right"),
+        ("right mug", "right", "right"),
+        ("Right mug", None, "right"),
+        ("LEFT mug on the right", "right", "left"),
         ("leftmost mug", "left", "left"),
         ("right of the left mug", "left", "left"),
         ("leftover pizza", "left", None),
@@ -208,13 +209,49 @@ def test_a_focus_word_that_is_not_in_the_phrase_is_refused(focus: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "   ", "\n\t", "?!", "🍕🍕", "12", "左のカップ", "кружка", "mug \ud800"]
+    "text",
+    ["", "   ", "\n\t", "\x00", "&nbsp;", "?!", "🍕🍕", "左のカップ", "кружка 2", "٣", "mug \ud800"],
 )
 def test_what_is_no_english_phrase_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match="got") as caught:
         parse_phrase(text)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize("text", ["33", "2", "# 12", "\uff12"])
+def test_a_number_is_a_phrase(text: str) -> None:
+    phrase = parse_phrase(text)
+    assert phrase.root in ("33", "2", "12")
+    assert phrase.text[: phrase.root_end].endswith(phrase.root)
+
+
+def test_a_refused_phrase_is_shown_as_written_without_its_control_characters() -> None:
+    with pytest.raises(InputError, match="got phrase '左のカップ31m'"):
+        parse_phrase("左の\u202e\x07カップ\x1b31m")
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("the man\u2019s \u201cred\u201d mug", 'the man\'s "red" mug'),
+        ("salt &amp;amp; pepper", "salt & pepper"),
+        ("the man&#39;s mug", "the man's mug"),
+        ("the manâ€™s mug", "the man's mug"),
+        ("cafÃ© table", "caf\u00e9 table"),
+        ("cafe\u0301 table", "caf\u00e9 table"),
+        ("red\x00 mug", "red mug"),
+        ("The RED Mug", "The RED Mug"),
+    ],
+)
+def test_a_phrase_is_cleaned_as_clip_cleans_it(text: str, clean: str) -> None:
+    assert parse_phrase(text).text == clean
+
+
+def test_offsets_are_those_of_the_cleaned_text() -> None:
+    phrase = parse_phrase("the man&rsquo;s  hat", word_boundaries=True)
+    assert (phrase.root, phrase.text[: phrase.root_end]) == ("hat", "the man's hat")
+    assert parse_phrase("the man\u2019s hat", focus="man\u2019s").root == "man's"
 
 
 def test_what_is_no_text_is_refused() -> None:

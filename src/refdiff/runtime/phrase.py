@@ -6,6 +6,7 @@ In: the text a person wrote. Out: a frozen `Phrase`; offsets count characters of
 from __future__ import annotations
 
 import functools
+import html
 import importlib
 import re
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from refdiff.runtime.phrase_rules import (
 
 SPACY_MODEL = "en_core_web_sm"
 
+_PLAIN = re.compile(r"[ -%'-~\t\n\r]*")
+"""A text that cleaning leaves alone but for its white space: printable ASCII without "&"."""
+
 MOST_OTHERS = 3
 """Most other things of a phrase that are used."""
 
@@ -44,7 +48,7 @@ class Phrase:
     """A parsed phrase."""
 
     text: str
-    """The text as written, with white space collapsed."""
+    """The text as cleaned by `normalize_text`; all offsets and token indices are those of this text."""
     root: str
     """The head word as written; the whole text when none is found."""
     root_end: int
@@ -74,7 +78,7 @@ def parse_phrase(
         reader: the built-in rules, or spaCy as in the release.
 
     Raises:
-        InputError: blank, no English letters, or a focus that is not in the phrase.
+        InputError: nothing that CLIP can read, or a focus that is not in the phrase.
         MissingDependencyError: spaCy is asked for and not installed.
     """
     text = normalize_text(text)
@@ -98,21 +102,48 @@ def parse_phrase(
 
 
 def normalize_text(text: str) -> str:
-    """Return `text` with white space collapsed.
+    """Return `text` as CLIP's own tokenizer cleans it, in its own case, with white space collapsed.
+
+    Broken Unicode is repaired, curly quotes are straightened and HTML entities resolved. Source: openai/CLIP,
+    simple_tokenizer.py, `basic_clean` and `whitespace_clean`.
 
     Raises:
-        InputError: it is not text, blank, not encodable, or has no letter that CLIP's English can read.
+        InputError: it is not text or not valid Unicode, or has nothing that CLIP can read: neither an English
+            letter nor, if there are no letters at all, a digit.
     """
     if not isinstance(text, str):
         raise InputError(f"got a phrase of type {type(text).__name__}, expected text; pass an English phrase")
-    clean = " ".join(text.split())
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(
+            f"got phrase {_printable(text)!r}, which is not valid Unicode; decode it as UTF-8 first"
+        )
+    clean = _clean(text)
     if not clean:
         raise InputError('got an empty phrase, expected English words; name the thing, e.g. "the red mug"')
-    if not re.search("[A-Za-z]", clean):
-        raise InputError(f"got phrase {clean[:40]!r}, expected English words; CLIP reads no other language")
-    if any("\ud800" <= letter <= "\udfff" for letter in clean):
-        raise InputError(f"got phrase {clean[:40]!a}, which is not valid Unicode; decode it as UTF-8 first")
+    letters = re.findall(r"[^\W\d_]", clean)
+    if letters and not re.search("[A-Za-z]", clean):
+        raise InputError(
+            f"got phrase {_printable(clean)!r}, expected English words; CLIP reads no other language"
+        )
+    if not re.search("[A-Za-z0-9]", clean):
+        raise InputError(
+            f"got phrase {_printable(clean)!r}, expected English words or a number; name the thing, "
+            'e.g. "the red mug"'
+        )
     return clean
+
+
+def _clean(text: str) -> str:
+    if not _PLAIN.fullmatch(text):
+        import ftfy  # late: plain text does not need it, and it takes a quarter of a second to import
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())
+
+
+def _printable(text: str) -> str:
+    """Return the start of a text for a message, without control characters and half surrogates."""
+    return "".join(letter for letter in text if letter.isprintable())[:40]
 
 
 def direction(text: str, *, word_boundaries: bool) -> Literal["left", "right"] | None:
@@ -120,13 +151,12 @@ def direction(text: str, *, word_boundaries: bool) -> Literal["left", "right"] |
 
     Args:
         text: the phrase.
-        word_boundaries: True: the words left, leftmost, right, rightmost. False: substrings, as released, so
-            that "bright mug" is on the right.
+        word_boundaries: True: the words left, leftmost, right, rightmost in any case. False: lower-case
+            substrings, as released, so that "bright mug" is on the right and "Right mug" on no side.
     """
-    lower = text.lower()
     sides: tuple[Literal["left"], Literal["right"]] = ("left", "right")
     for side in sides:
-        found = re.search(rf"\b{side}(?:most)?\b", lower) if word_boundaries else side in lower
+        found = re.search(rf"(?i)\b{side}(?:most)?\b", text) if word_boundaries else side in text
         if found:
             return side
     return None
@@ -149,14 +179,16 @@ def _collect_others(text: str, head: Word | None, relation: FoundRelation | None
 
 def _find_focus(text: str, focus: str) -> Word:
     """Find `focus` in the text: as whole words if possible, otherwise inside a word."""
-    wanted = re.escape(" ".join(focus.split()))
+    wanted = re.escape(_clean(focus))
     if not wanted:
         raise InputError(
             f"got a blank focus word, expected a word of {text!r}; leave it out to have one found"
         )
     match = re.search(rf"\b{wanted}\b", text, re.IGNORECASE) or re.search(wanted, text, re.IGNORECASE)
     if match is None:
-        raise InputError(f"got focus word {focus!r}, expected a word of {text!r}; take one of its words")
+        raise InputError(
+            f"got focus word {_printable(focus)!r}, expected a word of {text!r}; take one of its words"
+        )
     return Word(match.group().lower(), *match.span())
 
 
