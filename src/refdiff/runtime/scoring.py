@@ -14,6 +14,7 @@ from refdiff.contracts.results import Candidates, Scores
 from refdiff.contracts.session import Bool, Float
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
+from refdiff.runtime.cautions import phrase_cautions
 from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.segmentation import NOT_CALIBRATED, Segmentation
 
@@ -124,7 +125,7 @@ def select(
         heat=heatmap,
         candidates=candidates,
         reason=None if found else empty_reason,
-        cautions=(NOT_CALIBRATED,) if found else (),  # those of the phrase go before it
+        cautions=(*phrase_cautions(phrase.text), *((NOT_CALIBRATED,) if found else ())),
     )
 
 
