@@ -84,7 +84,7 @@ def coco_subset(path: Path) -> Subset:
                 segmentations=[entry["segmentation"]],
                 size_yx=(int(image["height"]), int(image["width"])),
             )
-            file = _beside(path, str(image["file_name"]))
+            file = _locate(path, str(image["file_name"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{path}, annotation {number} lacks a field, or names an image or a category that is not "
@@ -103,7 +103,7 @@ def coco_subset(path: Path) -> Subset:
     return _subset(path.stem, samples, path)
 
 
-def _beside(path: Path, name: str) -> Path:
+def _locate(path: Path, name: str) -> Path:
     places = [path.parent / name, path.parent / "images" / name]
     return next((place for place in places if place.is_file()), places[0])
 

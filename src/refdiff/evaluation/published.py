@@ -1,4 +1,4 @@
-"""The paper's benchmark rows, with our figures beside them.
+"""The paper's benchmark rows, with our figures next to them.
 
 In: reports, one for each mode. Out: `PublishedRow`s in the order of `published.json`, and the rows that fail.
 """
