@@ -1,7 +1,7 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as parquet tables, in the two forms that the Hugging Face hub serves.
 
     jxu124/refcoco-benchmark   a row per image: its file's bytes, and a list of refs with their annotations
-    jxu124/refcoco             a row per ref, with the annotation as JSON; images are COCO's, next to the table
+    jxu124/refcoco             a row per ref, with its annotation as JSON; images are COCO files nearby
 
 In: the root folder. Out: `Subset`s. Images inside a table are read when they are needed.
 """
