@@ -7,6 +7,7 @@ from pathlib import Path
 
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import bundle_cautions, check_trained, find_bundle
+from refdiff.contracts.onnx_file import read_onnx
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, Options, RunOptions
 from refdiff.contracts.session import Measure, SessionFactory
 from refdiff.engines.factory import BackendSessions, open_sessions
@@ -72,4 +73,5 @@ def segmenter_of(
         positions=bundle.clip_positions(),
         cautions=bundle_cautions(bundle),
         observer=observer,
+        read_graph=lambda name: read_onnx(bundle.graph_path(name)),
     )

@@ -2,7 +2,7 @@
 
 All vectors have unit length. A candidate that the area filter took out is not computed, which is exact,
 because no candidate's vector depends on another's (METHOD §2); its vector is zero. Images reach the graph
-padded to a few sizes (see `clip_inputs`), which is exact too.
+padded to a few sizes (see `clip_tower`), which is exact too.
 
 Axes: n = candidates, e = CLIP embedding, p = patches, b = batch, c = class tokens, g = CLIP's training grid,
 w = its token width, y/x = image rows/columns.
@@ -11,7 +11,6 @@ w = its token width, y/x = image rows/columns.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -27,23 +26,17 @@ from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
 from refdiff.runtime.batching import TEXT_ROWS, batch_size, run_batched
 from refdiff.runtime.clip_inputs import (
-    CLASS_BUCKETS,
-    candidate_attention_mask,
-    class_bucket,
-    images_per_call,
-    interpolate_positions,
     letterbox,
+    longer_side,
     masked_crop,
-    open_attention_masks,
-    pad_rows,
-    patch_bucket,
     patch_grid,
+    resize,
     resize_shorter_side,
-    sample_on_grid,
     shrink_longer_side,
     shrunk_size,
-    to_patches,
+    size_of_patches,
 )
+from refdiff.runtime.clip_tower import GraphReader, ImageTower, slices
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase import Phrase, direction
 from refdiff.runtime.spatial import Direction, place_scores, ramp
@@ -77,6 +70,7 @@ class ClipBranch:
         tokenizer: of the bundle.
         positions: [g*g, w], the position table without the class token's row.
         observer: notified of the stages "soft", "text" and "crops".
+        read_graph: reads a graph's file, for images that no engine takes.
 
     Raises:
         InputError: the options need what the runtime does not compute, or the table does not fit the spec.
@@ -90,13 +84,14 @@ class ClipBranch:
         tokenizer: Tokenizer,
         positions: Float,
         observer: Observer | None = None,
+        read_graph: GraphReader | None = None,
     ) -> None:
         _check(spec, options, positions)
         self._sessions = sessions
         self._spec = spec
         self._options = options
         self._tokenizer = tokenizer
-        self._positions = positions
+        self._tower = ImageTower(sessions, spec, positions, read_graph)
         self._observer = observer or NullObserver()
         self._is_used = options.mode in ("disc+seg", "full")
 
@@ -104,7 +99,7 @@ class ClipBranch:
         """Refuse an image [y, x, 3] that the masked attention cannot see, before anything is computed.
 
         Raises:
-            InputError: it has no CLIP patch, or too many.
+            InputError: it has no CLIP patch.
         """
         if self._is_used:
             patch = self._spec.patch_size
@@ -133,7 +128,7 @@ class ClipBranch:
         Yields:
             For each phrase a mapping that holds its texts, and may hold others; empty in modes without CLIP.
         """
-        for some in _slices(len(phrases), TEXT_ROWS):
+        for some in slices(len(phrases), TEXT_ROWS):
             texts = [text for phrase in phrases[some] for text in self._texts_of(phrase)]
             distinct = list(dict.fromkeys(texts)) if self._is_used else []
             vectors = dict(zip(distinct, self.text_vectors(distinct), strict=True)) if distinct else {}
@@ -175,23 +170,20 @@ class ClipBranch:
     def hard_vectors(self, image: ImageArray, candidates: Candidates, side: Direction) -> Float:
         """Return the vector h_i of each candidate cut out on black, under the side's ramp (METHOD §5).
 
-        Crops of one bucket share calls, whatever their patch grids.
-
         Returns:
             [n, e].
         """
         spec, weights = self._spec, ramp(side, image.shape[1])  # [x]
-        fit = letterbox if self._options.crops.letterbox else resize_shorter_side
-        by_bucket: dict[int, list[tuple[int, ImageArray]]] = defaultdict(list)
-        for i in np.flatnonzero(candidates.kept):
+        kept, crops = np.flatnonzero(candidates.kept), []
+        for i in kept:
             crop = masked_crop(image, candidates.masks[i], candidates.boxes_xyxy_px[i], weights)
-            crop = fit(crop, spec.image_size)
-            by_bucket[patch_bucket(spec, math.prod(self._grid(crop)))].append((int(i), crop))
+            if self._options.crops.letterbox:
+                crops.append(letterbox(crop, spec.image_size))
+            else:
+                longest = self._longest_crop(crop.shape[:2])
+                crops.append(resize_shorter_side(crop, spec.image_size, longest=longest))
         vectors = np.zeros((len(candidates), spec.embed_dim), dtype=np.float32)
-        for padded_to, crops in by_bucket.items():
-            for some in _slices(len(crops), images_per_call(1 + padded_to)):
-                indices, images = zip(*crops[some], strict=True)
-                vectors[list(indices)] = self._run_plain_tower(images, padded_to)
+        vectors[kept] = unit(self._tower.vectors(crops))
         return vectors
 
     @observed("soft")
@@ -203,22 +195,47 @@ class ClipBranch:
         if not len(kept):
             return vectors
         seen = shrink_longer_side(image, self._options.crops.soft_long_side, least=spec.patch_size)
-        grid_yx = self._grid(seen)
-        padded_to = patch_bucket(spec, math.prod(grid_yx))
-        patches = pad_rows([to_patches(seen, spec)], padded_to)
-        positions = pad_rows([self._positions_of(seen)], padded_to)
-        for some in _slices(len(kept), CLASS_BUCKETS[-1]):
-            on_patches = sample_on_grid(candidates.masks[kept[some]], grid_yx)  # [c, p]
-            classes = class_bucket(len(on_patches))
-            feeds = {
-                "patches": patches,
-                "positions": positions,
-                "slots": np.zeros((1, classes, 1), dtype=np.float32),
-                "mask": candidate_attention_mask(on_patches, classes=classes, patches=padded_to)[None],
-            }
-            outputs = self._sessions.open("clip_image").run(feeds)["vectors"]
-            vectors[kept[some]] = unit(outputs[0, : len(on_patches)])
+        seen = resize(seen, self._seen_size(seen.shape[:2]))
+        vectors[kept] = unit(self._tower.masked_vectors(seen, candidates.masks[kept]))
         return vectors
+
+    def cautions(self, views: ClipViews | None) -> tuple[str, ...]:
+        """Return what CLIP saw with less detail than the method asks for, a line each; usually nothing."""
+        if views is None or self._options.crops.letterbox:
+            return ()
+        found = []
+        size_yx = views.image.shape[:2]
+        seen_yx = self._seen_size(
+            shrunk_size(size_yx, self._options.crops.soft_long_side, least=self._spec.patch_size)
+        )
+        if self._options.crops.soft_long_side == 0 and seen_yx != size_yx:
+            found.append(
+                f"large image: the masked attention read it at {seen_yx[1]}x{seen_yx[0]} px; more CLIP"
+                " patches do not fit"
+            )
+        for i in np.flatnonzero(views.candidates.kept):
+            x0, y0, x1, y1 = (int(corner) for corner in views.candidates.boxes_xyxy_px[i])
+            height, width = y1 - y0 + 1, x1 - x0 + 1
+            longer = longer_side((height, width), self._spec.image_size)
+            if self._longest_crop((height, width)) < longer:
+                found.append(
+                    f"thin candidate: number {i} of {width}x{height} px was scored on a shortened crop;"
+                    " more CLIP patches do not fit"
+                )
+        return tuple(found)
+
+    def _seen_size(self, size_yx: tuple[int, int]) -> tuple[int, int]:
+        """Return the size at which the masked attention sees an image."""
+        patch = self._spec.patch_size
+        most = self._tower.most_patches(math.prod(patch_grid(size_yx, patch)))
+        return size_of_patches(size_yx, patch, most)
+
+    def _longest_crop(self, size_yx: tuple[int, int]) -> int:
+        """Return the most px that the longer side of a resized crop may have."""
+        patch, across = self._spec.patch_size, self._spec.grid
+        wanted = longer_side(size_yx, self._spec.image_size)
+        most = self._tower.most_patches(across * (wanted // patch)) // across
+        return wanted if wanted // patch <= most else most * patch
 
     @observed("crops")
     def _hard(self, views: ClipViews, side: Direction) -> Float:
@@ -227,30 +244,11 @@ class ClipBranch:
             views.hard[side] = self.hard_vectors(views.image, views.candidates, side)
         return views.hard[side]
 
-    def _run_plain_tower(self, crops: Sequence[ImageArray], padded_to: int) -> Float:
-        """Return the vectors [b, e] of crops of one bucket: one class token each, no mask."""
-        patches = [to_patches(crop, self._spec) for crop in crops]
-        feeds = {
-            "patches": pad_rows(patches, padded_to),
-            "positions": pad_rows([self._positions_of(crop) for crop in crops], padded_to),
-            "slots": np.zeros((len(crops), 1, 1), dtype=np.float32),
-            "mask": open_attention_masks([len(each) for each in patches], padded_to),
-        }
-        return unit(self._sessions.open("clip_image").run(feeds)["vectors"][:, 0])
-
     def _texts_of(self, phrase: Phrase) -> list[str]:
         """Return the texts CLIP encodes for a phrase: itself, its head word, and what it is compared with."""
         related = phrase.relation is not None and bool(self._options.fusion.place)
         named = phrase.others if self._options.crops.negative else phrase.others[:1] if related else ()
         return [phrase.text, phrase.root, *named]
-
-    def _grid(self, image: ImageArray) -> tuple[int, int]:
-        return patch_grid(image.shape[:2], self._spec.patch_size)
-
-    def _positions_of(self, image: ImageArray) -> Float:
-        """Return the position table fitted to an image: [p, w]."""
-        height, width = image.shape[:2]
-        return interpolate_positions(self._positions, self._grid(image), square=height == width)
 
 
 def unit(vectors: Float) -> Float:
@@ -271,11 +269,6 @@ def _check(spec: ClipSpec, options: Options, positions: Float) -> None:
             f"CLIP's position table has shape {positions.shape}, expected {expected};"
             " take table and spec from one bundle"
         )
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    """Cut `length` items into slices of `step`."""
-    return (slice(start, start + step) for start in range(0, length, step))
 
 
 def _cosines(vectors: Float, text: NDArray[Any]) -> Float:

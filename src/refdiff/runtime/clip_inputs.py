@@ -25,8 +25,12 @@ from refdiff.errors import InputError
 from refdiff.runtime.resize import cubic
 
 MAX_PATCHES = 8192
-"""Most patches of one image. Their attention mask takes 256 MiB, and one unfused float32 attention of
-ViT-B/16 3 GiB; a 1920x1080 image has 8,040."""
+"""Most patches of one image in a call. Their attention mask takes 256 MiB, and one unfused float32 attention
+of ViT-B/16 3 GiB; a 1920x1080 image has 8,040. The host computes an image of more (see `clip_tower`)."""
+
+MAX_HOST_PATCHES = 40_960
+"""Most patches of one image on the host. The release would need 80 GB for one attention of so many; a
+3840x2160 image has 32,400. Time grows with their square: see benchmarks/results/big-images.json."""
 
 CLASS_BUCKETS = (1, 16, 32, 64)
 """Class tokens of one image: one for a crop, one per candidate for the masked attention. The release keeps 10
@@ -40,6 +44,8 @@ of the training size, or 6 of four times that. One image may exceed it alone, up
 
 _MULTIPLE = 8
 """Tensor cores read half-precision rows in multiples of eight."""
+
+_BAND_PX = 2**18  # pixels of a crop computed together
 
 _SCALE_MARGIN = 0.1  # the released code's margin against rounding in the scale factor (METHOD §5)
 
@@ -61,18 +67,30 @@ def masked_crop(
         [y, x, 3], of the box's size.
     """
     x0, y0, x1, y1 = (int(corner) for corner in box_xyxy_px)
-    rows, columns = slice(y0, y1 + 1), slice(x0, x1 + 1)
-    weights = mask[rows, columns] * ramp[columns]  # [y, x]
-    return (image[rows, columns] * weights[..., None]).astype(np.uint8)
+    columns = slice(x0, x1 + 1)
+    crop = np.empty((y1 + 1 - y0, x1 + 1 - x0, 3), np.uint8)
+    step = max(1, _BAND_PX // crop.shape[1])
+    for top in range(0, len(crop), step):  # in float64 a whole crop would take eight times its memory
+        band = slice(y0 + top, min(y0 + top + step, y1 + 1))
+        weights = mask[band, columns] * ramp[columns]  # [y, x]
+        crop[top : top + step] = image[band, columns] * weights[..., None]
+    return crop
 
 
-def resize_shorter_side(image: ImageArray, side: int) -> ImageArray:
-    """Resize the shorter side to `side` px, aspect kept, as `torchvision.transforms.Resize(side)` does."""
+def resize_shorter_side(image: ImageArray, side: int, *, longest: int | None = None) -> ImageArray:
+    """Resize the shorter side to `side` px, as `torchvision.transforms.Resize(side)` does.
+
+    The aspect is kept, unless the longer side would have more than `longest` px: it then gets that many.
+    """
     height, width = image.shape[:2]
-    upright = width <= height
-    return _resize(
-        image, (side, int(side * height / width)) if upright else (int(side * width / height), side)
-    )
+    longer = longer_side((height, width), side)
+    longer = longer if longest is None else min(longer, longest)
+    return resize(image, (longer, side) if width <= height else (side, longer))
+
+
+def longer_side(size_yx: tuple[int, int], side: int) -> int:
+    """Return the longer side in px of an image whose shorter side is resized to `side` px."""
+    return int(side * max(size_yx) / min(size_yx))
 
 
 def letterbox(image: ImageArray, side: int) -> ImageArray:
@@ -82,13 +100,13 @@ def letterbox(image: ImageArray, side: int) -> ImageArray:
     size_xy = (max(1, round(width * side / longer)), max(1, round(height * side / longer)))
     square = np.zeros((side, side, 3), dtype=np.uint8)
     left, top = (side - size_xy[0]) // 2, (side - size_xy[1]) // 2
-    square[top : top + size_xy[1], left : left + size_xy[0]] = _resize(image, size_xy)
+    square[top : top + size_xy[1], left : left + size_xy[0]] = resize(image, size_xy[::-1])
     return square
 
 
 def shrink_longer_side(image: ImageArray, limit: int, *, least: int) -> ImageArray:
     """Resize the longer side to at most `limit` px, aspect kept, no side below `least` px; 0: unchanged."""
-    return _resize(image, shrunk_size(image.shape[:2], limit, least=least)[::-1])
+    return resize(image, shrunk_size(image.shape[:2], limit, least=least))
 
 
 def shrunk_size(size_yx: tuple[int, int], limit: int, *, least: int) -> tuple[int, int]:
@@ -100,11 +118,21 @@ def shrunk_size(size_yx: tuple[int, int], limit: int, *, least: int) -> tuple[in
     return height, width
 
 
+def size_of_patches(size_yx: tuple[int, int], patch: int, most: int) -> tuple[int, int]:
+    """Return an image's size, shrunk to at most `most` patches if it has more; the aspect is about kept."""
+    down, across = patch_grid(size_yx, patch)
+    if down * across <= most:
+        return size_yx
+    scale = (most / (down * across)) ** 0.5
+    down, across = max(1, int(down * scale)), max(1, int(across * scale))
+    return min(down, most // across) * patch, min(across, most // down) * patch
+
+
 def patch_grid(size_yx: tuple[int, int], patch: int) -> tuple[int, int]:
     """Return how many whole patches an image has; the rest at the right and bottom is ignored, as in CLIP.
 
     Raises:
-        InputError: none fits, or more than `MAX_PATCHES`.
+        InputError: none fits.
     """
     height, width = size_yx
     grid = (height // patch, width // patch)
@@ -112,11 +140,6 @@ def patch_grid(size_yx: tuple[int, int], patch: int) -> tuple[int, int]:
         raise InputError(
             f"the image of {width}x{height} px is smaller than one CLIP patch of {patch}x{patch} px;"
             " use a larger image"
-        )
-    if grid[0] * grid[1] > MAX_PATCHES:
-        raise InputError(
-            f"an image or crop of {width}x{height} px has {grid[0] * grid[1]} CLIP patches, at most"
-            f" {MAX_PATCHES} fit; use --variant edge or shrink the image"
         )
     return grid
 
@@ -238,11 +261,12 @@ def images_per_call(tokens: int) -> int:
     return max(1, MAX_PAIRS // tokens**2)
 
 
-def _resize(image: ImageArray, size_xy: tuple[int, int]) -> ImageArray:
-    if size_xy == image.shape[1::-1]:
+def resize(image: ImageArray, size_yx: tuple[int, int]) -> ImageArray:
+    """Resize an image [y, x, 3] as the release does; one of that size is returned as it is."""
+    if size_yx == image.shape[:2]:
         return image
     # Pillow's BILINEAR widens its filter when it shrinks: the antialiased resize of the release.
-    return np.asarray(Image.fromarray(image).resize(size_xy, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size_yx[::-1], Image.Resampling.BILINEAR))
 
 
 def _nearest(length: int, count: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from refdiff.errors import InputError
 from refdiff.runtime.attention_branch import AttentionBranch
 from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.clip_branch import ClipBranch, Texts
+from refdiff.runtime.clip_tower import GraphReader
 from refdiff.runtime.encoded_image import EncodedImage, Origin
 from refdiff.runtime.image import ImageLike, read_only_copy
 from refdiff.runtime.observer import NullObserver, Observer, observed
@@ -35,6 +36,8 @@ class Segmenter:
         positions: [g*g, w], CLIP's position table (g patches a side, width w) without the class token's row.
         cautions: of the bundle, part of every answer.
         observer: notified of every stage.
+        read_graph: reads a graph's file, for images that no engine takes (METHOD §9); None: such images and
+            crops are made smaller, and the answer says so.
 
     Raises:
         InputError: the options need what no exported graph has, or the table does not fit the spec.
@@ -50,6 +53,7 @@ class Segmenter:
         positions: Float,
         cautions: tuple[str, ...] = (),
         observer: Observer | None = None,
+        read_graph: GraphReader | None = None,
     ) -> None:
         self._observer = observer = observer or NullObserver()
         self._sessions = sessions = CachedTextSessions(sessions) if options.cache_texts else sessions
@@ -58,7 +62,7 @@ class Segmenter:
         self._parser = QueryParser(options, tokenizer, observer)
         self._proposer = proposer_for(sessions, spec.sam, options, observer)
         self._attention = AttentionBranch(sessions, spec.diffusion, options, tokenizer, observer)
-        self._clip = ClipBranch(sessions, spec.clip, options, tokenizer, positions, observer)
+        self._clip = ClipBranch(sessions, spec.clip, options, tokenizer, positions, observer, read_graph)
 
     def __enter__(self) -> Segmenter:
         return self
@@ -135,7 +139,8 @@ class Segmenter:
             parts |= self._clip.scores(views, query, texts)  # METHOD §5, §6, §10.4
             scores = fuse(self.options, parts, candidates.kept)  # METHOD §7
         answer = select(candidates, scores, query, heatmap, empty_reason=self._proposer.empty_reason)
-        return replace(answer, image=image.pixels, cautions=(*self._cautions, *answer.cautions))
+        cautions = (*self._cautions, *answer.cautions, *self._clip.cautions(views))
+        return replace(answer, image=image.pixels, cautions=cautions)
 
     def segment_many(
         self,
