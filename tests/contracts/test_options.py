@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from refdiff.contracts.options import VARIANTS, options_for
+from refdiff.contracts.options import VARIANTS, RunOptions, options_for
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
+from refdiff.errors import InputError
 
 SPEC = ModelSpec(
     name="fake",
@@ -44,3 +45,11 @@ def test_what_edge_replaces_official_has_as_released():
     assert (official.attention.guidance, edge.attention.guidance) == (9.0, 1.0)
     assert (official.attention.timesteps, edge.attention.timesteps) == ((51, 1), (51,))
     assert official.fusion.place == official.crops.negative == official.proposals.peaks == 0
+
+
+def test_the_area_rule_of_a_dataset_is_an_option_of_a_run():
+    proposals = RunOptions(variant="official", min_area_px=10_000).pipeline_options(SPEC).proposals
+    assert proposals.min_area_px == 10_000
+    assert RunOptions(variant="official").pipeline_options(SPEC).proposals.min_area_px == 0
+    with pytest.raises(InputError, match="got a minimum area of -1 px, expected 0 or more"):
+        RunOptions(min_area_px=-1).pipeline_options(SPEC)

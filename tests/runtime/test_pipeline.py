@@ -512,3 +512,30 @@ def test_the_papers_ramp_on_the_masked_attention_is_refused():
     paper = dataclasses.replace(VARIANTS["official"].crops, ramp_on_soft=True)
     with pytest.raises(InputError, match="use --variant official or edge"):
         _segmenter("official", crops=paper)
+
+
+@pytest.mark.slow
+def test_an_image_of_too_many_patches_is_answered_with_a_caution():
+    with _segmenter("official", "disc+seg") as segmenter:
+        answer = segmenter.segment(segmenter.encode(_image((800, 1000))), "the mug")
+    assert answer.index is not None
+    (large,) = (caution for caution in answer.cautions if caution.startswith("large image: "))
+    assert "read it at 808x640 px" in large
+
+
+def test_a_crop_of_too_many_patches_is_shortened_and_its_candidate_named():
+    branch, encoded = _branch(FakeFactory()), _segmenter("official", "disc+seg").encode(_image((20, 2000)))
+    mask = np.zeros((1, 20, 2000), np.bool_)
+    mask[0, 7:9] = True
+    thin = dataclasses.replace(
+        encoded.candidates,
+        masks=mask,
+        boxes_xyxy_px=np.array([[0, 7, 1999, 8]]),
+        areas_px=mask.sum(axis=(1, 2)),
+        predicted_iou=np.ones(1, np.float32),
+        kept=np.ones(1, np.bool_),
+    )
+    views = dataclasses.replace(encoded.views, candidates=thin)
+    assert np.isfinite(branch.hard_vectors(encoded.pixels, thin, None)).all()
+    (caution,) = branch.cautions(views)
+    assert caution.startswith("thin candidate: number 0 of 2000x2 px")

@@ -6,7 +6,14 @@ from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime.masks import boxes
 from refdiff.runtime.point_prompts import grid_points
-from refdiff.runtime.proposals import MaskProposer, keep_by_area, to_sam_pixels
+from refdiff.runtime.proposals import (
+    MaskProposer,
+    _drop_small_regions,
+    _Found,
+    _unpack,
+    keep_by_area,
+    to_sam_pixels,
+)
 from tests.support.regions import region_sizes
 
 SPEC = SamSpec(image_size=64, embed_channels=16, embed_size=4)
@@ -149,12 +156,40 @@ def test_small_regions_go_and_boxes_follow_their_masks():
     assert min(region_sizes(mask).min() for mask in tidy.masks) >= 0.04 * 36 * 60
     np.testing.assert_array_equal(tidy.boxes_xyxy_px, boxes(tidy.masks))
     assert tidy.areas_px.tolist() == [int(mask.sum()) for mask in tidy.masks]
-    assert (np.diff(tidy.predicted_iou) <= 0).all()
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("seed", range(20))
+def test_masks_without_small_regions_come_in_the_order_of_segment_anything(seed):
+    generator = pytest.importorskip("segment_anything").SamAutomaticMaskGenerator
+    amg = pytest.importorskip("segment_anything.utils.amg")
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("cv2")
+    rng = np.random.default_rng(seed)
+    binary = np.zeros((12, *SIZE), np.bool_)
+    for mask in binary:
+        top, left, height, width = rng.integers((0, 0, 8, 8), (24, 40, 20, 30))
+        mask[top : top + height, left : left + width] = True
+        mask ^= rng.random(SIZE) < rng.choice([0, 0.01])
+    least_px = 40
+    theirs = generator.postprocess_small_regions(
+        amg.MaskData(rles=amg.mask_to_rle_pytorch(torch.from_numpy(binary)), boxes=torch.zeros(12, 4)),
+        least_px,
+        0.7,
+    )
+    found = _Found(
+        np.packbits(binary.reshape(12, -1), axis=1), np.linspace(1, 0, 12, dtype=np.float32), boxes(binary)
+    )
+    options = ProposalOptions(min_region_share=least_px / (SIZE[0] * SIZE[1]), nms_iou=0.7)
+    ours = _drop_small_regions(found, SIZE, options)
+    np.testing.assert_array_equal(
+        _unpack(ours.packed, SIZE), np.stack([amg.rle_to_mask(rle) for rle in theirs["rles"]])
+    )
 
 
 def test_of_masks_that_become_alike_without_small_regions_the_clean_one_stays():
     options = {"nms_iou": 0.6, "pred_iou_threshold": 0.91, "min_area_px": 0}
-    specked, tidy = (_propose(_Specked(), **options, min_region_share=share) for share in (0, 0.05))
+    specked, tidy = (_propose(_Specked(), **options, min_region_share=share) for share in (0, 0.04))
     assert len(specked) == 2
     assert len(tidy) == 1
     assert tidy.predicted_iou[0] == specked.predicted_iou[1]

@@ -45,7 +45,7 @@ def _slowly(mask, least_px):
 
 @given(MASKS, st.integers(0, 30))
 def test_holes_and_regions_go_as_a_flood_fill_finds_them(mask, least_px):
-    np.testing.assert_array_equal(without_small_regions(mask, least_px), _slowly(mask, least_px))
+    np.testing.assert_array_equal(without_small_regions(mask, least_px)[0], _slowly(mask, least_px))
 
 
 @given(MASKS)
@@ -64,7 +64,7 @@ def test_a_hole_is_filled_and_a_region_dropped():
         "####...",
         "####...",
     )
-    np.testing.assert_array_equal(without_small_regions(mask, 2), tidy)
+    np.testing.assert_array_equal(without_small_regions(mask, 2)[0], tidy)
 
 
 def test_pixels_that_touch_at_a_corner_are_one_region():
@@ -79,17 +79,36 @@ def test_a_spiral_is_one_region():
 
 def test_the_largest_region_stays_where_all_are_too_small():
     np.testing.assert_array_equal(
-        without_small_regions(_mask("#..##...", "...##..#") & True, 5), _mask("...##...", "...##...")
+        without_small_regions(_mask("#..##...", "...##..#") & True, 5)[0], _mask("...##...", "...##...")
     )
 
 
 def test_a_mask_with_nothing_too_small_is_handed_back():
     mask = np.zeros((40, 50), dtype=np.bool_)
     mask[10:30, 10:30] = True
-    np.testing.assert_array_equal(without_small_regions(mask, 400), mask)
+    np.testing.assert_array_equal(without_small_regions(mask, 400)[0], mask)
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_an_empty_and_a_full_mask_stay_as_they_are(value):
     mask = np.full((6, 7), value)
-    np.testing.assert_array_equal(without_small_regions(mask, 10), mask)
+    np.testing.assert_array_equal(without_small_regions(mask, 10)[0], mask)
+
+
+@pytest.mark.needs_torch
+@given(MASKS, st.integers(0, 30))
+def test_mask_and_flag_are_those_of_segment_anything(mask, least_px):
+    amg = pytest.importorskip("segment_anything.utils.amg")
+    pytest.importorskip("cv2")
+    filled, has_hole = amg.remove_small_regions(mask, least_px, mode="holes")
+    cleaned, has_region = amg.remove_small_regions(filled, least_px, mode="islands")
+    ours, changed = without_small_regions(mask, least_px)
+    np.testing.assert_array_equal(ours, cleaned)
+    assert changed == (has_hole or has_region)
+
+
+def test_a_lone_region_that_is_too_small_stays_and_counts_as_changed():
+    mask = _mask("....", ".#..", "....")
+    cleaned, changed = without_small_regions(mask, 2)
+    np.testing.assert_array_equal(cleaned, mask)
+    assert changed

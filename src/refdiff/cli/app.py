@@ -50,6 +50,15 @@ Memory = Annotated[
     ),
 ]
 Variant = Annotated[str, choice("edge, official or paper.")]
+MinArea = Annotated[
+    int,
+    typer.Option(
+        "--min-area",
+        metavar="PX",
+        min=0,
+        help="Drop candidates of this area or less; the release has 10000 for RefCOCO and RefCOCO+.",
+    ),
+]
 Mode = Annotated[str, choice("gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
 Feeds = Annotated[Path | None, typer.Option(help="Feeds that `refdiff calibrate` recorded.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Variant, choice, verb
+from refdiff.cli.app import Backend, BundleName, Json, MinArea, Mode, Overwrite, Variant, choice, verb
 from refdiff.cli.terminal import note, note_backend, print_answer, working
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def evaluate(
     backend: Backend = "auto",
     variant: Variant = "edge",
     mode: Mode = "full",
+    min_area: MinArea = 0,
     jobs: Annotated[int, typer.Option(help="Number of processes.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of records; a run resumes there.")

@@ -14,6 +14,7 @@ from refdiff.cli.app import (
     Expect,
     Json,
     Memory,
+    MinArea,
     Mode,
     Overwrite,
     Threads,
@@ -68,6 +69,7 @@ def segment(
     backend: Backend = "auto",
     variant: Variant = "edge",
     mode: Mode = "full",
+    min_area: MinArea = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the diffusion branch's noise.")] = 0,
     reader: Annotated[str, choice("How to find the head word: rules, or spacy if installed.")] = "rules",
     threads: Threads = None,
@@ -97,6 +99,7 @@ def segment(
         mode=mode,
         seed=seed,
         reader=reader,
+        min_area_px=min_area,
         allow_random_weights=allow_random_weights,
         expect=expect,
     )

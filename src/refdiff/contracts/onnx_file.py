@@ -169,7 +169,7 @@ def _float8() -> Array:
 
 
 def _external(entries: list[Any], folder: Path, dtype: str, shape: tuple[int, ...]) -> Array:
-    """Read a tensor from the data file beside the graph."""
+    """Read a tensor from the data file in the folder of the graph."""
     stated = {_text(each[1][0]): _text(each[2][0]) for each in map(_fields, entries)}
     location = stated["location"]
     if Path(location).name != location:

@@ -169,7 +169,7 @@ class RunOptions:
     """Options of what a pipeline computes; every verb that runs one takes it.
 
     Raises:
-        InputError: from `pipeline_options`, an unknown variant, mode or reader.
+        InputError: from `pipeline_options`, an unknown variant, mode or reader, or a negative area.
     """
 
     variant: str = "edge"
@@ -180,6 +180,9 @@ class RunOptions:
     """Seed of the posterior sample and of the noise."""
     reader: str = "rules"
     """Finder of the head word of a phrase: "rules", or "spacy" where it is installed."""
+    min_area_px: int = 0
+    """Candidates of this many pixels or fewer are filtered out (METHOD §2). The release has 10,000 for
+    RefCOCO and RefCOCO+, and 0 for RefCOCOg."""
     allow_random_weights: bool = False
     """Open a bundle whose weights were drawn at random: its masks mean nothing, its time and memory do."""
     expect: str | None = None
@@ -187,7 +190,11 @@ class RunOptions:
 
     def pipeline_options(self, spec: ModelSpec) -> Options:
         """Return all options of the pipeline for a model of these sizes."""
-        return options_for(spec, variant=self.variant, mode=self.mode, seed=self.seed, reader=self.reader)
+        options = options_for(spec, variant=self.variant, mode=self.mode, seed=self.seed, reader=self.reader)
+        if self.min_area_px < 0:
+            raise InputError(f"got a minimum area of {self.min_area_px} px, expected 0 or more")
+        proposals = dataclasses.replace(options.proposals, min_area_px=self.min_area_px)
+        return dataclasses.replace(options, proposals=proposals)
 
 
 @dataclass(frozen=True, kw_only=True)

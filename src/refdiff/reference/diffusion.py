@@ -52,7 +52,7 @@ def generative_map(
     logits = attend(stack, options.attention, latent, context)  # [m, g*g, t]
     columns = tokenizer.focus_indices(phrase, options.attention.focus)
     maps = focus_maps(logits, columns, stack.spec.diffusion.tap_size)  # [m, g, g]
-    heatmap = heatmap_on_image(maps.mean(dim=0), image.shape[:2], options.attention)
+    heatmap = heatmap_on_image(_mean_map(maps, options.attention), image.shape[:2], options.attention)
     return GenerativeMap(heatmap=heatmap, maps=maps.cpu().numpy())
 
 
@@ -137,6 +137,11 @@ def focus_maps(logits: torch.Tensor, columns: Sequence[int], side: int) -> torch
     column = logits[:, :, list(columns)].mean(dim=2)  # [m, g*g]
     low, high = column.amin(dim=1, keepdim=True), column.amax(dim=1, keepdim=True)
     return ((column - low) / (high - low + FLAT)).reshape(-1, side, side)
+
+
+def _mean_map(maps: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+    """Return the mean of maps [m, g, g]: in float64 where it is truncated to 8 bits, as released."""
+    return maps.double().mean(dim=0) if options.uint8_lanczos else maps.mean(dim=0)
 
 
 def heatmap_on_image(mean_map: torch.Tensor, size_yx: Sequence[int], options: AttentionOptions) -> Float:

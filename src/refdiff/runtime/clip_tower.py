@@ -53,6 +53,7 @@ class ImageTower:
         spec: CLIP's sizes.
         positions: [g*g, w], the position table without the class token's row.
         read_graph: reads the graph's file for the host; None: nothing is computed there.
+        call_patches: most patches of an image that an engine runs.
     """
 
     def __init__(
@@ -61,15 +62,18 @@ class ImageTower:
         spec: ClipSpec,
         positions: Float,
         read_graph: GraphReader | None = None,
+        call_patches: int = MAX_PATCHES,
     ) -> None:
         self._sessions = sessions
         self._spec = spec
         self._positions = positions
         self._read_graph = read_graph
+        self._call_patches = call_patches
 
     def most_patches(self, wanted: int) -> int:
         """Return the most patches of an image; the graph's file is read only where `wanted` asks for it."""
-        return MAX_PATCHES if wanted <= MAX_PATCHES or self._host_graph is None else MAX_HOST_PATCHES
+        fits = wanted <= self._call_patches or self._host_graph is None
+        return self._call_patches if fits else MAX_HOST_PATCHES
 
     def vectors(self, images: Sequence[ImageArray]) -> Float:
         """Return the vector of each image [y, x, 3], not normalized: [b, e].
@@ -80,7 +84,7 @@ class ImageTower:
         vectors = np.zeros((len(images), self._spec.embed_dim), dtype=np.float32)
         for i, image in enumerate(images):
             patches = math.prod(self._grid(image))
-            if patches > MAX_PATCHES:
+            if patches > self._call_patches:
                 vectors[i] = self._run_on_host(image, None)[0]
             else:
                 by_bucket[patch_bucket(self._spec, patches)].append(i)
@@ -92,7 +96,7 @@ class ImageTower:
     def masked_vectors(self, image: ImageArray, masks: Bool) -> Float:
         """Return the vector of each mask [c, y, x], seen in its surroundings, not normalized: [c, e]."""
         grid_yx = self._grid(image)
-        if math.prod(grid_yx) > MAX_PATCHES:
+        if math.prod(grid_yx) > self._call_patches:
             return self._run_on_host(image, sample_on_grid(masks, grid_yx))
         padded_to = patch_bucket(self._spec, math.prod(grid_yx))
         patches = pad_rows([to_patches(image, self._spec)], padded_to)
@@ -162,7 +166,7 @@ def slices(length: int, step: int) -> Iterator[slice]:
 
 def _open_rows(tokens: int) -> Rows:
     """Return the additive mask [1, t, t] of `open_attention_masks` without padding, by rows."""
-    return Rows((1, tokens, tokens), lambda _: np.zeros((1, 1, 1), np.float32))
+    return Rows((1, tokens, tokens), lambda *_: np.zeros((1, 1, 1), np.float32))
 
 
 def _candidate_rows(on_patches: Bool) -> Rows:
@@ -172,7 +176,7 @@ def _candidate_rows(on_patches: Bool) -> Rows:
     of_classes = np.where(sees, np.float32(0), np.float32(BLOCKED))  # [c, t]
     of_patches = np.concatenate([np.full(classes, BLOCKED, np.float32), np.zeros(patches, np.float32)])
 
-    def at(rows: slice) -> Float:
+    def at(_: slice, rows: slice) -> Float:
         first = of_classes[rows.start : min(rows.stop, classes)]
         count = rows.stop - max(rows.start, classes)
         if count <= 0:

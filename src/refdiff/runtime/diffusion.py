@@ -156,13 +156,14 @@ def heatmap_on_image(maps: Float, size_yx: tuple[int, int], *, uint8_lanczos: bo
     Returns:
         [y, x], 0..1.
     """
-    mean, side = maps.mean(axis=0, dtype=np.float32), max(size_yx)  # [g, g]
+    side = max(size_yx)
     if uint8_lanczos:
-        levels = Image.fromarray((mean * np.float32(255.0)).astype(np.uint8))  # truncates, as released
+        mean = maps.mean(axis=0, dtype=np.float64)  # [g, g]; the release's maps are float64, too
+        levels = Image.fromarray((mean * 255.0).astype(np.uint8))  # truncates, as released
         square: Array = np.asarray(levels.resize((side, side), Image.Resampling.LANCZOS))
         square = square.astype(np.float32) / np.float32(255.0)  # [S, S]
     else:
-        square = upsample_bilinear(mean, (side, side))
+        square = upsample_bilinear(maps.mean(axis=0, dtype=np.float32), (side, side))
     heatmap = crop_square(square, size_yx)  # [y, x]
     low, high = heatmap.min(), heatmap.max()
     return np.ascontiguousarray((heatmap - low) / (high - low + np.float32(EPS)), np.float32)

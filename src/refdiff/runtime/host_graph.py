@@ -19,17 +19,18 @@ import numpy as np
 from refdiff.contracts.onnx_file import OnnxGraph
 from refdiff.contracts.session import Array, Float
 
-BLOCK_VALUES = 2**24
-"""Most float32 values of one block of queries: 64 MiB, of which four are in memory at a time."""
+BLOCK_VALUES = 2**20
+"""Most float32 values of one head's block of queries: 4 MiB, which a processor's cache and numpy's allocator
+hold; a few are in memory at a time. Larger blocks take eight times as long, most of it for fresh memory."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """An array that is computed a few rows of its second last axis at a time."""
+    """An array that is computed a head and a few rows of its second last axis at a time."""
 
     shape: tuple[int, ...]
-    at: Callable[[slice], Array]
-    """Compute the given rows."""
+    at: Callable[[slice, slice], Array]
+    """Compute the given heads and rows; an array without heads is the same for all."""
 
 
 _Value = Array | Rows
@@ -67,8 +68,8 @@ def _by_rows(compute: Callable[..., Array]) -> Callable[..., _Value]:
             return compute(attributes, *inputs)
         shape = max((each.shape for each in lazy), key=len)
 
-        def at(rows: slice) -> Array:
-            return compute(attributes, *(e.at(rows) if isinstance(e, Rows) else e for e in inputs))
+        def at(heads: slice, rows: slice) -> Array:
+            return compute(attributes, *(e.at(heads, rows) if isinstance(e, Rows) else e for e in inputs))
 
         return Rows(shape, at)
 
@@ -81,17 +82,21 @@ def _matmul(_: Mapping[str, Any], left: _Value, right: Array) -> _Value:
         return _multiply_rows(left, right)
     if left.ndim == 4 and left.shape[-2] == right.shape[-1]:  # queries and keys
         keys = np.ascontiguousarray(right)
-        return Rows((*left.shape[:-1], keys.shape[-1]), lambda rows: left[..., rows, :] @ keys)
+        shape = (*left.shape[:-1], keys.shape[-1])
+        return Rows(shape, lambda heads, rows: left[:, heads, rows] @ keys[:, heads])
     return np.asarray(left @ right)
 
 
 def _multiply_rows(left: Rows, right: Array) -> Array:
-    *outer, queries, keys = left.shape
-    product = np.empty((*outer, queries, right.shape[-1]), np.float32)
-    step = max(1, BLOCK_VALUES // (int(np.prod(outer)) * keys))
-    for start in range(0, queries, step):
-        rows = slice(start, min(start + step, queries))
-        np.matmul(left.at(rows), right, out=product[..., rows, :])
+    batch, heads, queries, keys = left.shape
+    product = np.empty((batch, heads, queries, right.shape[-1]), np.float32)
+    step = max(1, BLOCK_VALUES // (batch * keys))
+    for head in range(heads):
+        one = slice(head, head + 1)
+        values = np.ascontiguousarray(right[:, one])
+        for start in range(0, queries, step):
+            rows = slice(start, min(start + step, queries))
+            np.matmul(left.at(one, rows), values, out=product[:, one, rows])
     return product
 
 

@@ -272,13 +272,17 @@ def _drop_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
 
 
 def _drop_small_regions(found: _Found, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
-    """Remove small regions; of two masks that become alike the unchanged one stays (METHOD §10.1)."""
+    """Remove small regions; of two masks that become alike the unchanged one stays (METHOD §10.1).
+
+    As in SAM, the masks without small regions come first, each kind in its former order.
+    """
     least_px = options.min_region_share * size_yx[0] * size_yx[1]
     binary = _unpack(found.packed, size_yx)
-    cleaned = np.stack([without_small_regions(mask, least_px) for mask in binary])
-    unchanged = (cleaned == binary).all(axis=(1, 2)).astype(np.float32)
+    results = [without_small_regions(mask, least_px) for mask in binary]
+    cleaned = np.stack([mask for mask, _ in results])
+    unchanged = np.array([not changed for _, changed in results], dtype=np.float32)
     boxes = masks.boxes(cleaned)
-    best = np.sort(masks.suppress_duplicates(boxes, unchanged, max_iou=options.nms_iou))
+    best = masks.suppress_duplicates(boxes, unchanged, max_iou=options.nms_iou)
     packed = np.packbits(cleaned[best].reshape(len(best), -1), axis=1)
     return _Found(packed, found.predicted_iou[best], boxes[best])
 

@@ -27,7 +27,7 @@ class _Runs(NamedTuple):
     """One past the last column."""
 
 
-def without_small_regions(mask: Bool, least_px: float) -> Bool:
+def without_small_regions(mask: Bool, least_px: float) -> tuple[Bool, bool]:
     """Fill holes, then drop isolated regions, that have fewer pixels than `least_px`.
 
     As segment_anything's `remove_small_regions`, first holes, then regions: diagonal neighbours touch,
@@ -39,29 +39,31 @@ def without_small_regions(mask: Bool, least_px: float) -> Bool:
         least_px: pixels of the smallest region that stays.
 
     Returns:
-        [y, x]; the mask itself where nothing was too small.
+        [y, x], the mask itself where nothing was too small; and whether anything was, as SAM reports it: also
+        if only the largest region was, which stays.
     """
-    filled = ~_remove_small(~mask, least_px, keep_largest=False)
-    return _remove_small(filled, least_px, keep_largest=True)
+    background, has_small_hole = _remove_small(~mask, least_px, keep_largest=False)
+    cleaned, has_small_region = _remove_small(~background, least_px, keep_largest=True)
+    return cleaned, has_small_hole or has_small_region
 
 
-def _remove_small(mask: Bool, least_px: float, *, keep_largest: bool) -> Bool:
-    """Remove the regions of fewer than `least_px` pixels."""
+def _remove_small(mask: Bool, least_px: float, *, keep_largest: bool) -> tuple[Bool, bool]:
+    """Remove the regions of fewer than `least_px` pixels, and return whether there were any."""
     runs = _find_runs(mask)
     if not len(runs.rows):
-        return mask
+        return mask, False
     labels = _label_runs(runs, mask.shape[1])
     sizes = np.bincount(labels, weights=runs.ends - runs.starts)  # a label no run has keeps size 0
-    small = sizes < least_px
-    if keep_largest and small.all():
+    small = (sizes < least_px) & (sizes > 0)
+    if not small.any():
+        return mask, False
+    if keep_largest and small.sum() == np.count_nonzero(sizes):
         small[sizes.argmax()] = False
     removed = small[labels]  # [r]
-    if not removed.any():
-        return mask
     remaining = mask.copy()
     for row, start, end in zip(*(part[removed].tolist() for part in runs), strict=True):
         remaining[row, start:end] = False
-    return remaining
+    return remaining, True
 
 
 def _find_runs(mask: Bool) -> _Runs:
