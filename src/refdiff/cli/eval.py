@@ -85,7 +85,9 @@ def evaluate(
     if table not in (None, "published"):
         raise InputError(f"unknown table {table!r}; choose: published")
     chosen = _dataset(data, subset or (), reviewed, limit, shard, partial=partial, count=count, seed=seed)
-    options = RunOptions(variant=variant, mode=mode, allow_random_weights=allow_random_weights)
+    options = RunOptions(
+        variant=variant, mode=mode, min_area_px=min_area, allow_random_weights=allow_random_weights
+    )
     place = BackendOptions(name=backend)
     if dry_run:
         with working():
