@@ -68,8 +68,10 @@ class Cell:
     tone: Tone = "plain"
 
 
-def outcome(*, passed: bool) -> Cell:
-    """Return the cell that says whether a limit was kept."""
+def outcome(*, passed: bool | None) -> Cell:
+    """Return the cell that says whether a limit was kept; None: there were too few samples to judge it."""
+    if passed is None:
+        return Cell("too few", "warn")
     return Cell("ok", "good") if passed else Cell("FAILED", "bad")
 
 
@@ -253,16 +255,18 @@ class Page:
 
     title: str
     passed: bool | None
-    """None where nothing was judged."""
+    """None where nothing was judged, or not all could be."""
     verdict: str
     """One sentence."""
     sections: Sequence[Section]
+    undecided: bool = False
+    """True where nothing failed, but there were too few samples to judge all."""
 
     def to_rich(self) -> RenderableType:
         """Return title, sections and verdict for the terminal."""
         from rich.text import Text
 
-        word, tone = _judgement(passed=self.passed)
+        word, tone = _judgement(passed=self.passed, undecided=self.undecided)
         parts: list[RenderableType] = [self.title]
         for section in self.sections:
             if not section.figures:
@@ -271,7 +275,7 @@ class Page:
 
     def to_html(self) -> str:
         """Return the page as one HTML document."""
-        word, tone = _judgement(passed=self.passed)
+        word, tone = _judgement(passed=self.passed, undecided=self.undecided)
         judged = f"<strong>{word.strip()}</strong>" if word else ""
         body = "\n".join(section.to_html() for section in self.sections)
         return f"""<!doctype html>
@@ -302,7 +306,9 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.3g} GB"
 
 
-def _judgement(*, passed: bool | None) -> tuple[str, Tone]:
+def _judgement(*, passed: bool | None, undecided: bool) -> tuple[str, Tone]:
+    if undecided:
+        return "undecided ", "warn"
     if passed is None:
         return "", "plain"
     return ("passed ", "good") if passed else ("FAILED ", "bad")

@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refdiff.accuracy.metrics import PRECISION_LEVELS, Overlap, iou, metrics, overlap, pairwise_iou
+from refdiff.accuracy.metrics import (
+    PRECISION_LEVELS,
+    Overlap,
+    bounded_mean_interval,
+    iou,
+    metrics,
+    overlap,
+    pairwise_iou,
+)
 
 MASKS = arrays(np.bool_, st.tuples(st.integers(1, 5), st.just(4), st.just(7)))
 
@@ -64,3 +72,37 @@ def test_no_candidate_is_an_oracle_of_nothing():
 
 def test_no_sentences_give_zeros_not_a_division():
     assert metrics([]).miou == metrics([]).oiou == metrics([]).oracle_miou == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ones", "count", "expected"),
+    [
+        (0, 8, (0.0, 0.3694)),
+        (5, 8, (0.2449, 0.9148)),
+        (7, 8, (0.4735, 0.9968)),
+        (8, 8, (0.6306, 1.0)),
+        (49, 50, (0.8935, 0.9995)),
+    ],
+)
+def test_the_interval_of_a_share_is_that_of_clopper_and_pearson(ones, count, expected):
+    interval = bounded_mean_interval([1.0] * ones + [0.0] * (count - ones))
+    assert interval == pytest.approx(expected, abs=0.004)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_the_interval_contains_the_mean_and_stays_in_range(values: list[float]):
+    low, high = bounded_mean_interval(values)
+    assert 0 <= low <= np.mean(values) + 1e-9
+    assert np.mean(values) - 1e-9 <= high <= 1
+
+
+def test_equal_values_do_not_make_few_samples_certain():
+    assert bounded_mean_interval([0.9])[1] > 0.99
+    assert bounded_mean_interval([0.9] * 8)[1] == pytest.approx(0.937, abs=0.003)
+    assert bounded_mean_interval([0.9] * 8, lowest=-1)[0] < bounded_mean_interval([0.9] * 8)[0]
+
+
+def test_samples_of_the_same_kind_narrow_the_interval_as_if_they_were_there():
+    few = [1.0, 0.5, 0.9, 0.2]
+    assert bounded_mean_interval(few, count=40) == pytest.approx(bounded_mean_interval(few * 10), abs=1e-9)
+    assert bounded_mean_interval(few, count=40)[1] < bounded_mean_interval(few)[1]

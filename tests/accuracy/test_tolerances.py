@@ -1,9 +1,10 @@
 import dataclasses
+import json
 
 import pytest
 
 from refdiff.accuracy.agreement import Agreement
-from refdiff.accuracy.tolerances import Verdict, judge, precisions
+from refdiff.accuracy.tolerances import Verdict, judge, judge_samples, precisions
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.errors import InputError
 
@@ -34,7 +35,13 @@ def test_what_is_not_a_number_never_passes(bound):
 
 def test_an_infinite_error_is_null_in_json():
     verdict = Verdict(name="unet", value=float("inf"), bound="at_most", limit=1e-3)
-    assert verdict.to_json() == {"name": "unet", "value": None, "at_most": 1e-3, "passed": False}
+    assert verdict.to_json() == {
+        "name": "unet",
+        "value": None,
+        "at_most": 1e-3,
+        "passed": False,
+        "verdict": "failed",
+    }
 
 
 def test_a_precision_without_gates_is_refused_by_name():
@@ -45,3 +52,65 @@ def test_a_precision_without_gates_is_refused_by_name():
 def test_a_value_without_a_gate_is_refused_by_name():
     with pytest.raises(InputError, match="no gate for graph_error of 'vae_decoder'"):
         judge("graph_error", "fp32", {"vae_decoder": 0.0})
+
+
+def outcomes(precision: str, samples: dict[str, list[float]]) -> dict[str, str]:
+    return {verdict.name: verdict.outcome for verdict in judge_samples(precision, samples)}
+
+
+def test_every_precision_fails_on_eight_answers_that_have_nothing_in_common():
+    for precision in precisions():
+        found = outcomes(precision, {"argmax_agreement": [0.0] * 8, "mask_iou": [0.02] * 7 + [0.4]})
+        assert set(found.values()) == {"failed"}, precision
+
+
+def test_every_precision_fails_if_half_of_eight_masks_are_lost():
+    for precision in precisions():
+        lost = [1.0, 0.0] * 4
+        found = outcomes(precision, {"argmax_agreement": lost, "mask_iou": lost, "candidate_recall": lost})
+        assert set(found.values()) == {"failed"}, precision
+
+
+def test_one_differing_answer_of_eight_is_too_little_to_fail_any_precision():
+    one = [1.0] * 7 + [0.0]
+    for precision in precisions():
+        found = outcomes(precision, {"argmax_agreement": one, "mask_iou": one})
+        assert set(found.values()) == {"undecided"}, precision
+
+
+def test_as_many_samples_as_are_named_decide_and_half_of_them_do_not():
+    (verdict,) = judge_samples("int8", {"argmax_agreement": [1.0] * 7 + [0.0]})
+    assert verdict.sampling is not None
+    needed = verdict.sampling.needed
+    assert needed is not None
+    assert 8 < needed < 100
+    for count, expected in ((needed * 9 // 8, "failed"), (needed // 2, "undecided")):
+        (again,) = judge_samples(
+            "int8", {"argmax_agreement": [0.0] * (count // 8) + [1.0] * (count * 7 // 8)}
+        )
+        assert again.outcome == expected, count
+
+
+def test_a_mean_just_below_its_limit_names_no_number_of_samples():
+    (verdict,) = judge_samples("int8", {"mask_iou": [1.0] * 7 + [0.5999]})
+    assert verdict.outcome == "undecided"
+    assert verdict.to_json()["samples_needed"] is None
+
+
+def test_a_mean_on_its_limit_passes_whatever_its_interval():
+    (verdict,) = judge_samples("bf16", {"argmax_agreement": [1.0] * 9 + [0.0]})
+    assert verdict.outcome == "passed"
+    assert verdict.to_json()["samples_needed"] is None
+
+
+def test_samples_that_are_not_numbers_fail():
+    assert outcomes("fp32", {"heat_correlation": [float("nan"), 1.0]}) == {"heat_correlation": "failed"}
+
+
+def test_the_document_holds_the_interval_and_the_samples():
+    (verdict,) = judge_samples("int8", {"mask_iou": [1.0] * 7 + [0.0]})
+    document = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert (document["passed"], document["verdict"], document["samples"]) == (False, "undecided", 8)
+    assert document["interval_95"] == pytest.approx([0.4735, 0.9968], abs=0.004)
+    assert document["samples_needed"] > 8
+    assert document["values"] == [1.0] * 7 + [0.0]

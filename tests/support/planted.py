@@ -79,6 +79,23 @@ def weight_times(name: str, factor: float) -> Plant:
     return plant
 
 
+def result_times(name: str, factor: float) -> Plant:
+    """All of a node's result, which is float32."""
+    added = f"{name}/times"
+
+    def plant(model: ir.Model) -> str:
+        producer = node(model, name)
+        value = producer.outputs[0]
+        readers = list(value.uses())
+        times = _times(model.graph, value, factor, added, half=False)
+        model.graph.insert_after(producer, times)
+        for use in readers:
+            use.node.replace_input_with(use.idx, times.outputs[0])
+        return added
+
+    return plant
+
+
 def scale_times(name: str, factor: float) -> Plant:
     """The step of a pair of Q/DQ, given by its second node, or of a weight's DQ."""
 

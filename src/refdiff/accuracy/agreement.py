@@ -61,14 +61,20 @@ def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
     )
 
 
+def parts(agreements: Sequence[Agreement]) -> dict[str, tuple[float, ...]]:
+    """Return the values of every part over the samples that have it; a part that none has is omitted."""
+    values = {
+        field.name: tuple(
+            float(value) for each in agreements if (value := getattr(each, field.name)) is not None
+        )
+        for field in dataclasses.fields(Agreement)
+    }
+    return {name: each for name, each in values.items() if each}
+
+
 def summarize(agreements: Sequence[Agreement]) -> dict[str, float]:
     """Return the mean of every part over the samples that have it; a part that none has is omitted."""
-    means: dict[str, float] = {}
-    for field in dataclasses.fields(Agreement):
-        values = [value for each in agreements if (value := getattr(each, field.name)) is not None]
-        if values:
-            means[field.name] = float(np.mean(values))
-    return means
+    return {name: float(np.mean(values)) for name, values in parts(agreements).items()}
 
 
 def match_candidates(ious: Float, at_least: float = SAME_CANDIDATE) -> list[tuple[int, int]]:

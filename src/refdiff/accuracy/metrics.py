@@ -99,6 +99,43 @@ _RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 50
 
 
+_DRAWS = 20_000
+
+
+def bounded_mean_interval(
+    values: Sequence[float],
+    *,
+    lowest: float = 0.0,
+    highest: float = 1.0,
+    count: float | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """Return Gaffke's interval for the mean of a bounded quantity, which also holds for few samples.
+
+    Each end is a quantile of the Bayesian bootstrap with one more sample at that end of the range (Gaffke
+    2005, Learned-Miller and Thomas 2019), found with 20,000 draws. For values of 0 and 1 it is the
+    Clopper-Pearson interval of a share.
+
+    Args:
+        values: one for each sample, `lowest`..`highest`; at least one.
+        lowest: smallest possible value.
+        highest: largest possible value.
+        count: as if there were this many samples, distributed like `values`; their number if None.
+        level: probability of the interval.
+    """
+    distinct, repeats = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)  # [k]
+    rng = np.random.default_rng(0)
+    shape = repeats * ((len(values) if count is None else count) / len(values))
+    masses = rng.standard_gamma(shape, size=(_DRAWS, len(distinct)))  # [r, k]
+    bound = -np.log((np.arange(_DRAWS) + 0.5) / _DRAWS)  # [r], exponential, evenly drawn
+    sums, total = masses @ distinct, masses.sum(axis=1) + bound
+    tail = 100 * (1 - level) / 2
+    return (
+        float(np.percentile((sums + bound * lowest) / total, tail)),
+        float(np.percentile((sums + bound * highest) / total, 100 - tail)),
+    )
+
+
 def bootstrap_interval(
     groups: NDArray[np.float64],
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],

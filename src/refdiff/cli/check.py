@@ -39,6 +39,10 @@ def check(
     golden_only: Annotated[
         bool, typer.Option("--golden-only", help="Leave out the torch reference.")
     ] = False,
+    require_verdict: Annotated[
+        bool,
+        typer.Option("--require-verdict", help="Exit code 1 also if samples are too few to judge a gate."),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML page, with images of the worst cases.")
     ] = None,
@@ -47,7 +51,21 @@ def check(
 ) -> None:
     """Measure a bundle against its golden tensors and the torch reference; exit code 1 if a gate fails.
 
-    Columns: error is the largest difference from torch over its outputs' range; docs/output.md explains all.
+    A gate is a value with a limit. For each graph, on the golden tensors: error is the largest difference
+    from torch's outputs over their range; correlation is that of both outputs; "from the one before" is the
+    error from the more exact bundle above; "on feeds" is the error on recorded feeds (--feeds). Each bundle
+    is a rung of the parity ladder.
+
+    For the task, per variant: value is the mean agreement of bundle and torch reference over the samples.
+    Mask IoU: overlap of both answers. Argmax agreement: share of samples on which both choose the same
+    candidate. Candidate recall: share of the reference's candidates that the bundle finds too. Rank
+    agreement: share of pairs of candidates in the same order. Heat correlation: that of the attention maps.
+    Noise floor: agreement of the reference with itself under another seed; it is not a gate.
+
+    A value within its limit is ok. One that misses it is FAILED if its whole 95 % interval misses the limit
+    too. Otherwise the samples are "too few" to judge it: the exit code is 0 (1 with --require-verdict), and
+    "to decide" is the number of samples that decide if more are like these. docs/output.md explains all
+    tables.
     """
     from refdiff.contracts.atomic_io import check_targets, write_files
     from refdiff.contracts.options import BackendOptions, RunOptions
@@ -76,5 +94,9 @@ def check(
     print_answer(measured.to_json(), lambda: check_page(measured), as_json=as_json)
     if report is not None:
         note(f"report: {report}")
-    if not measured.passed:
-        end(measured.failure or "", 1)
+    if measured.failure is not None:
+        end(measured.failure, 1)
+    if measured.undecided is not None:
+        if require_verdict:
+            end(measured.undecided, 1)
+        note(f"note: {measured.undecided}")

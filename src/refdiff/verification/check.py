@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from refdiff.accuracy.tolerances import Verdict, judge
 from refdiff.calibration.calibrate import open_feeds
-from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.inspection import bundle_cautions, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, Options, RunOptions
 from refdiff.contracts.progress import Progress, silent
 from refdiff.data.sample import Dataset, Sample
@@ -90,6 +90,7 @@ def check(
         answer=answer,
         task=task,
         not_run=not_run,
+        cautions=bundle_cautions(opened),
     )
 
 

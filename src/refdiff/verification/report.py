@@ -6,13 +6,13 @@ The parity ladder starts at torch and has a step per bundle, fp32 first, all fed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from refdiff.accuracy.tolerances import GraphTolerance, Verdict, judge
+from refdiff.accuracy.tolerances import MOST_SAMPLES, GraphTolerance, Outcome, Verdict, judge
 from refdiff.contracts.parity import Parity
 from refdiff.errors import GateError
 from refdiff.verification.divergence import Divergence
@@ -177,6 +177,8 @@ class CheckReport:
     """Agreement with the torch reference; empty if that was not run."""
     not_run: str | None
     """Reason why the comparison with the reference was not run; None if it was."""
+    cautions: tuple[str, ...] = ()
+    """What every answer of the bundle says of it."""
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -194,22 +196,45 @@ class CheckReport:
         )
 
     @property
+    def outcome(self) -> Outcome:
+        """The worst of all verdicts; "failed" if a sample was not segmented."""
+        found = {verdict.outcome for verdict in self.verdicts}
+        if self.task.unanswered is not None or "failed" in found:
+            return "failed"
+        return "undecided" if "undecided" in found else "passed"
+
+    @property
     def passed(self) -> bool:
         """Every measured value is within its limit, and every sample was segmented."""
-        return self.task.unanswered is None and all(verdict.passed for verdict in self.verdicts)
+        return self.outcome == "passed"
+
+    def with_outcome(self, outcome: Outcome) -> tuple[Verdict, ...]:
+        """Return the verdicts of one outcome."""
+        return tuple(verdict for verdict in self.verdicts if verdict.outcome == outcome)
 
     @property
     def shortfall(self) -> str | None:
-        """The failed gates, and the sample without an answer; None if all passed."""
-        failed = [str(verdict) for verdict in self.verdicts if not verdict.passed]
-        parts = [f"{len(failed)} of {len(self.verdicts)} gates failed: {'; '.join(failed)}"] if failed else []
+        """The failed gates, and the sample without an answer; None if there are none."""
+        failed = self.with_outcome("failed")
+        named = "; ".join(map(str, failed))
+        parts = [f"{len(failed)} of {len(self.verdicts)} gates failed: {named}"] if failed else []
         if self.task.unanswered is not None:
             parts.append(f"the bundle does not answer {self.task.unanswered}")
         return "; ".join(parts) or None
 
     @property
+    def undecided(self) -> str | None:
+        """One line: the gates with too few samples, and how many would decide all; None if there are none."""
+        few = self.with_outcome("undecided")
+        if not few:
+            return None
+        named = "; ".join(map(str, few))
+        gates = f"{len(few)} of {len(self.verdicts)} gates"
+        return f"too few samples to judge {gates}: {named}; {_advice(few)}"
+
+    @property
     def failure(self) -> str | None:
-        """One line: the shortfall and the first divergent node; None if all passed."""
+        """One line: the shortfall and the first divergent node; None if nothing failed."""
         divergence = self.ladder.divergence
         if self.shortfall is None or divergence is None:
             return self.shortfall
@@ -235,6 +260,8 @@ class CheckReport:
             "backend_reason": self.backend_reason,
             "backend_note": judged.note,
             "passed": self.passed,
+            "verdict": self.outcome,
+            "cautions": list(self.cautions),
             "golden": [verdict.to_json() for verdict in judged.error_verdicts()],
             "golden_correlation": [verdict.to_json() for verdict in judged.correlation_verdicts()],
             "golden_answer": [verdict.to_json() for verdict in self.answer],
@@ -246,6 +273,15 @@ class CheckReport:
             "reference_unanswered": task.unanswered,
             "reference_not_run": self.not_run,
         }
+
+
+def _advice(undecided: Sequence[Verdict]) -> str:
+    """Return how many samples would decide all of these gates."""
+    needed = [None if each.sampling is None else each.sampling.needed for each in undecided]
+    most = max((each for each in needed if each is not None), default=0)
+    if None in needed:
+        return f"even {MOST_SAMPLES} samples would not decide, if more are like these"
+    return f"if more samples are like these, {most} decide (--count {most})"
 
 
 def _error_verdict(output: OutputParity, measured: Parity) -> Verdict:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from refdiff.accuracy.tolerances import Verdict
+from refdiff.accuracy.tolerances import MOST_SAMPLES, Verdict
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.parity import Parity
 from refdiff.reports import (
@@ -39,6 +39,7 @@ _COLORS = 256
 def check_page(report: CheckReport) -> Page:
     """Lay out a whole check."""
     failures = [*_failed_gates(report), *_divergence(report.ladder)]
+    failures += _undecided_gates(report)
     sections = [*failures, _checked(report), _ladder(report.ladder), _golden_answer(report), _task(report)]
     if report.task.worst:
         sections.append(_worst_cases(report))
@@ -47,15 +48,21 @@ def check_page(report: CheckReport) -> Page:
         passed=report.passed,
         verdict=_verdict(report),
         sections=sections,
+        undecided=report.outcome == "undecided",
     )
 
 
 def _verdict(report: CheckReport) -> str:
-    failed = sum(not verdict.passed for verdict in report.verdicts)
-    parts = [f"{failed} of {len(report.verdicts)} gates." if failed else f"all {len(report.verdicts)} gates."]
+    every = len(report.verdicts)
+    failed, few = (len(report.with_outcome(each)) for each in ("failed", "undecided"))
+    parts = []
+    if failed or not few:
+        parts.append(f"{failed} of {every} gates." if failed else f"all {every} gates.")
+    if few:
+        parts.append(f"{few} of {every} gates have too few samples to judge.")
     if report.task.unanswered is not None:
         parts = [*parts[:failed], f"The bundle does not answer {report.task.unanswered}."]
-    if not report.passed:
+    if report.outcome == "failed":
         return " ".join(parts)
     if report.ladder.first_failed is not None:
         parts.append("A more exact bundle it was compared with did not.")
@@ -75,11 +82,20 @@ def _checked(report: CheckReport) -> Section:
         f"Compared with {result.bundle}: {result.precision}, run on {result.backend}."
         for result in report.ladder.results[:-1]
     ]
+    # what a caution asks for by naming this command is on the rest of the page
+    lines += [f"Caution: {caution}." for caution in report.cautions if "refdiff check" not in caution]
     return Section(heading="What was checked", lines=lines)
 
 
+def _undecided_gates(report: CheckReport) -> list[Section]:
+    if report.undecided is None:
+        return []
+    line = f"{report.undecided[:1].upper()}{report.undecided[1:]}."
+    return [Section(heading="Too few samples to judge", lines=(line,))]
+
+
 def _failed_gates(report: CheckReport) -> list[Section]:
-    failed = [verdict for verdict in report.verdicts if not verdict.passed]
+    failed = report.with_outcome("failed")
     if not failed:
         return []
     rows = [(each.name, f"{each.value:.4g}", _limit(each)) for each in failed]
@@ -205,7 +221,10 @@ def _task(report: CheckReport) -> Section:
         return Section(heading=heading, lines=(f"The bundle does not answer {report.task.unanswered}.",))
     explanation = (
         f"{report.task.count} held-out scenes per variant, segmented by the torch reference and by this "
-        "bundle. The seed is that of the posterior draw and of the noise."
+        "bundle. A value is the mean over the scenes; the interval holds the mean over all possible scenes "
+        "with 95 % confidence. A value that misses its limit has failed if the whole interval misses it. "
+        "Otherwise there are too few scenes to judge, and “to decide” says how many would do if more of them "
+        "are like these. The seed is that of the posterior draw and of the noise."
     )
     tables = [
         _agreement(
@@ -223,13 +242,36 @@ def _agreement(title: str, verdicts: Sequence[Verdict], floor: Mapping[str, floa
             verdict.name.replace("_", " ").replace("iou", "IoU"),
             f"{verdict.value:.4f}",
             _limit(verdict),
+            *_sampling(verdict),
             f"{floor[verdict.name]:.4f}" if verdict.name in floor else "–",
-            outcome(passed=verdict.passed),
+            outcome(passed=None if verdict.outcome == "undecided" else verdict.passed),
         )
         for verdict in verdicts
     ]
-    columns = (Column("agreement"), *numeric("value", "limit", "noise floor"), Column())
+    columns = (
+        Column("agreement"),
+        *numeric("value", "limit"),
+        *numeric("95 % interval", optional=1),
+        *numeric("samples", optional=3),
+        *numeric("to decide", optional=2),
+        *numeric("noise floor", optional=4),
+        Column(),
+    )
     return Table(columns=columns, rows=rows, title=title)
+
+
+def _sampling(verdict: Verdict) -> tuple[str, str, str]:
+    """Return interval, samples, and the samples that would decide."""
+    sampling = verdict.sampling
+    if sampling is None:
+        return "–", "–", "–"
+    low, high = sampling.interval
+    needed = f"> {MOST_SAMPLES}" if sampling.needed is None else str(sampling.needed)
+    return (
+        f"{low:.3f}-{high:.3f}",
+        str(len(sampling.values)),
+        needed if verdict.outcome == "undecided" else "–",
+    )
 
 
 def _limit(verdict: Verdict) -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refdiff.accuracy.agreement import Agreement, compare, summarize
-from refdiff.accuracy.tolerances import Verdict, judge
+from refdiff.accuracy.agreement import Agreement, compare, parts, summarize
+from refdiff.accuracy.tolerances import Verdict, judge_samples
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import MINIATURE_NAME
 from refdiff.contracts.optional import require_export
@@ -147,7 +147,7 @@ def compare_with_reference(
                     agreement=agreements[-1],
                 )
             )
-        verdicts[name] = judge("agreement", bundle.manifest.precision, summarize(agreements))
+        verdicts[name] = judge_samples(bundle.manifest.precision, parts(agreements))
         floor[name] = summarize(own)
     return TaskAgreement(count=len(samples), verdicts=verdicts, noise_floor=floor, worst=worst.cases)
 
