@@ -33,6 +33,7 @@ from refdiff.passes.convert import convert_graph
 from refdiff.verification import check, parity
 from refdiff.verification.report import Ladder
 from refdiff.verification.task_agreement import TaskAgreement
+from tests.support.checks import said_by
 from tests.support.damage import copy_of, edit_manifest, rehash
 from tests.support.planted import nan_in_weight, overflow, planted, scale_times
 from tests.support.recipes import eight_bit_recipe_of
@@ -158,20 +159,6 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arrays["clip_text/out/vector"] = arrays["clip_text/out/vector"] * np.float32(1.01)
 
     return with_golden(BUNDLE, tmp_path_factory.mktemp("drifted") / "bundle", drift)
-
-
-def said_by(
-    report: check.CheckReport,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    *arguments: str,
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command whose check measured this."""
-    monkeypatch.setattr("refdiff.verification.check.check", lambda *rest, **options: report)
-    monkeypatch.setenv("COLUMNS", "400")
-    code = main(["check", "somewhere", *arguments])
-    streams = capsys.readouterr()
-    return code, streams.out, streams.err
 
 
 def squeezed(text: str) -> str:
