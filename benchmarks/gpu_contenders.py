@@ -92,8 +92,9 @@ class Ort:
     """ONNX Runtime, by our session; repeats with bound inputs and outputs."""
 
     def __init__(self, folder: Path, backend: str) -> None:
-        import onnxruntime
+        from refdiff.engines.factory import import_ort
 
+        onnxruntime = import_ort(backend).ort
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA's libraries from the packages installed with it
         self._ort, self._backend = onnxruntime, backend

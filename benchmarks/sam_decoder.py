@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from benchmarks.records import RESULTS, add_entry
@@ -31,6 +30,7 @@ from refdiff.contracts.graphs import (
     graph_contract,
 )
 from refdiff.contracts.spec import SamSpec
+from refdiff.engines.factory import import_ort
 from refdiff.engines.ort import OrtSession
 from refdiff.export.onnx_export import export_graph
 from refdiff.export.sam_graphs import SamDecoder, SamMasks
@@ -128,7 +128,7 @@ def _measured(sam: Any, spec: SamSpec, folder: Path, rounds: int) -> dict[str, A
         "rounds": rounds,
         "prompts": POINTS_PER_BATCH,
         "drawn": DRAWN,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": import_ort("ort-cpu").ort.__version__,
         "median_seconds": {name: round(value, 4) for name, value in medians.items()},
         "speed_up": round(medians["one_graph"] / (medians["sam_decoder"] + medians["sam_masks"]), 2),
         "multiply_adds": {name: count_macs(path, sizes) for name, path in paths.items()},

@@ -6,6 +6,7 @@ The public names below are imported when they are first used: `import refdiff` a
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from refdiff.verification.check import check as check
 
 __version__ = "0.1.0"
+
+# Packages that report usage to their vendor read these when they are imported. What the user has set stays.
+for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_name, "1")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

@@ -4,11 +4,15 @@
 creation: ONNX Runtime falls back to the CPU if a provider cannot start, and here that is an error, never a
 slower run. `LayerFile` reads the time of each node from ONNX Runtime's own profile. `CheckSession` runs a
 graph on the CPU with its weights left in their file, for checks and not for speed.
+
+No other module imports onnxruntime: `refdiff/__init__.py` disables its telemetry before it is loaded, and
+this module once more after.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +25,9 @@ from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.optional import install_line
 from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
 from refdiff.errors import EngineError, InputError
+
+if os.environ["ORT_DISABLE_TELEMETRY"] == "1":  # Windows does not read it, nor an earlier import without it
+    ort.disable_telemetry_events()
 
 _FATAL_ONLY = 4
 """Severity of the sessions' own log: an error is an exception here, and is reported once."""
