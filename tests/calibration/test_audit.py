@@ -66,6 +66,7 @@ def test_a_healthy_graph_gets_the_built_in_recipe(feeds: Path) -> None:
     assert report.recipe == built_in()
 
 
+@pytest.mark.slow
 def test_a_planted_overflow_is_named_and_its_recipe_fixes_it(
     overflowing: tuple[Path, str], feeds: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_planted_nan_is_named_and_no_recipe_is_written(
     assert blamed in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.02, 50.0])
 def test_a_planted_bad_range_is_named(feeds: Path, tmp_path: Path, factor: float) -> None:
     sound = eight_bit_recipe_of(GRAPH)

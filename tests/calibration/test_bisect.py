@@ -31,6 +31,7 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return planted(BUNDLE, tmp_path_factory.mktemp("planted") / "bundle", GRAPH, overflow(TENSOR, half=False))
 
 
+@pytest.mark.slow
 def test_a_planted_overflow_is_found_and_nothing_else_is_kept(
     overflowing: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_planted_overflow_is_found_and_nothing_else_is_kept(
     assert bisect.bisect(bundle, graph=GRAPH, recipe=target).broken is None
 
 
+@pytest.mark.slow
 def test_the_table_names_the_nodes(
     overflowing: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +80,7 @@ def test_a_planted_nan_is_named_since_no_precision_fixes_it(tmp_path: Path) -> N
     assert blamed in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_planted_bad_range_is_found_and_its_readers_leave_eight_bits(tmp_path: Path) -> None:
     sound = eight_bit_recipe_of(GRAPH)
     quantized = sound.graphs[GRAPH].quantized
@@ -107,6 +110,7 @@ def test_a_planted_bad_range_is_found_and_its_readers_leave_eight_bits(tmp_path:
     assert list(report.recipe.graphs[GRAPH].excluded[-1].nodes) == readers
 
 
+@pytest.mark.slow
 def test_trials_that_run_out_are_reported(
     overflowing: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

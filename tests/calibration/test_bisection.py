@@ -109,6 +109,7 @@ def test_trials_grow_with_the_needed_nodes_and_the_logarithm_of_all(
     assert found.trials <= 2 * (1 + len(needed) * (1 + halvings)) + len(needed)
 
 
+@pytest.mark.slow
 @given(st.data(), many_nodes)
 def test_a_guess_that_suffices_keeps_the_search_inside_it(data: st.DataObject, nodes: list[str]) -> None:
     needed = data.draw(st.sets(st.sampled_from(nodes), min_size=1))
@@ -119,6 +120,7 @@ def test_a_guess_that_suffices_keeps_the_search_inside_it(data: st.DataObject, n
     assert all(kept <= guess for kept in asked.sets)
 
 
+@pytest.mark.slow
 @given(st.data(), many_nodes)
 def test_a_guess_that_does_not_suffice_costs_one_trial(data: st.DataObject, nodes: list[str]) -> None:
     needed = data.draw(st.sets(st.sampled_from(nodes), min_size=1))

@@ -126,6 +126,7 @@ def test_all_recorded_feeds_run(recorded: tuple[Path, calibrate.CalibrationRepor
     sessions.close()
 
 
+@pytest.mark.slow
 def test_of_the_decoder_s_runs_some_are_kept_evenly_spread(tmp_path: Path) -> None:
     given = {"count": 1, "backend": ONE_THREAD, "variants": ["official"], "mode": "gen+seg"}
     every = record("mini", output=tmp_path / "all", most_runs=None, **given)

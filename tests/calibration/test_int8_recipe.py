@@ -163,6 +163,7 @@ def test_a_magnitude_beyond_the_range_is_cut_off_at_it():
     np.testing.assert_allclose(got, 2.0, rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MINIATURE if name != "unet_taps"])
 def test_the_miniature_keeps_its_answers_in_eight_bits(name):
     feeds, _ = open_bundle(BUNDLE).golden()[name]

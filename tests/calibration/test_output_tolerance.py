@@ -321,6 +321,7 @@ def test_readers_of_a_smoothed_tensor_are_left_out_together(tmp_path: Path) -> N
     assert is_inside(path, trials.recipe(found.nodes), feeds, EIGHT_BITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.01, 300.0], ids=["too small", "too large"])
 def test_a_bad_range_planted_into_the_miniature_is_found_exactly(tmp_path: Path, factor: float) -> None:
     name, layer = "clip_text", "blocks.0.block.mlp.c_proj/MatMul"

@@ -21,7 +21,6 @@ from refdiff.contracts.session import Array, SessionFactory
 from refdiff.engines.factory import open_sessions
 from refdiff.engines.ort import OrtSession
 from refdiff.errors import GateError, InputError
-from refdiff.export import bundle_export
 from refdiff.export import onnx_export as translations
 from refdiff.export.bundle_export import export_bundle
 from refdiff.export.onnx_export import export_graph
@@ -35,6 +34,7 @@ from refdiff.passes.early_exit import cut_taps
 from refdiff.passes.graph_files import check_contract
 from refdiff.runtime.golden_answer import compare_answers, give_answer
 from tests.support.calm_stack import calm_stack
+from tests.support.copied_graphs import copying
 
 
 def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
@@ -219,14 +219,17 @@ def test_a_written_graph_that_breaks_its_contract_is_named(tiny_bundle: Path) ->
         check_contract(tiny_bundle / "sam_encoder.onnx", wrong)
 
 
-def test_a_graph_outside_its_tolerance_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundle_export, "error_limit", lambda name: -1.0)
+def test_a_graph_outside_its_tolerance_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    feeds = ExampleFeeds(make_examples())
     with pytest.raises(GateError, match="sam_encoder: output embedding"):
-        export_bundle(calm_stack(), tmp_path / "b", feeds=feeds, progress=lines.append)
+        export_bundle(
+            calm_stack(),
+            tmp_path / "b",
+            feeds=ExampleFeeds(make_examples()),
+            progress=lines.append,
+            exporter=copying(tiny_bundle),
+            limit=lambda name: -1.0,
+        )
     assert "sam_decoder: exporting" in lines
     assert list(tmp_path.iterdir()) == []
 

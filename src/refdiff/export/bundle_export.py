@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.bundle import GraphRecord, Manifest, write_bundle
 from refdiff.contracts.graphs import GraphSpec, graph_contract
@@ -44,8 +44,19 @@ _PACKAGES = (
 """Packages whose version can change the exported graphs, or how they were checked."""
 
 
+GraphExporter = Callable[[Any, GraphSpec, Path], Path]
+"""Writes a torch module as a graph into a folder and returns the graph's path, as `export_graph` does."""
+
+
 def export_bundle(
-    stack: ModelStack, output: Path, *, feeds: PipelineFeeds, progress: Progress, overwrite: bool = False
+    stack: ModelStack,
+    output: Path,
+    *,
+    feeds: PipelineFeeds,
+    progress: Progress,
+    overwrite: bool = False,
+    exporter: GraphExporter = export_graph,
+    limit: Callable[[str], float] = error_limit,
 ) -> Manifest:
     """Export all graphs of a stack, checked, as the bundle `output`.
 
@@ -56,6 +67,8 @@ def export_bundle(
             golden record.
         progress: receives one line at each step, and each graph's error.
         overwrite: replace an existing bundle.
+        exporter: writes each graph.
+        limit: returns the largest error of a graph, as a share of its range.
 
     Raises:
         InputError: a graph was not fed, or the output cannot be written.
@@ -73,7 +86,7 @@ def export_bundle(
             records = _record_stage(stack, stage, feeds)
             golden |= {name: min(runs, key=lambda run: run.size_bytes) for name, runs in records.items()}
             count = _Count(progress, done=len(measured), total=len(contract))
-            measured |= _export_stage(stack, stage, writer.path, records, count)
+            measured |= _export_stage(stack, stage, writer.path, records, count, exporter, limit)
         writer.write_golden({name: _golden_tensors(graph, golden[name]) for name, graph in contract.items()})
         writer.write_tokenizer(stack.tokenizer_json)
         progress("recording the golden answer")
@@ -127,18 +140,20 @@ def _export_stage(
     folder: Path,
     records: Mapping[str, Sequence[Record]],
     progress: _Count,
+    exporter: GraphExporter,
+    limit: Callable[[str], float],
 ) -> dict[str, dict[str, Parity]]:
     """Write and check one model's graphs; return graph -> output -> parity."""
     contract, measured = graph_contract(stack.spec), {}
     for component, names in stage.graphs:
         for name in names:
             progress(f"{name}: exporting")
-            _write_graph(stack, contract[name], folder)
+            _write_graph(stack, contract[name], folder, exporter)
         _release(stack, component)
         for name in names:
             progress(f"{name}: comparing with torch")
             path = folder / f"{name}.onnx"
-            measured[name] = check_graph(path, contract[name], records[name], limit=error_limit(name))
+            measured[name] = check_graph(path, contract[name], records[name], limit=limit(name))
             error = max(output.error for output in measured[name].values())
             progress.add_graph(f"{name}: {error:.1e} of its range from torch")
     return measured
@@ -161,10 +176,10 @@ def _release(stack: ModelStack, component: str) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _write_graph(stack: ModelStack, graph: GraphSpec, folder: Path) -> Path:
+def _write_graph(stack: ModelStack, graph: GraphSpec, folder: Path, exporter: GraphExporter) -> Path:
     if graph.name == "unet_taps":
         return cut_taps(folder / "unet.onnx", graph, cut_after=stack.spec.diffusion.cut_after)
-    return export_graph(wrap(stack, graph.name), graph, folder)
+    return exporter(wrap(stack, graph.name), graph, folder)
 
 
 def _graph_record(graph: GraphSpec, folder: Path, measured: Mapping[str, Parity]) -> GraphRecord:
