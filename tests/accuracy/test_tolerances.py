@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +113,19 @@ def test_the_document_holds_the_interval_and_the_samples():
     assert document["interval_95"] == pytest.approx([0.4735, 0.9968], abs=0.004)
     assert document["samples_needed"] > 8
     assert document["values"] == [1.0] * 7 + [0.0]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("variant", ["official", "edge"])
+def test_no_eight_scenes_fail_a_shipped_recipe(precision: str, variant: str):
+    recorded = json.loads(Path(__file__).with_name("agreements.json").read_text(encoding="utf-8"))
+    parts: dict[str, list[float | None]] = recorded[precision][variant]
+    judged = 0
+    for start in range(0, len(parts["mask_iou"]), 8):
+        eight = {
+            name: [value for value in values[start : start + 8] if value is not None]
+            for name, values in parts.items()
+        }
+        assert "failed" not in outcomes(precision, eight).values(), start
+        judged += 1
+    assert judged == 8

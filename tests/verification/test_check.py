@@ -1,5 +1,6 @@
 """`check`: planted faults are found and named wherever a person or a script looks; what it refuses."""
 
+import contextlib
 import dataclasses
 import functools
 import html
@@ -28,14 +29,15 @@ from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.parity import Parity
 from refdiff.contracts.session import Array
+from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, GateError, InputError, MissingDependencyError
 from refdiff.passes.convert import convert_graph
 from refdiff.verification import check, parity
 from refdiff.verification.report import Ladder
-from refdiff.verification.task_agreement import TaskAgreement
+from refdiff.verification.task_agreement import TaskAgreement, compare_with_reference, reference_of
 from tests.support.checks import said_by
 from tests.support.damage import copy_of, edit_manifest, rehash
-from tests.support.planted import nan_in_weight, overflow, planted, scale_times
+from tests.support.planted import nan_in_weight, overflow, planted, result_times, scale_times
 from tests.support.recipes import eight_bit_recipe_of
 from tests.support.small_graphs import BUNDLE
 
@@ -405,6 +407,23 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
     assert f"The bundle does not answer {report.task.unanswered}." in squeezed(out)
     assert f"node {node} (MatMul) is the first whose result is not finite" in err
     assert "does not answer" in check_page(report).to_html()
+
+
+@pytest.mark.slow
+@pytest.mark.needs_torch
+def test_masks_that_a_conversion_destroyed_fail_on_the_default_scenes(tmp_path: Path) -> None:
+    folder, _ = planted(BUNDLE, tmp_path / "bundle", "sam_masks", result_times("graph/Transpose_1", -1.0))
+    bundle, scenes = open_bundle(folder), tuple(check.CHECKED_SCENES)
+    stack, _ = reference_of(bundle, None)
+    assert stack is not None
+    variants = {"edge": EDGE[0].pipeline_options(bundle.spec)}
+    with contextlib.closing(open_sessions(bundle, backend="ort-cpu")) as sessions:
+        task = compare_with_reference(bundle, sessions, stack, variants, scenes, lambda line: None)
+    found = {verdict.name: verdict for verdict in task.verdicts["edge"]}
+    assert task.count == 8
+    assert found["mask_iou"].value < 0.2
+    for part in ("mask_iou", "argmax_agreement", "candidate_recall"):
+        assert found[part].outcome == "failed", part
 
 
 @pytest.mark.slow
