@@ -1,4 +1,3 @@
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,6 @@ from refdiff.contracts.atomic_io import (
     draft_path,
     exchange_names,
     is_draft,
-    lock_file,
     open_draft,
     open_draft_folder,
     place_folder,
@@ -163,19 +161,6 @@ def test_only_names_made_here_are_drafts(tmp_path: Path):
     assert is_draft(draft.name)
     assert is_draft(draft.with_suffix(".replaced").name)
     assert not any(map(is_draft, ["a.png", ".a.partial", ".a.png.0123456789ab", "a.0123456789ab.partial"]))
-
-
-def test_a_lock_keeps_a_second_holder_out_until_it_gives_up_or_waits(tmp_path: Path):
-    def give_up():
-        raise InputError("busy")
-
-    path = tmp_path / ".lock"
-    with lock_file(path, on_busy=lambda: pytest.fail("it is free")), pytest.raises(InputError, match="busy"):
-        lock_file(path, on_busy=give_up).__enter__()
-    first = ExitStack()
-    first.enter_context(lock_file(path, on_busy=give_up))
-    with lock_file(path, on_busy=first.close):  # the first holder ends, and the wait with it
-        pass
 
 
 def test_a_disk_that_refuses_is_one_line_with_the_target(tmp_path: Path):

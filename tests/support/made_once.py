@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.contracts.atomic_io import draft_path, lock_file
+from refdiff.contracts.atomic_io import draft_path
+from refdiff.contracts.file_lock import lock_file
 
 ROOT = Path(__file__).parents[2]
 

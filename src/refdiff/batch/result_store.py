@@ -36,12 +36,12 @@ from refdiff.batch.prediction import Prediction
 from refdiff.contracts.atomic_io import (
     hash_file,
     is_draft,
-    lock_file,
     open_draft,
     report_write_errors,
     write_file,
     write_files,
 )
+from refdiff.contracts.file_lock import lock_file
 from refdiff.errors import InputError
 from refdiff.runtime.image import png
 

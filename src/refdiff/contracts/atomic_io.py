@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from refdiff.contracts.file_lock import lock_file
 from refdiff.contracts.plain_file import open_plain
 from refdiff.errors import InputError
 
@@ -30,8 +30,6 @@ _CHUNK_BYTES = 1 << 20
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.(partial|replaced)", re.DOTALL)
 
 _DRAFT_LOCK = re.compile(r"\..+\.[0-9a-f]{12}\.lock", re.DOTALL)
-
-_LOCK_POLL_SECONDS = 0.2
 
 
 def hash_file(path: Path) -> str:
@@ -58,8 +56,11 @@ def is_draft(name: str) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or the list of names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Force a file, or the list of names in a folder, to the disk; Windows has no call for the latter."""
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -182,12 +183,15 @@ def open_draft_folder(target: Path) -> Iterator[Path]:
     sweep_drafts(target.parent)
     draft = draft_path(target)
     lock = _lock_of(draft)
-    with lock_file(lock, on_busy=lambda: None):
-        try:
-            draft.mkdir()
-            yield draft
-        finally:
-            _delete_draft(lock)
+    try:
+        with lock_file(lock, on_busy=lambda: None):
+            try:
+                draft.mkdir()
+                yield draft
+            finally:
+                _delete_draft(lock)
+    finally:
+        _delete_lock(lock)
 
 
 def sweep_drafts(folder: Path) -> None:
@@ -195,8 +199,10 @@ def sweep_drafts(folder: Path) -> None:
     for lock in folder.glob(".*.lock"):
         if _DRAFT_LOCK.fullmatch(lock.name) is None:
             continue
-        with suppress(OSError, _InUseError), lock_file(lock, on_busy=_refuse):
-            _delete_draft(lock)
+        with suppress(OSError, _InUseError):
+            with lock_file(lock, on_busy=_refuse, required=True):
+                _delete_draft(lock)
+            _delete_lock(lock)
 
 
 class _InUseError(Exception):
@@ -212,12 +218,16 @@ def _lock_of(draft: Path) -> Path:
 
 
 def _delete_draft(lock: Path) -> None:
-    """Delete a draft folder and then its lock file; the caller holds the lock."""
+    """Delete a draft folder; the caller holds the lock."""
     aside, target = lock.with_suffix(".replaced"), lock.with_name(lock.name[1 : -len(".123456789abc.lock")])
     if aside.is_dir() and not os.path.lexists(target):
         aside.rename(target)
     for left in (lock.with_suffix(".partial"), aside):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _delete_lock(lock: Path) -> None:
+    """Delete the lock file of a deleted draft; nobody holds it, because Windows deletes no open file."""
     if not any(os.path.lexists(lock.with_suffix(suffix)) for suffix in (".partial", ".replaced")):
         lock.unlink(missing_ok=True)
 
@@ -268,37 +278,3 @@ def place_folder(
         raise
     sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def lock_file(path: Path, *, on_busy: Callable[[], object]) -> Iterator[None]:
-    """Hold an advisory lock; the system releases the lock of a process that dies.
-
-    Args:
-        path: the lock's file, made if it is missing.
-        on_busy: called once if another process holds the lock; it raises to give up, else the lock is
-            waited for.
-
-    Raises:
-        OSError: the file cannot be opened for writing.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not _take_lock(handle):
-            on_busy()
-            while not _take_lock(handle):
-                time.sleep(_LOCK_POLL_SECONDS)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _take_lock(handle: int) -> bool:
-    """Return whether the lock was free."""
-    import fcntl  # POSIX only
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -132,7 +132,10 @@ def _requirements() -> tuple[str, ...]:
 def _kill(process: subprocess.Popen[str]) -> None:
     """Kill a process with its children; one that hangs in the kernel is not waited for."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=_KILL_SECONDS)
 

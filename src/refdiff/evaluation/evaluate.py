@@ -6,7 +6,6 @@ every sentence has a record (`records`), and an interrupted run resumes.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -29,6 +28,7 @@ from refdiff.evaluation.answering import (
 )
 from refdiff.evaluation.records import SentenceRecord, open_records
 from refdiff.evaluation.summary import Summary, group_by_cue, summarize
+from refdiff.profiling.sensors import peak_resident
 from refdiff.reports import Section, facts_table, size_text
 
 _REPORT_EVERY = 10
@@ -218,8 +218,8 @@ class Estimate:
     """Images that were measured."""
     seconds: float
     """Of the whole evaluation, loading excluded."""
-    memory_bytes: int
-    """Peak resident memory of one process so far."""
+    memory_bytes: int | None
+    """Peak resident memory of one process so far; None where the system does not report it."""
     jobs: int
 
     def to_json(self) -> dict[str, Any]:
@@ -241,7 +241,10 @@ class Estimate:
         facts += [
             ("all", f"{self.sentences} sentences on {self.pictures} images"),
             ("time", f"about {hours} h {seconds // 60} min {seconds % 60} s in {self.jobs} processes"),
-            ("memory", f"{size_text(self.memory_bytes)} a process"),
+            (
+                "memory",
+                "unknown" if self.memory_bytes is None else f"{size_text(self.memory_bytes)} a process",
+            ),
         ]
         note = f"estimated from the first {self.measured} images; nothing was written"
         return Section(tables=[facts_table(facts, footnotes=(note,))])
@@ -293,6 +296,6 @@ def estimate(
         pictures=len(pictures),
         measured=len(spent),
         seconds=per_image * len(pictures) / jobs,
-        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        memory_bytes=peak_resident(),
         jobs=jobs,
     )

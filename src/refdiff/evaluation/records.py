@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from refdiff.accuracy.metrics import pairwise_iou
-from refdiff.contracts.atomic_io import lock_file, report_write_errors, sync, write_file
+from refdiff.contracts.atomic_io import report_write_errors, sync, write_file
+from refdiff.contracts.file_lock import lock_file
 from refdiff.data.sample import Sample, read_truth
 from refdiff.errors import InputError
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle

@@ -19,12 +19,12 @@ from pathlib import Path
 from refdiff.contracts.atomic_io import (
     draft_path,
     hash_file,
-    lock_file,
     report_write_errors,
     sync,
     write_file,
 )
 from refdiff.contracts.bundle import Bundle
+from refdiff.contracts.file_lock import lock_file
 from refdiff.contracts.manifest import ENGINES_NAME
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, metadata_path, read_metadata
 from refdiff.engines.trt.trust import is_trusted, record_trust

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from refdiff.contracts.atomic_io import hash_file, lock_file
+from refdiff.contracts.atomic_io import hash_file
+from refdiff.contracts.file_lock import lock_file
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.client import list_repo, matches_hub
