@@ -1,0 +1,163 @@
+"""Confidence of an answer: features of the chosen candidate, and the model that weighs them.
+
+CLIP's cosines are not comparable between texts, because each text has its own mean over all kinds of
+candidates. Features are therefore standardized: (cosine - its mean) / its deviation, both over the candidates
+that the model was fitted on, computed from their mean vector and covariance for any text.
+
+Axes: n = kept candidates, e = CLIP embedding, k = words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refdiff.contracts.confidence import ConfidenceModel
+from refdiff.contracts.results import Candidates, Scores
+from refdiff.contracts.session import Float
+from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.phrase_rules import words_of
+
+FEATURES = {
+    "text_crop": "standardized cosine of the phrase and the crop",
+    "text_context": "standardized cosine of the phrase and the candidate in its surroundings",
+    "head_crop": "the same of the head word and the crop",
+    "head_context": "the same of the head word and the candidate in its surroundings",
+    "noun_crop": "head_crop minus that of the best competing noun",
+    "noun_context": "head_context minus that of the best competing noun",
+    "attribute_crop": "the same margin of the phrase's attribute among the attributes; 0 without one",
+    "attribute_context": "the same in its surroundings",
+    "heat_contrast": "the generative score",
+    "heat_inside": "mean heat inside the mask",
+    "heat_share": "heat_inside over that of the hottest candidate",
+    "heat_margin": "heat_inside minus that of the best candidate elsewhere",
+    "total_margin": "total score minus that of the best candidate elsewhere",
+    "place": "fit to the place that the phrase names",
+    "place_gap": "place minus that of the best candidate",
+    "predicted_iou": "SAM's own estimate",
+    "has_attribute": "1 if the phrase has an attribute that the model knows",
+    "has_place": "1 if the phrase names a place or a superlative",
+    "has_relation": "1 if the phrase names a relation",
+}
+"""Feature -> its meaning."""
+
+UNUSUAL_IMAGE = (
+    "image: unlike those that the confidence was fitted on; there is no confidence, and the mask may be a guess"
+)
+"""The caution of an answer on an image outside of what the model knows."""
+
+_ELSEWHERE = 0.5
+"""IoU below which another candidate is a competitor and not the same object."""
+
+_EPS = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What the features of an answer are computed from."""
+
+    phrase: Phrase
+    text: Float
+    """[e], the phrase's vector."""
+    head: Float
+    """[e], the head word's vector."""
+    crops: Float
+    """[n, e], vectors of the kept candidates' crops."""
+    contexts: Float
+    """[n, e], vectors of the kept candidates under masked attention."""
+    heat: Float
+    """[y, x]."""
+    candidates: Candidates
+    scores: Scores
+    index: int
+    """Of the chosen candidate among all."""
+
+
+def features_of(evidence: Evidence, model: ConfidenceModel) -> dict[str, float]:
+    """Return the features of `FEATURES`."""
+    kept = evidence.candidates.kept
+    at = int(np.count_nonzero(kept[: evidence.index]))  # index among the kept ones
+    masks = evidence.candidates.masks[kept]
+    elsewhere = _overlaps(masks, at) < _ELSEWHERE  # [n]
+    inside = np.array([evidence.heat[mask].mean() if mask.any() else 0.0 for mask in masks])
+    total, place = evidence.scores.total[kept], evidence.scores.place[kept]
+    values = {
+        "heat_contrast": float(evidence.scores.generative[evidence.index]),
+        "heat_inside": float(inside[at]),
+        "heat_share": float(inside[at] / max(float(inside.max()), 1e-6)),
+        "heat_margin": _margin(inside, at, elsewhere),
+        "total_margin": _margin(total, at, elsewhere),
+        "place": float(place[at]),
+        "place_gap": float(place[at] - place.max()),
+        "predicted_iou": float(evidence.candidates.predicted_iou[evidence.index]),
+        "has_place": float(evidence.phrase.place is not None or evidence.phrase.superlative is not None),
+        "has_relation": float(evidence.phrase.relation is not None),
+    }
+    attribute = own_attribute(evidence.phrase, model.attributes)
+    values["has_attribute"] = float(attribute is not None)
+    views = {
+        "crop": (evidence.crops[at], model.crop_mean, model.crop_covariance),
+        "context": (evidence.contexts[at], model.context_mean, model.context_covariance),
+    }
+    for name, view in views.items():
+        values[f"text_{name}"] = float(standardized(evidence.text[None], *view)[0])
+        head = float(standardized(evidence.head[None], *view)[0])
+        others = model.noun_vectors[model.noun_vectors @ evidence.head < 1 - 1e-3]
+        values[f"head_{name}"] = head
+        values[f"noun_{name}"] = head - _largest(standardized(others, *view), default=head)
+        values[f"attribute_{name}"] = 0.0
+        if attribute is not None:
+            levels = standardized(model.attribute_vectors, *view)
+            rest = np.delete(levels, attribute)
+            values[f"attribute_{name}"] = float(levels[attribute]) - _largest(rest, default=0.0)
+    return values
+
+
+def own_attribute(phrase: Phrase, attributes: tuple[str, ...]) -> int | None:
+    """Return the index of the first attribute that the phrase gives its head word; None without one."""
+    for word in words_of(phrase.text[: phrase.root_end]):
+        if word.text in attributes:
+            return attributes.index(word.text)
+    return None
+
+
+def standardized(texts: Float, vector: Float, mean: Float, covariance: Float) -> Float:
+    """Return (cosine - its mean) / its deviation of a vector [e] and texts [k, e]: [k]."""
+    deviations = np.sqrt(np.einsum("ke,ef,kf->k", texts, covariance, texts) + _EPS)
+    return np.asarray(np.einsum("ke,e->k", texts, vector - mean) / deviations, dtype=np.float32)
+
+
+def domain_distance(crops: Float, model_mean: Float, model_covariance: Float) -> float:
+    """Return how far an image's candidates lie from those of the fit: the median squared Mahalanobis distance.
+
+    Args:
+        crops: [n, e], vectors of the image's candidates.
+        model_mean: [e].
+        model_covariance: [e, e]; a tenth of its mean variance is added to each variance, for stability.
+
+    Returns:
+        0 or more; about 1 for images like those of the fit.
+    """
+    size = len(model_mean)
+    ridge = 0.1 * float(np.trace(model_covariance)) / size
+    solved = np.linalg.solve(model_covariance + ridge * np.eye(size), (crops - model_mean).T)  # [e, n]
+    return float(np.median(np.einsum("ne,en->n", crops - model_mean, solved)) / size)
+
+
+def _overlaps(masks: Float, at: int) -> Float:
+    """Return the IoU of each mask [n, y, x] with one of them: [n]."""
+    chosen = masks[at]
+    shared = np.array([np.count_nonzero(mask & chosen) for mask in masks])
+    union = np.array([np.count_nonzero(mask | chosen) for mask in masks])
+    return np.asarray(shared / np.maximum(union, 1), dtype=np.float32)
+
+
+def _margin(values: Float, at: int, elsewhere: Float) -> float:
+    """Return a candidate's value minus the largest one elsewhere, or the smallest of all without any."""
+    others = values[elsewhere]
+    return float(values[at] - (others.max() if len(others) else values.min()))
+
+
+def _largest(values: Float, *, default: float) -> float:
+    return float(values.max()) if len(values) else default
