@@ -12,6 +12,7 @@ from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptio
 from refdiff.contracts.session import Measure, SessionFactory
 from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import InputError
+from refdiff.runtime.confidence import Probe
 from refdiff.runtime.observer import Observer
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.tokenizer import Tokenizer
@@ -62,7 +63,11 @@ def open_backend(
 
 
 def segmenter_of(
-    bundle: Bundle, sessions: SessionFactory, options: Options, observer: Observer | None = None
+    bundle: Bundle,
+    sessions: SessionFactory,
+    options: Options,
+    observer: Observer | None = None,
+    probe: Probe | None = None,
 ) -> Segmenter:
     """Build the numpy pipeline over a bundle's tables and the given sessions."""
     return Segmenter(
@@ -72,6 +77,8 @@ def segmenter_of(
         tokenizer=Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length),
         positions=bundle.clip_positions(),
         cautions=bundle_cautions(bundle),
+        confidence=bundle.calibration().models.get(f"{options.variant}/{options.mode}"),
+        probe=probe,
         observer=observer,
         read_graph=lambda name: read_onnx(bundle.graph_path(name)),
     )

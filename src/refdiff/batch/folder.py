@@ -137,6 +137,7 @@ def segment_many(
             sessions=sessions,
             batch_size=backend.batch_size or UNET_ROWS,
         )
+        calibrated = f"{segmenter.options.variant}/{segmenter.options.mode}" in opened.calibration().models
         if target is None:
             outcome = _answer(plan.items[0], predict, report)
         else:
@@ -151,7 +152,7 @@ def segment_many(
         skipped=plan.skipped,
         model=opened.spec.name,
         random_weights=opened.manifest.random_seed is not None,
-        cautions=(*bundle_cautions(opened), NOT_CALIBRATED),
+        cautions=(*bundle_cautions(opened), *(() if calibrated else (NOT_CALIBRATED,))),
         backend=sessions.backend,
         backend_reason=sessions.reason,
         seconds=time.perf_counter() - started,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
 from refdiff.contracts.bundle import Bundle, GraphRecord, write_bundle
+from refdiff.contracts.confidence import CONFIDENCE_ARRAYS_NAME, CONFIDENCE_NAME
 from refdiff.contracts.graphs import GRAPHS, graph_contract
 from refdiff.contracts.manifest import ANSWER_NAME, GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
 from refdiff.contracts.optional import require_export
@@ -94,7 +95,9 @@ def write_converted_bundle(
             allowed = tolerances(written[name].recipe.precision, name).error
             line = _describe(name, written[name], asked=precision, allowed=allowed)
             progress(Step(line, done=len(written), total=len(GRAPHS), unit="graphs"))
-        for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME, ANSWER_NAME):
+        confidence = (CONFIDENCE_NAME, CONFIDENCE_ARRAYS_NAME)
+        fitted = confidence if CONFIDENCE_NAME in source.manifest.files else ()
+        for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME, ANSWER_NAME, *fitted):
             shutil.copyfile(source.path / name, writer.path / name)
         kept = {each.recipe.precision for each in written.values()}
         final = dataclasses.replace(recipe, graphs={name: written[name].recipe for name in recipe.graphs})

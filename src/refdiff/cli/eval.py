@@ -39,7 +39,9 @@ def evaluate(
         bool, typer.Option("--partial", help="Accept a published data set that is incomplete.")
     ] = False,
     count: Annotated[int, typer.Option(help="Number of rendered scenes, one phrase each.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 1_000_000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the first scene; 1,000,000 if left out.")
+    ] = None,
     runtime: Annotated[str, choice("onnx, or torch for the reference of the miniature.")] = "onnx",
     backend: Backend = "auto",
     variant: Variant = "edge",
@@ -61,6 +63,18 @@ def evaluate(
         Path | None, typer.Option(help="Write the answers in REFER's layout: an existing folder.")
     ] = None,
     overwrite: Overwrite = False,
+    falsehoods: Annotated[
+        bool,
+        typer.Option("--falsehoods", help="Rendered scenes also with phrases that fit nothing in them."),
+    ] = False,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit-confidence",
+            help="Fit the confidence on these samples and put it into the bundle; rendered scenes come with "
+            "falsehoods then, and start at seed 0.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what is there, and estimate time and memory.")
     ] = False,
@@ -76,6 +90,7 @@ def evaluate(
     """
     from refdiff.contracts.atomic_io import check_targets
     from refdiff.contracts.options import BackendOptions, RunOptions
+    from refdiff.data.synthetic import HELD_OUT_FROM, RenderedScenes, ScenesWithFalsehoods
     from refdiff.errors import GateError, InputError
     from refdiff.evaluation import evaluate
     from refdiff.evaluation.datasets import Selection
@@ -84,11 +99,21 @@ def evaluate(
 
     if table not in (None, "published"):
         raise InputError(f"unknown table {table!r}; choose: published")
-    chosen = _dataset(data, subset or (), reviewed, limit, shard, partial=partial, count=count, seed=seed)
+    start = seed if seed is not None else 0 if fit else HELD_OUT_FROM
+    maker = ScenesWithFalsehoods if falsehoods or fit else RenderedScenes
+    scenes = maker(count=count, seed=start)
+    chosen = _dataset(data, subset or (), reviewed, limit, shard, scenes, partial=partial)
     options = RunOptions(
         variant=variant, mode=mode, min_area_px=min_area, allow_random_weights=allow_random_weights
     )
     place = BackendOptions(name=backend)
+    if fit:
+        from refdiff.evaluation.fit_confidence import confidence_section, fit_confidence
+
+        with working() as progress:
+            fitted = fit_confidence(bundle, chosen, options=options, backend=place, progress=progress)
+        print_answer(fitted.to_json(), lambda: confidence_section(fitted), as_json=as_json)
+        return
     if dry_run:
         with working():
             plan = evaluate.estimate(bundle, chosen, options=options, backend=place, jobs=jobs)
@@ -166,19 +191,17 @@ def _dataset(
     reviewed: Path | None,
     limit: int | None,
     shard: str,
+    scenes: Dataset,
     *,
     partial: bool,
-    count: int,
-    seed: int,
 ) -> Dataset:
-    """Return the data sets at `data`, or rendered scenes."""
-    from refdiff.data.synthetic import RenderedScenes
+    """Return the data sets at `data`, or the rendered scenes."""
     from refdiff.evaluation.datasets import find_subsets, select
 
     if data is None:
         if names or reviewed or limit or partial or shard != "1/1":
             raise typer.BadParameter("--subset, --reviewed, --limit, --shard and --partial need --data ROOT")
-        return RenderedScenes(count=count, seed=seed)
+        return scenes
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit()):
         raise typer.BadParameter(f"got --shard {shard!r}, expected i/n, such as 1/4")

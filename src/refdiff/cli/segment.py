@@ -74,6 +74,12 @@ def segment(
     reader: Annotated[str, choice("How to find the head word: rules, or spacy if installed.")] = "rules",
     threads: Threads = None,
     memory: Memory = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help='Return no mask below this confidence: "matched": false, with the reason.'
+        ),
+    ] = None,
     allow_random_weights: Annotated[
         bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
     ] = False,
@@ -100,6 +106,7 @@ def segment(
         seed=seed,
         reader=reader,
         min_area_px=min_area,
+        min_confidence=min_confidence,
         allow_random_weights=allow_random_weights,
         expect=expect,
     )

@@ -14,6 +14,7 @@ In: a path. Out: a `Bundle`; every file it lists is inside the folder and is wha
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ import numpy as np
 
 from refdiff.contracts.atomic_io import hash_file, is_draft
 from refdiff.contracts.bundle_writer import BundleWriter, write_bundle
+from refdiff.contracts.confidence import CONFIDENCE_ARRAYS_NAME, CONFIDENCE_NAME, Calibration
 from refdiff.contracts.external_data import find_external_data
 from refdiff.contracts.golden_answer import GoldenAnswer
 from refdiff.contracts.json_fields import read_json
@@ -125,6 +127,23 @@ class Bundle:
         if not np.isfinite(table).all():
             raise BundleError(f"{path} holds values that are not finite; export again")
         return table
+
+    def calibration(self) -> Calibration:
+        """Return the models of the confidence; none if the bundle has no calibration.
+
+        Raises:
+            BundleError: the calibration is damaged.
+        """
+        if CONFIDENCE_NAME not in self.manifest.files:
+            return Calibration(models={})
+        path = self._listed(CONFIDENCE_NAME)
+        try:
+            document = json.loads(read_plain(path))
+            arrays = read_archive(self._listed(CONFIDENCE_ARRAYS_NAME))
+        except (OSError, RecursionError, ValueError) as error:
+            raise BundleError(f"{path} or its arrays cannot be read ({error}); fit it again") from error
+        width = self.spec.clip.embed_dim
+        return Calibration.from_files(document, arrays, embed_dim=width, where=str(path))
 
     def golden(self) -> GoldenTensors:
         """Return the recorded tensors, by graph.

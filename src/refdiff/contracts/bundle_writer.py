@@ -10,9 +10,12 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from refdiff.contracts.atomic_io import (
     sync,
     write_file,
 )
+from refdiff.contracts.confidence import CONFIDENCE_ARRAYS_NAME, CONFIDENCE_NAME, Calibration
 from refdiff.contracts.golden_answer import GoldenAnswer
 from refdiff.contracts.manifest import (
     ANSWER_NAME,
@@ -41,6 +45,9 @@ from refdiff.contracts.parity import subsample
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from refdiff.contracts.bundle import Bundle
 
 GOLDEN_OUTPUT_BYTES = 1 << 14
 """Most bytes of one output that the golden record keeps; SAM's masks would be 50 MB at full size."""
@@ -226,3 +233,33 @@ def _store_once(arrays: Mapping[str, Array]) -> dict[str, Array]:
 def _sync_and_hash(path: Path) -> FileRecord:
     sync(path)
     return FileRecord(sha256=hash_file(path), size_bytes=path.stat().st_size)
+
+
+def add_calibration(bundle: Bundle, calibration: Calibration) -> Manifest:
+    """Put a calibration into an existing bundle, in one step; one that was there is replaced.
+
+    Files that stay are linked into the new folder where the disk can, and copied otherwise.
+
+    Raises:
+        InputError: the bundle cannot be written.
+    """
+    names = (CONFIDENCE_NAME, CONFIDENCE_ARRAYS_NAME)
+    with write_bundle(bundle.path, overwrite=True) as writer:
+        for source in sorted(bundle.path.rglob("*")):
+            name = source.relative_to(bundle.path)
+            if source.is_file() and name.as_posix() not in (*names, MANIFEST_NAME):
+                (writer.path / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(source, writer.path / name)
+        text, arrays = calibration.to_files()
+        (writer.path / CONFIDENCE_NAME).write_text(text, encoding="utf-8")
+        np.savez_compressed(writer.path / CONFIDENCE_ARRAYS_NAME, **arrays)  # type: ignore[arg-type,unused-ignore]
+        files = {**bundle.manifest.files, **{name: _sync_and_hash(writer.path / name) for name in names}}
+        writer.manifest = replace(bundle.manifest, files=dict(sorted(files.items())))
+    return writer.manifest
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)

@@ -3,8 +3,8 @@
     confidence.json   terms with their weights, words, thresholds, and what it was fitted on; for reading
     confidence.npz    vectors of the words, and mean and covariance of the candidates' vectors
 
-Both are files of the bundle like any other. A model belongs to one variant and mode. Axes: e = CLIP embedding,
-k = words.
+Both are files of the bundle like any other. A model belongs to one variant and mode.
+Axes: e = CLIP embedding, k = words.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ConfidenceModel:
     context_covariance: Float
     """[e, e]."""
     domain_limit: float
-    """Largest distance of an image's candidates from those of the fit (`runtime.confidence.domain_distance`)."""
+    """Largest distance of an image's candidates from those of the fit (`domain_distance`)."""
     fitted_on: Mapping[str, Any]
     """Data, counts, and the accuracy by cross-validation; JSON-ready."""
 
@@ -148,12 +148,9 @@ class Calibration:
             BundleError: it has another format, or a field is missing, of another kind or out of range.
         """
         try:
-            table = as_table(document, "the document")
-            if table.get("format") != FORMAT:
-                raise ValueError(f"format is {table.get('format')!r}, expected {FORMAT}")
             models = {
                 key: _read_model(as_table(entry, key), key, arrays, embed_dim)
-                for key, entry in as_table(table["models"], "models").items()
+                for key, entry in _entries(as_table(document, "the document")).items()
             }
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
@@ -161,6 +158,12 @@ class Calibration:
                 "refdiff eval BUNDLE --fit-confidence"
             ) from error
         return cls(models=models)
+
+
+def _entries(document: Mapping[str, Any]) -> dict[str, Any]:
+    if document.get("format") != FORMAT:
+        raise ValueError(f"format is {document.get('format')!r}, expected {FORMAT}")
+    return as_table(document["models"], "models")
 
 
 def _read_model(

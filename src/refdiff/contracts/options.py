@@ -118,6 +118,8 @@ class Options:
     """Seed of the posterior sample and of the noise."""
     reader: Reader = "rules"
     """Finders of the head word: the built-in rules, or spaCy's parser as in the release (METHOD §3)."""
+    min_confidence: float | None = None
+    """Answers of a lower confidence, or of none, have no mask; None: every answer has its mask."""
     proposals: ProposalOptions = field(default_factory=ProposalOptions)
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     crops: CropOptions = field(default_factory=CropOptions)
@@ -169,7 +171,8 @@ class RunOptions:
     """Options of what a pipeline computes; every verb that runs one takes it.
 
     Raises:
-        InputError: from `pipeline_options`, an unknown variant, mode or reader, or a negative area.
+        InputError: from `pipeline_options`, an unknown variant, mode or reader, a negative area, or a
+            confidence outside of 0..1.
     """
 
     variant: str = "edge"
@@ -183,6 +186,8 @@ class RunOptions:
     min_area_px: int = 0
     """Candidates of this many pixels or fewer are filtered out (METHOD §2). The release has 10,000 for
     RefCOCO and RefCOCO+, and 0 for RefCOCOg."""
+    min_confidence: float | None = None
+    """0..1: answer "no mask" if the confidence is lower, or if there is none; None: answer anyway."""
     allow_random_weights: bool = False
     """Open a bundle whose weights were drawn at random: its masks mean nothing, its time and memory do."""
     expect: str | None = None
@@ -194,7 +199,9 @@ class RunOptions:
         if self.min_area_px < 0:
             raise InputError(f"got a minimum area of {self.min_area_px} px, expected 0 or more")
         proposals = dataclasses.replace(options.proposals, min_area_px=self.min_area_px)
-        return dataclasses.replace(options, proposals=proposals)
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise InputError(f"got a minimum confidence of {self.min_confidence}, expected 0 to 1")
+        return dataclasses.replace(options, proposals=proposals, min_confidence=self.min_confidence)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 from refdiff.data.sample import Sample
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import HELD_OUT_FROM, refer, render_scene
+from refdiff.miniature.scenes.phrases import FALSEHOODS, mislead
 from refdiff.runtime.image import png
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "HELD_OUT_FROM",
     "SENSITIVITY_FROM",
     "RenderedScenes",
+    "ScenesWithFalsehoods",
     "calibration_scenes",
     "demo_samples",
     "encoded",
@@ -44,6 +46,7 @@ SENSITIVITY_FROM = 3_000_000
 """First seed of the scenes that precisions are compared on: neither trained on nor those that the final
 accuracy is reported on."""
 
+_FALSE_STREAM = 3
 _PHRASE_STREAM = 2
 """Separates the random stream of the phrase from that of the scene, which uses the bare seed."""
 
@@ -130,3 +133,63 @@ def demo_samples(count: int = len(DEMO_SEEDS)) -> tuple[Sample, ...]:
 def encoded(sample: Sample) -> Sample:
     """Return the sample with its image as a PNG file's bytes, so that decoding is part of the work."""
     return dataclasses.replace(sample, image=png(sample.read()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesWithFalsehoods:
+    """A dataset of rendered scenes with true phrases, and phrases that fit nothing in their scene.
+
+    Each scene has up to `true_phrases` samples with a mask, and one sample without a target for each of
+    `FALSEHOODS` that can be worded; subset names them: "scenes, true", "scenes, no such kind", and so on.
+
+    Raises:
+        InputError: no scenes, or a negative seed.
+    """
+
+    count: int
+    seed: int = HELD_OUT_FROM
+    """Seed of the first scene."""
+    true_phrases: int = 2
+
+    def __post_init__(self) -> None:
+        RenderedScenes(count=self.count, seed=self.seed)
+
+    def __len__(self) -> int:
+        """Return the largest possible number of samples; a few cannot be worded."""
+        return self.count * (self.true_phrases + len(FALSEHOODS))
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Render the samples; those of one scene follow each other."""
+        for seed in range(self.seed, self.seed + self.count):
+            scene, rng = render_scene(seed), np.random.default_rng((seed, _FALSE_STREAM))
+            referrals = list(refer(scene, rng))
+            picked = rng.permutation(len(referrals))[: self.true_phrases]
+            for number, at in enumerate(picked):
+                found = referrals[at]
+                yield Sample(
+                    id=f"scene {seed}, true {number}",
+                    image=scene.image,
+                    phrase=found.phrase,
+                    truth=scene.masks[found.target],
+                    cues=found.cues,
+                    seed=seed,
+                    subset="scenes, true",
+                    picture=f"scene {seed}",
+                )
+            for falsehood in FALSEHOODS:
+                phrase = mislead(scene, falsehood, rng)
+                if phrase is not None:
+                    yield Sample(
+                        id=f"scene {seed}, {falsehood}",
+                        image=scene.image,
+                        phrase=phrase,
+                        truth=np.zeros(scene.image.shape[:2], dtype=np.bool_),
+                        seed=seed,
+                        subset=f"scenes, no such {falsehood}",
+                        picture=f"scene {seed}",
+                    )
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Seed and count."""
+        return {"kind": "scenes with falsehoods", "seed": self.seed, "count": self.count}

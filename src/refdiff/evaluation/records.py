@@ -29,7 +29,7 @@ from refdiff.runtime.segmentation import Segmentation
 
 RUN_NAME, RECORDS_NAME, SUMMARY_NAME = "run.json", "records.jsonl", "summary.json"
 
-_COLORS = frozenset(
+COLORS = frozenset(
     [
         "black",
         "blue",
@@ -158,7 +158,7 @@ def record_of(sample: Sample, result: Segmentation) -> SentenceRecord:
         root=result.root,
         matched=index is not None,
         reason=result.reason,
-        confidence=None,
+        confidence=result.confidence,
         score=result.score if math.isfinite(result.score) else None,
         scores=None
         if index is None
@@ -181,7 +181,7 @@ def phrase_classes(text: str) -> frozenset[str]:
     found = {
         "place": phrase.place is not None or phrase.superlative is not None,
         "relation": phrase.relation is not None,
-        "attribute": phrase.size is not None or not _COLORS.isdisjoint(words),
+        "attribute": phrase.size is not None or not COLORS.isdisjoint(words),
         "plural": root in ("people", "men", "women", "children", "two", "three", "both")
         or (root.endswith("s") and not root.endswith("ss") and root not in _SINGULAR_S),
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as PillowImage
 
+from refdiff.accuracy.logistic import calibration_error
 from refdiff.contracts.session import Bool, ImageArray
 from refdiff.data.sample import Sample, true_mask
 from refdiff.data.truth import decode_segmentation
@@ -58,15 +59,6 @@ def calibration_bins(records: Iterable[SentenceRecord]) -> list[CalibrationBin]:
                 )
             )
     return bins
-
-
-def expected_calibration_error(records: Iterable[SentenceRecord]) -> float | None:
-    """Return the mean of |confidence - share of right answers| over bins, weighted by their sentences."""
-    bins = calibration_bins(records)
-    if not bins:
-        return None
-    total = sum(each.count for each in bins)
-    return sum(each.count * abs(each.mean_confidence - each.right) for each in bins) / total
 
 
 def is_right(record: SentenceRecord) -> bool:
@@ -125,7 +117,10 @@ def _distributions(report: EvaluationReport) -> Section:
 
 
 def _calibration(records: Sequence[SentenceRecord]) -> Section:
-    error = expected_calibration_error(records)
+    known = [each for each in records if each.confidence is not None]
+    error = calibration_error(
+        np.array([each.confidence for each in known]), np.array([is_right(each) for each in known])
+    )
     table = Table(
         columns=(Column("confidence"), *numeric("sentences", "mean confidence", "share right")),
         rows=[

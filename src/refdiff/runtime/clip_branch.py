@@ -156,6 +156,16 @@ class ClipBranch:
             parts["place"] = _place_scores_of_kept(phrase, views, similarity)
         return parts
 
+    def vectors_of_kept(self, views: ClipViews, phrase: Phrase) -> tuple[Float, Float]:
+        """Return the kept candidates' vectors that `scores` used: of the crops and of the masked attention.
+
+        Returns:
+            [n, e] each, n = kept candidates.
+        """
+        side = direction(phrase.text, word_boundaries=self._options.crops.word_boundaries)
+        kept = views.candidates.kept
+        return self._hard(views, side)[kept], views.soft[kept]
+
     @observed("text")
     def text_vectors(self, texts: Sequence[str]) -> Float:
         """Return the vectors [b, e] of plain texts: no template, no logit scale."""

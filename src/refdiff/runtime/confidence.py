@@ -9,15 +9,18 @@ Axes: n = kept candidates, e = CLIP embedding, k = words.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refdiff.contracts.confidence import ConfidenceModel
 from refdiff.contracts.results import Candidates, Scores
-from refdiff.contracts.session import Float
+from refdiff.contracts.session import Bool, Float
+from refdiff.runtime.clip_branch import ClipBranch, ClipViews, Texts
+from refdiff.runtime.head import words_of
 from refdiff.runtime.phrase import Phrase
-from refdiff.runtime.phrase_rules import words_of
+from refdiff.runtime.segmentation import NOT_CALIBRATED, Segmentation
 
 FEATURES = {
     "text_crop": "standardized cosine of the phrase and the crop",
@@ -43,9 +46,12 @@ FEATURES = {
 """Feature -> its meaning."""
 
 UNUSUAL_IMAGE = (
-    "image: unlike those that the confidence was fitted on; there is no confidence, and the mask may be a guess"
+    "image: unlike those that the confidence was fitted on; there is none, and the mask may be a guess"
 )
 """The caution of an answer on an image outside of what the model knows."""
+
+Probe = Callable[["Evidence"], None]
+"""Receives the evidence of every answer; fitting a model listens here."""
 
 _ELSEWHERE = 0.5
 """IoU below which another candidate is a competitor and not the same object."""
@@ -73,16 +79,91 @@ class Evidence:
     index: int
     """Of the chosen candidate among all."""
 
+    @property
+    def position(self) -> int:
+        """Index of the chosen candidate among the kept ones."""
+        return int(np.count_nonzero(self.candidates.kept[: self.index]))
+
+
+class ConfidenceJudge:
+    """Adds the confidence to answers, and withholds masks whose confidence is too low.
+
+    Args:
+        clip: the segmenter's CLIP branch, whose vectors are reused; no graph runs.
+        model: fitted for the segmenter's variant and mode; None: answers have no confidence.
+        min_confidence: 0..1; None withholds nothing.
+        probe: called with the evidence of every answer.
+    """
+
+    def __init__(
+        self,
+        clip: ClipBranch,
+        model: ConfidenceModel | None,
+        min_confidence: float | None,
+        probe: Probe | None = None,
+    ) -> None:
+        self._clip, self._model = clip, model
+        self._min_confidence, self._probe = min_confidence, probe
+
+    def judge(
+        self, answer: Segmentation, phrase: Phrase, views: ClipViews | None, texts: Texts
+    ) -> Segmentation:
+        """Return the answer with its confidence and the cautions that follow from it."""
+        if answer.index is None:
+            return answer
+        if views is not None and answer.heat is not None and (self._model or self._probe):
+            crops, contexts = self._clip.vectors_of_kept(views, phrase)
+            evidence = Evidence(
+                phrase=phrase,
+                text=texts[phrase.text],
+                head=texts[phrase.root],
+                crops=crops,
+                contexts=contexts,
+                heat=answer.heat,
+                candidates=answer.candidates,
+                scores=answer.scores,
+                index=answer.index,
+            )
+            answer = self._estimate(answer, evidence)
+        if self._min_confidence is None:
+            return answer
+        if answer.confidence is not None and answer.confidence >= self._min_confidence:
+            return answer
+        had = "there is no confidence" if answer.confidence is None else f"confidence {answer.confidence:.2f}"
+        return replace(
+            answer,
+            mask=np.zeros_like(answer.mask),
+            index=None,
+            score=float("-inf"),
+            reason=f"{had}, at least {self._min_confidence:.2f} was asked for",
+        )
+
+    def _estimate(self, answer: Segmentation, evidence: Evidence) -> Segmentation:
+        if self._probe is not None:
+            self._probe(evidence)
+        model = self._model
+        if model is None:
+            return answer
+        others = tuple(each for each in answer.cautions if each != NOT_CALIBRATED)
+        distance = domain_distance(evidence.contexts, model.context_mean, model.context_covariance)
+        if distance > model.domain_limit:
+            return replace(answer, cautions=(*others, UNUSUAL_IMAGE))
+        return replace(answer, confidence=model.probability(features_of(evidence, model)), cautions=others)
+
 
 def features_of(evidence: Evidence, model: ConfidenceModel) -> dict[str, float]:
     """Return the features of `FEATURES`."""
-    kept = evidence.candidates.kept
-    at = int(np.count_nonzero(kept[: evidence.index]))  # index among the kept ones
+    return {**mask_features(evidence), **text_features(evidence, model)}
+
+
+def mask_features(evidence: Evidence) -> dict[str, float]:
+    """Return the features that need no model: of scores, heatmap and masks."""
+    kept, at = evidence.candidates.kept, evidence.position
     masks = evidence.candidates.masks[kept]
     elsewhere = _overlaps(masks, at) < _ELSEWHERE  # [n]
     inside = np.array([evidence.heat[mask].mean() if mask.any() else 0.0 for mask in masks])
     total, place = evidence.scores.total[kept], evidence.scores.place[kept]
-    values = {
+    return {
         "heat_contrast": float(evidence.scores.generative[evidence.index]),
         "heat_inside": float(inside[at]),
         "heat_share": float(inside[at] / max(float(inside.max()), 1e-6)),
@@ -94,8 +175,13 @@ def features_of(evidence: Evidence, model: ConfidenceModel) -> dict[str, float]:
         "has_place": float(evidence.phrase.place is not None or evidence.phrase.superlative is not None),
         "has_relation": float(evidence.phrase.relation is not None),
     }
+
+
+def text_features(evidence: Evidence, model: ConfidenceModel) -> dict[str, float]:
+    """Return the features that compare the chosen candidate with the phrase and with the model's words."""
+    at = evidence.position
     attribute = own_attribute(evidence.phrase, model.attributes)
-    values["has_attribute"] = float(attribute is not None)
+    values = {"has_attribute": float(attribute is not None)}
     views = {
         "crop": (evidence.crops[at], model.crop_mean, model.crop_covariance),
         "context": (evidence.contexts[at], model.context_mean, model.context_covariance),
@@ -103,7 +189,7 @@ def features_of(evidence: Evidence, model: ConfidenceModel) -> dict[str, float]:
     for name, view in views.items():
         values[f"text_{name}"] = float(standardized(evidence.text[None], *view)[0])
         head = float(standardized(evidence.head[None], *view)[0])
-        others = model.noun_vectors[model.noun_vectors @ evidence.head < 1 - 1e-3]
+        others = model.noun_vectors[np.einsum("ke,e->k", model.noun_vectors, evidence.head) < 1 - 1e-3]
         values[f"head_{name}"] = head
         values[f"noun_{name}"] = head - _largest(standardized(others, *view), default=head)
         values[f"attribute_{name}"] = 0.0
@@ -128,11 +214,11 @@ def standardized(texts: Float, vector: Float, mean: Float, covariance: Float) ->
     return np.asarray(np.einsum("ke,e->k", texts, vector - mean) / deviations, dtype=np.float32)
 
 
-def domain_distance(crops: Float, model_mean: Float, model_covariance: Float) -> float:
-    """Return how far an image's candidates lie from those of the fit: the median squared Mahalanobis distance.
+def domain_distance(vectors: Float, model_mean: Float, model_covariance: Float) -> float:
+    """Return how far an image's candidates lie from those of the fit: a median Mahalanobis distance, squared.
 
     Args:
-        crops: [n, e], vectors of the image's candidates.
+        vectors: [n, e], vectors of the image's candidates.
         model_mean: [e].
         model_covariance: [e, e]; a tenth of its mean variance is added to each variance, for stability.
 
@@ -141,11 +227,11 @@ def domain_distance(crops: Float, model_mean: Float, model_covariance: Float) ->
     """
     size = len(model_mean)
     ridge = 0.1 * float(np.trace(model_covariance)) / size
-    solved = np.linalg.solve(model_covariance + ridge * np.eye(size), (crops - model_mean).T)  # [e, n]
-    return float(np.median(np.einsum("ne,en->n", crops - model_mean, solved)) / size)
+    solved = np.linalg.solve(model_covariance + ridge * np.eye(size), (vectors - model_mean).T)  # [e, n]
+    return float(np.median(np.einsum("ne,en->n", vectors - model_mean, solved)) / size)
 
 
-def _overlaps(masks: Float, at: int) -> Float:
+def _overlaps(masks: Bool, at: int) -> Float:
     """Return the IoU of each mask [n, y, x] with one of them: [n]."""
     chosen = masks[at]
     shared = np.array([np.count_nonzero(mask & chosen) for mask in masks])
@@ -153,7 +239,7 @@ def _overlaps(masks: Float, at: int) -> Float:
     return np.asarray(shared / np.maximum(union, 1), dtype=np.float32)
 
 
-def _margin(values: Float, at: int, elsewhere: Float) -> float:
+def _margin(values: Float, at: int, elsewhere: Bool) -> float:
     """Return a candidate's value minus the largest one elsewhere, or the smallest of all without any."""
     others = values[elsewhere]
     return float(values[at] - (others.max() if len(others) else values.min()))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from refdiff.contracts.confidence import ConfidenceModel
 from refdiff.contracts.options import Options
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
@@ -13,6 +14,7 @@ from refdiff.runtime.attention_branch import AttentionBranch
 from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.clip_branch import ClipBranch, Texts
 from refdiff.runtime.clip_tower import GraphReader
+from refdiff.runtime.confidence import ConfidenceJudge, Probe
 from refdiff.runtime.encoded_image import EncodedImage, Origin
 from refdiff.runtime.image import ImageLike, read_only_copy
 from refdiff.runtime.observer import NullObserver, Observer, observed
@@ -35,6 +37,8 @@ class Segmenter:
         tokenizer: of the bundle.
         positions: [g*g, w], CLIP's position table (g patches a side, width w) without the class token's row.
         cautions: of the bundle, part of every answer.
+        confidence: fitted for these options; None: answers have no confidence.
+        probe: called with the evidence of every answer, to fit a confidence.
         observer: notified of every stage.
         read_graph: reads a graph's file, for images that no engine takes (METHOD §9); None: such images and
             crops are made smaller, and the answer says so.
@@ -52,6 +56,8 @@ class Segmenter:
         tokenizer: Tokenizer,
         positions: Float,
         cautions: tuple[str, ...] = (),
+        confidence: ConfidenceModel | None = None,
+        probe: Probe | None = None,
         observer: Observer | None = None,
         read_graph: GraphReader | None = None,
     ) -> None:
@@ -63,6 +69,7 @@ class Segmenter:
         self._proposer = proposer_for(sessions, spec.sam, options, observer)
         self._attention = AttentionBranch(sessions, spec.diffusion, options, tokenizer, observer)
         self._clip = ClipBranch(sessions, spec.clip, options, tokenizer, positions, observer, read_graph)
+        self._judge = ConfidenceJudge(self._clip, confidence, options.min_confidence, probe)
 
     def __enter__(self) -> Segmenter:
         return self
@@ -138,7 +145,8 @@ class Segmenter:
             parts = heatmap_scores(self.options, heatmap, candidates)  # METHOD §7
             parts |= self._clip.scores(views, query, texts)  # METHOD §5, §6, §10.4
             scores = fuse(self.options, parts, candidates.kept)  # METHOD §7
-        answer = select(candidates, scores, query, heatmap, empty_reason=self._proposer.empty_reason)
+            answer = select(candidates, scores, query, heatmap, empty_reason=self._proposer.empty_reason)
+            answer = self._judge.judge(answer, query, views, texts)
         cautions = (*self._cautions, *answer.cautions, *self._clip.cautions(views))
         return replace(answer, image=image.pixels, cautions=cautions)
 
@@ -180,6 +188,11 @@ class Segmenter:
         texts = self._clip.encode_texts(queries)
         heatmaps = self._attention.heatmaps(encoded.latent, queries, batch_size=batch_size)
         return (self._choose(encoded, *each) for each in zip(queries, texts, heatmaps, strict=True))
+
+    def text_vectors(self, texts: Sequence[str]) -> Float:
+        """Return CLIP's unit vectors [k, e] of plain texts."""
+        self._check_open()
+        return self._clip.text_vectors(texts)
 
     def check_phrases(self, phrases: str | Iterable[str]) -> None:
         """Raise InputError for the first phrase that `segment` would refuse, without running a graph."""

@@ -231,3 +231,47 @@ def refer(scene: RenderedScene, rng: np.random.Generator) -> tuple[ReferringPhra
                 ReferringPhrase(_phrase(scene, description, rng), target, _cues(description), description)
             )
     return tuple(found)
+
+
+FALSEHOODS = ("kind", "colour", "place")
+"""What is false in a phrase of `mislead`: the kind, the colour of the kind, or its place or relation."""
+
+
+def mislead(scene: RenderedScene, falsehood: str, rng: np.random.Generator) -> str | None:
+    """Draw a phrase that fits no object of the scene.
+
+    Args:
+        scene: the scene.
+        falsehood: one of `FALSEHOODS`. With "place" exactly one object fits but for its place or relation.
+        rng: draws the wording.
+
+    Returns:
+        None where many drafts fit an object after all.
+    """
+    for _ in range(2 * _DRAFTS):
+        draft = _mislead(scene, falsehood, rng)
+        if not matches(scene, draft):
+            return _phrase(scene, draft, rng)
+    return None
+
+
+def _mislead(scene: RenderedScene, falsehood: str, rng: np.random.Generator) -> Description:
+    """Draft a description that is likely to fit nothing."""
+    item = scene.objects[int(rng.integers(len(scene.objects)))]
+    if falsehood == "kind":
+        kinds = [kind for kind in KINDS if kind not in {each.kind for each in scene.objects}]
+        colour = _draw_word(tuple(COLOURS), rng) if rng.random() < 0.5 else None
+        place = _draw_word(PLACES, rng) if rng.random() < 0.4 else None
+        return Description(kind=_draw_word(tuple(kinds), rng), colour=colour, place=place)
+    if falsehood == "colour":
+        return Description(kind=item.kind, colour=_draw_word(tuple(COLOURS), rng))
+    bare = Description(kind=item.kind, colour=item.colour if rng.random() < 0.5 else None)
+    if len(matches(scene, bare)) != 1:
+        return bare  # fits several: the draft is refused
+    if rng.random() < 0.6:
+        sides = tuple(place for place in PLACES if place != "middle")
+        return replace(bare, place=_draw_word(sides, rng))
+    others = [index for index, each in enumerate(scene.objects) if each is not item]
+    if not others:
+        return bare
+    return replace(bare, relation=Relation(_draw_word(RELATIONS, rng), int(rng.choice(others))))
