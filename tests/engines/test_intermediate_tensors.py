@@ -1,5 +1,6 @@
 """Tensors inside a graph: which values come, in how many runs, and that nothing is left behind."""
 
+import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from refdiff.engines.intermediate_tensors import probe
 from refdiff.engines.ort import CheckSession
 from refdiff.errors import EngineError, InputError
 from refdiff.passes.half_precision import HalfPrecision
+from tests.support.graph_files import link_away
 from tests.support.small_graphs import (
     BUNDLE,
     fp32_nodes_of,
@@ -228,3 +230,13 @@ def test_what_onnx_runtime_refuses_is_reported_in_one_line() -> None:
     with pytest.raises(EngineError, match=r"ONNX Runtime cannot load the graph: ") as failed:
         collected(model, [{"x": noise(2)}], ["y"])
     assert "\n" not in str(failed.value)
+
+
+def test_a_graph_whose_data_file_has_hard_links_is_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    for name in ("clip_text.onnx", "clip_text.onnx.data"):
+        shutil.copyfile(BUNDLE / name, tmp_path / "cache" / name)
+    path = link_away(tmp_path / "cache" / "clip_text.onnx", tmp_path / "installed")
+    feeds, records = open_bundle(BUNDLE, verify="size").golden()["clip_text"]
+    ((_, name, values),) = probe(path, [feeds], ["vector"])
+    assert measure_parity(values, records[name]).error < 1e-4

@@ -13,7 +13,7 @@ from refdiff.errors import BundleError
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.graph_files import load_graph
 from tests.support.fuzzing import fuzz_file
-from tests.support.graph_files import saved
+from tests.support.graph_files import link_away, saved
 from tests.support.plans import BUNDLE
 from tests.support.small_graphs import small_graph
 
@@ -30,14 +30,6 @@ def weights(path: Path, name: str = "w") -> np.ndarray:
     tensor = load_graph(path).graph.initializers[name].const_value
     assert tensor is not None
     return tensor.numpy()
-
-
-def link_away(path: Path, folder: Path) -> Path:
-    """Link a graph's files into another folder, as an installer does from its cache."""
-    folder.mkdir()
-    for file in path.parent.iterdir():
-        os.link(file, folder / file.name)
-    return folder / path.name
 
 
 def test_a_graph_whose_files_have_hard_links_is_read_and_converted(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from refdiff.contracts.session import Array
 from refdiff.engines.ort import CheckSession, OrtSession
 from refdiff.passes.half_precision import HalfPrecision
 from refdiff.passes.round_half import HALVES, RoundHalf, rounded_model
+from tests.support.graph_files import link_away
 from tests.support.small_graphs import BUNDLE, half_graph, miniature_graph, noise, small_graph
 
 BODY = "a = MatMul(x, w) b = Add(a, bias) c = Softmax(b) y = MatMul(c, v)"
@@ -147,3 +148,12 @@ def test_numpys_own_half_precision_arithmetic_agrees_on_a_whole_graph(tmp_path: 
     assert measure_parity(ours, theirs).error < 2e-3
     single = records["vector"]
     assert 0.5 < measure_parity(ours, single).error / measure_parity(theirs, single).error < 2.0
+
+
+def test_a_graph_whose_data_file_has_hard_links_is_rounded_and_run(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    ir.save(half_graph("clip_text")[0], tmp_path / "cache" / "g.onnx", external_data="g.data")
+    path = link_away(tmp_path / "cache" / "g.onnx", tmp_path / "installed")
+    feeds, _ = open_bundle(BUNDLE, verify="size").golden()["clip_text"]
+    expected = CheckSession(rounded_model(path), folder=path.parent).run(feeds)["vector"]
+    assert np.isfinite(expected).all()

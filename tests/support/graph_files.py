@@ -1,5 +1,6 @@
 """Graphs as files, as the audit and the bisection read them; what they run on, and what is inside."""
 
+import os
 from pathlib import Path
 
 import onnx_ir as ir
@@ -44,3 +45,11 @@ def is_inside(path: Path, recipe: GraphRecipe, feeds: dict[str, Array], toleranc
     got = outputs(load_converted(path, recipe), feeds, folder=path.parent)
     close = [measure_parity(got[name], exact) for _, name, exact in probe(path, [feeds], tuple(got))]
     return all(each.error <= tolerance.error and each.correlation >= tolerance.correlation for each in close)
+
+
+def link_away(path: Path, folder: Path) -> Path:
+    """Link a graph's files into another folder, as an installer does from its cache."""
+    folder.mkdir()
+    for file in path.parent.iterdir():
+        os.link(file, folder / file.name)
+    return folder / path.name

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from refdiff.contracts.session import Array
 from refdiff.engines.ort import CheckSession
 from refdiff.errors import InputError
-from refdiff.passes.graph_files import load_typed
+from refdiff.passes.graph_files import load_typed, serialized
 from refdiff.passes.round_half import HALVES, RoundHalf
 
 MOST_BYTES = 1 << 30
@@ -51,14 +51,19 @@ def probe(
     largest = max((_batch(feed) for feed in feeds), default=1)
     most = most_bytes if reduction is None else math.inf
     for group in _groups(graph, list(dict.fromkeys(names)), largest, most):
-        session = CheckSession(_expose(graph, group, reduction or _copy_node), folder=folder)
+        session = CheckSession(_expose(graph, group, reduction or _copy_node, folder), folder=folder)
         for index, feed in enumerate(feeds):
             results = session.run(feed, [_probed(name) for name in group])
             for name in group:
                 yield index, name, results.pop(_probed(name))
 
 
-def _expose(model: ir.Model, names: Sequence[str], making: Callable[[ir.Value], Sequence[ir.Node]]) -> bytes:
+def _expose(
+    model: ir.Model,
+    names: Sequence[str],
+    making: Callable[[ir.Value], Sequence[ir.Node]],
+    folder: Path | None,
+) -> bytes:
     """Return the serialized graph with the results of `making` as its only outputs."""
     copy = model.clone()
     values = _values(copy.graph)
@@ -66,7 +71,7 @@ def _expose(model: ir.Model, names: Sequence[str], making: Callable[[ir.Value], 
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(outputs)
     RoundHalf()(copy)
-    return bytes(ir.serde.serialize_model(copy).SerializeToString())
+    return serialized(copy, folder)
 
 
 def _copy_node(value: ir.Value) -> Sequence[ir.Node]:

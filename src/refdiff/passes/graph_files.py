@@ -72,6 +72,21 @@ def load_typed(path: Path) -> ir.Model:
     return model
 
 
+def serialized(model: ir.Model, folder: Path | None) -> bytes:
+    """Return a graph for ONNX Runtime, which refuses absolute paths of data files.
+
+    Args:
+        model: a graph, read by this module or made.
+        folder: its folder, which paths are made relative to; None if it has no data files.
+    """
+    proto = ir.serde.serialize_model(model)
+    if folder is not None:
+        for entry in (entry for tensor in proto.graph.initializer for entry in tensor.external_data):
+            if entry.key == "location" and (path := Path(entry.value)).is_absolute():
+                entry.value = path.relative_to(folder.resolve()).as_posix()
+    return bytes(proto.SerializeToString())
+
+
 def check_contract(path: Path, graph: GraphSpec) -> None:
     """Compare the inputs and outputs of a written file with the contract, name by name.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from refdiff.passes.fuse_attention import FuseAttention
-from refdiff.passes.graph_files import load_typed
+from refdiff.passes.graph_files import load_typed, serialized
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -31,7 +31,7 @@ def rounded_model(path: Path, *, fuse: FuseAttention | None = None) -> bytes:
     if fuse is not None:
         fuse(model)
     RoundHalf()(model)
-    return bytes(ir.serde.serialize_model(model).SerializeToString())
+    return serialized(model, path.parent)
 
 
 class RoundHalf:
