@@ -227,7 +227,7 @@ def _delete_draft(lock: Path) -> None:
 
 
 def _delete_lock(lock: Path) -> None:
-    """Delete the lock file of a deleted draft; nobody holds it, because Windows deletes no open file."""
+    """Delete the lock file of a deleted draft, after its release: Windows deletes no open file."""
     if not any(os.path.lexists(lock.with_suffix(suffix)) for suffix in (".partial", ".replaced")):
         lock.unlink(missing_ok=True)
 
