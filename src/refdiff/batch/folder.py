@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refdiff.batch.folder_run import FolderRun, Predict
+from refdiff.batch.distributed import map_on_ray
+from refdiff.batch.folder_run import Encoded, FolderRun, Predict
 from refdiff.batch.prediction import Prediction, predict_each
-from refdiff.batch.result_store import open_result_store
+from refdiff.batch.result_store import ResultStore, open_result_store
 from refdiff.batch.work_list import Work, plan_work
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import bundle_cautions, check_trained, find_bundle
@@ -28,9 +29,11 @@ from refdiff.contracts.options import (
 )
 from refdiff.contracts.progress import Progress, silent
 from refdiff.engines.factory import BackendSessions
+from refdiff.errors import InputError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.image import read_image
+from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.segmentation import NOT_CALIBRATED
 
 
@@ -130,13 +133,7 @@ def segment_many(
     sessions = open_backend(opened, backend)
     with segmenter_of(opened, sessions, options.pipeline_options(opened.spec)) as segmenter:
         segmenter.check_phrases(list(dict.fromkeys(text for each in plan.items for text in each.phrases)))
-        predict = partial(
-            predict_each,
-            segmenter,
-            bundle=opened,
-            sessions=sessions,
-            batch_size=backend.batch_size or UNET_ROWS,
-        )
+        predict = _predictor(opened, segmenter, sessions, backend)
         calibrated = f"{segmenter.options.variant}/{segmenter.options.mode}" in opened.calibration().models
         if target is None:
             outcome = _answer(plan.items[0], predict, report)
@@ -144,6 +141,16 @@ def segment_many(
             settings = _settings(opened, segmenter.options, sessions)
             with open_result_store(target, settings, overwrite=folder.overwrite) as store:
                 run = FolderRun(store=store, predict=predict, report=report)
+                if folder.ray is not None:
+                    place = dataclasses.replace(backend, name=sessions.backend, threads=folder.ray.cpus)
+                    open_worker = partial(_open_on_node, str(bundle), options, place, settings, store)
+                    run.elsewhere = partial(
+                        map_on_ray,
+                        open_worker=open_worker,
+                        where=folder.ray,
+                        backend=sessions.backend,
+                        report=report,
+                    )
                 outcome = run.complete(plan, title=f"{Path(image).name}: refdiff", coco=folder.coco)
     return BatchResult(
         **outcome,
@@ -157,6 +164,28 @@ def segment_many(
         backend_reason=sessions.reason,
         seconds=time.perf_counter() - started,
     )
+
+
+def _predictor(
+    bundle: Bundle, segmenter: Segmenter, sessions: BackendSessions, backend: BackendOptions
+) -> Predict:
+    rows = backend.batch_size or UNET_ROWS
+    return partial(predict_each, segmenter, bundle=bundle, sessions=sessions, batch_size=rows)
+
+
+def _open_on_node(
+    bundle: str, options: RunOptions, backend: BackendOptions, settings: Mapping[str, Any], store: ResultStore
+) -> Callable[[Work], Encoded]:
+    """Open the bundle on another machine, and refuse one that is not the caller's."""
+    opened = find_bundle(bundle)
+    sessions = open_backend(opened, backend)
+    segmenter = segmenter_of(opened, sessions, options.pipeline_options(opened.spec))
+    found = _settings(opened, segmenter.options, sessions)
+    differing = [key for key in settings if found[key] != settings[key]]
+    if differing:
+        raise InputError(f"{bundle} has another {differing[0]} there; copy the same bundle to every node")
+    predict = _predictor(opened, segmenter, sessions, backend)
+    return FolderRun(store=store, predict=predict, report=silent).encode
 
 
 def _answer(work: Work, predict: Predict, report: Progress) -> dict[str, Any]:

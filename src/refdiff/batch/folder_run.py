@@ -28,7 +28,7 @@ from refdiff.batch.summaries import write_coco, write_index
 from refdiff.batch.work_list import Work, WorkList
 from refdiff.contracts.progress import Progress, Step
 from refdiff.data.listing import describe_skipped
-from refdiff.errors import BundleError, EngineError, MissingDependencyError, RefdiffError
+from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError, RefdiffError
 from refdiff.runtime.image import read_image
 
 IMAGES_AHEAD = 1
@@ -43,6 +43,17 @@ _PROBE = np.full((64, 64, 3), 128, np.uint8)
 Predict = Callable[[NDArray[np.uint8], Sequence[str]], Iterator[Prediction]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """The results of an image as the contents of files, made by another process."""
+
+    name: str
+    contents: tuple[tuple[str, dict[str, bytes]], ...]
+    """Phrase, and kind -> content of the file, the record last."""
+    failure: str | None
+    """Reason why a result is missing."""
+
+
 @dataclass(kw_only=True)
 class FolderRun:
     """A run into an output folder."""
@@ -54,10 +65,12 @@ class FolderRun:
     """Image's name -> why it has no result, or not all of them."""
     device_works: bool = False
     """The last graphs that ran did not fail."""
+    elsewhere: Callable[[Sequence[Work]], Iterator[Encoded]] | None = None
+    """Runs `encode` in other processes, in any order; None: this process does all."""
 
     def complete(self, plan: WorkList, *, title: str, coco: bool) -> dict[str, Any]:
         """Segment what the store does not hold yet, write the summaries, and return the counts."""
-        done = self._fill(plan.items)
+        done = self._fill(plan.items) if self.elsewhere is None else self._collect(plan.items)
         counts = Counter[str]()
         self.store.finish(self._lines(done, counts))
         notes = [
@@ -116,7 +129,43 @@ class FolderRun:
                 done.append(dataclasses.replace(work, pixels=None))
         return done
 
-    def _read(self, work: Work) -> Work:
+    def _collect(self, items: Sequence[Work]) -> list[Work]:
+        """Have the missing results encoded elsewhere, and save them as they arrive."""
+        done = [dataclasses.replace(self._read(work, decode=False), pixels=None) for work in items]
+        self.failures.update({work.name: work.fault for work in done if work.fault is not None})
+        missing = [work for work in done if work.missing]
+        assert self.elsewhere is not None  # noqa: S101 - for mypy
+        for number, encoded in enumerate(self.elsewhere(missing), start=1):
+            for phrase, contents in encoded.contents:
+                self.store.save(contents, encoded.name, phrase)
+            if encoded.failure is not None:
+                self.failures[encoded.name] = encoded.failure
+            at = len(done) - len(missing) + number
+            self.report(
+                Step(f"image {at}/{len(done)}: {encoded.name}", done=at, total=len(done), unit="images")
+            )
+        return done
+
+    def encode(self, work: Work) -> Encoded:
+        """Segment the missing phrases of an image and encode the results, for another process to save.
+
+        Args:
+            work: its hash and its missing phrases are known.
+
+        Raises:
+            RefdiffError: as for `fail`.
+        """
+        contents = []
+        try:
+            pixels = read_image(_read_same(work), name=work.name)
+            for phrase, prediction in self._predictions(dataclasses.replace(work, pixels=pixels)):
+                contents.append((phrase, self.store.encode(prediction, work.name, work.sha256, phrase)))
+        except Exception as error:
+            self.fail(work, error)
+        failure = self.failures.pop(work.name, None)
+        return Encoded(name=work.name, contents=tuple(contents), failure=failure)
+
+    def _read(self, work: Work, *, decode: bool = True) -> Work:
         """Find which phrases have no result yet, and read the image if there are any; never raises."""
         try:
             if work.fault is None:
@@ -126,7 +175,7 @@ class FolderRun:
                     each for each in work.phrases if self.store.record(work.name, sha256, each) is None
                 )
                 work = dataclasses.replace(work, sha256=sha256, missing=missing)
-                if missing:
+                if missing and decode:
                     work = dataclasses.replace(work, pixels=read_image(data, name=work.name))
         except Exception as error:
             work = dataclasses.replace(work, fault=_describe(work, error))
@@ -169,6 +218,14 @@ class FolderRun:
                     counts["answered" if phrase in work.missing else "resumed"] += 1
                     counts["matched"] += bool(document["matched"])
                 yield document
+
+
+def _read_same(work: Work) -> bytes:
+    """Read the file of an image whose hash is known."""
+    data = work.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != work.sha256:
+        raise InputError(f"{work.name} was changed during the run; repeat the command")
+    return data
 
 
 def _describe(work: Work, error: Exception) -> str:

@@ -61,6 +61,13 @@ MinArea = Annotated[
 ]
 Mode = Annotated[str, choice("gen, gen+seg, disc+seg or full.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help='Spread images over a Ray cluster: local, auto, or "host:port" (docs/evaluation.md).',
+    ),
+]
 Feeds = Annotated[Path | None, typer.Option(help="Feeds that `refdiff calibrate` recorded.")]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="A precision recipe; the built-in rules if left out.")

@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, MinArea, Mode, Overwrite, Variant, choice, verb
+from refdiff.cli.app import (
+    Backend,
+    BundleName,
+    Json,
+    MinArea,
+    Mode,
+    Overwrite,
+    Ray,
+    Threads,
+    Variant,
+    choice,
+    verb,
+)
 from refdiff.cli.terminal import note, note_backend, print_answer, working
 
 if TYPE_CHECKING:
+    from refdiff.contracts.options import RayOptions
     from refdiff.data.sample import Dataset
     from refdiff.evaluation.evaluate import EvaluationReport
 
@@ -47,7 +60,11 @@ def evaluate(
     variant: Variant = "edge",
     mode: Mode = "full",
     min_area: MinArea = 0,
-    jobs: Annotated[int, typer.Option(help="Number of processes.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="Number of processes; on Ray, of workers. Default: 1; on Ray, all.")
+    ] = None,
+    threads: Threads = None,
+    ray: Ray = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of records; a run resumes there.")
     ] = None,
@@ -106,7 +123,7 @@ def evaluate(
     options = RunOptions(
         variant=variant, mode=mode, min_area_px=min_area, allow_random_weights=allow_random_weights
     )
-    place = BackendOptions(name=backend)
+    place = BackendOptions(name=backend, threads=threads)
     if fit:
         from refdiff.evaluation.fit_confidence import confidence_section, fit_confidence
 
@@ -116,7 +133,9 @@ def evaluate(
         return
     if dry_run:
         with working():
-            plan = evaluate.estimate(bundle, chosen, options=options, backend=place, jobs=jobs)
+            plan = evaluate.estimate(
+                bundle, chosen, options=options, backend=place, jobs=1 if jobs is None else jobs
+            )
         print_answer(plan.to_json(), plan.to_section, as_json=as_json)
         return
     check_targets(_targets(html, coco, refer), overwrite=overwrite)
@@ -127,7 +146,7 @@ def evaluate(
             runtime=runtime,
             options=options,
             backend=place,
-            jobs=jobs,
+            jobs=_workers(ray, jobs, threads),
             output=output,
             progress=progress,
         )
@@ -149,6 +168,15 @@ def evaluate(
             f"{first.metric} {first.ours:.2f}, published {first.published:.2f}"
         )
         raise typer.Exit(GateError.exit_code)
+
+
+def _workers(ray: str | None, jobs: int | None, threads: int | None) -> int | RayOptions:
+    """Return the number of processes, or the cluster."""
+    from refdiff.contracts.options import RayOptions
+
+    if ray is not None:
+        return RayOptions(address=ray, workers=jobs, cpus=threads or 1)
+    return 1 if jobs is None else jobs
 
 
 def _targets(html: Path | None, coco: Path | None, refer: Path | None) -> list[Path]:

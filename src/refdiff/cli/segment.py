@@ -17,6 +17,7 @@ from refdiff.cli.app import (
     MinArea,
     Mode,
     Overwrite,
+    Ray,
     Threads,
     Variant,
     choice,
@@ -80,6 +81,7 @@ def segment(
             min=0, max=1, help='Return no mask below this confidence: "matched": false, with the reason.'
         ),
     ] = None,
+    ray: Ray = None,
     allow_random_weights: Annotated[
         bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
     ] = False,
@@ -97,7 +99,7 @@ def segment(
     Columns: score is the weighted sum of hard (CLIP on the crop), soft (CLIP on the image, masked), gen (the
     heatmap inside the mask) and place (words such as "left"); docs/output.md explains all.
     """
-    from refdiff.contracts.options import BackendOptions, FolderOptions, RunOptions
+    from refdiff.contracts.options import BackendOptions, FolderOptions, RayOptions, RunOptions
 
     _check_order(bundle, image, phrases or [])
     options = RunOptions(
@@ -112,8 +114,9 @@ def segment(
     )
     where = BackendOptions(name=backend, threads=threads, memory=memory, batch_size=batch_size)
     if phrases and len(phrases) == 1 and phrase_file is None and not image.is_dir():
-        if batch_size is not None:
-            raise typer.BadParameter("--batch-size is for several phrases; leave it out")
+        if batch_size is not None or ray is not None:
+            given = "--batch-size is for several phrases" if ray is None else "--ray is for a folder"
+            raise typer.BadParameter(f"{given}; leave it out")
         outputs = {"output": output, "overlay": overlay, "overwrite": overwrite}
         _one(bundle, image, phrases[0], focus, options, where, outputs, as_json=as_json)
         return
@@ -122,18 +125,20 @@ def segment(
         raise typer.BadParameter(f"{given} is for one image and one phrase; leave it out")
     if phrases and phrase_file is not None:
         raise typer.BadParameter("got phrases and --phrases, expected one of them; leave the other out")
-    if output is None and coco:
-        raise typer.BadParameter("--coco is for an output folder; name one (--output)")
+    if output is None and (coco or ray is not None):
+        given = "--coco" if coco else "--ray"
+        raise typer.BadParameter(f"{given} is for an output folder; name one (--output)")
     from refdiff.batch.folder import segment_many
     from refdiff.batch.tables import batch_section
 
+    cluster = None if ray is None else RayOptions(address=ray, cpus=threads or 1)
     with working() as progress:
         result = segment_many(
             bundle,
             image,
             phrase_file or phrases or [],
             output=output,
-            folder=FolderOptions(overwrite=overwrite, recursive=recursive, coco=coco),
+            folder=FolderOptions(overwrite=overwrite, recursive=recursive, coco=coco, ray=cluster),
             options=options,
             backend=where,
             progress=progress,

@@ -221,6 +221,19 @@ class BackendOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Options of a run on a Ray cluster."""
+
+    address: str
+    """"local" for a cluster of this machine alone, which ends with the run; "auto" for the one that this
+    machine is in; or its "host:port"."""
+    workers: int | None = None
+    """None: one for each GPU, or without GPUs one for each group of `cpus` cores."""
+    cpus: int = 1
+    """Cores of a worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FolderOptions:
     """Options of a run over a folder of images."""
 
@@ -230,6 +243,8 @@ class FolderOptions:
     """Search the sub-folders of the image folder too."""
     coco: bool = False
     """Also write all results as one COCO file."""
+    ray: RayOptions | None = None
+    """The Ray cluster that images are segmented on; None: this process segments them."""
 
 
 DEFAULT_RUN = RunOptions()

@@ -1,4 +1,4 @@
-"""The model under evaluation: images and sentences in, records out, in this process or in several."""
+"""The model under evaluation: images and sentences in, records out, in one process or in many."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import dataclasses
 import hashlib
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+from refdiff.batch.distributed import map_on_ray
 from refdiff.batch.prefetch import map_ahead
 from refdiff.contracts.inspection import BUILT_IN, check_trained, find_bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.optional import require_export
-from refdiff.contracts.options import BackendOptions, RunOptions
+from refdiff.contracts.options import BackendOptions, RayOptions, RunOptions
+from refdiff.contracts.progress import Progress
 from refdiff.data.sample import Sample
 from refdiff.errors import InputError
 from refdiff.evaluation.records import SentenceRecord, record_of
@@ -97,8 +99,28 @@ def model_settings(model: EvaluatedModel, backend: str | None) -> dict[str, Any]
     return {**settings, "model": manifest.spec.name, "precision": manifest.precision, "bundle_sha256": digest}
 
 
-def answer_all(model: EvaluatedModel, pictures: Iterable[tuple[Sample, ...]], jobs: int) -> Iterator[Answers]:
-    """Yield the answers in the order of the images."""
+def answer_all(
+    model: EvaluatedModel,
+    pictures: Iterable[tuple[Sample, ...]],
+    jobs: int | RayOptions,
+    settings: Mapping[str, Any],
+    report: Progress,
+) -> Iterator[Answers]:
+    """Yield the answers in the order of the images, or on Ray in the order in which they arrive.
+
+    Args:
+        model: what answers.
+        pictures: the samples of each image.
+        jobs: number of processes, or a Ray cluster.
+        settings: of `model_settings`; each node of a cluster has to have the same.
+        report: told when a worker of a cluster is lost.
+    """
+    if isinstance(jobs, RayOptions):
+        backend = settings["backend"]
+        place = dataclasses.replace(model.backend, name=backend or "auto", threads=jobs.cpus)
+        open_worker = partial(_open_on_node, dataclasses.replace(model, backend=place), settings)
+        yield from map_on_ray(pictures, open_worker, jobs, backend=backend, report=report)
+        return
     if jobs == 1:
         with ExitStack() as stack:
             answer = open_model(model, stack)
@@ -124,6 +146,17 @@ def _open_in_worker(model: EvaluatedModel) -> Answer:
     """Open the model once for a worker process; its sessions live as long as the process."""
     one_thread = dataclasses.replace(model.backend, threads=1)
     return open_model(dataclasses.replace(model, backend=one_thread), ExitStack())
+
+
+def _open_on_node(model: EvaluatedModel, settings: Mapping[str, Any]) -> Answer:
+    """Open the model on another machine, and refuse a bundle or a version that is not the caller's."""
+    found = model_settings(model, settings["backend"])
+    differing = [key for key in settings if found.get(key) != settings[key]]
+    if differing:
+        raise InputError(
+            f"{model.bundle} has another {differing[0]} there; copy the same bundle to every node"
+        )
+    return open_model(model, ExitStack())
 
 
 def open_model(model: EvaluatedModel, stack: ExitStack) -> Answer:

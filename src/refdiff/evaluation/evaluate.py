@@ -14,7 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
+from refdiff.contracts.options import (
+    DEFAULT_BACKEND,
+    DEFAULT_RUN,
+    BackendOptions,
+    RayOptions,
+    RunOptions,
+)
 from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.data.sample import Dataset, Sample
 from refdiff.data.synthetic import RenderedScenes
@@ -86,7 +92,7 @@ def evaluate(
     runtime: str = "onnx",
     options: RunOptions = DEFAULT_RUN,
     backend: BackendOptions = DEFAULT_BACKEND,
-    jobs: int = 1,
+    jobs: int | RayOptions = 1,
     output: Path | str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationReport:
@@ -98,7 +104,7 @@ def evaluate(
         runtime: "onnx" for the bundle's graphs, "torch" for the reference.
         options: what is computed.
         backend: where and how the graphs run; not for the reference.
-        jobs: number of processes.
+        jobs: number of processes, or a Ray cluster.
         output: folder for one record per sentence and a summary; a run that was interrupted resumes there.
         progress: called with one line every few samples.
 
@@ -109,7 +115,7 @@ def evaluate(
         MissingDependencyError: torch, a package of the data set or the back-end's package is not installed.
         EngineError: a graph failed.
     """
-    if jobs < 1:
+    if isinstance(jobs, int) and jobs < 1:
         raise InputError(f"got {jobs} jobs, expected 1 or more")
     model = EvaluatedModel(bundle=str(bundle), runtime=runtime, options=options, backend=backend)
     report, start = progress or silent, time.perf_counter()
@@ -118,7 +124,7 @@ def evaluate(
     with open_records(Path(output), settings) if output is not None else nullcontext() as file:
         collection = _Collection(dataset, file.known if file is not None else {}, report)
         seconds = 0.0
-        for answers in answer_all(model, collection.missing(), jobs):
+        for answers in answer_all(model, collection.missing(), jobs, settings, report):
             seconds += answers.seconds
             for record in answers.records:
                 if file is not None:
