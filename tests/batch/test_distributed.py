@@ -119,7 +119,7 @@ def test_an_error_of_a_worker_names_its_node(install):
 
 def test_a_cluster_that_cannot_be_reached_is_named(install):
     def refuse(**_):
-        raise ConnectionError("nobody answers")
+        raise ConnectionError("no answer")
 
     install().init = refuse
     with pytest.raises(InputError, match="the Ray cluster local cannot be used"):

@@ -52,7 +52,7 @@ def map_on_ray(
         open_worker: can be pickled; called once in each worker, and returns what is called with each item.
         where: the cluster and the workers.
         backend: what runs the graphs; unless it runs on processors, each worker takes a GPU.
-        report: told when a worker is lost.
+        report: called when a worker is lost.
 
     Raises:
         InputError: there is no such cluster, or no room for a worker in it.
@@ -174,20 +174,22 @@ def _rows(
     """Yield {"number", "outcome"} for each item; a block holds one, so that no result waits for others."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    # Ray 2.60 announces that 2.64 will not take `max_restarts` this way; the extra is bounded for that.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
     rows = [{"number": number, "item": item} for number, item in items.items()]
-    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Worker,
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=count),
-        fn_constructor_args=(open_worker, os.getcwd()),  # noqa: PTH109 - pickled
-        num_cpus=needs["CPU"],
-        num_gpus=needs.get("GPU"),
-        max_restarts=0,  # Ray would wait for room for a lost worker, for ever if its node is gone
-        max_task_retries=0,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # 2.64 will not take `max_restarts` here; the extra is bounded for that
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=count),
+            fn_constructor_args=(open_worker, os.getcwd()),  # noqa: PTH109 - pickled
+            num_cpus=needs["CPU"],
+            num_gpus=needs.get("GPU"),
+            max_restarts=0,  # Ray would wait for room for a lost worker, for ever if its node is gone
+            max_task_retries=0,
+        )
     yield from results.iter_rows()
 
 

@@ -113,7 +113,7 @@ def answer_all(
         pictures: the samples of each image.
         jobs: number of processes, or a Ray cluster.
         settings: of `model_settings`; each node of a cluster has to have the same.
-        report: told when a worker of a cluster is lost.
+        report: called when a worker of a cluster is lost.
     """
     if isinstance(jobs, RayOptions):
         backend = settings["backend"]
