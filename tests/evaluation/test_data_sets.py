@@ -174,6 +174,19 @@ def test_the_verb_lists_estimates_and_evaluates(root, tiny_bundle, tmp_path, cap
     assert len(summary["bundle_sha256"]) == 64
 
 
+def test_the_release_s_oddities_are_switched_on_alone(root, tiny_bundle, capsys):
+    options = ["--data", str(root), "--subset", "RefCOCO (unc", "--partial", "--mode", "gen", "--json"]
+    assert main(["eval", str(tiny_bundle), *options, "--audit", "release"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert main(["eval", str(tiny_bundle), *options]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    normal, first, bgr = rows.values()
+    assert normal["miou"] == plain["miou"]
+    assert first["miou"] < normal["miou"] or first["unmatched"] == normal["unmatched"]
+    assert bgr["count"] == normal["count"]
+    assert normal["miou_weighted_by_area"] != normal["miou"]
+
+
 def test_the_verb_writes_a_page_and_files_that_other_tools_read(root, tiny_bundle, tmp_path, capsys):
     page, results = tmp_path / "page.html", tmp_path / "results.json"
     options = ["--data", str(root), "--subset", "RefCOCO (unc", "--partial", "--mode", "gen"]

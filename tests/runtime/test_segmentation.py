@@ -1,13 +1,15 @@
 import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from refdiff.contracts.results import Candidates, Scores
-from refdiff.errors import InputError
+from refdiff.errors import InputError, MissingDependencyError
 from refdiff.runtime.segmentation import Segmentation
 
 SIZE = (40, 64)
@@ -116,3 +118,20 @@ def test_the_overlay_is_the_image_enlarged_above_a_strip() -> None:
     assert drawn.shape[1] == 512
     assert drawn.shape[0] > 320
     assert drawn.dtype == np.uint8
+
+
+def test_detections_are_those_of_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(
+        Detections=type("Detections", (SimpleNamespace,), {"empty": classmethod(lambda cls: cls(xyxy=[]))})
+    )
+    monkeypatch.setitem(sys.modules, "supervision", made)
+    answer = _answer(_rectangle(1, 2, 4, 5))
+    found = answer.to_detections()
+    assert found.xyxy.tolist() == [[1, 2, 4, 5]]
+    assert found.mask.shape == (1, *answer.mask.shape)
+    assert found.data["class_name"].tolist() == [answer.phrase]
+    assert found.confidence.tolist() == [answer.score]
+    assert _answer(None).to_detections().xyxy == []
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingDependencyError, match="pip install supervision"):
+        answer.to_detections()

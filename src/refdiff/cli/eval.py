@@ -92,6 +92,9 @@ def evaluate(
             "falsehoods then, and start at seed 0.",
         ),
     ] = False,
+    audit: Annotated[
+        str | None, typer.Option(help="release: switch each oddity of the released evaluation on alone.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what is there, and estimate time and memory.")
     ] = False,
@@ -102,20 +105,20 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of a bundle, or of the torch reference, on data sets with true masks.
 
-    Columns: oIoU is all overlaps over all unions, Pr@0.5 the share of samples with an IoU of 0.5 or more,
+    Columns: oIoU is all overlaps over all unions, Pr@0.5 the share of samples with an IoU above 0.5,
     oracle the mIoU of always choosing the best candidate.
     """
     from refdiff.contracts.atomic_io import check_targets
     from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.data.synthetic import HELD_OUT_FROM, RenderedScenes, ScenesWithFalsehoods
-    from refdiff.errors import GateError, InputError
+    from refdiff.errors import GateError
     from refdiff.evaluation import evaluate
     from refdiff.evaluation.datasets import Selection
     from refdiff.evaluation.published import published_rows, published_table
     from refdiff.evaluation.tables import evaluation_section
 
-    if table not in (None, "published"):
-        raise InputError(f"unknown table {table!r}; choose: published")
+    _check_choice("table", table, "published")
+    _check_choice("audit", audit, "release")
     start = seed if seed is not None else 0 if fit else HELD_OUT_FROM
     maker = ScenesWithFalsehoods if falsehoods or fit else RenderedScenes
     scenes = maker(count=count, seed=start)
@@ -124,6 +127,13 @@ def evaluate(
         variant=variant, mode=mode, min_area_px=min_area, allow_random_weights=allow_random_weights
     )
     place = BackendOptions(name=backend, threads=threads)
+    if audit is not None:
+        from refdiff.evaluation.release_audit import audit_json, audit_release, audit_table
+
+        with working() as progress:
+            audited = audit_release(bundle, chosen, options=options, backend=place, progress=progress)
+        print_answer(audit_json(audited), lambda: audit_table(audited), as_json=as_json)
+        return
     if fit:
         from refdiff.evaluation.fit_confidence import confidence_section, fit_confidence
 
@@ -177,6 +187,11 @@ def _workers(ray: str | None, jobs: int | None, threads: int | None) -> int | Ra
     if ray is not None:
         return RayOptions(address=ray, workers=jobs, cpus=threads or 1)
     return 1 if jobs is None else jobs
+
+
+def _check_choice(name: str, given: str | None, known: str) -> None:
+    if given not in (None, known):
+        raise typer.BadParameter(f"unknown {name} {given!r}; choose: {known}")
 
 
 def _targets(html: Path | None, coco: Path | None, refer: Path | None) -> list[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from refdiff.contracts.atomic_io import write_files
 from refdiff.contracts.results import Candidates, Scores
 from refdiff.contracts.session import Bool, Float, ImageArray
-from refdiff.errors import InputError
+from refdiff.errors import InputError, MissingDependencyError
 from refdiff.runtime.image import png
 from refdiff.runtime.masks import boxes, compress_coco_rle, to_coco_rle
 from refdiff.runtime.overlay import draw_answer
@@ -96,6 +96,31 @@ class Segmentation:
             "score": self.score,
             "caption": self.phrase,
         }
+
+    def to_detections(self) -> Any:
+        """Return the answer as `supervision.Detections`: one object, or none without a mask.
+
+        Its confidence is ours, or else the score; `class_id` is 0, and `data["class_name"]` the phrase.
+
+        Raises:
+            MissingDependencyError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "detections need the package supervision; install it with: pip install supervision"
+            ) from error
+        if self.box is None:
+            return supervision.Detections.empty()
+        sure = self.score if self.confidence is None else self.confidence
+        return supervision.Detections(
+            xyxy=np.array([self.box], dtype=np.float64),
+            mask=self.mask[None],
+            confidence=np.array([sure], dtype=np.float64),
+            class_id=np.array([0]),
+            data={"class_name": np.array([self.phrase])},
+        )
 
     def overlay(self) -> ImageArray:
         """Draw the mask on the image, with phrase, score and cautions on a strip below.
