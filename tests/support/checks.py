@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.accuracy.tolerances import graph_tolerance, judge_samples
+from refdiff.accuracy.tolerances import graph_tolerance, judge, judge_samples
 from refdiff.cli import main
 from refdiff.contracts.parity import Parity
 from refdiff.verification.report import CheckReport, Ladder, OutputParity, PrecisionResult
@@ -39,7 +39,11 @@ def report_on(
         backend="ort-rounded",
         backend_reason="named",
         ladder=Ladder(results=(result,)),
-        answer=(),
+        answer=judge(
+            "answer",
+            precision,
+            {"tokens": 1.0, "heat_correlation": 1.0, "mask_iou": 1.0, "score_error": 0.0},
+        ),
         task=TaskAgreement(
             count=len(next(iter(samples.values()))),
             verdicts={"edge": verdicts},

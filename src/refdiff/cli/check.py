@@ -54,7 +54,9 @@ def check(
     A gate is a value with a limit. For each graph, on the golden tensors: error is the largest difference
     from torch's outputs over their range; correlation is that of both outputs; "from the one before" is the
     error from the more exact bundle above; "on feeds" is the error on recorded feeds (--feeds). Each bundle
-    is a rung of the parity ladder.
+    is a rung of the parity ladder. A graph that fails is searched for the first divergence, the first node
+    outside the tolerance. The golden answer is the recorded image and phrase, answered again: tokens is 1 if
+    the token ids are equal, score error is the largest difference of a score.
 
     For the task, per variant: value is the mean agreement of bundle and torch reference over the samples.
     Mask IoU: overlap of both answers. Argmax agreement: share of samples on which both choose the same

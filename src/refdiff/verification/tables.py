@@ -1,21 +1,14 @@
-"""A `CheckReport` laid out: what failed and where, the parity ladder, the task, the worst cases."""
+"""A `CheckReport` laid out: what failed and where, the parity ladder, the golden answer and the task."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
 from refdiff.accuracy.tolerances import MOST_SAMPLES, Verdict
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.parity import Parity
 from refdiff.reports import (
     Column,
-    Figure,
-    Image,
     Page,
     Row,
     Section,
@@ -24,16 +17,9 @@ from refdiff.reports import (
     numeric,
     outcome,
 )
-from refdiff.runtime.overlay import draw_answer, heat_overlay
-from refdiff.runtime.segmentation import Segmentation
 from refdiff.verification.divergence import Divergence
 from refdiff.verification.report import CheckReport, Ladder, PrecisionResult
-from refdiff.verification.task_agreement import ComparedSample
-
-LONGEST_PX = 360
-"""Longest side of an image on the page: four cases then take a megabyte or two."""
-
-_COLORS = 256
+from refdiff.verification.worst_cases import worst_cases_section
 
 
 def check_page(report: CheckReport) -> Page:
@@ -42,7 +28,7 @@ def check_page(report: CheckReport) -> Page:
     failures += _undecided_gates(report)
     sections = [*failures, _checked(report), _ladder(report.ladder), _golden_answer(report), _task(report)]
     if report.task.worst:
-        sections.append(_worst_cases(report))
+        sections.append(worst_cases_section(report.task.worst, report.precision))
     return Page(
         title=f"refdiff check: {report.model} in {report.precision}",
         passed=report.passed,
@@ -206,7 +192,8 @@ def _golden_answer(report: CheckReport) -> Section:
         "which is tokenizer, resizing, crops and scores."
     )
     rows = [
-        (each.name, f"{each.value:.4g}", _limit(each), outcome(passed=each.passed)) for each in report.answer
+        (_term(each), f"{each.value:.4g}", _limit(each), outcome(passed=each.passed))
+        for each in report.answer
     ]
     table = Table(columns=(Column("gate"), *numeric("value", "limit"), Column()), rows=rows)
     return Section(heading="Golden answer", explanation=explanation, tables=(table,))
@@ -239,7 +226,7 @@ def _task(report: CheckReport) -> Section:
 def _agreement(title: str, verdicts: Sequence[Verdict], floor: Mapping[str, float]) -> Table:
     rows = [
         (
-            verdict.name.replace("_", " ").replace("iou", "IoU"),
+            _term(verdict),
             f"{verdict.value:.4f}",
             _limit(verdict),
             *_sampling(verdict),
@@ -274,68 +261,14 @@ def _sampling(verdict: Verdict) -> tuple[str, str, str]:
     )
 
 
+def _term(verdict: Verdict) -> str:
+    """Return the name of the gate as docs/output.md has it."""
+    return verdict.name.removeprefix("golden answer ").replace("_", " ").replace("iou", "IoU")
+
+
 def _limit(verdict: Verdict) -> str:
     return f"{'≥' if verdict.bound == 'at_least' else '≤'} {verdict.limit:g}"
 
 
 def _error(parity: Parity | None) -> str:
     return "–" if parity is None else f"{parity.error:.3g}"
-
-
-def _worst_cases(report: CheckReport) -> Section:
-    same = all(case.agreement.mask_iou == 1 for case in report.task.worst)
-    line = (
-        "Reference and bundle give the same mask on every scene; below, where attention differs most."
-        if same
-        else "Least mask IoU first; where masks are the same, the largest difference in attention."
-    )
-    figures = [case_figure(case, report.precision) for case in report.task.worst]
-    return Section(heading="Worst cases", lines=(line,), figures=figures)
-
-
-def case_figure(case: ComparedSample, precision: str) -> Figure:
-    """Draw a case: the image, both answers and both attention maps.
-
-    Args:
-        case: what was asked and answered.
-        precision: of the bundle, for the captions.
-    """
-    image = case.sample.read()
-    answers = (("reference", case.reference), (f"{precision} bundle", case.runtime))
-    images = [Image(png=_png(image), caption="image")]
-    images += [
-        Image(png=_png(draw_answer(image, result.mask)), caption=f"{name}: {_score(result)}")
-        for name, result in answers
-    ]
-    images += [
-        Image(png=_png(heat_overlay(image, result.heat)), caption=f"{name}: attention")
-        for name, result in answers
-        if result.heat is not None
-    ]
-    return Figure(title=f"“{case.reference.phrase}”", line=_case_numbers(case), images=images)
-
-
-def _case_numbers(case: ComparedSample) -> str:
-    agreement = case.agreement
-    facts = [
-        f"{case.variant}, {case.sample.id}",
-        f"mask IoU {agreement.mask_iou:.3f}",
-        f"candidates found {agreement.candidate_recall:.0%}",
-    ]
-    if agreement.heat_correlation is not None:
-        facts.append(f"attention correlates {agreement.heat_correlation:.5f}")
-    if case.heat_difference is not None:
-        facts.append(f"attention differs by {case.heat_difference:.3f} of 1 at most")
-    return " · ".join(facts)
-
-
-def _score(result: Segmentation) -> str:
-    return "no mask" if result.index is None else f"score {result.score:.4f}"
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    image = PillowImage.fromarray(pixels)
-    image.thumbnail((LONGEST_PX, LONGEST_PX), PillowImage.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.quantize(_COLORS).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
