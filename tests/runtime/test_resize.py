@@ -3,17 +3,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from refdiff.contracts.session import Float, ImageArray
 from refdiff.contracts.spec import SamSpec
 from refdiff.runtime.resize import (
     MaskResize,
-    crop_square,
     diffusion_input,
-    pad_square,
+    resize_image,
     sam_input,
     sam_size,
     upsample_bilinear,
+    upsample_levels,
 )
 
 SIZES = [(48, 80), (80, 48), (31, 64), (1, 9), (9, 1), (1, 1), (50, 50)]
@@ -25,15 +26,39 @@ def _image(height: int, width: int, seed: int = 0) -> ImageArray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@given(sides, sides)
-def test_an_image_is_found_again_in_its_padded_square(height: int, width: int) -> None:
-    image = _image(height, width)
-    square, (top, left) = pad_square(image)
+def _padded(image: ImageArray) -> ImageArray:
+    """Center an image on a black square."""
+    height, width = image.shape[:2]
     side = max(height, width)
-    assert square.shape == (side, side, 3)
-    assert (top, left) == ((side - height) // 2, (side - width) // 2)
-    np.testing.assert_array_equal(crop_square(square, (height, width)), image)
-    assert int(square.sum(dtype=np.int64)) == int(image.sum(dtype=np.int64))
+    square = np.zeros((side, side, 3), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("wanted", [(40, 61), (1100, 40), (1500, 1100)])
+@pytest.mark.parametrize("size", [(3, 5), (1, 1300), (1300, 1), (1500, 1100)])
+@pytest.mark.parametrize("method", [Image.Resampling.LANCZOS, Image.Resampling.BILINEAR])
+def test_images_are_resized_in_bands_as_pillow_resizes_them_at_once(
+    size: tuple[int, int], wanted: tuple[int, int], method: Image.Resampling, square: bool
+) -> None:
+    image = _image(*size)
+    whole = Image.fromarray(_padded(image) if square else image).resize(wanted[::-1], method)
+    np.testing.assert_array_equal(resize_image(image, wanted, method, square=square), np.asarray(whole))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1500), (1500, 1), (7, 4), (1100, 1400)])
+def test_an_image_has_its_part_of_the_map_that_covers_its_square(size: tuple[int, int]) -> None:
+    side = max(size)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    window = (slice(top, top + size[0]), slice(left, left + size[1]))
+    floats = np.random.default_rng(0).random((9, 9), np.float32)
+    levels = (floats * 255).astype(np.uint8)
+    whole = np.asarray(Image.fromarray(levels).resize((side, side), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(upsample_levels(levels, side, size), whole[window])
+    square = upsample_bilinear(floats, (side, side))
+    np.testing.assert_array_equal(upsample_bilinear(floats, (side, side), window), square[window])
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

@@ -198,7 +198,9 @@ class AttentionBranch:
     def _place_on_image(self, maps: Float, size_yx: tuple[int, int], phrase: Phrase) -> Float:
         """Return the heatmap [y, x] of maps [m, g, g], under the position ramp where the options say so."""
         heatmap = heatmap_on_image(maps, size_yx, uint8_lanczos=self._attention.uint8_lanczos)
-        return heatmap * heat_ramp(phrase, size_yx) if self._options.fusion.ramp_on_heat else heatmap
+        if self._options.fusion.ramp_on_heat:
+            heatmap *= heat_ramp(phrase, size_yx)
+        return heatmap
 
     def _contexts(self, prompts: Sequence[str]) -> Float:
         """Return the UNet's context of each prompt: [k, t, d]."""

@@ -22,7 +22,7 @@ from refdiff.contracts.graphs import BLOCKED
 from refdiff.contracts.session import Bool, Float, ImageArray
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
-from refdiff.runtime.resize import cubic
+from refdiff.runtime.resize import cubic, resize_image
 
 MAX_PATCHES = 8192
 """Most patches of one image in a call. Their attention mask takes 256 MiB, and one unfused float32 attention
@@ -266,7 +266,7 @@ def resize(image: ImageArray, size_yx: tuple[int, int]) -> ImageArray:
     if size_yx == image.shape[:2]:
         return image
     # Pillow's BILINEAR widens its filter when it shrinks: the antialiased resize of the release.
-    return np.asarray(Image.fromarray(image).resize(size_yx[::-1], Image.Resampling.BILINEAR))
+    return resize_image(image, size_yx, Image.Resampling.BILINEAR)
 
 
 def _nearest(length: int, count: int) -> NDArray[np.int64]:

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from refdiff.contracts.session import Array, Float
+from refdiff.contracts.session import Float
 from refdiff.contracts.spec import DiffusionSpec, Prediction
-from refdiff.runtime.resize import crop_square, upsample_bilinear
+from refdiff.runtime.resize import square_offset, upsample_bilinear, upsample_levels
 
 EPS = 1e-8
 """Added to the denominator of every min-max: a flat map becomes zeros (METHOD §9)."""
@@ -159,11 +158,14 @@ def heatmap_on_image(maps: Float, size_yx: tuple[int, int], *, uint8_lanczos: bo
     side = max(size_yx)
     if uint8_lanczos:
         mean = maps.mean(axis=0, dtype=np.float64)  # [g, g]; the release's maps are float64, too
-        levels = Image.fromarray((mean * 255.0).astype(np.uint8))  # truncates, as released
-        square: Array = np.asarray(levels.resize((side, side), Image.Resampling.LANCZOS))
-        square = square.astype(np.float32) / np.float32(255.0)  # [S, S]
+        levels = upsample_levels((mean * 255.0).astype(np.uint8), side, size_yx)  # truncates, as released
+        heatmap = levels.astype(np.float32)
+        heatmap /= np.float32(255.0)
     else:
-        square = upsample_bilinear(maps.mean(axis=0, dtype=np.float32), (side, side))
-    heatmap = crop_square(square, size_yx)  # [y, x]
+        top, left = square_offset(size_yx)
+        window = (slice(top, top + size_yx[0]), slice(left, left + size_yx[1]))
+        heatmap = upsample_bilinear(maps.mean(axis=0, dtype=np.float32), (side, side), window)
     low, high = heatmap.min(), heatmap.max()
-    return np.ascontiguousarray((heatmap - low) / (high - low + np.float32(EPS)), np.float32)
+    heatmap -= low
+    heatmap /= high - low + np.float32(EPS)
+    return heatmap

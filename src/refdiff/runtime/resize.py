@@ -14,9 +14,9 @@ square = max(y, x), or of SAM's square. Sizes and offsets are (y, x).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from PIL import Image
 
 from refdiff.contracts.session import Float, ImageArray
 from refdiff.contracts.spec import SamSpec
+
+Size = tuple[int, int]
+
+_BAND_PX = 1 << 20  # pixels of an image or a map resized together: the memory of a resize besides its result
 
 _CUBIC_A = -0.75  # the cubic convolution coefficient of torch's bicubic mode
 
@@ -36,6 +40,10 @@ class Neighbours:
     """[k, t]; at a border one cell may stand for several neighbors."""
     weights: NDArray[np.floating]
     """[k, t]; sums are computed in its dtype or that of the values, whichever is wider."""
+
+    def part(self, targets: slice) -> Neighbours:
+        """Return the neighbors of some of the target cells."""
+        return Neighbours(self.cells[:, targets], self.weights[:, targets])
 
     def mix(self, values: NDArray[np.floating], axis: int) -> NDArray[np.floating]:
         """Resize the array's axis `axis`, counted from the end (-1, -2, ...), to t."""
@@ -68,19 +76,36 @@ def cubic(source: int, target: int, *, margin: float) -> Neighbours:
     return Neighbours(np.clip(cells, 0, source - 1), _cubic(np.abs(center - cells)))
 
 
-def upsample_bilinear(array: NDArray[np.floating], size_yx: tuple[int, int]) -> Float:
+def upsample_bilinear(
+    array: NDArray[np.floating], size_yx: Size, window: tuple[slice, slice] = (slice(None), slice(None))
+) -> Float:
     """Resize the last two axes as torch's `interpolate(mode="bilinear", align_corners=False)`: no antialias.
 
     Args:
         array: [..., h, w].
         size_yx: the wanted size.
+        window: the rows and columns of the result that are computed.
 
     Returns:
-        [..., y, x].
+        [..., y, x], of the window.
     """
     values = np.asarray(array, np.float32)
-    wide = linear(values.shape[-1], size_yx[1]).mix(values, axis=-1)  # [..., h, x]
-    return np.asarray(linear(values.shape[-2], size_yx[0]).mix(wide, axis=-2), np.float32)
+    rows, columns = (
+        linear(source, target).part(part)
+        for source, target, part in zip(values.shape[-2:], size_yx, window, strict=True)
+    )
+    wide = columns.mix(values, axis=-1)  # [..., h, x]
+    shape = (*values.shape[:-2], rows.cells.shape[1], columns.cells.shape[1])
+    result = np.empty(shape, np.float32)
+    for band in bands(shape[-2], math.prod(shape) // max(1, shape[-2])):
+        result[..., band, :] = rows.part(band).mix(wide, axis=-2)
+    return result
+
+
+def bands(rows: int, row_px: int, multiple: int = 1) -> Iterator[slice]:
+    """Cut rows of `row_px` pixels into slices of about a million pixels, `multiple` rows or a multiple."""
+    step = max(1, _BAND_PX // max(1, row_px * multiple)) * multiple
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -149,36 +174,59 @@ def _cut_bands(weights: Float) -> Iterator[_Band]:
         yield _Band(target, source, np.ascontiguousarray(rows[:, source], np.float32))
 
 
-Size = tuple[int, int]
-
-
 def square_offset(size_yx: Size) -> Size:
-    """Return the offset of an image in its padded square (METHOD §4.1)."""
+    """Return the offset of an image in its padded square, whose side is the longer one (METHOD §4.1)."""
     side = max(size_yx)
     return (side - size_yx[0]) // 2, (side - size_yx[1]) // 2
 
 
-def pad_square(image: ImageArray) -> tuple[ImageArray, Size]:
-    """Center an image on a black square.
+def resize_image(
+    image: ImageArray, size_yx: Size, method: Image.Resampling, *, square: bool = False
+) -> ImageArray:
+    """Resize as Pillow does, bit by bit, without its copies of the whole image.
+
+    Pillow resizes rows first, and rounds to 8 bits in between: so rows may be resized in bands.
 
     Args:
         image: [y, x, 3].
+        size_yx: the wanted size.
+        method: Pillow's filter.
+        square: center the image on a black square first (METHOD §4.1).
 
     Returns:
-        [S, S, 3], and the offset of the image in it.
+        [y, x, 3].
     """
-    height, width = image.shape[:2]
-    side = max(height, width)
-    top, left = square_offset((height, width))
-    square = np.zeros((side, side, 3), np.uint8)
-    square[top : top + height, left : left + width] = image
-    return square, (top, left)
+    (height, width), (down, across) = image.shape[:2], size_yx
+    top, left = square_offset((height, width)) if square else (0, 0)
+    rows, columns = (max(height, width),) * 2 if square else (height, width)
+    narrow = np.zeros((rows, across, 3), np.uint8)
+    for band in bands(height, columns):
+        padded = np.zeros((band.stop - band.start, columns, 3), np.uint8)
+        padded[:, left : left + width] = image[band]
+        resized = Image.fromarray(padded).resize((across, len(padded)), method)
+        narrow[top + band.start : top + band.stop] = np.asarray(resized)
+    return np.asarray(Image.fromarray(narrow).resize((across, down), method))
 
 
-def crop_square(values: NDArray[Any], size_yx: Size) -> NDArray[Any]:
-    """Undo `pad_square` on a map: [S, S] -> [y, x]."""
+def upsample_levels(levels: NDArray[np.uint8], side: int, size_yx: Size) -> NDArray[np.uint8]:
+    """Resize a map to a square with Pillow's LANCZOS, and cut an image's part out of it.
+
+    Args:
+        levels: [g, g].
+        side: of the square, in px.
+        size_yx: the image's size; its longer side is `side`.
+
+    Returns:
+        [y, x].
+    """
     top, left = square_offset(size_yx)
-    return values[top : top + size_yx[0], left : left + size_yx[1]]
+    wide = Image.fromarray(levels).resize((side, len(levels)), Image.Resampling.LANCZOS)
+    result = np.empty(size_yx, np.uint8)
+    for band in bands(size_yx[1], side):
+        part = wide.crop((left + band.start, 0, left + band.stop, len(levels)))
+        column = np.asarray(part.resize((part.width, side), Image.Resampling.LANCZOS))
+        result[:, band] = column[top : top + size_yx[0]]
+    return result
 
 
 def diffusion_input(image: ImageArray, size: int) -> Float:
@@ -191,8 +239,7 @@ def diffusion_input(image: ImageArray, size: int) -> Float:
     Returns:
         [1, 3, size, size].
     """
-    square, _ = pad_square(image)
-    resized = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
+    resized = resize_image(image, (size, size), Image.Resampling.LANCZOS, square=True)
     scaled = resized.astype(np.float32) / 255.0 * 2.0 - 1.0  # [size, size, 3]
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None]
 
@@ -214,7 +261,7 @@ def sam_input(image: ImageArray, spec: SamSpec) -> tuple[Float, Size]:
         [1, 3, s, s] with s = spec.image_size, and the (y, x) size of the resized image in it.
     """
     height, width = resized_yx = sam_size((image.shape[0], image.shape[1]), spec.image_size)
-    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    resized = resize_image(image, resized_yx, Image.Resampling.BILINEAR)
     mean, std = np.asarray(spec.pixel_mean, np.float32), np.asarray(spec.pixel_std, np.float32)
     square = np.zeros((1, 3, spec.image_size, spec.image_size), np.float32)
     square[0, :, :height, :width] = ((resized.astype(np.float32) - mean) / std).transpose(2, 0, 1)

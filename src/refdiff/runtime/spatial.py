@@ -47,14 +47,14 @@ def ramp(direction: Direction, width: int) -> Doubles:
 
 def heat_ramp(phrase: Phrase, size_yx: tuple[int, int]) -> Float:
     """Return a factor [y, x] for the heatmap: 1 at the side the phrase names, one half at the other."""
-    factor = np.ones(size_yx, dtype=np.float32)
+    factor = np.ones((1, 1), dtype=np.float32)
     if phrase.place in ("left", "right"):
         falling = np.linspace(1, _FAR_HEAT, size_yx[1], dtype=np.float32)
-        factor *= falling if phrase.place == "left" else falling[::-1]
+        factor = (falling if phrase.place == "left" else falling[::-1])[None, :]
     elif phrase.place in ("top", "bottom"):
-        falling = np.linspace(1, _FAR_HEAT, size_yx[0], dtype=np.float32)[:, None]
-        factor *= falling if phrase.place == "top" else falling[::-1]
-    return factor
+        falling = np.linspace(1, _FAR_HEAT, size_yx[0], dtype=np.float32)
+        factor = (falling if phrase.place == "top" else falling[::-1])[:, None]
+    return np.broadcast_to(factor, size_yx)
 
 
 def place_scores(
