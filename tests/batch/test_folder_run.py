@@ -1,6 +1,7 @@
 """What a failure means to a folder run, and what a kill leaves: seams are the predictor and the writer."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,16 @@ def test_images_of_odd_names_lie_under_names_that_every_system_takes(images: Pat
     assert len(masks) == len(names) + 1
     assert all(stem.isascii() and "." not in stem and len(stem) < 110 for stem in masks)
     assert not any(stem.upper() == "CON" or stem.startswith("-") for stem in masks)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_a_fifo_among_the_images_is_reported_without_waiting(images: Path) -> None:
+    table = images.parent / "phrases.csv"
+    table.write_text("image,phrase\na.png,the mug\nfifo.png,the mug\n", "utf-8")
+    os.mkfifo(images / "fifo.png")
+    outcome = run(images, predictor(), phrases=table)
+    assert outcome["answered"] == 1
+    assert "fifo.png" in outcome["failures"]
 
 
 def test_missing_images_are_reported_and_images_without_a_line_are_named(

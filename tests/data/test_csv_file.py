@@ -1,6 +1,7 @@
 """CSV files of images and phrases: what is read, and what is refused."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def test_the_fingerprint_is_that_of_recordings_made_by_earlier_versions(tmp_path
         "count": 1,
         "sha256": "9aabc31388320083cd202a50a949f236d3ebba24e110ddf7659392c3e7cff9c2",
     }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_a_fifo_in_the_place_of_the_table_is_refused_without_waiting(
+    table: tuple[Path, Path], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo.csv")
+    with pytest.raises(InputError, match="not a regular file"):
+        csv_dataset(table[0], tmp_path / "fifo.csv")
 
 
 def test_any_csv_file_is_read_or_refused(table: tuple[Path, Path]) -> None:

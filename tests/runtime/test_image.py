@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import sys
 import warnings
@@ -112,6 +113,15 @@ def test_an_animation_is_refused_with_its_number_of_frames(kind: str) -> None:
 def test_a_phone_photo_with_a_second_image_inside_is_its_first_one() -> None:
     frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("white", "black")]
     assert read_image(_encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])).min() > 250
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_a_fifo_or_a_device_is_refused_without_reading_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name in ("fifo.png", "device.png"):
+        with pytest.raises(InputError, match="not a regular file"):
+            read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["missing.png", "nul\0.png", "https://example.org/a.png"])

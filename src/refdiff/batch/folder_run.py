@@ -26,6 +26,7 @@ from refdiff.batch.prefetch import BackgroundWriter, prefetch
 from refdiff.batch.result_store import COCO_NAME, INDEX_NAME, ResultStore
 from refdiff.batch.summaries import write_coco, write_index
 from refdiff.batch.work_list import Work, WorkList
+from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.progress import Progress, Step
 from refdiff.data.listing import describe_skipped
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError, RefdiffError
@@ -169,7 +170,7 @@ class FolderRun:
         """Find which phrases have no result yet, and read the image if there are any; never raises."""
         try:
             if work.fault is None:
-                data = work.path.read_bytes()
+                data = read_plain(work.path)
                 sha256 = hashlib.sha256(data).hexdigest()
                 missing = tuple(
                     each for each in work.phrases if self.store.record(work.name, sha256, each) is None

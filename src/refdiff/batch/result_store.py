@@ -42,6 +42,7 @@ from refdiff.contracts.atomic_io import (
     write_files,
 )
 from refdiff.contracts.file_lock import lock_file
+from refdiff.contracts.plain_file import read_plain
 from refdiff.errors import InputError
 from refdiff.runtime.image import png
 
@@ -81,7 +82,7 @@ class ResultStore:
         """
         files = self._files(image, phrase)
         try:
-            document = json.loads(files["record"].read_text(encoding="utf-8"))
+            document = json.loads(read_plain(files["record"]))
             about = self._about(image, image_sha256, phrase)
             if not isinstance(document, dict) or any(document.get(key) != about[key] for key in about):
                 return None
@@ -250,8 +251,7 @@ def _refuse_second_run(path: Path) -> None:
 def _read_settings(path: Path) -> Any:
     """Return the settings that the folder was written with, or None in a new folder."""
     try:
-        text = (path / RUN_NAME).read_text(encoding="utf-8")
-        return json.loads(text)
+        return json.loads(read_plain(path / RUN_NAME))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -42,6 +42,7 @@ from refdiff.contracts.manifest import (
     refdiff_version,
 )
 from refdiff.contracts.parity import subsample
+from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
@@ -179,7 +180,7 @@ def _foreign_content(target: Path) -> str | None:
     if target.is_symlink() or not target.is_dir() or not manifest.is_file():
         return f"it has no {MANIFEST_NAME}"
     try:
-        document = json.loads(manifest.read_text(encoding="utf-8"))
+        document = json.loads(read_plain(manifest))
         listed = {str(name).split("/")[0] for name in document["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST_NAME} is not refdiff's"

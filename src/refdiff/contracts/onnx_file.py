@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.session import Array
 from refdiff.errors import BundleError
 
@@ -54,7 +55,7 @@ def read_onnx(path: Path) -> OnnxGraph:
         BundleError: the file, or data it names, is missing, damaged, or of an unsupported kind.
     """
     try:
-        (graph,) = _fields(memoryview(path.read_bytes()))[7]
+        (graph,) = _fields(memoryview(read_plain(path)))[7]
         fields = _fields(graph)
         return OnnxGraph(
             nodes=tuple(_node(_fields(each)) for each in fields.get(1, ())),

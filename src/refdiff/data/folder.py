@@ -7,11 +7,13 @@ Only names and the CSV file are read here; an image is read when its sample is.
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from refdiff.contracts.plain_file import open_plain, read_plain
 from refdiff.data.listing import IMAGE_SUFFIXES, list_images, shorten
 from refdiff.data.sample import Sample, SampleList
 from refdiff.errors import InputError
@@ -97,7 +99,7 @@ def read_phrase_rows(path: Path) -> list[PhraseRow]:
     """
     expected = f"expected a CSV file of UTF-8 with the header {','.join(HEADER)}"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             header = next(reader, [])
             if header != HEADER:
@@ -133,7 +135,7 @@ def image_sample(image: Path, phrase: str) -> Sample:
         InputError: the file cannot be read.
     """
     try:
-        return Sample(id=image.name, image=image.read_bytes(), phrase=phrase)
+        return Sample(id=image.name, image=read_plain(image), phrase=phrase)
     except OSError as error:
         raise InputError(f"{image} cannot be read ({error.strerror}); expected an image file") from error
 

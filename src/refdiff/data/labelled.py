@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from refdiff.contracts.plain_file import open_plain, read_plain
 from refdiff.data.listing import IMAGE_SUFFIXES
 from refdiff.data.refer import Subset, by_id, load_data_json, subset_name
 from refdiff.data.sample import Sample
@@ -38,7 +40,7 @@ def csv_subset(path: Path) -> Subset:
         InputError: it is no such file.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.reader(stream, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); expected a CSV file of UTF-8") from error
@@ -176,7 +178,7 @@ def _reason_sample(subset: str, path: Path) -> Sample | None:
 
 def _read_either(path: Path) -> Any:
     """Read JSON in UTF-8, or in cp1252 as some files of ReasonSeg are."""
-    data = path.read_bytes()
+    data = read_plain(path)
     try:
         return json.loads(data)
     except UnicodeDecodeError:

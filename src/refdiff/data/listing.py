@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from refdiff.contracts.plain_file import open_plain
 from refdiff.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
@@ -150,5 +151,5 @@ def _classify_folder(entry: os.DirEntry[str]) -> str:
 
 
 def _begins_as_image(path: Path) -> bool:
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         return _MAGIC.match(stream.read(_HEAD_BYTES)) is not None

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refdiff.contracts.plain_file import read_plain
 from refdiff.data.sample import Sample
 from refdiff.data.truth import AnnotatedTruth
 from refdiff.errors import InputError
@@ -92,7 +93,7 @@ def load_data_pickle(path: Path) -> Any:
         InputError: it cannot be read, is damaged, or asks for a class or a function.
     """
     try:
-        return _DataUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return _DataUnpickler(io.BytesIO(read_plain(path)), encoding="latin1").load()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged pickle raises almost anything
@@ -106,7 +107,7 @@ def load_data_json(path: Path) -> Any:
         InputError: it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_plain(path))
     except (OSError, RecursionError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); download it again") from error
 

@@ -21,6 +21,7 @@ import numpy as np
 from refdiff.accuracy.metrics import pairwise_iou
 from refdiff.contracts.atomic_io import report_write_errors, sync, write_file
 from refdiff.contracts.file_lock import lock_file
+from refdiff.contracts.plain_file import read_plain
 from refdiff.data.sample import Sample, read_truth
 from refdiff.errors import InputError
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
@@ -258,7 +259,7 @@ def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
         write_file(path, json.dumps(wanted, indent=1) + "\n")
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); choose another folder") from error
     differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
@@ -272,7 +273,7 @@ def _read_records(path: Path) -> dict[str, SentenceRecord]:
     """Read the records, and cut off a last line that a killed run left incomplete."""
     if not path.exists():
         return {}
-    data = path.read_bytes()
+    data = read_plain(path)
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         with path.open("r+b") as stream:

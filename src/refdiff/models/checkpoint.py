@@ -21,6 +21,7 @@ import safetensors
 import torch
 
 from refdiff.contracts.atomic_io import hash_file
+from refdiff.contracts.plain_file import open_plain
 from refdiff.errors import InputError
 from refdiff.models.configs import first_line, read_json
 from refdiff.models.pickled import ForbiddenError, Inert, ScriptObject, StoredTensor
@@ -174,7 +175,7 @@ def _read(path: Path) -> _Content:
 
 def _reader(path: Path) -> Callable[[Path], _Content]:
     """Return the reader of a file's format, which its first bytes determine."""
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         start = stream.read(9)
     if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
         return _read_safetensors

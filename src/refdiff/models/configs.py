@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
+from refdiff.contracts.plain_file import read_plain
 from refdiff.errors import InputError
 
 _DEEPEST = 32
@@ -27,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, is nested too deeply, or holds something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_plain(path).decode())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from refdiff.contracts.plain_file import open_plain
 from refdiff.models.pickled import ForbiddenError, ScriptObject, StoredTensor, read_pickle
 from refdiff.models.zip_entries import AmbiguousError, locate, read_at, read_entries
 
@@ -97,7 +98,7 @@ def read_archive(path: Path) -> TorchFile:
         AmbiguousError: two readers may read it differently, or it claims too much.
         Exception: it is damaged.
     """
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         entries = read_entries(stream)
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
@@ -128,7 +129,7 @@ def read_legacy(path: Path) -> TorchFile:
     Raises:
         Exception: it is damaged, or it is another pickle.
     """
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         head = io.BytesIO(stream.read(_LARGEST_PICKLE))
         start = tuple(read_pickle(head).value for _ in range(2))
         if start != _LEGACY_START:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.session import ImageArray
 from refdiff.errors import InputError
 from refdiff.runtime.image_file import check_size, convert, decode
@@ -81,7 +82,7 @@ def _read_path(path: Path) -> bytes:
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected an image file; name a file in it")
     try:
-        return path.read_bytes()
+        return read_plain(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist, expected an image file; check the path") from error
     except (OSError, ValueError) as error:

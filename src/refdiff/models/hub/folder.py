@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.names import HubName, entry_of, expected_files, is_hidden, is_index
@@ -248,7 +249,7 @@ def shards_of(folder: Path, index: str) -> tuple[str, ...] | None:
     """Return the shards that an index names, relative to the folder; None if it is unreadable or empty."""
     path = folder / index
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(read_plain(path))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if not names or not all(isinstance(name, str) and _is_plain(name) for name in names):

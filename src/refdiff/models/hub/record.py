@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from refdiff.contracts.atomic_io import hash_file, write_file
+from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.progress import Progress
 
 RECORD = "refdiff-fetch.json"
@@ -51,7 +52,7 @@ class Record:
 def read_record(folder: Path) -> Record | None:
     """Read the folder's record; None if it is missing or unreadable, so that files are verified again."""
     try:
-        document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        document = json.loads(read_plain(folder / RECORD))
         if document.pop("format") != _FORMAT:
             return None
         files = {name: RecordedFile(**file) for name, file in document.pop("files").items()}
