@@ -26,6 +26,7 @@ def main() -> None:
     """Replace the text between the markers of each document whose record exists."""
     for document, marker, record, table in (
         ("README.md", "accuracy", "miniature-accuracy", accuracy_table),
+        ("docs/confidence.md", "confidence", "confidence", confidence_table),
         ("docs/exporting.md", "exports", "full-size-export", exports_table),
         ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
         ("docs/exporting.md", "early-exit", "early-exit", early_exit_table),
@@ -69,6 +70,28 @@ def fill(document: str, name: str, table: str) -> None:
     head, rest = path.read_text(encoding="utf-8").split(begin)
     _, tail = rest.split(end)
     path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
+def confidence_table(record: dict[str, Any]) -> str:
+    """Return one row per variant, with the plain score's figures in brackets."""
+    kinds = ("kind", "colour", "place")
+    rows = [
+        "| model, variant | true phrases right | against absent kind | against other color | against false place | "
+        "all | calibration error | coverage at 95 % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        against = [entry["against"][f"scenes, no such {kind}"] for kind in kinds]
+        cells = [
+            f"{entry['true']['right']:.1%} of {entry['true']['samples']}",
+            *(f"{each['auroc']:.3f} ({each['auroc_of_score']:.3f})" for each in against),
+            f"{entry['auroc']:.3f} ({entry['auroc_of_score']:.3f})",
+            f"{entry['calibration_error']:.3f}",
+            f"{entry['coverage_at_95']:.1%} ({entry['coverage_of_score_at_95']:.1%})",
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    rows.append("\nIn brackets: the same of the plain score.")
+    return "\n".join(rows)
 
 
 def exports_table(record: dict[str, Any]) -> str:
