@@ -76,8 +76,8 @@ def confidence_table(record: dict[str, Any]) -> str:
     """Return one row per variant, with the plain score's figures in brackets."""
     kinds = ("kind", "colour", "place")
     rows = [
-        "| model, variant | true phrases right | against absent kind | against other color | against false place | "
-        "all | calibration error | coverage at 95 % |",
+        "| model, variant | true phrases right | against absent kind | against other color "
+        "| against false place | all | calibration error | coverage at 95 % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():

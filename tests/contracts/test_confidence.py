@@ -28,7 +28,6 @@ def make_model(**changes):
         "crop_covariance": eye,
         "context_mean": np.zeros(WIDTH, np.float32),
         "context_covariance": eye,
-        "domain_limit": 3.0,
         "fitted_on": {"samples": 10},
     }
     return ConfidenceModel(**{**values, **changes})
@@ -42,12 +41,7 @@ def test_a_calibration_survives_its_files():
     text, arrays = Calibration(models={"edge/full": make_model()}).to_files()
     model = read(text, arrays).models["edge/full"]
     assert model.terms == make_model().terms
-    assert (model.bias, model.nouns, model.attributes, model.domain_limit) == (
-        0.25,
-        ("book", "mug"),
-        ("red",),
-        3.0,
-    )
+    assert (model.bias, model.nouns, model.attributes) == (0.25, ("book", "mug"), ("red",))
     assert np.array_equal(model.noun_vectors, make_model().noun_vectors)
 
 

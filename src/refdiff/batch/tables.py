@@ -40,6 +40,7 @@ def prediction_table(prediction: Prediction, files: Mapping[str, Path]) -> Table
         share = document["area_px"] / (width * height)
         facts += [
             ("score", f"{document['score']:.3f}   ({parts})"),
+            *([] if document["confidence"] is None else [("confidence", f"{document['confidence']:.2f}")]),
             ("box", _box(document)),
             ("area", f"{document['area_px']} px, {share:.1%} of the image"),
         ]
@@ -80,10 +81,11 @@ def _predictions(result: BatchResult, footnotes: tuple[str, ...]) -> Table:
         row = prediction.to_json()
         share = f"{row['area_px'] / (row['size']['width'] * row['size']['height']):.1%}"
         place = _box(row) if prediction.matched else f"none: {row['reason']}"
-        rows.append((row["phrase"], _score(row["score"]), share, place, f"{row['segment_ms']:.0f}"))
+        sure = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
+        rows.append((row["phrase"], _score(row["score"]), sure, share, place, f"{row['segment_ms']:.0f}"))
     columns = (
         Column("phrase", wrap=True),
-        *numeric("score", "area"),
+        *numeric("score", "confidence", "area"),
         Column("box", wrap=True),
         *numeric("ms", optional=1),
     )

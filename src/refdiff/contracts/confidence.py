@@ -57,7 +57,7 @@ class ConfidenceModel:
     bias: float
     terms: tuple[Term, ...]
     nouns: tuple[str, ...]
-    """Words that the head word of a phrase competes with."""
+    """Head words of the fit, which compete with each other; others get no confidence."""
     attributes: tuple[str, ...]
     """Words, such as colors, that compete with each other."""
     noun_vectors: Float
@@ -72,8 +72,6 @@ class ConfidenceModel:
     """[e], mean vector of the candidates under masked attention (METHOD §6)."""
     context_covariance: Float
     """[e, e]."""
-    domain_limit: float
-    """Largest distance of an image's candidates from those of the fit (`domain_distance`)."""
     fitted_on: Mapping[str, Any]
     """Data, counts, and the accuracy by cross-validation; JSON-ready."""
 
@@ -119,7 +117,6 @@ class Calibration:
                     ],
                     "nouns": list(model.nouns),
                     "attributes": list(model.attributes),
-                    "domain_limit": model.domain_limit,
                     "fitted_on": dict(model.fitted_on),
                 }
                 for key, model in self.models.items()
@@ -190,7 +187,6 @@ def _read_model(
         terms=tuple(_read_term(as_table(each, "a term")) for each in as_list(entry["terms"], "terms")),
         nouns=nouns,
         attributes=attributes,
-        domain_limit=_finite(entry["domain_limit"], "domain_limit"),
         fitted_on=as_table(entry["fitted_on"], "fitted_on"),
         **values,
     )

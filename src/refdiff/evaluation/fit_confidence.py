@@ -37,7 +37,7 @@ from refdiff.errors import InputError
 from refdiff.evaluation.records import COLORS, record_of
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.reports import Section, facts_table
-from refdiff.runtime.confidence import Evidence, domain_distance, mask_features, text_features
+from refdiff.runtime.confidence import Evidence, mask_features, text_features
 
 _CAPPED = (
     "text_crop",
@@ -72,10 +72,9 @@ _CAPS_AT = (0.2, 0.5, 0.8)
 """Quantiles of a feature at which it is capped."""
 
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0)
-_MOST_WORDS = 200
+_MOST_WORDS = 1000
 _LEAST_SAMPLES = 100
 _RIGHT = 0.5
-_DOMAIN_QUANTILE, _DOMAIN_SLACK = 0.999, 1.25
 _LEAST_DEVIATION = 1e-6
 
 
@@ -263,7 +262,6 @@ def _blank_model(
     """Return a model without terms that knows the words and the candidates."""
     crops, contexts = (np.concatenate(each) for each in (background.crops, background.contexts))
     mean, covariance = contexts.mean(axis=0), np.cov(contexts.T).astype(np.float32)
-    distances = [domain_distance(each, mean, covariance) for each in background.contexts]
     return ConfidenceModel(
         bias=0.0,
         terms=(),
@@ -275,7 +273,6 @@ def _blank_model(
         crop_covariance=np.cov(crops.T).astype(np.float32),
         context_mean=mean,
         context_covariance=covariance,
-        domain_limit=_DOMAIN_SLACK * float(np.quantile(distances, _DOMAIN_QUANTILE)),
         fitted_on={},
     )
 

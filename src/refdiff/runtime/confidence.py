@@ -45,16 +45,14 @@ FEATURES = {
 }
 """Feature -> its meaning."""
 
-UNUSUAL_IMAGE = (
-    "image: unlike those that the confidence was fitted on; there is none, and the mask may be a guess"
-)
-"""The caution of an answer on an image outside of what the model knows."""
-
 Probe = Callable[["Evidence"], None]
 """Receives the evidence of every answer; fitting a model listens here."""
 
 _ELSEWHERE = 0.5
 """IoU below which another candidate is a competitor and not the same object."""
+
+_SAME_WORD = 1 - 1e-3
+"""Cosine of two texts from which they count as the same word."""
 
 _EPS = 1e-9
 
@@ -145,9 +143,12 @@ class ConfidenceJudge:
         if model is None:
             return answer
         others = tuple(each for each in answer.cautions if each != NOT_CALIBRATED)
-        distance = domain_distance(evidence.contexts, model.context_mean, model.context_covariance)
-        if distance > model.domain_limit:
-            return replace(answer, cautions=(*others, UNUSUAL_IMAGE))
+        if _similar(model, evidence.head).max(initial=-1.0) < _SAME_WORD:
+            caution = (
+                f"confidence: none, as {answer.root!r} is not among the {len(model.nouns)} words that it was "
+                "fitted on; the best candidate is returned even if nothing in the image fits the phrase"
+            )
+            return replace(answer, cautions=(*others, caution))
         return replace(answer, confidence=model.probability(features_of(evidence, model)), cautions=others)
 
 
@@ -189,7 +190,7 @@ def text_features(evidence: Evidence, model: ConfidenceModel) -> dict[str, float
     for name, view in views.items():
         values[f"text_{name}"] = float(standardized(evidence.text[None], *view)[0])
         head = float(standardized(evidence.head[None], *view)[0])
-        others = model.noun_vectors[np.einsum("ke,e->k", model.noun_vectors, evidence.head) < 1 - 1e-3]
+        others = model.noun_vectors[_similar(model, evidence.head) < _SAME_WORD]
         values[f"head_{name}"] = head
         values[f"noun_{name}"] = head - _largest(standardized(others, *view), default=head)
         values[f"attribute_{name}"] = 0.0
@@ -198,6 +199,11 @@ def text_features(evidence: Evidence, model: ConfidenceModel) -> dict[str, float
             rest = np.delete(levels, attribute)
             values[f"attribute_{name}"] = float(levels[attribute]) - _largest(rest, default=0.0)
     return values
+
+
+def _similar(model: ConfidenceModel, head: Float) -> Float:
+    """Return the cosine of the head word and each noun of the model: [k]."""
+    return np.asarray(np.einsum("ke,e->k", model.noun_vectors, head), dtype=np.float32)
 
 
 def own_attribute(phrase: Phrase, attributes: tuple[str, ...]) -> int | None:
@@ -212,23 +218,6 @@ def standardized(texts: Float, vector: Float, mean: Float, covariance: Float) ->
     """Return (cosine - its mean) / its deviation of a vector [e] and texts [k, e]: [k]."""
     deviations = np.sqrt(np.einsum("ke,ef,kf->k", texts, covariance, texts) + _EPS)
     return np.asarray(np.einsum("ke,e->k", texts, vector - mean) / deviations, dtype=np.float32)
-
-
-def domain_distance(vectors: Float, model_mean: Float, model_covariance: Float) -> float:
-    """Return how far an image's candidates lie from those of the fit: a median Mahalanobis distance, squared.
-
-    Args:
-        vectors: [n, e], vectors of the image's candidates.
-        model_mean: [e].
-        model_covariance: [e, e]; a tenth of its mean variance is added to each variance, for stability.
-
-    Returns:
-        0 or more; about 1 for images like those of the fit.
-    """
-    size = len(model_mean)
-    ridge = 0.1 * float(np.trace(model_covariance)) / size
-    solved = np.linalg.solve(model_covariance + ridge * np.eye(size), (vectors - model_mean).T)  # [e, n]
-    return float(np.median(np.einsum("ne,en->n", vectors - model_mean, solved)) / size)
 
 
 def _overlaps(masks: Bool, at: int) -> Float:

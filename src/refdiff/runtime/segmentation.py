@@ -27,7 +27,7 @@ NOT_CALIBRATED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """The answer to one phrase on one image: the best candidate. That nothing fits is not detected.
+    """The answer to one phrase on one image: the best candidate, whether or not anything fits.
 
     It holds masks and heatmap at the image's size, n + 5 bytes per pixel for n candidates, and refers to the
     pixels of the encoded image, which it keeps in memory: keep `mask` alone if you keep many.
@@ -133,7 +133,8 @@ class Segmentation:
         """
         if self.image is None:
             raise InputError("the answer has no image to draw on; use `refdiff.load` and `segment`")
-        caption = f"{self.phrase} (best candidate, score {self.score:.3f})"
+        sure = "" if self.confidence is None else f", confidence {self.confidence:.2f}"
+        caption = f"{self.phrase} (best candidate, score {self.score:.3f}{sure})"
         if not self.matched:
             caption = f"{self.phrase}: no mask, {self.reason}"
         # The statement of each caution, without its detail.
