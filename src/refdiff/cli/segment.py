@@ -91,8 +91,8 @@ def segment(
 ) -> None:
     """Find the best candidate for a phrase in an image, or for each of many in each image of a folder.
 
-    The best candidate is returned even if nothing fits the phrase, unless --min-confidence withholds it. Its
-    cautions say what may be wrong. "matched": false means that there is no mask; the exit code is 0 then, too.
+    The best candidate is returned even if nothing fits, unless --min-confidence withholds it. Its cautions
+    say what may be wrong. "matched": false means that there is no mask; the exit code is 0 then, too.
     A folder run reports images that fail by name and goes on; it then ends with exit code 1, or 2 if all have
     failed.
 
