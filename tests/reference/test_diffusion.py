@@ -153,10 +153,19 @@ def test_the_runtime_makes_the_same_maps_of_every_generation(tokenizer, predicti
     options, phrase, image = VARIANTS["official"], parse_phrase("the man on the left"), tiny_picture()
     found = generative_map(stack, options, tokenizer, image, phrase)
     branch = AttentionBranch(TorchSessions(stack), diffusion, options, tokenizer)
-    (maps,) = branch.maps(branch.encode(image), [phrase])
+    (logits,) = branch.logits(branch.encode(image), [phrase])
+    maps = branch.maps(logits, phrase)
     np.testing.assert_allclose(maps, found.maps, atol=1e-4)
     plain = generative_map(tiny, options, tokenizer, image, phrase).maps
     assert (np.abs(found.maps - plain).max() > 1e-3) == ((prediction, padding) != ("epsilon", "end"))
+
+
+@pytest.mark.parametrize("change", [{"rescale": True}, {"end_token": 1.0}, {"layer_weights": (1.0,)}])
+def test_maps_that_the_reference_does_not_read_are_refused(tokenizer, change):
+    attention = dataclasses.replace(VARIANTS["edge"].attention, **change)
+    options = dataclasses.replace(VARIANTS["edge"], attention=attention)
+    with pytest.raises(InputError, match="the torch reference has no"):
+        generative_map(tiny_stack(), options, tokenizer, tiny_picture(), parse_phrase("the mug"))
 
 
 def test_a_velocity_is_solved_for_the_noise_it_was_made_of():

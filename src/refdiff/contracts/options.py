@@ -63,6 +63,13 @@ class AttentionOptions:
     """Draw z from the posterior (release); False takes its mean."""
     focus: Focus = "root"
     """The token whose column of the attention is read."""
+    rescale: bool = False
+    """Read the share of the named thing's tokens in a softmax over the content tokens, where the phrase names
+    other things too (METHOD §10.8)."""
+    end_token: float = 0.0
+    """Weight of the end token's map, added to the one that is read (METHOD §10.9)."""
+    layer_weights: tuple[float, ...] = ()
+    """Weights of the tapped layers' maps in the mean (METHOD §10.10); empty: all equal."""
     softmax: bool = False
     """Per-head softmax probabilities (the paper's text); the exported graphs do not expose them."""
     uint8_lanczos: bool = True

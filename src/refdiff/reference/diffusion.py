@@ -23,6 +23,7 @@ from refdiff.contracts.options import AttentionOptions, Options
 from refdiff.contracts.session import Float
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.contracts.stack import ModelStack
+from refdiff.errors import InputError
 from refdiff.reference.taps import tapped
 from refdiff.runtime.diffusion import draw_noise
 from refdiff.runtime.phrase import Phrase
@@ -46,7 +47,16 @@ class GenerativeMap:
 def generative_map(
     stack: ModelStack, options: Options, tokenizer: Tokenizer, image: NDArray[np.uint8], phrase: Phrase
 ) -> GenerativeMap:
-    """Compute the heatmap of the phrase's focus from the tapped cross-attentions."""
+    """Compute the heatmap of the phrase's focus from the tapped cross-attentions.
+
+    Raises:
+        InputError: the options read the logits as METHOD §10.8 to §10.10.
+    """
+    attention = options.attention
+    if attention.rescale or attention.end_token or attention.layer_weights:
+        raise InputError(
+            "the torch reference has no rescaled maps, end token or layer weights; use the exported graphs"
+        )
     latent = encode_image(stack, options, image)
     context = encode_prompts(stack, tokenizer, phrase.text)
     logits = attend(stack, options.attention, latent, context)  # [m, g*g, t]

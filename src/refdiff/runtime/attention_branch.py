@@ -4,11 +4,12 @@ What depends on the image alone, the unconditional first pass included, is compu
 `LatentState`. A phrase then costs one conditional first pass, and two rows of every later pass.
 
 Axes: c = latent channels, s = latent side, l = tapped layers, q = query cells, t = tokens, d = context width,
-m = maps = layers x passes, g = grid side, k = phrases, y/x = image rows/columns.
+m = maps = passes x layers, g = grid side, k = phrases, y/x = image rows/columns.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -30,6 +31,8 @@ from refdiff.runtime.diffusion import (
     heatmap_on_image,
     normalize_maps,
     predicted_noise,
+    scale_maps,
+    share_maps,
 )
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase import Phrase
@@ -80,7 +83,7 @@ class AttentionBranch:
         tokenizer: Tokenizer,
         observer: Observer | None = None,
     ) -> None:
-        _check(options.attention)
+        _check(options.attention, spec)
         self._sessions = sessions
         self._spec = spec
         self._options = options
@@ -142,14 +145,14 @@ class AttentionBranch:
         if latent is None:
             yield from repeat(None, len(phrases))
             return
-        maps = self.maps(latent, phrases, batch_size=batch_size)
-        for phrase, of_phrase in zip(phrases, maps, strict=True):
-            yield self._place_on_image(of_phrase, latent.size_yx, phrase)
+        every = self.logits(latent, phrases, batch_size=batch_size)
+        for phrase, of_phrase in zip(phrases, every, strict=True):
+            yield self.place_on_image(of_phrase, latent.size_yx, phrase)
 
-    def maps(
+    def logits(
         self, latent: LatentState, phrases: Sequence[Phrase], *, batch_size: int = UNET_ROWS
     ) -> Iterator[Float]:
-        """Compute the maps of every tapped layer and pass, passes in order (METHOD §4.3 to §4.5).
+        """Compute the guided logits of every pass, in order (METHOD §4.3 to §4.5).
 
         Args:
             latent: from `encode`.
@@ -157,30 +160,67 @@ class AttentionBranch:
             batch_size: as for `heatmaps`.
 
         Yields:
-            For each phrase [m, g, g], 0..1.
+            For each phrase [passes, l, q, t].
         """
         for first in range(0, len(phrases), TEXT_ROWS):
-            contexts, columns = self._encode_phrases(phrases[first : first + TEXT_ROWS])
-            for start in range(0, len(columns), batch_size):
-                some = slice(start, start + batch_size)
-                yield from self._attend(latent, contexts[some], columns[some], batch_size)
+            contexts = self._encode_phrases(phrases[first : first + TEXT_ROWS])
+            for start in range(0, len(contexts), batch_size):
+                yield from self._attend(latent, contexts[start : start + batch_size], batch_size)
 
     @observed("attention")
-    def _encode_phrases(self, phrases: Sequence[Phrase]) -> tuple[Float, list[tuple[int, ...]]]:
-        """Return the UNet's contexts [k, t, d], and each phrase's columns of the attention."""
-        contexts = self._contexts([phrase.text + PROMPT_SUFFIX for phrase in phrases])
-        return contexts, [self._tokenizer.focus_indices(phrase, self._attention.focus) for phrase in phrases]
+    def place_on_image(self, logits: Float, size_yx: tuple[int, int], phrase: Phrase) -> Float:
+        """Return the heatmap of the phrase's logits (METHOD §4.6), under the ramp where the options say so.
+
+        Args:
+            logits: [passes, l, q, t], from `logits` of a branch whose options differ at most in how logits
+                are read.
+            size_yx: the image's size in px.
+            phrase: that of the logits.
+
+        Returns:
+            [y, x], 0..1.
+        """
+        attention = self._attention
+        weights = attention.layer_weights * len(logits) or None
+        heatmap = heatmap_on_image(
+            self.maps(logits, phrase), size_yx, uint8_lanczos=attention.uint8_lanczos, weights=weights
+        )
+        if self._options.fusion.ramp_on_heat:
+            heatmap *= heat_ramp(phrase, size_yx)
+        return heatmap
+
+    def maps(self, logits: Float, phrase: Phrase) -> Float:
+        """Return the map of every pass and layer, passes first: [m, g, g], 0..1 (METHOD §4.5, §10.8, §10.9).
+
+        Args:
+            logits: [passes, l, q, t], from `logits`.
+            phrase: that of the logits.
+        """
+        attention, side = self._attention, self._spec.tap_size
+        rows = logits.reshape(-1, *logits.shape[2:])  # [m, q, t]
+        own, others = self._tokenizer.content_indices(phrase) if attention.rescale else ((), ())
+        if own and others:
+            maps = share_maps(rows, own, others, side)
+        else:
+            maps = normalize_maps(rows, self._tokenizer.focus_indices(phrase, attention.focus), side)
+        if not attention.end_token:
+            return maps
+        _, end = self._tokenizer.clip_ids(phrase.text + PROMPT_SUFFIX)
+        return scale_maps(maps + np.float32(attention.end_token) * normalize_maps(rows, (end,), side))
 
     @observed("attention")
-    def _attend(
-        self, latent: LatentState, contexts: Float, columns: Sequence[Sequence[int]], rows: int
-    ) -> list[Float]:
-        """Return the maps [m, g, g] of the phrases of `contexts` [k, t, d], read at each one's columns."""
-        attention, spec = self._attention, self._spec
+    def _encode_phrases(self, phrases: Sequence[Phrase]) -> Float:
+        """Return the UNet's contexts [k, t, d]."""
+        return self._contexts([phrase.text + PROMPT_SUFFIX for phrase in phrases])
+
+    @observed("attention")
+    def _attend(self, latent: LatentState, contexts: Float, rows: int) -> list[Float]:
+        """Return the guided logits [passes, l, q, t] of the phrases of `contexts` [k, t, d]."""
+        attention = self._attention
         both = _paired(latent.empty_context, contexts)  # [2k, t, d]; [k, t, d] at guidance 1
         branches = len(both) // len(contexts)
         x = np.repeat(latent.noised, len(contexts), axis=0)  # [k, c, s, s]
-        maps: list[list[Float]] = [[] for _ in contexts]
+        guided: list[list[Float]] = [[] for _ in contexts]
         for index in range(len(attention.timesteps)):
             if index == 0:  # the unconditional row is in `latent`
                 eps, taps = self._run_unet(0, x, contexts, rows)
@@ -189,18 +229,10 @@ class AttentionBranch:
             else:
                 eps, taps = self._run_unet(index, np.repeat(x, branches, axis=0), both, rows)
             for i, logits in enumerate(_guided(taps, branches, attention.guidance)):
-                maps[i].append(normalize_maps(logits, columns[i], spec.tap_size))
+                guided[i].append(logits)
             if eps is not None:
                 x = self._step(x, _guided(eps, branches, attention.guidance), index)
-        return [np.concatenate(of_phrase) for of_phrase in maps]
-
-    @observed("attention")
-    def _place_on_image(self, maps: Float, size_yx: tuple[int, int], phrase: Phrase) -> Float:
-        """Return the heatmap [y, x] of maps [m, g, g], under the position ramp where the options say so."""
-        heatmap = heatmap_on_image(maps, size_yx, uint8_lanczos=self._attention.uint8_lanczos)
-        if self._options.fusion.ramp_on_heat:
-            heatmap *= heat_ramp(phrase, size_yx)
-        return heatmap
+        return [np.stack(of_phrase) for of_phrase in guided]
 
     def _contexts(self, prompts: Sequence[str]) -> Float:
         """Return the UNet's context of each prompt: [k, t, d]."""
@@ -245,7 +277,7 @@ class AttentionBranch:
         return outputs
 
 
-def _check(options: AttentionOptions) -> None:
+def _check(options: AttentionOptions, spec: DiffusionSpec) -> None:
     if options.softmax:
         raise InputError(
             "the options follow the paper's text and read per-head softmax attention, which no exported graph"
@@ -253,6 +285,15 @@ def _check(options: AttentionOptions) -> None:
         )
     if not options.timesteps:
         raise InputError("got no timesteps, expected at least one pass; use the timesteps of a variant")
+    if not (math.isfinite(options.end_token) and options.end_token >= 0):
+        raise InputError(f"got {options.end_token} as the end token's weight, expected 0 or more")
+    weights, layers = options.layer_weights, len(spec.tapped_layers)
+    usable = all(math.isfinite(each) and each >= 0 for each in weights) and sum(weights) > 0
+    if weights and not (usable and len(weights) == layers):
+        raise InputError(
+            f"got layer weights {weights}, expected {layers} numbers of 0 or more, one for each tapped"
+            " layer, not all 0"
+        )
 
 
 def _paired(unconditional: Float | None, conditional: Float) -> Float:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.session import Float
+from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import DiffusionSpec, Prediction
 from refdiff.runtime.resize import square_offset, upsample_bilinear, upsample_levels
 
@@ -137,34 +137,62 @@ def normalize_maps(logits: Float, token_indices: Sequence[int], grid_side: int, 
         [l, g, g], rows = y. A flat map is zero.
     """
     columns = logits[:, :, list(token_indices)].mean(axis=2, dtype=np.float32)  # [l, q]
-    maps = columns.reshape(-1, grid_side, grid_side)  # [l, g, g]
+    return scale_maps(columns.reshape(-1, grid_side, grid_side), eps)
+
+
+def share_maps(logits: Float, own: Sequence[int], others: Sequence[int], grid_side: int) -> Float:
+    """Return maps of the share that some tokens have in a softmax over them and others (METHOD §10.8).
+
+    Args:
+        logits: [l, q, t].
+        own: the columns whose shares are added.
+        others: the columns that they compete with.
+        grid_side: g.
+
+    Returns:
+        [l, g, g], rows = y, each scaled to 0..1.
+    """
+    columns = logits[:, :, [*own, *others]].astype(np.float32)  # [l, q, own and others]
+    weights = np.exp(columns - columns.max(axis=2, keepdims=True))
+    share = weights[:, :, : len(own)].sum(axis=2) / weights.sum(axis=2)  # [l, q]
+    return scale_maps(share.reshape(-1, grid_side, grid_side))
+
+
+def scale_maps(maps: Float, eps: float = EPS) -> Float:
+    """Scale each of the maps [m, g, g] to 0..1; a flat map becomes zero."""
     low = maps.min(axis=(1, 2), keepdims=True)
     high = maps.max(axis=(1, 2), keepdims=True)
     scaled: Float = (maps - low) / (high - low + np.float32(eps))
     return scaled
 
 
-def heatmap_on_image(maps: Float, size_yx: tuple[int, int], *, uint8_lanczos: bool) -> Float:
+def heatmap_on_image(
+    maps: Float, size_yx: tuple[int, int], *, uint8_lanczos: bool, weights: Sequence[float] | None = None
+) -> Float:
     """Return the mean map, resized to the image and scaled to 0..1.
 
     Args:
         maps: [m, g, g], 0..1, over the padded square.
         size_yx: the image's size in px.
         uint8_lanczos: resize through 8 bits with LANCZOS, as released; False: float bilinear.
+        weights: of the maps in the mean, m of them; None: all equal.
 
     Returns:
         [y, x], 0..1.
     """
     side = max(size_yx)
+    kind = np.float64 if uint8_lanczos else np.float32  # the release's maps are float64, too
+    mean: Array = maps.mean(axis=0, dtype=kind)  # [g, g]
+    if weights is not None:
+        mean = np.average(maps, axis=0, weights=np.asarray(weights, np.float64)).astype(kind)
     if uint8_lanczos:
-        mean = maps.mean(axis=0, dtype=np.float64)  # [g, g]; the release's maps are float64, too
         levels = upsample_levels((mean * 255.0).astype(np.uint8), side, size_yx)  # truncates, as released
         heatmap = levels.astype(np.float32)
         heatmap /= np.float32(255.0)
     else:
         top, left = square_offset(size_yx)
         window = (slice(top, top + size_yx[0]), slice(left, left + size_yx[1]))
-        heatmap = upsample_bilinear(maps.mean(axis=0, dtype=np.float32), (side, side), window)
+        heatmap = upsample_bilinear(np.asarray(mean, np.float32), (side, side), window)
     low, high = heatmap.min(), heatmap.max()
     heatmap -= low
     heatmap /= high - low + np.float32(EPS)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from refdiff.contracts.options import Focus
 from refdiff.contracts.spec import Padding
 from refdiff.errors import InputError
+from refdiff.runtime.head import words_of
+from refdiff.runtime.lexicon import DETERMINERS, STOPS
 from refdiff.runtime.phrase import Phrase
 
 START = "<|startoftext|>"
@@ -26,6 +28,8 @@ _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 _TRIAL = "a 2"
 """A text that any tokenizer of CLIP's reads; reading it shows what a damaged one does."""
+
+_NO_CONTENT = STOPS | DETERMINERS
 
 _LARGEST_ID = (1 << 20) - 1
 """Beyond every vocabulary; a tokenizer.json may state any number of 32 bits."""
@@ -136,6 +140,27 @@ class Tokenizer:
         spans = enumerate((phrase.text[piece.start_char : piece.end_char] for piece in pieces), start=1)
         content = tuple(index for index, span in spans if any(letter.isalnum() for letter in span)) or (1,)
         return content if focus == "mean" else content[-1:]
+
+    def content_indices(self, phrase: Phrase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tokens of the named thing, and those of the other things of the phrase (METHOD §10.8).
+
+        Both leave out determiners, prepositions and the like. The thing's modifiers count as its own tokens,
+        because the text encoder is causal: the head's column carries them.
+
+        Returns:
+            Indices that count the start token as 0.
+        """
+        text, after = phrase.text, phrase.root_end
+        starts = [(text.find(other, after), len(other)) for other in phrase.others]
+        spans = [(start, start + length) for start, length in starts if start >= 0]
+        words = [word for word in words_of(text) if word.text not in _NO_CONTENT]
+        own: list[int] = []
+        others: list[int] = []
+        for index, piece in enumerate(self.pieces(text)[: self._limit], start=1):
+            at = piece.start_char
+            if any(word.start <= at < word.end for word in words):
+                (others if any(start <= at < end for start, end in spans) else own).append(index)
+        return tuple(own), tuple(others)
 
 
 def build_tokenizer_json(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> str:
