@@ -110,7 +110,7 @@ def bundles(ground: Ground) -> Iterator[Case]:
     """Damage every file of a bundle in every way."""
     names = sorted(path.name for path in bundle_path("mini").iterdir())
     cases = [(name, kind) for name in names for kind in (*_CHANGES, "flipped bit", *_KINDS)]
-    for name, kind in spread(ground, cases, len(cases), 8):
+    for name, kind in spread(ground, cases, 200, 8):
         bundle = _clone(ground)
         if kind in _CHANGES:
             _write(bundle / name, _CHANGES[kind]((bundle / name).read_bytes(), ground))
@@ -123,14 +123,14 @@ def hostile_bundles(ground: Ground) -> Iterator[Case]:
     """Change a bundle as an attacker would, with a manifest that agrees."""
     yield from _odd_fields(ground)
     names = [path for path in sorted(bundle_path("mini").iterdir()) if path.name != "manifest.json"]
-    for path in spread(ground, names * 4, 92, 3):
+    for path in spread(ground, names * 4, 46, 3):
         bundle = _clone(ground)
         content = next(_some(ground, path.read_bytes(), 1))
         _write(bundle / path.name, content)
         _rehash(bundle, path.name)
         yield f"{path.name}: mutated, in the manifest", _judged(_segment(ground, bundle))
     data = [path.name for path in names if path.suffix == ".data"]
-    for name, prefix in spread(ground, [(n, p) for n in data for p in ("../outside/", "/etc/")], 16, 2):
+    for name, prefix in spread(ground, [(n, p) for n in data for p in ("../outside/", "/etc/")], 8, 2):
         bundle = _clone(ground)
         elsewhere = prefix + "x" * (len(name) - len(prefix))
         if prefix.startswith(".."):
@@ -145,7 +145,7 @@ def hostile_bundles(ground: Ground) -> Iterator[Case]:
 def _odd_fields(ground: Ground) -> Iterator[Case]:
     document = json.loads((bundle_path("mini") / "manifest.json").read_text())
     places = [place for place in _places(document) if place != ("sha256",)]
-    for place in spread(ground, places * 2, 260, 6):
+    for place in spread(ground, places * 2, 120, 6):
         bundle, value = _clone(ground), ground.rng.choice(_ODD)
         _write(bundle / "manifest.json", (bundle / "manifest.json").read_bytes())
         edit_manifest(bundle, partial(_set, place, value))
@@ -192,12 +192,12 @@ def images(ground: Ground) -> Iterator[Case]:
     small = Image.open(ground.photo).resize((64, 88))
     samples = {kind: _encoded(small, kind) for kind in _FORMATS}
     for kind, content in samples.items():
-        number = ground.count(400, 20)
+        number = ground.count(200, 20)
         for count, mutated in enumerate(
             islice(mutations([content], seed=ground.rng.randrange(1 << 30)), number)
         ):
             yield f"{kind} number {count}, decoded", _decoded(mutated)
-    for turn in range(ground.count(8, 0)):
+    for turn in range(ground.count(4, 0)):
         folder, answers = ground.fresh("mutated"), ground.fresh("answers")
         folder.mkdir()
         for kind, content in samples.items():
@@ -344,7 +344,7 @@ def leaks(ground: Ground) -> Iterator[Case]:
             memory.append(_resident_bytes())
     yield f"{count} images", _leak(memory)
     memory = []
-    for _ in range(ground.count(30, 3)):
+    for _ in range(ground.count(20, 3)):
         with load("mini", backend=BackendOptions(name="ort-cpu", threads=1)) as segmenter:
             segmenter.segment(segmenter.encode(photos[0]), "the mug")
         memory.append(_resident_bytes())

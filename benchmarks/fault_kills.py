@@ -163,7 +163,7 @@ def kills(ground: Ground) -> Iterator[Case]:
     with hub_of(ground):
         for job in jobs(ground, ("folder run",) if ground.sample else ()).values():
             expected = undisturbed(ground, job)
-            for _ in range(ground.count(6)):
+            for _ in range(ground.count(2)):
                 yield from _disturb(ground, expected, signal.SIGKILL, "kill -9")
 
 
@@ -172,7 +172,7 @@ def signals(ground: Ground) -> Iterator[Case]:
     with hub_of(ground):
         for job in jobs(ground, ("one image",) if ground.sample else ()).values():
             expected = undisturbed(ground, job)
-            for number in list(_INTERRUPTS)[: ground.count(3)] * ground.count(2):
+            for number in list(_INTERRUPTS)[: ground.count(3)]:
                 yield from _disturb(ground, expected, number, number.name)
 
 
@@ -180,7 +180,7 @@ def renames(ground: Ground) -> Iterator[Case]:
     """Kill a command that overwrites, each time just before it changes another name."""
     photos: tuple[object, ...] = ("segment", "mini", ground.photo, ground.phrase, "the ball")
     runs = {
-        "answer folder": ((*photos, "--mode", "gen"), photos, 40),
+        "answer folder": ((*photos, "--mode", "gen"), photos, 30),
         "bundle": (
             ("convert", "mini", "--precision", "fp16"),
             ("convert", "mini", "--precision", "bf16"),
@@ -195,7 +195,7 @@ def renames(ground: Ground) -> Iterator[Case]:
         (ground.folder / "undisturbed").rename(kept)
         after = undisturbed(ground, Job(name=name, arguments=new))
         states = (before.state, after.state)
-        for number in spread(ground, range(1, most), 14, 2):
+        for number in spread(ground, range(1, most), 8, 2):
             folder = ground.fresh("overwritten")
             shutil.copytree(kept, folder)
             job = Job(name=name, arguments=(*new, "--overwrite"))
@@ -235,7 +235,7 @@ def full_disk(ground: Ground) -> Iterator[Case]:
     with hub_of(ground):
         for job in jobs(ground, ("one image",) if ground.sample else ()).values():
             expected = undisturbed(ground, job)
-            for size in spread(ground, _LIMITS, 4, 1):
+            for size in spread(ground, _LIMITS, 2, 1):
                 folder = ground.fresh("full")
                 folder.mkdir()
                 ending = fork(*job.at(folder), before=partial(_limit_files, size)).end()
@@ -321,7 +321,7 @@ def pairs(ground: Ground) -> Iterator[Case]:
     with hub_of(ground):
         for job in jobs(ground, ("one image",) if ground.sample else ()).values():
             expected = undisturbed(ground, job)
-            for _ in range(ground.count(3)):
+            for _ in range(ground.count(1)):
                 folder = ground.fresh("shared")
                 folder.mkdir()
                 first = fork(*job.at(folder))

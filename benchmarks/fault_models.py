@@ -104,7 +104,7 @@ def _mutated(ground: Ground) -> Iterator[tuple[str, bytes]]:
         samples[name] = stream.getvalue()
     for name, content in samples.items():
         numbered = enumerate(
-            islice(mutations([content], seed=ground.rng.randrange(1 << 30)), ground.count(120, 4))
+            islice(mutations([content], seed=ground.rng.randrange(1 << 30)), ground.count(40, 4))
         )
         yield from ((f"{name} number {number}", mutated) for number, mutated in numbered)
 

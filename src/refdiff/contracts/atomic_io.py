@@ -154,20 +154,29 @@ def write_files(files: Mapping[Path, bytes], *, overwrite: bool = False) -> None
 
 
 def _place_file(draft: Path, path: Path, undo: ExitStack) -> Path | None:
-    """Rename the draft to its place.
+    """Rename the draft to its place; a file that is there gets a second name first, so that none is missing.
 
     Returns:
-        Where the file went that was there before, to be deleted in the end; None where there was none.
+        The second name of the file that was there, to be deleted in the end; None where there was none.
     """
     aside = draft.with_suffix(".replaced") if os.path.lexists(path) else None
     with report_write_errors(path):
         if aside is None:
             undo.callback(path.unlink, missing_ok=True)
         else:
-            path.rename(aside)
-            undo.callback(aside.replace, path)
-        draft.rename(path)
+            undo.callback(_put_back, aside, path)
+            try:
+                aside.hardlink_to(path)
+            except OSError:  # a file system without hard links
+                path.rename(aside)
+        draft.replace(path)
     return aside
+
+
+def _put_back(aside: Path, path: Path) -> None:
+    if os.path.lexists(aside):
+        aside.replace(path)
+        aside.unlink(missing_ok=True)  # two names of one file are not exchanged by a rename
 
 
 @contextmanager
