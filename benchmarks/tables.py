@@ -57,6 +57,7 @@ def main() -> None:
             "edge-substitutes",
             substitutes_table,
         ),
+        ("docs/decisions/0007-better-maps.md", "maps", "maps", maps_table),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():
@@ -464,6 +465,25 @@ def substitutes_table(record: dict[str, Any]) -> str:
             together = _cells(record, f"edge {sign} {name}", "edge")
             rows.append(f"| {name} | {' | '.join(alone[:3])} | {how} | {' | '.join(together)} |")
     return "\n".join(rows)
+
+
+def maps_table(record: dict[str, Any]) -> str:
+    """Return one row per reading of each variant: accuracy, and points against the variant as it is."""
+    rows = [
+        "| variant | reading | contrast | `full`: mIoU | oIoU | points | `gen+seg`: mIoU | oIoU | points |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for variant, entry in record.items():
+        for name, measured in entry["readings"].items():
+            cells = [f"`{variant}`", name, f"{measured['truth_contrast']:.3f}"]
+            for mode in ("full", "gen+seg"):
+                each = measured[mode]
+                cells += [f"{each['miou']:.3f}", f"{each['oiou']:.3f}"]
+                cells.append(f"{each['points']:+.2f} ± {each['standard_error']:.2f}")
+            rows.append(f"| {' | '.join(cells)} |")
+    seeds = "; ".join(f"`{name}`: {e['scenes']} scenes from seed {e['seed']}" for name, e in record.items())
+    note = f"{seeds}. Points of mIoU ± their standard error over the scenes, against the variant as it is."
+    return "\n".join(rows) + f"\n\n{note}"
 
 
 def _cells(record: dict[str, Any], variant: str, base: str) -> list[str]:

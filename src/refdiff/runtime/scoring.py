@@ -46,8 +46,28 @@ def attention_contrast(
     Returns:
         [n]; -1..1 at b = 1.
     """
-    inside, outside = _mean_heat(heatmap, candidate_masks, eps)
+    inside, outside = mean_heat(heatmap, candidate_masks, eps)
+    return balanced_contrast(inside, outside, balance)
+
+
+def balanced_contrast(inside: Float, outside: Float, balance: float) -> Float:
+    """Return (2-b)*inside - b*outside of mean heats (METHOD §10.6), of their shape."""
     return ((2 - balance) * inside - balance * outside).astype(np.float32)
+
+
+def mean_heat(heatmap: Float, candidate_masks: Bool, eps: float = _EPS) -> tuple[Float, Float]:
+    """Return mean heat inside and outside each mask, each [n].
+
+    Args:
+        heatmap: [y, x], 0..1.
+        candidate_masks: [n, y, x].
+        eps: added to both pixel counts.
+    """
+    areas_px = masks.areas(candidate_masks)
+    inside = np.array([heatmap[mask].sum(dtype=np.float64) for mask in candidate_masks])
+    everything = heatmap.sum(dtype=np.float64)
+    outside = (everything - inside) / (heatmap.size - areas_px + eps)
+    return (inside / (areas_px + eps)).astype(np.float32), outside.astype(np.float32)
 
 
 def between_class_variance(heatmap: Float, candidate_masks: Bool) -> Float:
@@ -55,7 +75,7 @@ def between_class_variance(heatmap: Float, candidate_masks: Bool) -> Float:
 
     The variance is w_in * w_out * (mean_in - mean_out)^2, of the shares and mean heats of both sides.
     """
-    inside, outside = _mean_heat(heatmap, candidate_masks, _EPS)
+    inside, outside = mean_heat(heatmap, candidate_masks)
     share = masks.areas(candidate_masks) / heatmap.size
     return (share * (1 - share) * (inside - outside) ** 2).astype(np.float32)
 
@@ -127,15 +147,6 @@ def select(
         reason=None if found else empty_reason,
         cautions=(*phrase_cautions(phrase.text), *((NOT_CALIBRATED,) if found else ())),
     )
-
-
-def _mean_heat(heatmap: Float, candidate_masks: Bool, eps: float) -> tuple[Float, Float]:
-    """Return mean heat inside and outside each mask, each [n]."""
-    areas_px = masks.areas(candidate_masks)
-    inside = np.array([heatmap[mask].sum(dtype=np.float64) for mask in candidate_masks])
-    everything = heatmap.sum(dtype=np.float64)
-    outside = (everything - inside) / (heatmap.size - areas_px + eps)
-    return (inside / (areas_px + eps)).astype(np.float32), outside.astype(np.float32)
 
 
 def _part(parts: Mapping[str, Float], name: str, kept: Bool, *, counts: bool) -> Float:
