@@ -115,6 +115,7 @@ class Panic(BaseException):
         (OSError(errno.ENOSPC, "No space left", "/out/a"), 3, "/out/a: No space left; free space"),
         (PermissionError(errno.EACCES, "Permission denied", "/a"), 3, "/a: Permission denied; check its"),
         (OSError("no name"), 3, "no name"),
+        (RuntimeError("can't start new thread"), 3, "the system allows no more threads; end other"),
         (MemoryError(), 3, "not enough memory"),
         (ModuleNotFoundError("No module named 'x'"), 3, "the installation is incomplete: No module"),
         (KeyboardInterrupt(), 130, "interrupted; nothing is left half-written"),

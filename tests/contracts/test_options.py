@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from refdiff.contracts.options import VARIANTS, RunOptions, options_for
+from refdiff.contracts.options import VARIANTS, RunOptions, check_cores, options_for
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import InputError
 
@@ -53,3 +53,10 @@ def test_the_area_rule_of_a_dataset_is_an_option_of_a_run():
     assert RunOptions(variant="official").pipeline_options(SPEC).proposals.min_area_px == 0
     with pytest.raises(InputError, match="got a minimum area of -1 px, expected 0 or more"):
         RunOptions(min_area_px=-1).pipeline_options(SPEC)
+
+
+def test_threads_and_processes_are_at_most_the_cores():
+    check_cores(1, "threads", cores=4)
+    check_cores(4, "threads", cores=4)
+    with pytest.raises(InputError, match="got 5 processes, expected 1 to 4, the number of cores; leave"):
+        check_cores(5, "processes", cores=4)

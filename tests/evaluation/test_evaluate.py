@@ -63,7 +63,7 @@ def test_the_table_has_a_row_for_all_samples_and_for_each_cue(
     ("options", "said"),
     [
         (["--count", "0"], "got count 0"),
-        (["--jobs", "0"], "got 0 jobs"),
+        (["--jobs", "0"], "got 0 processes, expected 1 to"),
         (["--runtime", "abacus"], "unknown runtime 'abacus'; choose one of: torch, onnx"),
         (["--runtime", "torch", "--backend", "ort-cpu"], "not the torch reference"),
         (["--backend", "abacus"], "abacus"),

@@ -60,7 +60,9 @@ MinArea = Annotated[
     ),
 ]
 Mode = Annotated[str, choice("gen, gen+seg, disc+seg or full.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; the back-end's choice if left out.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads, up to the cores; by default the back-end's choice.")
+]
 Ray = Annotated[
     str | None,
     typer.Option(

@@ -116,6 +116,8 @@ def _refused(error: BaseException) -> tuple[int, str]:
 
 
 def _bug(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return MACHINE, "the system allows no more threads; end other programs or raise the limit (ulimit -u)"
     return BUG, (
         f"{type(error).__name__}: {str(error).strip() or 'no message'}; this is a bug in refdiff: run again "
         "with --debug for the traceback, and report it"

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +21,25 @@ MODES: tuple[str, ...] = get_args(Mode)
 Focus = Literal["root", "last", "mean"]
 Reader = Literal["rules", "spacy"]
 READERS: tuple[str, ...] = get_args(Reader)
+
+
+def check_cores(count: int, what: str, cores: int | None = None) -> None:
+    """Refuse a number of threads or processes that is not between 1 and the number of cores.
+
+    Args:
+        count: as asked for.
+        what: "threads" or "processes".
+        cores: of the machine; None: those that the system reports.
+
+    Raises:
+        InputError: it is less or more.
+    """
+    most = cores or os.cpu_count() or 1
+    if not 1 <= count <= most:
+        raise InputError(
+            f"got {count} {what}, expected 1 to {most}, the number of cores; "
+            "leave the option out for the default"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,9 @@ import onnxruntime as ort
 from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.optional import install_line
+from refdiff.contracts.options import check_cores
 from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
-from refdiff.errors import EngineError, InputError
+from refdiff.errors import EngineError
 
 if os.environ["ORT_DISABLE_TELEMETRY"] == "1":  # Windows does not read it, nor an earlier import without it
     ort.disable_telemetry_events()
@@ -187,7 +188,7 @@ class OrtSession:
                 before and after each run, because ONNX Runtime maps the weights.
 
         Raises:
-            InputError: the thread count is not positive.
+            InputError: it is not one thread to as many as the machine has cores.
             EngineError: the provider is missing or did not start, or the file is not this graph.
             ModuleNotFoundError: "ort-rounded" rewrites graphs with onnx_ir, which is not installed.
         """
@@ -266,7 +267,7 @@ def session_options(threads: int | None, *, spinning: bool = False) -> Any:
     """Return ONNX Runtime's options for so many threads inside one operator.
 
     Raises:
-        InputError: the thread count is not positive.
+        InputError: it is not one thread to as many as the machine has cores.
     """
     options = ort.SessionOptions()
     if not spinning:
@@ -276,8 +277,7 @@ def session_options(threads: int | None, *, spinning: bool = False) -> Any:
     # instead of 5.5 GB after two runs, 11.6 s of processor time instead of 11.5 s.
     options.enable_cpu_mem_arena = False
     if threads is not None:
-        if threads < 1:
-            raise InputError(f"got {threads} threads, expected 1 or more")
+        check_cores(threads, "threads")
         options.intra_op_num_threads = threads
     return options
 
@@ -321,8 +321,16 @@ def _load(path: Path, backend: str, options: Any) -> Any:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base
-        cure = "; use the back-end ort-rounded" if "NOT_IMPLEMENTED" in str(error) else ""
-        raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}{cure}") from error
+        raise EngineError(f"ONNX Runtime cannot load {path}: {_with_cure(_first_line(error))}") from error
+
+
+def _with_cure(fault: str) -> str:
+    """Complete the errors of ONNX Runtime that the user can do something about."""
+    if "NOT_IMPLEMENTED" in fault:
+        return f"{fault}; use the back-end ort-rounded"
+    if "pthread_create" in fault:
+        return "the system allows no more threads; use fewer (--threads 1) or raise the limit (ulimit -u)"
+    return fault
 
 
 def _source(path: Path, backend: str, options: Any) -> tuple[Path | bytes, Any]:

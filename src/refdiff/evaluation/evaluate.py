@@ -20,6 +20,7 @@ from refdiff.contracts.options import (
     BackendOptions,
     RayOptions,
     RunOptions,
+    check_cores,
 )
 from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.data.sample import Dataset, Sample
@@ -115,8 +116,8 @@ def evaluate(
         MissingDependencyError: torch, a package of the data set or the back-end's package is not installed.
         EngineError: a graph failed.
     """
-    if isinstance(jobs, int) and jobs < 1:
-        raise InputError(f"got {jobs} jobs, expected 1 or more")
+    if isinstance(jobs, int):
+        check_cores(jobs, "processes")
     model = EvaluatedModel(bundle=str(bundle), runtime=runtime, options=options, backend=backend)
     report, start = progress or silent, time.perf_counter()
     chosen, reason = choose_backend(model)
