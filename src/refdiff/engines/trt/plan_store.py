@@ -10,7 +10,6 @@ build removes them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from refdiff.contracts.atomic_io import (
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.file_lock import lock_file
 from refdiff.contracts.manifest import ENGINES_NAME
+from refdiff.contracts.user_folders import cache_folder
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, metadata_path, read_metadata
 from refdiff.engines.trt.trust import is_trusted, record_trust
 from refdiff.errors import EngineError
@@ -38,12 +38,14 @@ def plans_folder(bundle: Bundle) -> Path:
     """Return the folder of a bundle's plans.
 
     It is in the bundle; for the built-in one, in the user's cache, because a package is not written to.
+
+    Raises:
+        InputError: the built-in one's, and this user has no home folder.
     """
     folder = bundle.path.resolve()
     if not folder.is_relative_to(_PACKAGE):
         return bundle.path / ENGINES_NAME
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "refdiff" / ENGINES_NAME / bundle.manifest.sha256[:12]
+    return cache_folder() / ENGINES_NAME / bundle.manifest.sha256[:12]
 
 
 @dataclass(frozen=True)

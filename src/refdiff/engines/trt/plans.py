@@ -6,6 +6,7 @@ default only the sizes of plans are compared; their bytes are hashed when they a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from refdiff.engines.trt.metadata import PlanMetadata
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.shapes import ShapeProfile
 from refdiff.engines.trt.validation import Verify, check_plan
-from refdiff.errors import EngineError
+from refdiff.errors import EngineError, InputError
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def find_plans(
     """
     found, faults, absent = dict[str, FoundPlan](), dict[str, str](), dict[str, str]()
     for graph in bundle.manifest.graphs:
-        paths = sorted(plans_folder(bundle).glob(f"{flavour.name}-*/{graph}.plan"))
+        paths = _glob(bundle, f"{flavour.name}-*/{graph}.plan")
         # "tensorrt-*" is also the start of the other flavour's folders.
         paths = [path for path in paths if _flavour_of(path.parent.name) == flavour.name]
         try:
@@ -87,8 +90,17 @@ def plan_bytes(bundle: Bundle, flavour: str) -> int:
 
 
 def _plans_of(bundle: Bundle, flavour: str) -> Iterator[Path]:
-    paths = plans_folder(bundle).glob("*/*.plan")
+    paths = _glob(bundle, "*/*.plan")
     return (path for path in paths if _flavour_of(path.parent.name) == flavour)
+
+
+def _glob(bundle: Bundle, pattern: str) -> list[Path]:
+    """Return the plans of a pattern; none where the folder cannot be read, as that of another user."""
+    try:
+        return sorted(plans_folder(bundle).glob(pattern))
+    except (OSError, InputError) as error:
+        _LOGGER.info("no plans: %s", error)
+        return []
 
 
 def _flavour_of(folder: str) -> str:

@@ -8,11 +8,11 @@ records what it builds; with `--trust-plans` it also records what it finds. Comp
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from refdiff.contracts.atomic_io import report_write_errors
+from refdiff.contracts.user_folders import state_folder
 from refdiff.errors import InputError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -22,11 +22,9 @@ def record_trust(sha256: str) -> None:
     """Record the hash of a plan, or of a file of compiled kernels.
 
     Raises:
-        InputError: the user's state folder cannot be written to.
+        InputError: this user has no home folder, or the state folder cannot be written to.
     """
     folder = _folder()
-    if folder is None:
-        raise InputError("this user has no home folder to record plans in; set XDG_STATE_HOME to a folder")
     with report_write_errors(
         f"the record of plans in {folder}", "set XDG_STATE_HOME to a folder of this user"
     ):
@@ -35,15 +33,12 @@ def record_trust(sha256: str) -> None:
 
 
 def is_trusted(sha256: str) -> bool:
-    """Return whether this user built or accepted what has this hash."""
-    folder = _folder()
-    return folder is not None and _SHA256.fullmatch(sha256) is not None and (folder / sha256).is_file()
-
-
-def _folder() -> Path | None:
-    stated = os.environ.get("XDG_STATE_HOME")
+    """Return whether this user built or accepted what has this hash; False if the record cannot be read."""
     try:
-        state = Path(stated) if stated else Path.home() / ".local" / "state"
-    except RuntimeError:  # no home folder
-        return None
-    return state / "refdiff" / "built-plans"
+        return _SHA256.fullmatch(sha256) is not None and (_folder() / sha256).is_file()
+    except (InputError, OSError):
+        return False
+
+
+def _folder() -> Path:
+    return state_folder() / "built-plans"

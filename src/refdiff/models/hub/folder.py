@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.user_folders import cache_folder
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.names import HubName, entry_of, expected_files, is_hidden, is_index
 from refdiff.models.hub.record import RECORD, Record, RecordedFile, is_unchanged, read_record, write_record
@@ -158,9 +159,12 @@ def repo_folder(root: Path, repo: str) -> Path:
 
 
 def default_root() -> Path:
-    """Return the folder that models are fetched to if none is named."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "refdiff" / "checkpoints"
+    """Return the folder that models are fetched to if none is named.
+
+    Raises:
+        InputError: this user has no home folder.
+    """
+    return cache_folder() / "checkpoints"
 
 
 def inspect_folder(folder: Path, wanted: HubName, progress: Progress = silent) -> RepoState:
