@@ -44,15 +44,14 @@ _SET_PIPE_SIZE = 1031
 _VOLATILE = frozenset(
     {
         "seconds",
+        "pipeline_seconds",
         "encode_ms",
         "segment_ms",
         "resumed",
         "answered",
         "built_on",
-        "time",
         "date",
         "mtime_ns",
-        "path",
     }
 )
 """Fields that differ from run to run."""

@@ -195,7 +195,7 @@ def renames(ground: Ground) -> Iterator[Case]:
         (ground.folder / "undisturbed").rename(kept)
         after = undisturbed(ground, Job(name=name, arguments=new))
         states = (before.state, after.state)
-        for number in spread(ground, range(1, most), 8, 2):
+        for number in spread(ground, range(1, most), 8 if name == "answer folder" else 4, 2):
             folder = ground.fresh("overwritten")
             shutil.copytree(kept, folder)
             job = Job(name=name, arguments=(*new, "--overwrite"))
