@@ -53,7 +53,7 @@ def main() -> None:
 def readings(
     base: AttentionOptions, layers: tuple[str, ...], *, sweep: bool
 ) -> Mapping[str, AttentionOptions]:
-    """Return what is tried by name; `sweep` adds timesteps, each of which runs the UNet again."""
+    """Return what is tried by name; `sweep` adds timesteps, and each runs the UNet again."""
     alone = {
         f"layer {name} alone": {"layer_weights": tuple(float(each == name) for each in layers)}
         for name in layers

@@ -77,7 +77,7 @@ def segmenter_of(
         tokenizer=Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length),
         positions=bundle.clip_positions(),
         cautions=bundle_cautions(bundle),
-        confidence=bundle.calibration().models.get(f"{options.variant}/{options.mode}"),
+        confidence=bundle.calibration().models.get(options.key),
         probe=probe,
         observer=observer,
         read_graph=lambda name: read_onnx(bundle.graph_path(name)),

@@ -34,6 +34,7 @@ VERBS = (
     "inspect",
     "doctor",
     "eval",
+    "tune",
 )
 
 

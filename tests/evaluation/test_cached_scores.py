@@ -1,4 +1,4 @@
-"""What is cached of a run decides as the run does, and the readings of the map are told apart."""
+"""What is cached of a run decides as the run does, and different readings of the map differ."""
 
 import dataclasses
 

@@ -132,7 +132,7 @@ def test_the_root_token_of_a_cut_phrase_stays_inside_the_prompt() -> None:
     assert SMALL.focus_indices(_phrase(text, "left"), "root") == (LENGTH - 2,)
 
 
-def test_content_tokens_are_told_apart_by_the_thing_they_describe() -> None:
+def test_content_tokens_belong_to_the_thing_they_describe() -> None:
     phrase = parse_phrase("the left guy on a left guy")
     own, others = SMALL.content_indices(phrase)
     assert (own, others) == ((4, 5), (8, 9))  # "the" is three pieces

@@ -134,7 +134,7 @@ def segment_many(
     with segmenter_of(opened, sessions, options.pipeline_options(opened.spec)) as segmenter:
         segmenter.check_phrases(list(dict.fromkeys(text for each in plan.items for text in each.phrases)))
         predict = _predictor(opened, segmenter, sessions, backend)
-        calibrated = f"{segmenter.options.variant}/{segmenter.options.mode}" in opened.calibration().models
+        calibrated = segmenter.options.key in opened.calibration().models
         if target is None:
             outcome = _answer(plan.items[0], predict, report)
         else:

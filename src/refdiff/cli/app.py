@@ -60,6 +60,9 @@ MinArea = Annotated[
     ),
 ]
 Mode = Annotated[str, choice("gen, gen+seg, disc+seg or full.")]
+Tuned = Annotated[
+    Path | None, typer.Option("--options", metavar="FILE", help="Options that `refdiff tune` wrote.")
+]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads, up to the cores; by default the back-end's choice.")
 ]

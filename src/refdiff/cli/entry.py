@@ -24,6 +24,7 @@ from refdiff.cli import (  # noqa: F401 - their verbs join the app
     precision,
     profile,
     segment,
+    tune,
     verbs,
 )
 from refdiff.cli.app import app
@@ -38,7 +39,7 @@ _BROKEN_PIPE = 128 + 13
 
 _ORDER = (
     *("demo", "segment", "inspect", "doctor", "profile"),
-    *("fetch", "export", "convert", "build", "check", "eval"),
+    *("fetch", "export", "convert", "build", "check", "eval", "tune"),
     *("calibrate", "audit", "sensitivity", "bisect"),
 )
 """Verbs in the order of the help: first what most people want."""

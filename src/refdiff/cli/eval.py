@@ -18,6 +18,7 @@ from refdiff.cli.app import (
     Overwrite,
     Ray,
     Threads,
+    Tuned,
     Variant,
     choice,
     verb,
@@ -60,6 +61,7 @@ def evaluate(
     variant: Variant = "edge",
     mode: Mode = "full",
     min_area: MinArea = 0,
+    tuned: Tuned = None,
     jobs: Annotated[
         int | None, typer.Option(help="Number of processes; on Ray, of workers. Default: 1; on Ray, all.")
     ] = None,
@@ -110,6 +112,7 @@ def evaluate(
     """
     from refdiff.contracts.atomic_io import check_targets
     from refdiff.contracts.options import BackendOptions, RunOptions
+    from refdiff.contracts.tuned_options import read_tuned_options
     from refdiff.data.synthetic import HELD_OUT_FROM, RenderedScenes, ScenesWithFalsehoods
     from refdiff.errors import GateError
     from refdiff.evaluation import evaluate
@@ -124,7 +127,11 @@ def evaluate(
     scenes = maker(count=count, seed=start)
     chosen = _dataset(data, subset or (), reviewed, limit, shard, scenes, partial=partial)
     options = RunOptions(
-        variant=variant, mode=mode, min_area_px=min_area, allow_random_weights=allow_random_weights
+        variant=variant,
+        mode=mode,
+        min_area_px=min_area,
+        tuned=None if tuned is None else read_tuned_options(tuned),
+        allow_random_weights=allow_random_weights,
     )
     place = BackendOptions(name=backend, threads=threads)
     if audit is not None:

@@ -19,6 +19,7 @@ from refdiff.cli.app import (
     Overwrite,
     Ray,
     Threads,
+    Tuned,
     Variant,
     choice,
     verb,
@@ -71,6 +72,7 @@ def segment(
     variant: Variant = "edge",
     mode: Mode = "full",
     min_area: MinArea = 0,
+    tuned: Tuned = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the diffusion branch's noise.")] = 0,
     reader: Annotated[str, choice("How to find the head word: rules, or spacy if installed.")] = "rules",
     threads: Threads = None,
@@ -100,6 +102,7 @@ def segment(
     heatmap inside the mask) and place (words such as "left"); docs/output.md explains all.
     """
     from refdiff.contracts.options import BackendOptions, FolderOptions, RayOptions, RunOptions
+    from refdiff.contracts.tuned_options import read_tuned_options
 
     _check_order(bundle, image, phrases or [])
     options = RunOptions(
@@ -108,6 +111,7 @@ def segment(
         seed=seed,
         reader=reader,
         min_area_px=min_area,
+        tuned=None if tuned is None else read_tuned_options(tuned),
         min_confidence=min_confidence,
         allow_random_weights=allow_random_weights,
         expect=expect,

@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
+
+if TYPE_CHECKING:
+    from refdiff.contracts.tuned_options import TunedOptions
 
 Mode = Literal["gen", "gen+seg", "disc+seg", "full"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -155,6 +159,19 @@ class Options:
     """Internal: keep the text encoders' outputs and reuse them for equal texts. The answers are the same;
     recording and profiling turn it off, so that every phrase runs every graph."""
 
+    @property
+    def key(self) -> str:
+        """Name of what a confidence is fitted for, such as "edge/full".
+
+        Another reading of the map, or other weights of the parts, have a name of their own: their scores are
+        others, and so is what a score says about the mask.
+        """
+        plain, base = f"{self.variant}/{self.mode}", VARIANTS.get(self.variant)
+        own = (self.attention, self.fusion)
+        if base is None or own == (base.attention, base.fusion):
+            return plain
+        return f"{plain}, tuned {hashlib.sha256(repr(own).encode()).hexdigest()[:12]}"
+
 
 _OFFICIAL = Options()
 
@@ -215,6 +232,8 @@ class RunOptions:
     RefCOCO and RefCOCO+, and 0 for RefCOCOg."""
     min_confidence: float | None = None
     """0..1: answer "no mask" if the confidence is lower, or if there is none; None: answer anyway."""
+    tuned: TunedOptions | None = None
+    """What `refdiff tune` found for this model, variant and mode; None: the variant's own options."""
     allow_random_weights: bool = False
     """Open a bundle whose weights were drawn at random: its masks mean nothing, its time and memory do."""
     expect: str | None = None
@@ -228,6 +247,8 @@ class RunOptions:
         proposals = dataclasses.replace(options.proposals, min_area_px=self.min_area_px)
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise InputError(f"got a minimum confidence of {self.min_confidence}, expected 0 to 1")
+        if self.tuned is not None:
+            options = self.tuned.apply(options, spec.name)
         return dataclasses.replace(options, proposals=proposals, min_confidence=self.min_confidence)
 
 

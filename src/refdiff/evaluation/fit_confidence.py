@@ -209,7 +209,7 @@ def fit_confidence(
     features = [{**each.fixed, **text_features(each.evidence, model)} for each in observed]
     fitted, judged = _fit(model, observed, features)
     data = {**dataset.fingerprint, "sha256": digest.hexdigest(), **judged}
-    key = f"{pipeline.variant}/{pipeline.mode}"
+    key = pipeline.key
     models = {**opened.calibration().models, key: replace(fitted, fitted_on=data)}
     manifest = add_calibration(opened, Calibration(models=models))
     return ConfidenceReport(key=key, manifest_sha256=manifest.sha256, **judged)
