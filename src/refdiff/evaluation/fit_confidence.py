@@ -239,7 +239,7 @@ def _check(observed: Sequence[_Observed]) -> None:
     right = sum(each.right for each in observed)
     if len(observed) < _LEAST_SAMPLES or right in (0, len(observed)):
         raise InputError(
-            f"got {len(observed)} answers of which {right} are right, expected {_LEAST_SAMPLES} or more, "
+            f"got {len(observed)} answers, {right} of them right, expected {_LEAST_SAMPLES} or more, "
             "some right and some wrong; add samples, also of phrases that refer to nothing in their image"
         )
 
