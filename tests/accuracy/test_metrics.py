@@ -9,6 +9,7 @@ from refdiff.accuracy.metrics import (
     Overlap,
     bounded_mean_interval,
     iou,
+    ious_with,
     metrics,
     overlap,
     pairwise_iou,
@@ -106,3 +107,12 @@ def test_samples_of_the_same_kind_narrow_the_interval_as_if_they_were_there():
     few = [1.0, 0.5, 0.9, 0.2]
     assert bounded_mean_interval(few, count=40) == pytest.approx(bounded_mean_interval(few * 10), abs=1e-9)
     assert bounded_mean_interval(few, count=40)[1] < bounded_mean_interval(few)[1]
+
+
+def test_the_ious_with_a_truth_are_those_of_whole_masks():
+    rng = np.random.default_rng(0)
+    masks = rng.random((5, 9, 11)) < 0.4
+    masks[3] = False
+    truth = np.zeros((9, 11), np.bool_)
+    truth[2:6, 3:9] = rng.random((4, 6)) < 0.7
+    assert ious_with(truth, masks) == tuple(iou(mask, truth) for mask in masks)

@@ -1,5 +1,6 @@
 """`eval --data`: the digits of a direct computation, resumed runs, the published table, and bad input."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ from pycocotools import mask as coco
 
 from refdiff.cli import main
 from refdiff.contracts.options import RunOptions
+from refdiff.data.sample import SampleList, Truth
+from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
 from refdiff.evaluation.datasets import find_subsets, select
 from refdiff.evaluation.evaluate import evaluate
@@ -239,3 +242,18 @@ def test_a_mask_of_another_size_is_refused(root, tiny_bundle, tmp_path):
     chosen = select(find_subsets(folder), names=["RefCOCO (unc, val)"], allow_partial=True)
     with pytest.raises(InputError, match="the true mask is"):
         evaluate(tiny_bundle, chosen, options=GEN)
+
+
+def test_a_truth_that_sentences_share_is_decoded_once(tiny_bundle):
+    class Counted:
+        decoded = 0
+
+        def read(self):
+            self.decoded += 1
+            return Truth(mask=next(iter(RenderedScenes(count=1))).truth)
+
+    scene, truth = next(iter(RenderedScenes(count=1))), Counted()
+    samples = [dataclasses.replace(scene, id=str(number), truth=truth, picture="one") for number in range(3)]
+    report = evaluate(tiny_bundle, SampleList(tuple(samples)), options=GEN)
+    assert truth.decoded == 1
+    assert len({record.iou for record in report.records}) == 1

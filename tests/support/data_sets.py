@@ -57,17 +57,23 @@ def segmentation_of(mask, turn):
     return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
 
 
-def tables_of(seeds, split):
-    """Render scenes, and return COCO's images and annotations, the refs, and the pixels by file name."""
+def tables_of(seeds, split, scale=1):
+    """Render scenes, and return COCO's images and annotations, the refs, and the pixels by file name.
+
+    Args:
+        seeds: of the scenes.
+        split: of the refs.
+        scale: images and masks are enlarged by it.
+    """
     images, annotations, refs, pixels = [], [], [], {}
     for seed in seeds:
         scene = render_scene(seed)
         name = f"COCO_train2014_{seed:012d}.png"
-        pixels[name] = scene.image
-        height, width = scene.image.shape[:2]
+        pixels[name] = _enlarge(scene.image, scale)
+        height, width = pixels[name].shape[:2]
         images.append({"id": seed, "file_name": name, "height": height, "width": width})
         phrases = {each.target: each.phrase for each in refer(scene, np.random.default_rng(seed))}
-        for index, mask in enumerate(scene.masks):
+        for index, mask in enumerate(_enlarge(each, scale) for each in scene.masks):
             number = 100 * seed + index
             turn = len(annotations)
             segmentation = segmentation_of(mask, turn)
@@ -101,6 +107,10 @@ def tables_of(seeds, split):
     return images, annotations, refs, pixels
 
 
+def _enlarge(pixels, scale):
+    return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
 def write_images(folder, pixels):
     """Write the images as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,13 +118,13 @@ def write_images(folder, pixels):
         Image.fromarray(image).save(folder / name)
 
 
-def write_refer_tree(root: Path, splits, *, data_set="refcoco", split_by="unc"):
-    """Write a REFER tree; `splits` maps a split to seeds."""
+def write_refer_tree(root: Path, splits, *, data_set="refcoco", split_by="unc", scale=1):
+    """Write a REFER tree; `splits` maps a split to seeds, and images are enlarged by `scale`."""
     folder = root / data_set
     folder.mkdir(parents=True)
     instances, refs = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}, []
     for split, seeds in splits.items():
-        images, annotations, some, pixels = tables_of(seeds, split)
+        images, annotations, some, pixels = tables_of(seeds, split, scale)
         instances["images"] += images
         instances["annotations"] += annotations
         refs += some

@@ -6,7 +6,7 @@ In: masks [y, x] of an image. Out: numbers 0..1. "Sentence" = one phrase on one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,19 @@ def pairwise_iou(rows: Bool, columns: Bool) -> Float:
     shared = first @ second.T  # [n, m], exact below 2**24 px
     unions = first.sum(axis=1)[:, None] + second.sum(axis=1)[None, :] - shared
     return np.where(unions > 0, shared / np.maximum(unions, 1), 1).astype(np.float32)
+
+
+def ious_with(truth: Bool, masks: Iterable[Bool]) -> tuple[float, ...]:
+    """Return the IoU of each mask [y, x] with a truth [y, x] that is not empty."""
+    rows, columns = np.flatnonzero(truth.any(axis=1)), np.flatnonzero(truth.any(axis=0))
+    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    inside = truth[box]
+    truth_px = int(np.count_nonzero(inside))
+    ious = []
+    for mask in masks:
+        shared = int(np.count_nonzero(mask[box] & inside))
+        ious.append(shared / (int(np.count_nonzero(mask)) + truth_px - shared))
+    return tuple(ious)
 
 
 def overlap(answer: Bool, truth: Bool, candidates: Bool) -> Overlap:

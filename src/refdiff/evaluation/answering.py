@@ -22,7 +22,7 @@ from refdiff.contracts.options import BackendOptions, RayOptions, RunOptions
 from refdiff.contracts.progress import Progress
 from refdiff.data.sample import Sample
 from refdiff.errors import InputError
-from refdiff.evaluation.records import SentenceRecord, record_of
+from refdiff.evaluation.records import SentenceRecord, records_of
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.models.choice import load_miniature
 
@@ -172,7 +172,7 @@ def open_model(model: EvaluatedModel, stack: ExitStack) -> Answer:
         start = time.perf_counter()
         results = segmenter.segment_many(segmenter.encode(pixels), [sample.phrase for sample in picture])
         seconds = time.perf_counter() - start
-        return Answers(records=tuple(map(record_of, picture, results)), seconds=seconds)
+        return Answers(records=records_of(picture, results), seconds=seconds)
 
     return answer
 
@@ -191,6 +191,6 @@ def _open_reference(model: EvaluatedModel) -> Answer:
         start = time.perf_counter()
         results = [reference.segment(pixels, sample.phrase) for sample in picture]
         seconds = time.perf_counter() - start
-        return Answers(records=tuple(map(record_of, picture, results)), seconds=seconds)
+        return Answers(records=records_of(picture, results), seconds=seconds)
 
     return answer

@@ -158,7 +158,7 @@ class _Collection:
         self._known = dict(known)
         self._progress = progress
         self._records: dict[str, SentenceRecord | None] = {}
-        self._done = 0
+        self._done, self._iou_sum = 0, 0.0
 
     def missing(self) -> Iterator[tuple[Sample, ...]]:
         """Yield the samples of each image that have no record yet."""
@@ -178,19 +178,24 @@ class _Collection:
                 "data set has changed, choose another output folder"
             )
         self._records[sample.id] = record
-        self._done += record is not None
+        if record is not None:
+            self._count(record)
         return record
 
     def add(self, record: SentenceRecord) -> None:
         """Take a new record."""
         self._records[record.id] = record
-        self._done += 1
+        self._count(record)
         if self._done % _REPORT_EVERY == 0 or self._done == len(self._dataset):
-            miou = sum(each.iou for each in self.records) / self._done
+            miou = self._iou_sum / self._done
             done, total = self._done, len(self._dataset)
             self._progress(
                 Step(f"{done}/{total} samples, mIoU {miou:.3f}", done=done, total=total, unit="samples")
             )
+
+    def _count(self, record: SentenceRecord) -> None:
+        self._done += 1
+        self._iou_sum += record.iou
 
     @property
     def records(self) -> tuple[SentenceRecord, ...]:

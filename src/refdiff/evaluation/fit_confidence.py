@@ -34,7 +34,7 @@ from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.contracts.session import Float
 from refdiff.data.sample import Dataset
 from refdiff.errors import InputError
-from refdiff.evaluation.records import COLORS, record_of
+from refdiff.evaluation.records import COLORS, records_of
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.reports import Section, facts_table
 from refdiff.runtime.confidence import Evidence, mask_features, text_features
@@ -188,7 +188,7 @@ def fit_confidence(
             for sample, answer in zip(samples, answers, strict=True):
                 digest.update(f"{sample.id}\n{sample.phrase}\n".encode())
                 if answer.index is not None:
-                    record = record_of(sample, answer)
+                    record = records_of((sample,), (answer,))[0]
                     right = record.has_target and record.iou >= _RIGHT
                     observed.append(_observe(picture, seen[-1], right=right))
             if seen:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refdiff.accuracy.metrics import pairwise_iou
+from refdiff.accuracy.metrics import ious_with
 from refdiff.contracts.atomic_io import report_write_errors, sync, write_file
 from refdiff.contracts.file_lock import lock_file
 from refdiff.contracts.plain_file import read_plain
-from refdiff.data.sample import Sample, read_truth
+from refdiff.data.sample import Sample, Truth, read_truth
 from refdiff.errors import InputError
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.phrase import parse_phrase
@@ -132,23 +132,32 @@ class SentenceRecord:
         return cls(**{**document, **lists})
 
 
-def record_of(sample: Sample, result: Segmentation) -> SentenceRecord:
-    """Compare an answer with the truth of its sample.
+def records_of(samples: Sequence[Sample], results: Sequence[Segmentation]) -> tuple[SentenceRecord, ...]:
+    """Compare the answers on one image with their truths; a truth that sentences share is decoded once.
 
     Raises:
-        InputError: the sample has no true mask, or one of another size than the image.
+        InputError: a sample has no true mask, or one of another size than the image.
     """
-    truth = read_truth(sample)
+    truths: dict[int, Truth] = {}
+    for sample in samples:
+        if id(sample.truth) not in truths:
+            truths[id(sample.truth)] = read_truth(sample)
+    pairs = zip(samples, results, strict=True)
+    return tuple(_record_of(sample, result, truths[id(sample.truth)]) for sample, result in pairs)
+
+
+def _record_of(sample: Sample, result: Segmentation, truth: Truth) -> SentenceRecord:
     if truth.mask.shape != result.mask.shape:
         raise InputError(
             f"{sample.id}: the true mask is {truth.mask.shape} px (height, width), the image "
             f"{result.mask.shape}; correct the data set"
         )
-    selectable = result.candidates.masks[result.candidates.kept]
-    answer = result.mask
-    if truth.ignored is not None:
-        answer, selectable = answer & ~truth.ignored, selectable & ~truth.ignored
-    ious = pairwise_iou(selectable, truth.mask[None])[:, 0] if truth.mask.any() else np.zeros(0)
+    answer, counted = result.mask, None if truth.ignored is None else ~truth.ignored
+    masks = (result.candidates.masks[each] for each in np.flatnonzero(result.candidates.kept))
+    if counted is not None:
+        answer, masks = answer & counted, (mask & counted for mask in masks)
+    truth_px, answer_px = int(np.count_nonzero(truth.mask)), int(np.count_nonzero(answer))
+    shared_px = int(np.count_nonzero(answer & truth.mask))
     parts = ("hard", "soft", "generative", "place")
     index = result.index
     return SentenceRecord(
@@ -164,11 +173,11 @@ def record_of(sample: Sample, result: Segmentation) -> SentenceRecord:
         scores=None
         if index is None
         else {name: round(float(getattr(result.scores, name)[index]), 6) for name in parts},
-        intersection_px=int(np.count_nonzero(answer & truth.mask)),
-        union_px=int(np.count_nonzero(answer | truth.mask)),
-        truth_px=int(np.count_nonzero(truth.mask)),
+        intersection_px=shared_px,
+        union_px=truth_px + answer_px - shared_px,
+        truth_px=truth_px,
         image_px=truth.mask.size,
-        candidate_ious=tuple(round(float(each), 6) for each in ious),
+        candidate_ious=tuple(round(each, 6) for each in ious_with(truth.mask, masks)) if truth_px else (),
         cues=tuple(sorted(sample.cues or phrase_classes(sample.phrase))),
         rle=compress_coco_rle(to_coco_rle(result.mask)),
     )
