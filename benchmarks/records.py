@@ -38,6 +38,7 @@ PACKAGES = (
     "tensorrt",
     "tensorrt_rtx",
     "cuda-bindings",
+    "ray",
 )
 
 

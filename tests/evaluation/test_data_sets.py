@@ -244,7 +244,7 @@ def test_a_mask_of_another_size_is_refused(root, tiny_bundle, tmp_path):
         evaluate(tiny_bundle, chosen, options=GEN)
 
 
-def test_a_truth_that_sentences_share_is_decoded_once(tiny_bundle):
+def test_a_truth_that_sentences_share_is_decoded_once(mini_bundle):
     class Counted:
         decoded = 0
 
@@ -254,6 +254,6 @@ def test_a_truth_that_sentences_share_is_decoded_once(tiny_bundle):
 
     scene, truth = next(iter(RenderedScenes(count=1))), Counted()
     samples = [dataclasses.replace(scene, id=str(number), truth=truth, picture="one") for number in range(3)]
-    report = evaluate(tiny_bundle, SampleList(tuple(samples)), options=GEN)
+    report = evaluate(mini_bundle, SampleList(tuple(samples)), options=GEN)
     assert truth.decoded == 1
     assert len({record.iou for record in report.records}) == 1
