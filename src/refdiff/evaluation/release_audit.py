@@ -18,7 +18,7 @@ from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, RunOption
 from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.contracts.session import ImageArray
 from refdiff.data.sample import Dataset, Sample
-from refdiff.evaluation.records import SentenceRecord, record_of
+from refdiff.evaluation.records import SentenceRecord, records_of
 from refdiff.evaluation.summary import Summary, summarize
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.reports import Column, Table, numeric
@@ -29,14 +29,14 @@ Answering = Callable[[Segmenter, ImageArray, Sequence[Sample]], "list[SentenceRe
 
 def _as_is(segmenter: Segmenter, pixels: ImageArray, samples: Sequence[Sample]) -> list[SentenceRecord]:
     answers = segmenter.segment_each(pixels, [sample.phrase for sample in samples])
-    return list(map(record_of, samples, answers))
+    return list(records_of(samples, answers))
 
 
 def _first_sentence(
     segmenter: Segmenter, pixels: ImageArray, samples: Sequence[Sample]
 ) -> list[SentenceRecord]:
     answer = segmenter.segment(pixels, samples[0].phrase)
-    return [record_of(sample, answer) for sample in samples]
+    return list(records_of(samples, [answer] * len(samples)))
 
 
 def _bgr(segmenter: Segmenter, pixels: ImageArray, samples: Sequence[Sample]) -> list[SentenceRecord]:
