@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ class SentenceRecord:
         return cls(**{**document, **lists})
 
 
-def records_of(samples: Sequence[Sample], results: Sequence[Segmentation]) -> tuple[SentenceRecord, ...]:
+def records_of(samples: Sequence[Sample], results: Iterable[Segmentation]) -> tuple[SentenceRecord, ...]:
     """Compare the answers on one image with their truths; a truth that sentences share is decoded once.
 
     Raises:
