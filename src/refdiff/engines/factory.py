@@ -14,7 +14,6 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.optional import install_line
 from refdiff.contracts.session import Measure, Session, SessionFactory
-from refdiff.engines.trt.open import TENSORRT, open_plans, prefer_plans
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -132,6 +131,9 @@ def open_sessions(
         MissingDependencyError: the back-end's package, a GPU or its driver is missing.
         EngineError: a TensorRT back-end was requested, and the bundle has no plan that fits.
     """
+    # Late: a program that only names a bundle needs none of it.
+    from refdiff.engines.trt.open import TENSORRT, open_plans, prefer_plans
+
     if backend not in BACKENDS:
         raise InputError(f"unknown back-end {backend!r}; choose one of: {', '.join(BACKENDS)}")
     if backend in TENSORRT:
