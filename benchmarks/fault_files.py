@@ -35,7 +35,7 @@ _HUGE = 1 << 40
 _SLOPE_BYTES = 60_000
 """Memory per image that counts as a leak: a tenth of an image's masks."""
 _ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 1, 7, 1e308, float("inf"), float("nan"), 1 << 70, "", "x", "9" * 400, [], {}),
+    *(None, True, -1, 0, 1, 7, 1e308, 1 << 70, "", "x", "9" * 400, [], {}),
     *([[]], {"a": 1}, "../outside/secret", "/etc/passwd", "\x1b[31m", [1] * 4000, "a" * 100_000),
 )
 

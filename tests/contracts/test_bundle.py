@@ -246,6 +246,16 @@ def test_a_path_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> No
         open_bundle(bundle)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "unet.onnx"])
+def test_a_link_to_itself_is_refused(mini_bundle: Path, tmp_path: Path, name: str) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(mini_bundle, bundle)
+    (bundle / name).unlink()
+    (bundle / name).symlink_to(name)
+    with pytest.raises(BundleError, match=name):
+        open_bundle(bundle)
+
+
 @pytest.mark.parametrize("name", ["sd_text.onnx.data", "manifest.json"])
 def test_a_link_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> None:
     outside = bundle.parent / "outside"

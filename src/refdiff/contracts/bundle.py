@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -242,7 +243,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _check_inside(root: Path, name: str) -> Path:
     """Return the real path of `name`; refuse a link that leaves `root`."""
-    real = (root / name).resolve()
+    real = Path(os.path.realpath(root / name))  # resolve() raises at a link to itself
     if not real.is_relative_to(root):
         raise BundleError(f"{root / name} is a link to {real}, outside the bundle; do not use this bundle")
     return real
