@@ -164,7 +164,8 @@ def _seed(sample: Sample) -> int:
 
 def _mark(segmenter: Segmenter, sample: Sample) -> Overlap:
     answer = segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
-    return overlap(answer.mask, true_mask(sample), answer.candidates.masks[answer.candidates.kept])
+    kept = np.asarray(answer.candidates.masks[answer.candidates.kept])
+    return overlap(answer.mask, true_mask(sample), kept)
 
 
 def _difference(ours: Sequence[Overlap], theirs: Sequence[Overlap]) -> dict[str, float]:

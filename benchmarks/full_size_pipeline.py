@@ -36,7 +36,7 @@ from refdiff.loading import segmenter_of
 from refdiff.models.choice import ModelChoice, load_choice
 from refdiff.reference.pipeline import Reference
 from refdiff.runtime.image import read_image
-from refdiff.runtime.masks import stability
+from refdiff.runtime.masks import cut_areas, stability
 from refdiff.runtime.point_prompts import grid_points
 from refdiff.runtime.proposals import to_sam_pixels
 from refdiff.runtime.resize import sam_input
@@ -123,7 +123,9 @@ def thresholds(
             chosen = np.arange(first, first + POINTS_PER_DRAWING, dtype=np.int32)
             low_res = sessions.open("sam_masks").run({**decoded, "chosen": chosen})["low_res"]
             logits = low_res.reshape(-1, *low_res.shape[2:])
-            steady.append(stability(logits, threshold=0.0, offset=options.proposals.stability_offset))
+            steady.append(
+                stability(cut_areas(logits, threshold=0.0, offset=options.proposals.stability_offset))
+            )
     ious, stabilities = np.concatenate(predicted), np.concatenate(steady)
     iou_threshold = gap_at(ious, 1 - keep_share)
     proposals = dataclasses.replace(

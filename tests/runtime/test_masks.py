@@ -52,12 +52,14 @@ def test_compressed_text_is_what_pycocotools_writes():
 def test_a_mask_of_steep_logits_is_stable_and_one_of_flat_logits_is_not():
     steep, flat = np.full((2, 5, 8), -9.0, dtype=np.float32)
     steep[1:3, 2:6], flat[1:3, 2:6], flat[0] = 9.0, 0.5, -0.5
-    steady = masks.stability(np.stack([steep, flat]), threshold=0.0, offset=1.0)
+    steady = masks.stability(masks.cut_areas(np.stack([steep, flat]), threshold=0.0, offset=1.0))
     assert steady.tolist() == [1.0, 0.0]
 
 
 def test_an_empty_mask_has_no_stability_and_no_warning():
-    assert masks.stability(np.full((1, 3, 4), -9.0), threshold=0.0, offset=1.0).tolist() == [0.0]
+    assert masks.stability(masks.cut_areas(np.full((1, 3, 4), -9.0), threshold=0.0, offset=1.0)).tolist() == [
+        0.0
+    ]
 
 
 def test_of_two_equal_boxes_the_better_score_survives():
@@ -105,6 +107,6 @@ def test_stability_boxes_and_runs_equal_segment_anything(seed):
     logits = np.random.default_rng(seed).normal(0.5, 2, (4, 7, 11)).astype(np.float32)
     theirs = torch.from_numpy(logits)
     stability = amg.calculate_stability_score(theirs, 0.0, 1.0).numpy()
-    assert np.allclose(masks.stability(logits, threshold=0.0, offset=1.0), stability)
+    assert np.allclose(masks.stability(masks.cut_areas(logits, threshold=0.0, offset=1.0)), stability)
     assert masks.boxes(logits > 0).tolist() == amg.batched_mask_to_box(theirs > 0).tolist()
     assert [masks.to_coco_rle(m) for m in logits > 0] == amg.mask_to_rle_pytorch(theirs > 0)

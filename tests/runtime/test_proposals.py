@@ -2,18 +2,17 @@ import numpy as np
 import pytest
 
 from refdiff.contracts.options import Options, ProposalOptions
+from refdiff.contracts.results import PackedMasks
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime.masks import boxes
 from refdiff.runtime.point_prompts import grid_points
 from refdiff.runtime.proposals import (
     MaskProposer,
-    _drop_small_regions,
-    _Found,
-    _unpack,
     keep_by_area,
     to_sam_pixels,
 )
+from refdiff.runtime.small_regions import drop_small_regions
 from tests.support.regions import region_sizes
 
 SPEC = SamSpec(image_size=64, embed_channels=16, embed_size=4)
@@ -177,14 +176,10 @@ def test_masks_without_small_regions_come_in_the_order_of_segment_anything(seed)
         least_px,
         0.7,
     )
-    found = _Found(
-        np.packbits(binary.reshape(12, -1), axis=1), np.linspace(1, 0, 12, dtype=np.float32), boxes(binary)
-    )
-    options = ProposalOptions(min_region_share=least_px / (SIZE[0] * SIZE[1]), nms_iou=0.7)
-    ours = _drop_small_regions(found, SIZE, options)
-    np.testing.assert_array_equal(
-        _unpack(ours.packed, SIZE), np.stack([amg.rle_to_mask(rle) for rle in theirs["rles"]])
-    )
+    rles = np.stack([amg.rle_to_mask(rle) for rle in theirs["rles"]])
+    for found in (binary, PackedMasks(binary, SIZE)):
+        ours, _ = drop_small_regions(found, least_px, max_iou=0.7)
+        np.testing.assert_array_equal(ours, rles)
 
 
 def test_of_masks_that_become_alike_without_small_regions_the_clean_one_stays():

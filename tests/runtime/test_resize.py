@@ -196,3 +196,14 @@ def test_masks_are_resized_as_segment_anything_does(size_yx: tuple[int, int]) ->
     expected = interpolate(cut, size_yx, mode="bilinear", align_corners=False)[:, 0].numpy()
     got = MaskResize(low_res=40, square=160, resized_yx=resized, size_yx=size_yx)(logits)
     assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_masks_are_resized_in_bands_as_at_once() -> None:
+    resize = MaskResize(low_res=40, square=160, resized_yx=(160, 130), size_yx=(1900, 1500))
+    logits = np.random.default_rng(2).normal(0, 4, (2, 40, 40)).astype(np.float32)
+    bands = list(resize.bands(logits[1:]))
+    assert len(bands) > 1
+    assert max(band.nbytes for _, band in bands) <= 4 << 20
+    whole = resize(logits)
+    for rows, band in bands:
+        np.testing.assert_array_equal(band[0], whole[1, rows])

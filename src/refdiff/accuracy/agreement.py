@@ -49,7 +49,7 @@ class Agreement:
 
 def compare(reference: Segmentation, runtime: Segmentation) -> Agreement:
     """Compare two answers to one phrase on one image."""
-    ious = pairwise_iou(reference.candidates.masks, runtime.candidates.masks)
+    ious = pairwise_iou(np.asarray(reference.candidates.masks), np.asarray(runtime.candidates.masks))
     pairs = match_candidates(ious)
     answers = iou(reference.mask, runtime.mask)
     return Agreement(

@@ -166,9 +166,9 @@ def level_sets(heatmap: Float) -> Candidates:
 
 def score_levels(options: FusionOptions, heatmap: Float, levels: Candidates) -> Scores:
     """Score the level sets by the selector of the options; an empty one cannot win."""
-    contrasts = contrast(heatmap, levels.masks, options.contrast_balance)
+    contrasts = contrast(heatmap, np.asarray(levels.masks), options.contrast_balance)
     by_class = options.level_selector == "between-class"
-    selected = between_class(heatmap, levels.masks) if by_class else contrasts
+    selected = between_class(heatmap, np.asarray(levels.masks)) if by_class else contrasts
     zero = np.zeros(len(levels), dtype=np.float32)
     return Scores(
         hard=zero,

@@ -119,7 +119,9 @@ class Reference:
         """Return every part of the mode's score, [n] each (METHOD §5 to §7)."""
         parts: Parts = {}
         if heatmap is not None:
-            parts["generative"] = contrast(heatmap, candidates.masks, self._options.fusion.contrast_balance)
+            parts["generative"] = contrast(
+                heatmap, np.asarray(candidates.masks), self._options.fusion.contrast_balance
+            )
         if self._options.mode in ("disc+seg", "full"):
             parts |= self._clip_parts(image, candidates, query)
         return parts
@@ -129,7 +131,11 @@ class Reference:
         stack, crops, kept = self._stack, self._options.crops, candidates.kept
         if not kept.any():
             return {}
-        masks, boxes, size_yx = candidates.masks[kept], candidates.boxes_xyxy_px[kept], image.shape[:2]
+        masks, boxes, size_yx = (
+            np.asarray(candidates.masks[kept]),
+            candidates.boxes_xyxy_px[kept],
+            image.shape[:2],
+        )
         side = named_side(query.text, crops)
         ramp, flat = position_ramp(side, size_yx), position_ramp(None, size_yx)
         hard_ramp, soft_ramp = (flat, ramp) if crops.ramp_on_soft else (ramp, flat)

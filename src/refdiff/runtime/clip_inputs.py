@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refdiff.contracts.graphs import BLOCKED
+from refdiff.contracts.results import Masks
 from refdiff.contracts.session import Bool, Float, ImageArray
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
@@ -175,10 +176,13 @@ def interpolate_positions(table: Float, grid_yx: tuple[int, int], *, square: boo
     return np.asarray(full.reshape(grid_yx[0] * grid_yx[1], -1), dtype=np.float32)
 
 
-def sample_on_grid(masks: Bool, grid_yx: tuple[int, int]) -> Bool:
+def sample_on_grid(masks: Masks, grid_yx: tuple[int, int]) -> Bool:
     """Sample masks [n, y, x] on the patch grid, NEAREST as in torch: pixel floor(i * scale). -> [n, p]."""
     rows, columns = (_nearest(length, count) for length, count in zip(masks.shape[1:], grid_yx, strict=True))
-    return masks[:, rows[:, None], columns[None, :]].reshape(len(masks), -1)
+    sampled = np.empty((len(masks), len(rows), len(columns)), dtype=np.bool_)
+    for on_grid, mask in zip(sampled, masks, strict=True):
+        on_grid[...] = mask[rows[:, None], columns[None, :]]
+    return sampled.reshape(len(masks), -1)
 
 
 def pad_rows(tables: Sequence[Float], rows: int) -> Float:

@@ -19,6 +19,7 @@ import numpy as np
 
 from refdiff.contracts.graphs import BLOCKED
 from refdiff.contracts.onnx_file import OnnxGraph
+from refdiff.contracts.results import Masks
 from refdiff.contracts.session import Array, Bool, Float, ImageArray, SessionFactory
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import BundleError
@@ -93,7 +94,7 @@ class ImageTower:
                 vectors[members[some]] = self._run_plain([images[i] for i in members[some]], padded_to)
         return vectors
 
-    def masked_vectors(self, image: ImageArray, masks: Bool) -> Float:
+    def masked_vectors(self, image: ImageArray, masks: Masks) -> Float:
         """Return the vector of each mask [c, y, x], seen in its surroundings, not normalized: [c, e]."""
         grid_yx = self._grid(image)
         if math.prod(grid_yx) > self._call_patches:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refdiff.contracts.confidence import ConfidenceModel
-from refdiff.contracts.results import Candidates, Scores
+from refdiff.contracts.results import Candidates, Masks, Scores
 from refdiff.contracts.session import Bool, Float
 from refdiff.runtime.clip_branch import ClipBranch, ClipViews, Texts
 from refdiff.runtime.head import words_of
@@ -220,7 +220,7 @@ def standardized(texts: Float, vector: Float, mean: Float, covariance: Float) ->
     return np.asarray(np.einsum("ke,e->k", texts, vector - mean) / deviations, dtype=np.float32)
 
 
-def _overlaps(masks: Bool, at: int) -> Float:
+def _overlaps(masks: Masks, at: int) -> Float:
     """Return the IoU of each mask [n, y, x] with one of them: [n]."""
     chosen = masks[at]
     shared = np.array([np.count_nonzero(mask & chosen) for mask in masks])

@@ -66,7 +66,9 @@ def read_image(source: ImageLike, *, name: str = "the image's bytes") -> ImageAr
 
 def read_only_copy(source: ImageLike) -> ImageArray:
     """Read an image as `read_image` does, into a read-only array [y, x, 3] of its own."""
-    pixels = read_image(source).copy()
+    pixels = read_image(source)
+    if isinstance(source, np.ndarray):  # anything else was decoded into an array of its own
+        pixels = pixels.copy()
     pixels.setflags(write=False)
     return pixels
 

@@ -190,7 +190,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.endswith(("A", "a")) or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _from_gray16(levels: NDArray[Any]) -> NDArray[np.uint8]:

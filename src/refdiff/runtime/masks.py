@@ -11,22 +11,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.contracts.results import Masks
 from refdiff.contracts.session import Bool, Float
 
 Integers = NDArray[np.int64]
 
 
-def areas(masks: Bool) -> Integers:
+def areas(masks: Masks) -> Integers:
     """Count the pixels of each mask: [n, y, x] -> [n]."""
     # Mask by mask: numpy counts a whole array of truth values several times faster than along axes.
     return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
 
 
-def boxes(masks: Bool) -> Integers:
+def boxes(masks: Masks) -> Integers:
     """Return the inclusive box of each mask: [n, y, x] -> [n, 4]; an empty mask gets [0, 0, 0, 0]."""
-    rows: Bool = np.any(masks, axis=2)  # [n, y]
-    columns: Bool = np.any(masks, axis=1)  # [n, x]
-    height, width = masks.shape[1:]
+    count, height, width = masks.shape
+    rows, columns = np.empty((count, height), np.bool_), np.empty((count, width), np.bool_)
+    for i, mask in enumerate(masks):
+        mask.any(axis=1, out=rows[i])
+        mask.any(axis=0, out=columns[i])
+    return boxes_around(rows, columns)
+
+
+def boxes_around(rows: Bool, columns: Bool) -> Integers:
+    """Return the boxes of `boxes`, of masks that have pixels in some rows [n, y] and columns [n, x]."""
+    height, width = rows.shape[1], columns.shape[1]
     corners = (
         columns.argmax(axis=1),
         rows.argmax(axis=1),
@@ -36,19 +45,26 @@ def boxes(masks: Bool) -> Integers:
     return np.where(np.any(rows, axis=1, keepdims=True), np.stack(corners, axis=1), 0).astype(np.int64)
 
 
-def stability(logits: Float, *, threshold: float, offset: float) -> Float:
-    """Return the IoU of each mask cut `offset` above the threshold and cut `offset` below it.
+def cut_areas(logits: Float, *, threshold: float, offset: float) -> Integers:
+    """Return the areas of masks cut `offset` above the threshold, and cut `offset` below it.
 
     Args:
-        logits: [n, y, x].
+        logits: [n, y, x], whole masks or some of their rows.
         threshold: the cut of the mask itself.
         offset: distance of the two cuts from it.
 
     Returns:
-        [n], 0..1; 0 for a mask that is empty at both cuts (SAM gets NaN there and drops it too).
+        [2, n].
     """
-    inner = areas(logits > threshold + offset)
-    outer = areas(logits > threshold - offset)
+    return np.stack([areas(logits > threshold + offset), areas(logits > threshold - offset)])
+
+
+def stability(cuts: Integers) -> Float:
+    """Return the IoU of the two cuts of each mask, the inner one lies in the outer: [2, n] -> [n].
+
+    0..1; 0 for a mask that is empty at both cuts (SAM gets NaN there and drops it too).
+    """
+    inner, outer = cuts
     return np.asarray(inner / np.maximum(outer, 1), dtype=np.float32)
 
 

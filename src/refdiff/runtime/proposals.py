@@ -7,16 +7,15 @@ Axes: m = point prompts, p = prompts of one decoder call, k = masks, n = candida
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
 from refdiff.contracts.options import Options, ProposalOptions
-from refdiff.contracts.results import Candidates
+from refdiff.contracts.results import Candidates, Masks, stack_masks
 from refdiff.contracts.session import Array, Bool, Feed, Float, ImageArray, SessionFactory, to_host
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError, InputError
@@ -24,7 +23,7 @@ from refdiff.runtime import masks
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.point_prompts import Points, grid_points, map_prompts
 from refdiff.runtime.resize import MaskResize, sam_input, sam_size
-from refdiff.runtime.small_regions import without_small_regions
+from refdiff.runtime.small_regions import drop_small_regions
 
 MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
 _CHUNK_PX = 1 << 20  # pixels of logits processed together: 4 MiB, which a processor's cache holds
@@ -151,14 +150,19 @@ class MaskProposer:
         )
         chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
         found = [
-            _keep_stable(resize(low_res[start : start + chunk]), predicted[start : start + chunk], options)
+            _keep_stable(resize, low_res[start : start + chunk], predicted[start : start + chunk], options)
             for low_res, predicted in self._decode(embedding, to_sam_pixels(prompts, resized_yx))
             for start in range(0, len(low_res), chunk)
         ]
         unique = _drop_duplicates(found, options.nms_iou)
-        if unique is not None and options.min_region_share > 0:
-            unique = _drop_small_regions(unique, size_yx, options)
-        return _to_candidates(unique, size_yx, options)
+        if unique is None:
+            return _whole_image(size_yx, options)
+        drawn = stack_masks(_draw(unique.low_res, resize, size_yx), len(unique.low_res), size_yx)
+        if options.min_region_share <= 0:
+            return _to_candidates(drawn, unique.predicted_iou, unique.boxes, options)
+        least_px = options.min_region_share * size_yx[0] * size_yx[1]
+        drawn, best = drop_small_regions(drawn, least_px, max_iou=options.nms_iou)
+        return _to_candidates(drawn, unique.predicted_iou[best], masks.boxes(drawn), options)
 
     def _decode(self, embedding: Feed, points: Float) -> Iterator[tuple[Float, Float]]:
         """Yield low-resolution logits [k, l, l] and predicted IoU [k] of the masks above the IoU threshold.
@@ -216,7 +220,8 @@ def proposer_for(
 
 def level_sets(heatmap: Float) -> Candidates:
     """Return the masks {heatmap >= level}, largest first; a level above all of the heatmap is not kept."""
-    levels = heatmap[None] >= LEVELS[:, None, None]  # [n, y, x]
+    size_yx = (heatmap.shape[0], heatmap.shape[1])
+    levels = stack_masks((heatmap >= level for level in LEVELS), len(LEVELS), size_yx)
     areas_px = masks.areas(levels)
     return Candidates(
         masks=levels,
@@ -243,21 +248,27 @@ def keep_by_area(areas_px: NDArray[np.int64], size_yx: tuple[int, int], options:
 
 @dataclass(frozen=True)
 class _Found:
-    """Masks until duplicates are dropped, packed to bits so that 1,000 of them fit in memory."""
+    """Stable masks until duplicates are dropped, in low resolution whatever the image's size."""
 
-    packed: NDArray[np.uint8]
-    """[k, ceil(y*x / 8)]."""
+    low_res: Float
+    """[k, l, l]."""
     predicted_iou: Float
     boxes: NDArray[np.int64]
 
 
-def _keep_stable(logits: Float, predicted_iou: Float, options: ProposalOptions) -> _Found:
+def _keep_stable(
+    resize: MaskResize, low_res: Float, predicted_iou: Float, options: ProposalOptions
+) -> _Found:
     """Keep the stable masks of a chunk; SAM's crop-edge filter never applies to a whole image."""
-    stability = masks.stability(logits, threshold=MASK_THRESHOLD, offset=options.stability_offset)
-    stable = stability >= options.stability_threshold
-    binary = logits[stable] > MASK_THRESHOLD
-    packed = np.packbits(binary.reshape(len(binary), math.prod(binary.shape[1:])), axis=1)
-    return _Found(packed, predicted_iou[stable], masks.boxes(binary))
+    cuts, rows, columns = np.zeros((2, len(low_res)), np.int64), [], []
+    for _, logits in resize.bands(low_res):
+        cuts += masks.cut_areas(logits, threshold=MASK_THRESHOLD, offset=options.stability_offset)
+        binary = logits > MASK_THRESHOLD
+        rows.append(binary.any(axis=2))
+        columns.append(binary.any(axis=1))
+    boxes = masks.boxes_around(np.concatenate(rows, axis=1), np.logical_or.reduce(columns))
+    stable = masks.stability(cuts) >= options.stability_threshold
+    return _Found(low_res[stable], predicted_iou[stable], boxes[stable])
 
 
 def _drop_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
@@ -268,45 +279,37 @@ def _drop_duplicates(found: list[_Found], max_iou: float) -> _Found | None:
     boxes = np.concatenate([part.boxes for part in found])
     predicted = np.concatenate([part.predicted_iou for part in found])
     best = masks.suppress_duplicates(boxes, predicted, max_iou=max_iou)
-    return _Found(np.concatenate([part.packed for part in found])[best], predicted[best], boxes[best])
+    return _Found(np.concatenate([part.low_res for part in found])[best], predicted[best], boxes[best])
 
 
-def _drop_small_regions(found: _Found, size_yx: tuple[int, int], options: ProposalOptions) -> _Found:
-    """Remove small regions; of two masks that become alike the unchanged one stays (METHOD §10.1).
-
-    As in SAM, the masks without small regions come first, each kind in its former order.
-    """
-    least_px = options.min_region_share * size_yx[0] * size_yx[1]
-    binary = _unpack(found.packed, size_yx)
-    results = [without_small_regions(mask, least_px) for mask in binary]
-    cleaned = np.stack([mask for mask, _ in results])
-    unchanged = np.array([not changed for _, changed in results], dtype=np.float32)
-    boxes = masks.boxes(cleaned)
-    best = masks.suppress_duplicates(boxes, unchanged, max_iou=options.nms_iou)
-    packed = np.packbits(cleaned[best].reshape(len(best), -1), axis=1)
-    return _Found(packed, found.predicted_iou[best], boxes[best])
+def _draw(low_res: Float, resize: MaskResize, size_yx: tuple[int, int]) -> Iterator[Bool]:
+    """Yield the masks [y, x] of low-resolution logits [k, l, l]."""
+    for each in low_res:
+        mask = np.empty(size_yx, dtype=np.bool_)
+        for rows, logits in resize.bands(each[None]):
+            np.greater(logits[0], MASK_THRESHOLD, out=mask[rows])
+        yield mask
 
 
-def _to_candidates(found: _Found | None, size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
-    """Measure and filter the masks; where nothing was found, the whole image is the one candidate."""
-    if found is None:
-        binary = np.ones((1, *size_yx), dtype=np.bool_)
-        predicted, boxes = np.zeros(1, dtype=np.float32), masks.boxes(binary)
-    else:
-        binary = _unpack(found.packed, size_yx)
-        predicted, boxes = found.predicted_iou.astype(np.float32), found.boxes
-    areas_px = masks.areas(binary)
-    kept = keep_by_area(areas_px, size_yx, options)
-    if found is None and options.drop_filtered:  # `edge` answers "no match", the release the whole image
-        kept[:] = False
+def _to_candidates(
+    found: Masks, predicted_iou: Float, boxes: NDArray[np.int64], options: ProposalOptions
+) -> Candidates:
+    """Measure and filter the masks."""
+    areas_px = masks.areas(found)
     return Candidates(
-        masks=binary, predicted_iou=predicted, areas_px=areas_px, boxes_xyxy_px=boxes, kept=kept
+        masks=found,
+        predicted_iou=predicted_iou.astype(np.float32),
+        areas_px=areas_px,
+        boxes_xyxy_px=boxes,
+        kept=keep_by_area(areas_px, (found.shape[1], found.shape[2]), options),
     )
 
 
-def _unpack(packed: NDArray[np.uint8], size_yx: tuple[int, int]) -> Bool:
-    flat = np.unpackbits(packed, axis=1, count=size_yx[0] * size_yx[1])
-    return flat.view(np.bool_).reshape(-1, *size_yx)
+def _whole_image(size_yx: tuple[int, int], options: ProposalOptions) -> Candidates:
+    """Return the whole image as the one candidate, as released; `edge` keeps none and answers "no match"."""
+    whole = np.ones((1, *size_yx), dtype=np.bool_)
+    candidates = _to_candidates(whole, np.zeros(1, dtype=np.float32), masks.boxes(whole), options)
+    return replace(candidates, kept=candidates.kept & (not options.drop_filtered))
 
 
 def _check_finite(graph: str, values: Array) -> None:

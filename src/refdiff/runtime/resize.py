@@ -154,14 +154,20 @@ class MaskResize:
 
     def __call__(self, low_res: Float) -> Float:
         """Resize [k, l, l] to [k, y, x]."""
+        return np.concatenate([logits for _, logits in self.bands(low_res)], axis=1)
+
+    def bands(self, low_res: Float) -> Iterator[tuple[slice, Float]]:
+        """Resize [k, l, l], and yield bands of rows of [k, y, x], and which rows they are."""
         masks, (height, width) = len(low_res), self._size_yx
         wide = np.empty((masks, self._rows, width), np.float32)
         for band in self._across:
             np.matmul(low_res[:, : self._rows, band.source], band.weights.T, out=wide[:, :, band.target])
-        full = np.empty((masks, height, width), np.float32)
-        for band in self._down:
-            np.matmul(band.weights, wide[:, band.source], out=full[:, band.target])
-        return full
+        for rows in bands(height, masks * width, multiple=_BAND):
+            part = np.empty((masks, rows.stop - rows.start, width), np.float32)
+            for band in self._down[rows.start // _BAND : -(-rows.stop // _BAND)]:
+                target = slice(band.target.start - rows.start, band.target.stop - rows.start)
+                np.matmul(band.weights, wide[:, band.source], out=part[:, target])
+            yield rows, part
 
 
 def _cut_bands(weights: Float) -> Iterator[_Band]:

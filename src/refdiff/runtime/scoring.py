@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from refdiff.contracts.options import Mode, Options
-from refdiff.contracts.results import Candidates, Scores
+from refdiff.contracts.results import Candidates, Masks, Scores
 from refdiff.contracts.session import Bool, Float
 from refdiff.errors import EngineError
 from refdiff.runtime import masks
@@ -33,7 +33,7 @@ _EPS = 1e-6
 
 
 def attention_contrast(
-    heatmap: Float, candidate_masks: Bool, balance: float = 1.0, eps: float = _EPS
+    heatmap: Float, candidate_masks: Masks, balance: float = 1.0, eps: float = _EPS
 ) -> Float:
     """Return mean heat inside each mask minus mean heat outside: (2-b)*inside - b*outside (METHOD §7, §10.6).
 
@@ -55,7 +55,7 @@ def balanced_contrast(inside: Float, outside: Float, balance: float) -> Float:
     return ((2 - balance) * inside - balance * outside).astype(np.float32)
 
 
-def mean_heat(heatmap: Float, candidate_masks: Bool, eps: float = _EPS) -> tuple[Float, Float]:
+def mean_heat(heatmap: Float, candidate_masks: Masks, eps: float = _EPS) -> tuple[Float, Float]:
     """Return mean heat inside and outside each mask, each [n].
 
     Args:
@@ -70,7 +70,7 @@ def mean_heat(heatmap: Float, candidate_masks: Bool, eps: float = _EPS) -> tuple
     return (inside / (areas_px + eps)).astype(np.float32), outside.astype(np.float32)
 
 
-def between_class_variance(heatmap: Float, candidate_masks: Bool) -> Float:
+def between_class_variance(heatmap: Float, candidate_masks: Masks) -> Float:
     """Return how well each mask splits the heatmap, as between-class variance: [n] (METHOD §8).
 
     The variance is w_in * w_out * (mean_in - mean_out)^2, of the shares and mean heats of both sides.
@@ -138,7 +138,9 @@ def select(
     return Segmentation(
         phrase=phrase.text,
         root=phrase.root,
-        mask=candidates.masks[index] if found else np.zeros(candidates.masks.shape[1:], dtype=np.bool_),
+        mask=candidates.masks[index]
+        if index is not None
+        else np.zeros(candidates.masks.shape[1:], dtype=np.bool_),
         index=index,
         score=float(scores.total[index]) if found else float("-inf"),
         scores=scores,

@@ -29,8 +29,8 @@ NOT_CALIBRATED = (
 class Segmentation:
     """The answer to one phrase on one image: the best candidate, whether or not anything fits.
 
-    It holds masks and heatmap at the image's size, n + 5 bytes per pixel for n candidates, and refers to the
-    pixels of the encoded image, which it keeps in memory: keep `mask` alone if you keep many.
+    It holds masks and heatmap at the image's size, up to n + 5 bytes per pixel for n candidates, and refers
+    to the pixels of the encoded image, which it keeps in memory: keep `mask` alone if you keep many.
     """
 
     phrase: str

@@ -8,12 +8,15 @@ Axes: r = runs, y/x = image rows/columns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.contracts.results import Masks, stack_masks
 from refdiff.contracts.session import Bool
+from refdiff.runtime.masks import boxes, suppress_duplicates
 
 Integers = NDArray[np.intp]
 
@@ -25,6 +28,32 @@ class _Runs(NamedTuple):
     starts: Integers
     ends: Integers
     """One past the last column."""
+
+
+def drop_small_regions(found: Masks, least_px: float, *, max_iou: float) -> tuple[Masks, NDArray[np.int64]]:
+    """Remove small regions; of two masks that become alike the unchanged one stays (METHOD §10.1).
+
+    As in SAM, the masks without small regions come first, each kind in its former order.
+
+    Args:
+        found: [n, y, x].
+        least_px: pixels of the smallest region that stays.
+        max_iou: masks whose boxes overlap by more are alike.
+
+    Returns:
+        The masks that stay, and their indices in `found`.
+    """
+    unchanged: list[bool] = []
+
+    def clean() -> Iterator[Bool]:
+        for mask in found:
+            cleaned, changed = without_small_regions(mask, least_px)
+            unchanged.append(not changed)
+            yield cleaned
+
+    masks = stack_masks(clean(), len(found), (found.shape[1], found.shape[2]))
+    best = suppress_duplicates(boxes(masks), np.array(unchanged, dtype=np.float32), max_iou=max_iou)
+    return masks[best], best
 
 
 def without_small_regions(mask: Bool, least_px: float) -> tuple[Bool, bool]:
