@@ -10,7 +10,7 @@ from refdiff.data.sample import SampleList
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
 from refdiff.evaluation.cached_scores import cache_scores
-from refdiff.evaluation.records import record_of
+from refdiff.evaluation.records import records_of
 from refdiff.loading import load
 
 EDGE = VARIANTS["edge"]
@@ -27,7 +27,7 @@ def test_the_cached_parts_choose_what_the_segmenter_chooses():
     chosen = cached.choose(EDGE.fusion, 0)
     with load("mini", backend=ONE_THREAD) as segmenter:
         answers = [segmenter.segment(sample.read(), sample.phrase) for sample in SCENES]
-    records = [record_of(sample, answer) for sample, answer in zip(SCENES, answers, strict=True)]
+    records = list(records_of(SCENES, answers))
     assert chosen.tolist() == [answer.index for answer in answers]
     np.testing.assert_allclose(cached.ious(chosen), [record.iou for record in records], atol=1e-9)
     for row, answer in enumerate(answers):
