@@ -265,7 +265,7 @@ def _odd_images(ground: Ground) -> Iterator[tuple[str, bytes | None, bool]]:
 
 
 def plans(ground: Ground) -> Iterator[Case]:
-    """Flip bits of plans and of their metadata, and bring a stranger's plan that agrees with itself."""
+    """Flip bits of plans and of their metadata, and bring a foreign plan that agrees with itself."""
     flavour = fake_flavour(fake_tensorrt(version="10.3.0"))
     device = Device(name="Orin", compute_capability="8.7", memory_bytes=8 * 10**9, driver_cuda="12.6")
     folder = ground.fresh("plans")
@@ -293,10 +293,10 @@ def plans(ground: Ground) -> Iterator[Case]:
         path.write_bytes(content)
     ours = os.environ["XDG_STATE_HOME"]
     for number in range(ground.count(20, 2)):
-        os.environ["XDG_STATE_HOME"] = str(ground.folder / "stranger")
+        os.environ["XDG_STATE_HOME"] = str(ground.folder / "another-user")
         put(files, ground.rng.randbytes(1000 + number), identity())
         os.environ["XDG_STATE_HOME"] = ours
-        yield f"a stranger's plan {number}", judge(accepts=lambda _: False)
+        yield f"a foreign plan {number}", judge(accepts=lambda _: False)
 
 
 def _mutated(content: bytes, ground: Ground) -> bytes:

@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnxruntime  # noqa: F401 - so that forks need not
-
+import refdiff.engines.ort  # noqa: F401 - imports ONNX Runtime, so that forks need not
 from benchmarks.fault_ground import (
     Case,
     Ending,
