@@ -383,7 +383,7 @@ def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path: Path) -> None:
         process.kill()
         process.wait(120)
     assert not output.exists()
-    (left,) = tmp_path.iterdir()
+    (left,) = (each for each in tmp_path.iterdir() if each.is_dir())  # the lock file lies next to it
     assert (left / "sd_text.onnx").is_file()
-    with pytest.raises(BundleError, match="half-written"):
+    with pytest.raises(BundleError, match=r"interrupted export left behind|half-written"):
         inspect(left)

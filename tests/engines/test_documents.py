@@ -43,7 +43,7 @@ def test_every_command_it_shows_is_one(document):
 
 @pytest.mark.parametrize("text", [*DOCUMENTS.values(), DOCKERFILE], ids=[*DOCUMENTS, "Dockerfile"])
 def test_every_extra_it_installs_exists(text):
-    named = re.findall(r"(?:refdiff|/src)\[([\w,]+)\]", text)
+    named = re.findall(r"(?:refdiff|/src|'\.)\[([\w,]+)\]", text)
     assert named
     assert {extra for each in named for extra in each.split(",")} <= EXTRAS
 

@@ -58,5 +58,5 @@ def test_the_runtime_is_the_reference_on_held_out_scenes():
 def test_held_out_scenes_are_segmented(variant, least):
     """The full measurement is a benchmark; 40 scenes scatter by about 0.05 around it."""
     report = evaluate("mini", RenderedScenes(count=40), options=RunOptions(variant=variant))
-    assert report.metrics.miou >= least
-    assert report.metrics.oracle_miou >= report.metrics.miou
+    assert report.summary.miou >= least
+    assert report.summary.oracle_miou >= report.summary.miou

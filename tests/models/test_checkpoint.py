@@ -271,10 +271,10 @@ def test_a_file_that_cannot_be_opened_is_not_called_damaged(
     file = tmp_path / "weights.pth"
     torch.save(toy_tensors(), file)
 
-    def refuse(self: Path, *_: object, **__: object) -> None:
-        raise OSError(reason, os.strerror(reason), str(self))
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason), str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)  # permissions would not stop a test that runs as root
+    monkeypatch.setattr(os, "open", refuse)  # permissions would not stop a test that runs as root
     text = refusal(file)
     assert os.strerror(reason) in text
     assert "damaged" not in text

@@ -97,7 +97,7 @@ def test_a_missing_polygraphy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -
     for name in [name for name in sys.modules if name.split(".")[0] == "polygraphy"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "polygraphy", None)
-    with pytest.raises(MissingDependencyError, match=r"refdiff\[profile\]"):
+    with pytest.raises(MissingDependencyError, match=r"\[profile\]"):
         compare_backends.load_polygraphy(None)
 
 

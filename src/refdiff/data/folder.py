@@ -69,7 +69,7 @@ def csv_dataset(
     rows = read_phrase_rows(csv_file)
     named = dict.fromkeys(row.image for row in rows)
     listed = list_images(images).images
-    absent = [name for name in named if not os.path.lexists(images / name)]
+    absent = [name for name in named if ".." in Path(name).parts or not os.path.lexists(images / name)]
     if not listed and len(absent) == len(named):
         raise InputError(f"{images} holds no images, expected some ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if absent:

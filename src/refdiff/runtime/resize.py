@@ -189,9 +189,10 @@ def square_offset(size_yx: Size) -> Size:
 def resize_image(
     image: ImageArray, size_yx: Size, method: Image.Resampling, *, square: bool = False
 ) -> ImageArray:
-    """Resize as Pillow does, bit by bit, without its copies of the whole image.
+    """Resize as Pillow does, bit by bit, without the square that an image is padded to.
 
-    Pillow resizes rows first, and rounds to 8 bits in between: so rows may be resized in bands.
+    Pillow resizes the rows of a square first, and rounds to 8 bits in between: so they may be resized in bands.
+    Of a tall image it resizes the columns first; an image that is not padded is left to Pillow as a whole.
 
     Args:
         image: [y, x, 3].
@@ -203,11 +204,13 @@ def resize_image(
         [y, x, 3].
     """
     (height, width), (down, across) = image.shape[:2], size_yx
-    top, left = square_offset((height, width)) if square else (0, 0)
-    rows, columns = (max(height, width),) * 2 if square else (height, width)
-    narrow = np.zeros((rows, across, 3), np.uint8)
-    for band in bands(height, columns):
-        padded = np.zeros((band.stop - band.start, columns, 3), np.uint8)
+    if not square:
+        return np.asarray(Image.fromarray(image).resize((across, down), method))
+    top, left = square_offset((height, width))
+    side = max(height, width)
+    narrow = np.zeros((side, across, 3), np.uint8)
+    for band in bands(height, side):
+        padded = np.zeros((band.stop - band.start, side, 3), np.uint8)
         padded[:, left : left + width] = image[band]
         resized = Image.fromarray(padded).resize((across, len(padded)), method)
         narrow[top + band.start : top + band.stop] = np.asarray(resized)

@@ -87,7 +87,10 @@ def _remove_small(mask: Bool, least_px: float, *, keep_largest: bool) -> tuple[B
     if not small.any():
         return mask, False
     if keep_largest and small.sum() == np.count_nonzero(sizes):
-        small[sizes.argmax()] = False
+        # OpenCV, which SAM labels with, scans blocks of 2x2: of equally large regions its first one stays.
+        blocks = (runs.rows // 2) * mask.shape[1] + runs.starts // 2  # [r]
+        largest = sizes[labels] == sizes.max()
+        small[labels[largest][blocks[largest].argmin()]] = False
     removed = small[labels]  # [r]
     remaining = mask.copy()
     for row, start, end in zip(*(part[removed].tolist() for part in runs), strict=True):
