@@ -104,14 +104,24 @@ def read_extras(sources: Sources) -> tuple[Extra, ...]:
         if parts is None or extra is None:
             continue
         missing, outdated = lacking.setdefault(extra[1], ([], []))
-        arch = re.search(r"platform_machine == ['\"](\w+)['\"]", marker)
-        if arch is None or arch[1] == sources.arch:
+        if _applies(marker, sources):
             least = re.search(r">=\s*([\d.]+)", parts["versions"])
             _check_requirement(sources, parts["name"], least[1] if least else None, missing, outdated)
     return tuple(
         Extra(name=name, missing=tuple(missing), outdated=tuple(outdated))
         for name, (missing, outdated) in sorted(lacking.items())
     )
+
+
+def _applies(marker: str, sources: Sources) -> bool:
+    """Return whether a requirement is for this processor and this Python."""
+    arch = re.search(r"platform_machine == ['\"](\w+)['\"]", marker)
+    python = re.search(r"python_version (<|>=) ['\"]([\d.]+)['\"]", marker)
+    if python is not None:
+        older = version_numbers(sources.python) < version_numbers(python[2])
+        if older != (python[1] == "<"):
+            return False
+    return arch is None or arch[1] == sources.arch
 
 
 def _check_requirement(

@@ -191,7 +191,7 @@ def resize_image(
 ) -> ImageArray:
     """Resize as Pillow does, bit by bit, without the square that an image is padded to.
 
-    Pillow resizes the rows of a square first, and rounds to 8 bits in between: so they may be resized in bands.
+    Pillow resizes the rows of a square first, and rounds to 8 bits between: so they may be resized in bands.
     Of a tall image it resizes the columns first; an image that is not padded is left to Pillow as a whole.
 
     Args:
