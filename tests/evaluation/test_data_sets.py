@@ -14,14 +14,17 @@ from pycocotools import mask as coco
 
 from refdiff.cli import main
 from refdiff.contracts.options import RunOptions
-from refdiff.data.sample import SampleList, Truth
+from refdiff.contracts.results import Candidates, Scores
+from refdiff.data.sample import SampleList, Truth, true_mask
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
 from refdiff.evaluation.datasets import find_subsets, select
 from refdiff.evaluation.evaluate import evaluate
 from refdiff.evaluation.published import published_rows
 from refdiff.evaluation.records import RECORDS_NAME, phrase_classes
+from refdiff.evaluation.release_audit import ODDITIES
 from refdiff.evaluation.summary import summarize
+from refdiff.runtime.segmentation import Segmentation
 from tests.support.data_sets import write_grefcoco, write_reason_seg, write_refer_tree
 
 GEN = RunOptions(mode="gen")
@@ -183,11 +186,44 @@ def test_the_release_s_oddities_are_switched_on_alone(root, tiny_bundle, capsys)
     rows = json.loads(capsys.readouterr().out)
     assert main(["eval", str(tiny_bundle), *options]) == 0
     plain = json.loads(capsys.readouterr().out)
-    normal, first, bgr = rows.values()
+    normal, _, bgr = rows.values()
     assert normal["miou"] == plain["miou"]
-    assert first["miou"] < normal["miou"] or first["unmatched"] == normal["unmatched"]
     assert bgr["count"] == normal["count"]
     assert normal["miou_weighted_by_area"] != normal["miou"]
+
+
+def test_the_first_sentence_s_answer_is_given_to_all_sentences_of_an_image(selection):
+    samples = [each for each in selection.samples if each.subset == "RefCOCO (unc, val)"]
+    samples = [each for each in samples if each.picture == samples[0].picture]
+    asked = []
+
+    class FirstOnly:
+        def segment(self, pixels, phrase):
+            asked.append(phrase)
+            return answer_of(true_mask(samples[0]))
+
+    found = ODDITIES["the first sentence's answer for all of an image"](FirstOnly(), None, samples)
+    assert asked == [samples[0].phrase]
+    assert len(found) == len(samples) > 2
+    assert found[0].iou == 1
+    assert {json.dumps(each.rle) for each in found} == {json.dumps(found[0].rle)}
+    assert found[-1].iou < 1  # of another object
+
+
+def answer_of(mask):
+    """Return an answer whose only candidate is `mask`."""
+    one = np.ones(1, np.float32)
+    candidates = Candidates(
+        masks=mask[None],
+        predicted_iou=one,
+        areas_px=np.array([mask.sum()]),
+        boxes_xyxy_px=np.zeros((1, 4), np.int64),
+        kept=np.ones(1, bool),
+    )
+    scores = Scores(hard=one, soft=one, generative=one, place=one, total=one)
+    return Segmentation(
+        phrase="x", root="x", mask=mask, index=0, score=1.0, scores=scores, heat=None, candidates=candidates
+    )
 
 
 def test_the_verb_writes_a_page_and_files_that_other_tools_read(root, tiny_bundle, tmp_path, capsys):

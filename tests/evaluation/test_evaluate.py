@@ -56,7 +56,7 @@ def test_the_table_has_a_row_for_all_samples_and_for_each_cue(
     said = capsys.readouterr().out
     assert said.startswith("onnx, edge, gen: 1 samples")
     assert "oracle" in said
-    assert {"with", "kind"} <= set(said.split())
+    assert "with kind" in " ".join(said.split())  # the narrow column folds it
 
 
 @pytest.mark.parametrize(

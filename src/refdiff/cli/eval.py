@@ -82,6 +82,10 @@ def evaluate(
         Path | None, typer.Option(help="Write the answers in REFER's layout: an existing folder.")
     ] = None,
     overwrite: Overwrite = False,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Count answers below this confidence as empty masks."),
+    ] = None,
     falsehoods: Annotated[
         bool,
         typer.Option("--falsehoods", help="Rendered scenes also with phrases that fit nothing in them."),
@@ -130,6 +134,7 @@ def evaluate(
         variant=variant,
         mode=mode,
         min_area_px=min_area,
+        min_confidence=min_confidence,
         tuned=None if tuned is None else read_tuned_options(tuned),
         allow_random_weights=allow_random_weights,
     )

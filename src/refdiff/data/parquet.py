@@ -12,6 +12,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -153,20 +154,15 @@ def _samples(
     ]
 
 
-class _row_errors:  # noqa: N801 - a context manager, read as a verb
-    """Names the table and the row of an error."""
-
-    def __init__(self, path: Path, row: int) -> None:
-        self._where = f"{path}, row {row}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError)):
-            raise InputError(
-                f"{self._where} lacks a field or is damaged ({error!r}); download it again"
-            ) from error
+@contextmanager
+def _row_errors(path: Path, row: int) -> Iterator[None]:
+    """Name the table and the row of an error."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}, row {row} lacks a field or is damaged ({error!r}); download it again"
+        ) from error
 
 
 def _items(refs: Any, path: Path, row: int) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,7 +84,7 @@ def choose_backend(model: EvaluatedModel) -> tuple[str, str] | tuple[None, None]
 def model_settings(model: EvaluatedModel, backend: str | None) -> dict[str, Any]:
     """Return everything that a record depends on except its sample."""
     settings = {
-        "format": 1,
+        "format": 2,
         "refdiff": refdiff_version(),
         "runtime": model.runtime,
         "backend": backend,
@@ -94,9 +93,12 @@ def model_settings(model: EvaluatedModel, backend: str | None) -> dict[str, Any]
     if model.runtime == "torch":
         return settings
     manifest = find_bundle(model.bundle).manifest
-    files = {name: file.sha256 for name, file in sorted(manifest.files.items())}
-    digest = hashlib.sha256(repr(files).encode()).hexdigest()
-    return {**settings, "model": manifest.spec.name, "precision": manifest.precision, "bundle_sha256": digest}
+    return {
+        **settings,
+        "model": manifest.spec.name,
+        "precision": manifest.precision,
+        "bundle_sha256": manifest.sha256,
+    }
 
 
 def answer_all(

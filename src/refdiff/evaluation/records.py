@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from refdiff.accuracy.metrics import ious_with
+from refdiff.batch.prediction import parts_of
 from refdiff.contracts.atomic_io import report_write_errors, sync, write_file
 from refdiff.contracts.file_lock import lock_file
 from refdiff.contracts.plain_file import read_plain
@@ -158,21 +159,18 @@ def _record_of(sample: Sample, result: Segmentation, truth: Truth) -> SentenceRe
         answer, masks = answer & counted, (mask & counted for mask in masks)
     truth_px, answer_px = int(np.count_nonzero(truth.mask)), int(np.count_nonzero(answer))
     shared_px = int(np.count_nonzero(answer & truth.mask))
-    parts = ("hard", "soft", "generative", "place")
-    index = result.index
+    parts = parts_of(result)
     return SentenceRecord(
         id=sample.id,
         subset=sample.subset,
         picture=sample.picture or sample.id,
         phrase=sample.phrase,
         root=result.root,
-        matched=index is not None,
+        matched=result.matched,
         reason=result.reason,
         confidence=result.confidence,
         score=result.score if math.isfinite(result.score) else None,
-        scores=None
-        if index is None
-        else {name: round(float(getattr(result.scores, name)[index]), 6) for name in parts},
+        scores=None if parts is None else {name: round(value, 6) for name, value in parts.items()},
         intersection_px=shared_px,
         union_px=truth_px + answer_px - shared_px,
         truth_px=truth_px,
