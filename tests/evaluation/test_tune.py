@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from refdiff.cli import main
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import VARIANTS, RunOptions, options_for
 from refdiff.contracts.tuned_options import TunedOptions, read_tuned_options
@@ -14,6 +15,9 @@ from refdiff.evaluation.cached_scores import CachedScores
 from refdiff.evaluation.tune import readings_of, search, split
 
 pytest.importorskip("scipy")
+pytest.importorskip("cv2")
+
+from tests.support.data_sets import write_refer_tree
 
 EDGE = VARIANTS["edge"]
 TUNED = TunedOptions(
@@ -113,3 +117,21 @@ def test_a_file_that_tune_did_not_write_is_refused(tmp_path, change):
     path.write_text(json.dumps({**TUNED.to_json(), **change}))
     with pytest.raises(InputError, match=r"tuned\.json holds no tuned options"):
         read_tuned_options(path)
+
+
+@pytest.mark.slow
+def test_the_verb_tunes_on_a_part_of_a_data_set_and_segment_takes_its_file(tmp_path, capsys):
+    pytest.importorskip("pycocotools")
+    write_refer_tree(tmp_path, {"val": range(2_000_000, 2_000_020)})
+    file = tmp_path / "tuned.json"
+    few = ["tune", "mini", "--data", str(tmp_path), "--limit", "2"]
+    assert main(few) == 2
+    refused = capsys.readouterr().err
+    assert "got 2 images" in refused
+    assert "samples" not in refused  # no graph has run
+    assert main(["tune", "mini", "--data", str(tmp_path), "-o", str(file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert json.loads(file.read_text()) == report
+    image = next((tmp_path / "images").rglob("*.png"))
+    assert main(["segment", "mini", str(image), "the mug", "--options", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["confidence"] is None

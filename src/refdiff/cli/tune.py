@@ -40,7 +40,8 @@ def tune(
     from refdiff.evaluation.datasets import find_subsets, select
 
     check_targets([] if output is None else [output], overwrite=overwrite)
-    samples = select(find_subsets(data), names=subset or (), limit=limit)
+    # Nothing is compared with published figures here: a part of a published data set will do.
+    samples = select(find_subsets(data), names=subset or (), limit=limit, allow_partial=True)
     with working() as progress:
         report = tuning.tune(
             bundle,

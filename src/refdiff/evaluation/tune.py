@@ -135,6 +135,8 @@ def tune(
         from scipy.optimize import differential_evolution  # noqa: F401 - before the graphs run
     if options.tuned is not None:
         raise InputError("got options that are tuned already, expected those of a variant; leave them out")
+    # Too few images are refused before the graphs run; those without a target are dropped afterwards.
+    split(tuple(sample.picture or sample.id for sample in dataset), seed)
     spec = find_bundle(bundle).spec
     plain = options.pipeline_options(spec)
     readings = readings_of(plain.attention, len(spec.diffusion.tapped_layers))
