@@ -9,17 +9,21 @@ import pytest
 pytestmark = pytest.mark.needs_torch
 torch = pytest.importorskip("torch")
 
+from diffusers import AutoencoderTiny
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from segment_anything.modeling import TwoWayTransformer
 
 from refdiff.contracts.graphs import BLOCKED
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
-from refdiff.export.diffusion_graphs import tapped
+from refdiff.export.diffusion_graphs import VaeEncoder, tapped
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
+from refdiff.export.tiny_vit_layers import rewrite_tiny_vit
 from refdiff.export.wrappers import clip_positions, wrap
 from refdiff.models.sam import SamSizes, build_sam
 from refdiff.models.stacks import random_module
+from refdiff.networks.tiny_vit import TinyVitEncoder, TinyVitSizes
 from tests.support.calm_stack import calm_stack
 
 
@@ -64,6 +68,19 @@ def test_vae_encoder_gives_the_posteriors_moments(stack: ModelStack) -> None:
     image = draw(1, 3, side, side)
     expected = stack.vae.encode(image).latent_dist.parameters
     assert_same(wrap(stack, "vae_encoder")(image), expected)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+@torch.no_grad()
+def test_a_tiny_autoencoder_gives_the_latent_that_diffusers_pipelines_feed_the_unet(factor: float) -> None:
+    torch.manual_seed(3)
+    vae = AutoencoderTiny(scaling_factor=factor, encoder_block_out_channels=(16,) * 4).eval()
+    image = draw(1, 3, 64, 64).clamp(-1, 1)
+    theirs = vae.config.scaling_factor * retrieve_latents(vae.encode(image), sample_mode="argmax")
+    mean, log_variance = VaeEncoder(vae, 0.18215)(image).chunk(2, dim=1)
+    assert_same(0.18215 * mean, theirs)
+    # One sample of the posterior is its mean, to float32.
+    assert (0.18215 * (0.5 * log_variance).exp()).max() < 1e-7
 
 
 def unet_inputs(stack: ModelStack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -166,6 +183,36 @@ def test_a_fusible_image_encoder_takes_attentions_without_positions(stack: Model
     side = stack.spec.sam.image_size
     image = draw(1, 3, side, side)
     assert_same(FusibleImageEncoder(original)(image), original(image))
+
+
+@pytest.mark.parametrize(
+    ("windows", "strides"),
+    [
+        pytest.param((3, 5), (2, 1), id="windows that the image does not fill"),
+        pytest.param((4, 8), (2, 1), id="windows that it fills, and one window"),
+    ],
+)
+@torch.no_grad()
+def test_a_rewritten_tiny_vit_is_the_original(windows: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    sizes = TinyVitSizes(
+        widths=(8, 16, 24),
+        depths=(1, 1, 2),
+        heads=(2, 3),
+        windows=windows,
+        strides=strides,
+        embed_channels=12,
+    )
+    original = random_module(lambda: TinyVitEncoder(sizes), seed=0, name="sam")
+    for name, tensor in (*original.named_buffers(), *original.named_parameters()):
+        if "running_" in name or ".bn." in name:  # of a fresh norm all are alike
+            tensor.copy_(draw(*tensor.shape).abs() + 0.5 if tensor.is_floating_point() else tensor)
+        if name.endswith("attention_biases"):
+            tensor.copy_(draw(*tensor.shape))
+    image = draw(1, 3, 64, 64)
+    expected = original(image)
+    assert expected.shape == (1, 12, 8, 8)
+    assert_same(rewrite_tiny_vit(original)(image), expected)
+    assert torch.equal(original(image), expected)
 
 
 def test_an_image_encoder_of_another_architecture_is_left_as_it_is(stack: ModelStack) -> None:

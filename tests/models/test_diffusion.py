@@ -104,7 +104,7 @@ def test_the_exporters_graphs_take_what_was_loaded(name, tmp_path):
     image, latent = (torch.randn(shape, generator=generator) for shape in ((1, 3, 64, 64), (2, 4, 8, 8)))
     with torch.no_grad():
         context = SdText(modules["text_encoder"])(ids)
-        moments = VaeEncoder(modules["vae"])(image)
+        moments = VaeEncoder(modules["vae"], 0.18215)(image)
         unet = Unet(modules["unet"], part.spec.tapped_layers)
         output, taps = unet(latent, torch.full((2,), 51.0), context)
     got = {"text_encoder": context, "vae": moments, "unet": output}

@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from refdiff.contracts.options import VARIANTS, AttentionOptions
-from refdiff.contracts.stack import ModelStack
+from refdiff.contracts.stack import COMPONENTS, ModelStack
 from refdiff.errors import InputError, RefdiffError
 from refdiff.runtime import diffusion as runtime
 from refdiff.runtime.attention_branch import AttentionBranch
@@ -15,6 +16,8 @@ from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
+
+from diffusers import AutoencoderTiny
 
 from refdiff.export.wrappers import TorchSessions
 from refdiff.reference.diffusion import (
@@ -53,6 +56,34 @@ def test_the_levels_are_the_ones_the_method_prints():
     printed = [0.892980537, 0.950524322, 0.998296028]
     np.testing.assert_allclose([alphas[t] for t in (101, 51, 1)], printed, atol=1e-9)
     np.testing.assert_allclose(alphas, runtime.alphas_cumprod(TINY.diffusion), rtol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["official", "edge"])
+def test_the_latent_of_a_tiny_autoencoder_is_its_own_output_and_the_runtimes(variant):
+    torch.manual_seed(3)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(16,) * 3, num_encoder_blocks=(1, 1, 1), scaling_factor=0.7
+    ).eval()
+    whole = tiny_stack()
+    modules = {name: getattr(whole, name) for name in COMPONENTS} | {"vae": tiny}
+    stack = ModelStack.of(
+        spec=TINY, tokenizer_json=whole.tokenizer_json, sources=whole.sources, modules=modules
+    )
+    options = dataclasses.replace(VARIANTS[variant], seed=3)
+    picture = tiny_picture()
+    with torch.no_grad():
+        latent = encode_image(stack, options, picture).numpy()
+    tokenizer = Tokenizer(stack.tokenizer_json, TINY.context_length)
+    branch = AttentionBranch(TorchSessions(stack), TINY.diffusion, options, tokenizer)
+    np.testing.assert_allclose(branch.encode(picture).noised, latent, atol=2e-6)
+    square = np.asarray(Image.fromarray(pad_to_square(picture)).resize((64, 64), Image.Resampling.LANCZOS))
+    with torch.no_grad():
+        pixels = torch.from_numpy(square / np.float32(127.5) - 1).permute(2, 0, 1)[None]
+        clean = 0.7 * tiny.encode(pixels).latents
+    level = alphas_cumprod(TINY.diffusion)[options.attention.start_level]
+    _, noise = runtime.draw_noise(options.seed, clean.shape)
+    expected = math.sqrt(level) * clean.numpy() + math.sqrt(1 - level) * noise
+    np.testing.assert_allclose(latent, expected, atol=2e-6)
 
 
 def test_a_ddim_step_with_the_true_noise_lands_on_the_cleaner_level():

@@ -14,7 +14,7 @@ from refdiff.contracts.spec import ModelSpec
 
 if TYPE_CHECKING:
     import open_clip
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from segment_anything.modeling import Sam
     from transformers import CLIPTextModel
 
@@ -67,7 +67,7 @@ class ModelStack:
         return self._module("text_encoder")  # type: ignore[no-any-return]
 
     @property
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> AutoencoderKL | AutoencoderTiny:
         """The diffusion model's autoencoder; its decoder may be missing."""
         return self._module("vae")
 

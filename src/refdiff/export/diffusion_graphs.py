@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from torch import nn
 
 from refdiff.errors import InputError
@@ -133,22 +134,37 @@ class SdText(nn.Module):
         return out
 
 
+NO_VARIANCE = -30.0
+"""Log-variance of a latent that is certain: the lower limit of diffusers' posterior, std = exp(-15)."""
+
+
 class VaeEncoder(nn.Module):
     """Image [1, 3, y, x] in -1..1 -> posterior moments: mean and log-variance, stacked along the channels.
 
-    The caller draws from the posterior and scales, so the graph is deterministic.
+    The caller draws from the posterior and scales, so the graph is deterministic. An `AutoencoderTiny`
+    (TAESD) has no posterior, and its latents are scaled already: the mean is the latent divided by the
+    caller's factor, the log-variance `NO_VARIANCE`.
+
+    Args:
+        vae: the autoencoder; its decoder is not used.
+        scaling_factor: what the caller multiplies the mean with.
     """
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, scaling_factor: float) -> None:
         super().__init__()
         modules: Any = vae  # diffusers does not type its submodules
         self.encoder = modules.encoder
-        self.quant_conv = modules.quant_conv if modules.quant_conv is not None else nn.Identity()
+        quant_conv = getattr(modules, "quant_conv", None)
+        self.quant_conv = nn.Identity() if quant_conv is None else quant_conv
+        is_tiny = isinstance(vae, AutoencoderTiny)
+        self._scale = modules.config.scaling_factor / scaling_factor if is_tiny else None
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return moments [1, 2 * latent channels, y / factor, x / factor]."""
-        moments: torch.Tensor = self.quant_conv(self.encoder(image))
-        return moments
+        encoded: torch.Tensor = self.quant_conv(self.encoder(image))
+        if self._scale is None:
+            return encoded
+        return torch.cat([encoded * self._scale, torch.full_like(encoded, NO_VARIANCE)], dim=1)
 
 
 class Unet(nn.Module):

@@ -20,6 +20,8 @@ from torch import nn
 from refdiff.contracts.graphs import MASKS_PER_POINT, POINTS_PER_BATCH
 from refdiff.errors import InputError
 from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
+from refdiff.export.tiny_vit_layers import rewrite_tiny_vit
+from refdiff.networks.tiny_vit import TinyVitEncoder
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -31,9 +33,10 @@ class SamEncoder(nn.Module):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        encoder = sam.image_encoder  # MobileSAM's is another architecture, exported as it is
-        is_vit = isinstance(encoder, ImageEncoderViT)
-        self.image_encoder = FusibleImageEncoder(encoder) if is_vit else encoder
+        rewrites = ((ImageEncoderViT, FusibleImageEncoder), (TinyVitEncoder, rewrite_tiny_vit))
+        encoder: nn.Module = sam.image_encoder
+        rewrite = next((own for kind, own in rewrites if isinstance(encoder, kind)), None)
+        self.image_encoder = encoder if rewrite is None else rewrite(encoder)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image embedding."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _BUILDERS: dict[str, Callable[[ModelStack], nn.Module]] = {
     "sd_text": lambda stack: SdText(stack.text_encoder),
-    "vae_encoder": lambda stack: VaeEncoder(stack.vae),
+    "vae_encoder": lambda stack: VaeEncoder(stack.vae, stack.spec.diffusion.scaling_factor),
     "unet": lambda stack: Unet(stack.unet, stack.spec.diffusion.tapped_layers),
     "unet_taps": lambda stack: UnetTaps(stack.unet, stack.spec.diffusion.tapped_layers),
     "sam_encoder": lambda stack: SamEncoder(stack.sam),

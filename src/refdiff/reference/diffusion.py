@@ -73,14 +73,18 @@ def encode_image(stack: ModelStack, options: Options, image: NDArray[np.uint8]) 
     square = Image.fromarray(pad_to_square(image))
     resized = square.resize((spec.image_size, spec.image_size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0 * 2.0 - 1.0)  # [y, x, 3]
-    posterior: Any = vae.encode(pixels.permute(2, 0, 1)[None].to(vae.device)).latent_dist
+    encoded: Any = vae.encode(pixels.permute(2, 0, 1)[None].to(vae.device))
     shape = (1, spec.latent_channels, spec.latent_size, spec.latent_size)
     posterior_draw, noise = (torch.from_numpy(d).to(vae.device) for d in draw_noise(options.seed, shape))
-    sample: torch.Tensor = posterior.mean
-    if options.attention.sample_posterior:
-        sample = posterior.mean + posterior.std * posterior_draw
+    if hasattr(encoded, "latents"):  # an AutoencoderTiny has no posterior, and its own factor
+        clean: torch.Tensor = vae.config.scaling_factor * encoded.latents
+    else:
+        sample = encoded.latent_dist.mean
+        if options.attention.sample_posterior:
+            sample = sample + encoded.latent_dist.std * posterior_draw
+        clean = spec.scaling_factor * sample
     level = alphas_cumprod(spec)[options.attention.start_level]
-    return math.sqrt(level) * (spec.scaling_factor * sample) + math.sqrt(1.0 - level) * noise
+    return math.sqrt(level) * clean + math.sqrt(1.0 - level) * noise
 
 
 def encode_prompts(stack: ModelStack, tokenizer: Tokenizer, text: str) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Torch networks of published models that no installed library builds; their layers are timm's."""
