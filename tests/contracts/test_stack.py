@@ -21,7 +21,7 @@ def weights(tmp_path):
 def test_the_shipped_weights_load_in_eval_mode(weights):
     from refdiff.miniature.stack import load_miniature
 
-    stack = load_miniature(weights)
+    stack = load_miniature(weights=weights)
     assert set(stack.sources) == {"vae", "text", "unet", "sam", "clip"}
     assert not stack.unet.training
     assert not any(p.requires_grad for p in stack.sam.parameters())
@@ -32,7 +32,7 @@ def test_a_missing_file_is_named_with_the_cure(weights):
 
     (weights / "sam.safetensors").unlink()
     with pytest.raises(InputError, match=r"sam\.safetensors are missing.*make miniature"):
-        load_miniature(weights)
+        load_miniature(weights=weights)
 
 
 @pytest.mark.parametrize("change", ["drop", "add", "reshape"])
@@ -51,7 +51,7 @@ def test_weights_of_another_shape_are_refused(weights, change):
         state[key] = tensor[:1].clone()
     safetensors.torch.save_file(state, path)
     with pytest.raises(InputError, match=r"text\.safetensors does not fit"):
-        load_miniature(weights)
+        load_miniature(weights=weights)
 
 
 def test_the_decoder_alone_may_be_absent(weights):
@@ -65,4 +65,4 @@ def test_the_decoder_alone_may_be_absent(weights):
     del state["quant_conv.weight"]
     safetensors.torch.save_file(state, path)
     with pytest.raises(InputError, match=r"quant_conv\.weight"):
-        load_miniature(weights)
+        load_miniature(weights=weights)

@@ -80,8 +80,52 @@ def _diffusion(store, encoder):
     return [text, unet], grounding_loss(text, unet, store, encoder, latents)
 
 
+def _edge_vae(store, encoder):
+    from refdiff.miniature import architecture
+    from refdiff.miniature.stack import load_miniature
+    from refdiff.miniature.training.distillation import latent_loss
+    from refdiff.miniature.training.grounding import encode_store
+
+    vae = architecture.tiny_autoencoder()
+    return [vae.encoder], latent_loss(vae, store, encode_store(load_miniature().vae, store)[0])
+
+
+def _edge_sam(store, encoder):
+    from refdiff.miniature import architecture
+    from refdiff.miniature.stack import load_miniature
+    from refdiff.miniature.training.distillation import embed_store, embedding_loss, inherit
+
+    sam, teacher = architecture.tiny_sam(), load_miniature().sam
+    inherit(sam, teacher.state_dict())
+    parts = [sam.image_encoder, sam.mask_decoder.transformer]
+    return parts, embedding_loss(sam, store, embed_store(teacher, store))
+
+
+def _edge_clip(store, encoder):
+    from refdiff.miniature import architecture
+    from refdiff.miniature.stack import load_miniature, vocabulary_size
+    from refdiff.miniature.training.distillation import vector_loss
+
+    clip = architecture.small_clip(vocabulary_size())
+    return [clip.visual], vector_loss(clip, load_miniature().clip, store, encoder)
+
+
+def _edge_unet(store, encoder):
+    from refdiff.miniature import architecture
+    from refdiff.miniature.stack import load_miniature
+    from refdiff.miniature.training.distillation import map_loss, tiny_latents
+    from refdiff.miniature.training.grounding import encode_store
+
+    stack, unet = load_miniature(), architecture.small_unet()
+    latents = (*encode_store(stack.vae, store), tiny_latents(architecture.tiny_autoencoder(), store))
+    return [unet], map_loss(stack.text_encoder, (stack.unet, unet), store, encoder, latents)
+
+
+STAGES = [_vae, _sam, _clip, _diffusion, _edge_vae, _edge_sam, _edge_clip, _edge_unet]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [_vae, _sam, _clip, _diffusion])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_loss_is_finite_repeatable_and_reaches_every_part(stage, store, encoder):
     import torch
 

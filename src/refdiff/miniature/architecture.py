@@ -1,16 +1,22 @@
-"""The miniature's architecture: the classes of the real models at a few per cent of their size.
+"""The miniatures' architecture: the classes of the real models at a few per cent of their size.
 
-`MINIATURE` holds the sizes that reference and runtime read; the functions build the modules.
+`MINIATURE` and `MINIATURE_EDGE` hold the sizes that reference and runtime read; the functions build the
+modules. The second is to the first as `refdiff-edge` is to `refdiff`: TAESD in place of the VAE, a TinyViT in
+place of SAM's ViT, a UNet without its innermost level. Only the text encoders are the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
+from typing import Any
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from timm.models.tiny_vit import TinyVit
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -40,6 +46,21 @@ MINIATURE = ModelSpec(
     clip=ClipSpec(image_size=64, patch_size=8, width=128, embed_dim=96),
 )
 """Sizes of the miniature."""
+
+MINIATURE_EDGE = dataclasses.replace(
+    MINIATURE,
+    name="mini-edge",
+    diffusion=dataclasses.replace(
+        MINIATURE.diffusion,
+        tapped_layers=(
+            "down_blocks.1.attentions.0",
+            "up_blocks.0.attentions.0",
+            "up_blocks.0.attentions.1",
+        ),
+        cut_after="up_blocks.0",
+    ),
+)
+"""Sizes of its small counterpart: the same images, latents and embeddings."""
 
 CLIP_LOGIT_SCALE = 100.0
 """Trained logit scale of OpenAI CLIP; fixed, so that similarities differ by hundredths as there."""
@@ -80,6 +101,17 @@ def autoencoder() -> AutoencoderKL:
     )
 
 
+def tiny_autoencoder() -> AutoencoderTiny:
+    """Build the counterpart of TAESD; its latents are scaled already. The decoder is not used."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(16,) * 3,
+        num_encoder_blocks=(0, 1, 4),
+        decoder_block_out_channels=(8,),
+        num_decoder_blocks=(0,),
+        latent_channels=MINIATURE.diffusion.latent_channels,
+    )
+
+
 def unet() -> UNet2DConditionModel:
     """Build the denoiser: 32x32, 16x16 and 8x8 cells; cross-attention at 16x16 and in the middle block."""
     return UNet2DConditionModel(
@@ -96,25 +128,83 @@ def unet() -> UNet2DConditionModel:
     )
 
 
+def small_unet() -> UNet2DConditionModel:
+    """Build the counterpart of BK-SDM: 32x32 and 16x16 cells, no middle block, narrower at 16x16."""
+    return UNet2DConditionModel(
+        sample_size=MINIATURE.diffusion.latent_size,
+        in_channels=MINIATURE.diffusion.latent_channels,
+        out_channels=MINIATURE.diffusion.latent_channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=MINIATURE.diffusion.context_width,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
 def sam() -> Sam:
     """Build SAM: a five-layer ViT on 8 px patches, the original prompt encoder and mask decoder."""
     spec = MINIATURE.sam
+    encoder = ImageEncoderViT(
+        img_size=spec.image_size,
+        patch_size=spec.image_size // spec.embed_size,
+        embed_dim=128,
+        depth=5,
+        num_heads=4,
+        mlp_ratio=4,
+        out_chans=spec.embed_channels,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=5,
+        global_attn_indexes=(1, 3, 4),
+    )
+    return _sam(encoder, decoder_depth=2)
+
+
+def tiny_sam() -> Sam:
+    """Build the counterpart of MobileSAM; its prompt transformer has one layer of two."""
+    return _sam(TinyImageEncoder(), decoder_depth=1)
+
+
+class TinyImageEncoder(nn.Module):
+    """A TinyViT as in MobileSAM: the last stage keeps the resolution, a neck makes the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 64
+        vit: Any = TinyVit(
+            embed_dims=(24, width, width),
+            depths=(1, 2, 2),
+            num_heads=(1, 4, 4),
+            window_sizes=(5, 10, MINIATURE.sam.embed_size),
+            num_classes=0,
+            drop_path_rate=0.0,
+        )
+        vit.stages[2].downsample.conv2.conv.stride = (1, 1)
+        self.patch_embed, self.stages = vit.patch_embed, vit.stages
+        channels = MINIATURE.sam.embed_channels
+        self.neck = nn.Sequential(
+            nn.Conv2d(width, channels, 1, bias=False),
+            LayerNorm2d(channels),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            LayerNorm2d(channels),
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map images [b, 3, y, x] to embeddings [b, c, y / 8, x / 8]."""
+        embedding: torch.Tensor = self.neck(self.stages(self.patch_embed(image)))
+        return embedding
+
+
+def _sam(encoder: nn.Module, *, decoder_depth: int) -> Sam:
+    spec = MINIATURE.sam
     grid = (spec.embed_size, spec.embed_size)
     return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=spec.image_size,
-            patch_size=spec.image_size // spec.embed_size,
-            embed_dim=128,
-            depth=5,
-            num_heads=4,
-            mlp_ratio=4,
-            out_chans=spec.embed_channels,
-            qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=5,
-            global_attn_indexes=(1, 3, 4),
-        ),
+        image_encoder=encoder,
         prompt_encoder=PromptEncoder(
             embed_dim=spec.embed_channels,
             image_embedding_size=grid,
@@ -124,7 +214,7 @@ def sam() -> Sam:
         mask_decoder=MaskDecoder(
             transformer_dim=spec.embed_channels,
             transformer=TwoWayTransformer(
-                depth=2, embedding_dim=spec.embed_channels, num_heads=4, mlp_dim=256
+                depth=decoder_depth, embedding_dim=spec.embed_channels, num_heads=4, mlp_dim=256
             ),
             num_multimask_outputs=3,
             iou_head_depth=3,
@@ -135,7 +225,12 @@ def sam() -> Sam:
     )
 
 
-def clip(vocabulary: int) -> open_clip.CLIP:
+def small_clip(vocabulary: int) -> open_clip.CLIP:
+    """Build the counterpart of a smaller CLIP: half of the image encoder's layers, the same text encoder."""
+    return clip(vocabulary, image_layers=2)
+
+
+def clip(vocabulary: int, *, image_layers: int = 4) -> open_clip.CLIP:
     """Build CLIP: a four-layer ViT on 8 px patches of 64 px images, a two-layer causal text encoder."""
     spec = MINIATURE.clip
     model = open_clip.CLIP(
@@ -144,7 +239,7 @@ def clip(vocabulary: int) -> open_clip.CLIP:
             "image_size": spec.image_size,
             "patch_size": spec.patch_size,
             "width": spec.width,
-            "layers": 4,
+            "layers": image_layers,
             "head_width": 32,
         },
         text_cfg={

@@ -1,6 +1,6 @@
-"""The shipped miniature as a `ModelStack`: half-precision safetensors in, float32 modules out.
+"""The shipped miniatures as a `ModelStack`: half-precision safetensors in, float32 modules out.
 
-Its tokenizer is CLIP's byte-pair encoding, reduced to the merges that the miniature's phrases need. Merges
+Their tokenizer is CLIP's byte-pair encoding, reduced to the merges that the miniature's phrases need. Merges
 keep their order, so words of the lexicon are tokenized exactly as in CLIP; other text is split into shorter
 pieces, down to bytes.
 """
@@ -8,9 +8,10 @@ pieces, down to bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -73,28 +74,55 @@ def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, s
 
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Folder of one safetensors file per part: vae, text, unet, sam, clip."""
+"""Folder of one safetensors file per part: vae, text, unet, sam, clip, and edge-vae, edge-unet, edge-sam and
+edge-clip of the small counterparts."""
 
 NOT_SHIPPED = ("decoder.", "post_quant_conv.")
 """Prefixes of the VAE's decoder, which is not shipped: the method never decodes (METHOD §4.8)."""
 
+_PARTS: Mapping[str, Mapping[str, Callable[[], Any]]] = {
+    architecture.MINIATURE.name: {
+        "vae": architecture.autoencoder,
+        "unet": architecture.unet,
+        "sam": architecture.sam,
+        "clip": lambda: architecture.clip(vocabulary_size()),
+    },
+    architecture.MINIATURE_EDGE.name: {
+        "edge-vae": architecture.tiny_autoencoder,
+        "edge-unet": architecture.small_unet,
+        "edge-sam": architecture.tiny_sam,
+        "edge-clip": lambda: architecture.small_clip(vocabulary_size()),
+    },
+}
+"""Name of a miniature -> files of its parts and their builders; the text encoder is the same for both."""
 
-def load_miniature(weights: Path = WEIGHTS) -> ModelStack:
-    """Build the miniature and load its weights, in eval mode.
+
+def load_miniature(name: str = architecture.MINIATURE.name, *, weights: Path = WEIGHTS) -> ModelStack:
+    """Build a miniature and load its weights, in eval mode.
+
+    Args:
+        name: "mini" or "mini-edge".
+        weights: the folder of the weights.
 
     Raises:
-        InputError: a weight file is missing, or does not fit the architecture.
+        InputError: an unknown name; or a weight file is missing, or does not fit the architecture.
     """
-    vocabulary = vocabulary_size()
-    text, vae, unet = architecture.text_encoder(vocabulary), architecture.autoencoder(), architecture.unet()
-    sam, clip = architecture.sam(), architecture.clip(vocabulary)
-    parts: dict[str, nn.Module] = {"vae": vae, "text": text, "unet": unet, "sam": sam, "clip": clip}
-    sources = {name: _load(module, weights / f"{name}.safetensors") for name, module in parts.items()}
+    if name not in _PARTS:
+        raise InputError(f"unknown miniature {name!r}; choose one of: {', '.join(_PARTS)}")
+    text = architecture.text_encoder(vocabulary_size())
+    parts: dict[str, Any] = {"text": text, **{file: build() for file, build in _PARTS[name].items()}}
+    sources = {
+        file.removeprefix("edge-"): _load(module, weights / f"{file}.safetensors")
+        for file, module in parts.items()
+    }
+    modules = {file.removeprefix("edge-"): module for file, module in parts.items()}
+    modules["text_encoder"] = modules.pop("text")
+    is_edge = name == architecture.MINIATURE_EDGE.name
     return ModelStack.of(
-        spec=architecture.MINIATURE,
+        spec=architecture.MINIATURE_EDGE if is_edge else architecture.MINIATURE,
         tokenizer_json=miniature_tokenizer_json(),
         sources=sources,
-        modules={"text_encoder": text, "vae": vae, "unet": unet, "sam": sam, "clip": clip},
+        modules=modules,
     )
 
 
@@ -102,7 +130,7 @@ def save_weights(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> Non
     """Write the state of each part in half precision as safetensors, the VAE without its decoder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in parts.items():
-        shipped = {k: v for k, v in state.items() if not (name == "vae" and k.startswith(NOT_SHIPPED))}
+        shipped = {k: v for k, v in state.items() if not (name.endswith("vae") and k.startswith(NOT_SHIPPED))}
         halved = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in shipped.items()}
         safetensors.torch.save_file(halved, folder / f"{name}.safetensors")
 
@@ -119,7 +147,8 @@ def _load(module: nn.Module, path: Path) -> str:
         missing = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise InputError(f"{path.name} does not fit the miniature's architecture: {error}") from error
-    absent = [key for key in missing.missing_keys if not (path.stem == "vae" and key.startswith(NOT_SHIPPED))]
+    may_lack = NOT_SHIPPED if path.stem.endswith("vae") else ()
+    absent = [key for key in missing.missing_keys if not key.startswith(may_lack)]
     if absent or missing.unexpected_keys:
         raise InputError(
             f"{path.name} does not fit the miniature's architecture: {len(absent)} tensors missing, "

@@ -66,10 +66,12 @@ class RecordingProcessor(AttnProcessor2_0):  # type: ignore[misc]
         return attended
 
 
-def record_tapped_layers(unet: UNet2DConditionModel) -> list[RecordingProcessor]:
+def record_tapped_layers(
+    unet: UNet2DConditionModel, layers: Sequence[str] = MINIATURE.diffusion.tapped_layers
+) -> list[RecordingProcessor]:
     """Give each tapped layer a recording processor, for the whole training."""
     processors = []
-    for name in MINIATURE.diffusion.tapped_layers:
+    for name in layers:
         processor = RecordingProcessor()
         unet.get_submodule(f"{name}.transformer_blocks.0.attn2").set_processor(processor)
         processors.append(processor)
@@ -101,6 +103,14 @@ def cell_shares(scene: TrainingScene) -> Tensor:
     return F.adaptive_avg_pool2d(square[None], MINIATURE.diffusion.tap_size)[0].flatten(1)
 
 
+def noise_levels() -> Tensor:
+    """Return the cumulative alpha of each timestep."""
+    spec = MINIATURE.diffusion
+    start, end = spec.beta_start**0.5, spec.beta_end**0.5
+    betas = torch.linspace(start, end, spec.train_timesteps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
 def grounding_loss(
     text_encoder: CLIPTextModel,
     unet: UNet2DConditionModel,
@@ -110,12 +120,7 @@ def grounding_loss(
 ) -> Loss:
     """Return the loss function of a random batch."""
     processors = record_tapped_layers(unet)
-    spec = MINIATURE.diffusion
-    betas = (
-        torch.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_timesteps, dtype=torch.float64)
-        ** 2
-    )
-    alphas = torch.cumprod(1 - betas, 0).float()
+    alphas = noise_levels()
     empty = torch.from_numpy(encoder.empty_ids())
 
     def loss(rng: np.random.Generator, share: float) -> tuple[Tensor, dict[str, float]]:

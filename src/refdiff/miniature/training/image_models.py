@@ -7,6 +7,8 @@ single points (Kirillov et al. 2023, section 5 and appendix A).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -136,19 +138,30 @@ def sam_loss(sam: Sam, store: SceneStore) -> Loss:
     def loss(rng: np.random.Generator, _share: float) -> tuple[Tensor, dict[str, float]]:
         scenes = [store[int(i)] for i in rng.integers(len(store), size=SAM_BATCH)]
         images, labels = zip(*(sam_image(scene) for scene in scenes), strict=True)
-        prompts = [_draw_points(lab, len(s.objects), rng) for lab, s in zip(labels, scenes, strict=True)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             embeddings = sam.image_encoder(torch.stack(images)).float()
-        decoded = [_decode(sam, e, points) for e, (points, _) in zip(embeddings, prompts, strict=True)]
-        low_res = torch.cat([d[0] for d in decoded])  # [n, 3, l, l]
-        iou = torch.cat([d[1] for d in decoded])  # [n, 3]
-        wanted = torch.cat([w for _, w in prompts])
-        targets = torch.cat(
-            [(lab[None] == w[:, None, None]) for lab, (_, w) in zip(labels, prompts, strict=True)]
-        )  # [n, S, S]
-        return _point_loss(low_res, iou, targets, wanted > 0)
+        return decoded_loss(sam, embeddings, scenes, labels, rng)
 
     return loss
+
+
+def decoded_loss(
+    sam: Sam,
+    embeddings: Tensor,
+    scenes: Sequence[TrainingScene],
+    labels: Sequence[Tensor],
+    rng: np.random.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    """Compute the loss of what random points give, for embeddings [b, c, s, s] and labels [S, S]."""
+    prompts = [_draw_points(lab, len(s.objects), rng) for lab, s in zip(labels, scenes, strict=True)]
+    decoded = [_decode(sam, e, points) for e, (points, _) in zip(embeddings, prompts, strict=True)]
+    low_res = torch.cat([d[0] for d in decoded])  # [n, 3, l, l]
+    iou = torch.cat([d[1] for d in decoded])  # [n, 3]
+    wanted = torch.cat([w for _, w in prompts])
+    targets = torch.cat(
+        [(lab[None] == w[:, None, None]) for lab, (_, w) in zip(labels, prompts, strict=True)]
+    )  # [n, S, S]
+    return _point_loss(low_res, iou, targets, wanted > 0)
 
 
 def _point_loss(

@@ -61,7 +61,7 @@ def unfused_attention() -> Iterator[None]:
 Loss = Callable[[np.random.Generator, float], tuple[Tensor, dict[str, float]]]
 
 WARMUP_SHARE = 0.02
-SAVE_EVERY_S = 120.0
+SAVE_EVERY_S = 60.0
 LOG_EVERY = 50
 
 
