@@ -27,6 +27,11 @@ def _regions(mask):
     return found
 
 
+def _first_block(region):
+    """The place of a region's first block of 2x2 pixels, in whose order OpenCV numbers regions."""
+    return min((y // 2, x // 2) for y, x in region)
+
+
 def _slowly(mask, least_px):
     """What segment_anything's `remove_small_regions` does for holes, then for regions."""
     filled = mask.copy()
@@ -36,7 +41,7 @@ def _slowly(mask, least_px):
     regions = _regions(filled)
     kept = [region for region in regions if len(region) >= least_px]
     if regions and not kept:
-        kept = [max(regions, key=len)]  # the first of the largest, as argmax takes it
+        kept = [min(regions, key=lambda region: (-len(region), _first_block(region)))]
     left = np.zeros_like(mask)
     for region in kept:
         left[tuple(zip(*region, strict=True))] = True
