@@ -6,6 +6,9 @@ PYTHON ?= python3
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 UV_BOOTSTRAP := $(filter .uv/bin/uv,$(UV))
 
+# Every worker and every command that a test starts imports large packages: compiled once, not each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 FULL := .venv/.refdiff-stamp
 LEAN := .venv-demo/.refdiff-stamp
 PINS := pyproject.toml constraints.txt

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,7 +38,7 @@ LONGEST_FIRST = (
 """Files that take long; whole files are handed to the workers, and the last one should be a short one."""
 
 
-SLOW_FIXTURES = frozenset({"tiny_bundle", "mini_feeds"})
+SLOW_FIXTURES = frozenset({"tiny_bundle", "mini_feeds", "mini_in", "recorded"})
 """Fixtures that take seconds to make: what needs one is `slow` by that alone."""
 
 
@@ -71,6 +72,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if "not needs_torch" in session.config.getoption("markexpr") and "torch" in sys.modules:
+        raise pytest.UsageError(
+            "a test file imports torch, which takes seconds in every process; give it `pytestmark = "
+            "pytest.mark.needs_torch`, or import inside the tests that need it"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

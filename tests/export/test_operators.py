@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.needs_torch
+pytest.importorskip("torch")
 ir = pytest.importorskip("onnx_ir")
 
 from refdiff.errors import InputError
