@@ -28,8 +28,6 @@ from benchmarks.records import RESULTS, add_entry
 
 RECORD = RESULTS / "faults.json"
 ROOMS = ("fault_kills", "fault_files", "fault_models")
-CLASS_LIMIT_S = 400.0
-"""Seconds that one class of attacks may take."""
 _SHOWN = 5
 """Lost cases of a class that are printed and recorded."""
 
@@ -43,6 +41,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", help="a class of attacks; repeatable")
     parser.add_argument("--processes", type=int, default=2, help="classes at a time")
+    parser.add_argument("--class-limit", type=float, default=400.0, help="seconds that one class may take")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
@@ -90,11 +89,11 @@ def run_class(folder: Path, name: str, given: argparse.Namespace) -> dict[str, A
     with (own / "log").open("wb") as log:
         try:
             child = subprocess.run(  # noqa: S603 - our own command
-                command, stdout=log, stderr=log, env=_environment(own), timeout=CLASS_LIMIT_S, check=False
+                command, stdout=log, stderr=log, env=_environment(own), timeout=given.class_limit, check=False
             )
             end = "" if child.returncode == 0 else f"the process ended with {child.returncode}"
         except subprocess.TimeoutExpired:
-            end = f"not done within {CLASS_LIMIT_S:.0f} s"
+            end = f"not done within {given.class_limit:.0f} s"
     cases = [json.loads(line) for line in _lines(own / "journal")]
     if end:
         last = cases[-1][0] if cases else "the start"

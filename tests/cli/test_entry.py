@@ -195,6 +195,7 @@ def test_a_signal_unwinds_the_command_and_is_named(name: str) -> None:
     number = signal.Signals[name]
     code = (
         "import signal, sys; from refdiff.cli import main; import refdiff.contracts.inspection as room\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # nohup, for one, has SIGHUP ignored
         f"room.inspect = lambda *rest, **options: signal.raise_signal({int(number)})\n"
         "sys.exit(main(['inspect', 'mini']))"
     )
