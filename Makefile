@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 FULL := .venv/.refdiff-stamp
 LEAN := .venv-demo/.refdiff-stamp
+LOWEST := .venv-lowest/.refdiff-stamp
 PINS := pyproject.toml constraints.txt
 
 # The variable hides a notice about MkDocs 2.0, which the pins exclude.
@@ -22,7 +23,7 @@ PYTEST := .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscop
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-quick check format-check lint types imports docs docs-check format gpu bench miniature clean
+.PHONY: help demo test test-quick test-lowest check format-check lint types imports docs docs-check format gpu bench miniature clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +36,10 @@ test: $(FULL) ## run all tests, in WORKERS=2 processes
 
 test-quick: $(FULL) ## run the tests that are short and need no torch
 	$(PYTEST) -m "not slow and not needs_torch"
+
+# Older packages warn about what newer ones have dropped: here a warning is no error.
+test-lowest: $(LOWEST) ## run the short tests with the lowest versions that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -W default -m "not slow"
 
 check: $(FULL) ## what CI runs: format, lint, types, import contracts, documentation, tests
 	@$(MAKE) --no-print-directory format-check
@@ -79,7 +84,7 @@ miniature: $(FULL) ## retrain the built-in models and export their bundle (hours
 	.venv/bin/refdiff export mini --output src/refdiff/miniature/bundle --overwrite
 
 clean: ## remove environments, caches and outputs
-	rm -rf .venv .venv-demo .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-lowest .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf build dist demo-out site
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -94,6 +99,11 @@ $(FULL): $(PINS) | $(UV_BOOTSTRAP)
 $(LEAN): $(PINS) | $(UV_BOOTSTRAP)
 	test -x .venv-demo/bin/python || $(UV) venv --no-python-downloads --python "$$(command -v $(PYTHON))" .venv-demo
 	$(UV) pip install --exact --python .venv-demo/bin/python -e ".[cpu]" -c constraints.txt
+	@touch $@
+
+$(LOWEST): $(PINS) | $(UV_BOOTSTRAP)
+	test -x .venv-lowest/bin/python || $(UV) venv --no-python-downloads --python "$$(command -v $(PYTHON))" .venv-lowest
+	$(UV) pip install --exact --resolution lowest-direct --python .venv-lowest/bin/python -e ".[cpu,export,eval,dev]"
 	@touch $@
 
 .uv/bin/uv:

@@ -59,7 +59,11 @@ def open_backend(
         bundle, backend=backend.name, threads=backend.threads, memory=backend.memory, measure=measure
     )
     _LOGGER.info("back-end %s: %s", sessions.backend, sessions.reason)
-    return sessions
+    if backend.run_limit_s is None:
+        return sessions
+    from refdiff.engines.watchdog import WatchedSessions
+
+    return WatchedSessions(sessions, backend.run_limit_s)
 
 
 def segmenter_of(

@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from refdiff.cli import main
+from refdiff.contracts.progress import silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models import fetch
 from refdiff.models.hub import record as hub_record
+from refdiff.models.hub.download import download_repo, plan_repo
 from refdiff.models.hub.folder import default_root, inspect_folder
 from refdiff.models.hub.names import HubName, choose_files, entry_of, parse_hub_name
 from refdiff.models.hub.record import RECORD, read_record, write_record
@@ -253,6 +255,15 @@ def test_files_that_were_copied_without_their_record_are_verified_and_not_downlo
     assert fetch.fetch(REPO, tmp_path).complete
     assert sam.downloads() == []
     assert read_record(tmp_path / "someone--some-sam") is not None
+
+
+def test_what_another_process_fetched_since_the_plan_was_made_is_kept(sam: FakeHub, tmp_path: Path) -> None:
+    plan = plan_repo(parse_hub_name(REPO), tmp_path, silent)
+    fetch.fetch(REPO, tmp_path)
+    folder, downloads = tmp_path / "someone--some-sam", sam.downloads()
+    assert download_repo(plan, silent).complete
+    assert files_in(folder) == {*NEEDED, RECORD}  # none was taken for the user's own and kept aside
+    assert sam.downloads() == downloads
 
 
 def test_a_download_that_is_cut_off_goes_on_where_it_stopped(sam: FakeHub, tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def build(
 
     tensorrt builds on the GPU it builds for; tensorrt-rtx needs none. With --lint, exit code 1 if the parser
     refuses a graph.
+
+    Columns: plan is the plan's size, activations the memory it needs while it runs, fused the number of
+    attentions that one kernel computes, of how many (– without any, ? if unknown), key the start of the hash
+    of everything the plan was built from. With --lint: layers as TensorRT counts them; the verdict is ok,
+    REFUSED or the name of a rule about a risk, of the layer under where. With --fusion: softmax is the node
+    of each attention, and why not names the nodes that prevent fusing it.
     """
     from refdiff.engines.build import BUILT_VARIANTS
     from refdiff.engines.build import build as build_plans

@@ -44,7 +44,11 @@ def calibrate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on."""
+    """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on.
+
+    Columns: recorded runs is the number of calls of the graph whose inputs are kept; a question is an image
+    and a phrase.
+    """
     from refdiff.calibration import calibrate
     from refdiff.calibration.tables import calibration_table
     from refdiff.contracts.options import BackendOptions, RunOptions

@@ -45,7 +45,12 @@ def convert(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Convert an fp32 bundle to fewer bits, each graph checked (needs refdiff[export,cpu], but not torch)."""
+    """Convert an fp32 bundle to fewer bits, each graph checked (needs refdiff[export,cpu], but not torch).
+
+    Columns: from torch is the largest difference from torch's outputs over their range, precision the number
+    type of the weights; in the sizes of inputs and outputs a letter is a size that varies. docs/output.md
+    explains all tables.
+    """
     from refdiff.calibration import convert
     from refdiff.cli.verbs import bundle_section
     from refdiff.contracts.inspection import Inspection

@@ -54,7 +54,12 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Export torch models as a bundle of checked graphs (needs refdiff[export,cpu])."""
+    """Export torch models as a bundle of checked graphs (needs refdiff[export,cpu]).
+
+    Columns: from torch is the largest difference from torch's outputs over their range, precision the number
+    type of the weights; in the sizes of inputs and outputs a letter is a size that varies. docs/output.md
+    explains all tables.
+    """
     from refdiff.cli.verbs import bundle_section
     from refdiff.contracts.inspection import Inspection
     from refdiff.export.export import export as export_model

@@ -83,6 +83,13 @@ def segment(
             min=0, max=1, help='Return no mask below this confidence: "matched": false, with the reason.'
         ),
     ] = None,
+    run_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="End with exit code 3 if one graph takes longer: it hangs. No limit if left out.",
+        ),
+    ] = None,
     ray: Ray = None,
     allow_random_weights: Annotated[
         bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
@@ -116,7 +123,9 @@ def segment(
         allow_random_weights=allow_random_weights,
         expect=expect,
     )
-    where = BackendOptions(name=backend, threads=threads, memory=memory, batch_size=batch_size)
+    where = BackendOptions(
+        name=backend, threads=threads, memory=memory, batch_size=batch_size, run_limit_s=run_limit
+    )
     if phrases and len(phrases) == 1 and phrase_file is None and not image.is_dir():
         if batch_size is not None or ray is not None:
             given = "--batch-size is for several phrases" if ray is None else "--ray is for a folder"

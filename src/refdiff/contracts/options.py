@@ -266,6 +266,9 @@ class BackendOptions:
     batch_size: int | None = None
     """Largest batch of the UNet for several phrases, limited by what the back-end supports; larger batches
     need more memory. None: two."""
+    run_limit_s: float | None = None
+    """Seconds after which a run of one graph counts as hung and the process ends with exit code 3, for a
+    supervisor to start it again; None: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,6 +123,7 @@ def download_repo(plan: RepoState, progress: Progress) -> RepoState:
         return plan
     try:
         with _locked_folder(plan.folder) as unfinished:
+            plan = _renew(plan, listing, progress)
             _check_space(plan, listing, unfinished)
             if plan.lacking:  # from here on, the record of what is replaced would be wrong
                 (plan.folder / RECORD).unlink(missing_ok=True)
@@ -136,6 +137,15 @@ def download_repo(plan: RepoState, progress: Progress) -> RepoState:
             "another folder"
         ) from error
     return replace(inspect_folder(plan.folder, plan.wanted), listing=listing)
+
+
+def _renew(plan: RepoState, listing: Listing, progress: Progress) -> RepoState:
+    """Compare again what a plan lacks: another process may have fetched it before this one had the lock."""
+    here = inspect_folder(plan.folder, plan.wanted)
+    files = tuple(
+        _compare(here, row.name, listing, progress) if row in plan.lacking else row for row in plan.files
+    )
+    return replace(here, listing=listing, files=files)
 
 
 def _inspect_library_cache(wanted: HubName) -> RepoState:

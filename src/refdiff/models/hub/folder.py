@@ -144,8 +144,11 @@ class RepoState:
     @property
     def advice(self) -> str:
         """One line that says which files to put where."""
-        names = ", ".join(row.name for row in self.lacking) or "all files of the model"
-        return f"put {names} from {self.url()} into {self.folder}, each under the name it has there"
+        names = [row.name for row in self.lacking]
+        what = ", ".join(names[:2]) or "all files of the model"
+        if len(names) > 2:
+            what += f" and {len(names) - 2} more (refdiff fetch {self.wanted.text} --offline lists them)"
+        return f"put {what} from {self.url()} into {self.folder}, each under the name it has there"
 
 
 def hub_address() -> str:

@@ -1,0 +1,115 @@
+"""End the process when a graph hangs in native code, which Python cannot interrupt.
+
+A driver or a library that never returns holds the thread that called it, and no exception reaches it. All
+that helps is to end the process, so that a supervisor such as systemd starts it again. Files are written
+atomically, so nothing is left half-written.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.session import Feed, Session, Timings
+from refdiff.engines.factory import BackendSessions
+from refdiff.errors import EngineError, InputError
+
+
+def _end_process(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.flush()
+    os._exit(EngineError.exit_code)
+
+
+class WatchedSessions:
+    """A session factory whose graphs may run for a limited time.
+
+    Args:
+        sessions: the factory of the back-end.
+        run_limit_s: seconds that one run of one graph may take, the first one with its loading included. A
+            limit far above the usual time tells a hang from a slow run.
+        end: called with a message, in another thread, when a run takes longer; ends the process.
+
+    Raises:
+        InputError: the limit is not a positive number of seconds.
+    """
+
+    def __init__(
+        self, sessions: BackendSessions, run_limit_s: float, *, end: Callable[[str], None] = _end_process
+    ) -> None:
+        if not 0 < run_limit_s <= threading.TIMEOUT_MAX:
+            raise InputError(
+                f"got a run limit of {run_limit_s} s, expected more than 0; leave it out for none"
+            )
+        self._sessions = sessions
+        self._limit_s = run_limit_s
+        self._end = end
+        self.backend = sessions.backend
+        self.reason = sessions.reason
+
+    def open(self, name: str) -> Session:
+        """Return the watched session of graph `name`; see `SessionFactory.open`."""
+        with self.watch(name):
+            session = self._sessions.open(name)
+        return _WatchedSession(session, self)
+
+    def close(self) -> None:
+        """Close every session that was opened."""
+        self._sessions.close()
+
+    def watch(self, name: str) -> _Deadline:
+        """Return a context that ends the process if it takes too long."""
+        return _Deadline(
+            self._limit_s,
+            lambda: self._end(
+                f"{name} did not return within {self._limit_s:g} s; start again, or raise the run limit"
+            ),
+        )
+
+
+class _Deadline:
+    """Calls a function in another thread unless the block ends in time."""
+
+    def __init__(self, seconds: float, late: Callable[[], None]) -> None:
+        self._timer = threading.Timer(seconds, late)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+class _WatchedSession:
+    """A session whose runs are watched."""
+
+    def __init__(self, session: Session, sessions: WatchedSessions) -> None:
+        self._session = session
+        self._watch = sessions.watch
+
+    @property
+    def graph(self) -> GraphSpec:
+        return self._session.graph
+
+    @property
+    def max_batch(self) -> int | None:
+        return self._session.max_batch
+
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool = False
+    ) -> Any:
+        """Run once, and wait for the device unless the outputs stay there."""
+        with self._watch(self.graph.name):
+            return self._session.run(feeds, outputs, keep_on_device=keep_on_device)
+
+    def timings(self) -> Timings:
+        with self._watch(self.graph.name):
+            return self._session.timings()
+
+    def close(self) -> None:
+        self._session.close()
