@@ -38,6 +38,7 @@ from refdiff.reference.pipeline import Reference
 from refdiff.runtime.image import read_image
 from refdiff.runtime.masks import cut_areas, stability
 from refdiff.runtime.point_prompts import grid_points
+from refdiff.runtime.prompt_tokens import point_tokens
 from refdiff.runtime.proposals import to_sam_pixels
 from refdiff.runtime.resize import sam_input
 from refdiff.runtime.segmentation import Segmentation
@@ -114,9 +115,10 @@ def thresholds(
     pixels, resized_yx = sam_input(image, spec)
     embedding = sessions.open("sam_encoder").run({"image": pixels})["embedding"]
     points = to_sam_pixels(grid_points(options.proposals.points_per_side), resized_yx)
+    tokens = point_tokens(bundle.prompt_vectors(), points)
     predicted, steady = [], []
     for start in range(0, len(points), POINTS_PER_BATCH):
-        feeds = {"embedding": embedding, "points": points[start : start + POINTS_PER_BATCH]}
+        feeds = {"embedding": embedding, "prompts": tokens[start : start + POINTS_PER_BATCH]}
         decoded = sessions.open("sam_decoder").run(feeds)
         predicted.append(decoded.pop("iou").ravel())
         for first in range(0, POINTS_PER_BATCH, POINTS_PER_DRAWING):

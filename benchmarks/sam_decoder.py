@@ -23,6 +23,7 @@ import torch
 from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.graphs import (
     MASKS_PER_POINT,
+    POINT_TOKENS,
     POINTS_PER_BATCH,
     POINTS_PER_DRAWING,
     GraphSpec,
@@ -33,10 +34,11 @@ from refdiff.contracts.spec import SamSpec
 from refdiff.engines.factory import import_ort
 from refdiff.engines.ort import OrtSession
 from refdiff.export.onnx_export import export_graph
-from refdiff.export.sam_graphs import SamDecoder, SamMasks
+from refdiff.export.sam_graphs import SamDecoder, SamMasks, prompt_vectors
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.stack import load_miniature
 from refdiff.profiling.macs import count_macs
+from refdiff.runtime.prompt_tokens import point_tokens
 
 RECORD = RESULTS / "sam-decoder.json"
 DRAWN = 26
@@ -52,15 +54,14 @@ class OneGraph(SamDecoder):
         self.hypernetworks = torch.nn.ModuleList(sam.mask_decoder.output_hypernetworks_mlps[1:])
 
     def forward(  # type: ignore[override]  # one graph in place of two: it returns the masks as well
-        self, embedding: torch.Tensor, points: torch.Tensor
+        self, embedding: torch.Tensor, prompts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predicted IoU and all logits."""
-        prompts = torch.cat([self._encode(points), self.no_point], dim=1)
-        tokens = torch.cat([self.output_tokens, prompts], dim=1)
+        tokens = torch.cat([self.output_tokens.expand(len(prompts), -1, -1), prompts], dim=1)
         image = embedding + self.dense.transpose(1, 2).unsqueeze(3)
         positions = self.image_positions.transpose(1, 2).reshape(image.shape)
         tokens, pixels = self.original(image, positions, tokens)
-        pixels = pixels.transpose(1, 2).reshape(POINTS_PER_BATCH, *embedding.shape[1:])
+        pixels = pixels.transpose(1, 2).reshape(-1, *embedding.shape[1:])
         weights = torch.stack([mlp(tokens[:, 2 + i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
         side = 4 * embedding.shape[2]
         low_res = (weights @ self.upscaling(pixels).flatten(2)).reshape(-1, MASKS_PER_POINT, side, side)
@@ -92,7 +93,7 @@ def _measured(sam: Any, spec: SamSpec, folder: Path, rounds: int) -> dict[str, A
 
     contract = graph_contract(replace(MINIATURE, sam=spec))
     decoder, masks = contract["sam_decoder"], contract["sam_masks"]
-    low_res = TensorSpec("low_res", "float32", (POINTS_PER_BATCH, *masks.outputs[0].shape[1:]))
+    low_res = TensorSpec("low_res", "float32", ("n", *masks.outputs[0].shape[1:]))
     one = GraphSpec("one_graph", decoder.inputs, (decoder.outputs[0], low_res))
     modules = {"one_graph": OneGraph(sam), "sam_decoder": SamDecoder(sam), "sam_masks": SamMasks(sam)}
     graphs = {"one_graph": one, "sam_decoder": decoder, "sam_masks": masks}
@@ -101,7 +102,9 @@ def _measured(sam: Any, spec: SamSpec, folder: Path, rounds: int) -> dict[str, A
     rng, side = np.random.default_rng(0), spec.embed_size
     feeds = {
         "embedding": rng.standard_normal((1, spec.embed_channels, side, side), dtype=np.float32),
-        "points": rng.random((POINTS_PER_BATCH, 2), dtype=np.float32) * spec.image_size,
+        "prompts": point_tokens(
+            prompt_vectors(sam), rng.random((POINTS_PER_BATCH, 2), dtype=np.float32) * spec.image_size
+        ),
     }
     chosen = np.sort(rng.permutation(POINTS_PER_BATCH)[:DRAWN]).astype(np.int32)
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
@@ -123,7 +126,7 @@ def _measured(sam: Any, spec: SamSpec, folder: Path, rounds: int) -> dict[str, A
                 seconds[name].append(value)
     logits = np.concatenate([each["low_res"] for each in drawn])
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    sizes = {"n": POINTS_PER_BATCH, "k": DRAWN}
+    sizes = {"n": POINTS_PER_BATCH, "q": POINT_TOKENS, "k": DRAWN}
     return {
         "rounds": rounds,
         "prompts": POINTS_PER_BATCH,

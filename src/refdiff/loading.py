@@ -80,6 +80,7 @@ def segmenter_of(
         options=options,
         tokenizer=Tokenizer(bundle.tokenizer_json(), bundle.spec.context_length),
         positions=bundle.clip_positions(),
+        prompts=bundle.prompt_vectors(),
         cautions=bundle_cautions(bundle),
         confidence=bundle.calibration().models.get(options.key),
         probe=probe,

@@ -126,7 +126,7 @@ def test_an_array_that_two_neighbours_share_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = started(tmp_path, planned=1)
-    runs = [run("sam_decoder", n, embedding=LATENT, points=LATENT + n) for n in range(1, 4)]
+    runs = [run("sam_decoder", n, embedding=LATENT, prompts=LATENT + n) for n in range(1, 4)]
     store.add("one", {"edge": runs})
     read: list[str] = []
     get = ArrayFolder.get

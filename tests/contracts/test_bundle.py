@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.manifest import manifest_sha256
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.errors import BundleError, InputError
+from tests.support.prompts import readable_vectors
 
 SPEC = ModelSpec(
     name="paper doll",
@@ -176,14 +178,14 @@ def test_a_newer_format_names_the_version_to_upgrade_to(bundle: Path) -> None:
     newer = {"format_version": FORMAT_VERSION + 1, "refdiff_version": "9.1"}
     edit(bundle, lambda d: (d.clear(), d.update(newer)))  # whatever else a newer format has
     with pytest.raises(
-        BundleError, match=r"format 6, written by refdiff 9\.1; .* reads format 5; .* 'refdiff>=9\.1'"
+        BundleError, match=r"format 7, written by refdiff 9\.1; .* reads format 6; .* 'refdiff>=9\.1'"
     ):
         open_bundle(bundle)
 
 
 def test_an_older_format_is_to_be_exported_again(bundle: Path) -> None:
     edit(bundle, lambda d: d.update(format_version=3, refdiff_version="0.1"))
-    said = r"manifest\.json has bundle format 3, written by refdiff 0\.1; .* reads format 5; export again"
+    said = r"manifest\.json has bundle format 3, written by refdiff 0\.1; .* reads format 6; export again"
     with pytest.raises(BundleError, match=said):
         open_bundle(bundle)
 
@@ -297,6 +299,24 @@ def test_positions_of_another_size_are_refused(tmp_path: Path) -> None:
         writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=graphs)
     with pytest.raises(BundleError, match=re.escape("got float32 (2, 3), expected float32 (4, 3)")):
         open_bundle(tmp_path / "b").clip_positions()
+
+
+def test_vectors_of_prompts_are_read_as_they_were_written_and_only_for_their_sizes(tmp_path: Path) -> None:
+    vectors = readable_vectors(SPEC.sam)
+    other = readable_vectors(replace(SPEC.sam, embed_channels=2 * SPEC.sam.embed_channels))
+    for name, written in (("right", vectors), ("wrong", other)):
+        with write_bundle(tmp_path / name) as writer:
+            graphs = fill(writer).graphs
+            writer.write_prompt_vectors(written)
+            writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=graphs)
+    np.testing.assert_array_equal(open_bundle(tmp_path / "right").prompt_vectors().labels, vectors.labels)
+    with pytest.raises(BundleError, match=r"sam_prompts\.npz .*frequencies is .*; export again"):
+        open_bundle(tmp_path / "wrong").prompt_vectors()
+
+
+def test_a_bundle_without_vectors_of_prompts_is_refused(bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"does not list sam_prompts\.npz; export again"):
+        open_bundle(bundle).prompt_vectors()
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:

@@ -137,8 +137,8 @@ def test_a_message_is_one_short_line_and_no_command_of_the_manifest_s_making() -
 
 
 def test_an_earlier_format_says_how_to_make_the_bundle_again() -> None:
-    with pytest.raises(BundleError, match=r"format 4.*reads format 5; export again with: refdiff export"):
-        read({**MINIATURE, "format_version": 4})
+    with pytest.raises(BundleError, match=r"format 5.*reads format 6; export again with: refdiff export"):
+        read({**MINIATURE, "format_version": 5})
 
 
 def test_any_manifest_is_read_or_refused(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from tests.support.copied_graphs import copying
 def make_examples(*, seed: int = 0) -> dict[str, dict[str, Array]]:
     """Feeds of every graph, with named dimensions unlike those the export traced with."""
     rng = np.random.default_rng(seed)
-    sizes = {"b": 1, "p": 12, "c": 4, "t": 16, "n": 6, "k": 2}
+    sizes = {"b": 1, "p": 12, "c": 4, "t": 16, "n": 6, "q": 5, "k": 2}
     examples: dict[str, dict[str, Array]] = {}
     for name, graph in graph_contract(calm_stack().spec).items():
         examples[name] = {}
@@ -84,6 +84,7 @@ def test_a_bundle_repeats_its_golden_answer(tiny_bundle: Path) -> None:
         bundle.spec,
         tokenizer_json=bundle.tokenizer_json(),
         positions=bundle.clip_positions(),
+        prompts=bundle.prompt_vectors(),
         image=recorded.image,
         phrase=recorded.phrase,
     )

@@ -223,13 +223,17 @@ def test_an_image_encoder_of_another_architecture_is_left_as_it_is(stack: ModelS
 
 
 @torch.no_grad()
-def test_sam_decoder_and_masks_equal_prompt_encoder_and_mask_decoder(stack: ModelStack) -> None:
+@pytest.mark.parametrize("prompts", [64, 1])
+@pytest.mark.parametrize("boxed", [False, True])
+def test_sam_decoder_and_masks_equal_the_mask_decoder(stack: ModelStack, prompts: int, boxed: bool) -> None:
     spec = stack.spec.sam
     embedding = draw(1, spec.embed_channels, spec.embed_size, spec.embed_size)
-    points = torch.rand((64, 2), generator=torch.Generator().manual_seed(2)) * spec.image_size
+    places = torch.rand((prompts, 6), generator=torch.Generator().manual_seed(2)) * spec.image_size
+    points = (places[:, None, :2], torch.ones(prompts, 1, dtype=torch.int))
     sparse, dense = stack.sam.prompt_encoder(
-        points=(points[:, None], torch.ones(64, 1, dtype=torch.int)), boxes=None, masks=None
+        points=points, boxes=places[:, 2:] if boxed else None, masks=None
     )
+    assert sparse.shape[1] == (3 if boxed else 2)
     masks, iou = stack.sam.mask_decoder(
         image_embeddings=embedding,
         image_pe=stack.sam.prompt_encoder.get_dense_pe(),
@@ -237,11 +241,11 @@ def test_sam_decoder_and_masks_equal_prompt_encoder_and_mask_decoder(stack: Mode
         dense_prompt_embeddings=dense,
         multimask_output=True,
     )
-    got_iou, tokens, features = wrap(stack, "sam_decoder")(embedding, points)
+    got_iou, tokens, features = wrap(stack, "sam_decoder")(embedding, sparse)
     assert_same(got_iou, iou)
     drawn = wrap(stack, "sam_masks")
-    assert_same(drawn(features, tokens, torch.arange(64, dtype=torch.int32)), masks)
-    chosen = torch.tensor([7, 3, 63, 3], dtype=torch.int32)
+    assert_same(drawn(features, tokens, torch.arange(prompts, dtype=torch.int32)), masks)
+    chosen = torch.tensor([7, 3, 63, 3], dtype=torch.int32) % prompts
     assert_same(drawn(features, tokens, chosen), masks[chosen.long()])
 
 

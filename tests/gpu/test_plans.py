@@ -73,10 +73,10 @@ def test_the_embedding_left_on_the_device_gives_what_the_copied_one_gives(
 ) -> None:
     golden = bundle.golden()
     encoder, decoder = sessions.open("sam_encoder"), sessions.open("sam_decoder")
-    points = golden["sam_decoder"][0]["points"]
+    prompts = golden["sam_decoder"][0]["prompts"]
     kept = encoder.run(golden["sam_encoder"][0], keep_on_device=True)["embedding"]
-    chained = decoder.run({"embedding": kept, "points": points})
-    copied = decoder.run({"embedding": kept.to_host(), "points": points})
+    chained = decoder.run({"embedding": kept, "prompts": prompts})
+    copied = decoder.run({"embedding": kept.to_host(), "prompts": prompts})
     for name, values in chained.items():
         np.testing.assert_array_equal(values, copied[name])
 

@@ -83,16 +83,6 @@ def test_angles_reach_back_to_the_graphs_inputs(name: str, expected: set[str]) -
     assert {node.rpartition("_")[0] if node[-1].isdigit() else node for node in found} == expected
 
 
-def test_angles_of_coordinates_keep_all_their_arithmetic() -> None:
-    graph = miniature_graph("sam_decoder").graph
-    by_name = {node.name: node for node in graph}
-    found = rules_of(miniature_graph("sam_decoder"))["angles"]
-    assert {"graph/Sin", "graph/Cos", "graph/MatMul"} <= found
-    assert all(by_name[name].op_type in ("Sin", "Cos", "MatMul", "Mul", "Sub", "Add") for name in found)
-    sources = {value.name for name in found for value in by_name[name].inputs if value.producer() is None}
-    assert "points" in sources
-
-
 @pytest.mark.parametrize("name", ["unet", "unet_taps"])
 def test_taps_are_one_product_and_its_scale_per_layer(name: str) -> None:
     model = miniature_graph(name)

@@ -15,6 +15,7 @@ from refdiff.runtime.tokenizer import Tokenizer
 
 pytest.importorskip("torch")
 
+from refdiff.export.sam_graphs import prompt_vectors
 from refdiff.export.wrappers import TorchSessions, clip_positions
 from refdiff.reference.pipeline import Reference
 from tests.support.tiny_stack import TINY, tiny_picture, tiny_stack
@@ -40,6 +41,7 @@ def _answers(image, options, phrase):
         options=options,
         tokenizer=tokenizer,
         positions=clip_positions(stack),
+        prompts=prompt_vectors(stack.sam),
     ) as segmenter:
         return reference, segmenter.segment(segmenter.encode(image), phrase)
 

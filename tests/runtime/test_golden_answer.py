@@ -20,6 +20,7 @@ def parity(spec: ModelSpec = MINI.spec, tokenizer_json: str | None = None) -> An
         spec,
         tokenizer_json=tokenizer_json or MINI.tokenizer_json(),
         positions=MINI.clip_positions(),
+        prompts=MINI.prompt_vectors(),
         image=RECORDED.image,
         phrase=RECORDED.phrase,
         variant=RECORDED.variant,

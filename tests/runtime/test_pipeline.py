@@ -15,6 +15,7 @@ from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.segmentation import NOT_CALIBRATED
 from refdiff.runtime.tokenizer import Tokenizer, build_tokenizer_json
+from tests.support.prompts import first_places, readable_vectors
 
 SPEC = ModelSpec(
     name="fake",
@@ -52,7 +53,7 @@ class FakeSession:
                 assert got == wanted or isinstance(wanted, str), spec.name
         self._log.append((self.graph.name, {name: feed.shape for name, feed in feeds.items()}))
         if self.graph.name == "sam_decoder":
-            return _decoded(feeds["points"])
+            return _decoded(first_places(feeds["prompts"], SPEC.sam))
         if self.graph.name == "sam_masks":
             return _disks(feeds["features"][feeds["chosen"], 0, :2])
         if self.graph.name == "clip_image":
@@ -70,10 +71,15 @@ class FakeSession:
 
 
 def _decoded(points):
-    iou = np.tile(np.array([0.95, 0.92, 0.5], np.float32), (64, 1)) - np.arange(64)[:, None] / 1000
-    features = np.zeros((64, 16, 8), np.float32)  # enough to draw from
+    count = len(points)
+    iou = np.tile(np.array([0.95, 0.92, 0.5], np.float32), (count, 1)) - np.arange(count)[:, None] / 1000
+    features = np.zeros((count, 16, 8), np.float32)  # enough to draw from
     features[:, 0, :2] = points
-    return {"iou": iou.astype(np.float32), "tokens": np.zeros((64, 3, 8), np.float32), "features": features}
+    return {
+        "iou": iou.astype(np.float32),
+        "tokens": np.zeros((count, 3, 8), np.float32),
+        "features": features,
+    }
 
 
 def _disks(points):
@@ -114,6 +120,7 @@ def _segmenter(variant="official", mode="full", factory=None, cautions=(), **cha
         options=_options(variant, mode, **changes),
         tokenizer=_tokenizer(),
         positions=POSITIONS,
+        prompts=readable_vectors(SPEC.sam),
         cautions=cautions,
     )
 
@@ -329,6 +336,7 @@ def test_a_position_table_of_another_model_is_refused():
             options=_options(),
             tokenizer=_tokenizer(),
             positions=np.zeros((196, 6), np.float32),
+            prompts=readable_vectors(SPEC.sam),
         )
 
 

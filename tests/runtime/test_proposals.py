@@ -5,14 +5,17 @@ from refdiff.contracts.options import Options, ProposalOptions
 from refdiff.contracts.results import PackedMasks
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
+from refdiff.runtime.mask_decoder import MaskDecoder
 from refdiff.runtime.masks import boxes
 from refdiff.runtime.point_prompts import grid_points
+from refdiff.runtime.prompt_tokens import point_tokens
 from refdiff.runtime.proposals import (
     MaskProposer,
     keep_by_area,
     to_sam_pixels,
 )
 from refdiff.runtime.small_regions import drop_small_regions
+from tests.support.prompts import first_places, readable_vectors
 from tests.support.regions import region_sizes
 
 SPEC = SamSpec(image_size=64, embed_channels=16, embed_size=4)
@@ -45,13 +48,15 @@ class _Sessions:
         return {"embedding": np.zeros((1, 16, 4, 4), np.float32)}
 
     def _decode(self, feeds, outputs=None):
-        points = feeds["points"]
-        assert points.shape == (64, 2)
-        assert points.dtype == np.float32
+        prompts = feeds["prompts"]
+        assert prompts.shape[1:] == (2, 16)
+        assert prompts.dtype == np.float32
+        points = first_places(prompts, SPEC)
         self.points.append(points)
-        iou = np.tile(np.array([0.95, 0.9, 0.5], np.float32), (64, 1))
-        iou -= np.arange(64, dtype=np.float32)[:, None] / 1000
-        tokens = np.zeros((64, 3, 16), np.float32)
+        count = len(points)
+        iou = np.tile(np.array([0.95, 0.9, 0.5], np.float32), (count, 1))
+        iou -= np.arange(count, dtype=np.float32)[:, None] / 1000
+        tokens = np.zeros((count, 3, 16), np.float32)
         features = np.repeat(points[:, None], 16, axis=1)  # enough to draw from
         return {"iou": iou * np.float32(self.spoil), "tokens": tokens, "features": features}
 
@@ -79,8 +84,9 @@ def _propose(sessions=None, **options):
     return _proposer(sessions or _Sessions(), **settings).encode(_image()).candidates
 
 
-def _proposer(sessions, **options):
-    return MaskProposer(sessions, SPEC, Options(proposals=ProposalOptions(**options)))
+def _proposer(sessions, vectors=None, **options):
+    vectors = vectors or readable_vectors(SPEC)
+    return MaskProposer(sessions, SPEC, vectors, Options(proposals=ProposalOptions(**options)))
 
 
 def test_candidates_come_in_decreasing_predicted_iou_with_their_measures():
@@ -111,7 +117,7 @@ def test_what_is_not_above_the_predicted_iou_threshold_is_out():
 def test_a_short_batch_is_filled_with_its_last_point_whose_masks_are_dropped():
     sessions = _Sessions()
     found = _propose(sessions, points_per_side=9, nms_iou=1.0, pred_iou_threshold=0.0)  # 64 + 17 points
-    assert len(sessions.points) == 2
+    assert [len(each) for each in sessions.points] == [64, 64]
     assert (sessions.points[1][17:] == sessions.points[1][16]).all()
     assert len(found) <= 81 * 3
 
@@ -141,7 +147,8 @@ class _Specked(_Sessions):
     """One disk in the middle from every prompt; of the first prompt with a speck in the image's corner."""
 
     def _decode(self, feeds, outputs=None):
-        return super()._decode({"points": np.full_like(feeds["points"], 24)})
+        middle = point_tokens(readable_vectors(SPEC), np.full((len(feeds["prompts"]), 2), 24, np.float32))
+        return super()._decode({"prompts": middle})
 
     def _draw(self, feeds, outputs=None):
         results = super()._draw(feeds)
@@ -194,8 +201,8 @@ def test_of_masks_that_become_alike_without_small_regions_the_clean_one_stays():
 def test_prompts_may_lie_anywhere():
     sessions = _Sessions()
     proposer = _proposer(sessions, stability_threshold=0.5)
-    found = proposer.propose_at(np.array([[0.5, 0.25]]), proposer.embed(_image()), SIZE)
-    assert (sessions.points[0] == [32, 9.5]).all()  # of a resized image of 38 by 64 px
+    found = proposer.propose_at(np.array([[0.5, 0.25]]), MaskDecoder(sessions, SPEC).embed(_image()), SIZE)
+    assert np.allclose(sessions.points[0], [[32, 9.5]], atol=1e-4)  # of a resized image of 38 by 64 px
     x0, y0, x1, y1 = found.boxes_xyxy_px[0]
     assert abs((x0 + x1) / 2 - 30) <= 1
     assert abs((y0 + y1) / 2 - 9) <= 1
@@ -258,10 +265,11 @@ class _TorchSessions:
             return {"embedding": self._sam.image_encoder(self._torch.from_numpy(feeds["image"])).numpy()}
 
     def _decode(self, feeds, outputs=None):
-        points = self._torch.from_numpy(feeds["points"])[:, None]
-        labels = self._torch.ones(points.shape[:2], dtype=self._torch.int)
+        sparse = self._torch.from_numpy(feeds["prompts"])
         with self._torch.no_grad():
-            sparse, dense = self._sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+            dense = self._sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(
+                len(sparse), -1, 4, 4
+            )
             low_res, iou = self._sam.mask_decoder(
                 image_embeddings=self._torch.from_numpy(feeds["embedding"]),
                 image_pe=self._sam.prompt_encoder.get_dense_pe(),
@@ -269,7 +277,11 @@ class _TorchSessions:
                 dense_prompt_embeddings=dense,
                 multimask_output=True,
             )
-        return {"iou": iou.numpy(), "tokens": np.zeros((64, 3, 16), np.float32), "features": low_res.numpy()}
+        return {
+            "iou": iou.numpy(),
+            "tokens": np.zeros((len(sparse), 3, 16), np.float32),
+            "features": low_res.numpy(),
+        }
 
     def _draw(self, feeds, outputs=None):
         return {"low_res": feeds["features"][feeds["chosen"]]}
@@ -281,13 +293,16 @@ def test_candidates_equal_segment_anythings_automatic_mode(size, least_iou):
     import torch
     from segment_anything import SamAutomaticMaskGenerator
 
+    from refdiff.export.sam_graphs import prompt_vectors
+
     sam = _tiny_sam(torch)
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     options = {"points_per_side": 9, "pred_iou_threshold": least_iou, "stability_threshold": 0.1}
     theirs = SamAutomaticMaskGenerator(
         sam, points_per_side=9, pred_iou_thresh=least_iou, stability_score_thresh=0.1, box_nms_thresh=0.9
     ).generate(image)
-    ours = _proposer(_TorchSessions(sam, torch), **options, nms_iou=0.9).encode(image).candidates
+    sessions, vectors = _TorchSessions(sam, torch), prompt_vectors(sam)
+    ours = _proposer(sessions, vectors, **options, nms_iou=0.9).encode(image).candidates
     assert len(theirs) > 1
     assert np.allclose(ours.predicted_iou, [record["predicted_iou"] for record in theirs], atol=1e-4)
     same = ours.masks == np.stack([record["segmentation"] for record in theirs])

@@ -138,7 +138,9 @@ class Machine:
 
 
 def feeds_of(name: str, batch: int = 1) -> dict[str, np.ndarray]:
+    """Ones; a prompt has two tokens."""
+    sizes = {"q": 2}
     return {
-        t.name: np.ones([batch if isinstance(n, str) else n for n in t.shape], t.dtype)
+        t.name: np.ones([sizes.get(n, batch) if isinstance(n, str) else n for n in t.shape], t.dtype)
         for t in CONTRACT[name].inputs
     }

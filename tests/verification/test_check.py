@@ -440,7 +440,7 @@ def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     assert err.endswith(f"\nerror: the bundle does not answer {report.task.unanswered}\n")
 
 
-@pytest.mark.parametrize("lacking", ["clip_text/out/vector", "unet/out/eps", "sam_decoder/in/points"])
+@pytest.mark.parametrize("lacking", ["clip_text/out/vector", "unet/out/eps", "sam_decoder/in/prompts"])
 def test_a_golden_record_that_is_missing_is_said_before_anything_is_run(lacking: str, tmp_path: Path) -> None:
     bundle = with_golden(BUNDLE, tmp_path / "bundle", lambda arrays: arrays.pop(lacking))
     graph, lines = lacking.partition("/")[0], list[str]()

@@ -4,6 +4,7 @@
     <graph>.onnx          one per graph, large weights in <file>.data
     tokenizer.json        CLIP's byte-pair encoding
     clip_positions.npy    [grid*grid, width] float32: CLIP's patch positions, without the class row
+    sam_prompts.npz       vectors of SAM's prompt encoder
     golden.npz            <graph>/in/<name> and <graph>/out/<name>: a self-test without torch; an array that
                           occurs again is stored as the name of its first occurrence
     golden_answer.npz     an image, a phrase and the answer that the bundle gave when it was written
@@ -30,19 +31,21 @@ from refdiff.contracts.bundle_writer import BundleWriter, write_bundle
 from refdiff.contracts.confidence import CONFIDENCE_ARRAYS_NAME, CONFIDENCE_NAME, Calibration
 from refdiff.contracts.external_data import find_external_data
 from refdiff.contracts.golden_answer import GoldenAnswer
-from refdiff.contracts.json_fields import read_json
+from refdiff.contracts.json_fields import missing_or_wrong, read_json
 from refdiff.contracts.manifest import (
     ANSWER_NAME,
     FORMAT_VERSION,
     GOLDEN_NAME,
     MANIFEST_NAME,
     POSITIONS_NAME,
+    PROMPTS_NAME,
     TOKENIZER_NAME,
     FileRecord,
     GraphRecord,
     Manifest,
 )
 from refdiff.contracts.plain_file import Stamp, file_stamp, read_archive, read_array, read_plain
+from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, EngineError
@@ -128,6 +131,20 @@ class Bundle:
         if not np.isfinite(table).all():
             raise BundleError(f"{path} holds values that are not finite; export again")
         return table
+
+    def prompt_vectors(self) -> PromptVectors:
+        """Return the vectors of SAM's prompt encoder.
+
+        Raises:
+            BundleError: they are missing or unreadable, or do not fit the spec.
+        """
+        path = self._listed(PROMPTS_NAME)
+        try:
+            return PromptVectors.from_arrays(read_archive(path), self.spec.sam)
+        except (KeyError, OSError, ValueError) as error:
+            raise BundleError(
+                f"{path} does not hold the vectors of prompts ({missing_or_wrong(error)}); export again"
+            ) from error
 
     def calibration(self) -> Calibration:
         """Return the models of the confidence; none if the bundle has no calibration.

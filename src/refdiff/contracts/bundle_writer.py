@@ -35,6 +35,7 @@ from refdiff.contracts.manifest import (
     GOLDEN_NAME,
     MANIFEST_NAME,
     POSITIONS_NAME,
+    PROMPTS_NAME,
     TOKENIZER_NAME,
     FileRecord,
     GraphRecord,
@@ -43,6 +44,7 @@ from refdiff.contracts.manifest import (
 )
 from refdiff.contracts.parity import subsample
 from refdiff.contracts.plain_file import read_plain
+from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.session import Array, Float
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
@@ -82,6 +84,10 @@ class BundleWriter:
     def write_clip_positions(self, table: Float) -> None:
         """Store CLIP's patch positions, [grid*grid, width]."""
         np.save(self.path / POSITIONS_NAME, np.asarray(table, dtype=np.float32), allow_pickle=False)
+
+    def write_prompt_vectors(self, vectors: PromptVectors) -> None:
+        """Store the vectors of SAM's prompt encoder."""
+        np.savez(self.path / PROMPTS_NAME, **vectors.to_arrays())  # type: ignore[arg-type,unused-ignore]
 
     def write_golden(self, tensors: Mapping[str, tuple[Mapping[str, Array], Mapping[str, Array]]]) -> None:
         """Store recorded inputs and outputs, by graph; of a large output only every n-th value.

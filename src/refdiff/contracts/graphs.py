@@ -4,7 +4,7 @@ The exporter checks its files against it, sessions check their feeds, and fakes 
 dimension is an int (static) or a name (dynamic).
 
     b = batch   p = patches   c = class tokens   t = c + p
-    n = decoded prompts   k = prompts whose masks are drawn
+    n = decoded prompts   q = tokens of a prompt   k = prompts whose masks are drawn
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from refdiff.contracts.spec import ModelSpec
 Dimension = int | str
 
 POINTS_PER_BATCH = 64
-"""Prompts of one call of SAM's decoder: `points_per_batch` of its automatic mode, static in the graph."""
+"""Points of one call of SAM's decoder: `points_per_batch` of its automatic mode."""
+
+POINT_TOKENS = 2
+"""Tokens of a prompt that is one point: the point, and SAM's padding."""
+
+PROMPTS_PER_BATCH = 16
+"""Most other prompts of one call of SAM's decoder: 16 of `PROMPT_TOKENS` need less memory than 64 points."""
+
+PROMPT_TOKENS = 16
+"""Most tokens of a prompt: a box and 14 points, or 15 points and SAM's padding."""
 
 POINTS_PER_DRAWING = 16
 """Most prompts of one call of `sam_masks`: 0.5 GB of activations at full size, instead of 2 GB for all 64."""
@@ -103,11 +112,11 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
         ),
         GraphSpec(
             "sam_decoder",
-            (_f32("embedding", *embedding), _f32("points", POINTS_PER_BATCH, 2)),
+            (_f32("embedding", *embedding), _f32("prompts", "n", "q", sam.embed_channels)),
             (
-                _f32("iou", POINTS_PER_BATCH, MASKS_PER_POINT),
-                _f32("tokens", POINTS_PER_BATCH, MASKS_PER_POINT, sam.embed_channels),
-                _f32("features", POINTS_PER_BATCH, sam.embed_size**2, sam.embed_channels),
+                _f32("iou", "n", MASKS_PER_POINT),
+                _f32("tokens", "n", MASKS_PER_POINT, sam.embed_channels),
+                _f32("features", "n", sam.embed_size**2, sam.embed_channels),
             ),
         ),
         GraphSpec(

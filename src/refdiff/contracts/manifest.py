@@ -30,7 +30,7 @@ from refdiff.contracts.recipe import HALVES, QUANTIZED
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import BundleError, InputError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Increased whenever an older refdiff could not use what a newer one writes; no other format is read.
 
 1: the graph `clip_image` had one position table [p, w] for a whole call.
@@ -39,11 +39,13 @@ FORMAT_VERSION = 5
 4: SAM's decoder is two graphs: `sam_decoder` stops at the predicted IoU, `sam_masks` decodes the masks that
    passed it.
 5: the manifest has its own hash, and `golden_answer.npz` holds an image, a phrase and the answer.
+6: `sam_decoder` reads the tokens of prompts instead of points, and `sam_prompts.npz` holds what makes them.
 """
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 POSITIONS_NAME = "clip_positions.npy"
+PROMPTS_NAME = "sam_prompts.npz"
 GOLDEN_NAME = "golden.npz"
 ANSWER_NAME = "golden_answer.npz"
 ENGINES_NAME = "engines"

@@ -14,6 +14,7 @@ import numpy as np
 from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.golden_answer import GoldenAnswer
 from refdiff.contracts.graphs import GraphSpec, graph_contract
+from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.session import Array, Feed, Float, Timings
 from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.ort import CheckSession
@@ -25,11 +26,13 @@ _SCENE, _PHRASE = 2_000_101, "the orange plate behind the purple plate"
 same answer."""
 
 
-def record_answer(folder: Path, spec: ModelSpec, *, tokenizer_json: str, positions: Float) -> GoldenAnswer:
+def record_answer(
+    folder: Path, spec: ModelSpec, *, tokenizer_json: str, positions: Float, prompts: PromptVectors
+) -> GoldenAnswer:
     """Answer one phrase on one rendered scene with the graphs in a folder.
 
     Raises:
-        InputError: the tokenizer or the table does not fit the spec.
+        InputError: the tokenizer or a table does not fit the spec.
         EngineError: a graph failed.
     """
     recorded, _ = give_answer(
@@ -37,6 +40,7 @@ def record_answer(folder: Path, spec: ModelSpec, *, tokenizer_json: str, positio
         spec,
         tokenizer_json=tokenizer_json,
         positions=positions,
+        prompts=prompts,
         image=np.asarray(render_scene(_SCENE).image),
         phrase=_PHRASE,
     )

@@ -24,6 +24,7 @@ from refdiff.errors import InputError
 from refdiff.export.answer import record_answer
 from refdiff.export.onnx_export import data_name, export_graph
 from refdiff.export.pipeline_feeds import STAGES, PipelineFeeds, Stage
+from refdiff.export.sam_graphs import prompt_vectors
 from refdiff.export.torch_records import Record, Recorder, check_graph, error_limit
 from refdiff.export.wrappers import TorchSessions, clip_positions, wrap
 from refdiff.passes.early_exit import cut_taps
@@ -80,6 +81,9 @@ def export_bundle(
         measured: dict[str, dict[str, Parity]] = {}
         for stage in STAGES:
             progress(f"{stage.name}: loading, and running the pipeline in torch")
+            if stage.name == "sam":
+                prompts = prompt_vectors(stack.sam)
+                writer.write_prompt_vectors(prompts)
             if stage.name == "clip":
                 positions = clip_positions(stack)
                 writer.write_clip_positions(positions)
@@ -91,7 +95,11 @@ def export_bundle(
         writer.write_tokenizer(stack.tokenizer_json)
         progress("recording the golden answer")
         answer = record_answer(
-            writer.path, stack.spec, tokenizer_json=stack.tokenizer_json, positions=positions
+            writer.path,
+            stack.spec,
+            tokenizer_json=stack.tokenizer_json,
+            positions=positions,
+            prompts=prompts,
         )
         writer.write_golden_answer(answer)
         progress("hashing")

@@ -51,7 +51,7 @@ READ_BY_TENSORRT = frozenset(
         *("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"),
         *("InstanceNormalization", "LayerNormalization", "ReduceMean", "ReduceSum", "Softmax"),
         *("Cast", "Concat", "Equal", "Gather", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose"),
-        *("Pad", "Shape", "Unsqueeze"),
+        *("Expand", "Pad", "Shape", "Unsqueeze"),
     }
 )
 """Operators of ONNX's own operator set that a graph may hold."""
@@ -67,7 +67,7 @@ EXTERNAL_FROM_BYTES = 1024
 _TABLE_SIZE, _FOLDED_SIZE = 1 << 16, 1 << 20
 """Largest operand and result, in values, that are folded; SAM ViT-H needs 10,160 and 327,680."""
 
-_SAMPLE_SIZES = {"b": 2, "c": 3, "p": 7, "t": 10, "n": 5, "k": 4}
+_SAMPLE_SIZES = {"b": 2, "c": 3, "p": 7, "t": 10, "n": 5, "k": 4, "q": 3}
 """Sizes of the named dimensions while tracing: all different, none 1 (a 1 would become static), t = c + p."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"

@@ -15,6 +15,7 @@ from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import SessionFactory
 from refdiff.data.sample import Sample
 from refdiff.errors import InputError
+from refdiff.export.sam_graphs import prompt_vectors
 from refdiff.export.wrappers import clip_positions
 from refdiff.miniature.scenes import render_scene
 from refdiff.runtime.attention_branch import AttentionBranch
@@ -100,8 +101,9 @@ class PipelineFeeds:
     def _run_sam(self, sessions: SessionFactory) -> None:
         """Propose masks (METHOD §2)."""
         self._candidates = []
+        vectors = prompt_vectors(self._stack.sam)
         for options, sample in self._runs:
-            proposer = MaskProposer(sessions, self._stack.spec.sam, options)
+            proposer = MaskProposer(sessions, self._stack.spec.sam, vectors, options)
             candidates = proposer.encode(sample.read()).candidates
             if candidates is None:
                 raise InputError("feeds need candidates before there is a phrase; set peaks to 0")

@@ -1,23 +1,24 @@
-"""SAM's graphs: the image encoder, and the decoder of point prompts in two parts (METHOD §2).
+"""SAM's graphs: the image encoder, and the decoder of prompts in two parts (METHOD §2).
 
-Decoder and masks together equal `sam.prompt_encoder` + `sam.mask_decoder` with one foreground point per
-prompt, no box and no mask, `multimask_output=True`. The decoder's shapes are static (segment-anything#425,
-nanosam#16, samexporter#31). Upscaling, the part of a mask's cost beyond its predicted IoU, is a separate
-graph: it runs only for prompts that pass the filter.
+Decoder and masks together equal `sam.mask_decoder` with `multimask_output=True`. SAM's prompt encoder is in
+no graph: the host computes its tokens and mask embeddings from `prompt_vectors`. Upscaling, the part of a
+mask's cost beyond its predicted IoU, is a separate graph: it runs only for prompts that pass the filter.
 
-Axes: n = 64 prompts, k = prompts chosen from them, c = embedding channels, s = embedding side, m = 3 masks.
+Axes: n = prompts, q = tokens of a prompt, k = prompts chosen from them, c = embedding channels, s = embedding
+side, m = 3 masks.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
-from refdiff.contracts.graphs import MASKS_PER_POINT, POINTS_PER_BATCH
+from refdiff.contracts.graphs import MASKS_PER_POINT
+from refdiff.contracts.prompt_vectors import LABELS, NORM_EPS, MaskLayer, PromptVectors
 from refdiff.errors import InputError
 from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
 from refdiff.export.tiny_vit_layers import rewrite_tiny_vit
@@ -26,6 +27,8 @@ from refdiff.networks.tiny_vit import TinyVitEncoder
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
     from segment_anything.modeling.common import LayerNorm2d
+
+    from refdiff.contracts.session import Float
 
 
 class SamEncoder(nn.Module):
@@ -45,7 +48,10 @@ class SamEncoder(nn.Module):
 
 
 class SamDecoder(nn.Module):
-    """Embedding and points [n, 2] (x, y in input pixels) -> predicted IoU, and the inputs of `SamMasks`."""
+    """Embedding and prompt tokens [n, q, c] -> predicted IoU, and the inputs of `SamMasks`.
+
+    The tokens are those of SAM's prompt encoder, which runs on the host (`runtime.prompt_tokens`).
+    """
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -54,24 +60,13 @@ class SamDecoder(nn.Module):
             raise InputError(f"got a SAM with {decoder.num_multimask_outputs} masks per point, expected 3")
         self.transformer = PromptTransformer(decoder.transformer)
         self.iou_head = decoder.iou_prediction_head
-        height, width = prompts.input_image_size
-        frequencies = prompts.pe_layer.positional_encoding_gaussian_matrix
-        self.pixel_scale: torch.Tensor
-        self.frequencies: torch.Tensor
-        self.point_label: torch.Tensor
-        self.no_point: torch.Tensor
         self.output_tokens: torch.Tensor
         self.dense: torch.Tensor
         self.image_positions: torch.Tensor
         with torch.no_grad():
-            tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # [1 + 4, c]
+            tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
             constants = {
-                "pixel_scale": torch.tensor([[2.0 / width, 2.0 / height]]),
-                "frequencies": 2.0 * math.pi * frequencies,
-                "point_label": prompts.point_embeddings[1].weight,
-                # The prompt encoder pads a prompt without a box with one more point, labelled "not a point".
-                "no_point": prompts.not_a_point_embed.weight.expand(POINTS_PER_BATCH, 1, -1),
-                "output_tokens": tokens.expand(POINTS_PER_BATCH, -1, -1),
+                "output_tokens": tokens.unsqueeze(0),  # [1, 1 + 4, c]
                 "dense": prompts.no_mask_embed.weight.reshape(1, 1, -1),
                 "image_positions": prompts.get_dense_pe().flatten(2).transpose(1, 2),  # [1, s * s, c]
             }
@@ -79,22 +74,15 @@ class SamDecoder(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     def forward(
-        self, embedding: torch.Tensor, points: torch.Tensor
+        self, embedding: torch.Tensor, prompts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return predicted IoU [n, m], mask tokens [n, m, c] and features [n, s * s, c]."""
-        prompts = torch.cat([self._encode(points), self.no_point], dim=1)  # [n, 2, c]
-        tokens = torch.cat([self.output_tokens, prompts], dim=1)  # [n, 5 + 2, c]
+        tokens = torch.cat([self.output_tokens.expand(len(prompts), -1, -1), prompts], dim=1)  # [n, 5 + q, c]
         image = embedding.flatten(2).transpose(1, 2) + self.dense  # [1, s * s, c]
         tokens, features = self.transformer(image, self.image_positions, tokens)
         iou: torch.Tensor = self.iou_head(tokens[:, 0])[:, 1:]
         # Token 0 predicts the IoUs; token 1 is for the single mask, which the automatic mode does not use.
         return iou, tokens[:, 2 : 2 + MASKS_PER_POINT], features
-
-    def _encode(self, points: torch.Tensor) -> torch.Tensor:
-        """Return [n, 1, c]: Fourier features of the pixel centers, marked as foreground."""
-        angles = ((points + 0.5) * self.pixel_scale - 1.0) @ self.frequencies  # [n, c / 2]
-        features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
-        return (features + self.point_label).unsqueeze(1)
 
 
 class SamMasks(nn.Module):
@@ -127,6 +115,46 @@ class SamMasks(nn.Module):
         logits = logits.reshape(-1, side, side, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
         low_res: torch.Tensor = logits.reshape(-1, MASKS_PER_POINT, 4 * side, 4 * side)
         return low_res
+
+
+def prompt_vectors(sam: Sam) -> PromptVectors:
+    """Return what the host needs to encode prompts as `sam.prompt_encoder` does.
+
+    Raises:
+        InputError: the prompt encoder is of another kind.
+    """
+    encoder = sam.prompt_encoder
+    first, norm, _, second, second_norm, _, last = encoder.mask_downscaling
+    height, width = encoder.input_image_size
+    if height != width or encoder.num_point_embeddings != LABELS or {norm.eps, second_norm.eps} != {NORM_EPS}:
+        raise InputError(
+            f"got a prompt encoder of {height} x {width} px with {encoder.num_point_embeddings} labels, "
+            "expected SAM's: square, 4 labels"
+        )
+    return PromptVectors(
+        side=int(width),
+        frequencies=_array(encoder.pe_layer.positional_encoding_gaussian_matrix),
+        labels=_array(torch.cat([each.weight for each in encoder.point_embeddings])),
+        not_a_point=_array(encoder.not_a_point_embed.weight[0]),
+        no_mask=_array(encoder.no_mask_embed.weight[0]),
+        mask_layers=(_mask_layer(first, norm), _mask_layer(second, second_norm), _mask_layer(last, None)),
+    )
+
+
+def _mask_layer(layer: nn.Conv2d, norm: LayerNorm2d | None) -> MaskLayer:
+    """Return a convolution whose size is its stride as a product of its pixels' channels."""
+    if layer.kernel_size != layer.stride or layer.bias is None:
+        raise InputError(f"got {layer} in the prompt encoder, expected a size that equals the stride, a bias")
+    return MaskLayer(
+        product=_array(layer.weight.permute(2, 3, 1, 0).flatten(0, 2)),  # [y, x, in], out
+        bias=_array(layer.bias),
+        scale=None if norm is None else _array(norm.weight),
+        shift=None if norm is None else _array(norm.bias),
+    )
+
+
+def _array(values: torch.Tensor) -> Float:
+    return np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.float32)
 
 
 def _per_pixel(layer: nn.ConvTranspose2d) -> nn.Linear:

@@ -9,6 +9,7 @@ import numpy as np
 from refdiff.contracts.golden_answer import PARTS, GoldenAnswer
 from refdiff.contracts.options import options_for
 from refdiff.contracts.parity import correlation
+from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.session import Bool, Float, ImageArray, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.runtime.pipeline import Segmenter
@@ -37,6 +38,7 @@ def give_answer(
     *,
     tokenizer_json: str,
     positions: Float,
+    prompts: PromptVectors,
     image: ImageArray,
     phrase: str,
     variant: str = "edge",
@@ -47,13 +49,18 @@ def give_answer(
         What is recorded, and the whole answer.
 
     Raises:
-        InputError: the tokenizer, the table or the phrase cannot be used.
+        InputError: the tokenizer, a table or the phrase cannot be used.
         EngineError: a graph failed.
     """
     tokenizer = Tokenizer(tokenizer_json, spec.context_length)
     options = options_for(spec, variant=variant)
     with Segmenter(
-        sessions=sessions, spec=spec, options=options, tokenizer=tokenizer, positions=positions
+        sessions=sessions,
+        spec=spec,
+        options=options,
+        tokenizer=tokenizer,
+        positions=positions,
+        prompts=prompts,
     ) as segmenter:
         answer = segmenter.segment(segmenter.encode(image), phrase)
     heat = np.zeros(answer.mask.shape, np.float32) if answer.heat is None else answer.heat

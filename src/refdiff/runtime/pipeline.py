@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from refdiff.contracts.confidence import ConfidenceModel
 from refdiff.contracts.options import Options
+from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.session import Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
@@ -36,6 +37,7 @@ class Segmenter:
         options: a variant, possibly changed.
         tokenizer: of the bundle.
         positions: [g*g, w], CLIP's position table (g patches a side, width w) without the class token's row.
+        prompts: the vectors of SAM's prompt encoder.
         cautions: of the bundle, part of every answer.
         confidence: fitted for these options; None: answers have no confidence.
         probe: called with the evidence of every answer, to fit a confidence.
@@ -55,6 +57,7 @@ class Segmenter:
         options: Options,
         tokenizer: Tokenizer,
         positions: Float,
+        prompts: PromptVectors,
         cautions: tuple[str, ...] = (),
         confidence: ConfidenceModel | None = None,
         probe: Probe | None = None,
@@ -66,7 +69,7 @@ class Segmenter:
         self._cautions, self._closed = cautions, False
         self._origin = Origin(options=options, spec=spec, sessions=sessions)
         self._parser = QueryParser(options, tokenizer, observer)
-        self._proposer = proposer_for(sessions, spec.sam, options, observer)
+        self._proposer = proposer_for(sessions, spec.sam, prompts, options, observer)
         self._attention = AttentionBranch(sessions, spec.diffusion, options, tokenizer, observer)
         self._clip = ClipBranch(sessions, spec.clip, options, tokenizer, positions, observer, read_graph)
         self._judge = ConfidenceJudge(self._clip, confidence, options.min_confidence, probe)

@@ -13,19 +13,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING
 from refdiff.contracts.options import Options, ProposalOptions
+from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.results import Candidates, Masks, stack_masks
-from refdiff.contracts.session import Array, Bool, Feed, Float, ImageArray, SessionFactory, to_host
+from refdiff.contracts.session import Bool, Feed, Float, ImageArray, SessionFactory, to_host
 from refdiff.contracts.spec import SamSpec
-from refdiff.errors import EngineError, InputError
+from refdiff.errors import InputError
 from refdiff.runtime import masks
+from refdiff.runtime.mask_decoder import MASK_THRESHOLD, MaskDecoder
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.point_prompts import Points, grid_points, map_prompts
-from refdiff.runtime.resize import MaskResize, sam_input, sam_size
+from refdiff.runtime.prompt_tokens import point_tokens
+from refdiff.runtime.resize import MaskResize, sam_size
 from refdiff.runtime.small_regions import drop_small_regions
 
-MASK_THRESHOLD = 0.0  # segment_anything.modeling.Sam.mask_threshold
 _CHUNK_PX = 1 << 20  # pixels of logits processed together: 4 MiB, which a processor's cache holds
 
 LEVELS = np.arange(5, 100, 5, dtype=np.float32) / 100
@@ -50,6 +51,7 @@ class MaskProposer:
     Args:
         sessions: opens the graphs.
         spec: SAM's sizes.
+        vectors: of SAM's prompt encoder.
         options: of the segmenter.
         observer: notified of the stage "proposals".
 
@@ -64,6 +66,7 @@ class MaskProposer:
         self,
         sessions: SessionFactory,
         spec: SamSpec,
+        vectors: PromptVectors,
         options: Options,
         observer: Observer | None = None,
     ) -> None:
@@ -72,8 +75,9 @@ class MaskProposer:
                 "mode 'disc+seg' has no heatmap with peaks to prompt SAM at;"
                 " take another mode, or set peaks to 0"
             )
-        self._sessions = sessions
+        self._decoder = MaskDecoder(sessions, spec)
         self._spec = spec
+        self._vectors = vectors
         self._options = options.proposals
         self._observer = observer or NullObserver()
 
@@ -88,7 +92,7 @@ class MaskProposer:
             EngineError: a graph failed or returned values that are not finite.
         """
         size_yx = (image.shape[0], image.shape[1])
-        embedding = self.embed(image)
+        embedding = self._decoder.embed(image)
         if self._options.peaks:
             return Proposals(size_yx=size_yx, embedding=to_host(embedding))  # outlives the encoder's next run
         candidates = self.propose_at(grid_points(self._options.points_per_side), embedding, size_yx)
@@ -115,26 +119,12 @@ class MaskProposer:
         )
         return self.propose_at(prompts, embedding, proposals.size_yx)
 
-    def embed(self, image: ImageArray) -> Feed:
-        """Return SAM's embedding of an image; on a device it stays there, valid until the encoder runs again.
-
-        Raises:
-            EngineError: the graph failed or returned values that are not finite.
-        """
-        pixels, _ = sam_input(image, self._spec)
-        embedding = self._sessions.open("sam_encoder").run({"image": pixels}, keep_on_device=True)[
-            "embedding"
-        ]
-        if isinstance(embedding, np.ndarray):  # one on the device is checked by what the decoder makes of it
-            _check_finite("sam_encoder", embedding)
-        return embedding
-
     def propose_at(self, prompts: Points, embedding: Feed, size_yx: tuple[int, int]) -> Candidates:
         """Return the candidates at some points, best predicted IoU first.
 
         Args:
             prompts: [m, 2] of (x, y), shares of the image.
-            embedding: from `embed`.
+            embedding: SAM's, of the image.
             size_yx: the image's size in px.
 
         Returns:
@@ -149,9 +139,13 @@ class MaskProposer:
             low_res=spec.low_res_size, square=spec.image_size, resized_yx=resized_yx, size_yx=size_yx
         )
         chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
+        tokens = point_tokens(self._vectors, to_sam_pixels(prompts, resized_yx))
+        decoded = self._decoder.decode(
+            embedding, tokens, above=options.pred_iou_threshold, every=options.decode_all_prompts
+        )
         found = [
             _keep_stable(resize, low_res[start : start + chunk], predicted[start : start + chunk], options)
-            for low_res, predicted in self._decode(embedding, to_sam_pixels(prompts, resized_yx))
+            for low_res, predicted in decoded
             for start in range(0, len(low_res), chunk)
         ]
         unique = _drop_duplicates(found, options.nms_iou)
@@ -163,38 +157,6 @@ class MaskProposer:
         least_px = options.min_region_share * size_yx[0] * size_yx[1]
         drawn, best = drop_small_regions(drawn, least_px, max_iou=options.nms_iou)
         return _to_candidates(drawn, unique.predicted_iou[best], masks.boxes(drawn), options)
-
-    def _decode(self, embedding: Feed, points: Float) -> Iterator[tuple[Float, Float]]:
-        """Yield low-resolution logits [k, l, l] and predicted IoU [k] of the masks above the IoU threshold.
-
-        SAM applies the threshold to masks at the image's size. Here it decides which masks are decoded, and
-        which of them are upsampled.
-        """
-        decoder, mask_decoder = self._sessions.open("sam_decoder"), self._sessions.open("sam_masks")
-        for start in range(0, len(points), POINTS_PER_BATCH):
-            batch = points[start : start + POINTS_PER_BATCH]
-            # The graph is static: repeat the last point, and drop its masks.
-            padded = np.concatenate([batch, np.repeat(batch[-1:], POINTS_PER_BATCH - len(batch), axis=0)])
-            decoded = dict(decoder.run({"embedding": embedding, "points": padded}, keep_on_device=True))
-            iou = to_host(decoded.pop("iou"))
-            if not np.isfinite(iou).all():
-                _check_finite("sam_encoder", to_host(embedding))  # name the graph where it begins
-                raise _not_finite("sam_decoder")
-            iou = iou[: len(batch)]
-            good = self._is_good(iou)  # [p, 3]
-            every = self._options.decode_all_prompts
-            rows = np.arange(len(batch)) if every else np.flatnonzero(good.any(axis=1))
-            for first in range(0, len(rows), POINTS_PER_DRAWING):
-                chosen = rows[first : first + POINTS_PER_DRAWING]
-                low_res = mask_decoder.run({**decoded, "chosen": chosen.astype(np.int32)})["low_res"]
-                _check_finite("sam_masks", low_res)
-                yield low_res[good[chosen]], iou[chosen][good[chosen]]
-
-    def _is_good(self, predicted_iou: Float) -> Bool:
-        """Return whether each predicted IoU is above the threshold; a threshold of 0 is none, as in SAM."""
-        if self._options.pred_iou_threshold <= 0:
-            return np.ones(predicted_iou.shape, dtype=np.bool_)
-        return np.asarray(predicted_iou > self._options.pred_iou_threshold)
 
 
 class LevelSetProposer:
@@ -212,10 +174,16 @@ class LevelSetProposer:
 
 
 def proposer_for(
-    sessions: SessionFactory, spec: SamSpec, options: Options, observer: Observer | None = None
+    sessions: SessionFactory,
+    spec: SamSpec,
+    vectors: PromptVectors,
+    options: Options,
+    observer: Observer | None = None,
 ) -> MaskProposer | LevelSetProposer:
     """Return the proposer of the options' mode."""
-    return LevelSetProposer() if options.mode == "gen" else MaskProposer(sessions, spec, options, observer)
+    if options.mode == "gen":
+        return LevelSetProposer()
+    return MaskProposer(sessions, spec, vectors, options, observer)
 
 
 def level_sets(heatmap: Float) -> Candidates:
@@ -310,16 +278,6 @@ def _whole_image(size_yx: tuple[int, int], options: ProposalOptions) -> Candidat
     whole = np.ones((1, *size_yx), dtype=np.bool_)
     candidates = _to_candidates(whole, np.zeros(1, dtype=np.float32), masks.boxes(whole), options)
     return replace(candidates, kept=candidates.kept & (not options.drop_filtered))
-
-
-def _check_finite(graph: str, values: Array) -> None:
-    """Refuse NaN: it passes no threshold, so a broken engine would look like an image without objects."""
-    if not np.isfinite(values).all():
-        raise _not_finite(graph)
-
-
-def _not_finite(graph: str) -> EngineError:
-    return EngineError(f"{graph} returned values that are not finite; find where: refdiff check BUNDLE")
 
 
 def _required(heatmap: Float | None) -> Float:

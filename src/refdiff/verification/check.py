@@ -131,6 +131,7 @@ def _answer_parity(run: BackendRun, threads: int | None) -> dict[str, float]:
             bundle.spec,
             tokenizer_json=bundle.tokenizer_json(),
             positions=bundle.clip_positions(),
+            prompts=bundle.prompt_vectors(),
             image=recorded.image,
             phrase=recorded.phrase,
             variant=recorded.variant,

@@ -15,6 +15,7 @@ from refdiff.errors import BundleError, EngineError, InputError, MissingDependen
 from refdiff.runtime.proposals import MaskProposer
 from tests.support.fake_cuda import Error
 from tests.support.plan_bundle import GPU, GRAPHS, SPEC, Machine, feeds_of, write_bundle, write_plan
+from tests.support.prompts import readable_vectors
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_staged_plans_take_turns_and_give_the_same(tmp_path: Path, rtx: bool) ->
         assert (encoder.is_loaded, decoder.is_loaded) == (True, False)
         found = decoder.run({**feeds_of("sam_decoder"), "embedding": kept}, ["iou"])["iou"]
         assert (encoder.is_loaded, decoder.is_loaded) == (False, True)
-        assert found[0, 0] == 192.0 * 8 + 128  # 8 values of 192 each, 64 points of two ones
+        assert found[0, 0] == 192.0 * 8 + 4  # 8 values of 192 each, two tokens of two ones
     assert machine.trt.loaded == 1
     assert machine.trt.loads == 4
     sessions.close()
@@ -150,7 +151,9 @@ def test_a_plan_that_does_not_fit_is_refused_by_what_does_not_fit(
 def test_what_one_graph_of_sam_hands_the_next_stays_on_the_device(bundle: Bundle, machine: Machine) -> None:
     sessions = machine.sessions(bundle)
     options = Options(proposals=ProposalOptions(points_per_side=12, pred_iou_threshold=0.0))
-    MaskProposer(sessions, SPEC.sam, options).encode(np.zeros((6, 8, 3), np.uint8))
+    MaskProposer(sessions, SPEC.sam, readable_vectors(SPEC.sam), options).encode(
+        np.zeros((6, 8, 3), np.uint8)
+    )
     # 64, 64 and 16 of 144 points, the masks of at most 16 at a time: the embedding, features and tokens.
     assert machine.cuda.count("copy across") == 3 + 2 * (4 + 4 + 1)
     assert machine.cuda.count("copy out") == 3 + (4 + 4 + 1)  # predicted IoU, and masks
@@ -163,7 +166,9 @@ def test_an_embedding_on_the_device_that_is_not_finite_is_blamed_on_the_encoder(
     sessions = machine.sessions(bundle)
     machine.trt.fill = float("nan")
     with pytest.raises(EngineError, match="sam_encoder returned values that are not finite"):
-        MaskProposer(sessions, SPEC.sam, Options()).encode(np.zeros((6, 8, 3), np.uint8))
+        MaskProposer(sessions, SPEC.sam, readable_vectors(SPEC.sam), Options()).encode(
+            np.zeros((6, 8, 3), np.uint8)
+        )
     sessions.close()
 
 

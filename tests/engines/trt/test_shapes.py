@@ -82,10 +82,17 @@ def test_the_usual_size_lies_between_the_least_and_the_most(graph, spec):
             assert holds(each, each.least)
 
 
-@pytest.mark.parametrize("graph", ["vae_encoder", "sam_encoder", "sam_decoder", "sd_text"])
+@pytest.mark.parametrize("graph", ["vae_encoder", "sam_encoder", "sd_text"])
 def test_a_graph_that_is_always_fed_one_size_has_one(graph):
     (profile,) = profiles(graph, "edge", "official")
     assert all(each.least == each.usual == each.most for each in profile.values())
+
+
+def test_sams_decoder_has_the_automatic_modes_one_size_and_a_range_for_other_prompts():
+    automatic, own = (each["prompts"] for each in profiles("sam_decoder", "edge", "official"))
+    c = SPEC.sam.embed_channels
+    assert automatic.least == automatic.usual == automatic.most == (64, 2, c)
+    assert (own.least, own.most) == ((1, 2, c), (16, 16, c))
 
 
 def clip_feed(pictures, patches, classes, clip=VIT_B_16.clip):

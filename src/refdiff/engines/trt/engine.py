@@ -150,11 +150,13 @@ class Engine:
     def _specialize(self) -> None:
         """Let TensorRT-RTX compile for a new shape before its first run, instead of running slower kernels.
 
-        Only for a plan of one profile, which runs at one or two shapes; a captured run would keep the slower
-        kernels. A plan of several profiles runs at many shapes, and would stop to compile for each.
+        Only for a plan of one profile, which runs at one or two shapes, or one whose first profile is a
+        single shape, its usual one; a captured run would keep the slower kernels. Any other plan runs at many
+        shapes, and would stop to compile for each.
         """
         strategies = getattr(self._library.module, "DynamicShapesKernelSpecializationStrategy", None)
-        if strategies is not None and self._engine.num_optimization_profiles == 1:
+        first, *others = self._profiles()
+        if strategies is not None and (not others or all(least == most for least, most in first.values())):
             self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
 
     def _check_tensors(self) -> None:

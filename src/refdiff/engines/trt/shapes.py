@@ -3,7 +3,8 @@
 In: a graph's contract, the model's sizes, the pipeline's options. Out: for every input its smallest, most
 usual and largest shape. The pipeline pads to a few sizes, which are read from `runtime.clip_inputs`.
 
-Axes: b = batch, p = patches, c = class tokens, t = c + p; n = decoded prompts, k = prompts that are drawn.
+Axes: b = batch, p = patches, c = class tokens, t = c + p; n = decoded prompts, q = tokens of a prompt, k =
+prompts that are drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from refdiff.contracts.graphs import POINTS_PER_BATCH, POINTS_PER_DRAWING, Dimension, GraphSpec
+from refdiff.contracts.graphs import (
+    POINT_TOKENS,
+    POINTS_PER_BATCH,
+    POINTS_PER_DRAWING,
+    PROMPT_TOKENS,
+    PROMPTS_PER_BATCH,
+    Dimension,
+    GraphSpec,
+)
 from refdiff.contracts.options import Options
 from refdiff.contracts.spec import ClipSpec, ModelSpec
 from refdiff.errors import InputError
@@ -78,6 +87,11 @@ def _axes(name: str, spec: ModelSpec, variants: Sequence[Options]) -> Iterator[_
         for options in variants:
             yield from _crops(spec.clip, options)
             yield _surroundings(spec.clip, options)
+        return
+    if name == "sam_decoder":  # the automatic mode's one size; then what a caller's own prompts have
+        points, fewest = {"n": POINTS_PER_BATCH, "q": POINT_TOKENS}, {"n": 1, "q": POINT_TOKENS}
+        yield points, points, points
+        yield fewest, fewest, {"n": PROMPTS_PER_BATCH, "q": PROMPT_TOKENS}
         return
     if name == "sam_masks":
         drawing = {"n": POINTS_PER_BATCH, "k": POINTS_PER_DRAWING}
