@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from refdiff.profiling.profile import profile as profile
     from refdiff.runtime.encoded_image import EncodedImage as EncodedImage
     from refdiff.runtime.pipeline import Segmenter as Segmenter
+    from refdiff.runtime.refinement import Refinement as Refinement
     from refdiff.runtime.segmentation import Segmentation as Segmentation
     from refdiff.verification.check import check as check
 
@@ -60,6 +61,7 @@ _HOMES = {
     "MissingDependencyError": "errors",
     "PrecisionOptions": "calibration.convert",
     "RefdiffError": "errors",
+    "Refinement": "runtime.refinement",
     "RunOptions": "contracts.options",
     "Scores": "contracts.results",
     "Segmentation": "runtime.segmentation",

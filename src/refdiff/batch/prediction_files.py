@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.batch.prediction import Prediction
+from refdiff.batch.prompted import PromptedMasks
 from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.errors import InputError
 from refdiff.runtime.image import png
@@ -51,7 +52,7 @@ def output_paths(output: Path | None, overlay: Path | None) -> dict[str, Path]:
 
 
 def save(
-    prediction: Prediction,
+    prediction: Prediction | PromptedMasks,
     *,
     output: Path | None = None,
     overlay: Path | None = None,
@@ -61,7 +62,7 @@ def save(
     """Write mask, overlay and JSON, all or none.
 
     Args:
-        prediction: from `segment`.
+        prediction: from `segment` or `segment_prompt`.
         output: the mask's PNG, 255 inside and 0 outside; .overlay.png and .json are put next to it.
         overlay: the overlay's PNG, if it is wanted elsewhere or without the mask.
         overwrite: replace existing files.

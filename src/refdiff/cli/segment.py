@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,17 @@ def segment(
     ] = False,
     overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
     focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="Segment what is in a box, in px, without a phrase."),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y[:0]",
+            help="Segment what is at a point, in px, without a phrase; :0 is one beside it; repeatable.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Most phrases per UNet call; 2 if left out; more take more memory."),
@@ -105,6 +117,8 @@ def segment(
     A folder run reports images that fail by name and goes on; it then ends with exit code 1, or 2 if all have
     failed.
 
+    With --box or --point, SAM alone segments what they show, and no phrase is read.
+
     Columns: score is the weighted sum of hard (CLIP on the crop), soft (CLIP on the image, masked), gen (the
     heatmap inside the mask) and place (words such as "left"); docs/output.md explains all.
     """
@@ -126,11 +140,27 @@ def segment(
     where = BackendOptions(
         name=backend, threads=threads, memory=memory, batch_size=batch_size, run_limit_s=run_limit
     )
+    outputs = {"output": output, "overlay": overlay, "overwrite": overwrite}
+    if box is not None or point:
+        phrase_options = {
+            "a phrase": phrases,
+            "--phrases": phrase_file,
+            "--focus": focus,
+            "--batch-size": batch_size,
+        }
+        run_options = {
+            "--min-confidence": min_confidence,
+            "--recursive": recursive,
+            "--coco": coco,
+            "--ray": ray,
+        }
+        _refuse_beside_prompt({**phrase_options, **run_options})
+        _prompted(bundle, image, box, point or [], options, where, outputs, as_json=as_json)
+        return
     if phrases and len(phrases) == 1 and phrase_file is None and not image.is_dir():
         if batch_size is not None or ray is not None:
             given = "--batch-size is for several phrases" if ray is None else "--ray is for a folder"
             raise typer.BadParameter(f"{given}; leave it out")
-        outputs = {"output": output, "overlay": overlay, "overwrite": overwrite}
         _one(bundle, image, phrases[0], focus, options, where, outputs, as_json=as_json)
         return
     if overlay is not None or focus is not None:
@@ -206,3 +236,63 @@ def _one(
     document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     note_backend(backend.name, found.backend, found.backend_reason)
     print_answer(document, lambda: prediction_table(found, files), as_json=as_json)
+
+
+def _refuse_beside_prompt(options: Mapping[str, object]) -> None:
+    """Refuse what has no meaning for a box or points: name -> value, empty or None if it was not given.
+
+    Raises:
+        BadParameter: names the first one that was given.
+    """
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(
+                f"got {name} beside --box or --point, expected one of them; leave it out"
+            )
+
+
+def _prompted(
+    bundle: str,
+    image: Path,
+    box: str | None,
+    points: list[str],
+    options: RunOptions,
+    backend: BackendOptions,
+    outputs: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    from refdiff.batch import prediction_files
+    from refdiff.batch.prompted import prompted_table, segment_prompt
+
+    corners = None if box is None else _numbers(box, "--box", 4, "x0,y0,x1,y1")
+    labels = [0 if each.endswith(":0") else 1 for each in points]
+    places = [
+        _numbers(each.removesuffix(":0").removesuffix(":1"), "--point", 2, "x,y, x,y:1 or x,y:0")
+        for each in points
+    ]
+    prediction_files.check_outputs(image, **outputs)
+    with working() as progress:
+        progress(f"segmenting {image}")
+        found = segment_prompt(
+            bundle, image, box=corners, points=places, labels=labels, options=options, backend=backend
+        )
+        files = prediction_files.save(found, **outputs)
+    document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
+    note_backend(backend.name, found.backend, found.backend_reason)
+    print_answer(document, lambda: prompted_table(found, files), as_json=as_json)
+
+
+def _numbers(text: str, option: str, count: int, form: str) -> list[float]:
+    """Read numbers separated by commas.
+
+    Raises:
+        BadParameter: it is another number of numbers, or something else.
+    """
+    try:
+        numbers = [float(each) for each in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise typer.BadParameter(f"got {option} {text!r}, expected {form} in px")
+    return numbers

@@ -21,7 +21,9 @@ from refdiff.miniature.scenes import render_scene
 from refdiff.runtime.attention_branch import AttentionBranch
 from refdiff.runtime.clip_branch import ClipBranch
 from refdiff.runtime.phrase import direction, parse_phrase
+from refdiff.runtime.prompt import read_prompt
 from refdiff.runtime.proposals import MaskProposer
+from refdiff.runtime.refinement import Refiner
 from refdiff.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -99,15 +101,19 @@ class PipelineFeeds:
         {"sam": self._run_sam, "diffusion": self._run_diffusion, "clip": self._run_clip}[name](sessions)
 
     def _run_sam(self, sessions: SessionFactory) -> None:
-        """Propose masks (METHOD §2)."""
+        """Propose masks (METHOD §2), and segment a box with a point in it."""
         self._candidates = []
         vectors = prompt_vectors(self._stack.sam)
         for options, sample in self._runs:
             proposer = MaskProposer(sessions, self._stack.spec.sam, vectors, options)
-            candidates = proposer.encode(sample.read()).candidates
-            if candidates is None:
+            image = sample.read()
+            proposals = proposer.encode(image)
+            if proposals.candidates is None:
                 raise InputError("feeds need candidates before there is a phrase; set peaks to 0")
-            self._candidates.append(candidates)
+            self._candidates.append(proposals.candidates)
+            height, width = image.shape[:2]
+            prompt = read_prompt((height, width), (0, 0, width, height), [(width / 2, height / 2)], None)
+            Refiner(sessions, self._stack.spec.sam, vectors).refine(image, prompt, None, proposals.embedding)
 
     def _run_diffusion(self, sessions: SessionFactory) -> None:
         """Compute the heatmaps (METHOD §4)."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from refdiff.contracts.confidence import ConfidenceModel
 from refdiff.contracts.options import Options
 from refdiff.contracts.prompt_vectors import PromptVectors
-from refdiff.contracts.session import Float, SessionFactory
+from refdiff.contracts.session import Feed, Float, SessionFactory
 from refdiff.contracts.spec import ModelSpec
 from refdiff.errors import InputError
 from refdiff.runtime.attention_branch import AttentionBranch
@@ -20,8 +20,10 @@ from refdiff.runtime.encoded_image import EncodedImage, Origin
 from refdiff.runtime.image import ImageLike, read_only_copy
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase import Phrase
+from refdiff.runtime.prompt import read_logits, read_prompt
 from refdiff.runtime.proposals import proposer_for
 from refdiff.runtime.query import QueryParser, list_phrases
+from refdiff.runtime.refinement import Refinement, Refiner
 from refdiff.runtime.scoring import fuse, heatmap_scores, select
 from refdiff.runtime.segmentation import Segmentation
 from refdiff.runtime.text_cache import CachedTextSessions
@@ -70,6 +72,7 @@ class Segmenter:
         self._origin = Origin(options=options, spec=spec, sessions=sessions)
         self._parser = QueryParser(options, tokenizer, observer)
         self._proposer = proposer_for(sessions, spec.sam, prompts, options, observer)
+        self._refiner = Refiner(sessions, spec.sam, prompts)
         self._attention = AttentionBranch(sessions, spec.diffusion, options, tokenizer, observer)
         self._clip = ClipBranch(sessions, spec.clip, options, tokenizer, positions, observer, read_graph)
         self._judge = ConfidenceJudge(self._clip, confidence, options.min_confidence, probe)
@@ -191,6 +194,41 @@ class Segmenter:
         texts = self._clip.encode_texts(queries)
         heatmaps = self._attention.heatmaps(encoded.latent, queries, batch_size=batch_size)
         return (self._choose(encoded, *each) for each in zip(queries, texts, heatmaps, strict=True))
+
+    def refine(
+        self,
+        image: EncodedImage | ImageLike,
+        *,
+        box: Sequence[float] | None = None,
+        points: Sequence[Sequence[float]] = (),
+        labels: Sequence[int] | None = None,
+        mask: Float | None = None,
+    ) -> Refinement:
+        """Segment what a box or points show, without a phrase; only SAM runs.
+
+        Args:
+            image: from `encode`, whose embedding is used again, or what `encode` takes.
+            box: x0, y0, x1, y1 in px with its end excluded, such as the `box` of an answer.
+            points: (x, y) in px, 14 with a box and 15 without.
+            labels: for each point 1 if it is on the thing, 0 if it is beside it; None: all are on it.
+            mask: [l, l], the `logits` of an earlier answer of `refine` on this image.
+
+        Raises:
+            InputError: the image cannot be used, the prompt names no place on the thing or one outside of the
+                image, the mask is no logits, or the segmenter is closed.
+            EngineError: a graph failed or returned values that are not finite.
+        """
+        self._check_open()
+        embedding: Feed | None = None
+        if isinstance(image, EncodedImage):
+            image.check_origin(self._origin)
+            pixels, embedding = image.pixels, image.proposals.embedding
+        else:
+            pixels = read_only_copy(image)
+        prompt = read_prompt((pixels.shape[0], pixels.shape[1]), box, points, labels)
+        logits = None if mask is None else read_logits(mask, self._origin.spec.sam.low_res_size)
+        found = self._refiner.refine(pixels, prompt, logits, embedding)
+        return replace(found, cautions=(*self._cautions, *found.cautions))
 
     def text_vectors(self, texts: Sequence[str]) -> Float:
         """Return CLIP's unit vectors [k, e] of plain texts."""

@@ -41,8 +41,9 @@ class Proposals:
     """The image's size in px."""
     candidates: Candidates | None = None
     """None where they depend on the phrase's heatmap: in mode `gen`, and at the heatmap's peaks."""
-    embedding: Float | None = None
-    """SAM's image embedding on the host; kept only where SAM is prompted for each phrase."""
+    embedding: Feed | None = None
+    """SAM's embedding of the image, None in mode `gen`. On the host where each phrase prompts SAM; else
+    wherever it was computed: on a device it is valid until the encoder runs again."""
 
 
 class MaskProposer:
@@ -96,7 +97,7 @@ class MaskProposer:
         if self._options.peaks:
             return Proposals(size_yx=size_yx, embedding=to_host(embedding))  # outlives the encoder's next run
         candidates = self.propose_at(grid_points(self._options.points_per_side), embedding, size_yx)
-        return Proposals(size_yx=size_yx, candidates=candidates)
+        return Proposals(size_yx=size_yx, candidates=candidates, embedding=embedding)
 
     @observed("proposals")
     def candidates(self, proposals: Proposals, heatmap: Float | None) -> Candidates:

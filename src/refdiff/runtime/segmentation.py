@@ -71,10 +71,7 @@ class Segmentation:
 
         None if the mask is empty. `candidates.boxes_xyxy_px` and the JSON have inclusive corners.
         """
-        if not self.mask.any():
-            return None
-        x0, y0, x1, y1 = (int(side) for side in boxes(self.mask[None])[0])
-        return x0, y0, x1 + 1, y1 + 1
+        return mask_box(self.mask)
 
     def to_coco(self, *, image_id: int, annotation_id: int, category_id: int = 1) -> dict[str, Any]:
         """Return the mask as an annotation of a COCO file, as pycocotools reads it; JSON-ready.
@@ -147,6 +144,23 @@ class Segmentation:
         Raises:
             InputError: the name does not end in .png, something is there, or the disk is read-only or full.
         """
-        if Path(path).suffix.lower() != ".png":
-            raise InputError(f"got output {path}, expected a name that ends in .png; name it mask.png")
-        write_files({Path(path): png(self.mask.astype(np.uint8) * np.uint8(255))}, overwrite=overwrite)
+        save_mask(self.mask, path, overwrite=overwrite)
+
+
+def mask_box(mask: Bool) -> tuple[int, int, int, int] | None:
+    """Return the box x0, y0, x1, y1 of a mask [y, x] in px, its end excluded; None if it is empty."""
+    if not mask.any():
+        return None
+    x0, y0, x1, y1 = (int(side) for side in boxes(mask[None])[0])
+    return x0, y0, x1 + 1, y1 + 1
+
+
+def save_mask(mask: Bool, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write a mask [y, x] as a PNG, 255 inside and 0 outside; whole or not at all.
+
+    Raises:
+        InputError: the name does not end in .png, something is there, or the disk is read-only or full.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"got output {path}, expected a name that ends in .png; name it mask.png")
+    write_files({Path(path): png(mask.astype(np.uint8) * np.uint8(255))}, overwrite=overwrite)
