@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,19 @@ onnx = pytest.importorskip("onnx")
 import numpy as np
 
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.graphs import GRAPHS
+from refdiff.contracts.graphs import GRAPHS, graph_contract
+from refdiff.contracts.options import options_for
+from refdiff.contracts.recipe import GraphRecipe
+from refdiff.contracts.spec import MAP_NAMES
 from refdiff.engines import build, lint
 from refdiff.engines.lint import find_risks
+from refdiff.engines.trt.building import BuildTask, build_parsed
 from refdiff.engines.trt.flavour import load_flavour
-from refdiff.engines.trt.monitor import make_log
+from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import parse
 from refdiff.engines.trt.plan_store import plans_folder
+from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.engines.trt.validation import check_plan
 from tests.support.plans import BUNDLE, MINIATURE, fitting_profile
 
@@ -94,6 +100,34 @@ def assert_fused_where_expected(name, precision, blocks):
     assert not any(block.fused and block.obstacles for block in blocks)
     if precision == "fp16" and name not in ("vae_encoder", "sam_decoder"):
         assert all(block.fused for block in blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.needs_torch
+def test_every_attention_stays_fused_beside_the_unets_other_maps(tmp_path):
+    """The maps of METHOD §10.11 and §10.12, in half precision; what is fused does not depend on the trade."""
+    pytest.importorskip("torch")
+    from refdiff.export.onnx_export import export_graph
+    from refdiff.export.wrappers import wrap
+    from refdiff.miniature.stack import load_miniature
+    from refdiff.passes.convert import convert_graph
+    from refdiff.passes.graph_files import load_graph
+    from refdiff.passes.keep_fp32 import default_fp32_nodes
+
+    stack = load_miniature()
+    stack.spec = replace(stack.spec, diffusion=stack.spec.diffusion.with_maps(MAP_NAMES))
+    contract = graph_contract(stack.spec)["unet"]
+    full = export_graph(wrap(stack, "unet"), contract, tmp_path / "fp32")
+    recipe = GraphRecipe(half="fp16", fp32=default_fp32_nodes(load_graph(full).graph, "fp16"))
+    half = tmp_path / "fp16" / "unet.onnx"
+    half.parent.mkdir()
+    convert_graph(full, half, recipe)
+    shapes = shape_profiles(contract, stack.spec, [options_for(stack.spec)])
+    task = BuildTask(graph="unet", onnx=half, shapes=tuple(shapes), options=BuildOptions())
+    log = make_log(RTX)
+    network = parse(RTX, half, log)
+    made = build_parsed(RTX, network, task, tmp_path / "plan", log, Watch("unet", lambda line: None))
+    assert_fused_where_expected("unet", "fp16", made.attention)
 
 
 @pytest.mark.slow

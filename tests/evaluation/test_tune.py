@@ -32,6 +32,8 @@ TUNED = TunedOptions(
     rescale=True,
     end_token=0.5,
     layer_weights=(1.0, 0.0, 2.0),
+    coarse=0.0,
+    propagate=0,
 )
 
 
@@ -84,9 +86,12 @@ def test_an_image_is_held_out_with_all_of_its_samples():
 
 
 def test_the_first_reading_is_the_variants_own_and_no_two_are_equal():
-    readings = readings_of(EDGE.attention, 3)
-    assert readings[0] == EDGE.attention
-    assert len(set(readings)) == len(readings) == 9
+    spec = find_bundle("mini").spec.diffusion
+    for maps, count in ((), 9), (("coarse",), 11), (("coarse", "self"), 17):
+        readings = readings_of(EDGE.attention, spec.with_maps(maps))
+        assert readings[0] == EDGE.attention
+        assert len(set(readings)) == len(readings) == count
+    assert not any(each.propagate for each in readings_of(EDGE.attention, spec.with_maps(["coarse"])))
 
 
 def test_a_tuned_file_changes_the_options_and_the_name_of_their_confidence(tmp_path):
@@ -110,7 +115,15 @@ def test_options_of_another_model_variant_or_mode_are_refused(change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": 9}, {"hard": "much"}, {"rescale": 1}, {"layer_weights": 3}, {"soft": float("nan")}]
+    "change",
+    [
+        {"format": 9},
+        {"hard": "much"},
+        {"rescale": 1},
+        {"layer_weights": 3},
+        {"propagate": 1.5},
+        {"soft": float("nan")},
+    ],
 )
 def test_a_file_that_tune_did_not_write_is_refused(tmp_path, change):
     path = tmp_path / "tuned.json"

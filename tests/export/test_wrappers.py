@@ -1,6 +1,7 @@
 """Each wrapper computes what the original modules compute."""
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from segment_anything.modeling import TwoWayTransformer
 
 from refdiff.contracts.graphs import BLOCKED
+from refdiff.contracts.spec import COARSE_LAYER
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
 from refdiff.export.diffusion_graphs import VaeEncoder, tapped
@@ -24,6 +26,7 @@ from refdiff.export.wrappers import clip_positions, wrap
 from refdiff.models.sam import SamSizes, build_sam
 from refdiff.models.stacks import random_module
 from refdiff.networks.tiny_vit import TinyVitEncoder, TinyVitSizes
+from refdiff.reference import taps as reference_taps
 from tests.support.calm_stack import calm_stack
 
 
@@ -97,7 +100,7 @@ def unet_inputs(stack: ModelStack) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 def test_unet_predicts_the_noise_the_original_predicts(stack: ModelStack) -> None:
     latent, timestep, context = unet_inputs(stack)
     expected = stack.unet(latent, timestep, encoder_hidden_states=context).sample
-    eps, _ = wrap(stack, "unet")(latent, timestep, context)
+    eps, *_ = wrap(stack, "unet")(latent, timestep, context)
     assert_same(eps, expected)
 
 
@@ -120,7 +123,7 @@ def test_taps_are_the_mean_over_heads_of_the_scaled_logits(stack: ModelStack) ->
     for handle in handles:
         handle.remove()
 
-    _, taps = wrap(stack, "unet")(latent, timestep, context)
+    taps = wrap(stack, "unet")(latent, timestep, context)[1]
 
     expected = torch.stack([seen[layer] for layer in spec.tapped_layers], dim=1)
     assert taps.shape == (2, len(spec.tapped_layers), spec.tap_size**2, stack.spec.context_length)
@@ -128,24 +131,36 @@ def test_taps_are_the_mean_over_heads_of_the_scaled_logits(stack: ModelStack) ->
 
 
 @torch.no_grad()
+def test_the_other_maps_are_those_of_the_middle_block_and_of_the_self_attentions(stack: ModelStack) -> None:
+    latent, timestep, context = unet_inputs(stack)
+    spec, unet = stack.spec.diffusion, stack.unet
+    with (
+        reference_taps.tapped(unet, [COARSE_LAYER]) as middle,
+        reference_taps.tapped(unet, spec.tapped_layers, attention=reference_taps.SELF_ATTENTION) as itself,
+    ):
+        unet(latent, timestep, encoder_hidden_states=context)
+    _, _, coarse, cells = wrap(stack, "unet")(latent, timestep, context)
+    assert_same(coarse, middle.stacked(passes=1)[0].transpose(0, 1))
+    assert_same(cells, itself.stacked(passes=1)[0].transpose(0, 1))
+
+
+@torch.no_grad()
 def test_unet_taps_are_the_taps_of_the_full_pass(stack: ModelStack) -> None:
     inputs = unet_inputs(stack)
-    assert torch.equal(wrap(stack, "unet_taps")(*inputs), wrap(stack, "unet")(*inputs)[1])
+    for cut, full in zip(wrap(stack, "unet_taps")(*inputs), wrap(stack, "unet")(*inputs)[1:], strict=True):
+        assert torch.equal(cut, full)
 
 
 def test_the_unets_own_processors_come_back_after_an_error(stack: ModelStack) -> None:
-    layers = stack.spec.diffusion.tapped_layers
     before = dict(stack.unet.attn_processors)
-    with pytest.raises(RuntimeError, match="inside"), tapped(stack.unet, layers):
+    with pytest.raises(RuntimeError, match="inside"), tapped(stack.unet, stack.spec.diffusion):
         raise RuntimeError("inside")
     assert dict(stack.unet.attn_processors) == before
 
 
 def test_a_tapped_layer_the_unet_lacks_is_named(stack: ModelStack) -> None:
-    with (
-        pytest.raises(InputError, match=r"down_blocks\.9"),
-        tapped(stack.unet, ["down_blocks.9.attentions.0"]),
-    ):
+    spec = dataclasses.replace(stack.spec.diffusion, tapped_layers=("down_blocks.9.attentions.0",))
+    with pytest.raises(InputError, match=r"down_blocks\.9"), tapped(stack.unet, spec):
         pass
 
 

@@ -105,7 +105,7 @@ def test_the_exporters_graphs_take_what_was_loaded(name, tmp_path):
     with torch.no_grad():
         context = SdText(modules["text_encoder"])(ids)
         moments = VaeEncoder(modules["vae"], 0.18215)(image)
-        unet = Unet(modules["unet"], part.spec.tapped_layers)
+        unet = Unet(modules["unet"], part.spec)
         output, taps = unet(latent, torch.full((2,), 51.0), context)
     got = {"text_encoder": context, "vae": moments, "unet": output}
     for component, values in expected.items():

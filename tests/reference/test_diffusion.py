@@ -12,6 +12,7 @@ from refdiff.contracts.stack import COMPONENTS, ModelStack
 from refdiff.errors import InputError, RefdiffError
 from refdiff.runtime import diffusion as runtime
 from refdiff.runtime.attention_branch import AttentionBranch
+from refdiff.runtime.map_reader import MapReader
 from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.tokenizer import Tokenizer
 
@@ -164,7 +165,7 @@ def test_each_pass_is_given_its_own_timestep_and_runs_on_the_stepped_latent(toke
             then = math.sqrt(0.998296028) * clean + math.sqrt(1 - 0.998296028) * e
             stack.unet(then.repeat(2, 1, 1, 1), 1, encoder_hidden_states=context)
         unconditional, conditional = taps.stacked(passes=2).unbind(dim=2)
-        got = attend(stack, options.attention, x, context)
+        got = attend(stack, options.attention, x, context).logits
     assert len(got) == 2 * len(LAYERS)
     expected = (9 * conditional - 8 * unconditional).flatten(0, 1)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
@@ -185,7 +186,7 @@ def test_the_runtime_makes_the_same_maps_of_every_generation(tokenizer, predicti
     found = generative_map(stack, options, tokenizer, image, phrase)
     branch = AttentionBranch(TorchSessions(stack), diffusion, options, tokenizer)
     (logits,) = branch.logits(branch.encode(image), [phrase])
-    maps = branch.maps(logits, phrase)
+    maps = MapReader(options, diffusion, tokenizer).maps(logits, phrase)
     np.testing.assert_allclose(maps, found.maps, atol=1e-4)
     plain = generative_map(tiny, options, tokenizer, image, phrase).maps
     assert (np.abs(found.maps - plain).max() > 1e-3) == ((prediction, padding) != ("epsilon", "end"))
@@ -197,6 +198,47 @@ def test_maps_that_the_reference_does_not_read_are_refused(tokenizer, change):
     options = dataclasses.replace(VARIANTS["edge"], attention=attention)
     with pytest.raises(InputError, match="the torch reference has no"):
         generative_map(tiny_stack(), options, tokenizer, tiny_picture(), parse_phrase("the mug"))
+
+
+@pytest.mark.parametrize("name", ["edge", "official"])
+@pytest.mark.parametrize(
+    "change", [{"coarse": 2.0}, {"propagate": 1}, {"coarse": 0.5, "propagate": 2}], ids=str
+)
+def test_the_runtime_reads_the_coarsest_level_and_the_self_attention_alike(tokenizer, name, change):
+    tiny, phrase, image = tiny_stack(), parse_phrase("the man"), tiny_picture()  # "left" would be a ramp
+    diffusion = TINY.diffusion.with_maps(("coarse", "self"))
+    stack = ModelStack.of(
+        spec=dataclasses.replace(TINY, diffusion=diffusion),
+        tokenizer_json=tiny.tokenizer_json,
+        sources=tiny.sources,
+        modules={name: getattr(tiny, name) for name in ("text_encoder", "vae", "unet")},
+    )
+    plain = VARIANTS[name]
+    options = dataclasses.replace(plain, attention=dataclasses.replace(plain.attention, **change))
+    found = generative_map(tiny, options, tokenizer, image, phrase)
+    branch = AttentionBranch(TorchSessions(stack), diffusion, options, tokenizer)
+    latent = branch.encode(image)
+    (logits,) = branch.logits(latent, [phrase])
+    maps = MapReader(options, diffusion, tokenizer).maps(logits, phrase)
+    np.testing.assert_allclose(maps, found.maps, atol=1e-4)
+    reader = MapReader(options, diffusion, tokenizer)
+    heat = reader.heatmap(logits, image.shape[:2], phrase)
+    np.testing.assert_allclose(heat, found.heatmap, atol=0.02 if name == "official" else 1e-4)  # 8 bits
+    as_it_is = generative_map(tiny, plain, tokenizer, image, phrase).heatmap
+    assert np.abs(found.heatmap - as_it_is).max() > 0.05
+
+
+def test_softmax_self_attention_is_averaged_over_heads_as_it_is(tokenizer):
+    """Of head-mean logits a softmax is flatter than the mean of the heads' own; METHOD §10.12 says so."""
+    stack, options = tiny_stack(), dataclasses.replace(VARIANTS["edge"].attention, propagate=1)
+    with torch.no_grad():
+        x = encode_image(stack, VARIANTS["edge"], tiny_picture())
+        context = encode_prompts(stack, tokenizer, "the man")
+        ours = attend(stack, options, x, context).cells
+        theirs = attend(stack, dataclasses.replace(options, softmax=True), x, context).cells
+    for cells in (ours, theirs):
+        torch.testing.assert_close(cells.sum(dim=1), torch.ones(64))
+    assert (ours - theirs).abs().max() > 1e-4
 
 
 def test_a_velocity_is_solved_for_the_noise_it_was_made_of():
@@ -232,7 +274,7 @@ def test_rows_stay_rows_on_the_way_to_the_picture(uint8_lanczos, size_yx):
     options = AttentionOptions(uint8_lanczos=uint8_lanczos)
     heat = heatmap_on_image(small, size_yx, options)
     assert heat.shape == size_yx
-    runtimes = runtime.heatmap_on_image(small[None].numpy(), size_yx, uint8_lanczos=uint8_lanczos)
+    runtimes = runtime.heatmap_on_image(small.numpy(), size_yx, uint8_lanczos=uint8_lanczos)
     np.testing.assert_allclose(heat, runtimes, atol=2e-5)
     if size_yx == (48, 72):
         y, x = np.unravel_index(heat.argmax(), heat.shape)

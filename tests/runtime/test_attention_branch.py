@@ -14,9 +14,9 @@ from refdiff.contracts.spec import DiffusionSpec
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime.attention_branch import AttentionBranch
 from refdiff.runtime.diffusion import alphas_cumprod, draw_noise
-from refdiff.runtime.phrase import Phrase, parse_phrase
+from refdiff.runtime.phrase import parse_phrase
 from refdiff.runtime.resize import diffusion_input
-from refdiff.runtime.tokenizer import END, START, Tokenizer, build_tokenizer_json
+from tests.support.letter_tokenizer import letter_tokenizer
 
 SPEC = DiffusionSpec(
     image_size=32,
@@ -32,11 +32,7 @@ LENGTH, LATENT = 9, (1, 4, 8, 8)
 OFFICIAL, EDGE = VARIANTS["official"].attention, VARIANTS["edge"].attention
 ONE_GUIDED_PASS = dataclasses.replace(EDGE, guidance=9.0)
 IMAGE = np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8)
-_LETTERS = tuple(map(chr, range(33, 127)))
-_TOKENS = (*_LETTERS, *(letter + "</w>" for letter in _LETTERS), "re", "red</w>", START, END)
-TOKENIZER = Tokenizer(
-    build_tokenizer_json({token: i for i, token in enumerate(_TOKENS)}, (("r", "e"), ("re", "d</w>"))), LENGTH
-)
+TOKENIZER = letter_tokenizer(LENGTH)
 
 
 def _mixed(count: int, *sources: Array) -> Float:
@@ -113,16 +109,7 @@ def _maps(branch: AttentionBranch, text: str) -> Float:
     assert latent is not None
     phrase = parse_phrase(text)
     (logits,) = branch.logits(latent, [phrase])
-    return branch.maps(logits, phrase)
-
-
-def _read(options: AttentionOptions, phrase: Phrase, logits: Float) -> Float:
-    return _branch(FakeGraphs(), options).maps(logits, phrase)
-
-
-def _scaled(maps: Float) -> Float:
-    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
-    return np.asarray((maps - low) / (high - low))
+    return branch.reader.maps(logits, phrase)
 
 
 def _clean(options: AttentionOptions, seed: int) -> Float:
@@ -215,7 +202,7 @@ def test_one_pass_costs_a_phrase_one_early_exit_and_never_the_full_unet() -> Non
     assert latent is not None
     phrase = parse_phrase("red mug")
     (logits,) = branch.logits(latent, [phrase])
-    maps = branch.maps(logits, phrase)
+    maps = branch.reader.maps(logits, phrase)
     assert graphs.batches() == [
         ("vae_encoder", 1),
         ("sd_text", 1),
@@ -224,7 +211,7 @@ def test_one_pass_costs_a_phrase_one_early_exit_and_never_the_full_unet() -> Non
         ("unet_taps", 1),
     ]
     assert maps.shape == (3, 2, 2)
-    assert latent.eps is None
+    assert list(latent.first) == ["taps"]
 
 
 def test_without_guidance_the_empty_prompt_is_never_run() -> None:
@@ -285,57 +272,3 @@ def test_softmax_attention_is_refused() -> None:
 def test_no_passes_are_refused() -> None:
     with pytest.raises(InputError, match="timesteps"):
         _branch(FakeGraphs(), dataclasses.replace(OFFICIAL, timesteps=()))
-
-
-PHRASE = Phrase(text="red b on c", root="b", root_end=5, others=("c",))  # pieces: red, b, o, n, c
-LOGITS = np.random.default_rng(2).normal(0, 3, (2, 3, 4, LENGTH)).astype(np.float32)  # [p, l, q, t]
-
-
-def test_a_rescaled_map_is_the_named_things_share_among_the_content_tokens() -> None:
-    chance = np.exp(LOGITS.astype(np.float64).reshape(6, 4, LENGTH))
-    own, other = chance[:, :, 1] + chance[:, :, 2], chance[:, :, 5]  # the preposition does not compete
-    wanted = _scaled((own / (own + other)).reshape(6, 2, 2))
-    got = _read(dataclasses.replace(EDGE, rescale=True), PHRASE, LOGITS)
-    np.testing.assert_allclose(got, wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize("others", [(), ("red b on c",)])
-def test_a_phrase_without_competing_tokens_keeps_its_plain_map(others: tuple[str, ...]) -> None:
-    alone = dataclasses.replace(PHRASE, others=others, root_end=0)
-    plain = _read(EDGE, alone, LOGITS)
-    np.testing.assert_array_equal(_read(dataclasses.replace(EDGE, rescale=True), alone, LOGITS), plain)
-    assert plain.any()
-
-
-def test_the_end_tokens_map_is_added_with_its_weight() -> None:
-    columns = LOGITS.reshape(6, 4, LENGTH)
-    read, end = (_scaled(columns[:, :, k].reshape(6, 2, 2)) for k in (5, 7))  # red, b, o, n, c, ",", end
-    got = _read(dataclasses.replace(EDGE, end_token=0.5), PHRASE, LOGITS)
-    np.testing.assert_allclose(got, _scaled(read + 0.5 * end), atol=1e-5)
-
-
-def test_layer_weights_weigh_the_layers_of_every_pass() -> None:
-    def heat(weights: tuple[float, ...], logits: Float) -> Float:
-        options = dataclasses.replace(EDGE, layer_weights=weights)
-        return _branch(FakeGraphs(), options).place_on_image(logits, (20, 31), PHRASE)
-
-    middle = heat((), LOGITS[:, 1:2])
-    assert np.abs(heat((), LOGITS) - middle).max() > 0.05
-    np.testing.assert_allclose(heat((0, 2, 0), LOGITS), middle, atol=1e-6)
-    np.testing.assert_allclose(heat((3, 3, 3), LOGITS), heat((), LOGITS), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"layer_weights": (1.0, 1.0)},
-        {"layer_weights": (0.0, 0.0, 0.0)},
-        {"layer_weights": (1.0, -1.0, 2.0)},
-        {"layer_weights": (1.0, math.nan, 2.0)},
-        {"end_token": -0.5},
-        {"end_token": math.inf},
-    ],
-)
-def test_weights_that_mean_nothing_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="expected"):
-        _branch(FakeGraphs(), dataclasses.replace(EDGE, **changes))  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from refdiff.runtime.diffusion import (
     draw_noise,
     guide,
     heatmap_on_image,
+    mean_map,
     normalize_maps,
     predicted_noise,
 )
@@ -138,7 +139,7 @@ def test_several_tokens_are_averaged_before_they_are_scaled() -> None:
 def test_heat_has_the_size_of_the_image_and_stays_within_zero_and_one(
     uint8_lanczos: bool, maps: Float, size: tuple[int, int]
 ) -> None:
-    heat = heatmap_on_image(maps, size, uint8_lanczos=uint8_lanczos)
+    heat = heatmap_on_image(mean_map(maps), size, uint8_lanczos=uint8_lanczos)
     assert heat.shape == size
     assert heat.dtype == np.float32
     assert np.isfinite(heat).all()
@@ -150,7 +151,7 @@ def test_heat_has_the_size_of_the_image_and_stays_within_zero_and_one(
 def test_heat_lies_where_the_map_is_hot_on_a_wide_image(uint8_lanczos: bool) -> None:
     maps = np.zeros((1, 8, 8), np.float32)
     maps[0, 3, 6] = 1.0  # on a 32x64 image's square of 64: rows 24..31, columns 48..55
-    heat = heatmap_on_image(maps, (32, 64), uint8_lanczos=uint8_lanczos)
+    heat = heatmap_on_image(mean_map(maps), (32, 64), uint8_lanczos=uint8_lanczos)
     y, x = np.unravel_index(heat.argmax(), heat.shape)
     assert 24 - 16 <= y < 32 - 16
     assert 48 <= x < 56
@@ -162,13 +163,17 @@ def test_the_released_heat_goes_through_eight_truncated_bits_and_lanczos() -> No
     square = np.asarray(levels.resize((90, 90), Image.Resampling.LANCZOS)) / 255.0
     wanted = square[15:75, :]
     wanted = (wanted - wanted.min()) / (wanted.max() - wanted.min() + 1e-8)
-    np.testing.assert_allclose(heatmap_on_image(maps, (60, 90), uint8_lanczos=True), wanted, atol=1e-6)
+    np.testing.assert_allclose(
+        heatmap_on_image(mean_map(maps, exact=True), (60, 90), uint8_lanczos=True), wanted, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("uint8_lanczos", [True, False])
 def test_flat_maps_give_a_zero_heatmap(uint8_lanczos: bool) -> None:
     maps = np.full((2, GRID, GRID), 0.5, np.float32)
-    np.testing.assert_allclose(heatmap_on_image(maps, (9, 14), uint8_lanczos=uint8_lanczos), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        heatmap_on_image(mean_map(maps), (9, 14), uint8_lanczos=uint8_lanczos), 0, atol=1e-5
+    )
 
 
 def test_a_velocity_is_solved_for_the_noise_it_was_made_of() -> None:

@@ -51,6 +51,9 @@ def export(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of random weights; 0 if left out.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="The folder `refdiff fetch` filled.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    maps: Annotated[
+        str, choice("More of the UNet's attention as outputs: coarse, self, or coarse,self (method 10.11).")
+    ] = "",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -85,6 +88,7 @@ def export(
             choice,
             precision,
             output=folder,
+            maps=[name.strip() for name in maps.split(",") if name.strip()],
             overwrite=overwrite,
             progress=progress,
         )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from refdiff.contracts.spec import ModelSpec
+from refdiff.contracts.spec import DiffusionSpec, ModelSpec
 
 Dimension = int | str
 
@@ -34,6 +34,9 @@ POINTS_PER_DRAWING = 16
 
 MASKS_PER_POINT = 3
 """SAM's multimask outputs per prompt."""
+
+TAP_OUTPUTS = ("taps", "coarse_taps", "self_taps")
+"""The UNet's outputs of attention logits: head means before the softmax (METHOD §4.7)."""
 
 BLOCKED = -1.0e4
 """Additive attention mask value for a blocked pair: finite, and exact in half precision (onnxscript#2479)."""
@@ -86,7 +89,7 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
     """Return the graphs of a model of this size, by name, in the order of `GRAPHS`."""
     diffusion, sam, clip, length = spec.diffusion, spec.sam, spec.clip, spec.context_length
     latent = ("b", diffusion.latent_channels, diffusion.latent_size, diffusion.latent_size)
-    taps = _f32("taps", "b", len(diffusion.tapped_layers), diffusion.tap_size**2, length)
+    taps = _taps(diffusion, length)
     unet_inputs = (
         _f32("latent", *latent),
         _f32("timestep", "b"),
@@ -103,8 +106,8 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
             (_f32("image", 1, 3, image_side, image_side),),
             (_f32("moments", 1, 2 * latent[1], *latent[2:]),),
         ),
-        GraphSpec("unet", unet_inputs, (_f32("eps", *latent), taps)),
-        GraphSpec("unet_taps", unet_inputs, (taps,)),
+        GraphSpec("unet", unet_inputs, (_f32("eps", *latent), *taps)),
+        GraphSpec("unet_taps", unet_inputs, taps),
         GraphSpec(
             "sam_encoder",
             (_f32("image", 1, 3, sam.image_size, sam.image_size),),
@@ -143,6 +146,16 @@ def graph_contract(spec: ModelSpec) -> Mapping[str, GraphSpec]:
         ),
     )
     return MappingProxyType({graph.name: graph for graph in graphs})
+
+
+def _taps(diffusion: DiffusionSpec, length: int) -> tuple[TensorSpec, ...]:
+    """Return the UNet's attention outputs: `taps`, and those that the spec's `maps` name."""
+    layers, cells = len(diffusion.tapped_layers), diffusion.tap_size**2
+    more = {
+        "coarse": _f32("coarse_taps", "b", 1, diffusion.coarse_size**2, length),
+        "self": _f32("self_taps", "b", layers, cells, cells),
+    }
+    return _f32("taps", "b", layers, cells, length), *(more[name] for name in diffusion.maps)
 
 
 def _f32(name: str, *shape: Dimension) -> TensorSpec:

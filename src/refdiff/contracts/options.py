@@ -94,6 +94,12 @@ class AttentionOptions:
     """Weight of the end token's map, added to the one that is read (METHOD §10.9)."""
     layer_weights: tuple[float, ...] = ()
     """Weights of the tapped layers' maps in the mean (METHOD §10.10); empty: all equal."""
+    coarse: float = 0.0
+    """Weight of the map of the UNet's coarsest level in the mean, where a tapped layer has 1 (METHOD
+    §10.11); needs a bundle exported with `--maps coarse`."""
+    propagate: int = 0
+    """Number of times that the mean map is multiplied by the self-attention (METHOD §10.12); needs a bundle
+    exported with `--maps self`."""
     softmax: bool = False
     """Per-head softmax probabilities (the paper's text); the exported graphs do not expose them."""
     uint8_lanczos: bool = True

@@ -6,7 +6,7 @@ A spec is part of the bundle's manifest; the reference, the exporter and the run
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,8 +28,22 @@ Padding = Literal["end", "zero"]
 """Padding of a prompt to its length: the end token (SD 1.x) or token 0 (SD 2.x)."""
 
 
+MapName = Literal["coarse", "self"]
+"""More of the UNet's attention that a bundle may output: that of its coarsest level to the text (METHOD
+§10.11), and that of the tapped layers to themselves (METHOD §10.12)."""
+MAP_NAMES: tuple[str, ...] = get_args(MapName)
+
+COARSE_LAYER = "mid_block.attentions.0"
+"""The transformer block of the coarsest level, with half of the tapped grid's cells per side."""
+
 CONTEXT_LENGTH = 77
 """Tokens per prompt of every published CLIP text tower, start and end included."""
+
+
+def check_maps(names: Sequence[str]) -> None:
+    """Raise InputError for a name that is not one of `MAP_NAMES`."""
+    if unknown := [name for name in names if name not in MAP_NAMES]:
+        raise InputError(f"got the map {unknown[0]!r}, expected {' or '.join(MAP_NAMES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,30 @@ class DiffusionSpec:
     train_timesteps: int = 1000
     prediction: Prediction = "epsilon"
     padding: Padding = "end"
+    maps: tuple[MapName, ...] = ()
+    """Outputs of the UNet besides `taps`; left out of the document where there are none."""
+
+    def with_maps(self, names: Sequence[str]) -> DiffusionSpec:
+        """Return the sizes of an export with these outputs.
+
+        Raises:
+            InputError: an unknown name, or the UNet has no level below the tapped one.
+        """
+        check_maps(names)
+        wanted = tuple(name for name in MAP_NAMES if name in names)
+        if "coarse" in wanted and COARSE_LAYER in self.tapped_layers:
+            raise InputError(
+                f"this UNet has no level below its taps: {COARSE_LAYER} is one of them; leave out coarse"
+            )
+        cut = self.cut_after
+        if "coarse" in wanted and cut.startswith("down_blocks"):
+            cut = "mid_block"
+        return dataclasses.replace(self, maps=wanted, cut_after=cut)  # type: ignore[arg-type]
+
+    @property
+    def coarse_size(self) -> int:
+        """Side of the coarsest level's query grid."""
+        return self.tap_size // 2
 
     @property
     def latent_size(self) -> int:
@@ -121,7 +159,10 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
-        return dataclasses.asdict(self)
+        document = dataclasses.asdict(self)
+        if not self.diffusion.maps:
+            del document["diffusion"]["maps"]
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ModelSpec:
@@ -141,16 +182,16 @@ class ModelSpec:
 
 
 def _read_fields(kind: Any, document: object, where: str) -> dict[str, Any]:
-    """Return all fields of one dataclass; no default stands in for a field that the document lacks."""
+    """Return all fields of one dataclass; only those of `_OPTIONAL` may be missing."""
     given = as_table(document, where)
     known = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     for name in given:
         if name not in known:
             raise ValueError(f"{where}.{name} is unknown, expected only: {', '.join(known)}")
     for name in known:
-        if name not in given:
+        if name not in given and f"{where}.{name}" not in _OPTIONAL:
             raise KeyError(f"{where}.{name}")
-    return {name: _read_field(f"{where}.{name}", known[name], given[name]) for name in known}
+    return {name: _read_field(f"{where}.{name}", known[name], value) for name, value in given.items()}
 
 
 def _read_field(where: str, kind: str, value: object) -> Any:
@@ -160,17 +201,24 @@ def _read_field(where: str, kind: str, value: object) -> Any:
         if value not in _CHOICES[kind]:
             raise ValueError(f"{where} is {shown(value)}, expected one of {', '.join(_CHOICES[kind])}")
         return value
-    if kind == "tuple[str, ...]":
-        names = tuple(as_plain_text(each, where) for each in as_list(value, where))
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"{where} is {shown(value)}, expected one or more names, each once")
-        return names
+    if kind in _NAMES:
+        return _read_names(where, value, _NAMES[kind])
     if kind.startswith("tuple[float"):
         numbers = as_list(value, where)
         if len(numbers) != kind.count("float"):
             raise ValueError(f"{where} is {shown(value)}, expected {kind.count('float')} numbers")
         return tuple(_in_range(each, where, whole=False) for each in numbers)
     return as_plain_text(value, where) if kind == "str" else _in_range(value, where, whole=kind == "int")
+
+
+def _read_names(where: str, value: object, known: Sequence[str]) -> tuple[str, ...]:
+    """Return one name or more, each once; `known`: those that are allowed, empty for any."""
+    names = tuple(as_plain_text(each, where) for each in as_list(value, where))
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{where} is {shown(value)}, expected one or more names, each once")
+    if known and not set(names) <= set(known):
+        raise ValueError(f"{where} is {shown(value)}, expected names of {', '.join(known)}")
+    return names
 
 
 def _in_range(value: Any, where: str, *, whole: bool) -> Any:
@@ -182,6 +230,8 @@ def _in_range(value: Any, where: str, *, whole: bool) -> Any:
 
 
 _PARTS: Mapping[str, Any] = {each.__name__: each for each in (DiffusionSpec, SamSpec, ClipSpec)}
+_NAMES: Mapping[str, Sequence[str]] = {"tuple[str, ...]": (), "tuple[MapName, ...]": MAP_NAMES}
+_OPTIONAL = ("spec.diffusion.maps",)
 _CHOICES = {"Prediction": get_args(Prediction), "Padding": get_args(Padding)}
 _SIZES = (1, 1 << 16)
 _SHARE = (0.0, 1.0)

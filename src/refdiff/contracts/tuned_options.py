@@ -16,6 +16,7 @@ from refdiff.contracts.json_fields import (
     as_number,
     as_plain_text,
     as_table,
+    as_whole,
     missing_or_wrong,
     read_json,
 )
@@ -44,6 +45,8 @@ class TunedOptions:
     rescale: bool
     end_token: float
     layer_weights: tuple[float, ...]
+    coarse: float
+    propagate: int
 
     def apply(self, options: Options, model: str) -> Options:
         """Return the options with those that were tuned.
@@ -62,7 +65,7 @@ class TunedOptions:
                 f"got {', '.join(got)}; use them there, or tune again"
             )
         weights = {name: getattr(self, name) for name in _WEIGHTS}
-        reading = {name: getattr(self, name) for name in ("rescale", "end_token", "layer_weights")}
+        reading = {name: getattr(self, name) for name in _READING}
         return dataclasses.replace(
             options,
             fusion=dataclasses.replace(options.fusion, **weights),
@@ -75,6 +78,7 @@ class TunedOptions:
 
 
 _WEIGHTS = ("hard", "soft", "generative", "place", "contrast_balance")
+_READING = ("rescale", "end_token", "layer_weights", "coarse", "propagate")
 
 
 def read_tuned_options(path: Path) -> TunedOptions:
@@ -108,4 +112,6 @@ def _from_json(document: Mapping[str, Any]) -> TunedOptions:
         rescale=document["rescale"],
         end_token=as_number(document["end_token"], "end_token"),
         layer_weights=tuple(as_number(each, "a layer weight") for each in weights),
+        coarse=as_number(document["coarse"], "coarse"),
+        propagate=as_whole(document["propagate"], "propagate", least=0),
     )

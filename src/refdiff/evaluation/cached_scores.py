@@ -1,14 +1,14 @@
 """Parts of the score of every candidate, kept so that options can be compared without running a graph again.
 
 Each image goes through the graphs once, for each distinct setting of the UNet's passes. Weights of the parts,
-and ways to read the map from the logits (METHOD §10.6, §10.8 to §10.10), are then compared with numpy alone.
+and ways to read the map from the logits (METHOD §10.6, §10.8 to §10.12), are then compared with numpy alone.
 
 Axes: s = samples, v = readings of the map, n = candidates, padded to the most of any sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -35,6 +35,7 @@ from refdiff.errors import InputError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime import masks
 from refdiff.runtime.attention_branch import AttentionBranch
+from refdiff.runtime.map_reader import AttentionLogits, MapReader
 from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.query import QueryParser
 from refdiff.runtime.scoring import balanced_contrast, mean_heat
@@ -161,10 +162,12 @@ def cache_scores(
     with ExitStack() as stack:
         sessions = open_backend(opened, backend)
         segmenter = stack.enter_context(segmenter_of(opened, sessions, scored))
-        branches = [
-            AttentionBranch(sessions, opened.spec.diffusion, replace(pipeline, attention=each), tokenizer)
-            for each in readings
-        ]
+        diffusion, passes = opened.spec.diffusion, dict.fromkeys(passes_of(each) for each in readings)
+        branches = {
+            each: AttentionBranch(sessions, diffusion, replace(pipeline, attention=each), tokenizer)
+            for each in passes
+        }
+        readers = [MapReader(replace(pipeline, attention=each), diffusion, tokenizer) for each in readings]
         for picture, group in groupby(dataset, key=lambda sample: sample.picture or sample.id):
             every = tuple(group)
             aimed = [(sample, truth) for sample in every if (truth := read_truth(sample)).mask.any()]
@@ -172,7 +175,7 @@ def cache_scores(
                 image = aimed[0][0].read()
                 phrases = parser.parse_all([sample.phrase for sample, _ in aimed])
                 answers = segmenter.segment_each(image, [sample.phrase for sample, _ in aimed])
-                heats = _heatmaps(branches, readings, image, phrases)
+                heats = _heatmaps(branches, readers, readings, image, phrases)
                 rows += [
                     _row(picture, sample, truth, answer, heat)
                     for (sample, truth), answer, heat in zip(aimed, answers, heats, strict=True)
@@ -193,31 +196,32 @@ def passes_of(reading: AttentionOptions) -> AttentionOptions:
         rescale=plain.rescale,
         end_token=plain.end_token,
         layer_weights=plain.layer_weights,
+        coarse=plain.coarse,
+        propagate=plain.propagate,
         uint8_lanczos=plain.uint8_lanczos,
     )
 
 
 def _heatmaps(
-    branches: Sequence[AttentionBranch],
+    branches: Mapping[AttentionOptions, AttentionBranch],
+    readers: Sequence[MapReader],
     readings: Sequence[AttentionOptions],
     image: ImageArray,
     phrases: Sequence[Phrase],
 ) -> list[Float]:
     """Return the heatmaps of each phrase under every reading: a list of [v, y, x]."""
-    logits: dict[AttentionOptions, list[Float]] = {}
-    for branch, reading in zip(branches, readings, strict=True):
-        passes = passes_of(reading)
-        if passes not in logits:
-            latent = branch.encode(image)
-            if latent is None:
-                raise InputError("got a mode without a heatmap, expected full")
-            logits[passes] = list(branch.logits(latent, phrases))
+    logits: dict[AttentionOptions, list[AttentionLogits]] = {}
+    for passes, branch in branches.items():
+        latent = branch.encode(image)
+        if latent is None:
+            raise InputError("got a mode without a heatmap, expected full")
+        logits[passes] = list(branch.logits(latent, phrases))
     size_yx = (image.shape[0], image.shape[1])
     return [
         np.stack(
             [
-                branch.place_on_image(logits[passes_of(reading)][at], size_yx, phrase)
-                for branch, reading in zip(branches, readings, strict=True)
+                reader.heatmap(logits[passes_of(reading)][at], size_yx, phrase)
+                for reader, reading in zip(readers, readings, strict=True)
             ]
         )
         for at, phrase in enumerate(phrases)

@@ -26,6 +26,7 @@ from refdiff.contracts.options import (
 )
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Bool
+from refdiff.contracts.spec import DiffusionSpec
 from refdiff.contracts.tuned_options import TunedOptions
 from refdiff.data.sample import Dataset
 from refdiff.data.truth import require_eval
@@ -99,6 +100,7 @@ class TuningReport:
         low, high = self.gain_interval
         facts = [
             ("map", f"rescaled: {found.rescale}, end token {found.end_token}, layers {found.layer_weights}"),
+            ("", f"coarsest level {found.coarse}, propagated {found.propagate} times"),
             ("images", f"{self.images} in all, {self.held_out_images} held out; {self.samples} samples"),
             ("gain, held out", f"{low:+.4f} to {high:+.4f} (95 %): {verdict}"),
         ]
@@ -139,7 +141,7 @@ def tune(
     split(tuple(sample.picture or sample.id for sample in dataset), seed)
     spec = find_bundle(bundle).spec
     plain = options.pipeline_options(spec)
-    readings = readings_of(plain.attention, len(spec.diffusion.tapped_layers))
+    readings = readings_of(plain.attention, spec.diffusion)
     cached = cache_scores(bundle, dataset, readings, options=options, backend=backend, progress=progress)
     held_out = split(cached.pictures, seed)
     fusion, reading, trials = search(cached, ~held_out, seed)
@@ -156,6 +158,8 @@ def tune(
             rescale=read.rescale,
             end_token=read.end_token,
             layer_weights=read.layer_weights,
+            coarse=read.coarse,
+            propagate=read.propagate,
         ),
         trials=trials,
         images=len(set(cached.pictures)),
@@ -168,8 +172,11 @@ def tune(
     )
 
 
-def readings_of(base: AttentionOptions, layers: int) -> tuple[AttentionOptions, ...]:
-    """Return the readings that are searched, the variant's own first."""
+def readings_of(base: AttentionOptions, spec: DiffusionSpec) -> tuple[AttentionOptions, ...]:
+    """Return the readings that are searched, the variant's own first; those that the graphs can give."""
+    layers = len(spec.tapped_layers)
+    coarse = (0.0, 1.0, 2.0) if "coarse" in spec.maps else (0.0,)
+    steps = (0, 1, 2) if "self" in spec.maps else (0,)
     alone = (tuple(float(at == each) for each in range(layers)) for at in range(layers))
     return (
         base,
@@ -180,6 +187,12 @@ def readings_of(base: AttentionOptions, layers: int) -> tuple[AttentionOptions, 
             if rescale or end
         ),
         *(replace(base, layer_weights=weights) for weights in alone if layers > 1),
+        *(
+            replace(base, coarse=weight, propagate=times)
+            for weight in coarse
+            for times in steps
+            if weight or times
+        ),
     )
 
 

@@ -13,7 +13,7 @@ l = tapped layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import nn
 
+from refdiff.contracts.spec import COARSE_LAYER, DiffusionSpec
 from refdiff.errors import InputError
 from refdiff.export.clip_graphs import causal_mask, masked_attention
 
@@ -32,13 +33,16 @@ if TYPE_CHECKING:
 TAPPED_ATTENTION = ".transformer_blocks.0.attn2"
 """Suffix from a tapped layer's name to its cross-attention, in diffusers' names."""
 
+SELF_ATTENTION = ".transformer_blocks.0.attn1"
+"""Suffix from a tapped layer's name to its self-attention."""
+
 
 class FusedAttention:
     """A diffusers attention processor: fused, with Q scaled first; records its tap if given a dictionary."""
 
-    def __init__(self, taps: dict[str, torch.Tensor] | None = None, layer: str = "") -> None:
+    def __init__(self, taps: dict[str, torch.Tensor] | None = None, name: str = "") -> None:
         self._taps = taps
-        self._layer = layer
+        self._name = name
 
     def __call__(
         self,
@@ -56,7 +60,7 @@ class FusedAttention:
         width = query.shape[-1] // attn.heads
         query = query * width**-0.5
         if self._taps is not None:
-            self._taps[self._layer] = (query * (1.0 / attn.heads)) @ key.transpose(1, 2)  # [b, q, k]
+            self._taps[self._name] = (query * (1.0 / attn.heads)) @ key.transpose(1, 2)  # [b, q, k]
         query, key, value = (
             states.unflatten(-1, (attn.heads, width)).transpose(1, 2) for states in (query, key, value)
         )
@@ -68,36 +72,41 @@ class FusedAttention:
 class TapReader:
     """The tapped logits of one forward pass."""
 
-    def __init__(self, layers: Sequence[str]) -> None:
-        self._layers = tuple(layers)
-        self.by_layer: dict[str, torch.Tensor] = {}
+    def __init__(self, spec: DiffusionSpec) -> None:
+        outputs = {
+            "taps": [layer + TAPPED_ATTENTION for layer in spec.tapped_layers],
+            "coarse": [COARSE_LAYER + TAPPED_ATTENTION],
+            "self": [layer + SELF_ATTENTION for layer in spec.tapped_layers],
+        }
+        self._outputs = [outputs[name] for name in ("taps", *spec.maps)]
+        self.wanted = {name for names in self._outputs for name in names}
+        self.by_name: dict[str, torch.Tensor] = {}
 
-    def stacked(self) -> torch.Tensor:
-        """Return [b, l, q, k], with layers in the requested order."""
-        return torch.stack([self.by_layer[layer] for layer in self._layers], dim=1)
+    def stacked(self) -> tuple[torch.Tensor, ...]:
+        """Return the taps [b, l, q, k], then the maps of the spec, in its order (METHOD §10.11, §10.12)."""
+        return tuple(torch.stack([self.by_name[name] for name in names], dim=1) for names in self._outputs)
 
 
 @contextmanager
-def tapped(unet: UNet2DConditionModel, layers: Sequence[str]) -> Iterator[TapReader]:
-    """Fuse every attention of `unet` and read the cross-attentions of `layers` while the block runs.
+def tapped(unet: UNet2DConditionModel, spec: DiffusionSpec) -> Iterator[TapReader]:
+    """Fuse every attention of `unet` and read those that the spec names while the block runs.
 
     Raises:
         InputError: the UNet has no such layer.
     """
     modules: dict[str, Any] = dict(cast(nn.Module, unet).named_modules())
-    reader = TapReader(layers)
-    wanted = {layer + TAPPED_ATTENTION: layer for layer in layers}
-    unknown = [name for name in wanted if name not in modules]
+    reader = TapReader(spec)
+    unknown = sorted(reader.wanted - set(modules))
     if unknown:
         raise InputError(
-            f"this UNet has no {unknown[0]}; name tapped layers as in down_blocks.2.attentions.0"
+            f"this UNet has no {unknown[0]}; name tapped layers as in down_blocks.2.attentions.0, and leave "
+            "coarse out of --maps where the middle block has no attention"
         )
     attentions = {name: m for name, m in modules.items() if name.endswith((".attn1", ".attn2"))}
     before = {name: module.processor for name, module in attentions.items()}
     try:
         for name, module in attentions.items():
-            layer = wanted.get(name)
-            module.processor = FusedAttention() if layer is None else FusedAttention(reader.by_layer, layer)
+            module.processor = FusedAttention(reader.by_name if name in reader.wanted else None, name)
         yield reader
     finally:
         for name, module in attentions.items():
@@ -168,25 +177,27 @@ class VaeEncoder(nn.Module):
 
 
 class Unet(nn.Module):
-    """Latent, timestep [b] and context -> predicted noise, and taps [b, l, g*g, k]."""
+    """Latent, timestep [b] and context -> predicted noise, taps [b, l, g*g, k], and the spec's other maps."""
 
-    def __init__(self, unet: UNet2DConditionModel, layers: Sequence[str]) -> None:
+    def __init__(self, unet: UNet2DConditionModel, spec: DiffusionSpec) -> None:
         super().__init__()
         self.unet: Any = unet
-        self._layers = tuple(layers)
+        self._spec = spec
 
     def forward(
         self, latent: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """Run one full pass."""
-        with tapped(self.unet, self._layers) as taps:
+        with tapped(self.unet, self._spec) as taps:
             result = self.unet(latent, timestep, encoder_hidden_states=context, return_dict=False)
-        return result[0], taps.stacked()
+        return result[0], *taps.stacked()
 
 
 class UnetTaps(Unet):
     """The same pass, taps only; its exported graph is cut out of `unet` (see `passes.early_exit`)."""
 
-    def forward(self, latent: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Return taps [b, l, g*g, k]."""
-        return super().forward(latent, timestep, context)[1]
+    def forward(
+        self, latent: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return taps [b, l, g*g, k], and the spec's other maps."""
+        return super().forward(latent, timestep, context)[1:]

@@ -5,8 +5,9 @@ This module loads without torch; its functions need the extra `export`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from refdiff.contracts.atomic_io import open_draft_folder, report_write_errors
 from refdiff.contracts.bundle_writer import check_bundle_target
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
+from refdiff.contracts.spec import check_maps
 from refdiff.engines.factory import load_check_session
 from refdiff.models.choice import ModelChoice, load_choice
 
@@ -30,6 +32,7 @@ def export(
     precision: PrecisionOptions | str = "fp32",
     *,
     output: Path | str,
+    maps: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -39,6 +42,7 @@ def export(
         model: a name of `refdiff.models.choice.MODELS`, or a choice of parts.
         precision: one of `refdiff.calibration.convert.PRECISIONS`, or more options with it.
         output: the bundle's folder; it appears whole or not at all.
+        maps: more outputs of the UNet's attention, of `refdiff.contracts.spec.MAP_NAMES`.
         overwrite: replace an existing bundle.
         progress: receives one line at each step.
 
@@ -57,11 +61,12 @@ def export(
     target, progress = Path(output), progress or silent
     options.check()
     choice.check()
+    check_maps(maps)
     check_bundle_target(target, overwrite=overwrite)
     if options.precision == "fp32":
-        return _export_choice(choice, target, overwrite=overwrite, progress=progress)
+        return _export_choice(choice, target, maps=maps, overwrite=overwrite, progress=progress)
     with _scratch_next_to(target) as folder:
-        _export_choice(choice, folder / "fp32", overwrite=False, progress=progress)
+        _export_choice(choice, folder / "fp32", maps=maps, overwrite=False, progress=progress)
         return convert(folder / "fp32", options, output=target, overwrite=overwrite, progress=progress)
 
 
@@ -91,9 +96,12 @@ def export_stack(
     return export_bundle(stack, output, feeds=feeds, progress=progress, overwrite=overwrite)
 
 
-def _export_choice(choice: ModelChoice, output: Path, *, overwrite: bool, progress: Progress) -> Manifest:
+def _export_choice(
+    choice: ModelChoice, output: Path, *, maps: Sequence[str], overwrite: bool, progress: Progress
+) -> Manifest:
     progress(f"opening {choice.title}")
     stack = load_choice(choice, PURPOSE, progress)
+    stack.spec = replace(stack.spec, diffusion=stack.spec.diffusion.with_maps(maps))
     return export_stack(
         stack, output=output, overwrite=overwrite, thorough=choice.built_in, progress=progress
     )

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _BUILDERS: dict[str, Callable[[ModelStack], nn.Module]] = {
     "sd_text": lambda stack: SdText(stack.text_encoder),
     "vae_encoder": lambda stack: VaeEncoder(stack.vae, stack.spec.diffusion.scaling_factor),
-    "unet": lambda stack: Unet(stack.unet, stack.spec.diffusion.tapped_layers),
-    "unet_taps": lambda stack: UnetTaps(stack.unet, stack.spec.diffusion.tapped_layers),
+    "unet": lambda stack: Unet(stack.unet, stack.spec.diffusion),
+    "unet_taps": lambda stack: UnetTaps(stack.unet, stack.spec.diffusion),
     "sam_encoder": lambda stack: SamEncoder(stack.sam),
     "sam_decoder": lambda stack: SamDecoder(stack.sam),
     "sam_masks": lambda stack: SamMasks(stack.sam),

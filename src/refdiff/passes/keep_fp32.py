@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
+from refdiff.contracts.graphs import TAP_OUTPUTS
 from refdiff.contracts.recipe import Half, Rule
 from refdiff.passes.half_precision import ANY_TYPE
 
@@ -148,8 +149,8 @@ def _angles(graph: ir.Graph) -> set[str]:
 
 
 def _taps(graph: ir.Graph) -> set[str]:
-    """Return the nodes from the output `taps` back to its products and their scales."""
-    names, front = set[str](), [value for value in graph.outputs if value.name == "taps"]
+    """Return the nodes from the outputs of attention back to their products and scales."""
+    names, front = set[str](), [value for value in graph.outputs if value.name in TAP_OUTPUTS]
     while front:
         value = front.pop()
         node = value.producer()

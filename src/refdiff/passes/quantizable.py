@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
+from refdiff.contracts.graphs import TAP_OUTPUTS
 from refdiff.contracts.recipe import Rule, match_rules
 from refdiff.passes.keep_fp32 import MOVES, close_regions, is_weighted
 
@@ -162,7 +163,7 @@ def _last_products(graph: ir.Graph) -> Iterator[str]:
 def _tapped_products(graph: ir.Graph) -> Iterator[str]:
     """Yield the products that make the Q and K of each tap."""
     for output in graph.outputs:
-        if output.name != "taps":
+        if output.name not in TAP_OUTPUTS:
             continue
         for product in _sources(output, MOVES):
             for source in product.inputs:

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from refdiff.contracts.options import AttentionOptions, Options
 from refdiff.contracts.session import Float
-from refdiff.contracts.spec import DiffusionSpec, Prediction
+from refdiff.contracts.spec import COARSE_LAYER, DiffusionSpec, Prediction
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
-from refdiff.reference.taps import tapped
+from refdiff.reference.taps import SELF_ATTENTION, tapped
 from refdiff.runtime.diffusion import draw_noise
 from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.tokenizer import Tokenizer
@@ -40,7 +40,20 @@ class GenerativeMap:
     heatmap: Float
     """[y, x], 0..1, on the image."""
     maps: Float
-    """[m, g, g], 0..1: one map for every pass and layer, passes first."""
+    """[m, g, g], 0..1: one map for every pass and tapped layer, passes first, then those of the coarsest
+    level."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attended:
+    """The attention of all passes."""
+
+    logits: torch.Tensor
+    """[m, g*g, t], guided, of the tapped layers; passes first."""
+    coarse: torch.Tensor | None = None
+    """[p, (g/2)**2, t], guided, of the coarsest level; None where the options do not read it."""
+    cells: torch.Tensor | None = None
+    """[g*g, g*g], the mean self-attention, rows sum to 1; None as above."""
 
 
 @torch.no_grad()
@@ -59,10 +72,21 @@ def generative_map(
         )
     latent = encode_image(stack, options, image)
     context = encode_prompts(stack, tokenizer, phrase.text)
-    logits = attend(stack, options.attention, latent, context)  # [m, g*g, t]
-    columns = tokenizer.focus_indices(phrase, options.attention.focus)
-    maps = focus_maps(logits, columns, stack.spec.diffusion.tap_size)  # [m, g, g]
-    heatmap = heatmap_on_image(_mean_map(maps, options.attention), image.shape[:2], options.attention)
+    attended = attend(stack, attention, latent, context)
+    columns, side = tokenizer.focus_indices(phrase, attention.focus), stack.spec.diffusion.tap_size
+    maps = focus_maps(attended.logits, columns, side)  # [m, g, g]
+    weights = [1.0] * len(maps)
+    if attended.coarse is not None:  # METHOD §10.11
+        small = focus_maps(attended.coarse, columns, side // 2)
+        large = F.interpolate(small[:, None], (side, side), mode="bilinear")[:, 0]
+        maps = torch.cat([maps, _spread(large.flatten(1)).reshape(-1, side, side)])
+        weights += [attention.coarse] * len(small)
+    mean = _mean_map(maps, weights, attention)
+    if attended.cells is not None:  # METHOD §10.12
+        cells = attended.cells.to(mean.dtype)
+        column = torch.linalg.matrix_power(cells, attention.propagate) @ mean.flatten()
+        mean = _spread(column[None]).reshape(side, side)
+    heatmap = heatmap_on_image(mean, image.shape[:2], attention)
     return GenerativeMap(heatmap=heatmap, maps=maps.cpu().numpy())
 
 
@@ -98,8 +122,8 @@ def encode_prompts(stack: ModelStack, tokenizer: Tokenizer, text: str) -> torch.
 
 def attend(
     stack: ModelStack, options: AttentionOptions, latent: torch.Tensor, context: torch.Tensor
-) -> torch.Tensor:
-    """Run the passes and return the tapped logits, guided as the noise is: [m, g*g, t].
+) -> Attended:
+    """Run the passes and return the tapped logits, guided as the noise is.
 
     The release is off by one: the first latent is noised to `start_level`, but the UNet is fed the first of
     `timesteps`, and the step uses the level of that timestep (METHOD §4.3). Nothing follows the last pass.
@@ -108,7 +132,13 @@ def attend(
     unet: Any = stack.unet
     alphas = alphas_cumprod(spec)
     timesteps = options.timesteps
-    with tapped(stack.unet, spec.tapped_layers, softmax=options.softmax) as taps:
+    layers = spec.tapped_layers
+    coarse, itself = (COARSE_LAYER,) if options.coarse else (), layers if options.propagate else ()
+    with (
+        tapped(stack.unet, layers, softmax=options.softmax) as taps,
+        tapped(stack.unet, coarse, softmax=options.softmax) as coarse_taps,
+        tapped(stack.unet, itself, softmax=options.softmax, attention=SELF_ATTENTION) as self_taps,
+    ):
         for now, following in zip(timesteps, (*timesteps[1:], None), strict=True):
             both = latent.expand(2, -1, -1, -1)  # [b, c, y, x]
             predicted = unet(both, now, encoder_hidden_states=context).sample
@@ -116,10 +146,26 @@ def attend(
             if following is not None:
                 eps = eps_u + options.guidance * (eps_c - eps_u)
                 latent = ddim_step(latent, eps, alphas[now], alphas[following])
-        attention = taps.stacked(passes=len(timesteps))  # [pass, layer, b, g*g, t]
+    passes = len(timesteps)
+    return Attended(
+        logits=_guided(taps.stacked(passes=passes), options),
+        coarse=_guided(coarse_taps.stacked(passes=passes), options) if coarse else None,
+        cells=_cells(self_taps.stacked(passes=passes), options) if itself else None,
+    )
+
+
+def _guided(attention: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+    """Return the guided logits of all passes [pass, layer, b, q, t]: [m, q, t]."""
     unconditional, conditional = attention.unbind(dim=2)
     guided = unconditional + options.guidance * (conditional - unconditional)
     return guided.flatten(0, 1)
+
+
+def _cells(attention: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+    """Return the conditional branch's mean self-attention [pass, layer, b, q, q]: [q, q]."""
+    conditional = attention[:, :, 1]
+    probabilities = conditional if options.softmax else conditional.softmax(dim=-1)
+    return probabilities.mean(dim=(0, 1))
 
 
 def noise_of(output: torch.Tensor, x: torch.Tensor, alpha: float, prediction: Prediction) -> torch.Tensor:
@@ -148,14 +194,22 @@ def alphas_cumprod(spec: DiffusionSpec) -> list[float]:
 
 def focus_maps(logits: torch.Tensor, columns: Sequence[int], side: int) -> torch.Tensor:
     """Return the mean of the focus columns, each map scaled to 0..1: [m, g, g], rows = y."""
-    column = logits[:, :, list(columns)].mean(dim=2)  # [m, g*g]
-    low, high = column.amin(dim=1, keepdim=True), column.amax(dim=1, keepdim=True)
-    return ((column - low) / (high - low + FLAT)).reshape(-1, side, side)
+    return _spread(logits[:, :, list(columns)].mean(dim=2)).reshape(-1, side, side)
 
 
-def _mean_map(maps: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
-    """Return the mean of maps [m, g, g]: in float64 where it is truncated to 8 bits, as released."""
-    return maps.double().mean(dim=0) if options.uint8_lanczos else maps.mean(dim=0)
+def _spread(columns: torch.Tensor) -> torch.Tensor:
+    """Scale each row of [m, g*g] to 0..1."""
+    low, high = columns.amin(dim=1, keepdim=True), columns.amax(dim=1, keepdim=True)
+    return (columns - low) / (high - low + FLAT)
+
+
+def _mean_map(maps: torch.Tensor, weights: Sequence[float], options: AttentionOptions) -> torch.Tensor:
+    """Return the weighted mean of maps [m, g, g]: in float64 where it is truncated to 8 bits, as released."""
+    if len(set(weights)) == 1:
+        return maps.double().mean(dim=0) if options.uint8_lanczos else maps.mean(dim=0)
+    factors = torch.tensor(weights, dtype=torch.float64, device=maps.device)
+    mean = torch.einsum("m,mij->ij", factors / factors.sum(), maps.double())
+    return mean if options.uint8_lanczos else mean.float()
 
 
 def heatmap_on_image(mean_map: torch.Tensor, size_yx: Sequence[int], options: AttentionOptions) -> Float:

@@ -1,4 +1,4 @@
-"""Record the tapped cross-attentions of a UNet, as the method defines them (METHOD §4.4, §4.5).
+"""Record the tapped attentions of a UNet, as the method defines them (METHOD §4.4, §4.5).
 
 In: a diffusers UNet and the names of its tapped layers. Out: per layer and pass the head mean of the
 attention, before the softmax (the release) or after it (the paper's text).
@@ -30,6 +30,9 @@ Attention = Any
 CROSS_ATTENTION = "transformer_blocks.0.attn2"
 """Path of a tapped layer's attention to the text, in diffusers' names (METHOD §4.4)."""
 
+SELF_ATTENTION = "transformer_blocks.0.attn1"
+"""Path of a tapped layer's attention to itself (METHOD §10.12)."""
+
 
 class Taps:
     """The attention maps that a tapped UNet recorded."""
@@ -57,27 +60,34 @@ class Taps:
 
 
 @contextmanager
-def tapped(unet: UNet2DConditionModel, layers: Sequence[str], *, softmax: bool = False) -> Iterator[Taps]:
+def tapped(
+    unet: UNet2DConditionModel,
+    layers: Sequence[str],
+    *,
+    softmax: bool = False,
+    attention: str = CROSS_ATTENTION,
+) -> Iterator[Taps]:
     """Record the named layers' attention inside the block; the UNet is restored when it ends.
 
     Args:
         unet: the model whose attention processors are replaced.
         layers: names such as `up_blocks.1.attentions.0`.
         softmax: record probabilities, the softmax of every head averaged (METHOD §8).
+        attention: which of a layer's two: `CROSS_ATTENTION` or `SELF_ATTENTION`.
 
     Raises:
         InputError: the UNet has no such layer.
     """
-    attentions = {layer: _cross_attention(unet, layer) for layer in layers}
-    before = {layer: attention.processor for layer, attention in attentions.items()}
+    attentions = {layer: _attention(unet, layer, attention) for layer in layers}
+    before = {layer: each.processor for layer, each in attentions.items()}
     taps = Taps(layers)
     try:
-        for layer, attention in attentions.items():
-            attention.set_processor(_Tap(layer, before[layer], taps.record, softmax=softmax))
+        for layer, each in attentions.items():
+            each.set_processor(_Tap(layer, before[layer], taps.record, softmax=softmax))
         yield taps
     finally:
-        for layer, attention in attentions.items():
-            attention.set_processor(before[layer])
+        for layer, each in attentions.items():
+            each.set_processor(before[layer])
 
 
 def head_mean_attention(
@@ -88,7 +98,7 @@ def head_mean_attention(
     Args:
         attention: the layer, with its projections and head count.
         hidden: [b, q, channels].
-        context: [b, t, width of the text states].
+        context: [b, t, width of the text states]; `hidden` for a self-attention.
         softmax: take the softmax over the tokens, per head, before the mean.
 
     Returns:
@@ -113,23 +123,24 @@ class _Tap:
         self,
         attn: Attention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        attention = head_mean_attention(attn, hidden_states, encoder_hidden_states, softmax=self._softmax)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        attention = head_mean_attention(attn, hidden_states, context, softmax=self._softmax)
         self._record(self._layer, attention)
         output: torch.Tensor = self._inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         return output
 
 
-def _cross_attention(unet: UNet2DConditionModel, layer: str) -> Attention:
+def _attention(unet: UNet2DConditionModel, layer: str, attention: str) -> Attention:
     modules: Any = unet  # to a type checker without torch's types, diffusers' models are placeholders
     try:
-        return modules.get_submodule(f"{layer}.{CROSS_ATTENTION}")
+        return modules.get_submodule(f"{layer}.{attention}")
     except AttributeError as error:
         raise InputError(
-            f"the UNet has no layer {layer!r} with a {CROSS_ATTENTION}; "
+            f"the UNet has no layer {layer!r} with a {attention}; "
             "correct spec.diffusion.tapped_layers, for example to 'up_blocks.1.attentions.0'"
         ) from error
 

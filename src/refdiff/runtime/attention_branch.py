@@ -4,14 +4,13 @@ What depends on the image alone, the unconditional first pass included, is compu
 `LatentState`. A phrase then costs one conditional first pass, and two rows of every later pass.
 
 Axes: c = latent channels, s = latent side, l = tapped layers, q = query cells, t = tokens, d = context width,
-m = maps = passes x layers, g = grid side, k = phrases, y/x = image rows/columns.
+k = phrases, y/x = image rows/columns.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
 
 import numpy as np
@@ -28,20 +27,13 @@ from refdiff.runtime.diffusion import (
     ddim_step,
     draw_noise,
     guide,
-    heatmap_on_image,
-    normalize_maps,
     predicted_noise,
-    scale_maps,
-    share_maps,
 )
+from refdiff.runtime.map_reader import PROMPT_SUFFIX, AttentionLogits, MapReader
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.phrase import Phrase
 from refdiff.runtime.resize import diffusion_input
-from refdiff.runtime.spatial import heat_ramp
 from refdiff.runtime.tokenizer import Tokenizer
-
-PROMPT_SUFFIX = ", "
-"""Text that the release appends to the phrase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +46,8 @@ class LatentState:
     """[1, c, s, s], at level `start_level`."""
     empty_context: Float | None = None
     """[1, t, d], of the unconditional prompt; None at guidance 1, which does not use it."""
-    eps: Float | None = None
-    """[1, c, s, s], the UNet's output in the unconditional first pass, noise or velocity; None where it is
-    the only pass."""
-    taps: Float | None = None
-    """[1, l, q, t], of the same pass; None at guidance 1."""
+    first: Mapping[str, Float] = field(default_factory=dict)
+    """Outputs of the UNet in the unconditional first pass, [1, …] each; empty at guidance 1."""
 
 
 class AttentionBranch:
@@ -83,7 +72,8 @@ class AttentionBranch:
         tokenizer: Tokenizer,
         observer: Observer | None = None,
     ) -> None:
-        _check(options.attention, spec)
+        _check(options.attention)
+        self.reader = MapReader(options, spec, tokenizer)
         self._sessions = sessions
         self._spec = spec
         self._options = options
@@ -119,8 +109,8 @@ class AttentionBranch:
         if attention.guidance == 1:
             return LatentState(size_yx=size_yx, noised=noised)
         context = self._contexts([""])
-        eps, taps = self._run_unet(0, noised, context)
-        return LatentState(size_yx=size_yx, noised=noised, empty_context=context, eps=eps, taps=taps)
+        first = self._run_unet(0, noised, context)
+        return LatentState(size_yx=size_yx, noised=noised, empty_context=context, first=first)
 
     def heatmap(self, latent: LatentState | None, phrase: Phrase) -> Float | None:
         """Return the heatmap [y, x], 0..1, of one phrase: see `heatmaps`."""
@@ -147,12 +137,12 @@ class AttentionBranch:
             return
         every = self.logits(latent, phrases, batch_size=batch_size)
         for phrase, of_phrase in zip(phrases, every, strict=True):
-            yield self.place_on_image(of_phrase, latent.size_yx, phrase)
+            yield self._read(of_phrase, latent.size_yx, phrase)
 
     def logits(
         self, latent: LatentState, phrases: Sequence[Phrase], *, batch_size: int = UNET_ROWS
-    ) -> Iterator[Float]:
-        """Compute the guided logits of every pass, in order (METHOD §4.3 to §4.5).
+    ) -> Iterator[AttentionLogits]:
+        """Compute the logits of every pass, in order (METHOD §4.3 to §4.5).
 
         Args:
             latent: from `encode`.
@@ -160,7 +150,7 @@ class AttentionBranch:
             batch_size: as for `heatmaps`.
 
         Yields:
-            For each phrase [passes, l, q, t].
+            Those of each phrase.
         """
         for first in range(0, len(phrases), TEXT_ROWS):
             contexts = self._encode_phrases(phrases[first : first + TEXT_ROWS])
@@ -168,45 +158,8 @@ class AttentionBranch:
                 yield from self._attend(latent, contexts[start : start + batch_size], batch_size)
 
     @observed("attention")
-    def place_on_image(self, logits: Float, size_yx: tuple[int, int], phrase: Phrase) -> Float:
-        """Return the heatmap of the phrase's logits (METHOD §4.6), under the ramp where the options say so.
-
-        Args:
-            logits: [passes, l, q, t], from `logits` of a branch whose options differ at most in how logits
-                are read.
-            size_yx: the image's size in px.
-            phrase: that of the logits.
-
-        Returns:
-            [y, x], 0..1.
-        """
-        attention = self._attention
-        weights = attention.layer_weights * len(logits) or None
-        heatmap = heatmap_on_image(
-            self.maps(logits, phrase), size_yx, uint8_lanczos=attention.uint8_lanczos, weights=weights
-        )
-        if self._options.fusion.ramp_on_heat:
-            heatmap *= heat_ramp(phrase, size_yx)
-        return heatmap
-
-    def maps(self, logits: Float, phrase: Phrase) -> Float:
-        """Return the map of every pass and layer, passes first: [m, g, g], 0..1 (METHOD §4.5, §10.8, §10.9).
-
-        Args:
-            logits: [passes, l, q, t], from `logits`.
-            phrase: that of the logits.
-        """
-        attention, side = self._attention, self._spec.tap_size
-        rows = logits.reshape(-1, *logits.shape[2:])  # [m, q, t]
-        own, others = self._tokenizer.content_indices(phrase) if attention.rescale else ((), ())
-        if own and others:
-            maps = share_maps(rows, own, others, side)
-        else:
-            maps = normalize_maps(rows, self._tokenizer.focus_indices(phrase, attention.focus), side)
-        if not attention.end_token:
-            return maps
-        _, end = self._tokenizer.clip_ids(phrase.text + PROMPT_SUFFIX)
-        return scale_maps(maps + np.float32(attention.end_token) * normalize_maps(rows, (end,), side))
+    def _read(self, logits: AttentionLogits, size_yx: tuple[int, int], phrase: Phrase) -> Float:
+        return self.reader.heatmap(logits, size_yx, phrase)
 
     @observed("attention")
     def _encode_phrases(self, phrases: Sequence[Phrase]) -> Float:
@@ -214,35 +167,36 @@ class AttentionBranch:
         return self._contexts([phrase.text + PROMPT_SUFFIX for phrase in phrases])
 
     @observed("attention")
-    def _attend(self, latent: LatentState, contexts: Float, rows: int) -> list[Float]:
-        """Return the guided logits [passes, l, q, t] of the phrases of `contexts` [k, t, d]."""
+    def _attend(self, latent: LatentState, contexts: Float, rows: int) -> list[AttentionLogits]:
+        """Return the logits of the phrases of `contexts` [k, t, d]."""
         attention = self._attention
         both = _paired(latent.empty_context, contexts)  # [2k, t, d]; [k, t, d] at guidance 1
         branches = len(both) // len(contexts)
         x = np.repeat(latent.noised, len(contexts), axis=0)  # [k, c, s, s]
-        guided: list[list[Float]] = [[] for _ in contexts]
+        passes: list[dict[str, Float]] = []
         for index in range(len(attention.timesteps)):
             if index == 0:  # the unconditional row is in `latent`
-                eps, taps = self._run_unet(0, x, contexts, rows)
-                eps = None if eps is None else _paired(latent.eps, eps)  # [2k, c, s, s]
-                taps = _paired(latent.taps, taps)  # [2k, l, q, t]
+                outputs = self._run_unet(0, x, contexts, rows)
+                outputs = {name: _paired(latent.first.get(name), each) for name, each in outputs.items()}
             else:
-                eps, taps = self._run_unet(index, np.repeat(x, branches, axis=0), both, rows)
-            for i, logits in enumerate(_guided(taps, branches, attention.guidance)):
-                guided[i].append(logits)
-            if eps is not None:
-                x = self._step(x, _guided(eps, branches, attention.guidance), index)
-        return [np.stack(of_phrase) for of_phrase in guided]
+                outputs = self._run_unet(index, np.repeat(x, branches, axis=0), both, rows)
+            guided = {
+                # Guidance strengthens words: how cells attend to cells is taken from the phrase's branch.
+                name: _guided(each, branches, 1.0 if name == "self_taps" else attention.guidance)
+                for name, each in outputs.items()
+            }
+            if "eps" in guided:
+                x = self._step(x, guided.pop("eps"), index)
+            passes.append(guided)
+        return [_logits(passes, i) for i in range(len(contexts))]
 
     def _contexts(self, prompts: Sequence[str]) -> Float:
         """Return the UNet's context of each prompt: [k, t, d]."""
         ids = np.stack([self._tokenizer.diffusion_ids(prompt, self._spec.padding) for prompt in prompts])
         return self._run("sd_text", {"ids": ids}, TEXT_ROWS)["context"]
 
-    def _run_unet(
-        self, index: int, x: Float, context: Float, rows: int = UNET_ROWS
-    ) -> tuple[Float | None, Float]:
-        """Run pass `index`: its prediction and taps; the last pass stops at the taps (METHOD §4.8)."""
+    def _run_unet(self, index: int, x: Float, context: Float, rows: int = UNET_ROWS) -> dict[str, Float]:
+        """Run pass `index`: its prediction and logits; the last pass stops at the taps (METHOD §4.8)."""
         timesteps = self._attention.timesteps
         feeds = {
             "latent": x,
@@ -250,8 +204,7 @@ class AttentionBranch:
             "context": context,
         }
         is_last = index == len(timesteps) - 1
-        outputs = self._run("unet_taps" if is_last else "unet", feeds, rows)
-        return None if is_last else outputs["eps"], outputs["taps"]
+        return self._run("unet_taps" if is_last else "unet", feeds, rows)
 
     def _step(self, x: Float, output: Float, index: int) -> Float:
         """Step from pass `index` to the next. All arrays [k, c, s, s].
@@ -277,7 +230,7 @@ class AttentionBranch:
         return outputs
 
 
-def _check(options: AttentionOptions, spec: DiffusionSpec) -> None:
+def _check(options: AttentionOptions) -> None:
     if options.softmax:
         raise InputError(
             "the options follow the paper's text and read per-head softmax attention, which no exported graph"
@@ -285,15 +238,6 @@ def _check(options: AttentionOptions, spec: DiffusionSpec) -> None:
         )
     if not options.timesteps:
         raise InputError("got no timesteps, expected at least one pass; use the timesteps of a variant")
-    if not (math.isfinite(options.end_token) and options.end_token >= 0):
-        raise InputError(f"got {options.end_token} as the end token's weight, expected 0 or more")
-    weights, layers = options.layer_weights, len(spec.tapped_layers)
-    usable = all(math.isfinite(each) and each >= 0 for each in weights) and sum(weights) > 0
-    if weights and not (usable and len(weights) == layers):
-        raise InputError(
-            f"got layer weights {weights}, expected {layers} numbers of 0 or more, one for each tapped"
-            " layer, not all 0"
-        )
 
 
 def _paired(unconditional: Float | None, conditional: Float) -> Float:
@@ -302,6 +246,14 @@ def _paired(unconditional: Float | None, conditional: Float) -> Float:
         return conditional
     shared = np.broadcast_to(unconditional, conditional.shape)
     return np.stack((shared, conditional), axis=1).reshape(-1, *conditional.shape[1:])
+
+
+def _logits(passes: Sequence[Mapping[str, Float]], phrase: int) -> AttentionLogits:
+    """Return one phrase's logits of all passes."""
+    stacked = {name: np.stack([each[name][phrase] for each in passes]) for name in passes[0]}
+    return AttentionLogits(
+        taps=stacked["taps"], coarse=stacked.get("coarse_taps"), itself=stacked.get("self_taps")
+    )
 
 
 def _guided(paired: Float, branches: int, guidance: float) -> Float:

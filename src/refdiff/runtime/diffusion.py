@@ -166,25 +166,51 @@ def scale_maps(maps: Float, eps: float = EPS) -> Float:
     return scaled
 
 
-def heatmap_on_image(
-    maps: Float, size_yx: tuple[int, int], *, uint8_lanczos: bool, weights: Sequence[float] | None = None
-) -> Float:
-    """Return the mean map, resized to the image and scaled to 0..1.
+def mean_map(maps: Float, weights: Sequence[float] | None = None, *, exact: bool = False) -> Array:
+    """Return the mean of maps [m, g, g]: [g, g].
 
     Args:
-        maps: [m, g, g], 0..1, over the padded square.
+        maps: 0..1.
+        weights: of the maps, m of them; None: all equal.
+        exact: in float64, as the release's; False: float32.
+    """
+    kind = np.float64 if exact else np.float32
+    if weights is None:
+        mean: Array = maps.mean(axis=0, dtype=kind)
+    else:
+        mean = np.average(maps, axis=0, weights=np.asarray(weights, np.float64)).astype(kind)
+    return mean
+
+
+def affinity(logits: Float) -> Float:
+    """Return the mean self-attention of logits [p, l, q, q] (METHOD §10.12): [q, q], rows sum to 1."""
+    rows = logits.reshape(-1, *logits.shape[2:]).astype(np.float32)  # [m, q, q]
+    weights = np.exp(rows - rows.max(axis=2, keepdims=True))
+    mean: Float = (weights / weights.sum(axis=2, keepdims=True)).mean(axis=0)
+    return mean
+
+
+def propagate(mean: Array, cells: Float, times: int) -> Array:
+    """Multiply a map [g, g] by an affinity [q, q] of its cells, then scale it to 0..1: [g, g]."""
+    column = mean.reshape(-1)
+    for _ in range(times):
+        column = cells @ column
+    spread: Array = scale_maps(column.reshape(1, *mean.shape))[0]
+    return spread
+
+
+def heatmap_on_image(mean: Array, size_yx: tuple[int, int], *, uint8_lanczos: bool) -> Float:
+    """Return a map, resized to the image and scaled to 0..1.
+
+    Args:
+        mean: [g, g], 0..1, over the padded square.
         size_yx: the image's size in px.
         uint8_lanczos: resize through 8 bits with LANCZOS, as released; False: float bilinear.
-        weights: of the maps in the mean, m of them; None: all equal.
 
     Returns:
         [y, x], 0..1.
     """
     side = max(size_yx)
-    kind = np.float64 if uint8_lanczos else np.float32  # the release's maps are float64, too
-    mean: Array = maps.mean(axis=0, dtype=kind)  # [g, g]
-    if weights is not None:
-        mean = np.average(maps, axis=0, weights=np.asarray(weights, np.float64)).astype(kind)
     if uint8_lanczos:
         levels = upsample_levels((mean * 255.0).astype(np.uint8), side, size_yx)  # truncates, as released
         heatmap = levels.astype(np.float32)
