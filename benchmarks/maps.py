@@ -1,16 +1,20 @@
-"""Measure other ways to read the map from the UNet's logits (METHOD §10.8 to §10.10), and other timesteps.
+"""Measure other ways to read the map from the UNet's logits (METHOD §10.8 to §10.12), and other timesteps.
 
     .venv/bin/python -m benchmarks.maps edge
     .venv/bin/python -m benchmarks.maps official
+    .venv/bin/refdiff export mini --maps coarse,self -o BUNDLE
+    .venv/bin/python -m benchmarks.maps edge --bundle BUNDLE
 
 The miniature's fp32 bundle in ONNX Runtime on held-out scenes. The graphs run once per scene and timestep;
-the readings are compared on the same logits. Writes results/maps.json, one entry per variant.
+the readings are compared on the same logits. A bundle with more maps is measured with the readings of
+METHOD §10.11 and §10.12, and what its outputs cost. Writes results/maps.json, one entry per variant.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,14 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.records import RESULTS, add_entry
+from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import VARIANTS, AttentionOptions, BackendOptions, RunOptions
 from refdiff.data.synthetic import RenderedScenes
+from refdiff.engines.ort import OrtSession
 from refdiff.evaluation.cached_scores import CachedScores, cache_scores
+from refdiff.profiling.macs import count_macs
 
 RECORD = RESULTS / "maps.json"
 BASE = "as it is"
 TIMESTEPS = (1, 101, 201, 301, 501)
+RUNS = 60
 
 
 def main() -> None:
@@ -34,12 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variant", choices=("edge", "official"))
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--bundle", default="mini")
     given = parser.parse_args()
-    layers = find_bundle("mini").spec.diffusion.tapped_layers
-    tried = readings(VARIANTS[given.variant].attention, layers, sweep=given.variant == "edge")
+    bundle, base = find_bundle(given.bundle), VARIANTS[given.variant].attention
+    layers, more = bundle.spec.diffusion.tapped_layers, bool(bundle.spec.diffusion.maps)
+    tried = more_readings(base) if more else readings(base, layers, sweep=given.variant == "edge")
     scenes = RenderedScenes(count=given.count)
     cached = cache_scores(
-        "mini",
+        given.bundle,
         scenes,
         list(tried.values()),
         options=RunOptions(variant=given.variant),
@@ -47,7 +57,9 @@ def main() -> None:
         progress=_tell,
     )
     entry = {"seed": scenes.seed, "scenes": scenes.count, "readings": measured(cached, list(tried))}
-    add_entry(RECORD, given.variant, entry)
+    if more:
+        entry["cost"] = {"as shipped": cost("mini"), "with more maps": cost(given.bundle)}
+    add_entry(RECORD, f"{given.variant}, more maps" if more else given.variant, entry)
 
 
 def readings(
@@ -75,6 +87,37 @@ def readings(
             **changes["t = 201"],
         }
     return {name: replace(base, **change) for name, change in changes.items()}
+
+
+def more_readings(base: AttentionOptions) -> Mapping[str, AttentionOptions]:
+    """Return what is tried by name where the graphs output the coarsest level and the self-attention."""
+    changes: dict[str, dict[str, Any]] = {
+        BASE: {},
+        **{f"coarsest level, {weight:g}": {"coarse": weight} for weight in (1.0, 3.0)},
+        **{f"propagated, {times}": {"propagate": times} for times in (1, 2, 4)},
+        "coarsest level 1, propagated 1": {"coarse": 1.0, "propagate": 1},
+        "rescaled, propagated 1": {"rescale": True, "propagate": 1},
+        "end token 1, coarsest level 1, propagated 1": {"end_token": 1.0, "coarse": 1.0, "propagate": 1},
+    }
+    return {name: replace(base, **change) for name, change in changes.items()}
+
+
+def cost(bundle: str) -> dict[str, Any]:
+    """Return the multiply-adds of one row of `unet_taps`, its median time, and the bytes of its outputs."""
+    opened = find_bundle(bundle)
+    graph = graph_contract(opened.spec)["unet_taps"]
+    session = OrtSession(opened.graph_path("unet_taps"), graph, threads=1)
+    feeds = {name: values[:1] for name, values in opened.golden()["unet_taps"][0].items()}
+    spent = []
+    for _ in range(RUNS):
+        start = time.process_time()
+        outputs = session.run(feeds)
+        spent.append(time.process_time() - start)
+    return {
+        "macs": count_macs(opened.graph_path("unet_taps"), {"b": 1}),
+        "cpu_ms_p50": round(1000 * float(np.median(spent)), 3),
+        "output_bytes": sum(each.nbytes for each in outputs.values()),
+    }
 
 
 def measured(cached: CachedScores, names: list[str]) -> dict[str, Any]:

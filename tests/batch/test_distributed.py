@@ -165,14 +165,15 @@ def test_an_evaluation_on_ray_has_the_records_of_one_process(install, mini_bundl
 
 def test_a_node_with_another_bundle_is_refused(install, mini_bundle, tmp_path):
     from refdiff.contracts.options import BackendOptions
-    from refdiff.evaluation.answering import EvaluatedModel, answer_all, model_settings
+    from refdiff.evaluation.answering import EvaluatedModel, answer_all, find_model, model_settings
 
     install()
     model = EvaluatedModel(bundle=str(mini_bundle), runtime="onnx", options=GEN, backend=BackendOptions())
-    settings = {**model_settings(model, "ort-cpu"), "bundle_sha256": "0" * 64}
+    bundle = find_model(model)
+    settings = {**model_settings(model, "ort-cpu", bundle), "bundle_sha256": "0" * 64}
     pictures = [(sample,) for sample in RenderedScenes(count=1)]
     with pytest.raises(InputError, match="another bundle_sha256 there"):
-        list(answer_all(model, pictures, LOCAL, settings, lambda step: None))
+        list(answer_all(model, bundle, pictures, LOCAL, settings, lambda step: None))
 
 
 def test_a_folder_on_ray_has_the_files_of_one_process(install, mini_bundle, tmp_path):

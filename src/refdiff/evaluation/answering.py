@@ -14,6 +14,7 @@ from typing import Any
 
 from refdiff.batch.distributed import map_on_ray
 from refdiff.batch.prefetch import map_ahead
+from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import BUILT_IN, check_trained, find_bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.optional import require_export
@@ -55,13 +56,14 @@ class Answers:
 
     records: tuple[SentenceRecord, ...]
     seconds: float
+    """From reading the image to its last mask."""
 
 
 Answer = Callable[[Sequence[Sample]], Answers]
 
 
-def choose_backend(model: EvaluatedModel) -> tuple[str, str] | tuple[None, None]:
-    """Check the options, and return the back-end that will run and why; no graph is loaded."""
+def find_model(model: EvaluatedModel) -> Bundle | None:
+    """Check the options, and return the verified bundle; None for the reference."""
     if model.runtime not in RUNTIMES:
         raise InputError(f"unknown runtime {model.runtime!r}; choose one of: {', '.join(RUNTIMES)}")
     if model.runtime == "torch":
@@ -73,15 +75,22 @@ def choose_backend(model: EvaluatedModel) -> tuple[str, str] | tuple[None, None]
             raise InputError(
                 f"back-end {model.backend.name!r} runs graphs, not the torch reference; leave it out"
             )
-        return None, None
+        return None
     bundle = find_bundle(model.bundle)
     check_trained(bundle, allow_random_weights=model.options.allow_random_weights)
+    return bundle
+
+
+def choose_backend(model: EvaluatedModel, bundle: Bundle | None) -> tuple[str, str] | tuple[None, None]:
+    """Return the back-end that will run and why; no graph is loaded."""
+    if bundle is None:
+        return None, None
     sessions = open_backend(bundle, model.backend)
     sessions.close()
     return sessions.backend, sessions.reason
 
 
-def model_settings(model: EvaluatedModel, backend: str | None) -> dict[str, Any]:
+def model_settings(model: EvaluatedModel, backend: str | None, bundle: Bundle | None) -> dict[str, Any]:
     """Return everything that a record depends on except its sample."""
     settings = {
         "format": 2,
@@ -90,19 +99,19 @@ def model_settings(model: EvaluatedModel, backend: str | None) -> dict[str, Any]
         "backend": backend,
         "options": dataclasses.asdict(model.options),
     }
-    if model.runtime == "torch":
+    if bundle is None:
         return settings
-    manifest = find_bundle(model.bundle).manifest
     return {
         **settings,
-        "model": manifest.spec.name,
-        "precision": manifest.precision,
-        "bundle_sha256": manifest.sha256,
+        "model": bundle.spec.name,
+        "precision": bundle.manifest.precision,
+        "bundle_sha256": bundle.manifest.sha256,
     }
 
 
 def answer_all(
     model: EvaluatedModel,
+    bundle: Bundle | None,
     pictures: Iterable[tuple[Sample, ...]],
     jobs: int | RayOptions,
     settings: Mapping[str, Any],
@@ -112,6 +121,7 @@ def answer_all(
 
     Args:
         model: what answers.
+        bundle: of `find_model`; other processes find it again.
         pictures: the samples of each image.
         jobs: number of processes, or a Ray cluster.
         settings: of `model_settings`; each node of a cluster has to have the same.
@@ -125,7 +135,7 @@ def answer_all(
         return
     if jobs == 1:
         with ExitStack() as stack:
-            answer = open_model(model, stack)
+            answer = open_model(model, bundle, stack)
             for picture in pictures:
                 yield answer(picture)
         return
@@ -147,31 +157,31 @@ def _answer_in_worker(model: EvaluatedModel, picture: tuple[Sample, ...]) -> Ans
 def _open_in_worker(model: EvaluatedModel) -> Answer:
     """Open the model once for a worker process; its sessions live as long as the process."""
     one_thread = dataclasses.replace(model.backend, threads=1)
-    return open_model(dataclasses.replace(model, backend=one_thread), ExitStack())
+    return open_model(dataclasses.replace(model, backend=one_thread), find_model(model), ExitStack())
 
 
 def _open_on_node(model: EvaluatedModel, settings: Mapping[str, Any]) -> Answer:
     """Open the model on another machine, and refuse a bundle or a version that is not the caller's."""
-    found = model_settings(model, settings["backend"])
+    bundle = find_model(model)
+    found = model_settings(model, settings["backend"], bundle)
     differing = [key for key in settings if found.get(key) != settings[key]]
     if differing:
         raise InputError(
             f"{model.bundle} has another {differing[0]} there; copy the same bundle to every node"
         )
-    return open_model(model, ExitStack())
+    return open_model(model, bundle, ExitStack())
 
 
-def open_model(model: EvaluatedModel, stack: ExitStack) -> Answer:
+def open_model(model: EvaluatedModel, bundle: Bundle | None, stack: ExitStack) -> Answer:
     """Open the model; `stack` closes it."""
-    if model.runtime == "torch":
+    if bundle is None:
         return _open_reference(model)
-    bundle = find_bundle(model.bundle)
     options = model.options.pipeline_options(bundle.spec)
     segmenter = stack.enter_context(segmenter_of(bundle, open_backend(bundle, model.backend), options))
 
     def answer(picture: Sequence[Sample]) -> Answers:
-        pixels = picture[0].read()
         start = time.perf_counter()
+        pixels = picture[0].read()
         results = segmenter.segment_many(segmenter.encode(pixels), [sample.phrase for sample in picture])
         seconds = time.perf_counter() - start
         return Answers(records=records_of(picture, results), seconds=seconds)
@@ -189,8 +199,8 @@ def _open_reference(model: EvaluatedModel) -> Answer:
     reference = Reference(stack=stack, options=model.options.pipeline_options(stack.spec))
 
     def answer(picture: Sequence[Sample]) -> Answers:
-        pixels = picture[0].read()
         start = time.perf_counter()
+        pixels = picture[0].read()
         results = [reference.segment(pixels, sample.phrase) for sample in picture]
         seconds = time.perf_counter() - start
         return Answers(records=records_of(picture, results), seconds=seconds)

@@ -30,6 +30,7 @@ from refdiff.evaluation.answering import (
     EvaluatedModel,
     answer_all,
     choose_backend,
+    find_model,
     model_settings,
     open_model,
 )
@@ -120,12 +121,13 @@ def evaluate(
         check_cores(jobs, "processes")
     model = EvaluatedModel(bundle=str(bundle), runtime=runtime, options=options, backend=backend)
     report, start = progress or silent, time.perf_counter()
-    chosen, reason = choose_backend(model)
-    settings = model_settings(model, chosen)
+    found = find_model(model)
+    chosen, reason = choose_backend(model, found)
+    settings = model_settings(model, chosen, found)
     with open_records(Path(output), settings) if output is not None else nullcontext() as file:
         collection = _Collection(dataset, file.known if file is not None else {}, report)
         seconds = 0.0
-        for answers in answer_all(model, collection.missing(), jobs, settings, report):
+        for answers in answer_all(model, found, collection.missing(), jobs, settings, report):
             seconds += answers.seconds
             for record in answers.records:
                 if file is not None:
@@ -285,12 +287,13 @@ def estimate(
         RefdiffError: as for `evaluate`.
     """
     model = EvaluatedModel(bundle=str(bundle), runtime="onnx", options=options, backend=backend)
-    choose_backend(model)
+    found = find_model(model)
+    choose_backend(model, found)
     pictures = list(_by_picture(dataset))
     first = pictures[:_MEASURED]
     spent: list[tuple[float, int]] = []
     with ExitStack() as stack:
-        answer = open_model(model, stack)
+        answer = open_model(model, found, stack)
         for picture in first:
             start = time.perf_counter()
             answer(picture)

@@ -7,7 +7,6 @@ OUTPUT/summary.json     metrics, written when all sentences are answered
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,8 +118,8 @@ class SentenceRecord:
         return self.truth_px > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary."""
-        return dataclasses.asdict(self)
+        """Return a JSON-ready dictionary, which shares its parts with the record."""
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> SentenceRecord:

@@ -114,16 +114,14 @@ def to_coco_rle(mask: Bool) -> dict[str, Any]:
 
 def compress_coco_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same run lengths with `counts` as the text that pycocotools reads and writes."""
-    counts: list[int] = rle["counts"]
-    deltas = [run - counts[i - 2] if i > 2 else run for i, run in enumerate(counts)]
-    return {"size": list(rle["size"]), "counts": "".join(_encode(delta) for delta in deltas)}
-
-
-def _encode(delta: int) -> str:
-    """Encode a signed number as five-bit groups, lowest first, each one printable character."""
-    text, more = [], True
-    while more:
-        group, delta = delta & 0x1F, delta >> 5
-        more = delta != (-1 if group & 0x10 else 0)
-        text.append(chr(48 + (group | 0x20 if more else group)))
-    return "".join(text)
+    counts = np.asarray(rle["counts"], np.int64)
+    rest = np.concatenate([counts[:3], counts[3:] - counts[1:-2]])  # from the fourth on, changes by two
+    # Each signed number becomes five-bit groups, lowest first, each one printable character.
+    columns, pending = [], np.ones(len(rest), dtype=np.bool_)
+    while pending.any():
+        group, rest = rest & 0x1F, rest >> 5
+        more = rest != np.where(group & 0x10, -1, 0)
+        columns.append(np.where(pending, 48 + (group | np.where(more, 0x20, 0)), 0))
+        pending &= more
+    codes = np.stack(columns, axis=1)
+    return {"size": list(rle["size"]), "counts": codes[codes > 0].astype(np.uint8).tobytes().decode("ascii")}
