@@ -34,7 +34,7 @@ from refdiff.profiling.macs import count_macs
 RECORD = RESULTS / "maps.json"
 BASE = "as it is"
 TIMESTEPS = (1, 101, 201, 301, 501)
-RUNS = 60
+RUNS, SCENES = 60, 20
 
 
 def main() -> None:
@@ -59,6 +59,7 @@ def main() -> None:
     entry = {"seed": scenes.seed, "scenes": scenes.count, "readings": measured(cached, list(tried))}
     if more:
         entry["cost"] = {"as shipped": cost("mini"), "with more maps": cost(given.bundle)}
+        entry["self_attention"] = self_attention(RenderedScenes(count=SCENES), given.variant)
     add_entry(RECORD, f"{given.variant}, more maps" if more else given.variant, entry)
 
 
@@ -118,6 +119,36 @@ def cost(bundle: str) -> dict[str, Any]:
         "cpu_ms_p50": round(1000 * float(np.median(spent)), 3),
         "output_bytes": sum(each.nbytes for each in outputs.values()),
     }
+
+
+def self_attention(scenes: RenderedScenes, variant: str) -> dict[str, float]:
+    """Compare the softmax of head means with the head mean of softmaxes, in the torch reference.
+
+    Returns:
+        The perplexity of their rows, of as many cells, and their correlation.
+    """
+    import torch
+
+    from refdiff.models.choice import load_miniature
+    from refdiff.reference.diffusion import attend, encode_image, encode_prompts
+    from refdiff.runtime.tokenizer import Tokenizer
+
+    stack, options = load_miniature("the comparison"), VARIANTS[variant]
+    tokenizer = Tokenizer(stack.tokenizer_json, stack.spec.context_length)
+    found = []
+    for scene in scenes:
+        with torch.no_grad():
+            latent = encode_image(stack, options, scene.read())
+            context = encode_prompts(stack, tokenizer, scene.phrase)
+            both = []
+            for softmax in (False, True):
+                attention = replace(options.attention, propagate=1, softmax=softmax)
+                cells = attend(stack, attention, latent, context).cells
+                both.append(np.asarray(cells))
+        spreads = [np.exp(-(each * np.log(each)).sum(axis=1)).mean() for each in both]
+        found.append((*spreads, np.corrcoef(both[0].ravel(), both[1].ravel())[0, 1]))
+    names = ("perplexity", "perplexity_of_mean_softmaxes", "correlation")
+    return dict(zip(names, map(float, np.mean(found, axis=0)), strict=True)) | {"cells": len(both[0])}
 
 
 def measured(cached: CachedScores, names: list[str]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def assert_fused_where_expected(name, precision, blocks):
 
 @pytest.mark.slow
 @pytest.mark.needs_torch
-def test_every_attention_stays_fused_beside_the_unets_other_maps(tmp_path):
+def test_every_attention_stays_fused_next_to_the_unets_other_maps(tmp_path):
     """The maps of METHOD §10.11 and §10.12, in half precision; what is fused does not depend on the trade."""
     pytest.importorskip("torch")
     from refdiff.export.onnx_export import export_graph
@@ -117,7 +117,7 @@ def test_every_attention_stays_fused_beside_the_unets_other_maps(tmp_path):
     stack = load_miniature()
     stack.spec = replace(stack.spec, diffusion=stack.spec.diffusion.with_maps(MAP_NAMES))
     contract = graph_contract(stack.spec)["unet"]
-    full = export_graph(wrap(stack, "unet"), contract, tmp_path / "fp32")
+    full = export_graph(wrap(stack, "unet"), contract, tmp_path)
     recipe = GraphRecipe(half="fp16", fp32=default_fp32_nodes(load_graph(full).graph, "fp16"))
     half = tmp_path / "fp16" / "unet.onnx"
     half.parent.mkdir()

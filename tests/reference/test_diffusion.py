@@ -223,7 +223,7 @@ def test_the_runtime_reads_the_coarsest_level_and_the_self_attention_alike(token
     np.testing.assert_allclose(maps, found.maps, atol=1e-4)
     reader = MapReader(options, diffusion, tokenizer)
     heat = reader.heatmap(logits, image.shape[:2], phrase)
-    np.testing.assert_allclose(heat, found.heatmap, atol=0.02 if name == "official" else 1e-4)  # 8 bits
+    np.testing.assert_allclose(heat, found.heatmap, atol=0.02 if name == "official" else 1e-3)  # 8 bits
     as_it_is = generative_map(tiny, plain, tokenizer, image, phrase).heatmap
     assert np.abs(found.heatmap - as_it_is).max() > 0.05
 
@@ -237,7 +237,7 @@ def test_softmax_self_attention_is_averaged_over_heads_as_it_is(tokenizer):
         ours = attend(stack, options, x, context).cells
         theirs = attend(stack, dataclasses.replace(options, softmax=True), x, context).cells
     for cells in (ours, theirs):
-        torch.testing.assert_close(cells.sum(dim=1), torch.ones(64))
+        torch.testing.assert_close(cells.sum(dim=1), torch.ones(64, dtype=torch.float64))
     assert (ours - theirs).abs().max() > 1e-4
 
 

@@ -53,7 +53,7 @@ class Attended:
     coarse: torch.Tensor | None = None
     """[p, (g/2)**2, t], guided, of the coarsest level; None where the options do not read it."""
     cells: torch.Tensor | None = None
-    """[g*g, g*g], the mean self-attention, rows sum to 1; None as above."""
+    """[g*g, g*g] float64, the mean self-attention, rows sum to 1; None as above."""
 
 
 @torch.no_grad()
@@ -83,9 +83,8 @@ def generative_map(
         weights += [attention.coarse] * len(small)
     mean = _mean_map(maps, weights, attention)
     if attended.cells is not None:  # METHOD §10.12
-        cells = attended.cells.to(mean.dtype)
-        column = torch.linalg.matrix_power(cells, attention.propagate) @ mean.flatten()
-        mean = _spread(column[None]).reshape(side, side)
+        column = torch.linalg.matrix_power(attended.cells, attention.propagate) @ mean.double().flatten()
+        mean = _spread(column[None]).reshape(side, side).to(mean.dtype)
     heatmap = heatmap_on_image(mean, image.shape[:2], attention)
     return GenerativeMap(heatmap=heatmap, maps=maps.cpu().numpy())
 
@@ -163,7 +162,7 @@ def _guided(attention: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
 
 def _cells(attention: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
     """Return the conditional branch's mean self-attention [pass, layer, b, q, q]: [q, q]."""
-    conditional = attention[:, :, 1]
+    conditional = attention[:, :, 1].double()
     probabilities = conditional if options.softmax else conditional.softmax(dim=-1)
     return probabilities.mean(dim=(0, 1))
 

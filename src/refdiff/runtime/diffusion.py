@@ -182,15 +182,18 @@ def mean_map(maps: Float, weights: Sequence[float] | None = None, *, exact: bool
     return mean
 
 
-def affinity(logits: Float) -> Float:
-    """Return the mean self-attention of logits [p, l, q, q] (METHOD §10.12): [q, q], rows sum to 1."""
-    rows = logits.reshape(-1, *logits.shape[2:]).astype(np.float32)  # [m, q, q]
+def affinity(logits: Float) -> NDArray[np.float64]:
+    """Return the mean self-attention of logits [p, l, q, q] (METHOD §10.12): [q, q], rows sum to 1.
+
+    In float64: the rows are nearly equal, and so are the cells of a map that was multiplied by them.
+    """
+    rows = logits.reshape(-1, *logits.shape[2:]).astype(np.float64)  # [m, q, q]
     weights = np.exp(rows - rows.max(axis=2, keepdims=True))
-    mean: Float = (weights / weights.sum(axis=2, keepdims=True)).mean(axis=0)
+    mean: NDArray[np.float64] = (weights / weights.sum(axis=2, keepdims=True)).mean(axis=0)
     return mean
 
 
-def propagate(mean: Array, cells: Float, times: int) -> Array:
+def propagate(mean: Array, cells: NDArray[np.float64], times: int) -> Array:
     """Multiply a map [g, g] by an affinity [q, q] of its cells, then scale it to 0..1: [g, g]."""
     column = mean.reshape(-1)
     for _ in range(times):
