@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.eval_overhead              10 and 60 images of 768x448 px
 
 Scenes are rendered, enlarged, and evaluated from image and mask files with a folder of records, in one
-process with one thread. Time is told apart by its place: opening the bundle and the back-end, decoding
+process with one thread. Time is split by its place: opening the bundle and the back-end, decoding
 images, inside `encode` and `segment_many`, and all else: truths, overlaps, run lengths, records, metrics.
 The last is the overhead. The first run of a process, which has the imports too, is recorded by itself.
 Writes results/eval-overhead.json.

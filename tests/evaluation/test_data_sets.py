@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ pytest.importorskip("pycocotools")
 from pycocotools import mask as coco
 
 from refdiff.cli import main
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import RunOptions
 from refdiff.contracts.results import Candidates, Scores
 from refdiff.data.sample import SampleList, Truth, true_mask
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
 from refdiff.evaluation.datasets import find_subsets, select
-from refdiff.evaluation.evaluate import evaluate
-from refdiff.evaluation.published import published_rows
-from refdiff.evaluation.records import RECORDS_NAME, phrase_classes
+from refdiff.evaluation.evaluate import evaluate, language_cautions
+from refdiff.evaluation.published import published_rows, published_table
+from refdiff.evaluation.records import RECORDS_NAME, phrase_classes, records_of
 from refdiff.evaluation.release_audit import ODDITIES
 from refdiff.evaluation.summary import summarize
+from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.segmentation import Segmentation
 from tests.support.data_sets import write_grefcoco, write_reason_seg, write_refer_tree
 
@@ -111,6 +114,89 @@ def test_an_interrupted_run_resumes_with_the_same_digits(selection, report, tiny
         evaluate(tiny_bundle, selection, options=RunOptions(mode="gen", seed=1), output=folder)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX's limits")
+def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes(report, root, tiny_bundle, tmp_path, capsys):
+    import resource
+
+    folder, data = tmp_path / "run", ["--data", str(root), "--partial", "--mode", "gen", "--json"]
+    command = ["eval", str(tiny_bundle), *data, "--output", str(folder)]
+    first = len(json.dumps(report.records[0].to_json()))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * first, before[1]))  # the disk is full within a few records
+    try:
+        assert main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["message"].startswith(f"cannot write {folder / RECORDS_NAME}: ")
+    written = (folder / RECORDS_NAME).read_bytes()
+    assert len(written) == 3 * first
+    assert not written.endswith(b"\n")  # as much of the last record as there was room for
+    assert main(command) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["resumed"] == written.count(b"\n") > 0
+    assert document["miou"] == report.summary.miou
+    lines = (folder / RECORDS_NAME).read_bytes().splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == len(report.records)
+
+
+GERMAN = ("der rote Becher", "die blaue Tasse links", "das Buch neben der Lampe")
+
+
+def test_a_data_set_in_another_language_is_one_caution(tiny_bundle, capsys):
+    scene = next(iter(RenderedScenes(count=1)))
+    samples = tuple(
+        dataclasses.replace(scene, id=text, phrase=text, picture="one") for text in (*GERMAN, "the mug")
+    )
+    (line,) = evaluate(tiny_bundle, SampleList(samples), options=GEN).cautions
+    assert line.startswith("language: 3 of 4 phrases do not look English, such as 'der rote Becher'")
+    assert language_cautions(["the mug"] * 11 + ["der rote Becher"] * 2) == ()  # some are in any data set
+    assert language_cautions([]) == ()
+
+
+def test_the_verb_prints_the_caution_of_another_language(root, tiny_bundle, tmp_path, capsys):
+    shutil.copytree(root, tmp_path / "data")
+    path = tmp_path / "data" / "grefcoco" / "grefs(unc).json"
+    refs = json.loads(path.read_text())
+    for ref in refs:
+        for sentence in ref["sentences"]:
+            sentence["sent"] = sentence["raw"] = "der rote Becher neben der Tasse"
+    path.write_text(json.dumps(refs))
+    options = ["--data", str(tmp_path / "data"), "--partial", "--subset", "gRefCOCO", "--mode", "gen"]
+    assert main(["eval", str(tiny_bundle), *options]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "language" in line]
+    assert len(said) == 1
+    assert said[0].startswith("caution: language: ")
+    assert main(["eval", str(tiny_bundle), *options, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cautions"][0] == said[0].removeprefix("caution: ")
+
+
+def test_mode_gen_is_measured_with_its_other_selector_too(selection, report, tiny_bundle):
+    bundle = find_bundle(tiny_bundle)
+    options = GEN.pipeline_options(bundle.spec)
+    assert options.fusion.level_selector == "between-class"
+    other = dataclasses.replace(
+        options, fusion=dataclasses.replace(options.fusion, level_selector="contrast")
+    )
+    sample, record = selection.samples[0], report.records[0]
+    with segmenter_of(bundle, open_backend(bundle), other) as segmenter:
+        (direct,) = records_of([sample], [segmenter.segment(sample.read(), sample.phrase)])
+    assert record.other_selector == (direct.intersection_px, direct.union_px)
+    assert record.other_selector != (record.intersection_px, record.union_px)
+    assert direct.other_selector is None  # the options are not given
+    rows = published_rows(report.by_subset, mode="gen", variant="edge", other_selector=report.other_selector)
+    (row,) = [each for each in rows if each.mode == "gen" and each.metric == "miou"]
+    ious = [
+        each.other_selector[0] / each.other_selector[1]
+        for each in report.records
+        if each.subset == row.subset
+    ]
+    assert row.other_selector == pytest.approx(100 * np.mean(ious))
+    text = published_table(rows).to_html()
+    assert "other selector" in text
+    assert f"{row.other_selector:.2f}" in text
+
+
 def test_a_folder_that_is_no_evaluation_is_left_alone(selection, tiny_bundle, tmp_path):
     (tmp_path / "photo.png").write_bytes(b"mine")
     with pytest.raises(InputError, match="no folder of an evaluation"):
@@ -141,6 +227,7 @@ def test_a_row_fails_outside_interval_and_tolerance(published, reproduced):
         published=value,
         ours=35.0,
         interval=(30.0, 40.0),
+        other_selector=None,
         partial=False,
         variant="official",
     )

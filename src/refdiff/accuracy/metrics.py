@@ -54,6 +54,12 @@ def iou(first: Bool, second: Bool) -> float:
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
+def overlap_px(answer: Bool, truth: Bool) -> tuple[int, int]:
+    """Return the intersection and the union of two masks [y, x] in px."""
+    shared = int(np.count_nonzero(answer & truth))
+    return shared, int(np.count_nonzero(answer)) + int(np.count_nonzero(truth)) - shared
+
+
 def pairwise_iou(rows: Bool, columns: Bool) -> Float:
     """Return the IoU of every pair of masks: [n, y, x], [m, y, x] -> [n, m]; two empty masks give 1."""
     first = rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32)  # [n, y*x]

@@ -173,13 +173,21 @@ def evaluate(
             progress=progress,
         )
     _write(report, chosen, html, coco, refer, overwrite=overwrite)
+    for caution in report.cautions:
+        note(f"caution: {caution}")
     if report.backend is not None and report.backend_reason is not None:
         note_backend(backend, report.backend, report.backend_reason)
     if table is None:
         print_answer(report.to_json(), lambda: evaluation_section(report), as_json=as_json)
         return
     unfinished = chosen.partial if isinstance(chosen, Selection) else ()
-    rows = published_rows(report.by_subset, mode=mode, variant=variant, partial=unfinished)
+    rows = published_rows(
+        report.by_subset,
+        mode=mode,
+        variant=variant,
+        partial=unfinished,
+        other_selector=report.other_selector,
+    )
     document = {**report.to_json(), "published": [row.to_json() for row in rows]}
     print_answer(document, lambda: published_table(rows), as_json=as_json)
     failed = [row for row in rows if row.reproduced is False]

@@ -93,7 +93,7 @@ def choose_backend(model: EvaluatedModel, bundle: Bundle | None) -> tuple[str, s
 def model_settings(model: EvaluatedModel, backend: str | None, bundle: Bundle | None) -> dict[str, Any]:
     """Return everything that a record depends on except its sample."""
     settings = {
-        "format": 2,
+        "format": 3,
         "refdiff": refdiff_version(),
         "runtime": model.runtime,
         "backend": backend,
@@ -184,7 +184,7 @@ def open_model(model: EvaluatedModel, bundle: Bundle | None, stack: ExitStack) -
         pixels = picture[0].read()
         results = segmenter.segment_many(segmenter.encode(pixels), [sample.phrase for sample in picture])
         seconds = time.perf_counter() - start
-        return Answers(records=records_of(picture, results), seconds=seconds)
+        return Answers(records=records_of(picture, results, options), seconds=seconds)
 
     return answer
 
@@ -196,13 +196,14 @@ def _open_reference(model: EvaluatedModel) -> Answer:
         from refdiff.reference.pipeline import Reference
     torch.set_num_threads(_TORCH_THREADS)
     stack = load_miniature(PURPOSE)
-    reference = Reference(stack=stack, options=model.options.pipeline_options(stack.spec))
+    options = model.options.pipeline_options(stack.spec)
+    reference = Reference(stack=stack, options=options)
 
     def answer(picture: Sequence[Sample]) -> Answers:
         start = time.perf_counter()
         pixels = picture[0].read()
         results = [reference.segment(pixels, sample.phrase) for sample in picture]
         seconds = time.perf_counter() - start
-        return Answers(records=records_of(picture, results), seconds=seconds)
+        return Answers(records=records_of(picture, results, options), seconds=seconds)
 
     return answer

@@ -7,7 +7,7 @@ every sentence has a record (`records`), and an interrupted run resumes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -35,11 +35,15 @@ from refdiff.evaluation.answering import (
     open_model,
 )
 from refdiff.evaluation.records import SentenceRecord, open_records
-from refdiff.evaluation.summary import Summary, group_by_cue, summarize
+from refdiff.evaluation.summary import Summary, group_by_cue, summarize, summarize_other
 from refdiff.profiling.sensors import peak_resident
 from refdiff.reports import Section, facts_table, size_text
+from refdiff.runtime.cautions import phrase_cautions
 
 _REPORT_EVERY = 10
+
+_FOREIGN_SHARE = 0.2
+_LONGEST_SHOWN = 60
 
 _MEASURED = 4
 """Images that `estimate` runs."""
@@ -61,6 +65,10 @@ class EvaluationReport:
     """Data set and split -> its metrics; empty if no sample names one."""
     by_cue: dict[str, Summary]
     """Class of phrase or size of object -> metrics of the sentences in it."""
+    other_selector: dict[str, Summary]
+    """As `by_subset`, with the other selector of mode `gen` (METHOD §8); empty in other modes."""
+    cautions: tuple[str, ...]
+    """What readers of the figures have to know of the data."""
     records: tuple[SentenceRecord, ...]
     resumed: int
     """Sentences whose records an earlier run had written."""
@@ -81,6 +89,8 @@ class EvaluationReport:
             **self.summary.to_json(),
             "by_subset": {name: each.to_json() for name, each in self.by_subset.items()},
             "by_cue": {name: each.to_json() for name, each in self.by_cue.items()},
+            "other_selector": {name: each.to_json() for name, each in self.other_selector.items()},
+            "cautions": list(self.cautions),
             "resumed": self.resumed,
             "seconds": round(self.seconds, 2),
             "pipeline_seconds": round(self.pipeline_seconds, 2),
@@ -140,7 +150,9 @@ def evaluate(
             backend_reason=reason,
             seed=dataset.seed if isinstance(dataset, RenderedScenes) else None,
             summary=summarize(records),
-            by_subset=_by_subset(records),
+            by_subset=by_subset(records, summarize),
+            other_selector=by_subset(records, summarize_other),
+            cautions=language_cautions([record.phrase for record in records]),
             by_cue={cue: summarize(part) for cue, part in group_by_cue(records).items()},
             records=records,
             resumed=collection.resumed,
@@ -215,9 +227,24 @@ def _by_picture(samples: Iterable[Sample]) -> Iterator[tuple[Sample, ...]]:
         yield tuple(group)
 
 
-def _by_subset(records: Sequence[SentenceRecord]) -> dict[str, Summary]:
+def by_subset(
+    records: Sequence[SentenceRecord], measure: Callable[[list[SentenceRecord]], Summary | None]
+) -> dict[str, Summary]:
+    """Return the metrics of each subset that has some; nothing if no record names one."""
     names = dict.fromkeys(record.subset for record in records if record.subset)
-    return {name: summarize([each for each in records if each.subset == name]) for name in names}
+    found = {name: measure([each for each in records if each.subset == name]) for name in names}
+    return {name: summary for name, summary in found.items() if summary is not None}
+
+
+def language_cautions(phrases: Sequence[str]) -> tuple[str, ...]:
+    """Return one line if a fifth or more of the phrases do not look English."""
+    foreign = [text for text in phrases if any("language:" in each for each in phrase_cautions(text))]
+    if not foreign or len(foreign) < _FOREIGN_SHARE * len(phrases):
+        return ()
+    return (
+        f"language: {len(foreign)} of {len(phrases)} phrases do not look English, such as "
+        f"{foreign[0][:_LONGEST_SHOWN]!r}; the models read English only, and the figures say little",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +262,8 @@ class Estimate:
     memory_bytes: int | None
     """Peak resident memory of one process so far; None where the system does not report it."""
     jobs: int
+    cautions: tuple[str, ...] = ()
+    """As in a report."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -246,6 +275,7 @@ class Estimate:
             "seconds": round(self.seconds, 1),
             "memory_bytes": self.memory_bytes,
             "jobs": self.jobs,
+            "cautions": list(self.cautions),
         }
 
     def to_section(self) -> Section:
@@ -261,7 +291,7 @@ class Estimate:
             ),
         ]
         note = f"estimated from the first {self.measured} images; nothing was written"
-        return Section(tables=[facts_table(facts, footnotes=(note,))])
+        return Section(tables=[facts_table(facts, footnotes=(note, *self.cautions))])
 
 
 def estimate(
@@ -313,4 +343,5 @@ def estimate(
         seconds=per_image * len(pictures) / jobs,
         memory_bytes=peak_resident(),
         jobs=jobs,
+        cautions=language_cautions([sample.phrase for picture in pictures for sample in picture]),
     )

@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 from refdiff.accuracy.metrics import Interval
@@ -33,6 +34,8 @@ class PublishedRow:
     ours: float | None
     interval: Interval | None
     """95 %, by bootstrap over images."""
+    other_selector: float | None
+    """Ours with the other selector of mode `gen` (METHOD §8); None in other modes."""
     partial: bool
     """Ours is about a part of the subset: no verdict."""
     variant: str
@@ -65,13 +68,19 @@ class PublishedRow:
             "ours": self.ours,
             "interval_95": None if self.interval is None else list(self.interval),
             "difference": self.difference,
+            "other_selector": self.other_selector,
             "partial": self.partial,
             "reproduced": self.reproduced,
         }
 
 
 def published_rows(
-    summaries: Mapping[str, Summary], *, mode: str, variant: str, partial: Collection[str] = ()
+    summaries: Mapping[str, Summary],
+    *,
+    mode: str,
+    variant: str,
+    partial: Collection[str] = (),
+    other_selector: Mapping[str, Summary] = MappingProxyType({}),
 ) -> tuple[PublishedRow, ...]:
     """Return all rows; those of other modes and of subsets that were not evaluated have no value of ours.
 
@@ -80,10 +89,12 @@ def published_rows(
         mode: of the evaluation.
         variant: of the evaluation.
         partial: subsets that were not evaluated whole.
+        other_selector: as `summaries`, with the other selector of mode `gen`.
     """
     rows = []
     for entry in _document()["rows"]:
         summary = summaries.get(entry["subset"]) if entry["mode"] == mode else None
+        other = other_selector.get(entry["subset"]) if summary is not None else None
         low, high = (0.0, 0.0) if summary is None else getattr(summary, f"{entry['metric']}_interval")
         rows.append(
             PublishedRow(
@@ -93,6 +104,7 @@ def published_rows(
                 published=entry["value"],
                 ours=None if summary is None else 100 * getattr(summary, entry["metric"]),
                 interval=None if summary is None else (100 * low, 100 * high),
+                other_selector=None if other is None else 100 * getattr(other, entry["metric"]),
                 partial=entry["subset"] in partial,
                 variant=variant,
             )
@@ -102,11 +114,13 @@ def published_rows(
 
 def published_table(rows: Collection[PublishedRow]) -> Table:
     """Build the table of `--table published`."""
+    others = any(row.other_selector is not None for row in rows)
     return Table(
         title="Published results of Ref-Diff and ours, in percent",
         columns=(
             *(Column("data set", wrap=True), Column("mode"), Column("metric", optional=2)),
             *(*numeric("published", "ours"), *numeric("95 %", optional=1), *numeric("difference")),
+            *(numeric("other selector") if others else ()),
             Column(),
         ),
         rows=[
@@ -118,6 +132,7 @@ def published_table(rows: Collection[PublishedRow]) -> Table:
                 "not measured" if row.ours is None else f"{row.ours:.2f}",
                 "" if row.interval is None else f"{row.interval[0]:.2f}-{row.interval[1]:.2f}",
                 "" if row.difference is None else f"{row.difference:+.2f}",
+                *(("" if row.other_selector is None else f"{row.other_selector:.2f}",) if others else ()),
                 _verdict(row),
             )
             for row in rows
@@ -125,8 +140,16 @@ def published_table(rows: Collection[PublishedRow]) -> Table:
         footnotes=(
             f"published: {_document()['sources']['paper']}",
             f"FAILED: the published value is more than {TOLERANCE_POINTS:g} point outside the interval",
+            *((_OTHER[next(iter(rows)).variant == "edge"],) if others else ()),
         ),
     )
+
+
+_OTHER = (
+    "other selector: the level set of the largest between-class variance, in place of the largest contrast",
+    "other selector: the level set of the largest contrast, in place of the largest between-class variance",
+)
+"""Of the variants of the paper's rule, and of `edge` (METHOD §8)."""
 
 
 def _verdict(row: PublishedRow) -> Cell:

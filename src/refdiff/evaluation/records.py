@@ -11,21 +11,25 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from refdiff.accuracy.metrics import ious_with
+from refdiff.accuracy.metrics import ious_with, overlap_px
 from refdiff.batch.prediction import parts_of
 from refdiff.contracts.atomic_io import report_write_errors, sync, write_file
 from refdiff.contracts.file_lock import lock_file
+from refdiff.contracts.options import Options
 from refdiff.contracts.plain_file import read_plain
+from refdiff.contracts.session import Bool
 from refdiff.data.sample import Sample, Truth, read_truth
 from refdiff.errors import InputError
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.phrase import parse_phrase
+from refdiff.runtime.scoring import choose, fuse, heatmap_scores
 from refdiff.runtime.segmentation import Segmentation
 
 RUN_NAME, RECORDS_NAME, SUMMARY_NAME = "run.json", "records.jsonl", "summary.json"
@@ -95,6 +99,8 @@ class SentenceRecord:
     truth_px: int
     """0: the sentence refers to nothing in the image."""
     image_px: int
+    other_selector: tuple[int, int] | None = None
+    """Mode `gen`: intersection and union of what the other selector chooses, in px (METHOD §8); else None."""
     candidate_ious: tuple[float, ...]
     """IoU of each candidate that could have been chosen with the truth."""
     cues: tuple[str, ...]
@@ -128,12 +134,20 @@ class SentenceRecord:
         Raises:
             TypeError: the document has other fields.
         """
-        lists = {name: tuple(document[name]) for name in ("candidate_ious", "cues") if name in document}
+        names = ("candidate_ious", "cues", "other_selector")
+        lists = {name: tuple(document[name]) for name in names if document.get(name) is not None}
         return cls(**{**document, **lists})
 
 
-def records_of(samples: Sequence[Sample], results: Iterable[Segmentation]) -> tuple[SentenceRecord, ...]:
+def records_of(
+    samples: Sequence[Sample], results: Iterable[Segmentation], options: Options | None = None
+) -> tuple[SentenceRecord, ...]:
     """Compare the answers on one image with their truths; a truth that sentences share is decoded once.
+
+    Args:
+        samples: of one image.
+        results: the answers to them.
+        options: of the pipeline; in mode `gen` they decide what the other selector is. None: it is left out.
 
     Raises:
         InputError: a sample has no true mask, or one of another size than the image.
@@ -143,10 +157,10 @@ def records_of(samples: Sequence[Sample], results: Iterable[Segmentation]) -> tu
         if id(sample.truth) not in truths:
             truths[id(sample.truth)] = read_truth(sample)
     pairs = zip(samples, results, strict=True)
-    return tuple(_record_of(sample, result, truths[id(sample.truth)]) for sample, result in pairs)
+    return tuple(_record_of(sample, result, truths[id(sample.truth)], options) for sample, result in pairs)
 
 
-def _record_of(sample: Sample, result: Segmentation, truth: Truth) -> SentenceRecord:
+def _record_of(sample: Sample, result: Segmentation, truth: Truth, options: Options | None) -> SentenceRecord:
     if truth.mask.shape != result.mask.shape:
         raise InputError(
             f"{sample.id}: the true mask is {truth.mask.shape} px (height, width), the image "
@@ -156,8 +170,11 @@ def _record_of(sample: Sample, result: Segmentation, truth: Truth) -> SentenceRe
     masks = (result.candidates.masks[each] for each in np.flatnonzero(result.candidates.kept))
     if counted is not None:
         answer, masks = answer & counted, (mask & counted for mask in masks)
-    truth_px, answer_px = int(np.count_nonzero(truth.mask)), int(np.count_nonzero(answer))
-    shared_px = int(np.count_nonzero(answer & truth.mask))
+    other = None if options is None else other_choice(result, options)
+    if other is not None and counted is not None:
+        other = other & counted
+    shared_px, union_px = overlap_px(answer, truth.mask)
+    truth_px = int(np.count_nonzero(truth.mask))
     parts = parts_of(result)
     return SentenceRecord(
         id=sample.id,
@@ -171,13 +188,25 @@ def _record_of(sample: Sample, result: Segmentation, truth: Truth) -> SentenceRe
         score=result.score if math.isfinite(result.score) else None,
         scores=None if parts is None else {name: round(value, 6) for name, value in parts.items()},
         intersection_px=shared_px,
-        union_px=truth_px + answer_px - shared_px,
+        union_px=union_px,
+        other_selector=None if other is None else overlap_px(other, truth.mask),
         truth_px=truth_px,
         image_px=truth.mask.size,
         candidate_ious=tuple(round(each, 6) for each in ious_with(truth.mask, masks)) if truth_px else (),
         cues=tuple(sorted(sample.cues or phrase_classes(sample.phrase))),
         rle=compress_coco_rle(to_coco_rle(result.mask)),
     )
+
+
+def other_choice(result: Segmentation, options: Options) -> Bool | None:
+    """Return the level set that the other selector of mode `gen` chooses (METHOD §8); None in other modes."""
+    if options.mode != "gen" or result.heat is None:
+        return None
+    own = options.fusion.level_selector
+    fusion = replace(options.fusion, level_selector="contrast" if own == "between-class" else "between-class")
+    other, levels = replace(options, fusion=fusion), result.candidates
+    index = choose(fuse(other, heatmap_scores(other, result.heat, levels), levels.kept))
+    return np.zeros_like(result.mask) if index is None else levels.masks[index]
 
 
 def phrase_classes(text: str) -> frozenset[str]:
@@ -204,7 +233,7 @@ class RecordFile:
 
     folder: Path
     known: dict[str, SentenceRecord]
-    _stream: BinaryIO
+    _stream: FileIO
 
     def add(self, record: SentenceRecord) -> None:
         """Append a record; it is in the file when this returns.
@@ -213,9 +242,10 @@ class RecordFile:
             InputError: the disk refuses.
         """
         line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        rest = memoryview(line)
         with report_write_errors(self.folder / RECORDS_NAME):
-            self._stream.write(line)
-            self._stream.flush()
+            while rest:  # not buffered: closing the file must not try again what a full disk refused
+                rest = rest[self._stream.write(rest) :]
         self.known[record.id] = record
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -250,7 +280,7 @@ def open_records(folder: Path, settings: Mapping[str, Any]) -> Iterator[RecordFi
             stack.enter_context(lock_file(folder / ".lock", on_busy=refuse))
             _check_settings(folder, json.loads(json.dumps(settings)))
             known = _read_records(folder / RECORDS_NAME)
-            stream = stack.enter_context((folder / RECORDS_NAME).open("ab"))
+            stream = stack.enter_context((folder / RECORDS_NAME).open("ab", buffering=0))
         yield RecordFile(folder, known, stream)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,16 @@ def summarize(records: Sequence[SentenceRecord]) -> Summary:
         lost_to_edges=_mean(np.where(on_object, gap, 0)),
         unmatched=sum(not each.matched for each in records),
     )
+
+
+def summarize_other(records: Sequence[SentenceRecord]) -> Summary | None:
+    """Return the metrics of what the other selector of mode `gen` chooses (METHOD §8); else None."""
+    chosen = [
+        replace(each, intersection_px=each.other_selector[0], union_px=each.other_selector[1])
+        for each in records
+        if each.other_selector is not None
+    ]
+    return summarize(chosen) if chosen else None
 
 
 def group_by_cue(records: Sequence[SentenceRecord]) -> dict[str, list[SentenceRecord]]:
