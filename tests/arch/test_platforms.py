@@ -52,6 +52,7 @@ def test_the_cpu_path_runs_without_what_the_system_lacks(tmp_path: Path, system:
     assert (answers / "results.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_the_simulation_takes_away_what_windows_lacks() -> None:
     program = (
         "import sys; from tests.support.other_system import become; become('win32'); import importlib, os;"

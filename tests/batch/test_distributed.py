@@ -151,6 +151,7 @@ def test_reports_of_use_are_off_before_ray_is_imported(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_ray_has_the_records_of_one_process(install, mini_bundle, tmp_path):
     scenes = RenderedScenes(count=3)
     one = evaluate(mini_bundle, scenes, options=GEN)
@@ -176,6 +177,7 @@ def test_a_node_with_another_bundle_is_refused(install, mini_bundle, tmp_path):
         list(answer_all(model, bundle, pictures, LOCAL, settings, lambda step: None))
 
 
+@pytest.mark.slow
 def test_a_folder_on_ray_has_the_files_of_one_process(install, mini_bundle, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()

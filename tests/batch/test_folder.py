@@ -228,6 +228,7 @@ def test_a_changed_image_is_segmented_again(fake, pictures):
     _assert_complete(result.output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
 @pytest.mark.parametrize("kind", ["mask", "overlay", "thumbnail", "record"])
 def test_a_result_with_a_missing_or_changed_file_is_computed_again(fake, pictures, kind, damage):

@@ -162,6 +162,7 @@ class Killed(BaseException):
     """Ends a run as a kill does: nothing of ours catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("number", range(4))
 def test_a_kill_at_any_file_leaves_no_record_of_other_files(images: Path, number: int, after: bool) -> None:

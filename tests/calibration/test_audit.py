@@ -57,6 +57,7 @@ def built_in() -> Recipe:
     return half_recipe(bundle)
 
 
+@pytest.mark.slow
 def test_a_healthy_graph_gets_the_built_in_recipe(feeds: Path) -> None:
     report = audit.audit("mini", graphs=(GRAPH,), feeds=feeds)
     assert report.passed
@@ -84,11 +85,13 @@ def test_a_planted_overflow_is_named_and_its_recipe_fixes_it(
     assert bisect.bisect(bundle, graph=GRAPH, recipe=tmp_path / "recipe.json").broken is None
 
 
+@pytest.mark.slow
 def test_the_other_graphs_of_a_recipe_stay_as_they_are(overflowing: tuple[Path, str], feeds: Path) -> None:
     written, before = audit.audit(overflowing[0], graphs=(GRAPH,), feeds=feeds).recipe, built_in()
     assert {**written.graphs, GRAPH: None} == {**before.graphs, GRAPH: None}
 
 
+@pytest.mark.slow
 def test_a_planted_nan_is_named_and_no_recipe_is_written(
     poisoned: tuple[Path, str], feeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,12 +127,14 @@ def test_a_planted_bad_range_is_named(feeds: Path, tmp_path: Path, factor: float
     assert tensor in report.failure
 
 
+@pytest.mark.slow
 def test_sound_ranges_pass(feeds: Path, tmp_path: Path) -> None:
     path = tmp_path / "int8.json"
     path.write_text(eight_bit_recipe_of(GRAPH).to_text())
     assert audit.audit("mini", recipe=path, graphs=(GRAPH,), feeds=feeds).passed
 
 
+@pytest.mark.slow
 def test_the_table_says_how_much_room_there_is_and_where_the_recipe_lies(
     feeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +181,7 @@ def test_a_recipe_that_names_an_unknown_node_is_refused(feeds: Path, tmp_path: P
         audit.audit("mini", recipe=path, graphs=(GRAPH,), feeds=feeds)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_other_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(dataclasses.replace(built_in(), sources={"unet": "0" * 64}).to_text())

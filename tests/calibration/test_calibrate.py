@@ -247,6 +247,7 @@ def test_random_weights_are_recorded_with_a_warning(tmp_path: Path) -> None:
     assert report.to_json()["warnings"] == list(report.warnings)
 
 
+@pytest.mark.slow
 def test_own_pictures_are_asked_in_the_order_of_the_phrases(table: tuple[Path, Path], tmp_path: Path) -> None:
     folder, rows = table
     lines: list[str] = []
@@ -335,6 +336,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(
     assert not (tmp_path / "feeds").exists()
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_recorded_and_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -384,6 +384,7 @@ HEALTHY: list[tuple[str, Half]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "half"), HEALTHY)
 def test_nothing_is_found_in_the_healthy_miniature(name: str, half: Half) -> None:
     model = miniature_graph(name)

@@ -197,6 +197,7 @@ def test_the_ranges_of_the_miniature_fit_by_every_method(name: str, method: str)
     assert find_bad_ranges(path, recipe.quantized, [golden_feeds(name)], excluded=recipe.excluded) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.01, 300.0], ids=["too small", "too large"])
 def test_a_range_planted_into_the_miniature_is_named_and_leaving_its_layer_out_fixes_it(
     factor: float,

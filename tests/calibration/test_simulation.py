@@ -240,6 +240,7 @@ def test_what_is_lost_before_a_smoothed_tensor_does_not_begin_behind_it(tmp_path
     assert [each.tensor for each in found if each.begins] == ["e"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_text", "sd_text", "vae_encoder"])
 def test_the_healthy_miniature_loses_nothing(name: str) -> None:
     recipe = GraphRecipe(half="fp16", fp32=default_fp32_nodes(miniature_graph(name).graph))

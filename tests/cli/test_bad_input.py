@@ -118,6 +118,7 @@ def test_a_picture_one_pixel_thin_is_segmented_in_edge(
     assert (size["width"], size["height"]) == size_wh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["edge", "official"])
 @pytest.mark.parametrize("name", ODD_PICTURES)
 def test_an_odd_but_valid_picture_is_segmented(

@@ -133,6 +133,7 @@ def test_segment_writes_mask_overlay_and_json_and_says_the_same(
     assert np.count_nonzero(mask) == said["area_px"]
 
 
+@pytest.mark.slow
 def test_segment_s_table_calls_the_answer_the_best_candidate_and_lists_files_and_cautions(
     mini_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_the_version_is_a_verb_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("refdiff ")
 
 
+@pytest.mark.slow
 def test_completion_for_the_shell_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_bug_with_json_is_a_document(tmp_path: Path) -> None:
     assert json.loads(process.stdout)["error"]["exit_code"] == 70
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("arguments", ["inspect mini", "inspect mini --json", "--help", "--version"])
 def test_an_answer_that_cannot_be_written_is_one_line_and_exit_code_3(arguments: str) -> None:
@@ -157,6 +159,7 @@ def test_an_answer_that_cannot_be_written_is_one_line_and_exit_code_3(arguments:
     assert process.stderr == "error: cannot write to stdout: No space left on device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="streams as POSIX has them")
 @pytest.mark.parametrize("arguments", ["inspect mini", "inspect mini --json"])
 def test_a_closed_stdout_is_one_line_and_exit_code_3(arguments: str) -> None:
@@ -165,6 +168,7 @@ def test_a_closed_stdout_is_one_line_and_exit_code_3(arguments: str) -> None:
     assert process.stderr == "error: cannot write to stdout: it is closed\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="streams as POSIX has them")
 def test_a_reader_that_is_gone_ends_the_command_quietly() -> None:
     process = shell("refdiff inspect mini | true; echo ${PIPESTATUS[0]}")
@@ -172,6 +176,7 @@ def test_a_reader_that_is_gone_ends_the_command_quietly() -> None:
     assert process.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
 def test_a_stderr_that_fails_changes_no_answer(stream: str) -> None:
@@ -180,6 +185,7 @@ def test_a_stderr_that_fails_changes_no_answer(stream: str) -> None:
     assert "sd_text" in process.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="locales as POSIX has them")
 def test_a_stdout_that_is_not_utf_8_gets_plain_characters() -> None:
     plain = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
@@ -189,6 +195,7 @@ def test_a_stdout_that_is_not_utf_8_gets_plain_characters() -> None:
     assert process.stdout.isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals as POSIX has them")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_unwinds_the_command_and_is_named(name: str) -> None:
@@ -211,6 +218,7 @@ def test_capitals_in_a_choice_are_accepted(mini_bundle: Path, capsys: pytest.Cap
     assert "no.png does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_verbose_logs_what_is_read_and_quiet_prints_no_notes(
     mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

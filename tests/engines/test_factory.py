@@ -37,6 +37,7 @@ def test_no_verb_with_a_back_end_is_left_out_here():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", CHEAPEST)
 def test_what_auto_chose_is_noted_on_stderr_and_in_the_answer(verb, tmp_path, capsys):
     Image.fromarray(render_scene(1_000_007).image).save(tmp_path / "photo.png")

@@ -138,6 +138,7 @@ def test_the_parser_takes_every_graph_and_no_risk_is_in_any(bundle):
     assert all(each.layers > 100 for each in report.graphs)
 
 
+@pytest.mark.slow
 def test_a_plan_for_named_gpus_and_a_portable_one_lie_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     portable = build.build("mini", flavour="tensorrt-rtx", graphs=["sd_text"]).graphs[0]
@@ -224,6 +225,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_ends_soon_and_leaves_nothing(tmp_path, monkeypatch, sent):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -36,6 +36,7 @@ def test_evaluate_measures_the_same_in_two_processes(tiny_bundle: Path) -> None:
     assert one.records == two.records
 
 
+@pytest.mark.slow
 def test_the_verb_and_its_alias_print_the_same_document(
     mini_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

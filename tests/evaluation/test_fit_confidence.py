@@ -76,6 +76,7 @@ def test_a_fit_separates_right_answers_and_answers_carry_the_confidence(own_bund
     assert document["absent"] > 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fitted_is_refused(own_bundle):
     with pytest.raises(InputError, match="the built-in bundle mini has its confidence"):
         fit_confidence("mini", RenderedScenes(count=1))

@@ -88,6 +88,7 @@ def test_a_damaged_program_raises_and_ends(program: bytes) -> None:
         read(program)
 
 
+@pytest.mark.slow
 def test_a_million_nested_tuples_do_not_end_the_process() -> None:
     deep = b"\x80\x02)" + b"\x85" * 1_000_000
     assert isinstance(read(deep + b"."), tuple)
@@ -99,6 +100,7 @@ def test_a_place_in_the_memo_takes_no_memory_in_front_of_it() -> None:
     assert read(b"\x80\x02K\x01r\xff\xff\xff\x7f.") == 1
 
 
+@pytest.mark.slow
 def test_a_program_without_end_is_cut() -> None:
     with pytest.raises(ForbiddenError, match="more than"):
         read(b"\x80\x02" + b"N" * 2_100_000 + b".")

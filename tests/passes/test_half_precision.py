@@ -148,6 +148,7 @@ def test_two_conversions_write_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "half"), [("clip_text", "fp16"), ("clip_text", "bf16"), ("sam_decoder", "fp16")]
 )
@@ -162,6 +163,7 @@ def test_weights_cast_in_the_graph_give_the_same_bits_as_stored_ones(name: str, 
         np.testing.assert_array_equal(values, trial[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", [name for name in MINIATURE if name != "unet_taps"])  # unet has its record
 def test_golden_records_hold_with_every_result_rounded(name: str, half: Half) -> None:

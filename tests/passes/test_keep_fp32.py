@@ -268,6 +268,7 @@ def built(steps: tuple[Step, ...], outs: frozenset[int]) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(small_dags())
 def test_closing_any_graph_keeps_what_computes_and_leaves_no_hole(
@@ -296,6 +297,7 @@ def surroundings(graph: ir.Graph) -> Iterator[tuple[str, set[str], set[str], boo
         yield node.name, makers, users, node.outputs[0].is_graph_output()
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(small_dags())
 def test_no_casts_cancel_in_any_closed_graph(

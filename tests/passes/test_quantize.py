@@ -171,6 +171,7 @@ def converted(request, tmp_path_factory):
     return path, eight
 
 
+@pytest.mark.slow
 def test_the_whole_chain_makes_a_small_file_that_runs_and_answers_alike(converted):
     path, _ = converted
     feeds, expected = open_bundle(BUNDLE, verify="size").golden()[path.stem]

@@ -33,6 +33,7 @@ def powers_of(model, tmp_path, feeds=None, nodes=("y",), strength=0.5):
     return smoothing_exponents(path, feeds, nodes, strength=strength)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd_text", "clip_image"])
 def test_a_smoothed_graph_of_the_miniature_answers_exactly_as_before(name):
     feeds, _ = open_bundle(BUNDLE, verify="size").golden()[name]

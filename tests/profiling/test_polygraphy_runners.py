@@ -77,6 +77,7 @@ def test_a_plan_of_the_other_tensorrt_is_refused_not_loaded_by_the_wrong_one(tmp
         runners.trt_runner(tmp_path / "g.plan", "tensorrt" if speaks_rtx else "tensorrt-rtx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
 def test_polygraphy_speaks_the_flavour_it_is_loaded_for_and_the_environment_stays(flavour: str) -> None:
     code = (

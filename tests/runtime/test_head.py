@@ -171,5 +171,6 @@ def test_a_number_names_the_thing_only_if_nothing_else_does(text: str, head: str
     assert found(text) == head
 
 
+@pytest.mark.slow
 def test_a_text_far_too_long_for_clip_is_read_in_linear_time() -> None:
     assert found("dog " * 100_000) == "dog"

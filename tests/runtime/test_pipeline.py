@@ -531,6 +531,7 @@ def test_an_image_of_too_many_patches_is_answered_with_a_caution():
     assert "read it at 808x640 px" in large
 
 
+@pytest.mark.slow
 def test_a_crop_of_too_many_patches_is_shortened_and_its_candidate_named():
     branch, encoded = _branch(FakeFactory()), _segmenter("official", "disc+seg").encode(_image((20, 2000)))
     mask = np.zeros((1, 20, 2000), np.bool_)

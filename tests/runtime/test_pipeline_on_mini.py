@@ -98,6 +98,7 @@ def _assert_same(got, expected):
         assert np.abs(got.heat - expected.heat).mean() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "mode"), [*(("edge", mode) for mode in MODES), ("official", "full")])
 def test_many_phrases_get_the_answers_of_one_at_a_time(image, variant, mode):
     with refdiff.load(
@@ -144,6 +145,7 @@ def test_a_guided_pass_takes_both_branches_of_a_phrase_in_one_call(image):
     assert sessions.rows("unet_taps") == {2: 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "mode", "max_batch"),
     [("edge", "full", 1), ("edge", "full", 3), ("official", "gen", 1), ("official", "gen", 3)],
@@ -155,6 +157,7 @@ def test_a_session_is_never_fed_more_than_it_takes(image, variant, mode, max_bat
     assert all(each.index is not None for each in answers)
 
 
+@pytest.mark.slow
 def test_more_phrases_than_share_their_text_work_are_all_answered(image, edge):
     phrases = [f"the mug number {letter}" for letter in "abcdefghijklmnopqrs"]
     assert len(phrases) > TEXT_ROWS
@@ -189,6 +192,7 @@ def test_each_answer_is_computed_when_it_is_taken(image):
     assert len(sessions.fed) > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "tall"), [("official", False), ("edge", True)], ids=["official", "edge"])
 @pytest.mark.parametrize("switch", ["cache_texts", "decode_all_prompts"])
 def test_an_internal_switch_leaves_the_answer_as_it_is(image, switch, variant, tall):

@@ -221,6 +221,7 @@ def test_the_page_names_graph_and_node(failed: Failed) -> None:
     assert "<script" not in failed.page
 
 
+@pytest.mark.slow
 def test_a_failing_check_ends_with_one_and_replaces_its_report_where_it_may(
     drifted: Path, tmp_path: Path, capsys
 ) -> None:
@@ -240,6 +241,7 @@ def test_a_failing_check_ends_with_one_and_replaces_its_report_where_it_may(
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.slow
 def test_a_record_that_is_wrong_is_distinguished_from_a_graph_that_is(
     drifted: Path, monkeypatch, capsys
 ) -> None:
@@ -255,6 +257,7 @@ def test_a_record_that_is_wrong_is_distinguished_from_a_graph_that_is(
     assert "NOT RUN: naming the node: all its tensors are finite" in check_page(report).to_html()
 
 
+@pytest.mark.slow
 def test_without_the_package_that_looks_inside_the_graph_is_still_named(
     drifted: Path, monkeypatch, capsys
 ) -> None:
@@ -532,6 +535,7 @@ def test_feeds_of_another_model_are_refused(fp16: Path, tmp_path: Path, capsys) 
     assert "holds no recorded feeds" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_that_failed_can_be_raised() -> None:
     report = check.check(BUNDLE, dataset=None)
     report.require()

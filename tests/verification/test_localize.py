@@ -83,6 +83,7 @@ def search(
     return find_first_divergence(path, sound, golden(graph), limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "precision"),
     [("clip_text", "fp16"), ("sd_text", "fp16"), ("sd_text", "int8"), ("sd_text", "smoothed")],
@@ -147,6 +148,7 @@ def test_a_weight_that_is_off_but_finite_is_named_too(converted):
     assert search(path, "clip_text", alone=True) is None, "without an exact graph there is nothing to see"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "name", "alone"),
     [
@@ -163,6 +165,7 @@ def test_a_nan_in_a_weight_names_the_node_that_reads_it(converted, graph, name, 
     assert found[1].difference.nan > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [50, 1 / 50])
 @pytest.mark.parametrize(
     ("name", "precision"),
@@ -186,6 +189,7 @@ def test_a_range_that_is_fifty_times_off_names_its_dequantisation(converted, nam
         assert ratio == pytest.approx(factor, rel=0.1)
 
 
+@pytest.mark.slow
 def test_few_bytes_at_a_time_find_the_same(converted, monkeypatch):
     path, _ = planted(converted("clip_text", "fp16"), nan_in_weight("blocks.0/MatMul"))
     whole = search(path, "clip_text")

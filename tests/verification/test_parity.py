@@ -63,6 +63,7 @@ def test_an_fp32_bundle_is_a_ladder_of_its_own() -> None:
     assert ladder("mini") == ["fp32"]
 
 
+@pytest.mark.slow
 def test_the_more_exact_come_first_in_whatever_order_they_are_named(labelled: Labelled) -> None:
     assert ladder(labelled("int8"), labelled("fp16")) == ["fp32", "fp16", "int8"]
     assert ladder(labelled("int8"), labelled("fp16"), labelled("fp32")) == ["fp32", "fp16", "int8"]

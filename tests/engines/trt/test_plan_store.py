@@ -152,6 +152,7 @@ def builder(files, mode):
     )
 
 
+@pytest.mark.slow
 def test_of_two_builds_at_once_one_builds_and_the_other_waits_and_keeps_it(files):
     with builder(files, "first") as first:
         assert first.stdout.readline() == "building\n"

@@ -52,6 +52,7 @@ class Spy:
         self._inner.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edge", "official"])
 def test_everything_the_pipeline_feeds_fits_a_profile(name):
     pytest.importorskip("onnxruntime")
