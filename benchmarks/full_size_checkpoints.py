@@ -24,8 +24,8 @@ from refdiff.models.clip import VIT_B_16, ClipSizes, build_clip
 from refdiff.models.diffusion import DiffusionConfigs, build_text_encoder, build_unet
 from refdiff.models.sam import SamSizes, build_sam
 from refdiff.models.stacks import random_module
-from tests.models.test_diffusion import write_folder
 from tests.support.ldm_layout import original_state
+from tests.support.small_diffusion import write_folder
 
 SEED = 0
 

@@ -58,6 +58,7 @@ def main() -> None:
             substitutes_table,
         ),
         ("docs/decisions/0007-better-maps.md", "maps", "maps", maps_table),
+        ("docs/decisions/0008-small-models.md", "small-models", "small-models", small_models_table),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():
@@ -168,6 +169,38 @@ def formats_table(record: dict[str, Any]) -> str:
             _gigabytes(entry["peak_private_growth_bytes"]),
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+LARGE_MODELS = {
+    "vae_encoder": "kl",
+    "unet_taps": "sd15",
+    "sam_encoder": "vit_b",
+    "clip_image": "vit_b_16",
+}
+"""Graph -> the architecture that the others are compared with."""
+
+
+def small_models_table(record: dict[str, Any]) -> str:
+    """Return one row per graph and architecture, the largest of each graph first."""
+    rows = [
+        "| graph | architecture | multiply-adds | of the large model's | weights, millions | maps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for graph, large in LARGE_MODELS.items():
+        entries = {name: entry for name, entry in record.items() if entry["graph"] == graph}
+        base = next(
+            entry["multiply_adds"]
+            for entry in entries.values()
+            if large in entry["parts"].values() and entry["parts"].get("taps", "all") == "all"
+        )
+        for entry in sorted(entries.values(), key=lambda each: -each["multiply_adds"]):
+            title = ", taps ".join(f"`{part}`" for part in entry["parts"].values())
+            macs, weights = entry["multiply_adds"], entry["weights"]
+            rows.append(
+                f"| `{graph}` | {title} | {macs / 1e9:.1f} G | {macs / base:.2f} | {weights / 1e6:.1f} "
+                f"| {entry['maps'] or ''} |"
+            )
     return "\n".join(rows)
 
 

@@ -39,9 +39,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from refdiff.export.bundle_export import GraphExporter, export_bundle
 from refdiff.export.pipeline_feeds import PipelineFeeds
 from refdiff.models import stacks
-from refdiff.models.clip import ClipSizes, build_clip
-from refdiff.models.diffusion import SD15
-from refdiff.models.sam import SamSizes, build_sam
+from refdiff.models.clip import ClipSizes, build_clip, load_clip
+from refdiff.models.diffusion import SD15, load_diffusion
+from refdiff.models.sam import SamSizes, build_sam, load_sam
 from refdiff.models.stacks import VOCABULARY, random_module, scatter_masks
 from refdiff.reference.pipeline import Reference
 from tests.support.calm_stack import calm_stack
@@ -204,13 +204,11 @@ def command(files: Path, output: Path, generation: str = "sd1", **parts: Path) -
 
 def trained(files: Path, generation: str, prediction: str | None = None) -> Any:
     """The torch stack of the same files."""
-    return stacks.checkpoint_stack(
+    return stacks.make_stack(
         "refdiff-custom",
-        diffusion=files / f"{generation}.safetensors",
-        sam=files / "sam.pth",
-        clip=files / "clip",
-        image_size=64,
-        prediction=prediction,
+        load_diffusion(files / f"{generation}.safetensors", image_size=64, prediction=prediction),
+        load_sam(files / "sam.pth"),
+        load_clip(files / "clip"),
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,10 +22,11 @@ from refdiff.errors import InputError
 from refdiff.export.diffusion_graphs import VaeEncoder, tapped
 from refdiff.export.sam_graphs import SamEncoder
 from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
-from refdiff.export.tiny_vit_layers import rewrite_tiny_vit
+from refdiff.export.small_encoders import rewrite_small_encoder
 from refdiff.export.wrappers import clip_positions, wrap
 from refdiff.models.sam import SamSizes, build_sam
 from refdiff.models.stacks import random_module
+from refdiff.networks.efficient_vit import EfficientVitEncoder, efficient_vit_sizes
 from refdiff.networks.tiny_vit import TinyVitEncoder, TinyVitSizes
 from refdiff.reference import taps as reference_taps
 from tests.support.calm_stack import calm_stack
@@ -217,17 +219,37 @@ def test_a_rewritten_tiny_vit_is_the_original(windows: tuple[int, ...], strides:
         strides=strides,
         embed_channels=12,
     )
-    original = random_module(lambda: TinyVitEncoder(sizes), seed=0, name="sam")
-    for name, tensor in (*original.named_buffers(), *original.named_parameters()):
-        if "running_" in name or ".bn." in name:  # of a fresh norm all are alike
-            tensor.copy_(draw(*tensor.shape).abs() + 0.5 if tensor.is_floating_point() else tensor)
-        if name.endswith("attention_biases"):
-            tensor.copy_(draw(*tensor.shape))
+    original = with_drawn_norms(random_module(lambda: TinyVitEncoder(sizes), seed=0, name="sam"))
     image = draw(1, 3, 64, 64)
     expected = original(image)
     assert expected.shape == (1, 12, 8, 8)
-    assert_same(rewrite_tiny_vit(original)(image), expected)
+    assert_same(rewrite_small_encoder(original)(image), expected)
     assert torch.equal(original(image), expected)
+
+
+@pytest.mark.parametrize(
+    "widths", [pytest.param((8, 8, 16, 16, 32), id="L"), pytest.param((8, 8, 8, 16, 32, 32), id="XL")]
+)
+@torch.no_grad()
+def test_a_rewritten_efficient_vit_is_the_original(widths: tuple[int, ...]) -> None:
+    published = efficient_vit_sizes((1,) * len(widths), neck_depth=1)
+    sizes = replace(published, widths=widths, image_size=128, embed_size=8, embed_channels=12)
+    original = with_drawn_norms(random_module(lambda: EfficientVitEncoder(sizes), seed=0, name="sam"))
+    image = draw(1, 3, 128, 128)
+    expected = original(image)
+    assert expected.shape == (1, 12, 8, 8)
+    assert_same(rewrite_small_encoder(original)(image), expected)
+    assert torch.equal(original(image), expected)
+
+
+def with_drawn_norms(module: Any) -> Any:
+    """The module with random numbers where those of a fresh one are all alike."""
+    for name, tensor in (*module.named_buffers(), *module.named_parameters()):
+        if "running_" in name or ".bn." in name or ".norm." in name:
+            tensor.copy_(draw(*tensor.shape).abs() + 0.5 if tensor.is_floating_point() else tensor)
+        elif name.endswith("attention_biases"):
+            tensor.copy_(draw(*tensor.shape))
+    return module
 
 
 def test_an_image_encoder_of_another_architecture_is_left_as_it_is(stack: ModelStack) -> None:

@@ -14,43 +14,24 @@ from refdiff.runtime.diffusion import alphas_cumprod
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
 
 from refdiff.export.diffusion_graphs import SdText, Unet, VaeEncoder
-from refdiff.models.diffusion import SD15, SD21, diffusion_spec, load_diffusion
-from tests.support.small_diffusion import ROWS, SMALL, answers, small_model
+from refdiff.models.diffusion import (
+    BK_SDM_BASE,
+    BK_SDM_SMALL,
+    BK_SDM_TINY,
+    SD15,
+    SD21,
+    build_unet,
+    diffusion_spec,
+    load_diffusion,
+)
+from tests.support.small_diffusion import ROWS, SMALL, answers, small_model, write_folder
 
 pytestmark = pytest.mark.needs_torch
 
 WEIGHTS = "diffusion_pytorch_model"
-
-
-def write_folder(name, folder, *, modules=None, **saving):
-    """A pipeline's folder, as diffusers saves it."""
-    tokens = ("!", "a</w>", "<|startoftext|>", "<|endoftext|>")
-    pipeline = StableDiffusionPipeline(
-        **(modules or small_model(name)),
-        tokenizer=CLIPTokenizer(
-            vocab={token: index for index, token in enumerate(tokens)},
-            merges=[],
-            pad_token=SMALL[name].padding_word,
-        ),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type=SMALL[name].prediction,
-            steps_offset=1,
-            clip_sample=False,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder, **saving)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -496,6 +477,49 @@ CROSS = ("CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D"
 def test_the_last_tapped_block_is_where_the_unet_may_be_cut(configs, cut_after, count):
     spec = diffusion_spec(configs, 128)
     assert (spec.cut_after, len(spec.tapped_layers)) == (cut_after, count)
+
+
+DOWN, UP = "down_blocks.2.attentions.0", ("up_blocks.1.attentions.0", "up_blocks.1.attentions.1")
+
+
+@pytest.mark.parametrize(
+    ("configs", "layers"),
+    [
+        (BK_SDM_BASE, (DOWN, *UP)),
+        (BK_SDM_SMALL, (DOWN, *UP)),
+        (BK_SDM_TINY, (DOWN, "up_blocks.0.attentions.0", "up_blocks.0.attentions.1")),
+    ],
+)
+def test_taps_follow_the_resolution_where_blocks_and_levels_are_missing(configs, layers):
+    """BK-SDM's UNets: one layer per level, no middle block, and three levels in the smallest."""
+    spec = diffusion_spec(configs, 512)
+    assert spec.tapped_layers == layers
+    assert (spec.tap_size, spec.cut_after) == (16, layers[-1].partition(".attentions.")[0])
+    down = diffusion_spec(configs, 512, taps="down")
+    assert (down.tapped_layers, down.cut_after, down.tap_size) == ((DOWN,), "down_blocks.2", 16)
+    with torch.device("meta"):
+        modules = dict(build_unet(configs).named_modules())
+    assert all(f"{layer}.transformer_blocks.0.attn2" in modules for layer in spec.tapped_layers)
+
+
+def test_the_sizes_of_bk_sdm_are_the_published_ones():
+    with torch.device("meta"):
+        counts = [
+            sum(each.numel() for each in build_unet(configs).parameters())
+            for configs in (BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY)
+        ]
+    assert [round(count / 1e6) for count in counts] == [
+        580,
+        483,
+        324,
+    ]
+
+
+def test_taps_of_the_way_down_need_a_layer_there():
+    up_only = with_blocks(("DownBlock2D",) * 3, None, (CROSS[2],) * 3)
+    assert len(diffusion_spec(up_only, 128).tapped_layers) == 3
+    with pytest.raises(InputError, match=r"quarter of the latent's side on its way down.*leave out --taps"):
+        diffusion_spec(up_only, 128, taps="down")
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])

@@ -1,7 +1,6 @@
 """A SAM written in a layout of the wild is sized up, loaded, and computes what its source does."""
 
 import copy
-import importlib.util
 import json
 import re
 import shutil
@@ -27,9 +26,8 @@ from transformers import (
     SamVisionConfig,
 )
 
-from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.spec import SamSpec
-from refdiff.errors import InputError, MissingDependencyError
+from refdiff.errors import InputError
 from refdiff.models.sam import (
     VIT_B,
     VIT_H,
@@ -40,8 +38,6 @@ from refdiff.models.sam import (
     load_sam,
     sam_spec,
 )
-from refdiff.models.sam.loading import MOBILE_SAM, mobile_sam_builder
-from tests.support.tiny_stack import TINY
 
 SMALL = SamSizes(
     width=64,
@@ -551,31 +547,3 @@ def test_a_file_that_changed_before_it_was_loaded_is_refused(tmp_path: Path) -> 
     changed(tmp_path, lambda tensors: tensors.pop("image_encoder.neck.0.weight"))
     with pytest.raises(InputError, match=r"image_encoder\.neck\.0\.weight is missing"):
         part.loaders["sam"]()
-
-
-# --- MobileSAM
-
-
-def test_a_mobile_sam_without_its_package_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mobile_sam", None)
-    save_file({MOBILE_SAM: torch.ones(32, 3, 3, 3)}, tmp_path / "mobile_sam.safetensors")
-    with pytest.raises(MissingDependencyError, match=r"package mobile_sam is not installed: pip install "):
-        load_sam(tmp_path / "mobile_sam.safetensors")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mobile_sam") is None, reason="mobile_sam is not installed")
-def test_a_mobile_sam_computes_the_same_when_its_package_is_here(tmp_path: Path) -> None:
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(1)
-        source = mobile_sam_builder()()
-    for name, parameter in source.named_parameters():
-        if name.endswith("attention_biases"):  # zero in a fresh one, and kept a second time as a buffer
-            torch.nn.init.normal_(parameter)
-    source.eval()
-    torch.save(source.state_dict(), tmp_path / "mobile_sam.pt")
-    part = load_sam(tmp_path / "mobile_sam.pt")
-    contract = graph_contract(replace(TINY, sam=part.spec))
-    assert tuple(contract["sam_encoder"].outputs[0].shape) == (1, 256, 64, 64)
-    assert_equal(part.loaders["sam"](), source)

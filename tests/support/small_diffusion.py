@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 ROWS = 120
 """Of the token table."""
@@ -125,3 +125,29 @@ def answers(modules: dict[str, Any]) -> dict[str, torch.Tensor]:
             "vae": posterior.parameters,
             "unet": modules["unet"](latent, 51, encoder_hidden_states=states).sample,
         }
+
+
+def write_folder(name, folder, *, modules=None, **saving):
+    """A pipeline's folder, as diffusers saves it."""
+    tokens = ("!", "a</w>", "<|startoftext|>", "<|endoftext|>")
+    pipeline = StableDiffusionPipeline(
+        **(modules or small_model(name)),
+        tokenizer=CLIPTokenizer(
+            vocab={token: index for index, token in enumerate(tokens)},
+            merges=[],
+            pad_token=SMALL[name].padding_word,
+        ),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=SMALL[name].prediction,
+            steps_offset=1,
+            clip_sample=False,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, **saving)
+    return folder

@@ -13,7 +13,9 @@ from refdiff.cli.terminal import note, print_answer, working
 
 @verb()
 def export(
-    model: Annotated[str, typer.Argument(help="mini, refdiff (SAM ViT-H) or refdiff-vitb.")] = "mini",
+    model: Annotated[
+        str, typer.Argument(help="mini, refdiff (SAM ViT-H), refdiff-vitb or refdiff-edge (small models).")
+    ] = "mini",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder; MODEL-PRECISION if left out.")
     ] = None,
@@ -23,12 +25,24 @@ def export(
     diffusion: Annotated[
         str | None, typer.Option(help="Stable Diffusion 1.x or 2.x: hub id, folder or file.")
     ] = None,
-    sam: Annotated[str | None, typer.Option(help="SAM: hub id, folder or file.")] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(help="Another autoencoder, such as TAESD: hub id, folder or file."),
+    ] = None,
+    sam: Annotated[
+        str | None, typer.Option(help="SAM, MobileSAM or EfficientViT-SAM: hub id, folder or file.")
+    ] = None,
+    sam_encoder: Annotated[
+        str | None, typer.Option(help="An image encoder for SAM's decoder as ONNX, such as NanoSAM's.")
+    ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP: hub id, folder or file.")] = None,
     size: Annotated[
         int | None,
         typer.Option(help="Side in px of the image that the diffusion model sees; 512 if left out."),
     ] = None,
+    taps: Annotated[
+        str, choice("all or down: read the attention in the whole UNet, or on its way down only.")
+    ] = "all",
     prediction: Annotated[
         str | None,
         choice("epsilon or v_prediction, where the diffusion checkpoint does not say."),
@@ -44,8 +58,8 @@ def export(
         bool,
         typer.Option(
             "--random-weights",
-            help="Draw the weights instead of reading them; --diffusion sd21, --sam vit_l, --clip vit_l_14 "
-            "then name architectures.",
+            help="Draw the weights instead of reading them; --diffusion sd21, --vae taesd, --sam vit_l, "
+            "--clip vit_l_14 then name architectures.",
         ),
     ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of random weights; 0 if left out.")] = None,
@@ -71,9 +85,12 @@ def export(
     choice = ModelChoice(
         name=model,
         diffusion=diffusion,
+        vae=vae,
         sam=sam,
+        sam_encoder=sam_encoder,
         clip=clip,
         size=size,
+        taps=taps,
         prediction=prediction,
         diffusion_weights=diffusion_weights,
         clip_activation=clip_activation,

@@ -47,8 +47,8 @@ OPSET = 18
 
 READ_BY_TENSORRT = frozenset(
     {
-        *("Add", "Cos", "Div", "Erf", "Mul", "Pow", "Relu", "Sigmoid", "Sin", "Sqrt", "Sub"),
-        *("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"),
+        *("Add", "Cos", "Div", "Erf", "Mul", "Pow", "Relu", "Sigmoid", "Sin", "Sqrt", "Sub", "Tanh"),
+        *("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MaxPool"),
         *("InstanceNormalization", "LayerNormalization", "ReduceMean", "ReduceSum", "Softmax"),
         *("Cast", "Concat", "Equal", "Gather", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose"),
         *("Expand", "Pad", "Shape", "Unsqueeze"),

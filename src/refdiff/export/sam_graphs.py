@@ -21,8 +21,7 @@ from refdiff.contracts.graphs import MASKS_PER_POINT
 from refdiff.contracts.prompt_vectors import LABELS, NORM_EPS, MaskLayer, PromptVectors
 from refdiff.errors import InputError
 from refdiff.export.sam_layers import FusibleImageEncoder, PromptTransformer
-from refdiff.export.tiny_vit_layers import rewrite_tiny_vit
-from refdiff.networks.tiny_vit import TinyVitEncoder
+from refdiff.export.small_encoders import rewrite_small_encoder
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -36,10 +35,9 @@ class SamEncoder(nn.Module):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        rewrites = ((ImageEncoderViT, FusibleImageEncoder), (TinyVitEncoder, rewrite_tiny_vit))
         encoder: nn.Module = sam.image_encoder
-        rewrite = next((own for kind, own in rewrites if isinstance(encoder, kind)), None)
-        self.image_encoder = encoder if rewrite is None else rewrite(encoder)
+        is_vit = isinstance(encoder, ImageEncoderViT)
+        self.image_encoder = FusibleImageEncoder(encoder) if is_vit else rewrite_small_encoder(encoder)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image embedding."""

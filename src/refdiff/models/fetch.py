@@ -203,12 +203,14 @@ def fetch_section(report: FetchReport) -> Section:
 
 def _repo_table(repo: RepoState) -> Table:
     at = f" at {repo.commit[:12]}" if repo.commit else ""
+    known = known_source(repo.wanted.repo)
+    licence = repo.licence or (known.licence if known else "–")
     rows = []
     for row in repo.files:
         size_bytes = _about_bytes(repo, row)
         about = "about " if row.size_bytes is None else ""
         size = "–" if size_bytes is None else about + size_text(size_bytes)
-        rows.append((row.name, size, repo.licence or "–", (row.sha256 or "–")[:16], row.state))
+        rows.append((row.name, size, licence, (row.sha256 or "–")[:16], row.state))
     missing: list[str] = []
     if repo.problem and not repo.complete:
         names = [row.name for row in repo.lacking] or ["all files of the model"]

@@ -17,7 +17,7 @@ class Source:
     repo: str
     """owner/name."""
     files: tuple[str, ...]
-    """The files of the repository that the loader reads."""
+    """The files of the repository that the loader reads; none: those that it chooses from the hub's list."""
     licence: str
     """The licence that the repository's card names."""
     architecture: str
@@ -26,15 +26,12 @@ class Source:
     """Approximate sizes of the large files: four bytes per parameter."""
     activation: str | None = None
     """CLIP's activation, "gelu" or "quick_gelu", if the files do not state it."""
+    has_both: bool = False
+    """The repository holds the UNet's weights averaged and not averaged."""
 
     def files_of(self, *, non_ema: bool = False) -> tuple[str, ...]:
         """Return the files to fetch; with `non_ema` the UNet's weights that are not averaged."""
         return tuple(NON_EMA_UNET if non_ema and name == _UNET else name for name in self.files)
-
-    @property
-    def has_both(self) -> bool:
-        """True if the repository holds the UNet's weights averaged and not averaged."""
-        return _UNET in self.files
 
 
 _UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -50,11 +47,14 @@ class Preset:
     diffusion: Source
     sam: Source
     clip: Source
+    vae: Source | None = None
+    """None: the diffusion model's own."""
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """The parts, in the order in which they are fetched."""
-        return self.diffusion, self.sam, self.clip
+        own_vae = () if self.vae is None else (self.vae,)
+        return (self.diffusion, *own_vae, self.sam, self.clip)
 
 
 SD_15 = Source(
@@ -81,8 +81,26 @@ SD_15 = Source(
             NON_EMA_UNET: 3_438_000_000,
         }
     ),
+    has_both=True,
 )
 """A mirror of runwayml/stable-diffusion-v1-5, which its owner removed from the hub."""
+
+BK_SDM_SMALL = Source(
+    repo="nota-ai/bk-sdm-small",
+    files=(),
+    licence="creativeml-openrail-m",
+    architecture="bk_sdm_small",
+    about_bytes=MappingProxyType({}),
+)
+"""SD 1.4 without its middle block and with fewer residual blocks, distilled."""
+
+TAESD = Source(
+    repo="madebyollin/taesd",
+    files=("config.json", "diffusion_pytorch_model.safetensors"),
+    licence="mit",
+    architecture="taesd",
+    about_bytes=MappingProxyType({"diffusion_pytorch_model.safetensors": 9_800_000}),
+)
 
 _SAM_FILES = ("config.json", "model.safetensors")
 
@@ -101,6 +119,15 @@ SAM_VIT_B = Source(
     about_bytes=MappingProxyType({"model.safetensors": 375_000_000}),
 )
 
+MOBILE_SAM = Source(
+    repo="dhkim2810/MobileSAM",
+    files=("mobile_sam.pt",),
+    licence="apache-2.0",
+    architecture="mobile_sam",
+    about_bytes=MappingProxyType({"mobile_sam.pt": 40_700_000}),
+)
+"""A mirror by one of the authors; the original is in their repository, ChaoningZhang/MobileSAM."""
+
 CLIP_VIT_B_16 = Source(
     repo="timm/vit_base_patch16_clip_224.openai",
     files=("open_clip_config.json", "open_clip_model.safetensors"),
@@ -110,6 +137,15 @@ CLIP_VIT_B_16 = Source(
     activation="quick_gelu",
 )
 """OpenAI's weights and their activation. Source: open_clip, pretrained.py, ViT-B-16, "openai"."""
+
+CLIP_VIT_B_32 = Source(
+    repo="timm/vit_base_patch32_clip_224.openai",
+    files=("open_clip_config.json", "open_clip_model.safetensors"),
+    licence="apache-2.0",
+    architecture="vit_b_32",
+    about_bytes=MappingProxyType({"open_clip_model.safetensors": 605_000_000}),
+    activation="quick_gelu",
+)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -127,10 +163,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 sam=SAM_VIT_B,
                 clip=CLIP_VIT_B_16,
             ),
+            Preset(
+                name="refdiff-edge",
+                diffusion=BK_SDM_SMALL,
+                vae=TAESD,
+                sam=MOBILE_SAM,
+                clip=CLIP_VIT_B_32,
+            ),
         )
     }
 )
-"""Name -> stack. `refdiff` is the paper's."""
+"""Name -> stack. `refdiff` is the paper's; `refdiff-edge` takes a small published model for every part."""
 
 
 def known_source(repo: str) -> Source | None:

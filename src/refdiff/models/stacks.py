@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -18,19 +18,33 @@ from torch import nn
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
-from refdiff.models.clip import VIT_B_16, VIT_B_32, VIT_L_14, ClipSizes, build_clip, clip_spec, load_clip
+from refdiff.models.clip import VIT_B_16, VIT_B_32, VIT_L_14, ClipSizes, build_clip, clip_spec
 from refdiff.models.diffusion import (
+    BK_SDM_BASE,
+    BK_SDM_SMALL,
+    BK_SDM_TINY,
     SD15,
     SD21,
+    TAESD,
     DiffusionConfigs,
+    TapPaths,
     build_text_encoder,
     build_unet,
     build_vae,
     diffusion_spec,
-    load_diffusion,
 )
 from refdiff.models.fitting import Part
-from refdiff.models.sam import VIT_B, VIT_H, VIT_L, SamSizes, build_sam, load_sam, sam_spec
+from refdiff.models.sam import (
+    EFFICIENT_SAM_L0,
+    EFFICIENT_SAM_XL0,
+    MOBILE_SAM,
+    VIT_B,
+    VIT_H,
+    VIT_L,
+    AnySamSizes,
+    build_sam,
+    sam_spec,
+)
 from refdiff.runtime.tokenizer import END, START, build_tokenizer_json
 
 VOCABULARY = 49_408
@@ -64,48 +78,42 @@ def check_vocabulary(*rows: int) -> None:
             )
 
 
-DIFFUSIONS: Mapping[str, DiffusionConfigs] = MappingProxyType({"sd15": SD15, "sd21": SD21})
-SAMS: Mapping[str, SamSizes] = MappingProxyType({"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H})
+DIFFUSIONS: Mapping[str, DiffusionConfigs] = MappingProxyType(
+    {
+        "sd15": SD15,
+        "sd21": SD21,
+        "bk_sdm_base": BK_SDM_BASE,
+        "bk_sdm_small": BK_SDM_SMALL,
+        "bk_sdm_tiny": BK_SDM_TINY,
+    }
+)
+VAES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"kl": SD15.vae, "taesd": TAESD})
+SAMS: Mapping[str, AnySamSizes] = MappingProxyType(
+    {
+        "vit_b": VIT_B,
+        "vit_l": VIT_L,
+        "vit_h": VIT_H,
+        "mobile_sam": MOBILE_SAM,
+        "efficientvit_sam_l0": EFFICIENT_SAM_L0,
+        "efficientvit_sam_xl0": EFFICIENT_SAM_XL0,
+    }
+)
 CLIPS: Mapping[str, ClipSizes] = MappingProxyType(
     {"vit_b_32": VIT_B_32, "vit_b_16": VIT_B_16, "vit_l_14": VIT_L_14}
 )
 
 
-def checkpoint_stack(
+def random_stack(
     name: str,
     *,
-    diffusion: Path,
-    sam: Path,
-    clip: Path,
+    diffusion: str,
+    sam: str,
+    clip: str,
     image_size: int,
-    prediction: str | None = None,
-    activation: str | None = None,
-    unet_set: str | None = None,
+    seed: int,
+    vae: str | None = None,
+    taps: TapPaths = "all",
 ) -> ModelStack:
-    """Make a stack of trained models; weights are read when they are needed.
-
-    Args:
-        name: of the stack.
-        diffusion: see `diffusion.load_diffusion`.
-        sam: see `sam.load_sam`.
-        clip: see `clip.load_clip`.
-        image_size: side in px of the image that Stable Diffusion encodes.
-        prediction: of the UNet, if its checkpoint does not state it.
-        activation: of CLIP, if its checkpoint does not state it.
-        unet_set: see `diffusion.load_diffusion`.
-
-    Raises:
-        InputError: a checkpoint cannot be used.
-    """
-    parts = (
-        load_diffusion(diffusion, image_size=image_size, prediction=prediction, unet_set=unet_set),
-        load_sam(sam),
-        load_clip(clip, activation=activation),
-    )
-    return _stack(name, *parts)
-
-
-def random_stack(name: str, *, diffusion: str, sam: str, clip: str, image_size: int, seed: int) -> ModelStack:
     """Make a stack of full-size architectures with random weights.
 
     Args:
@@ -115,15 +123,19 @@ def random_stack(name: str, *, diffusion: str, sam: str, clip: str, image_size: 
         clip: one of `CLIPS`.
         image_size: side in px of the image that Stable Diffusion encodes.
         seed: of the weights.
+        vae: one of `VAES`; None for the diffusion model's own.
+        taps: see `diffusion_spec`.
 
     Raises:
         InputError: no such architecture.
     """
     configs = _choose("diffusion", diffusion, DIFFUSIONS)
+    if vae is not None:
+        configs = replace(configs, vae=_choose("VAE", vae, VAES))
     sam_sizes, clip_sizes = _choose("sam", sam, SAMS), _choose("clip", clip, CLIPS)
     parts = (
         _random_part(
-            diffusion_spec(configs, image_size),
+            diffusion_spec(configs, image_size, taps=taps),
             seed,
             text_encoder=partial(build_text_encoder, configs),
             vae=partial(build_vae, configs),
@@ -132,14 +144,14 @@ def random_stack(name: str, *, diffusion: str, sam: str, clip: str, image_size: 
         _random_part(sam_spec(sam_sizes), seed, sam=partial(build_sam, sam_sizes), finish=scatter_masks),
         _random_part(clip_spec(clip_sizes), seed, clip=partial(build_clip, clip_sizes)),
     )
-    return _stack(name, *parts, random_seed=seed)
+    return make_stack(name, *parts, random_seed=seed)
 
 
 def _unchanged(module: Any) -> Any:
     return module
 
 
-def _stack(
+def make_stack(
     name: str,
     diffusion: Part[DiffusionSpec],
     sam: Part[SamSpec],
@@ -147,6 +159,11 @@ def _stack(
     *,
     random_seed: int | None = None,
 ) -> ModelStack:
+    """Make a stack of its parts; weights are read when they are needed.
+
+    Raises:
+        InputError: a text tower was trained with another tokenizer.
+    """
     check_vocabulary(*(rows for rows in (diffusion.vocabulary, clip.vocabulary) if rows is not None))
     return ModelStack(
         spec=ModelSpec(name=name, diffusion=diffusion.spec, sam=sam.spec, clip=clip.spec),

@@ -21,6 +21,9 @@ MOVES = frozenset(
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
+_LINEAR = frozenset({"Add", "MatMul", "ReduceSum", "Transpose"})
+"""Operators of a linear attention between its weights, which are ReLUs, and its quotient."""
+
 _NORM_MARKS = frozenset({"InstanceNormalization", "ReduceMean"})
 
 
@@ -31,6 +34,10 @@ def default_fp32_nodes(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]
         (
             _softmaxes(graph),
             "softmax: exponentials and their sum; TensorRT fuses the casts into the attention",
+        ),
+        (
+            _linear_attentions(graph),
+            "linear attention: sums over all cells overflow in half precision, and so does their quotient",
         ),
         (_angles(graph), "angles: sine and cosine of large arguments keep no digits in half precision"),
         (_taps(graph), "taps: the map that is read is a product of its own, and leaves in fp32 anyway"),
@@ -135,6 +142,21 @@ def _norms(graph: ir.Graph) -> set[str]:
 def _softmaxes(graph: ir.Graph) -> set[str]:
     """Return the softmaxes alone: a mask before one is -10,000 at most, which half precision holds."""
     return _nodes_of_kind(graph, {"Softmax"})
+
+
+def _linear_attentions(graph: ir.Graph) -> set[str]:
+    """Return the products, the sum of weights and the quotient of each attention without a softmax."""
+    names = set[str]()
+    for quotient in (node for node in graph if node.op_type == "Div"):
+        found, front = {_name(quotient): quotient}, _makers(quotient)
+        while front:
+            node = front.pop()
+            if node.op_type in _LINEAR and _name(node) not in found:
+                found[_name(node)] = node
+                front += _makers(node)
+        if {"MatMul", "ReduceSum"} <= {node.op_type for node in found.values()}:
+            names |= set(found)
+    return names
 
 
 def _angles(graph: ir.Graph) -> set[str]:

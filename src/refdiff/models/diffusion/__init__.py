@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -11,21 +12,31 @@ from refdiff.models.checkpoint import read_checkpoint, report_read_errors
 from refdiff.models.diffusion.diffusers_folder import read_folder
 from refdiff.models.diffusion.ldm import read_ldm
 from refdiff.models.diffusion.sizes import (
+    BK_SDM_BASE,
+    BK_SDM_SMALL,
+    BK_SDM_TINY,
     SD15,
     SD21,
+    TAESD,
     DiffusionConfigs,
     build_text_encoder,
     build_unet,
     build_vae,
 )
-from refdiff.models.diffusion.taps import diffusion_spec
-from refdiff.models.diffusion.weights import UnetSet
+from refdiff.models.diffusion.taps import TapPaths, diffusion_spec
+from refdiff.models.diffusion.vae import FoundVae, find_vae
+from refdiff.models.diffusion.weights import FoundModel, UnetSet
 from refdiff.models.fitting import Part
 
 __all__ = [
+    "BK_SDM_BASE",
+    "BK_SDM_SMALL",
+    "BK_SDM_TINY",
     "SD15",
     "SD21",
+    "TAESD",
     "DiffusionConfigs",
+    "TapPaths",
     "build_text_encoder",
     "build_unet",
     "build_vae",
@@ -35,7 +46,13 @@ __all__ = [
 
 
 def load_diffusion(
-    source: Path, *, image_size: int, prediction: str | None = None, unet_set: str | None = None
+    source: Path,
+    *,
+    image_size: int,
+    prediction: str | None = None,
+    unet_set: str | None = None,
+    vae: Path | None = None,
+    taps: TapPaths = "all",
 ) -> Part[DiffusionSpec]:
     """Open a Stable Diffusion checkpoint, and check it.
 
@@ -46,6 +63,8 @@ def load_diffusion(
             file), refused if it states the other.
         unet_set: "ema" or "non-ema", where the checkpoint holds both sets of the UNet's weights; None for the
             one that is not averaged of a file, and for the one without a suffix of a folder.
+        vae: an autoencoder in place of the model's: see `vae.find_vae`.
+        taps: see `taps.diffusion_spec`.
 
     Returns:
         The components text_encoder, vae (without its decoder) and unet, none of them in memory yet.
@@ -58,9 +77,15 @@ def load_diffusion(
     with report_read_errors(source):
         if not source.exists():
             raise InputError(f"diffusion checkpoint {source} does not exist; name a folder or file that does")
-        read = read_folder if source.is_dir() else read_ldm
-        found = read(source, wanted, check_unet_set(unet_set))
-    spec = diffusion_spec(found.configs, image_size, whose=str(source))
+        own_vae = None if vae is None else find_vae(vae)
+        if source.is_dir():
+            found = read_folder(source, wanted, check_unet_set(unet_set), vae=own_vae)
+        else:
+            found = read_ldm(source, wanted, check_unet_set(unet_set))
+            found = found if own_vae is None else _with_vae(found, own_vae)
+    spec = diffusion_spec(
+        found.configs, image_size, taps=taps, whose=str(source) if vae is None else f"{source} with {vae}"
+    )
     checkpoints = {file: read_checkpoint(file) for file in {part.file for part in found.weights.values()}}
     for part in found.weights.values():
         part.check(checkpoints[part.file].tensors)
@@ -73,6 +98,12 @@ def load_diffusion(
         sources=sources,
         vocabulary=found.configs.text["vocab_size"],
     )
+
+
+def _with_vae(found: FoundModel, vae: FoundVae) -> FoundModel:
+    """Return a model with another autoencoder."""
+    configs = vae.put_into(found.configs)
+    return replace(found, configs=configs, weights={**found.weights, "vae": vae.weights(configs)})
 
 
 def check_unet_set(given: str | None) -> UnetSet | None:

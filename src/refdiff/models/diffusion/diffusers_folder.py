@@ -12,25 +12,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from refdiff.contracts.spec import Padding, Prediction
 from refdiff.errors import InputError
-from refdiff.models.configs import positive, read_json
+from refdiff.models.configs import read_json
 from refdiff.models.diffusion.diffusers_configs import module_config, read_schedule, text_config
 from refdiff.models.diffusion.sizes import (
     SCALING_FACTOR,
     UNET_FIELDS,
-    VAE_FIELDS,
     DiffusionConfigs,
     build_text_encoder,
     build_unet,
-    build_vae,
 )
+from refdiff.models.diffusion.vae import VAE_CLASSES, FoundVae, read_vae_folder
 from refdiff.models.diffusion.weights import FoundModel, UnetSet, Weights, choose_prediction
 from refdiff.models.hub.names import DIFFUSERS_INDEX, part_weights
 
-_CLASSES = {"text_encoder": "CLIPTextModel", "vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}
+_CLASSES = {
+    "text_encoder": ("CLIPTextModel",),
+    "vae": VAE_CLASSES,
+    "unet": ("UNet2DConditionModel",),
+}
 _FOREIGN_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
 """Parts of SDXL, SD 3, Flux and others; pipelines without one may list it as nulls."""
 
@@ -40,45 +43,48 @@ _PAD_TOKENS: Mapping[str, Padding] = {"<|endoftext|>": "end", "!": "zero"}
 _TOWER = "text_model."
 """Prefix of a text encoder's names in transformers 4, in files and in memory; transformers 5 has none."""
 
-_OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-"""The VAE's attention, as diffusers before 0.17 wrote it."""
 
-
-def read_folder(folder: Path, prediction: Prediction | None, unet_set: UnetSet | None = None) -> FoundModel:
+def read_folder(
+    folder: Path,
+    prediction: Prediction | None,
+    unet_set: UnetSet | None = None,
+    *,
+    vae: FoundVae | None = None,
+) -> FoundModel:
     """Describe a diffusers folder.
 
     Args:
         folder: with a model_index.json.
         prediction: of the UNet, from the caller; None to follow the folder.
         unet_set: which of its two files of UNet weights; None or "ema" for the one without a suffix.
+        vae: an autoencoder in place of the folder's, which may then be missing.
 
     Raises:
         InputError: a part is missing, damaged or of another model, or the folder states another prediction.
     """
     _check_index(folder)
-    files = {part: folder / part / "config.json" for part in _CLASSES}
+    files = {part: folder / part / "config.json" for part in _CLASSES if vae is None or part != "vae"}
     documents = {part: _document(file, part) for part, file in files.items()}
+    vae = vae or read_vae_folder(folder / "vae", documents["vae"])
     unet = module_config(UNet2DConditionModel, documents["unet"], UNET_FIELDS, files["unet"])
-    scaling = documents["vae"].get("scaling_factor", SCALING_FACTOR)
     schedule_file = folder / "scheduler" / "scheduler_config.json"
     schedule = read_schedule(schedule_file)
     configs = DiffusionConfigs(
         text=text_config(documents["text_encoder"], files["text_encoder"]),
-        vae=module_config(AutoencoderKL, documents["vae"], VAE_FIELDS, files["vae"]),
+        vae=vae.config,
         unet=unet,
         prediction=choose_prediction(
             schedule.prediction, prediction, schedule_file, second_generation=unet["use_linear_projection"]
         ),
         padding=_padding(folder / "tokenizer"),
-        scaling_factor=positive(scaling, "scaling_factor", files["vae"]),
+        scaling_factor=vae.scaling_factor or SCALING_FACTOR,
         train_timesteps=schedule.train_timesteps,
         beta_start=schedule.beta_start,
         beta_end=schedule.beta_end,
     )
-    builders = {"text_encoder": build_text_encoder, "vae": build_vae, "unet": build_unet}
+    builders = {"text_encoder": build_text_encoder, "unet": build_unet}
     special: Mapping[str, dict[str, Any]] = {
         "text_encoder": {"keys": _text_keys, "belongs": _not_in(("embeddings.position_ids",))},
-        "vae": {"keys": _vae_keys, "belongs": _not_in(("decoder.", "post_quant_conv."))},
         "unet": {},
     }
     weights = {
@@ -119,10 +125,10 @@ def _document(path: Path, part: str) -> Mapping[str, Any]:
     kinds = {"_class_name": [document.get("_class_name")]}
     kinds["architectures"] = stated if isinstance(stated, list) else [stated]
     for field, found in kinds.items():
-        wrong = next((kind for kind in found if kind not in (None, _CLASSES[part])), None)
+        wrong = next((kind for kind in found if kind not in (None, *_CLASSES[part])), None)
         if wrong is not None:
             raise InputError(
-                f"{path}: {field} names {wrong!r}, expected {_CLASSES[part]!r}; "
+                f"{path}: {field} names {wrong!r}, expected {' or '.join(map(repr, _CLASSES[part]))}; "
                 "use Stable Diffusion 1.x or 2.x"
             )
     return document
@@ -170,14 +176,3 @@ def _not_in(parts: tuple[str, ...]) -> Callable[[str], bool]:
 def _text_keys(names: Sequence[str], present: Collection[str]) -> Mapping[str, str]:
     prefix = _TOWER if any(key.startswith(_TOWER) for key in present) else ""
     return {name: f"{prefix}{name.removeprefix(_TOWER)}" for name in names}
-
-
-def _vae_keys(names: Sequence[str], present: Collection[str]) -> Mapping[str, str]:
-    old = {name: _old_attention(name) for name in names}
-    return {name: key if key in present else name for name, key in old.items()}
-
-
-def _old_attention(name: str) -> str:
-    for new, old in _OLD_ATTENTION.items():
-        name = name.replace(new, old)
-    return name

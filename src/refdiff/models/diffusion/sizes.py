@@ -7,12 +7,12 @@ of a config, so that two checkpoints of one architecture have equal configs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -43,6 +43,15 @@ VAE_FIELDS = (
     "latent_channels",
 )
 """Fields of AutoencoderKL that `DiffusionConfigs.vae` always has."""
+
+TINY_VAE_FIELDS = (
+    "in_channels",
+    "latent_channels",
+    "encoder_block_out_channels",
+    "num_encoder_blocks",
+    "act_fn",
+)
+"""Fields of AutoencoderTiny that `DiffusionConfigs.vae` always has, and its `scaling_factor`."""
 
 UNET_FIELDS = (
     "in_channels",
@@ -78,7 +87,8 @@ class DiffusionConfigs:
     text: Config
     """Arguments of CLIPTextConfig: `TEXT_FIELDS`."""
     vae: Config
-    """Arguments of AutoencoderKL: `VAE_FIELDS`, and those that differ from the class's defaults."""
+    """Arguments of AutoencoderKL: `VAE_FIELDS`, and those that differ from the class's defaults; or of
+    AutoencoderTiny: `TINY_VAE_FIELDS` and `scaling_factor`."""
     unet: Config
     """Arguments of UNet2DConditionModel: `UNET_FIELDS`, and those that differ from the class's defaults."""
     prediction: Prediction
@@ -87,6 +97,19 @@ class DiffusionConfigs:
     train_timesteps: int = TRAIN_TIMESTEPS
     beta_start: float = BETAS[0]
     beta_end: float = BETAS[1]
+
+    @property
+    def vae_is_tiny(self) -> bool:
+        """True if the autoencoder is an AutoencoderTiny."""
+        return "encoder_block_out_channels" in self.vae
+
+    @property
+    def vae_widths(self) -> Sequence[int]:
+        """Channels of each level of the autoencoder's encoder."""
+        widths: Sequence[int] = self.vae[
+            "encoder_block_out_channels" if self.vae_is_tiny else "block_out_channels"
+        ]
+        return widths
 
 
 _VAE: Config = MappingProxyType(
@@ -158,13 +181,52 @@ Source: the config files of stable-diffusion-2-1.
 """
 
 
+TAESD: Config = MappingProxyType(
+    {
+        "in_channels": 3,
+        "latent_channels": 4,
+        "encoder_block_out_channels": (64, 64, 64, 64),
+        "num_encoder_blocks": (1, 3, 3, 3),
+        "act_fn": "relu",
+        "scaling_factor": 1.0,
+    }
+)
+"""A distilled encoder for the latents of SD 1.x and 2.x. Source: madebyollin/taesd, taesd.py, Encoder."""
+
+
+def _bk_sdm(levels: int, *, middle: bool) -> DiffusionConfigs:
+    down, up = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
+    unet = {
+        **SD15.unet,
+        "layers_per_block": 1,
+        "block_out_channels": _UNET["block_out_channels"][:levels],
+        "down_block_types": (*down, "DownBlock2D")[:levels],
+        "up_block_types": ("UpBlock2D", *up)[-levels:],
+        "mid_block_type": _UNET["mid_block_type"] if middle else None,
+    }
+    return replace(SD15, unet=unet)
+
+
+BK_SDM_BASE = _bk_sdm(4, middle=True)
+BK_SDM_SMALL = _bk_sdm(4, middle=False)
+BK_SDM_TINY = _bk_sdm(3, middle=False)
+"""SD 1.4 with one residual block less on each level, without its middle block, and without its lowest level.
+
+Source: Nota-NetsPresso/BK-SDM, src/unet_config.
+"""
+
+
 def build_text_encoder(configs: DiffusionConfigs) -> CLIPTextModel:
     """Build the text encoder, with random weights."""
     return CLIPTextModel(CLIPTextConfig(**configs.text, **UNUSED_IDS))
 
 
-def build_vae(configs: DiffusionConfigs) -> AutoencoderKL:
+def build_vae(configs: DiffusionConfigs) -> AutoencoderKL | AutoencoderTiny:
     """Build the autoencoder without its decoder, which the method never uses; with random weights."""
+    if configs.vae_is_tiny:
+        tiny: Any = AutoencoderTiny(**configs.vae)
+        tiny.decoder = nn.Identity()
+        return tiny
     vae: Any = AutoencoderKL(**configs.vae, scaling_factor=configs.scaling_factor)
     vae.decoder = nn.Identity()
     vae.post_quant_conv = nn.Identity()

@@ -6,7 +6,7 @@ In: configs and the image's side. Out: a `DiffusionSpec`, or why this model cann
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from refdiff.contracts.spec import CONTEXT_LENGTH, DiffusionSpec
 from refdiff.errors import InputError
@@ -36,21 +36,30 @@ _OTHER_ATTENTION = ("dual_cross_attention", "only_cross_attention")
 _OTHER_LATENTS = ("shift_factor", "latents_mean", "latents_std")
 
 
+TapPaths = Literal["all", "down"]
+"""The tapped layers of the whole UNet, or those of its way down, after which less of it runs."""
+
+
 def diffusion_spec(
-    configs: DiffusionConfigs, image_size: int, *, whose: str = "this diffusion model"
+    configs: DiffusionConfigs,
+    image_size: int,
+    *,
+    taps: TapPaths = "all",
+    whose: str = "this diffusion model",
 ) -> DiffusionSpec:
     """Return the sizes that the runtime, the reference and the exporter read.
 
     Args:
         configs: of the model.
         image_size: side in px of the square image.
+        taps: which of the layers at a quarter of the latent's side are tapped.
         whose: the model's name, for messages.
 
     Raises:
         InputError: the method cannot use such a model, or the side is no multiple of its coarsest cell.
     """
     check_configs(configs, whose)
-    factor = 2 ** (len(configs.vae["block_out_channels"]) - 1)
+    factor = 2 ** (len(configs.vae_widths) - 1)
     coarsest = factor * 2 ** (len(configs.unet["block_out_channels"]) - 1)
     if image_size < coarsest or image_size % coarsest:
         raise InputError(
@@ -58,11 +67,15 @@ def diffusion_spec(
             f"this UNet's coarsest level has one cell per {coarsest} px; use --size "
             f"{max(1, round(image_size / coarsest)) * coarsest}"
         )
-    layers = tuple(_tapped_layers(configs.unet))
+    layers = tuple(
+        layer for layer in _tapped_layers(configs.unet) if taps == "all" or layer.startswith("down_blocks.")
+    )
     if not layers:
+        where = " on its way down" if taps == "down" else ""
+        advice = "leave out --taps, or use" if taps == "down" else "use"
         raise InputError(
-            f"{whose} has no cross-attention at a quarter of the latent's side, expected at least one layer "
-            "to read the attention from; use a UNet of Stable Diffusion 1.x or 2.x"
+            f"{whose} has no cross-attention at a quarter of the latent's side{where}, expected at least one "
+            f"layer to read the attention from; {advice} a UNet of Stable Diffusion 1.x or 2.x"
         )
     return DiffusionSpec(
         image_size=image_size,
@@ -100,12 +113,12 @@ def _objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:
     advice = "use a text-to-image model of Stable Diffusion 1.x or 2.x"
     unet, vae, text = configs.unet, configs.vae, configs.text
     yield from _level_objections("UNet", unet)
-    yield from _level_objections("VAE", vae)
+    yield from _vae_objections(configs)
     for field in (*_EXTRA_INPUTS, *_OTHER_ATTENTION):
         if unet.get(field):
             yield f"has a UNet with {field} = {unet[field]!r} (SDXL, an upscaler?), expected none", advice
     for field in _OTHER_LATENTS:
-        if vae.get(field) is not None:
+        if vae.get(field):
             yield f"has a VAE with {field} = {vae[field]!r} (SD 3?), expected none", advice
     yield from _block_objections(unet, advice)
     channels = unet["in_channels"], unet["out_channels"], vae["latent_channels"]
@@ -126,6 +139,14 @@ def _objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:
             f"encoder's {text['hidden_size']}",
             "take all parts from one model",
         )
+
+
+def _vae_objections(configs: DiffusionConfigs) -> Iterator[tuple[str, str]]:
+    if not configs.vae_is_tiny:
+        yield from _level_objections("VAE", configs.vae)
+    elif len(configs.vae_widths) != len(configs.vae["num_encoder_blocks"]):
+        sizes = {field: configs.vae[field] for field in ("encoder_block_out_channels", "num_encoder_blocks")}
+        yield f"has a VAE with {sizes}, expected one entry per level in each", "correct its config.json"
 
 
 def _level_objections(module: str, config: Config) -> Iterator[tuple[str, str]]:

@@ -165,7 +165,7 @@ def _choose_listed(wanted: HubName, listing: Listing) -> tuple[str, ...]:
     else:
         names = (
             known.files_of(non_ema=wanted.non_ema)
-            if known
+            if known and known.files
             else choose_files(listing.files.keys(), wanted.repo, non_ema=wanted.non_ema)
         )
     missing = [name for name in names if name not in listing.files]

@@ -240,7 +240,7 @@ def needed_files(folder: Path, wanted: HubName, recorded: Collection[str]) -> tu
     known = known_source(wanted.repo)
     if wanted.file is not None:
         names: tuple[str, ...] = (wanted.file,)
-    elif known is not None:
+    elif known is not None and known.files:
         names = known.files_of(non_ema=wanted.non_ema)
     else:
         try:

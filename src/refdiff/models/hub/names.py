@@ -48,6 +48,9 @@ FOLDER_WEIGHTS = (
 )
 """The same, and open_clip's: weights of a CLIP or SAM next to their configuration."""
 
+_AUTOENCODER_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""Weights of an autoencoder alone, next to its configuration."""
+
 _FOLDER_SETTINGS = (
     "config.json",
     "open_clip_config.json",
@@ -154,7 +157,8 @@ def expected_files(names: Collection[str], repo: str, *, non_ema: bool = False) 
     """
     if DIFFUSERS_INDEX in names:
         return tuple(_diffusers_files(names, non_ema=non_ema))
-    weights = next((name for name in FOLDER_WEIGHTS if name in names), None)
+    known = (*FOLDER_WEIGHTS, *(_AUTOENCODER_WEIGHTS if "config.json" in names else ()))
+    weights = next((name for name in known if name in names), None)
     if weights is not None:
         return (*(name for name in _FOLDER_SETTINGS if name in names), *with_shards(weights, names))
     top = sorted(name for name in names if "/" not in name and not _SHARD.fullmatch(name))

@@ -1,42 +1,38 @@
 """SAM from a checkpoint in any of its usual layouts.
 
-In: a .pth, .pt or .safetensors file as segment_anything or MobileSAM saves it, or a file or folder as
-transformers' `SamModel` saves it. Out: a `Part`, sized by the tensors and not yet in memory.
-
-MobileSAM is SAM's prompt encoder and decoder with a TinyViT, which the authors' package `mobile_sam` builds:
-it is not part of segment_anything. One architecture was published (vit_t).
+In: a .pth, .pt or .safetensors file as segment_anything, MobileSAM or EfficientViT-SAM saves it, or a file or
+folder as transformers' `SamModel` saves it. Out: a `Part`, sized by the tensors and not yet in memory.
 """
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.spec import SamSpec
-from refdiff.errors import InputError, MissingDependencyError
-from refdiff.models.checkpoint import find_weights, read_checkpoint, split_trainer_prefix
+from refdiff.errors import BundleError, InputError
+from refdiff.models.checkpoint import (
+    find_weights,
+    read_checkpoint,
+    report_read_errors,
+    split_trainer_prefix,
+)
+from refdiff.models.configs import Shapes, first_line
 from refdiff.models.fitting import Part, check_dtypes, fit_module
 from refdiff.models.hub.names import TRANSFORMERS_WEIGHTS
-from refdiff.models.sam import transformers_layout
+from refdiff.models.sam import small_layouts, transformers_layout
 from refdiff.models.sam.sizes import build_sam, infer_sam_sizes, sam_spec
+from refdiff.networks.onnx_encoder import OnnxEncoder
+from refdiff.passes.graph_files import load_graph
 
 _ORIGINAL = "image_encoder.patch_embed.proj.weight"
 _TRANSFORMERS = "vision_encoder.patch_embed.projection.weight"
-MOBILE_SAM = "image_encoder.patch_embed.seq.0.c.weight"
-"""A tensor that every file of the layout holds."""
-
-_MOBILE_SAM_SPEC = SamSpec(image_size=1024, embed_channels=256, embed_size=64)
-"""mobile_sam/build_sam.py, build_sam_vit_t; the TinyViT's forward pass has the 64 hard-coded."""
-
-_INSTALL = "pip install timm git+https://github.com/ChaoningZhang/MobileSAM.git"
-"""From that repository's README.md; the authors publish no release on the package index."""
-
 _FOREIGN = {
     "mask_decoder.hf_token.": "HQ-SAM",
     "mask_decoder.hq_token.": "HQ-SAM",
@@ -75,15 +71,15 @@ class _Layout:
     """The same, also for tensors that the file lacks."""
 
 
-def load_sam(path: Path) -> Part[SamSpec]:
+def load_sam(path: Path, encoder: Path | None = None) -> Part[SamSpec]:
     """Open a SAM checkpoint; its weights are read when its loader is called.
 
     Args:
         path: a file, an index of shards, or a folder that transformers saved a `SamModel` into.
+        encoder: an ONNX file with an image encoder for this decoder, such as NanoSAM's for MobileSAM.
 
     Raises:
         InputError: no such file, damaged, not a SAM, or a SAM of an unknown architecture.
-        MissingDependencyError: a MobileSAM, and the package `mobile_sam` is not installed.
     """
     file = find_weights(path, TRANSFORMERS_WEIGHTS, "SAM")
     checkpoint = read_checkpoint(file)
@@ -101,7 +97,47 @@ def load_sam(path: Path) -> Part[SamSpec]:
             written_as=lambda name: prefix + layout.written_as(name),
         )
 
-    return Part(spec=layout.spec, loaders={"sam": load}, sources={"sam": checkpoint.sha256})
+    part = Part(spec=layout.spec, loaders={"sam": load}, sources={"sam": checkpoint.sha256})
+    return part if encoder is None else _with_encoder(part, encoder)
+
+
+def _with_encoder(part: Part[SamSpec], file: Path) -> Part[SamSpec]:
+    """Return a SAM whose image encoder is the graph in an ONNX file."""
+    with report_read_errors(file):
+        if not file.is_file():
+            raise InputError(f"SAM encoder {file} is not a file; name the ONNX file of an image encoder")
+        sha256 = hash_file(file)
+    _check_embedding(_read_encoder(file), part.spec, file)
+
+    def load() -> Any:
+        sam = part.loaders["sam"]()
+        sam.image_encoder = _read_encoder(file)
+        return sam
+
+    return replace(part, loaders={"sam": load}, sources={"sam": f"{part.sources['sam']}, encoder {sha256}"})
+
+
+def _read_encoder(file: Path) -> OnnxEncoder:
+    try:
+        graph = load_graph(file)
+    except BundleError as error:
+        raise InputError(f"{file} is no ONNX file with its weights; fetch it again") from error
+    return OnnxEncoder(graph, file).eval()
+
+
+def _check_embedding(encoder: OnnxEncoder, spec: SamSpec, file: Path) -> None:
+    """Refuse an encoder of another embedding; only shapes are computed."""
+    advice = "use an encoder that was made for this SAM"
+    expected = [1, spec.embed_channels, spec.embed_size, spec.embed_size]
+    image = torch.empty(1, 3, spec.image_size, spec.image_size, device="meta")
+    try:
+        got = list(encoder.to("meta")(image).shape)
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{file} cannot encode an image of {spec.image_size} px ({first_line(error)}); {advice}"
+        ) from error
+    if got != expected:
+        raise InputError(f"{file} makes an embedding of {got}, expected {expected}; {advice}")
 
 
 def _read_layout(stored: _Stored) -> _Layout:
@@ -112,12 +148,23 @@ def _read_layout(stored: _Stored) -> _Layout:
         return _Layout(sam_spec(sizes), lambda: build_sam(sizes), _keys_of_weights(stored))
     if _TRANSFORMERS in tensors:
         return _read_transformers(stored)
-    if MOBILE_SAM in tensors:
-        return _Layout(_MOBILE_SAM_SPEC, mobile_sam_builder(), _keys_of_weights(stored))
+    small = small_layouts.find(tensors)
+    if small is not None:
+        return _read_small(stored, small)
     raise InputError(
         f"{stored.file} is no SAM checkpoint: it holds {next(iter(tensors))} and no {_ORIGINAL}; expected "
-        "a file of segment_anything, of MobileSAM or of transformers' SamModel"
+        "a file of segment_anything, MobileSAM, EfficientViT-SAM or transformers' SamModel"
     )
+
+
+def _read_small(stored: _Stored, small: small_layouts.SmallLayout) -> _Layout:
+    sizes = small.infer_sizes(Shapes(stored.file, stored.tensors, lambda name: stored.prefix + name))
+    with init_empty_weights():
+        names = build_sam(sizes).state_dict()
+    placed = {name: small.written_as(name) for name in names}
+    known = set(placed.values())
+    surplus = {key: key for key in _keys_of_weights(stored) if key not in known and small.is_read(key)}
+    return _Layout(sam_spec(sizes), lambda: build_sam(sizes), placed | surplus, small.written_as)
 
 
 def _read_transformers(stored: _Stored) -> _Layout:
@@ -146,27 +193,3 @@ def _keys_of_weights(stored: _Stored) -> dict[str, str]:
         if key in tensors and not torch.equal(tensors[key].flatten(), expected.to(tensors[key].dtype)):
             raise stored.error(key, f"is not SAM's {list(values)}; use a SAM with the usual preprocessing")
     return {key: key for key in tensors if key not in _CONSTANTS}
-
-
-def mobile_sam_builder() -> Callable[[], Any]:
-    """Return the function that builds a `mobile_sam.modeling.Sam`, whose parts and names are those of SAM.
-
-    Raises:
-        MissingDependencyError: the package is not installed.
-        InputError: the installed package has no vit_t.
-    """
-    try:
-        with warnings.catch_warnings():
-            # It uses names that timm has moved, and registers models that timm has registered.
-            warnings.simplefilter("ignore")
-            package = importlib.import_module("mobile_sam")
-    except ModuleNotFoundError as error:
-        if error.name != "mobile_sam":
-            raise
-        raise MissingDependencyError(
-            f"this is a MobileSAM checkpoint, and the package mobile_sam is not installed: {_INSTALL}"
-        ) from error
-    builder: Callable[[], Any] | None = getattr(package, "sam_model_registry", {}).get("vit_t")
-    if builder is None:
-        raise InputError(f"the installed package mobile_sam has no vit_t; install the authors': {_INSTALL}")
-    return builder
