@@ -9,7 +9,7 @@ from refdiff.errors import InputError
 from refdiff.export.export import export
 from refdiff.models.choice import MODELS, ModelChoice
 
-PARTS = ("diffusion", "sam", "clip")
+PARTS = ("diffusion", "vae", "sam", "sam_encoder", "clip")
 
 
 def refusal(choice: ModelChoice) -> str:
@@ -26,6 +26,10 @@ def test_every_named_model_may_be_asked_for_and_keeps_its_name(name: str) -> Non
     choice.check()
     assert choice.title == name
     assert choice.built_in is (name == "mini")
+
+
+def test_unknown_taps_are_refused_with_the_known_ones() -> None:
+    assert "unknown --taps 'up'; choose one of: all, down" in refusal(ModelChoice(name="refdiff", taps="up"))
 
 
 def test_the_miniature_is_the_default() -> None:
@@ -55,7 +59,10 @@ def test_a_size_a_seed_or_a_folder_leaves_the_name_alone() -> None:
     ("option", "value"),
     [
         ("diffusion", "x"),
+        ("vae", "x"),
         ("sam", "x"),
+        ("sam_encoder", "x"),
+        ("taps", "down"),
         ("clip", "x"),
         ("size", 512),
         ("prediction", "epsilon"),

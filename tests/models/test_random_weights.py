@@ -1,10 +1,14 @@
 """Drawn weights are the same each time, and a module of them computes."""
 
+from dataclasses import replace
+
 import pytest
 
 pytestmark = [pytest.mark.needs_torch]
 torch = pytest.importorskip("torch")
 
+from refdiff.models.choice import ModelChoice, load_choice
+from refdiff.models.sam import MOBILE_SAM, sam_spec
 from refdiff.models.stacks import random_module
 
 
@@ -61,3 +65,31 @@ def test_the_module_is_ready_to_run_and_has_no_gradients() -> None:
     module = random_module(Small, seed=0, name="small")
     assert not module.training
     assert not any(parameter.requires_grad or parameter.is_meta for parameter in module.parameters())
+
+
+def test_the_small_models_of_refdiff_edge_are_drawn_too() -> None:
+    stack = load_choice(ModelChoice(name="refdiff-edge", random_weights=True), "the test")
+    assert stack.spec.name == "refdiff-edge"
+    assert len(stack.spec.diffusion.tapped_layers) == 3
+    assert stack.spec.diffusion.scaling_factor == 0.18215
+    assert stack.spec.sam == sam_spec(MOBILE_SAM)
+    assert stack.spec.clip.patch_size == 32
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latent = stack.vae.encode(image).latents
+    assert latent.shape == (1, 4, 8, 8)
+    assert 0.01 < latent.std() < 100
+
+
+@pytest.mark.parametrize(
+    ("choice", "maps", "sam_side"),
+    [
+        (ModelChoice(name="refdiff", vae="taesd"), 5, 1024),
+        (ModelChoice(name="refdiff", taps="down"), 2, 1024),
+        (ModelChoice(name="refdiff-edge", diffusion="bk_sdm_tiny", taps="down"), 1, 1024),
+        (ModelChoice(name="refdiff-edge", vae="kl", sam="efficientvit_sam_l0", clip="vit_l_14"), 3, 512),
+    ],
+)
+def test_parts_of_random_weights_mix(choice: ModelChoice, maps: int, sam_side: int) -> None:
+    stack = load_choice(replace(choice, random_weights=True), "the test")
+    assert len(stack.spec.diffusion.tapped_layers) == maps
+    assert (stack.spec.sam.image_size, stack.spec.sam.embed_size) == (sam_side, 64)
