@@ -228,8 +228,8 @@ BROKEN = {
         "prediction_type is 'sample'",
     ),
     "another vae": (
-        lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderTiny"),
-        "_class_name names 'AutoencoderTiny', expected 'AutoencoderKL'",
+        lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderDC"),
+        "_class_name names 'AutoencoderDC', expected 'AutoencoderKL' or 'AutoencoderTiny'",
     ),
     "sd 3's latents": (lambda f: edit(f / "vae" / "config.json", shift_factor=0.06), "shift_factor"),
     "inpainting": (lambda f: edit(f / "unet" / "config.json", in_channels=9), "9 input channels.*inpainting"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers.activations import GELUTanh
 from timm.layers.norm import LayerNorm2d
 from timm.models.efficientvit_mit import (
     ConvNormAct,
@@ -30,9 +31,9 @@ from torch import nn
 NORM_EPSILON = 1e-6
 """Of every norm of the model, those of SAM's decoder too. Source: efficientvit/sam_model_zoo.py."""
 
-# timm's annotations ask for classes, and its code calls what it is given.
+# timm's annotations ask for classes or names, and its code calls what it is given.
 _NORM: Any = partial(nn.BatchNorm2d, eps=NORM_EPSILON)
-_ACTIVATION: Any = partial(nn.GELU, approximate="tanh")
+_ACTIVATION: Any = GELUTanh
 
 _HEAD_WIDTH = 32
 _EPSILON = 1e-15

@@ -97,24 +97,23 @@ class OnnxEncoder(nn.Module):
         return _Step(compute, names, str(node.outputs[0].name), settings)
 
 
-def _padded(image: Any, settings: Settings, fill: float = 0.0) -> Any:
-    """Pad rows and columns as `pads` says: top, left, bottom, right."""
+def _padded(image: Any, settings: Settings, fill: float = 0.0) -> tuple[Any, tuple[int, int]]:
+    """Return the image, padded if `pads` (top, left, bottom, right) is uneven, and the even padding left."""
     top, left, bottom, right = settings.get("pads", (0, 0, 0, 0))
-    if not any((top, left, bottom, right)):
-        return image
-    return F.pad(image, (left, right, top, bottom), value=fill)
+    if (top, left) == (bottom, right):
+        return image, (top, left)
+    return F.pad(image, (left, right, top, bottom), value=fill), (0, 0)
 
 
 def _convolve(inputs: Tensors, settings: Settings) -> torch.Tensor:
     image, weight, *bias = inputs
-    pads = tuple(settings.get("pads", (0, 0, 0, 0)))
-    even = pads[:2] == pads[2:]
+    image, padding = _padded(image, settings)
     return F.conv2d(
-        image if even else _padded(image, settings),
+        image,
         weight,
         bias[0] if bias else None,
         stride=tuple(settings.get("strides", (1, 1))),
-        padding=pads[:2] if even else 0,
+        padding=padding,
         dilation=tuple(settings.get("dilations", (1, 1))),
         groups=settings.get("group", 1),
     )
@@ -137,10 +136,12 @@ def _convolve_transposed(inputs: Tensors, settings: Settings) -> torch.Tensor:
 
 
 def _pool_maximum(inputs: Tensors, settings: Settings) -> torch.Tensor:
+    image, padding = _padded(inputs[0], settings, fill=-torch.inf)
     return F.max_pool2d(
-        _padded(inputs[0], settings, fill=-torch.inf),
+        image,
         tuple(settings["kernel_shape"]),
         stride=tuple(settings.get("strides", (1, 1))),
+        padding=padding,
         dilation=tuple(settings.get("dilations", (1, 1))),
         ceil_mode=bool(settings.get("ceil_mode", 0)),
     )

@@ -95,7 +95,7 @@ def read_folder(
             **special[name],
         )
         for name, build in builders.items()
-    }
+    } | {"vae": vae.weights(configs)}
     label = {"ema": "EMA", "non-ema": "non-EMA", None: None}[unet_set]
     return FoundModel(configs=configs, weights=weights, unet_set=label)
 

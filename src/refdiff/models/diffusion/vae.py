@@ -18,7 +18,7 @@ from typing import Any
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from refdiff.errors import InputError
-from refdiff.models.checkpoint import find_weights, read_checkpoint
+from refdiff.models.checkpoint import read_checkpoint
 from refdiff.models.configs import Shapes, positive, read_json
 from refdiff.models.diffusion.diffusers_configs import module_config
 from refdiff.models.diffusion.sizes import (
@@ -121,7 +121,10 @@ def read_vae_folder(folder: Path, document: Mapping[str, Any]) -> FoundVae:
             f"{file}: _class_name names {kind!r}, expected {' or '.join(map(repr, VAE_CLASSES))}; "
             "use the autoencoder of Stable Diffusion 1.x or 2.x, or TAESD"
         )
-    weights = find_weights(folder, part_weights("vae"), "VAE")
+    names = part_weights("vae")
+    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    if weights is None:
+        raise InputError(f"{folder} has no weights, expected one of {', '.join(names)}; fetch it again")
     if kind == "AutoencoderKL":
         return FoundVae(
             config=module_config(AutoencoderKL, document, VAE_FIELDS, file),
