@@ -38,7 +38,7 @@ class NanoSam(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.backbone = timm.create_model("resnet10t", features_only=True, pretrained=False)
+        self.backbone = timm.create_model("resnet18", features_only=True, pretrained=False)
         last = self.backbone.feature_info.channels()[-1]
         self.up_1 = nn.Sequential(
             nn.Conv2d(last, channels, 3, padding=1),
