@@ -470,7 +470,7 @@ def test_offline_and_nothing_here_says_what_to_fetch(
     arguments = ["refdiff", "--offline", "--checkpoints", str(fetched), "-o", str(tmp_path / "bundle")]
     line = refusal(["export", *arguments], 3, capsys)
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in line
-    assert "unet/diffusion_pytorch_model.non_ema.safetensors" in line
+    assert "put model_index.json, scheduler/scheduler_config.json and 8 more (refdiff fetch" in line
     assert str(fetched / "stable-diffusion-v1-5--stable-diffusion-v1-5") in line
     assert not (tmp_path / "bundle").exists()
 
