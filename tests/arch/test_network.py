@@ -23,7 +23,7 @@ output, scene = sys.argv[1:]
 codes = [
     main(["demo", "--output", output]),
     main(["segment", "mini", f"{output}/{scene}", "the mug", "--output", f"{output}/one.png"]),
-    main(["segment", "mini", output, "the mug", "--output", f"{output}-answers"]),
+    main(["segment", "mini", f"{output}/scenes", "the mug", "--output", f"{output}-answers"]),
     main(["doctor"]),
 ]
 sys.exit(f"exit codes {codes}" if any(codes) else 0)
@@ -57,7 +57,7 @@ def test_no_verb_that_runs_a_bundle_opens_a_socket_or_leaves_files_of_a_vendor(t
     home.mkdir()
     temporary.mkdir()
     process = run_without_network(
-        *("-c", VERBS, str(tmp_path / "demo"), "scene-1.png"),
+        *("-c", VERBS, str(tmp_path / "demo"), "scenes/scene-1.png"),
         HOME=str(home),
         TMPDIR=str(temporary),
         XDG_CACHE_HOME="",

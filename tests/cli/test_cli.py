@@ -227,14 +227,16 @@ def test_the_demo_writes_its_pictures_and_can_be_run_again(
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    scenes = [f"scene-{number}{kind}.png" for number in range(1, 7) for kind in (".overlay", "")]
-    assert names == [*scenes, "sheet.png"]
+    assert names == [*(f"scene-{number}.overlay.png" for number in range(1, 7)), "scenes", "sheet.png"]
+    scenes = sorted(path.name for path in (tmp_path / "out" / "scenes").iterdir())
+    assert scenes == [f"scene-{number}.png" for number in range(1, 7)]
     assert len(report["scenes"]) == 6
     assert all({"phrase", "iou", "scores", "score"} <= set(scene) for scene in report["scenes"])
     assert main([*command, "--mode", "gen"]) == 0
     said = capsys.readouterr().out
     assert "mean IoU" in said
-    assert f"refdiff segment mini {tmp_path / 'out' / 'scene-1.png'}" in said
+    assert f"refdiff segment mini {tmp_path / 'out' / 'scenes' / 'scene-1.png'}" in said
+    assert f'refdiff segment mini {tmp_path / "out" / "scenes"} "the mug" "the ball" -o answers' in said
 
 
 @pytest.mark.slow

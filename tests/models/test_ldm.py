@@ -94,9 +94,9 @@ def with_both_sets():
     tensors, modules = original("tiny"), copy.deepcopy(small_model("tiny"))
     for key in [key for key in tensors if key.startswith(UNET)]:
         flat = key.removeprefix("model.").replace(".", "")
-        tensors[f"model_ema.{flat}"] = tensors[key] + 0.25
+        tensors[f"model_ema.{flat}"] = tensors[key] + 0.01
     for parameter in modules["unet"].parameters():
-        parameter.data += 0.25
+        parameter.data += 0.01
     return tensors, modules
 
 

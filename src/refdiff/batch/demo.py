@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ def _demo(
             line = f"scene {number}/{len(samples)}: {sample.phrase}"
             report_line(Step(line, done=number - 1, total=len(samples), unit="scenes"))
             prediction = predict(segmenter, sample.read(), sample.phrase, bundle=opened, sessions=sessions)
-            scene, painted = folder / f"scene-{number}.png", folder / f"scene-{number}.overlay.png"
+            scene, painted = folder / "scenes" / f"scene-{number}.png", folder / f"scene-{number}.overlay.png"
             results.append(DemoResult(sample=sample, prediction=prediction, scene=scene, overlay=painted))
     report = DemoReport(scenes=tuple(results), sheet=folder / SHEET_NAME)
     _write(report)
@@ -149,7 +150,7 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if is_new:
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -162,24 +163,25 @@ def _write(report: DemoReport) -> None:
     files = {each.overlay: png(each.prediction.result.overlay()) for each in report.scenes}
     files |= {each.scene: png(each.prediction.image) for each in report.scenes}
     files[report.sheet] = png(contact_sheet(entries))
+    report.scenes[0].scene.parent.mkdir(exist_ok=True)
     write_files(files, overwrite=True)
 
 
 Picture = NDArray[np.uint8]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-PANELS = ("picture", "attention", "answer")
+PANELS = ("image", "attention", "answer")
 
 _COLUMNS = 2
 _PANEL_WH = (256, 208)
 _GAP, _MARGIN = 8, 28
 _HEADING, _CAPTION = 40, 24  # heights in px
-_PAGE: Colour = (246, 246, 248)
-_CARD: Colour = (228, 229, 234)
-_INK: Colour = (28, 29, 34)
-_PALE: Colour = (104, 108, 120)
-_GOOD: Colour = (20, 120, 60)
-_POOR: Colour = (178, 44, 40)
+_PAGE: Color = (246, 246, 248)
+_CARD: Color = (228, 229, 234)
+_INK: Color = (28, 29, 34)
+_PALE: Color = (104, 108, 120)
+_GOOD: Color = (20, 120, 60)
+_POOR: Color = (178, 44, 40)
 _GOOD_FROM = 0.5  # IoU; the usual threshold of a hit
 
 

@@ -118,7 +118,7 @@ def demo_table(report: DemoReport) -> Table:
         f"sheet of all scenes: {report.sheet}",
         "next:",
         f'  refdiff segment mini {first["image"]} "{first["phrase"]}" -o mask.png',
-        f'  refdiff segment mini {first["image"]} "the mug" "the ball" -o answers',
+        f'  refdiff segment mini {Path(first["image"]).parent} "the mug" "the ball" -o answers',
     ]
     return Table(columns=columns, rows=rows, footnotes=notes)
 
