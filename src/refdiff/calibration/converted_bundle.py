@@ -19,7 +19,7 @@ from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
 from refdiff.contracts.bundle import Bundle, GraphRecord, write_bundle
 from refdiff.contracts.confidence import CONFIDENCE_ARRAYS_NAME, CONFIDENCE_NAME
 from refdiff.contracts.graphs import GRAPHS, graph_contract
-from refdiff.contracts.manifest import ANSWER_NAME, GOLDEN_NAME, POSITIONS_NAME, TOKENIZER_NAME
+from refdiff.contracts.manifest import ANSWER_NAME, GOLDEN_NAME, POSITIONS_NAME, PROMPTS_NAME, TOKENIZER_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.parity import Parity, measure_parity, select_recorded
 from refdiff.contracts.progress import Progress, Step
@@ -97,7 +97,7 @@ def write_converted_bundle(
             progress(Step(line, done=len(written), total=len(GRAPHS), unit="graphs"))
         confidence = (CONFIDENCE_NAME, CONFIDENCE_ARRAYS_NAME)
         fitted = confidence if CONFIDENCE_NAME in source.manifest.files else ()
-        for name in (TOKENIZER_NAME, POSITIONS_NAME, GOLDEN_NAME, ANSWER_NAME, *fitted):
+        for name in (TOKENIZER_NAME, POSITIONS_NAME, PROMPTS_NAME, GOLDEN_NAME, ANSWER_NAME, *fitted):
             shutil.copyfile(source.path / name, writer.path / name)
         kept = {each.recipe.precision for each in written.values()}
         final = dataclasses.replace(recipe, graphs={name: written[name].recipe for name in recipe.graphs})
