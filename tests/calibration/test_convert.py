@@ -73,14 +73,20 @@ def test_it_is_as_small_as_its_bits(converted):
     assert sizes[converted] <= share * sizes[BUNDLE]
 
 
-@pytest.mark.slow
-def test_it_answers_like_fp32(converted):
+def answer(bundle, backend):
     image, phrase = render_scene(1_000_003).image, "the ball"  # there is one, and it wins by a margin
-    answers = []
-    for bundle, backend in ((BUNDLE, "ort-cpu"), (converted, "ort-rounded")):
-        with refdiff.load(bundle, backend=BackendOptions(name=backend)) as segmenter:
-            answers.append(segmenter.segment(segmenter.encode(image), phrase))
-    exact, ours = answers
+    with refdiff.load(bundle, backend=BackendOptions(name=backend)) as segmenter:
+        return segmenter.segment(segmenter.encode(image), phrase)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return answer(BUNDLE, "ort-cpu")
+
+
+@pytest.mark.slow
+def test_it_answers_like_fp32(converted, exact):
+    ours = answer(converted, "ort-rounded")
     assert correlation(ours.heat, exact.heat) > 0.99
     found = pairwise_iou(ours.candidates.masks, exact.candidates.masks)
     assert found[:, exact.index].max() > 0.9
@@ -95,6 +101,7 @@ def test_taps_and_full_unet_share_their_weights(converted):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("converted", ["bf16", "int8"], indirect=True)  # fp16 and fp8 take the same ways
 def test_a_recipe_gives_the_same_bytes_again(converted, tmp_path):
     options = PrecisionOptions(precision=converted.name, recipe=converted / "recipe.json")
     convert(BUNDLE, options, output=tmp_path / "again")

@@ -70,6 +70,7 @@ class FakeAccuracy:
         return self.half_miou - sum(self._costs[name] for name in names) / 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("points", "kept"),
     [(10.0, {"a", "b", "c", "d"}), (1.0, {"a", "b", "c"}), (0.35, {"a", "b"}), (0.0, set())],
@@ -88,11 +89,20 @@ def test_a_budget_keeps_as_many_blocks_as_it_pays_for(points, kept):
     )
 
 
+def two_blocks_of(recipe, name):
+    whole = recipe.graphs[name]
+    first, second, *_ = group_by_block(whole.quantized.nodes).values()
+    return dataclasses.replace(whole, quantized=dataclasses.replace(whole.quantized, nodes=(*first, *second)))
+
+
 @pytest.mark.slow
 def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys, monkeypatch):
-    """For two graphs: every block is one run of the pipeline."""
+    """For two blocks of two graphs: every block is one run of the pipeline."""
     tried = ("sd_text", "clip_text")
     made = with_eight_bits_in(mini_in("int8") / "recipe.json", *tried)
+    made = dataclasses.replace(
+        made, graphs={**made.graphs, **{name: two_blocks_of(made, name) for name in tried}}
+    )
     monkeypatch.setattr("refdiff.calibration.sensitivity.eight_bit_recipe", lambda *rest, **options: made)
     picture = tmp_path / "costs.png"
     assert main(["sensitivity", str(BUNDLE), "--count", "1", "--json", "--picture", str(picture)]) == 0
@@ -100,6 +110,7 @@ def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys, monkeypa
     expected = [
         (name, block) for name in tried for block in group_by_block(made.graphs[name].quantized.nodes)
     ]
+    assert len(expected) == 4
     assert sorted((cost["graph"], cost["block"]) for cost in report["costs"]) == sorted(expected)
     points = [cost["cost_points"] for cost in report["costs"]]
     assert points == sorted(points, reverse=True)
