@@ -28,12 +28,16 @@ LONGEST_FIRST = (
     "tests/engines/test_rtx_builds.py",
     "tests/calibration/test_convert.py",
     "tests/calibration/test_converted_bundle.py",
-    "tests/cli/test_bad_input.py",
     "tests/verification/test_check.py",
-    "tests/models/test_diffusion.py",
+    "tests/miniature/test_stack.py",
+    "tests/cli/test_bad_input.py",
+    "tests/arch/test_platforms.py",
+    "tests/benchmarks/test_faults.py",
     "tests/models/test_ldm.py",
-    "tests/passes/test_fuse_attention.py",
-    "tests/calibration/test_fp32_proposals.py",
+    "tests/models/test_diffusion.py",
+    "tests/evaluation/test_fit_confidence.py",
+    "tests/arch/test_network.py",
+    "tests/runtime/test_memory.py",
 )
 """Files that take long; whole files are handed to the workers, and the last one should be a short one."""
 
@@ -94,6 +98,20 @@ def no_clock() -> Iterator[None]:
     """No GPU has a say in eight bits, unless a test brings one: exports come out the same everywhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refdiff.calibration.convert.find_latency_race", lambda tell: (None, "not in tests"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def torchlib_read_once() -> Iterator[None]:
+    """`torch.onnx.export` parses the source of every operator's function, half a second for each graph."""
+    try:
+        apis = sys.modules["torch.onnx._internal._lazy_import"].onnxscript_apis
+        read = functools.cache(apis.get_torchlib_ops)
+    except (KeyError, AttributeError):  # no test of the exporter is here, or another torch reads elsewhere
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apis, "get_torchlib_ops", read)
         yield
 
 

@@ -95,13 +95,13 @@ CLIP = ClipSizes(
     quick_gelu=True,
 )
 LEVELS: dict[str, Any] = {
-    "down_block_types": (CROSS_DOWN,) * 3,
+    "down_block_types": ("DownBlock2D", "DownBlock2D", CROSS_DOWN),
     "mid_block_type": None,
-    "up_block_types": (CROSS_UP,) * 3,
+    "up_block_types": (CROSS_UP, "UpBlock2D", "UpBlock2D"),
     "block_out_channels": (64,) * 3,
     "layers_per_block": 1,
 }
-"""Of a UNet with one layer per level: tracing takes as long as there are layers."""
+"""Of a UNet with one layer per level, and attention where it is read: tracing takes as long as its layers."""
 
 
 def random_clip(sizes: ClipSizes = CLIP) -> Any:
@@ -142,20 +142,21 @@ def text_encoder(name: str) -> Any:
         return CLIPTextModel(config).eval().requires_grad_(requires_grad=False)
 
 
-def second_generation_unet() -> Any:
+def unet_of(name: str) -> Any:
+    own = {
+        "sd1": {"attention_head_dim": 8},
+        "sd2": {"attention_head_dim": (1,) * 3, "use_linear_projection": True},
+    }
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(6)
         return UNet2DConditionModel(
-            cross_attention_dim=SMALL["sd2"].text_width,
-            attention_head_dim=(1,) * 3,
-            use_linear_projection=True,
-            **LEVELS,
+            cross_attention_dim=SMALL[name].text_width, **own[name], **LEVELS
         ).requires_grad_(requires_grad=False)
 
 
-def write_diffusion(file: Path, name: str, unet: Any) -> None:
+def write_diffusion(file: Path, name: str) -> None:
     """One file in the original layout, of the generation `name`."""
-    modules = {"unet": unet, "vae": small_model("tiny")["vae"], "text_encoder": text_encoder(name)}
+    modules = {"unet": unet_of(name), "vae": small_model("tiny")["vae"], "text_encoder": text_encoder(name)}
     tensors = original_state(**modules, open_clip=name == "sd2")
     save_file({key: value.contiguous().clone() for key, value in tensors.items()}, file)
 
@@ -188,8 +189,8 @@ def files(made: Made) -> Path:
 
 def write_files(folder: Path) -> None:
     folder.mkdir()
-    write_diffusion(folder / "sd1.safetensors", "sd1", small_model("tiny")["unet"])
-    write_diffusion(folder / "sd2.safetensors", "sd2", second_generation_unet())
+    for name in ("sd1", "sd2"):
+        write_diffusion(folder / f"{name}.safetensors", name)
     torch.save(random_sam().state_dict(), folder / "sam.pth")
     write_clip(folder / "clip")
     Image.fromarray(render_scene(1_000_007).image).save(folder / "table.png")
