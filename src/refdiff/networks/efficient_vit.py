@@ -38,8 +38,8 @@ _ACTIVATION: Any = GELUTanh
 _HEAD_WIDTH = 32
 _EPSILON = 1e-15
 """Of the attention's quotient: all weights may be zero. Source: models/nn/ops.py, LiteMLA."""
-_EXPAND, _EXPAND_ATTENDED = 4, 6
-"""Hidden channels per channel, of the blocks of convolutions, and of those behind an attention."""
+_EXPAND, _EXPAND_LAST = 4, 6
+"""Hidden channels per channel, of all stages but the first, and of the last; the first has as many."""
 _ENTRY = 4
 """The same of a stage's first block, in units of the other blocks'."""
 
@@ -188,7 +188,7 @@ class _Neck(nn.Module):
 class _AttentionBlock(nn.Module):
     """Linear attention over the image at two scales, and a separable convolution."""
 
-    def __init__(self, width: int, kernel: int) -> None:
+    def __init__(self, width: int, kernel: int, expand: int) -> None:
         super().__init__()
         attention = LiteMLA(
             width, width, dim=_HEAD_WIDTH, norm_layer=(None, _NORM), scales=(kernel,), eps=1e-15
@@ -196,7 +196,7 @@ class _AttentionBlock(nn.Module):
         mixing = MBConv(
             width,
             width,
-            expand_ratio=_EXPAND_ATTENDED,
+            expand_ratio=expand,
             use_bias=(True, True, False),
             norm_layer=(None, None, _NORM),
             act_layer=(_ACTIVATION, _ACTIVATION, None),
@@ -211,19 +211,19 @@ class _AttentionBlock(nn.Module):
 
 
 def _stage(sizes: EfficientVitSizes, index: int) -> nn.Module:
-    width, attends = sizes.widths[index], index >= len(sizes.widths) - sizes.attended
+    count, width = len(sizes.widths), sizes.widths[index]
     separable = index >= sizes.plain
     if index == 0:
+        expand = 1
         entry: nn.Module = ConvNormAct(3, width, 3, stride=2, norm_layer=_NORM, act_layer=_ACTIVATION)
     else:
-        expand = _ENTRY * (_EXPAND_ATTENDED if attends else _EXPAND)
-        entry = ResidualBlock(_local(sizes.widths[index - 1], width, 2, expand, separable=separable), None)
+        expand = _EXPAND_LAST if index == count - 1 else _EXPAND
+        halving = _local(sizes.widths[index - 1], width, 2, _ENTRY * expand, separable=separable)
+        entry = ResidualBlock(halving, None)
     blocks = [
-        _AttentionBlock(width, sizes.kernel)
-        if attends
-        else ResidualBlock(
-            _local(width, width, 1, _EXPAND if index else 1, separable=separable), nn.Identity()
-        )
+        _AttentionBlock(width, sizes.kernel, expand)
+        if index >= count - sizes.attended
+        else ResidualBlock(_local(width, width, 1, expand, separable=separable), nn.Identity())
         for _ in range(sizes.depths[index])
     ]
     return _Sequence([entry, *blocks])
