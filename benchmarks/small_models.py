@@ -1,7 +1,7 @@
 """Multiply-adds and weights of the large models and of their published small counterparts, full size.
 
     .venv/bin/python -m benchmarks.small_models            # all
-    .venv/bin/python -m benchmarks.small_models vae_encoder sam_encoder
+    .venv/bin/python -m benchmarks.small_models vae_encoder mobile_sam
 
 Every graph is exported with zeros as weights and counted from its ONNX file; nothing is run. Images of 512 px
 for the diffusion model, one pass of one branch, and one crop for CLIP. Adds an entry for each graph and
@@ -66,10 +66,10 @@ CASES = (
 def main() -> None:
     """Export, count, record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("graphs", nargs="*", help="names of graphs; all if left out")
-    given = parser.parse_args()
+    parser.add_argument("names", nargs="*", help="of graphs or architectures; all if left out")
+    names = set(parser.parse_args().names)
     for case in CASES:
-        if not given.graphs or case.graph in given.graphs:
+        if not names or names & {case.graph, *case.parts.values()}:
             add_entry(RECORD, case.name, count(case))
 
 
