@@ -159,6 +159,33 @@ def test_a_phrase_that_cannot_be_read_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
+BAD_PROMPTS = {
+    "box outside": (
+        ["--box", "0,0,999,9"],
+        "box 0, 0, 999, 9, which leaves the image; its size is 192x112 px",
+    ),
+    "flat box": (["--box", "5,5,5,9"], "box 5, 5, 5, 9 without an area"),
+    "three numbers": (["--box", "1,2,3"], "got --box '1,2,3', expected x0,y0,x1,y1 in px"),
+    "words": (["--point", "here"], "got --point 'here', expected x,y"),
+    "no number": (["--point", "nan,4"], "expected 2 finite numbers"),
+    "point outside": (["--point", "5,112"], "point 5, 112, outside of the image"),
+    "negative alone": (["--point", "5,5:0"], "got 1 negative point alone"),
+    "a phrase": (["the mug", "--point", "5,5"], "got a phrase beside --box or --point"),
+    "a word": (["--focus", "mug", "--box", "1,1,9,9"], "got --focus beside --box or --point"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+def test_a_prompt_that_cannot_be_used_is_refused(
+    name: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    options, said = BAD_PROMPTS[name]
+    scene.save(tmp_path / "photo.png")
+    line = refused("segment", mini_bundle, tmp_path / "photo.png", *options, "-o", tmp_path / "out.png")
+    assert said in line
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda bundle: (bundle / name).unlink()
 

@@ -112,6 +112,22 @@ def test_inspect_s_table_names_every_graph(mini_bundle: Path, capsys: pytest.Cap
     assert all(name in said for name in ("sd_text", "unet_taps", "clip_image", "embedding 1×64×20×20"))
 
 
+def test_segment_takes_a_box_and_points_in_the_place_of_a_phrase(
+    mini_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = ["--box", "20,20,90,90", "--point", "50,50", "--point", "25,30:0"]
+    command = ["segment", mini_bundle, photo, *prompt, "-o", tmp_path / "out.png", "--json"]
+    assert main(list(map(str, command))) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["prompt"] == {
+        "box": [20, 20, 90, 90],
+        "points": [[50, 50], [25, 30]],
+        "labels": [1, 0],
+    }
+    mask = np.asarray(Image.open(document["files"]["mask"])) == 255
+    assert mask.sum() == document["area_px"]
+
+
 def test_segment_writes_mask_overlay_and_json_and_says_the_same(
     mini_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
