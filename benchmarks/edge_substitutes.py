@@ -133,12 +133,12 @@ def _marks(tried: Sequence[Variant], samples: Sequence[Sample]) -> dict[tuple[st
             shared.forget()
             for name, segmenter in segmenters.items():
                 seed = _seed(sample)
-                mark = kept.get((name, seed))
-                if mark is None:
-                    mark = _mark(segmenter, sample)
-                    line = {"key": name, "seed": seed, "overlap": asdict(mark)}
+                found = kept.get((name, seed))
+                if found is None:
+                    found = mark(segmenter, sample)
+                    line = {"key": name, "seed": seed, "overlap": asdict(found)}
                     file.write(json.dumps(line) + "\n")
-                marks[name, seed] = mark
+                marks[name, seed] = found
             file.flush()
             if done % 20 == 0:
                 _tell(f"{done}/{len(samples)} scenes after {time.perf_counter() - started:.0f} s")
@@ -162,7 +162,8 @@ def _seed(sample: Sample) -> int:
     return sample.seed
 
 
-def _mark(segmenter: Segmenter, sample: Sample) -> Overlap:
+def mark(segmenter: Segmenter, sample: Sample) -> Overlap:
+    """Answer a sample, and compare the answer with the true mask."""
     answer = segmenter.segment(segmenter.encode(sample.read()), sample.phrase)
     kept = np.asarray(answer.candidates.masks[answer.candidates.kept])
     return overlap(answer.mask, true_mask(sample), kept)

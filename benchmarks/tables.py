@@ -59,6 +59,7 @@ def main() -> None:
         ),
         ("docs/decisions/0007-better-maps.md", "maps", "maps", maps_table),
         ("docs/decisions/0008-small-models.md", "small-models", "small-models", small_models_table),
+        ("docs/decisions/0007-better-maps.md", "negatives", "negative-points", negatives_table),
     ):
         path = RESULTS / f"{record}.json"
         if path.exists():
@@ -498,6 +499,23 @@ def substitutes_table(record: dict[str, Any]) -> str:
             together = _cells(record, f"edge {sign} {name}", "edge")
             rows.append(f"| {name} | {' | '.join(alone[:3])} | {how} | {' | '.join(together)} |")
     return "\n".join(rows)
+
+
+def negatives_table(record: dict[str, Any]) -> str:
+    """Return one row per number of negative points: accuracy, and points against the same prompts without."""
+    lines = [
+        "| `edge`, prompts | mIoU | oIoU | points | oracle mIoU |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {each['miou']:.3f} | {each['oiou']:.3f} "
+            f"| {each['points']:+.2f} ± {each['standard_error']:.2f} | {each['oracle_miou']:.3f} |"
+            for name, each in record["edge"]["prompts"].items()
+        ),
+        "",
+        f"{record['edge']['scenes']} scenes from seed {record['edge']['seed']}. Points of mIoU ± their "
+        "standard error over the scenes, against the first row.",
+    ]
+    return "\n".join(lines)
 
 
 def maps_table(record: dict[str, Any]) -> str:

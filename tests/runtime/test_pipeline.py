@@ -233,8 +233,8 @@ def test_an_image_of_other_options_is_refused():
         _segmenter("edge").segment(encoded, "the mug")
 
 
-def _at_peaks(mode="full", factory=None):
-    proposals = dataclasses.replace(VARIANTS["edge"].proposals, peaks=4)
+def _at_peaks(mode="full", factory=None, **changes):
+    proposals = dataclasses.replace(VARIANTS["edge"].proposals, **{"peaks": 4, **changes})
     return _segmenter("edge", mode, factory, proposals=proposals)
 
 
@@ -265,6 +265,21 @@ def test_with_peaks_a_phrase_is_answered_the_same_whatever_was_asked_before():
 def test_peaks_without_a_map_are_refused():
     with pytest.raises(InputError, match="no heatmap with peaks"):
         _at_peaks("disc+seg")
+
+
+def test_negative_points_are_tokens_of_every_prompt():
+    factory = FakeFactory()
+    segmenter = _at_peaks(factory=factory, negatives=3)
+    segmenter.segment(_image(), "the mug")
+    fed = [shapes["prompts"] for graph, shapes in factory.log if graph == "sam_decoder"]
+    assert {(tokens, channels) for _, tokens, channels in fed} == {(5, 8)}
+    assert all(prompts <= 16 for prompts, _, _ in fed)
+
+
+@pytest.mark.parametrize("changes", [{"negatives": 2, "peaks": 0}, {"negatives": 15}, {"negatives": -1}])
+def test_negative_points_without_peaks_or_too_many_are_refused(changes):
+    with pytest.raises(InputError, match="negative points"):
+        _at_peaks(**changes)
 
 
 def _wary():

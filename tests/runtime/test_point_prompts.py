@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.contracts.graphs import POINTS_PER_BATCH
-from refdiff.runtime.point_prompts import grid_points, map_prompts, peak_points
+from refdiff.runtime.point_prompts import cold_points, grid_points, map_prompts, peak_points
 
 SIZE = (48, 90)
 
@@ -74,3 +74,25 @@ def test_prompts_lie_in_an_image_of_any_size(size_yx, seed, peaks):
     assert 1 <= len(prompts) <= POINTS_PER_BATCH
     assert (prompts > 0).all()
     assert (prompts < 1).all()
+
+
+def test_cold_points_lie_where_the_map_is_cold_and_apart():
+    heat = _hills((10, 20, 1.0))
+    cold = cold_points(heat, 4, points_per_side=8)
+    assert cold.shape == (4, 2)
+    assert (heat[tuple(_px(cold)[:, ::-1].astype(int).T)] <= 0.3).all()
+    apart = np.linalg.norm(cold[:, None] - cold, axis=2) + np.eye(4)
+    assert apart.min() > 0.4
+    np.testing.assert_array_equal(cold[:2], cold_points(heat, 2, points_per_side=8))
+
+
+def test_cold_points_are_none_of_the_prompts():
+    heat = _hills((10, 20, 1.0), (40, 70, 0.8))
+    prompts = {tuple(point) for point in map_prompts(heat, peaks=2, points_per_side=8)}
+    assert prompts.isdisjoint(map(tuple, cold_points(heat, 14, points_per_side=8)))
+
+
+def test_a_map_without_cold_places_has_no_cold_points():
+    assert cold_points(np.zeros(SIZE, np.float32), 4, points_per_side=8).shape == (0, 2)
+    assert cold_points(np.full(SIZE, 0.9, np.float32), 4, points_per_side=8).shape == (0, 2)
+    assert cold_points(_hills((10, 20, 1.0)), 0, points_per_side=8).shape == (0, 2)

@@ -63,6 +63,9 @@ class ProposalOptions:
     peaks: int = 0
     """Number of heatmap peaks at which SAM is prompted for each phrase, in addition to the grid's points
     where the heatmap is above its mean (METHOD §10.2); 0: the whole grid, once per image."""
+    negatives: int = 0
+    """Points where the heatmap is cold that are added to each of these prompts as negative points, up to 14
+    (METHOD §10.13); 0: none."""
     min_region_share: float = 0.0
     """Holes and separate regions of masks below this share of the image's pixels are removed (METHOD §10.1);
     0: none."""

@@ -104,6 +104,8 @@ class Reference:
     def _propose_at_peaks(self, image: ImageArray, heatmap: Float) -> Candidates:
         """Prompt SAM where the phrase's heatmap is high (METHOD §10.2)."""
         options = self._options.proposals
+        if options.negatives:
+            raise InputError("the torch reference has no negative points; set negatives to 0")
         prompts = map_prompts(heatmap, peaks=options.peaks, points_per_side=options.points_per_side)
         return propose(self._stack, options, image, prompts)
 

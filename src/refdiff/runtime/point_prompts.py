@@ -14,6 +14,7 @@ from refdiff.contracts.session import Bool, Float
 Points = NDArray[np.float64]
 
 _CELLS = 64  # cells along the heatmap's longer side: four to a cell of SD's 16x16
+_COLD = 0.3  # largest heat of a negative point, as in T2S (METHOD §10.13)
 _APART = 2.0  # cells; a maximum nearer than this to a higher peak belongs to that peak
 
 
@@ -41,6 +42,27 @@ def map_prompts(heatmap: Float, *, peaks: int, points_per_side: int) -> Points:
     highest = np.argsort(-values, kind="stable")
     above = grid[highest[values[highest] > heatmap.mean()]]
     return np.concatenate([peak_points(heatmap, peaks), above])[:POINTS_PER_BATCH]
+
+
+def cold_points(heatmap: Float, most: int, *, points_per_side: int) -> Points:
+    """Return the grid's points where the map is at most 0.3 and below its mean, apart from each other.
+
+    Args:
+        heatmap: [y, x], 0..1.
+        most: most points.
+        points_per_side: of the grid.
+
+    Returns:
+        [k, 2], k <= most: the coldest, then each time the one farthest from those chosen (METHOD §10.13).
+    """
+    grid = grid_points(points_per_side)
+    values = _sample(heatmap, grid)
+    cold = (values <= _COLD) & (values < heatmap.mean())
+    places, chosen = grid[cold], [int(np.argmin(values[cold]))] if most and cold.any() else []
+    while chosen and len(chosen) < min(most, len(places)):
+        apart = np.linalg.norm(places[:, None] - places[chosen], axis=2).min(axis=1)
+        chosen.append(int(np.argmax(apart)))
+    return np.asarray(places[chosen])
 
 
 def peak_points(heatmap: Float, most: int) -> Points:

@@ -22,16 +22,19 @@ NOT_A_POINT, NEGATIVE, POSITIVE, FIRST_CORNER, LAST_CORNER = -1, 0, 1, 2, 3
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
-def point_tokens(vectors: PromptVectors, points: Float) -> Float:
-    """Return the tokens [n, 2, c] of prompts of one positive point each.
+def point_tokens(vectors: PromptVectors, points: Float, negatives: Float | None = None) -> Float:
+    """Return the tokens [n, k + 2, c] of prompts of one positive point each.
 
     Args:
         vectors: of the bundle.
         points: [n, 2] of (x, y), px of SAM's resized image.
+        negatives: [k, 2], negative points of every prompt; None: there are none.
     """
-    places = np.stack([points, np.zeros_like(points)], axis=1)
-    labels = np.tile(np.array([POSITIVE, NOT_A_POINT]), (len(points), 1))
-    return place_tokens(vectors, places, labels)
+    beside = np.zeros((0, 2), np.float32) if negatives is None else negatives
+    shared = np.concatenate([beside, np.zeros((1, 2), np.float32)])  # of all prompts, the padding last
+    places = np.concatenate([points[:, None], np.tile(shared, (len(points), 1, 1))], axis=1)
+    labels = np.array([POSITIVE, *[NEGATIVE] * len(beside), NOT_A_POINT])
+    return place_tokens(vectors, places, np.tile(labels, (len(points), 1)))
 
 
 def place_tokens(vectors: PromptVectors, places: Float, labels: NDArray[np.int64]) -> Float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.contracts.graphs import POINT_TOKENS, PROMPT_TOKENS
 from refdiff.contracts.options import Options, ProposalOptions
 from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.results import Candidates, Masks, stack_masks
@@ -22,7 +23,7 @@ from refdiff.errors import InputError
 from refdiff.runtime import masks
 from refdiff.runtime.mask_decoder import MASK_THRESHOLD, MaskDecoder
 from refdiff.runtime.observer import NullObserver, Observer, observed
-from refdiff.runtime.point_prompts import Points, grid_points, map_prompts
+from refdiff.runtime.point_prompts import Points, cold_points, grid_points, map_prompts
 from refdiff.runtime.prompt_tokens import point_tokens
 from refdiff.runtime.resize import MaskResize, sam_size
 from refdiff.runtime.small_regions import drop_small_regions
@@ -57,7 +58,8 @@ class MaskProposer:
         observer: notified of the stage "proposals".
 
     Raises:
-        InputError: SAM is to be prompted at a heatmap's peaks, and the mode has no heatmap.
+        InputError: SAM is to be prompted at a heatmap's peaks, and the mode has no heatmap; or negative
+            points are asked for without them, or too many.
     """
 
     empty_reason = "no proposal passes the filters"
@@ -75,6 +77,14 @@ class MaskProposer:
             raise InputError(
                 "mode 'disc+seg' has no heatmap with peaks to prompt SAM at;"
                 " take another mode, or set peaks to 0"
+            )
+        most = PROMPT_TOKENS - POINT_TOKENS
+        if options.proposals.negatives and not (
+            options.proposals.peaks and 0 < options.proposals.negatives <= most
+        ):
+            raise InputError(
+                f"got {options.proposals.negatives} negative points and {options.proposals.peaks} peaks,"
+                f" expected at most {most} and at least one peak; set negatives to 0"
             )
         self._decoder = MaskDecoder(sessions, spec)
         self._spec = spec
@@ -118,15 +128,21 @@ class MaskProposer:
         prompts = map_prompts(
             _required(heatmap), peaks=options.peaks, points_per_side=options.points_per_side
         )
-        return self.propose_at(prompts, embedding, proposals.size_yx)
+        negatives = cold_points(
+            _required(heatmap), options.negatives, points_per_side=options.points_per_side
+        )
+        return self.propose_at(prompts, embedding, proposals.size_yx, negatives)
 
-    def propose_at(self, prompts: Points, embedding: Feed, size_yx: tuple[int, int]) -> Candidates:
+    def propose_at(
+        self, prompts: Points, embedding: Feed, size_yx: tuple[int, int], negatives: Points | None = None
+    ) -> Candidates:
         """Return the candidates at some points, best predicted IoU first.
 
         Args:
             prompts: [m, 2] of (x, y), shares of the image.
             embedding: SAM's, of the image.
             size_yx: the image's size in px.
+            negatives: [k, 2], negative points of every prompt; None: there are none.
 
         Returns:
             At least one candidate: where SAM finds nothing, the whole image is one.
@@ -140,7 +156,8 @@ class MaskProposer:
             low_res=spec.low_res_size, square=spec.image_size, resized_yx=resized_yx, size_yx=size_yx
         )
         chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
-        tokens = point_tokens(self._vectors, to_sam_pixels(prompts, resized_yx))
+        beside = None if negatives is None else to_sam_pixels(negatives, resized_yx)
+        tokens = point_tokens(self._vectors, to_sam_pixels(prompts, resized_yx), beside)
         decoded = self._decoder.decode(
             embedding, tokens, above=options.pred_iou_threshold, every=options.decode_all_prompts
         )
@@ -202,7 +219,7 @@ def level_sets(heatmap: Float) -> Candidates:
 
 
 def to_sam_pixels(prompts: Points, resized_yx: tuple[int, int]) -> Float:
-    """Scale points [m, 2] from 0..1 to px of SAM's resized image; the decoder adds the half pixel."""
+    """Scale points [m, 2] from 0..1 to px of SAM's resized image; `prompt_tokens` adds the half pixel."""
     return np.asarray(prompts * np.array(resized_yx[::-1]), dtype=np.float32)
 
 
