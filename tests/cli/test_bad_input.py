@@ -170,8 +170,8 @@ BAD_PROMPTS = {
     "no number": (["--point", "nan,4"], "expected 2 finite numbers"),
     "point outside": (["--point", "5,112"], "point 5, 112, outside of the image"),
     "negative alone": (["--point", "5,5:0"], "got 1 negative point alone"),
-    "a phrase": (["the mug", "--point", "5,5"], "got a phrase beside --box or --point"),
-    "a word": (["--focus", "mug", "--box", "1,1,9,9"], "got --focus beside --box or --point"),
+    "a phrase": (["the mug", "--point", "5,5"], "got a phrase with --box or --point"),
+    "a word": (["--focus", "mug", "--box", "1,1,9,9"], "got --focus with --box or --point"),
 }
 
 

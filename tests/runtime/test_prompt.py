@@ -49,7 +49,7 @@ def test_a_box_with_negative_points_is_a_prompt():
         (None, (1, 2), None, "got point 1, expected 2 finite numbers"),
         (None, [(1, 1)], [], "got 0 labels for 1 point, expected one each"),
         ((0, 0, 9, 9), [], [1], "got 1 label for 0 points"),
-        (None, [(1, 1)], [2], "got label 2, expected 1 for a point on the thing or 0 for one beside it"),
+        (None, [(1, 1)], [2], "got label 2, expected 1 for a point on the thing or 0 for one that is not"),
         (None, [(1, 1)] * 16, None, "got 16 points, expected at most 15"),
         ((0, 0, 9, 9), [(1, 1)] * 15, None, "got 15 points, expected at most 14"),
     ],

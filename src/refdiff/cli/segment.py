@@ -73,7 +73,7 @@ def segment(
         list[str] | None,
         typer.Option(
             metavar="X,Y[:0]",
-            help="Segment what is at a point, in px, without a phrase; :0 is one beside it; repeatable.",
+            help="Segment what is at a point, in px, without a phrase; :0 makes it negative; repeatable.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -247,7 +247,7 @@ def _refuse_beside_prompt(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value:
             raise typer.BadParameter(
-                f"got {name} beside --box or --point, expected one of them; leave it out"
+                f"got {name} with --box or --point, expected one of them alone; leave it out"
             )
 
 

@@ -210,7 +210,7 @@ class Segmenter:
             image: from `encode`, whose embedding is used again, or what `encode` takes.
             box: x0, y0, x1, y1 in px with its end excluded, such as the `box` of an answer.
             points: (x, y) in px, 14 with a box and 15 without.
-            labels: for each point 1 if it is on the thing, 0 if it is beside it; None: all are on it.
+            labels: for each point 1 if it is on the thing, 0 if it is not; None: all are on it.
             mask: [l, l], the `logits` of an earlier answer of `refine` on this image.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A caller's own prompt for SAM: points on the thing or beside it, a box, the logits of an earlier mask.
+"""A caller's own prompt for SAM: positive and negative points, a box, the logits of an earlier mask.
 
 Places are (x, y) in px of the image. Axes: q = tokens of a prompt, l = side of a mask's logits.
 """
@@ -41,7 +41,7 @@ def read_prompt(
         size_yx: the image's size in px.
         box: x0, y0, x1, y1 with its end excluded, or None.
         points: (x, y) of each.
-        labels: 1 for a point on the thing, 0 for one beside it; None: all are on it.
+        labels: 1 for a point on the thing, 0 for a negative one; None: all are on it.
 
     Raises:
         InputError: it names no place on the thing, or a place outside of the image.
@@ -90,7 +90,7 @@ def _read_labels(labels: Sequence[int] | None, points: int) -> NDArray[np.int64]
     for kind in kinds:
         if kind not in (NEGATIVE, POSITIVE):
             raise InputError(
-                f"got label {kind!r}, expected 1 for a point on the thing or 0 for one beside it"
+                f"got label {kind!r}, expected 1 for a point on the thing or 0 for one that is not"
             )
     return np.array(kinds, dtype=np.int64)
 

@@ -30,10 +30,10 @@ def point_tokens(vectors: PromptVectors, points: Float, negatives: Float | None 
         points: [n, 2] of (x, y), px of SAM's resized image.
         negatives: [k, 2], negative points of every prompt; None: there are none.
     """
-    beside = np.zeros((0, 2), np.float32) if negatives is None else negatives
-    shared = np.concatenate([beside, np.zeros((1, 2), np.float32)])  # of all prompts, the padding last
+    others = np.zeros((0, 2), np.float32) if negatives is None else negatives
+    shared = np.concatenate([others, np.zeros((1, 2), np.float32)])  # of all prompts, the padding last
     places = np.concatenate([points[:, None], np.tile(shared, (len(points), 1, 1))], axis=1)
-    labels = np.array([POSITIVE, *[NEGATIVE] * len(beside), NOT_A_POINT])
+    labels = np.array([POSITIVE, *[NEGATIVE] * len(others), NOT_A_POINT])
     return place_tokens(vectors, places, np.tile(labels, (len(points), 1)))
 
 

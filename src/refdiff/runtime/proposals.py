@@ -156,8 +156,8 @@ class MaskProposer:
             low_res=spec.low_res_size, square=spec.image_size, resized_yx=resized_yx, size_yx=size_yx
         )
         chunk = max(1, _CHUNK_PX // (size_yx[0] * size_yx[1]))
-        beside = None if negatives is None else to_sam_pixels(negatives, resized_yx)
-        tokens = point_tokens(self._vectors, to_sam_pixels(prompts, resized_yx), beside)
+        excluded = None if negatives is None else to_sam_pixels(negatives, resized_yx)
+        tokens = point_tokens(self._vectors, to_sam_pixels(prompts, resized_yx), excluded)
         decoded = self._decoder.decode(
             embedding, tokens, above=options.pred_iou_threshold, every=options.decode_all_prompts
         )
