@@ -45,7 +45,7 @@ def test_the_document_says_what_was_asked_and_found(found: PromptedMasks) -> Non
     assert document["area_px"] == len(rows)
 
 
-def test_the_table_names_points_beside_the_thing(found: PromptedMasks) -> None:
+def test_the_table_names_negative_points(found: PromptedMasks) -> None:
     rows = {str(row[0]): str(row[1]) for row in prompted_table(found, {"mask": Path("m.png")}).rows}
     assert rows["prompt"] == "box 10, 10, 90, 90   point 50, 50   negative point 12.5, 20"
     assert rows["mask"] == "m.png"

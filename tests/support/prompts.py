@@ -8,7 +8,7 @@ from refdiff.contracts.prompt_vectors import MaskLayer, PromptVectors
 from refdiff.contracts.spec import SamSpec
 
 _TURNS = 1 / 8
-"""Of a circle, for half of the image: sines of at most an eighth of a turn are told apart."""
+"""Of a circle, for half of the image: sines of at most an eighth of a turn differ."""
 
 
 def readable_vectors(sam: SamSpec) -> PromptVectors:

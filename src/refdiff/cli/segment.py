@@ -154,7 +154,7 @@ def segment(
             "--coco": coco,
             "--ray": ray,
         }
-        _refuse_beside_prompt({**phrase_options, **run_options})
+        _refuse_with_prompt({**phrase_options, **run_options})
         _prompted(bundle, image, box, point or [], options, where, outputs, as_json=as_json)
         return
     if phrases and len(phrases) == 1 and phrase_file is None and not image.is_dir():
@@ -238,7 +238,7 @@ def _one(
     print_answer(document, lambda: prediction_table(found, files), as_json=as_json)
 
 
-def _refuse_beside_prompt(options: Mapping[str, object]) -> None:
+def _refuse_with_prompt(options: Mapping[str, object]) -> None:
     """Refuse what has no meaning for a box or points: name -> value, empty or None if it was not given.
 
     Raises:
