@@ -89,6 +89,20 @@ def test_a_jetpack_with_too_old_a_tensorrt_is_reported(
     assert lines(machine)["JetPack"].state == state
 
 
+@pytest.mark.parametrize(("jetpack", "sbsa"), [("6.2+b77", False), ("7.2.1+b1", False), ("7.2.2+b10", True)])
+def test_a_jetson_without_tensorrt_is_told_where_its_own_comes_from(
+    tmp_path: Path, jetpack: str, sbsa: bool
+) -> None:
+    machine = orin_jetpack6(tmp_path)
+    machine.packages = {"onnxruntime-gpu": "1.23.0"}
+    machine.answers["dpkg-query"] = jetpack
+    line = lines(machine)["tensorrt"]
+    assert (line.state, line.found) == ("warn", "not installed")
+    assert "python3-libnvinfer" in line.cure
+    assert "pip install" not in line.cure
+    assert ("SBSA package of TensorRT 11.4.1" in line.cure) is sbsa
+
+
 def test_a_gpu_that_only_nvidia_smi_sees_is_a_broken_cuda(tmp_path: Path) -> None:
     machine = rtx_workstation(tmp_path)
     machine.devices = ()

@@ -98,13 +98,25 @@ def test_packages_for_cuda_13_do_not_go_with_a_driver_of_cuda_12(tmp_path: Path)
     assert "need CUDA 13, the driver knows 12.8 (NVIDIA/cutlass#2866" in line.found
 
 
-def test_jetpack_7_2_2_takes_tensorrt_11_4(tmp_path: Path) -> None:
-    machine = orin_jetpack6(tmp_path)
-    machine.packages = {**machine.packages, "tensorrt": "11.4.1"}
-    machine.answers["dpkg-query"] = "7.2.2+b10"
-    assert seen(machine) == set()
-    machine.answers["dpkg-query"] = "7.2.1+b10"
-    assert seen(machine) == {"TensorRT 11 on a Jetson"}
+@pytest.mark.parametrize("make", [orin_jetpack6, thor_jetpack7])
+@pytest.mark.parametrize(
+    ("jetpack", "tensorrt", "fits"),
+    [
+        ("7.2.2+b10", "11.4.1", True),
+        ("7.2.2+b10", "11.4.1.12", True),
+        ("7.3+b1", "11.5.0", True),
+        ("7.2.2+b10", "11.4.0.106", False),
+        ("7.2.1+b10", "11.4.1", False),
+        ("6.2+b77", "11.4.1", False),
+    ],
+)
+def test_the_sbsa_tensorrt_fits_a_jetson_from_11_4_1_and_jetpack_7_2_2(
+    make: Make, jetpack: str, tensorrt: str, fits: bool, tmp_path: Path
+) -> None:
+    machine = make(tmp_path)
+    machine.packages = {**machine.packages, "tensorrt": tensorrt}
+    machine.answers["dpkg-query"] = jetpack
+    assert ("TensorRT 11 on a Jetson" in seen(machine)) is not fits
 
 
 def test_an_arm_board_with_the_registry_s_onnxruntime_is_reported(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from refdiff.diagnostics.facts import (
     format_size,
     version_numbers,
 )
-from refdiff.diagnostics.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
+from refdiff.diagnostics.packages import ONNX_RUNTIMES, SBSA_JETPACK, TENSORRTS, tensorrt_version
 from refdiff.engines.trt.flavour import INSTALL
 
 _line = partial(Diagnosis, "machine")
@@ -189,7 +189,18 @@ def _no_tensorrt(machine: Machine, flavour: str) -> Diagnosis:
         return _package_line(flavour, "ok", f"not installed; there is none for {machine.host.arch}")
     other = any(name in machine.packages for several in TENSORRTS.values() for name in several)
     wanted = bool(machine.gpus.devices) and not other
-    return _package_line(flavour, "warn" if wanted else "ok", "not installed", INSTALL[flavour])
+    cure = (
+        INSTALL[flavour] if flavour != "tensorrt" or machine.jetson is None else _jetson_cure(machine.jetson)
+    )
+    return _package_line(flavour, "warn" if wanted else "ok", "not installed", cure)
+
+
+def _jetson_cure(jetson: Jetson) -> str:
+    """Say where a Jetson's TensorRT comes from; the second source as NVIDIA's release notes have it."""
+    cure = "it comes with JetPack: sudo apt-get install python3-libnvinfer"
+    if jetson.jetpack is None or version_numbers(jetson.jetpack) < SBSA_JETPACK:
+        return cure
+    return f"{cure}, or NVIDIA's SBSA package of TensorRT 11.4.1 or later (docs/jetson.md)"
 
 
 def _onnxruntime(machine: Machine) -> Diagnosis:

@@ -11,7 +11,7 @@ from functools import partial
 
 from refdiff.contracts.optional import install_line
 from refdiff.diagnostics.facts import Diagnosis, Machine, version_numbers
-from refdiff.diagnostics.packages import ONNX_RUNTIMES, TENSORRTS, tensorrt_version
+from refdiff.diagnostics.packages import ONNX_RUNTIMES, SBSA_JETPACK, TENSORRTS, tensorrt_version
 
 _line = partial(Diagnosis, "known-bad combinations")
 
@@ -70,10 +70,10 @@ def _tensorrt_11_on_jetson(machine: Machine) -> str | None:
     version, jetson = tensorrt_version(machine, "tensorrt"), machine.jetson
     if version is None or jetson is None or version_numbers(version) < (11, 2):
         return None
-    if version_numbers(version) < (11, 4):
+    if version_numbers(version) < (11, 4, 1):
         return f"TensorRT {version} on a Jetson"
     jetpack = jetson.jetpack
-    if jetpack is None or version_numbers(jetpack) >= (7, 2, 2):
+    if jetpack is None or version_numbers(jetpack) >= SBSA_JETPACK:
         return None
     return f"TensorRT {version} with JetPack {jetpack}"
 
@@ -173,9 +173,9 @@ KNOWN_BAD = (
     KnownBad(
         title="TensorRT 11 on a Jetson",
         seen=_tensorrt_11_on_jetson,
-        cure="use the TensorRT that JetPack brings; 11.4 and later need JetPack 7.2.2 or later",
+        cure="use the TensorRT that JetPack brings; JetPack 7.2.2 and later take the SBSA package of 11.4.1",
         source="NVIDIA, TensorRT 11.4.1, Migrating from 10.x to 11.x on Jetson",
-        dated="2026-11-27",
+        dated="2026-11-30",
     ),
     KnownBad(
         title="TensorRT from pip on a Jetson",

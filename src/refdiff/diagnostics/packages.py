@@ -28,6 +28,9 @@ TENSORRTS: Mapping[str, tuple[str, ...]] = {
 }
 """Flavour -> the packages that provide its module and have its version."""
 
+SBSA_JETPACK = (7, 2, 2)
+"""First JetPack on which NVIDIA's SBSA package of TensorRT (11.4.1 or later) serves AGX Orin and Thor."""
+
 
 def tensorrt_version(machine: Machine, flavour: str) -> str | None:
     """Return the version of the package that provides a flavour; None if none does."""
