@@ -108,6 +108,7 @@ class CheckSession:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waits without the core
         if folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder)
