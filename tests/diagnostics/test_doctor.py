@@ -9,16 +9,14 @@ from refdiff.cli import main
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.diagnostics import doctor
 from refdiff.diagnostics import doctor as doctoring
+from refdiff.diagnostics.backends import TRIED
 from refdiff.diagnostics.smoke_test import SmokeTest
 from tests.support.damage import copy_of, edit_manifest
 from tests.support.machines import FakeMachine, cpu_box, orin_jetpack6, rtx_workstation
 from tests.support.plan_bundle import GRAPHS, write_bundle, write_plan
 
 RAN = SmokeTest(runs=True, said="ran clip_text, 2e-07 off its record")
-NOTHING = {
-    name: SmokeTest(runs=False, said=f"{name} is not here; install {name}")
-    for name in ("tensorrt", "tensorrt-rtx", "ort-tensorrt", "ort-cuda", "ort-cpu")
-}
+NOTHING = {name: SmokeTest(runs=False, said=f"{name} is not here; install {name}") for name in TRIED}
 
 
 @pytest.fixture(autouse=True)

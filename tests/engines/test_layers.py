@@ -7,6 +7,7 @@ import pytest
 
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.session import Timings
+from refdiff.engines import ort_layers
 from refdiff.engines.factory import open_sessions
 from refdiff.engines.trt.buffers import StreamContext
 from refdiff.engines.trt.cuda import Cuda
@@ -20,7 +21,7 @@ from tests.support.fake_cuda import FakeCuda
 from tests.support.fake_tensorrt import FakeTensorRT, plan_of
 from tests.support.plans import BUNDLE
 
-ort_layers = pytest.importorskip("refdiff.engines.ort")
+pytest.importorskip("onnxruntime")
 
 
 def node(name: str, operator: str, microseconds: float, category: str = "Node") -> dict:

@@ -208,6 +208,103 @@ def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(
     assert options == {"fallback": "1", "provider": "TensorrtExecutionProvider"}
 
 
+RTX = "NvTensorRTRTXExecutionProvider"
+
+
+class FakeRtx:
+    """Stands in for the plugin's package and for what ONNX Runtime knows of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int = 1, fault: str = "") -> None:
+        self.registered: list[tuple[str, str]] = []
+        self.gpus, self.fault = gpus, fault
+        monkeypatch.setitem(sys.modules, ort_module.RTX_PLUGIN, self)  # type: ignore[arg-type]
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+        monkeypatch.setattr(ort_module.ort, "register_execution_provider_library", self.register)
+        monkeypatch.setattr(ort_module.ort, "get_ep_devices", self.devices)
+
+    def get_library_path(self) -> str:
+        return "/plugin.so"
+
+    def register(self, name: str, path: str) -> None:
+        if self.fault:
+            raise RuntimeError(self.fault)
+        self.registered.append((name, path))
+
+    def devices(self) -> list[SimpleNamespace]:
+        cpu = SimpleNamespace(ep_name="CPUExecutionProvider")
+        gpus = [SimpleNamespace(ep_name=RTX, number=number) for number in range(self.gpus)]
+        return [cpu, *gpus] if self.registered else [cpu]
+
+
+class RtxOptions:
+    """Stands in for SessionOptions, which takes no invented device."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+        self.added: list[tuple[list[SimpleNamespace], dict[str, str]]] = []
+
+    def add_session_config_entry(self, name: str, value: str) -> None:
+        self.entries[name] = value
+
+    def add_provider_for_devices(self, devices: list[SimpleNamespace], options: dict[str, str]) -> None:
+        self.added.append((devices, options))
+
+
+def test_ort_rtx_gives_the_whole_graph_to_the_first_gpu_of_the_plugin(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = FakeRtx(monkeypatch, gpus=2)
+    started = SimpleNamespace(
+        get_providers=lambda: [RTX, "CPUExecutionProvider"], disable_fallback=lambda: None
+    )
+    given: list[object] = []
+    monkeypatch.setattr(
+        ort_module.ort, "InferenceSession", lambda *a, providers, **k: given.append(providers) or started
+    )
+    for _ in range(2):
+        options = RtxOptions()
+        assert ort_module.create_session(sums, "ort-rtx", options) is started
+        ((devices, _),) = options.added
+        assert [each.number for each in devices] == [0]
+        assert options.entries == {"session.disable_cpu_ep_fallback": "1"}
+    assert plugin.registered == [(RTX, "/plugin.so")], "a second registration is refused by ONNX Runtime"
+    assert given == [None, None], "providers given by name replace those of the options"
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+
+
+def test_ort_rtx_that_starts_on_the_cpu_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeRtx(monkeypatch)
+    fallen = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ort_module.ort, "InferenceSession", lambda *a, **k: fallen)
+    with pytest.raises(EngineError, match=f"requested {RTX}, ONNX Runtime started CPU"):
+        ort_module.create_session(sums, "ort-rtx", RtxOptions())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "fault", "message"),
+    [(0, "", "supports no GPU here.*Ampere"), (1, "libcuda.so.1: cannot open", "libcuda.*driver")],
+)
+def test_ort_rtx_without_a_gpu_or_a_driver_says_so(
+    sums: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, fault: str, message: str
+) -> None:
+    FakeRtx(monkeypatch, gpus=gpus, fault=fault)
+    with pytest.raises(EngineError, match=message):
+        ort_module.create_session(sums, "ort-rtx", RtxOptions())
+
+
+def test_the_plugin_of_ort_rtx_is_loaded_by_this_onnx_runtime_or_refused(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package installed: registered where there is a driver, and one line where there is none."""
+    pytest.importorskip(ort_module.RTX_PLUGIN)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    try:
+        OrtSession(sums, SUMS, backend="ort-rtx")
+    except EngineError as error:
+        assert "ort-rtx" in str(error)
+    assert ort_module.ort.get_ep_devices()
+
+
 def test_a_silent_fall_back_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: both)
@@ -301,7 +398,7 @@ def test_threads_that_do_not_spin_give_the_same(sums: Path) -> None:
     assert said == "0"
 
 
-@pytest.mark.parametrize(("backend", "rows"), [("ort-cpu", None), ("ort-tensorrt", 2)])
+@pytest.mark.parametrize(("backend", "rows"), [("ort-cpu", None), ("ort-tensorrt", 2), ("ort-rtx", 2)])
 def test_only_tensorrt_s_provider_bounds_the_rows(sums: Path, backend: str, rows: int | None) -> None:
     session = OrtSession(sums, SUMS)
     session._backend = backend

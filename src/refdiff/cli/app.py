@@ -41,7 +41,10 @@ Expect = Annotated[
 ]
 Backend = Annotated[
     str,
-    choice("auto, ort-cpu, ort-cuda, ort-tensorrt, ort-rounded, or, for plans, tensorrt or tensorrt-rtx."),
+    choice(
+        "auto, ort-cpu, ort-cuda, ort-tensorrt, ort-rtx, ort-rounded, or, for plans, "
+        "tensorrt or tensorrt-rtx."
+    ),
 ]
 Memory = Annotated[
     str | None,

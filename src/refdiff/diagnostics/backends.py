@@ -21,13 +21,13 @@ from refdiff.engines.trt.plans import has_plans, plan_bytes
 
 _line = partial(Diagnosis, "back-ends")
 
-TRIED = ("tensorrt", "tensorrt-rtx", "ort-tensorrt", "ort-cuda", "ort-cpu")
-"""Fastest first, in the order of `auto`, which does not take ort-tensorrt."""
+TRIED = ("tensorrt", "tensorrt-rtx", "ort-tensorrt", "ort-rtx", "ort-cuda", "ort-cpu")
+"""In the order of `auto`, which takes neither ort-tensorrt nor ort-rtx."""
 
 SMOKE_TEST = (sys.executable, "-m", "refdiff.diagnostics.smoke_test")
 
 _TEST_SECONDS = 120.0
-"""Time limit of a test; ort-tensorrt compiles the graph, and a slow memory card loads slowly."""
+"""Time limit of a test; ort-tensorrt and ort-rtx compile the graph, and a slow memory card loads slowly."""
 
 _HASHED_PER_SECOND = 10e6
 """Bytes of plans per second that a slow memory card and processor can hash."""

@@ -15,7 +15,7 @@ from refdiff.diagnostics.facts import (
     format_size,
     version_numbers,
 )
-from refdiff.diagnostics.packages import ONNX_RUNTIMES, SBSA_JETPACK, TENSORRTS, tensorrt_version
+from refdiff.diagnostics.packages import ONNX_RUNTIMES, ORT_PLUGINS, SBSA_JETPACK, TENSORRTS, tensorrt_version
 from refdiff.engines.trt.flavour import INSTALL
 
 _line = partial(Diagnosis, "machine")
@@ -81,8 +81,8 @@ def _no_gpu(machine: Machine) -> Diagnosis:
         "GPU",
         "warn",
         f"none: {machine.gpus.why_none}",
-        "plans, ort-cuda and ort-tensorrt need an NVIDIA GPU and its driver (in a container: --gpus all, "
-        "on a Jetson --runtime nvidia); ort-cpu needs neither",
+        "plans, ort-cuda, ort-rtx and ort-tensorrt need an NVIDIA GPU and its driver (in a container: "
+        "--gpus all, on a Jetson --runtime nvidia); ort-cpu needs neither",
     )
 
 
@@ -208,7 +208,11 @@ def _onnxruntime(machine: Machine) -> Diagnosis:
     if runtime is None:
         cure = install_line("gpu" if machine.gpus.devices else "cpu")
         return _package_line("onnxruntime", "warn", "not installed", cure)
-    names = [f"{name} {machine.packages[name]}" for name in ONNX_RUNTIMES if name in machine.packages]
+    names = [
+        f"{name} {machine.packages[name]}"
+        for name in (*ONNX_RUNTIMES, *ORT_PLUGINS)
+        if name in machine.packages
+    ]
     if runtime.fault is not None:
         return _package_line(
             "onnxruntime", "warn", f"{', '.join(names)}: {runtime.fault}", "install it again"

@@ -22,6 +22,9 @@ ONNX_RUNTIMES = (
 )
 """All of them provide the module `onnxruntime`."""
 
+ORT_PLUGINS = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12")
+"""Packages that add a provider to it: the one of "ort-rtx"."""
+
 TENSORRTS: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
@@ -69,6 +72,7 @@ _ORT_SECONDS = 60.0
 _INSTEAD = {
     "cuda-python": ("cuda-bindings",),
     "onnxruntime": ("onnxruntime-gpu",),
+    "onnxruntime-ep-nv-tensorrt-rtx": ORT_PLUGINS,
     "tensorrt": TENSORRTS["tensorrt"][1:],
     "tensorrt-rtx": TENSORRTS["tensorrt-rtx"][1:],
 }
@@ -82,7 +86,12 @@ _REQUIREMENT = re.compile(
 
 def read_packages(sources: Sources) -> dict[str, str]:
     """Return the version of each installed package that refdiff uses."""
-    names = (*ONNX_RUNTIMES, *(name for several in TENSORRTS.values() for name in several), *_OTHERS)
+    names = (
+        *ONNX_RUNTIMES,
+        *ORT_PLUGINS,
+        *(name for several in TENSORRTS.values() for name in several),
+        *_OTHERS,
+    )
     versions = {name: sources.version(name) for name in names}
     return {name: version for name, version in versions.items() if version is not None}
 

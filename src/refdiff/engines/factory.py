@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-Backend = Literal["auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rounded", "tensorrt", "tensorrt-rtx"]
+Backend = Literal[
+    "auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx", "ort-rounded", "tensorrt", "tensorrt-rtx"
+]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 _DRIVER_SIGNS = (
@@ -152,7 +154,7 @@ def open_sessions(
     chosen, reason = (
         _choose(module, bundle.manifest.precision) if backend == "auto" else (backend, "asked for")
     )
-    if chosen == "ort-rounded":
+    if chosen != backend:
         import_ort(chosen)
     reason = f"{reason}; {why_not}" if why_not else reason
     return OrtSessions(
@@ -199,17 +201,27 @@ def import_ort(backend: str) -> ModuleType:
 
         if backend == "ort-rounded":
             import_module("refdiff.passes.round_half")
+        if backend == "ort-rtx":
+            ort.load_rtx_plugin()
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        extra = "gpu" if backend in ("ort-cuda", "ort-tensorrt") else _EXTRAS[error.name]
+        extra = _EXTRA_OF.get(backend, _EXTRAS[error.name])
         raise MissingDependencyError(
             f"back-end {backend} needs {error.name}, which is not installed; {install_line(extra)}"
         ) from error
     return ort
 
 
-_EXTRAS = {"onnxruntime": "cpu", "onnx_ir": "export", "onnx": "export"}
+_EXTRA_OF = {"ort-cuda": "gpu", "ort-tensorrt": "gpu", "ort-rtx": "ort-rtx"}
+"""Back-end -> the extra that installs all of it."""
+
+_EXTRAS = {
+    "onnxruntime": "cpu",
+    "onnxruntime_ep_nv_tensorrt_rtx": "ort-rtx",
+    "onnx_ir": "export",
+    "onnx": "export",
+}
 """Package -> the extra that installs it."""
 
 

@@ -2,8 +2,8 @@
 
 `OrtSession` implements the Session protocol. The caller names the provider, and it is verified after
 creation: ONNX Runtime falls back to the CPU if a provider cannot start, and here that is an error, never a
-slower run. `LayerFile` reads the time of each node from ONNX Runtime's own profile. `CheckSession` runs a
-graph on the CPU with its weights left in their file, for checks and not for speed.
+slower run. `CheckSession` runs a graph on the CPU with its weights left in their file, for checks and not
+for speed.
 
 No other module imports onnxruntime: `refdiff/__init__.py` disables its telemetry before it is loaded, and
 this module once more after.
@@ -11,10 +11,9 @@ this module once more after.
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.optional import install_line
 from refdiff.contracts.options import check_cores
-from refdiff.contracts.session import Array, Feed, LayerTime, Measure, Timings
+from refdiff.contracts.session import Array, Feed, Measure, Timings
+from refdiff.engines.ort_layers import LayerFile
 from refdiff.errors import EngineError
 
 if os.environ["ORT_DISABLE_TELEMETRY"] == "1":  # Windows does not read it, nor an earlier import without it
@@ -32,63 +32,6 @@ if os.environ["ORT_DISABLE_TELEMETRY"] == "1":  # Windows does not read it, nor 
 
 _FATAL_ONLY = 4
 """Severity of the sessions' own log: an error is an exception here, and is reported once."""
-_KERNEL = "_kernel_time"
-"""Suffix of the events that are a node's own work."""
-
-
-class LayerFile:
-    """ONNX Runtime's profile of one session, in a temporary folder.
-
-    Args:
-        options: options of the session, in which profiling is enabled.
-        name: name of the graph.
-    """
-
-    def __init__(self, options: Any, name: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="refdiff-layers-", ignore_cleanup_errors=True)
-        self._times: Sequence[LayerTime] | None = None
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(self._folder.name) / name)
-
-    def read(self, session: Any) -> Sequence[LayerTime]:
-        """Read what the session wrote; the first call ends its profiling.
-
-        Raises:
-            EngineError: the session is closed, or its file cannot be read.
-        """
-        if self._times is None:
-            if session is None:
-                raise EngineError("the session is closed; read its layers before")
-            path = Path(session.end_profiling())
-            try:
-                events = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise EngineError(f"ONNX Runtime's profile {path} cannot be read: {error}") from error
-            self._times = layer_times(events)
-        return self._times
-
-    def close(self) -> None:
-        """Delete the file; calling it twice is fine."""
-        self._folder.cleanup()
-
-
-def layer_times(events: Sequence[Mapping[str, Any]]) -> Sequence[LayerTime]:
-    """Sum the nodes' events, in the order they first ran.
-
-    Args:
-        events: Chrome trace events; times in µs.
-    """
-    found: dict[str, tuple[str, int, float]] = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") != "Node" or not name.endswith(_KERNEL):
-            continue
-        operator, calls, ms = found.get(name, (str(event["args"].get("op_name", "")), 0, 0.0))
-        found[name] = (operator, calls + 1, ms + float(event["dur"]) / 1e3)
-    return tuple(
-        LayerTime(name=name.removesuffix(_KERNEL), operator=operator, calls=calls, ms=ms)
-        for name, (operator, calls, ms) in found.items()
-    )
 
 
 class CheckSession:
@@ -147,10 +90,17 @@ PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
     "ort-cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
     # Nothing is cached: ONNX Runtime's engine cache does not tell one export from another.
     "ort-tensorrt": ("TensorrtExecutionProvider", {"trt_engine_cache_enable": "0"}),
+    "ort-rtx": ("NvTensorRTRTXExecutionProvider", {}),
 }
 """Back-end name -> ONNX Runtime's provider and its options."""
 
 _ALSO = {"ort-tensorrt": " and TensorRT"}
+
+RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+"""Package of the library that provides "ort-rtx"; it brings its own TensorRT-RTX."""
+
+_WHOLE_OR_NONE = ("ort-tensorrt", "ort-rtx")
+"""Back-ends that by default leave nodes to the CPU, and build an engine for each new size."""
 
 _SLOW_FUSIONS = ("SkipLayerNormFusion",)
 """Fusions that are slower on ONNX Runtime's CPU: sum and norm of SAM's decoder took 9.3 ms in one operator,
@@ -180,8 +130,8 @@ class OrtSession:
         Args:
             path: the ONNX file.
             graph: the contract it must fulfil.
-            backend: a name of `PROVIDERS`. "ort-tensorrt" runs all of the graph or fails; "ort-rounded" is
-                the CPU with every half-precision result rounded.
+            backend: a name of `PROVIDERS`. "ort-tensorrt" and "ort-rtx" run all of the graph or fail;
+                "ort-rounded" is the CPU with every half-precision result rounded.
             threads: threads inside one operator; None leaves the choice to ONNX Runtime.
             spinning: keep these threads busy while they wait for each other.
             measure: "layers" records every node's time, which makes every run slower.
@@ -191,7 +141,8 @@ class OrtSession:
         Raises:
             InputError: it is not one thread to as many as the machine has cores.
             EngineError: the provider is missing or did not start, or the file is not this graph.
-            ModuleNotFoundError: "ort-rounded" rewrites graphs with onnx_ir, which is not installed.
+            ModuleNotFoundError: a package is not installed: onnx_ir, with which "ort-rounded" rewrites
+                graphs, or the plugin of "ort-rtx".
         """
         self._graph = graph
         self._backend = backend
@@ -209,8 +160,8 @@ class OrtSession:
 
     @property
     def max_batch(self) -> int | None:
-        """2 with TensorRT's provider, which builds an engine for each new size; else None: any number."""
-        return 2 if self._backend == "ort-tensorrt" else None
+        """2 with a provider that builds an engine for each new size; else None: any number."""
+        return 2 if self._backend in _WHOLE_OR_NONE else None
 
     def run(
         self,
@@ -288,9 +239,12 @@ def create_session(path: Path, backend: str, options: Any) -> Any:
 
     Raises:
         EngineError: the provider is missing or did not start, or ONNX Runtime cannot load the graph.
+        ModuleNotFoundError: a package is not installed; see `OrtSession`.
     """
     provider, _ = PROVIDERS[backend]
-    if provider not in ort.get_available_providers():
+    if backend == "ort-rtx":
+        options.add_provider_for_devices(_rtx_devices(provider), {})
+    elif provider not in ort.get_available_providers():
         have = ", ".join(ort.get_available_providers())
         raise EngineError(
             f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
@@ -307,15 +261,53 @@ def create_session(path: Path, backend: str, options: Any) -> Any:
     return session
 
 
+def load_rtx_plugin() -> Any:
+    """Import the package of "ort-rtx", which loads its TensorRT-RTX.
+
+    It has no option for TF32, so the libraries of NVIDIA are told not to use it in this process.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # read when the libraries are loaded
+    return import_module(RTX_PLUGIN)
+
+
+def _rtx_devices(provider: str) -> Sequence[Any]:
+    """Return the first GPU that the plugin supports; the plugin is registered with ONNX Runtime once.
+
+    Raises:
+        EngineError: it cannot be loaded, or supports no GPU of this machine.
+        ModuleNotFoundError: it is not installed.
+    """
+    plugin = load_rtx_plugin()
+    if not _offered(provider):
+        try:
+            ort.register_execution_provider_library(provider, plugin.get_library_path())
+        except Exception as error:  # ONNX Runtime's exceptions share no public base
+            raise EngineError(
+                f"ONNX Runtime cannot load the plugin of ort-rtx: {_first_line(error)}; it needs NVIDIA's "
+                f"driver with CUDA 13 and an onnxruntime of 1.24 or later ({install_line('ort-rtx')})"
+            ) from error
+    devices = _offered(provider)
+    if not devices:
+        raise EngineError("the plugin of ort-rtx supports no GPU here; it needs an RTX GPU, Ampere or later")
+    return devices[:1]
+
+
+def _offered(provider: str) -> list[Any]:
+    return [device for device in ort.get_ep_devices() if device.ep_name == provider]
+
+
 def _load(path: Path, backend: str, options: Any) -> Any:
-    if backend == "ort-tensorrt":  # by default it runs unsupported nodes on the CPU
+    if backend in _WHOLE_OR_NONE:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         model, options = _source(path, backend, options)
         return ort.InferenceSession(
             model,
             sess_options=options,
-            providers=[PROVIDERS[backend]],
+            providers=None if backend == "ort-rtx" else [PROVIDERS[backend]],  # the options have a plugin's
             enable_fallback=0,  # else it prints a block, and starts another provider, which is refused below
             disabled_optimizers=_SLOW_FUSIONS if PROVIDERS[backend][0] == "CPUExecutionProvider" else None,
         )

@@ -29,6 +29,7 @@ _PROVIDER = {
     "ort-rounded": "ort-cpu",
     "ort-cuda": "ort-cuda",
     "ort-tensorrt": "ort-cuda",
+    "ort-rtx": "ort-cuda",
     "tensorrt": "ort-cuda",
     "tensorrt-rtx": "ort-cuda",
 }
