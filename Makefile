@@ -79,9 +79,10 @@ bench: $(FULL) ## compare the pipeline with the original arithmetic, in turns; a
 	$(if $(BUNDLE),.venv/bin/python -m benchmarks.bench "$(BUNDLE)" --photo "$(PHOTO)")
 	.venv/bin/python -m benchmarks.tables
 
-miniature: $(FULL) ## retrain the built-in models and export their bundle (hours)
+miniature: $(FULL) ## retrain the built-in models and export their bundles (hours)
 	.venv/bin/python -m refdiff.miniature.train
 	.venv/bin/refdiff export mini --output src/refdiff/miniature/bundle --overwrite
+	.venv/bin/refdiff export mini-edge --output src/refdiff/miniature/bundle-edge --overwrite
 
 clean: ## remove environments, caches and outputs
 	rm -rf .venv .venv-demo .venv-lowest .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

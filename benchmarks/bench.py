@@ -3,11 +3,12 @@
     .venv/bin/python -m benchmarks.bench                                  the miniature, on held-out scenes
     .venv/bin/python -m benchmarks.bench BUNDLE --photo PHOTO --phrase "the left wheel" --rounds 1
 
-Three contenders answer the same question one after the other, and each ratio is of two times from one turn:
+The contenders answer the same question one after the other, and each ratio is of two times from one turn:
 
     reference   Ref-Diff in torch as released: four UNet passes, every mask before the filter, no caches
     official    the runtime, ONNX Runtime on the CPU, the same arithmetic
     edge        the runtime, the variant for deployment
+    mini-edge   the same with the small counterpart of the miniature
 
 BUNDLE is one that `refdiff export MODEL --random-weights` wrote; torch draws the same weights again. Random
 weights make random predicted IoUs, so the thresholds are set, before the clock starts, to let the same share
@@ -34,7 +35,7 @@ from benchmarks.full_size_pipeline import choice_of, thresholds
 from benchmarks.records import RESULTS, add_entry
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
-from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.session import Array, SessionFactory
 from refdiff.contracts.stack import COMPONENTS
@@ -70,14 +71,17 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     bundle = find_bundle(given.bundle)
     watch = Stopwatch()
-    sessions = TimedSessions(open_sessions(bundle, backend="ort-cpu", threads=given.threads), watch)
-    for name in GRAPHS:  # loaded before the clock starts, as torch's models are
-        sessions.open(name)
+    sessions = opened(bundle, watch, given.threads)
     questions, options = asked(bundle, sessions, given)
     contenders = {
         "reference": reference(bundle, options["official"]),
         **{name: runtime(bundle, sessions, chosen, watch) for name, chosen in options.items()},
     }
+    if bundle.spec.name == MINIATURE_NAME:
+        small = find_bundle("mini-edge")
+        contenders["mini-edge"] = runtime(
+            small, opened(small, watch, given.threads), options_for(small.spec, variant="edge"), watch
+        )
     turns = [
         {name: contender(*each) for name, contender in contenders.items()}
         for each in warmed(bundle, contenders, questions * given.rounds)
@@ -102,6 +106,14 @@ def main() -> None:
     else:
         entry["options"] = {name: dataclasses.asdict(chosen.proposals) for name, chosen in options.items()}
     add_entry(RECORD, f"{bundle.spec.name} {bundle.spec.diffusion.image_size}", entry)
+
+
+def opened(bundle: Bundle, watch: Stopwatch, threads: int) -> SessionFactory:
+    """Load every graph before the clock starts, as torch's models are."""
+    sessions = TimedSessions(open_sessions(bundle, backend="ort-cpu", threads=threads), watch)
+    for name in GRAPHS:
+        sessions.open(name)
+    return sessions
 
 
 def asked(

@@ -26,6 +26,7 @@ def main() -> None:
     """Replace the text between the markers of each document whose record exists."""
     for document, marker, record, table in (
         ("README.md", "accuracy", "miniature-accuracy", accuracy_table),
+        ("src/refdiff/miniature/MODEL_CARD.md", "mini-edge", "mini-edge", mini_edge_table),
         ("docs/confidence.md", "confidence", "confidence", confidence_table),
         ("docs/exporting.md", "exports", "full-size-export", exports_table),
         ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
@@ -73,6 +74,29 @@ def fill(document: str, name: str, table: str) -> None:
     head, rest = path.read_text(encoding="utf-8").split(begin)
     _, tail = rest.split(end)
     path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
+def mini_edge_table(record: dict[str, Any]) -> str:
+    """Return one row per mixture of the two miniatures."""
+    times = record.get("time", {}).get("mixtures", {})
+    rows = [
+        "| small parts | mIoU | oIoU | points lost (standard error) | best candidate "
+        "| ms, one thread | times faster |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record["edge"]["mixtures"].items():
+        lost, time = entry["against_none"], times.get(name)
+        cells = [
+            f"{entry['miou']:.3f}",
+            f"{entry['oiou']:.3f}",
+            "" if name == "none" else f"{-lost['points']:.1f} ({lost['standard_error']:.1f})",
+            f"{entry['oracle_miou']:.3f}",
+            *(("", "") if time is None else (f"{time['ms']['p50']:.0f}", f"{time['faster_than_none']:.2f}")),
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    scenes, seed = (record["edge"][key] for key in ("scenes", "seed"))
+    rows.append(f"\n{scenes} scenes from seed {seed}, variant `edge`.")
+    return "\n".join(rows)
 
 
 def confidence_table(record: dict[str, Any]) -> str:
@@ -220,6 +244,15 @@ def accuracy_table(record: dict[str, Any]) -> str:
             for metric in ("miou", "oiou")
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
+    path = RESULTS / "mini-edge.json"
+    small = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if small:
+        cells = [
+            f"{small[variant]['mixtures']['all'][metric]:.3f}" if variant in small else ""
+            for variant in ("official", "edge")
+            for metric in ("miou", "oiou")
+        ]
+        rows.append(f"| ONNX Runtime, `full`, `mini-edge` | {' | '.join(cells)} |")
     oracle = [
         f"{by_variant[variant]['modes']['full']['oracle_miou']:.3f}" for variant in ("official", "edge")
     ]

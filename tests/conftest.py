@@ -159,10 +159,13 @@ def mini_feeds(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_in(request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """Precision -> the miniature's bundle in it, in a folder of its name; read it, do not change it."""
+def mini_in(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """Precision -> the miniature's bundle in it, in a folder of its name; read it, do not change it.
 
-    def bundle(precision: str) -> Path:
+    A second argument names another built-in model, which needs a precision without feeds.
+    """
+
+    def bundle(precision: str, model: str = "mini") -> Path:
         def make(output: Path) -> None:
             from refdiff.calibration.convert import PrecisionOptions, convert
 
@@ -170,8 +173,9 @@ def mini_in(request: pytest.FixtureRequest) -> Callable[[str], Path]:
             if precision in ("int8", "fp8"):  # untimed: the test that asks first may have replaced the device
                 feeds = request.getfixturevalue("mini_feeds")
                 options = PrecisionOptions(precision=precision, feeds=feeds, timed=False)
-            convert("mini", options, output=output)
+            convert(model, options, output=output)
 
-        return made_once(request.config.cache, precision, sources=CONVERSION_SOURCES, make=make)
+        name = precision if model == "mini" else f"{model}-{precision}"
+        return made_once(request.config.cache, name, sources=CONVERSION_SOURCES, make=make)
 
     return bundle

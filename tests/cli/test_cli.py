@@ -256,6 +256,15 @@ def test_the_demo_writes_its_pictures_and_can_be_run_again(
 
 
 @pytest.mark.slow
+def test_the_demo_shows_both_built_in_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--mode", "gen", "-o", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [each["model"] for each in (report, *report["others"])] == ["mini", "mini-edge"]
+    assert Path(report["others"][0]["sheet"]) == tmp_path / "mini-edge" / "sheet.png"
+    assert all(Path(each["sheet"]).is_file() for each in (report, *report["others"]))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as POSIX has them")
 def test_a_terminated_demo_ends_with_the_signal_s_code_and_leaves_nothing(
     tiny_bundle: Path, tmp_path: Path

@@ -10,9 +10,12 @@ from refdiff.contracts.inspection import BUILT_IN, bundle_cautions, find_bundle
 from refdiff.errors import BundleError
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_the_built_in_bundle_is_named_mini(name: str, mini_bundle: Path) -> None:
-    assert inspection.inspect(name).path == mini_bundle
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mini", "bundle"), ("built-in", "bundle"), ("mini-edge", "bundle-edge")]
+)
+def test_each_built_in_bundle_is_found_by_its_name(name: str, folder: str, mini_bundle: Path) -> None:
+    assert name in BUILT_IN
+    assert inspection.inspect(name).path == mini_bundle.parent / folder
 
 
 def test_an_installation_without_the_built_in_bundle_says_so(

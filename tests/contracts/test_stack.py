@@ -18,13 +18,22 @@ def weights(tmp_path):
     return shutil.copytree(WEIGHTS, tmp_path / "weights")
 
 
-def test_the_shipped_weights_load_in_eval_mode(weights):
+@pytest.mark.parametrize("name", ["mini", "mini-edge"])
+def test_the_shipped_weights_load_in_eval_mode(weights, name):
     from refdiff.miniature.stack import load_miniature
 
-    stack = load_miniature(weights=weights)
+    stack = load_miniature(name, weights=weights)
+    assert stack.spec.name == name
     assert set(stack.sources) == {"vae", "text", "unet", "sam", "clip"}
     assert not stack.unet.training
     assert not any(p.requires_grad for p in stack.sam.parameters())
+
+
+def test_an_unknown_miniature_is_refused_with_the_names():
+    from refdiff.miniature.stack import load_miniature
+
+    with pytest.raises(InputError, match="'mini-huge'; choose one of: mini, mini-edge"):
+        load_miniature("mini-huge")
 
 
 def test_a_missing_file_is_named_with_the_cure(weights):

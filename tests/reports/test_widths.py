@@ -87,6 +87,7 @@ def demo() -> Printable:
         "encode_ms": 1234,
         "segment_ms": 12,
         "image": str(FOLDER / "scene-1.png"),
+        "model": "mini-edge",
     }
     scenes = [Some(to_json=lambda: row, iou=0.9751)] * 6
     return batch.demo_table(Some(scenes=scenes, miou=0.8345, sheet=FOLDER / "sheet.png"))  # type: ignore[arg-type]

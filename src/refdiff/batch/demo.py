@@ -72,6 +72,7 @@ class DemoReport:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return {
+            "model": self.scenes[0].prediction.to_json()["model"],
             "miou": self.miou,
             "sheet": str(self.sheet),
             "backend": self.scenes[0].prediction.backend,

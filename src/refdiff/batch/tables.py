@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.batch.result_store import INDEX_NAME
+from refdiff.contracts.inspection import MINIATURE_NAME, MINIATURES
 from refdiff.data.listing import describe_skipped
 from refdiff.reports import Cell, Column, Section, Table, facts_table, numeric
 
@@ -113,12 +114,14 @@ def demo_table(report: DemoReport) -> Table:
     )
     first = report.scenes[0].to_json()
     wrong = sum(each.iou < WRONG_BELOW for each in report.scenes)
+    model = first["model"] if first["model"] in MINIATURES else MINIATURE_NAME
+    found = f"mean IoU {report.miou:.3f}; {wrong} of {len(rows)} wrong (IoU below {WRONG_BELOW:g})"
     notes = [
-        f"mean IoU {report.miou:.3f}; {wrong} of {len(rows)} wrong (IoU below {WRONG_BELOW:g})",
+        f"{first['model']}: {found}",
         f"sheet of all scenes: {report.sheet}",
         "next:",
-        f'  refdiff segment mini {first["image"]} "{first["phrase"]}" -o mask.png',
-        f'  refdiff segment mini {Path(first["image"]).parent} "the mug" "the ball" -o answers',
+        f'  refdiff segment {model} {first["image"]} "{first["phrase"]}" -o mask.png',
+        f'  refdiff segment {model} {Path(first["image"]).parent} "the mug" "the ball" -o answers',
     ]
     return Table(columns=columns, rows=rows, footnotes=notes)
 

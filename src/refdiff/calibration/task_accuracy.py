@@ -18,7 +18,7 @@ from refdiff.accuracy.metrics import iou
 from refdiff.calibration.converted_bundle import write_converted_bundle
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.inspection import MINIATURE_NAME
+from refdiff.contracts.inspection import MINIATURES
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options, options_for
 from refdiff.contracts.progress import Progress, silent
@@ -92,7 +92,7 @@ class TaskAccuracy:
 
     @property
     def _has_true_masks(self) -> bool:
-        return self._source.spec.name == MINIATURE_NAME
+        return self._source.spec.name in MINIATURES
 
     def _true_masks(self) -> list[Bool]:
         if self._has_true_masks:

@@ -14,7 +14,7 @@ from refdiff.cli.terminal import note, print_answer, working
 @verb()
 def export(
     model: Annotated[
-        str, typer.Argument(help="mini, refdiff (SAM ViT-H), refdiff-vitb or refdiff-edge (small models).")
+        str, typer.Argument(help="mini, mini-edge, refdiff (SAM ViT-H), refdiff-vitb or refdiff-edge.")
     ] = "mini",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder; MODEL-PRECISION if left out.")

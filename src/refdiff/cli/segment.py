@@ -200,10 +200,12 @@ def _check_order(bundle: str, image: Path, phrases: list[str]) -> None:
     Raises:
         BadParameter: the bundle was forgotten, or bundle and image are swapped.
     """
+    from refdiff.contracts.inspection import MINIATURES
+
     given = Path(bundle)
     if not given.is_file():
         return
-    if (image / "manifest.json").is_file() or str(image) == "mini":
+    if (image / "manifest.json").is_file() or str(image) in MINIATURES:
         words = " ".join(map(shlex.quote, phrases))
         meant = f"refdiff segment {shlex.quote(str(image))} {shlex.quote(bundle)} {words}"
         raise typer.BadParameter(f"bundle and image are swapped; put the bundle first: {meant}".strip())

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @verb()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path("demo-out"),
-    bundle: Annotated[str, typer.Option(help="A bundle of the miniature.")] = "mini",
+    bundle: Annotated[
+        str | None, typer.Option(help="One bundle of a miniature; both built-in ones if left out.")
+    ] = None,
     backend: Backend = "auto",
     variant: Variant = "edge",
     mode: Mode = "full",
@@ -41,19 +43,26 @@ def demo(
     """
     from refdiff.batch import demo
     from refdiff.batch.tables import demo_table
+    from refdiff.contracts.inspection import MINIATURES
     from refdiff.contracts.options import BackendOptions, RunOptions
 
+    first, *others = MINIATURES if bundle is None else (bundle,)
     with working() as progress:
-        report = demo.demo(
-            output,
-            bundle=bundle,
-            options=RunOptions(variant=variant, mode=mode),
-            backend=BackendOptions(name=backend, threads=threads),
-            progress=progress,
-        )
-    shown = report.scenes[0].prediction
+        reports = [
+            demo.demo(
+                folder,
+                bundle=name,
+                options=RunOptions(variant=variant, mode=mode),
+                backend=BackendOptions(name=backend, threads=threads),
+                progress=progress,
+            )
+            for name, folder in ((first, output), *((other, output / other) for other in others))
+        ]
+    shown = reports[0].scenes[0].prediction
     note_backend(backend, shown.backend, shown.backend_reason)
-    print_answer(report.to_json(), lambda: demo_table(report), as_json=as_json)
+    document = {**reports[0].to_json(), "others": [report.to_json() for report in reports[1:]]}
+    tables = tuple(map(demo_table, reports))
+    print_answer(document, lambda: Section(tables=tables), as_json=as_json)
 
 
 @verb()
@@ -120,7 +129,7 @@ def inspect(bundle: BundleName, expect: Expect = None, as_json: Json = False) ->
 
 def bundle_section(inspection: Inspection) -> Section:
     """Lay out a bundle's graphs, where it comes from and what to do next; with --verbose every hash."""
-    from refdiff.contracts.inspection import MINIATURE_NAME, bundle_path
+    from refdiff.contracts.inspection import built_in_name
 
     manifest = inspection.manifest
     graphs = []
@@ -146,7 +155,7 @@ def bundle_section(inspection: Inspection) -> Section:
     )
     pin = f"sha256 {manifest.sha256} (--expect accepts this bundle only)"
     details = Table(columns=file_columns, rows=files, footnotes=(f"exported with: {versions}",))
-    name = MINIATURE_NAME if inspection.path == bundle_path(MINIATURE_NAME) else str(inspection.path)
+    name = built_in_name(inspection.path) or str(inspection.path)
     allow = "" if manifest.random_seed is None else " --allow-random-weights"
     notes = (
         f"weights: {sources}",

@@ -13,8 +13,11 @@ from refdiff.errors import BundleError, InputError
 MINIATURE_NAME = "mini"
 """Name of the built-in model, and of its bundle."""
 
-BUILT_IN = (MINIATURE_NAME, "built-in")
-"""Names of the bundle inside the package; write ./mini for a folder of that name."""
+MINIATURES = {MINIATURE_NAME: "bundle", "mini-edge": "bundle-edge"}
+"""Name of a built-in model, and of its bundle -> the bundle's folder in the package."""
+
+BUILT_IN = (*MINIATURES, "built-in")
+"""Names of the bundles inside the package; write ./mini for a folder of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ def inspect(path: Path | str, *, expect: str | None = None) -> Inspection:
 
 
 def find_bundle(path: Path | str, *, expect: str | None = None) -> Bundle:
-    """Return the verified bundle of a folder, or the built-in one.
+    """Return the verified bundle of a folder, or a built-in one.
 
     Args:
         path: the folder, or a name of `BUILT_IN`.
@@ -70,7 +73,13 @@ def bundle_path(path: Path | str) -> Path:
     Raises:
         BundleError: the built-in bundle is asked for, and this installation lacks it.
     """
-    return _built_in_path() if str(path) in BUILT_IN else Path(path)
+    return _built_in_path(str(path)) if str(path) in BUILT_IN else Path(path)
+
+
+def built_in_name(path: Path) -> str | None:
+    """Return the name of the built-in bundle that lies at a path; None: it is another folder."""
+    names = {_package_folder() / folder: name for name, folder in MINIATURES.items()}
+    return names.get(path)
 
 
 def check_trained(bundle: Bundle, *, allow_random_weights: bool) -> None:
@@ -101,11 +110,16 @@ def bundle_cautions(bundle: Bundle) -> tuple[str, ...]:
     return tuple(text for text, applies in cautions.items() if applies)
 
 
-def _built_in_path() -> Path:
-    path = Path(str(resources.files("refdiff.miniature"))) / "bundle"
+def _built_in_path(name: str) -> Path:
+    model = name if name in MINIATURES else MINIATURE_NAME
+    path = _package_folder() / MINIATURES[model]
     if not path.is_dir():
         raise BundleError(
             f"the built-in bundle is not in this installation (no {path}); install a released refdiff, "
-            "or make a bundle with: refdiff export --output BUNDLE"
+            f"or make a bundle with: refdiff export {model} --output BUNDLE"
         )
     return path
+
+
+def _package_folder() -> Path:
+    return Path(str(resources.files("refdiff.miniature")))

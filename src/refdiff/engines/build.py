@@ -15,7 +15,7 @@ from typing import Any
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
-from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
+from refdiff.contracts.inspection import MINIATURES, find_bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import Progress, silent
@@ -146,7 +146,7 @@ def check_size(bundle: Bundle, size: int | None) -> None:
     if size in (None, have):
         return
     cure = "leave it out: the miniature has no other"
-    if bundle.spec.name != MINIATURE_NAME:
+    if bundle.spec.name not in MINIATURES:
         cure = f"leave it out, or export another bundle with: refdiff export MODEL --size {size}"
     raise InputError(f"got --size {size}, but the graphs of {bundle.path} are for {have} px; {cure}")
 

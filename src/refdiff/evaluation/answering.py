@@ -15,7 +15,7 @@ from typing import Any
 from refdiff.batch.distributed import map_on_ray
 from refdiff.batch.prefetch import map_ahead
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.inspection import BUILT_IN, check_trained, find_bundle
+from refdiff.contracts.inspection import BUILT_IN, MINIATURE_NAME, MINIATURES, check_trained, find_bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import BackendOptions, RayOptions, RunOptions
@@ -69,7 +69,8 @@ def find_model(model: EvaluatedModel) -> Bundle | None:
     if model.runtime == "torch":
         if model.bundle not in BUILT_IN:
             raise InputError(
-                f"the torch reference exists for the built-in miniature only, got {model.bundle}; name mini"
+                "the torch reference exists for the built-in models only, "
+                f"got {model.bundle}; name one of: {', '.join(MINIATURES)}"
             )
         if model.backend.name != "auto":
             raise InputError(
@@ -100,7 +101,7 @@ def model_settings(model: EvaluatedModel, backend: str | None, bundle: Bundle | 
         "options": dataclasses.asdict(model.options),
     }
     if bundle is None:
-        return settings
+        return settings | {"model": _miniature_of(model)}
     return {
         **settings,
         "model": bundle.spec.name,
@@ -189,13 +190,17 @@ def open_model(model: EvaluatedModel, bundle: Bundle | None, stack: ExitStack) -
     return answer
 
 
+def _miniature_of(model: EvaluatedModel) -> str:
+    return model.bundle if model.bundle in MINIATURES else MINIATURE_NAME  # it has another name
+
+
 def _open_reference(model: EvaluatedModel) -> Answer:
     with require_export(PURPOSE):
         import torch
 
         from refdiff.reference.pipeline import Reference
     torch.set_num_threads(_TORCH_THREADS)
-    stack = load_miniature(PURPOSE)
+    stack = load_miniature(PURPOSE, _miniature_of(model))
     options = model.options.pipeline_options(stack.spec)
     reference = Reference(stack=stack, options=options)
 

@@ -111,7 +111,7 @@ def evaluate(
     """Segment every sample of a data set and compare the masks with the true ones.
 
     Args:
-        bundle: its folder, or "mini" for the built-in one, the only one that the torch reference exists for.
+        bundle: its folder, or the name of a built-in one, which the torch reference exists for.
         dataset: samples with true masks; those of one image in a row share the work on it.
         runtime: "onnx" for the bundle's graphs, "torch" for the reference.
         options: what is computed.

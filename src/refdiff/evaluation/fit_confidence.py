@@ -169,7 +169,9 @@ def fit_confidence(
         EngineError: a graph failed.
     """
     if str(bundle) in BUILT_IN:
-        raise InputError(f"the built-in bundle {bundle} has its confidence; name a bundle's folder")
+        raise InputError(
+            f"got the built-in bundle {bundle}, whose files belong to the package; name a bundle's folder"
+        )
     opened = find_bundle(bundle)
     check_trained(opened, allow_random_weights=options.allow_random_weights)
     pipeline = options.pipeline_options(opened.spec)

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import open_clip
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from segment_anything.modeling.common import LayerNorm2d
-from timm.models.tiny_vit import TinyVit
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
+from refdiff.networks.tiny_vit import TinyVitEncoder, TinyVitSizes
 
 MINIATURE = ModelSpec(
     name="mini",
@@ -167,37 +165,15 @@ def sam() -> Sam:
 
 def tiny_sam() -> Sam:
     """Build the counterpart of MobileSAM; its prompt transformer has one layer of two."""
-    return _sam(TinyImageEncoder(), decoder_depth=1)
-
-
-class TinyImageEncoder(nn.Module):
-    """A TinyViT as in MobileSAM: the last stage keeps the resolution, a neck makes the embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        width = 64
-        vit: Any = TinyVit(
-            embed_dims=(24, width, width),
-            depths=(1, 2, 2),
-            num_heads=(1, 4, 4),
-            window_sizes=(5, 10, MINIATURE.sam.embed_size),
-            num_classes=0,
-            drop_path_rate=0.0,
-        )
-        vit.stages[2].downsample.conv2.conv.stride = (1, 1)
-        self.patch_embed, self.stages = vit.patch_embed, vit.stages
-        channels = MINIATURE.sam.embed_channels
-        self.neck = nn.Sequential(
-            nn.Conv2d(width, channels, 1, bias=False),
-            LayerNorm2d(channels),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            LayerNorm2d(channels),
-        )
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map images [b, 3, y, x] to embeddings [b, c, y / 8, x / 8]."""
-        embedding: torch.Tensor = self.neck(self.stages(self.patch_embed(image)))
-        return embedding
+    sizes = TinyVitSizes(
+        widths=(24, 64, 64),
+        depths=(1, 2, 2),
+        heads=(4, 4),
+        windows=(10, MINIATURE.sam.embed_size),
+        strides=(2, 1),
+        embed_channels=MINIATURE.sam.embed_channels,
+    )
+    return _sam(TinyVitEncoder(sizes), decoder_depth=1)
 
 
 def _sam(encoder: nn.Module, *, decoder_depth: int) -> Sam:

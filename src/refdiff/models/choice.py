@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from refdiff.contracts.inspection import MINIATURE_NAME
+from refdiff.contracts.inspection import MINIATURE_NAME, MINIATURES
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from refdiff.contracts.stack import ModelStack
     from refdiff.models.diffusion import TapPaths
 
-MODELS = (MINIATURE_NAME, *PRESETS)
+MODELS = (*MINIATURES, *PRESETS)
 """Names of stacks."""
 
 TAPS = ("all", "down")
@@ -64,8 +64,8 @@ class ModelChoice:
 
     @property
     def built_in(self) -> bool:
-        """True for the miniature, which is part of the package."""
-        return self.name == MINIATURE_NAME
+        """True for the miniatures, which are part of the package."""
+        return self.name in MINIATURES
 
     @property
     def title(self) -> str:
@@ -140,7 +140,7 @@ def load_choice(choice: ModelChoice, purpose: str, progress: Progress = silent) 
     """
     choice.check()
     if choice.built_in:
-        return load_miniature(purpose)
+        return load_miniature(purpose, choice.name)
     preset, size = PRESETS[choice.name], DEFAULT_SIZE if choice.size is None else choice.size
     with require_export(purpose):
         from refdiff.models.stacks import make_stack, random_stack
@@ -197,12 +197,12 @@ def load_choice(choice: ModelChoice, purpose: str, progress: Progress = silent) 
     )
 
 
-def load_miniature(purpose: str) -> ModelStack:
-    """Load the miniature's torch modules.
+def load_miniature(purpose: str, name: str = MINIATURE_NAME) -> ModelStack:
+    """Load the torch modules of a miniature, one of `MINIATURES`.
 
     Raises:
         MissingDependencyError: a package of the extra `export` is not installed.
     """
     with require_export(purpose):
         from refdiff.miniature import stack
-    return stack.load_miniature()
+    return stack.load_miniature(name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.contracts.inspection import MINIATURE_NAME
+from refdiff.contracts.inspection import MINIATURES
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
@@ -157,7 +157,7 @@ def _wanted(model: str, revision: str | None, diffusion_weights: str | None) -> 
     if "/" not in model:
         raise InputError(
             f"unknown model {model!r}; choose one of: {', '.join(PRESETS)}, or name owner/name on the hub"
-            + ("; the miniature is built in, there is nothing to fetch" if model == MINIATURE_NAME else "")
+            + ("; the miniature is built in, there is nothing to fetch" if model in MINIATURES else "")
         )
     wanted = parse_hub_name(model)
     if revision is not None and wanted.revision not in (None, revision):

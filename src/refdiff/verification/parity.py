@@ -17,7 +17,7 @@ from refdiff.accuracy.tolerances import exactness, graph_tolerance
 from refdiff.calibration.calibrate import evenly_spread_records
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
-from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
+from refdiff.contracts.inspection import MINIATURES, find_bundle
 from refdiff.contracts.parity import Parity, measure_parity, select_recorded
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
@@ -132,11 +132,11 @@ def _exactness(bundle: Bundle) -> int:
 
 
 def _built_in(bundle: Bundle) -> list[Bundle]:
-    """Return the built-in bundle if it is the same model and is installed."""
-    if bundle.spec.name != MINIATURE_NAME:
+    """Return the built-in bundle of the same model, if there is one and it is installed."""
+    if bundle.spec.name not in MINIATURES:
         return []
     try:
-        built_in = find_bundle("mini")
+        built_in = find_bundle(bundle.spec.name)
     except BundleError:
         return []
     return [built_in] if _same_model(built_in, bundle) else []

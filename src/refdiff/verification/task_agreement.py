@@ -17,7 +17,7 @@ import numpy as np
 from refdiff.accuracy.agreement import Agreement, compare, parts, summarize
 from refdiff.accuracy.tolerances import Verdict, judge_samples
 from refdiff.contracts.bundle import Bundle
-from refdiff.contracts.inspection import MINIATURE_NAME
+from refdiff.contracts.inspection import MINIATURES
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import Options
 from refdiff.contracts.progress import Progress, Step
@@ -157,10 +157,10 @@ def reference_of(bundle: Bundle, given: ModelStack | None) -> tuple[ModelStack |
     if given is not None:
         return given, None
     model = bundle.spec.name
-    if model != MINIATURE_NAME:
+    if model not in MINIATURES:
         return None, f"the checkpoints of {model!r} are not in the bundle"
     try:
-        stack = load_miniature(PURPOSE)
+        stack = load_miniature(PURPOSE, model)
     except MissingDependencyError as error:
         return None, str(error)
     if dict(stack.sources) != dict(bundle.manifest.sources):
