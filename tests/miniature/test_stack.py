@@ -33,12 +33,12 @@ def test_weights_and_bundles_stay_within_sixty_megabytes():
 def test_a_bundle_was_exported_from_the_weights_next_to_it(model):
     manifest = open_bundle(ROOM / MINIATURES[model]).manifest
     assert manifest.spec.name == model
-    prefix = {"mini": "", "mini-edge": "edge-"}[model]
+    files = {part: part for part in PARTS}
+    if model == "mini-edge":
+        files = {part: f"edge-{part}" for part in PARTS} | {"text": "text", "clip text": "clip"}
     assert dict(manifest.sources) == {
-        part: hashlib.sha256(
-            (ROOM / "weights" / f"{'' if part == 'text' else prefix}{part}.safetensors").read_bytes()
-        ).hexdigest()
-        for part in PARTS
+        part: hashlib.sha256((ROOM / "weights" / f"{file}.safetensors").read_bytes()).hexdigest()
+        for part, file in files.items()
     }
 
 

@@ -77,8 +77,16 @@ WEIGHTS = Path(__file__).parent / "weights"
 """Folder of one safetensors file per part: vae, text, unet, sam, clip, and edge-vae, edge-unet, edge-sam and
 edge-clip of the small counterparts."""
 
-NOT_SHIPPED = ("decoder.", "post_quant_conv.")
-"""Prefixes of the VAE's decoder, which is not shipped: the method never decodes (METHOD §4.8)."""
+TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+"""Prefixes of CLIP's text encoder."""
+
+NOT_SHIPPED = {
+    "vae": ("decoder.", "post_quant_conv."),
+    "edge-vae": ("decoder.",),
+    "edge-clip": (*TEXT_TOWER, "logit_scale"),
+}
+"""File -> prefixes that it lacks: the VAEs' decoders, because the method never decodes (METHOD §4.8), and the
+text encoder that both CLIPs have, which is in clip.safetensors."""
 
 _PARTS: Mapping[str, Mapping[str, Callable[[], Any]]] = {
     architecture.MINIATURE.name: {
@@ -118,6 +126,11 @@ def load_miniature(name: str = architecture.MINIATURE.name, *, weights: Path = W
     modules = {file.removeprefix("edge-"): module for file, module in parts.items()}
     modules["text_encoder"] = modules.pop("text")
     is_edge = name == architecture.MINIATURE_EDGE.name
+    if is_edge:
+        whole = architecture.clip(vocabulary_size())
+        sources["clip text"] = _load(whole, weights / "clip.safetensors")
+        shared = {k: v for k, v in whole.state_dict().items() if k.startswith(NOT_SHIPPED["edge-clip"])}
+        modules["clip"].load_state_dict(shared, strict=False)
     return ModelStack.of(
         spec=architecture.MINIATURE_EDGE if is_edge else architecture.MINIATURE,
         tokenizer_json=miniature_tokenizer_json(),
@@ -127,10 +140,10 @@ def load_miniature(name: str = architecture.MINIATURE.name, *, weights: Path = W
 
 
 def save_weights(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
-    """Write the state of each part in half precision as safetensors, the VAE without its decoder."""
+    """Write the state of each part in half precision as safetensors, without what is not shipped."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in parts.items():
-        shipped = {k: v for k, v in state.items() if not (name.endswith("vae") and k.startswith(NOT_SHIPPED))}
+        shipped = {k: v for k, v in state.items() if not k.startswith(NOT_SHIPPED.get(name, ()))}
         halved = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in shipped.items()}
         safetensors.torch.save_file(halved, folder / f"{name}.safetensors")
 
@@ -147,7 +160,7 @@ def _load(module: nn.Module, path: Path) -> str:
         missing = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise InputError(f"{path.name} does not fit the miniature's architecture: {error}") from error
-    may_lack = NOT_SHIPPED if path.stem.endswith("vae") else ()
+    may_lack = NOT_SHIPPED.get(path.stem, ())
     absent = [key for key in missing.missing_keys if not key.startswith(may_lack)]
     if absent or missing.unexpected_keys:
         raise InputError(
