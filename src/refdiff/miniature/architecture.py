@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import open_clip
 import torch
@@ -176,8 +177,9 @@ def tiny_sam() -> Sam:
     return _sam(TinyVitEncoder(sizes), decoder_depth=1)
 
 
-def _sam(encoder: nn.Module, *, decoder_depth: int) -> Sam:
+def _sam(encoder: Any, *, decoder_depth: int) -> Sam:
     spec = MINIATURE.sam
+    encoder.img_size = spec.image_size  # which segment_anything's predictor reads
     grid = (spec.embed_size, spec.embed_size)
     return Sam(
         image_encoder=encoder,

@@ -151,6 +151,7 @@ EFFICIENT_SAM_XL0 = EfficientSamSizes(encoder=EFFICIENT_VIT_XL0)
 def build_sam(sizes: AnySamSizes) -> Sam:
     """Build the module, with random weights, or without under accelerate's `init_empty_weights`."""
     encoder: Any = sizes.build_encoder()  # `Sam` is annotated with the ViT, and takes any encoder
+    encoder.img_size = sizes.image_size  # which segment_anything's predictor reads
     sam = Sam(
         image_encoder=encoder,
         prompt_encoder=PromptEncoder(
