@@ -203,14 +203,14 @@ def vector_loss(
         ]
         square = bool(rng.random() < LETTERBOXED)
         crops = [
-            hard_views(s, m, told[0].direction, square=square)
-            for s, m, told in zip(scenes, masks, words, strict=True)
+            hard_views(s, m, queries[0].direction, square=square)
+            for s, m, queries in zip(scenes, masks, words, strict=True)
         ]
         wholes = [soft_view(s, m) for s, m in zip(scenes, masks, strict=True)]
         counts = [len(m) for m in masks]
         with torch.no_grad():
-            texts = encode_texts(teacher, [word for told in words for word in told])
-            texts_of = texts.split([len(told) for told in words])
+            texts = encode_texts(teacher, [word for queries in words for word in queries])
+            texts_of = texts.split([len(queries) for queries in words])
         parts = []
         for views in ([view for scene in crops for view in scene], wholes):
             with torch.no_grad():
