@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.edge_substitutes import Runner, SharedRuns, _difference, _mark, _tell, _timed
+from benchmarks.edge_substitutes import Runner, SharedRuns, _difference, _tell, _timed, mark
 from benchmarks.records import RESULTS, add_entry
 from refdiff.accuracy.metrics import Overlap, metrics
 from refdiff.contracts.bundle import Bundle
@@ -87,8 +87,8 @@ def accuracy(variant: str, count: int, jobs: int) -> dict[str, Any]:
     seeds = range(HELD_OUT_FROM, HELD_OUT_FROM + count)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
         for done, found in enumerate(workers.map(partial(_marks, variant), seeds), start=1):
-            for name, mark in found.items():
-                marks[name].append(mark)
+            for name, each in found.items():
+                marks[name].append(each)
             if done % 20 == 0:
                 _tell(f"{done}/{count} scenes")
     return {
@@ -109,7 +109,7 @@ def _marks(variant: str, seed: int) -> dict[str, Overlap]:
         return {}
     for each in _shared():
         each.forget()
-    return {name: _mark(_mixture(variant, name), sample) for name in MIXTURES}
+    return {name: mark(_mixture(variant, name), sample) for name in MIXTURES}
 
 
 @cache
