@@ -90,7 +90,7 @@ def test_a_jetpack_with_too_old_a_tensorrt_is_reported(
 
 
 @pytest.mark.parametrize(("jetpack", "sbsa"), [("6.2+b77", False), ("7.2.1+b1", False), ("7.2.2+b10", True)])
-def test_a_jetson_without_tensorrt_is_told_where_its_own_comes_from(
+def test_a_jetson_without_tensorrt_gets_the_sources_of_its_own(
     tmp_path: Path, jetpack: str, sbsa: bool
 ) -> None:
     machine = orin_jetpack6(tmp_path)

@@ -264,7 +264,7 @@ def create_session(path: Path, backend: str, options: Any) -> Any:
 def load_rtx_plugin() -> Any:
     """Import the package of "ort-rtx", which loads its TensorRT-RTX.
 
-    It has no option for TF32, so the libraries of NVIDIA are told not to use it in this process.
+    The plugin has no option for TF32. The variable that turns it off for NVIDIA's libraries is set.
 
     Raises:
         ModuleNotFoundError: it is not installed.
