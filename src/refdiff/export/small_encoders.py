@@ -2,9 +2,9 @@
 
 Norms behind convolutions are folded into these.
 
-TinyViT: timm's attention picks one of two kernels and keeps its position bias in a cache, neither of which a
-graph can hold. Here the bias is a constant [1, h, p, p], added to the logits of the scaled queries, as a mask
-would be, and the attention fuses.
+TinyViT: timm's attention picks one of two kernels and keeps its position bias in a cache. A graph can hold
+neither. Here the bias is a constant [1, h, p, p], added to the logits of the scaled queries, as a mask would
+be, and the attention fuses.
 
 EfficientViT: the sum of weights that linear attention divides by is a product of its own instead of one more
 channel of the values, so that nothing is padded and cut; and the neck's bicubic resizes are products with
