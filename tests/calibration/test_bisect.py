@@ -72,6 +72,7 @@ def test_a_graph_that_is_inside_its_tolerance_leaves_nothing_to_find(
     assert not target.exists()
 
 
+@pytest.mark.slow
 def test_a_planted_nan_is_named_since_no_precision_fixes_it(tmp_path: Path) -> None:
     node = "blocks.1.block.mlp.c_fc/MatMul"
     bundle, blamed = planted(BUNDLE, tmp_path / "bundle", GRAPH, nan_in_weight(node))

@@ -206,6 +206,7 @@ def test_the_picture_itself_is_never_an_output(
     assert photo.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_check_passes_a_fresh_bundle_and_says_what_it_did_not_run(
     mini_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

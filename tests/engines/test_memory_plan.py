@@ -37,6 +37,7 @@ def engine(name: str, weights: int, activations: int, tensors: int = 0) -> Engin
 PAIR = (engine("unet", 500, 300, 10), engine("sam", 700, 200, 20))
 
 
+@pytest.mark.slow
 @given(sizes)
 def test_a_slower_holding_never_takes_more(engines: list[EngineSize]) -> None:
     resident, shared, staged = (peak_bytes(engines, each) for each in HOLDINGS)

@@ -129,6 +129,7 @@ def test_each_object_gets_one_phrase_at_most_and_in_order(seed):
     assert targets == sorted(set(targets))
 
 
+@pytest.mark.slow
 def test_the_lexicon_is_sorted_and_every_word_of_it_is_used():
     assert list(LEXICON) == sorted(set(LEXICON))
     rng = np.random.default_rng(0)

@@ -153,6 +153,7 @@ def test_any_other_json_is_refused(document) -> None:
         read_record(document, "a.json")
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0.1, 1e3), min_size=5, max_size=40))
 def test_noise_is_no_larger_than_the_values_spread_and_repeatable(values: list[float]) -> None:
     noise = noise_of(values)

@@ -51,6 +51,7 @@ def test_the_comparator_tells_how_far_apart_outputs_are_and_whether_that_is_allo
     assert not far.within
 
 
+@pytest.mark.slow
 def test_outputs_of_another_shape_or_with_nan_are_outside() -> None:
     zeros = {"y": np.zeros((2, 2), np.float32)}
     (shaped,) = runners.compare(zeros, {"y": np.zeros(3, np.float32)}, {"y": 1.0})

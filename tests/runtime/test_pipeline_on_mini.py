@@ -214,6 +214,7 @@ def test_an_internal_switch_leaves_the_answer_as_it_is(image, switch, variant, t
         assert np.array_equal(quick.heat, plain.heat)
 
 
+@pytest.mark.slow
 def test_no_work_is_done_twice_for_an_image_nor_for_what_cannot_win(image):
     """Three phrases, the last of them again; three candidates pass the area filter."""
     phrases = (*PHRASES[:2], PHRASES[0])

@@ -95,6 +95,7 @@ def test_no_node_of_a_healthy_graph_is_outside_its_tolerance(converted, graph, p
     assert 0 < found[1].difference.error < graph_tolerance("int8", graph).error
 
 
+@pytest.mark.slow
 def test_every_float_tensor_of_a_converted_graph_has_its_match(converted):
     sound = ir.load(BUNDLE / "sd_text.onnx").graph
     for precision in ("fp16", "int8"):

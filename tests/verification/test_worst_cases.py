@@ -89,6 +89,7 @@ def test_a_mode_without_a_map_has_no_difference_of_maps():
     assert found.badness == (pytest.approx(1 / 4), 0.0)
 
 
+@pytest.mark.slow
 def test_a_figure_shows_scene_answers_and_maps_as_small_pictures():
     figure = case_figure(case(answer(30), answer(40, heat=0.75)), "int8")
     assert figure.title == "“the <b>left</b> mug”"  # escaped where the page is written
@@ -110,6 +111,7 @@ def test_a_figure_shows_scene_answers_and_maps_as_small_pictures():
     assert reference != runtime
 
 
+@pytest.mark.slow
 def test_a_figure_of_no_match_and_no_map_says_so():
     figure = case_figure(case(answer(30, heat=None), answer(30, heat=None, matched=False)), "fp16")
     assert [picture.caption for picture in figure.images] == [
