@@ -129,6 +129,7 @@ class _Watch:
 
     def _see(self, event: str, name: Any, *, changes: bool) -> None:
         path = os.path.abspath(os.fsdecode(name))  # noqa: PTH100 - a link is not followed
+        changes = changes and "/__pycache__/" not in path  # Python's own cache of what it imports
         outside = changes and not path.startswith((f"{self.inside}/", "/dev/null", "/dev/shm/"))  # noqa: S108
         if outside or path.startswith(f"{self.forbidden}/"):
             self.found.append(f"{event} {path}")

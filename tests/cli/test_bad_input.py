@@ -316,6 +316,7 @@ def test_a_missing_torch_is_exit_code_3_with_the_extra_to_install(
     for name in [name for name in sys.modules if name.startswith("safetensors")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "refdiff.miniature.stack", raising=False)
+    monkeypatch.delattr("refdiff.miniature.stack", raising=False)
     line = refused("export", "-o", tmp_path / "bundle", code=3)
     assert "needs torch" in line
     assert "pip install '.[export]'" in line

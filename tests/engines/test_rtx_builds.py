@@ -77,7 +77,7 @@ def test_every_graph_becomes_a_plan_that_its_metadata_describes(bundle):
         assert built.plan.read_bytes()[:4] == b"vtrt"  # TensorRT-RTX's own first bytes
         shapes = {key: array.shape for key, array in golden[name][0].items()}
         assert fitting_profile(metadata.identity.shapes, shapes) is not None
-        assert_fused_where_expected(opened.spec.name, name, metadata)
+        assert_fused_where_expected(opened.spec.name, name, metadata.identity.precision, metadata.attention)
         assert "Total Activation Memory" in built.plan.with_suffix(".log").read_text()
     again = build.build(bundle, flavour="tensorrt-rtx", graphs=graphs)
     assert all(each.reused for each in again.graphs)
@@ -97,9 +97,8 @@ SOFTMAXES = {
 }
 
 
-def assert_fused_where_expected(model, name, metadata):
+def assert_fused_where_expected(model, name, precision, blocks):
     """In half precision all attentions are fused but the VAE's and those of the decoder, which is in fp32."""
-    precision, blocks = metadata.identity.precision, metadata.attention
     assert len(blocks) == SOFTMAXES[name][model]
     assert not any("output" in each or "read by" in each for block in blocks for each in block.obstacles)
     assert all(block.fused is not None for block in blocks)
@@ -133,7 +132,7 @@ def test_every_attention_stays_fused_next_to_the_unets_other_maps(tmp_path):
     log = make_log(RTX)
     network = parse(RTX, half, log)
     made = build_parsed(RTX, network, task, tmp_path / "plan", log, Watch("unet", lambda line: None))
-    assert_fused_where_expected("unet", "fp16", made.attention)
+    assert_fused_where_expected("mini", "unet", "fp16", made.attention)
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_options_that_cannot_be_used_are_refused(
 
 
 def test_the_reference_of_another_model_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(InputError, match="exists for the built-in miniature only"):
+    with pytest.raises(InputError, match="exists for the built-in models only"):
         evaluate(tiny_bundle, RenderedScenes(count=1), runtime="torch")
 
 

@@ -78,7 +78,7 @@ def test_a_fit_separates_right_answers_and_answers_carry_the_confidence(own_bund
 
 @pytest.mark.slow
 def test_what_cannot_be_fitted_is_refused(own_bundle):
-    with pytest.raises(InputError, match="the built-in bundle mini has its confidence"):
+    with pytest.raises(InputError, match="the built-in bundle mini, whose files belong to the package"):
         fit_confidence("mini", RenderedScenes(count=1))
     with pytest.raises(InputError, match="expected 100 or more"):
         fit_confidence(own_bundle, RenderedScenes(count=2))

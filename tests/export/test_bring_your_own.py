@@ -426,7 +426,7 @@ def test_inspect_says_that_the_weights_are_random(
         (["refdiff", "--random-weights", "--sam", "vit_x"], ("vit_x", "vit_b, vit_l, vit_h")),
         (["refdiff", "--random-weights", "--size", "500"], ("500", "--size 512")),
         (["refdiff", "--seed", "1"], ("--seed 1", "--random-weights")),
-        (["nonsense"], ("nonsense", "mini, refdiff, refdiff-vitb")),
+        (["nonsense"], ("nonsense", "mini, mini-edge, refdiff")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -25,7 +25,7 @@ def test_every_named_model_may_be_asked_for_and_keeps_its_name(name: str) -> Non
     choice = ModelChoice(name=name)
     choice.check()
     assert choice.title == name
-    assert choice.built_in is (name == "mini")
+    assert choice.built_in is (name in {"mini", "mini-edge"})
 
 
 def test_unknown_taps_are_refused_with_the_known_ones() -> None:

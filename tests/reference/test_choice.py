@@ -30,7 +30,7 @@ def _fuse(variant, parts, kept, mode="full"):
 
 
 def test_candidates_come_best_first_with_inclusive_boxes():
-    options = dataclasses.replace(options_for(TINY, variant="official").proposals, stability_threshold=-1.0)
+    options = dataclasses.replace(options_for(TINY, variant="official").proposals, stability_threshold=0.05)
     found = candidates.propose(tiny_stack(), options, tiny_picture())
     assert len(found) > 1
     assert (np.diff(found.predicted_iou) <= 0).all()

@@ -54,7 +54,7 @@ def test_phrases_that_share_an_image_are_answered_as_if_alone():
 
 
 def test_the_total_is_the_weighted_sum_of_the_parts():
-    proposals = dataclasses.replace(options_for(TINY, variant="official").proposals, stability_threshold=-1.0)
+    proposals = dataclasses.replace(options_for(TINY, variant="official").proposals, stability_threshold=0.05)
     result = _reference(proposals=proposals).segment(tiny_picture(), PHRASE)
     scores = result.scores
     expected = 0.7 * scores.hard + 0.3 * scores.soft + 0.05 * scores.generative
