@@ -26,9 +26,12 @@ LEAN_CORE = {"ftfy", "numpy", "pillow", "rich", "tokenizers", "typer"}
 
 
 def heavy_packages_loaded_by(statement: str) -> list[str]:
-    """The heavy packages that a fresh interpreter holds after it ran `statement`."""
-    report = f"import json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
-    command = [sys.executable, "-c", f"{statement}\n{report}"]
+    """The heavy packages that `statement` loads in a fresh interpreter, beyond those it starts with."""
+    before = "import sys; _before = set(sys.modules)"
+    report = (
+        f"import json; print(json.dumps([n for n in {HEAVY!r} if n in sys.modules and n not in _before]))"
+    )
+    command = [sys.executable, "-c", f"{before}\n{statement}\n{report}"]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert process.returncode == 0, process.stderr
     return list(json.loads(process.stdout.splitlines()[-1]))

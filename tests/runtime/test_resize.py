@@ -151,7 +151,8 @@ def test_bilinear_is_that_of_torch(size: tuple[int, int]) -> None:
     # Few planes of even sizes: torch works out places in one of two ways, by shape and number of threads.
     array = np.random.default_rng(0).uniform(-8, 8, (2, 64, 64)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(torch.from_numpy(array)[None], size, mode="bilinear")[0]
-    np.testing.assert_allclose(upsample_bilinear(array, size), theirs.numpy(), atol=1e-5)
+    # Places are single-precision numbers up to 64, whose rounding differs between torch's versions.
+    np.testing.assert_allclose(upsample_bilinear(array, size), theirs.numpy(), atol=5e-5)
 
 
 @given(hnp.arrays(np.float32, (2, 3, 5, 7), elements=st.floats(-8, 8, width=32)))
