@@ -7,7 +7,9 @@ The class states who can fix it, and so the exit code of the command:
     │   └── BundleError         2   a bundle that is missing, damaged or newer, or not a bundle
     ├── GateError               1   the result was computed and is outside its tolerance
     ├── MissingDependencyError  3   a package, driver, device or network is missing
-    └── EngineError             3   an engine cannot run here
+    ├── EngineError             3   an engine cannot run here
+    └── SourceError             3   a camera, stream or video cannot be opened
+        └── SourceLostError     1   it was opened, and is lost for good
 """
 
 from __future__ import annotations
@@ -57,3 +59,15 @@ class EngineError(RefdiffError):
     """An engine or session cannot be created or run on this machine."""
 
     exit_code = 3
+
+
+class SourceError(RefdiffError):
+    """A camera, stream or video cannot be opened; the text names the cause and the cure."""
+
+    exit_code = 3
+
+
+class SourceLostError(SourceError):
+    """A source delivered frames, and then could not be reached again."""
+
+    exit_code = 1

@@ -1,0 +1,100 @@
+"""A frame of a source, and the interface of everything that delivers frames.
+
+Axes: y/x = image rows/columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from refdiff.contracts.session import ImageArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One picture with its times."""
+
+    source: str
+    """The source as it was given, without credentials."""
+    number: int
+    """Counts the frames that the source delivered, dropped ones included: it grows from frame to frame, also
+    across reconnects, and is never used twice."""
+    pixels: ImageArray = field(repr=False)
+    """[y, x, 3] RGB, read-only, not shared with the source's buffer."""
+    captured_s: float
+    """`time.monotonic()` when the frame arrived from the camera or the decoder."""
+    wall_s: float
+    """`time.time()` of the same moment."""
+    pts_s: float | None = None
+    """The source's own presentation time in s; None where it has none."""
+
+    @property
+    def size_yx(self) -> tuple[int, int]:
+        """The frame's size in px."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceEvent:
+    """Something that happened to a source: opened, lost, stalled, reconnected, changed its size, ended."""
+
+    kind: str
+    """`opened`, `failed`, `stalled`, `reconnecting`, `resized` or `ended`."""
+    reason: str
+    """One line without credentials."""
+    at_s: float
+    """`time.monotonic()`."""
+    attempt: int = 0
+    """Number of the attempt to connect since the last frame; 0 where none was needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCounts:
+    """What became of the frames of a source."""
+
+    captured: int = 0
+    """Frames that the camera or decoder delivered."""
+    delivered: int = 0
+    """Frames that `read` returned."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Cause -> number of frames, such as `newest` (a newer frame was there when the reader came)."""
+    reconnects: int = 0
+
+
+class FrameSource(Protocol):
+    """Delivers the frames of one camera, stream, file or other supply, in order and each at most once."""
+
+    @property
+    def live(self) -> bool:
+        """Whether frames come at their own pace, as from a camera, and not as fast as they are read."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further frame will come, because the source has ended or was closed."""
+        ...
+
+    def read(self, timeout_s: float) -> Frame | None:
+        """Wait for the next frame of the source's policy.
+
+        Returns:
+            A frame that no earlier call returned; None if none came in time, or if the source has ended.
+
+        Raises:
+            SourceError: the source could not be opened, or is lost for good.
+        """
+        ...
+
+    def counts(self) -> SourceCounts:
+        """Return what became of the frames so far."""
+        ...
+
+    def take_events(self) -> list[SourceEvent]:
+        """Return the events since the last call, oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Release the source; calling it twice is fine. A `read` in another thread returns None."""
+        ...

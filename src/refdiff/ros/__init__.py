@@ -1,0 +1,1 @@
+"""refdiff as a ROS 2 node, and on recorded bags."""
