@@ -6,8 +6,8 @@
 Every run encodes the image and segments all its phrases, in ONNX Runtime on the CPU. The points of a
 series run in turns, back and forth from round to round; the peak memory of each is that of a process of its
 own which does that one run. Where other programs share the cores, the processor time says more than the wall
-clock, so both are kept. A bundle of random
-weights is measured over phrases alone, under SAM thresholds chosen as in full_size_pipeline.py.
+clock, so both are kept. A bundle of random weights is measured over candidates and over phrases, the latter
+under SAM thresholds chosen as in full_size_pipeline.py.
 Adds one entry per series to results/growth.json; draw with growth_chart.py.
 """
 
@@ -36,6 +36,8 @@ from refdiff.loading import segmenter_of
 
 RECORD = RESULTS / "growth.json"
 CLOCKS = ("seconds", "cpu_seconds")
+DRAWN_SERIES = ("phrases", "candidates")
+"""Series that mean something with random weights."""
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES)
     parser.add_argument("--variants", nargs="+", choices=("official", "edge"), default=("official", "edge"))
     parser.add_argument("--phrases", nargs="+", type=int, default=VALUES["phrases"])
+    parser.add_argument("--candidates", nargs="+", type=int, default=VALUES["candidates"])
     parser.add_argument("--keep-share", type=float, default=0.4, help="of masks, for random weights")
     parser.add_argument("--min-area", type=int, default=300, help="px, for random weights")
     parser.add_argument("--rounds", type=int, default=3)
@@ -59,12 +62,18 @@ def main() -> None:
     bundle = find_bundle(given.bundle)
     drawn = bundle.manifest.random_seed is not None
     set_thresholds = random_thresholds(bundle, given) if drawn else {}
-    for series in ("phrases",) if drawn else given.series:
-        chosen = points(series, given.variants, counts=given.phrases, thresholds=set_thresholds)
+    for series in [name for name in given.series if not drawn or name in DRAWN_SERIES]:
+        chosen = points(
+            series,
+            given.variants,
+            counts=given.phrases,
+            candidates=given.candidates,
+            thresholds=set_thresholds,
+        )
         entry = {
             "threads": given.threads,
             "rounds": given.rounds,
-            "thresholds": set_thresholds or "the profiles' own",
+            "thresholds": (set_thresholds if series == "phrases" else {}) or "the profiles' own",
             **measure(bundle, chosen, given),
         }
         add_entry(RECORD, f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {series}", entry)
@@ -74,7 +83,7 @@ def random_thresholds(bundle: Bundle, given: argparse.Namespace) -> dict[str, An
     """SAM thresholds under which the given share of random masks passes; torch comes with them."""
     from benchmarks.full_size_pipeline import thresholds
 
-    [first, *_] = points("phrases", ["official"], counts=[1], thresholds={"set": "later"})
+    [first, *_] = points("phrases", ["official"], counts=[1], candidates=[], thresholds={"set": "later"})
     sessions = open_sessions(bundle, backend="ort-cpu", threads=given.threads)
     options = thresholds(bundle, sessions, picture(first.size_xy), given.keep_share, given.min_area)
     sessions.close()

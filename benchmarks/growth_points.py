@@ -69,7 +69,12 @@ class Point:
 
 
 def points(
-    series: str, variants: Sequence[str], *, counts: Sequence[int], thresholds: Mapping[str, Any]
+    series: str,
+    variants: Sequence[str],
+    *,
+    counts: Sequence[int],
+    candidates: Sequence[int],
+    thresholds: Mapping[str, Any],
 ) -> list[Point]:
     """Return the points of a series, curve by curve.
 
@@ -77,11 +82,11 @@ def points(
         series: one of `SERIES`.
         variants: one curve each, of official and edge.
         counts: of phrases, for that series.
+        candidates: numbers of candidates, for that series.
         thresholds: SAM's, for random weights; none leaves the profiles' own.
     """
-    tiled = (2 * TILE_XY[0], 2 * TILE_XY[1])
+    size_xy = SIZES_XY["720p"] if thresholds else (2 * TILE_XY[0], 2 * TILE_XY[1])
     if series == "phrases":
-        size_xy = SIZES_XY["720p"] if thresholds else tiled
         made = [
             Point(curve=curve, value=count, label=str(count), variant=variant, size_xy=size_xy)
             for variant in variants
@@ -113,7 +118,7 @@ def points(
             value=value,
             label=str(value),
             variant=variant,
-            size_xy=tiled,
+            size_xy=size_xy,
             proposals=(
                 {**ALL_MASKS, "keep_largest": value, "min_area_px": 0, "min_area_share": 0.0}
                 if series == "candidates"
@@ -121,7 +126,7 @@ def points(
             ),
         )
         for variant in variants
-        for value in VALUES[series]
+        for value in (candidates if series == "candidates" else VALUES[series])
     ]
 
 

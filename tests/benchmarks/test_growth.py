@@ -42,7 +42,9 @@ def test_the_residual_shows_costs_off_the_line(module):
 def test_a_point_survives_the_way_to_a_child(module):
     points, spec = module("growth_points"), find_bundle("mini").spec
     for series in points.SERIES:
-        for point in points.points(series, ("official", "edge"), counts=(1, 2), thresholds={}):
+        for point in points.points(
+            series, ("official", "edge"), counts=(1, 2), candidates=(10,), thresholds={}
+        ):
             restored = points.Point(**json.loads(json.dumps(asdict(point))))
             assert restored.options(spec) == point.options(spec)
             assert tuple(restored.size_xy) == point.size_xy
@@ -61,7 +63,7 @@ def test_as_many_candidates_are_kept_as_the_point_says(module):
     growth, points = module("growth"), module("growth_points")
     bundle = find_bundle("mini")
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1)
-    most = points.points("candidates", ("official",), counts=(), thresholds={})[-1]
+    most = points.points("candidates", ("official",), counts=(), candidates=(10, 200), thresholds={})[-1]
     result = growth.answer(bundle, sessions, most)
     sessions.close()
     assert result["kept"] == most.value == 200
