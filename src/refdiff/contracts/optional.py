@@ -1,4 +1,4 @@
-"""Late imports of modules that need the extra `export`, with an error that names the extra."""
+"""Late imports of modules that need an extra, with an error that names the extra."""
 
 from __future__ import annotations
 
@@ -56,4 +56,24 @@ def require_export(purpose: str) -> Iterator[None]:
             raise
         raise MissingDependencyError(
             f"{purpose} needs {error.name}, which is not installed; {install_line('export')}"
+        ) from error
+
+
+@contextmanager
+def require_camera(purpose: str) -> Iterator[None]:
+    """Turn a missing package of the extra `camera` into an error that says what to install.
+
+    Args:
+        purpose: what the import is for, the subject of the message.
+
+    Raises:
+        MissingDependencyError: PyAV or OpenCV is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("av", "cv2"):
+            raise
+        raise MissingDependencyError(
+            f"{purpose} needs {error.name}, which is not installed; {install_line('camera')}"
         ) from error
