@@ -104,7 +104,8 @@ def _visible_masks(shares: Float) -> Bool:
     return masks
 
 
-def _describe(item: PlacedObject, mask: Bool) -> SceneObject:
+def describe_object(item: PlacedObject, mask: Bool) -> SceneObject:
+    """Describe an object by its visible pixels [y, x]."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
@@ -162,5 +163,5 @@ def render_scene(seed: int) -> RenderedScene:
         specs = specs[: max(2, len(specs) - attempts // 20)]
     pixels += rng.normal(0.0, 0.008, (height, width, 1)).astype(np.float32)
     image = (np.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    objects = tuple(_describe(item, mask) for item, mask in zip(placed, masks, strict=True))
+    objects = tuple(describe_object(item, mask) for item, mask in zip(placed, masks, strict=True))
     return RenderedScene(seed, image, masks, objects)
