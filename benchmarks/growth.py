@@ -76,7 +76,8 @@ def main() -> None:
             "thresholds": (set_thresholds if series == "phrases" else {}) or "the profiles' own",
             **measure(bundle, chosen, given),
         }
-        add_entry(RECORD, f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {series}", entry)
+        alone = f", {given.variants[0]}" if len(given.variants) == 1 else ""
+        add_entry(RECORD, f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {series}{alone}", entry)
 
 
 def random_thresholds(bundle: Bundle, given: argparse.Namespace) -> dict[str, Any]:
