@@ -74,9 +74,9 @@ format: $(FULL) ## rewrite the sources in the house format
 gpu: $(FULL) ## measure this machine's GPU; skipped, with the reason, where there is none
 	.venv/bin/python -m benchmarks.gpu
 
-bench: $(FULL) ## compare the pipeline with the original arithmetic, in turns; at full size too with BUNDLE= and PHOTO=
+bench: $(FULL) ## compare the pipeline with the original arithmetic, in turns; at full size too with BUNDLE=, SMALL= and PHOTO=
 	.venv/bin/python -m benchmarks.bench
-	$(if $(BUNDLE),.venv/bin/python -m benchmarks.bench "$(BUNDLE)" --photo "$(PHOTO)")
+	$(if $(BUNDLE),.venv/bin/python -m benchmarks.bench "$(BUNDLE)" $(if $(SMALL),--small "$(SMALL)") --photo "$(PHOTO)")
 	.venv/bin/python -m benchmarks.tables
 
 miniature: $(FULL) ## retrain the built-in models and export their bundles (hours)

@@ -9,7 +9,9 @@ The contenders answer the same question one after the other, and each ratio is o
     official    the runtime, ONNX Runtime on the CPU, the same arithmetic
     edge        the runtime, the variant for deployment
     mini-edge   the same with the small counterpart of the miniature
+    small       the same with the bundle of small models that --small names, such as one of refdiff-edge
 
+Run it on a machine that does nothing else: it refuses to record otherwise.
 BUNDLE is one that `refdiff export MODEL --random-weights` wrote; torch draws the same weights again. Random
 weights make random predicted IoUs, so the thresholds are set, before the clock starts, to let the same share
 of each contender's masks pass. Adds an entry to results/bench.json.
@@ -32,7 +34,7 @@ import torch
 from PIL import Image
 
 from benchmarks.full_size_pipeline import choice_of, thresholds
-from benchmarks.records import RESULTS, add_entry
+from benchmarks.records import RESULTS, QuietMachine, add_entry
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import MINIATURE_NAME, find_bundle
@@ -63,13 +65,20 @@ def main() -> None:
     parser.add_argument("bundle", nargs="?", default="mini")
     parser.add_argument("--photo", type=Path, help="for a bundle of random weights; shrunk to 720 lines")
     parser.add_argument("--phrase", default="the left wheel")
+    parser.add_argument("--small", help="a bundle of small models, for a bundle of random weights")
     parser.add_argument("--scenes", type=int, default=12, help="of the miniature")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--many", type=int, default=16, help="phrases about one image, for official")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    bundle = find_bundle(given.bundle)
+    with QuietMachine() as machine:
+        name, entry = measured(find_bundle(given.bundle), given)
+    add_entry(RECORD, name, {**entry, "others_share_of_cores": round(machine.others, 4)})
+
+
+def measured(bundle: Bundle, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return the entry of a bundle, and its name."""
     watch = Stopwatch()
     sessions = opened(bundle, watch, given.threads)
     questions, options = asked(bundle, sessions, given)
@@ -77,11 +86,9 @@ def main() -> None:
         "reference": reference(bundle, options["official"]),
         **{name: runtime(bundle, sessions, chosen, watch) for name, chosen in options.items()},
     }
-    if bundle.spec.name == MINIATURE_NAME:
-        small = find_bundle("mini-edge")
-        contenders["mini-edge"] = runtime(
-            small, opened(small, watch, given.threads), options_for(small.spec, variant="edge"), watch
-        )
+    small = "mini-edge" if bundle.spec.name == MINIATURE_NAME else given.small
+    if small is not None:
+        contenders |= small_contender(find_bundle(small), given, watch)
     turns = [
         {name: contender(*each) for name, contender in contenders.items()}
         for each in warmed(bundle, contenders, questions * given.rounds)
@@ -105,7 +112,14 @@ def main() -> None:
         entry["start"] = start()
     else:
         entry["options"] = {name: dataclasses.asdict(chosen.proposals) for name, chosen in options.items()}
-    add_entry(RECORD, f"{bundle.spec.name} {bundle.spec.diffusion.image_size}", entry)
+    return f"{bundle.spec.name} {bundle.spec.diffusion.image_size}", entry
+
+
+def small_contender(small: Bundle, given: argparse.Namespace, watch: Stopwatch) -> dict[str, Any]:
+    """Return `edge` on a bundle of small models, under the name of the model."""
+    sessions = opened(small, watch, given.threads)
+    _, options = asked(small, sessions, given)
+    return {small.spec.name: runtime(small, sessions, options["edge"], watch)}
 
 
 def opened(bundle: Bundle, watch: Stopwatch, threads: int) -> SessionFactory:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.edge_substitutes import Runner, SharedRuns, _difference, _tell, _timed, mark
-from benchmarks.records import RESULTS, add_entry
+from benchmarks.records import RESULTS, QuietMachine, add_entry
 from refdiff.accuracy.metrics import Overlap, metrics
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
@@ -47,8 +46,6 @@ MIXTURES: dict[str, tuple[str, ...]] = {
     **{part: (part,) for part in PARTS},
     "all": tuple(PARTS),
 }
-QUIET = 0.3
-"""Load average of a minute above which times are not taken."""
 
 
 class MixedSessions:
@@ -75,7 +72,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     if given.kind == "time":
-        entry = times(given.count or 24)
+        with QuietMachine() as machine:
+            entry = times(given.count or 24)
+        entry["others_share_of_cores"] = round(machine.others, 4)
     else:
         entry = accuracy(given.kind, given.count or 500, given.jobs)
     add_entry(RESULTS / "mini-edge.json", given.kind, entry)
@@ -124,14 +123,7 @@ def _mixture(variant: str, name: str) -> Segmenter:
 
 
 def times(count: int) -> dict[str, Any]:
-    """Time an image and a phrase with each mixture, in turns, in reverse order on every other scene.
-
-    Raises:
-        SystemExit: other programs run on this machine.
-    """
-    load = os.getloadavg()[0]
-    if load > QUIET:
-        raise SystemExit(f"the load average is {load:.1f}, expected at most {QUIET}; stop what else runs")
+    """Time an image and a phrase with each mixture, in turns, in reverse order on every other scene."""
     sessions = (
         open_sessions(find_bundle("mini"), threads=1),
         open_sessions(find_bundle("mini-edge"), threads=1),
@@ -151,7 +143,6 @@ def times(count: int) -> dict[str, Any]:
     return {
         "threads": 1,
         "scenes": count,
-        "load_average": round(load, 2),
         "mixtures": {
             name: {
                 "ms": {f"p{p}": round(float(np.percentile(each, p)), 2) for p in (50, 90)},

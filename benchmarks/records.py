@@ -26,6 +26,59 @@ def add_entry(
     print(f"{path.name}: {name}")  # noqa: T201 - what a benchmark is for
 
 
+class QuietMachine:
+    """A block that is timed: it ends with an error if other programs use the cores.
+
+    Linux only, where /proc/stat counts the processor time of all programs together.
+
+    Args:
+        most: share of all cores that others may use, 0..1.
+        look_s: seconds to look at the machine before the block begins.
+
+    Raises:
+        SystemExit: others use more, before the block or during it.
+    """
+
+    def __init__(self, most: float = 0.05, look_s: float = 3.0) -> None:
+        self._most = most
+        self._look_s = look_s
+        self.others = 0.0
+        """Share of all cores that other programs used during the block."""
+
+    def __enter__(self) -> QuietMachine:
+        before = _clocks()
+        time.sleep(self._look_s)
+        self._check(before, "before the measurement; stop what else runs")
+        self._begun = _clocks()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.others = self._check(self._begun, "during the measurement; nothing is recorded")
+
+    def _check(self, since: tuple[float, float, float], when: str) -> float:
+        wall, busy, own = (now - then for now, then in zip(_clocks(), since, strict=True))
+        others = min(1.0, max(0.0, busy - own) / (wall * (os.cpu_count() or 1)))
+        if others > self._most:
+            raise SystemExit(
+                f"other programs used {others:.0%} of the cores {when} (expected at most {self._most:.0%})"
+            )
+        return others
+
+
+def _clocks() -> tuple[float, float, float]:
+    """Return wall clock, processor time of all programs, and that of this one with its children, in s."""
+    with open("/proc/stat") as lines:  # noqa: PTH123 - a kernel file
+        user, nice, system, _, _, irq, soft = map(int, lines.readline().split()[1:8])
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return (
+        time.monotonic(),
+        (user + nice + system + irq + soft) / ticks,
+        own.user + own.system + own.children_user + own.children_system,
+    )
+
+
 PACKAGES = (
     "numpy",
     "torch",
