@@ -19,12 +19,13 @@ class Frame:
     source: str
     """The source as it was given, without credentials."""
     number: int
-    """Counts the frames that the source delivered, dropped ones included: it grows from frame to frame, also
-    across reconnects, and is never used twice."""
+    """Counts the frames that the source is known to have produced, dropped ones included: it grows from frame
+    to frame, also across reconnects, and is never used twice."""
     pixels: ImageArray = field(repr=False)
     """[y, x, 3] RGB, read-only, not shared with the source's buffer."""
     captured_s: float
-    """`time.monotonic()` when the frame arrived from the camera or the decoder."""
+    """`time.monotonic()` when the frame arrived from the camera or the network. It may be read in another
+    process: on Linux and macOS, the clock is one for the whole machine."""
     wall_s: float
     """`time.time()` of the same moment."""
     pts_s: float | None = None
@@ -48,18 +49,23 @@ class SourceEvent:
     """`time.monotonic()`."""
     attempt: int = 0
     """Number of the attempt to connect since the last frame; 0 where none was needed."""
+    cause: str = ""
+    """The kind of a fault, such as `authentication`, `refused` or `timeout` (docs/camera.md); empty where
+    nothing failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCounts:
-    """What became of the frames of a source."""
+    """What became of the frames of a source: `captured` is `delivered` + all `dropped` + `waiting`."""
 
     captured: int = 0
-    """Frames that the camera or decoder delivered."""
+    """Frames that the source is known to have produced, those that could not be decoded included."""
     delivered: int = 0
     """Frames that `read` returned."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Cause -> number of frames, such as `newest` (a newer frame was there when the reader came)."""
+    """Cause -> number of frames, such as `newest`: a newer frame was there before this one was read."""
+    waiting: int = 0
+    """Frames that `read` can return now; 0 once the source is closed."""
     reconnects: int = 0
 
 
