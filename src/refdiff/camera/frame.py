@@ -30,6 +30,8 @@ class Frame:
     """`time.time()` of the same moment."""
     pts_s: float | None = None
     """The source's own presentation time in s; None where it has none."""
+    header: object | None = field(default=None, repr=False)
+    """What the source attached, such as the header of a ROS message; it is handed through unread."""
 
     @property
     def size_yx(self) -> tuple[int, int]:
