@@ -6,23 +6,22 @@
 
 A part is one or more graphs, taken from the bundle `mini-edge` while the others come from `mini`. The figures
 of "none" and "all" are those of `refdiff eval mini` and `refdiff eval mini-edge` on these scenes. For time,
-every mixture answers each scene in turns, on one thread and without a cache of texts. Writes
-results/mini-edge.json, one entry per argument.
+every mixture answers each scene in turns, on one thread and without a cache of texts. Overlaps are kept in
+runs/ as they come, so an interrupted run for accuracy resumes. Writes results/mini-edge.json, one entry per
+argument.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.edge_substitutes import Runner, SharedRuns, _difference, _tell, _timed, mark
-from benchmarks.records import RESULTS, QuietMachine, add_entry
+from benchmarks.edge_substitutes import Runner, SharedRuns, _difference, _timed, mark
+from benchmarks.records import RESULTS, QuietMachine, add_entry, resumed
 from refdiff.accuracy.metrics import Overlap, metrics
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
@@ -82,18 +81,14 @@ def main() -> None:
 
 def accuracy(variant: str, count: int, jobs: int) -> dict[str, Any]:
     """Measure each mixture on the same scenes, and its difference to the miniature."""
-    marks: dict[str, list[Overlap]] = {name: [] for name in MIXTURES}
+    bundles = {name: find_bundle(name).manifest.sha256 for name in ("mini", "mini-edge")}
     seeds = range(HELD_OUT_FROM, HELD_OUT_FROM + count)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
-        for done, found in enumerate(workers.map(partial(_marks, variant), seeds), start=1):
-            for name, each in found.items():
-                marks[name].append(each)
-            if done % 20 == 0:
-                _tell(f"{done}/{count} scenes")
+    found = resumed("mini-edge.jsonl", f"{variant} {bundles}", partial(_marks, variant), seeds, jobs)
+    marks = {name: [Overlap(**each[name]) for each in found if each] for name in MIXTURES}
     return {
         "seed": HELD_OUT_FROM,
         "scenes": count,
-        "bundles": {name: find_bundle(name).manifest.sha256 for name in ("mini", "mini-edge")},
+        "bundles": bundles,
         "mixtures": {
             name: {**asdict(metrics(each)), "against_none": _difference(each, marks["none"])}
             for name, each in marks.items()
@@ -101,14 +96,14 @@ def accuracy(variant: str, count: int, jobs: int) -> dict[str, Any]:
     }
 
 
-def _marks(variant: str, seed: int) -> dict[str, Overlap]:
+def _marks(variant: str, seed: int) -> dict[str, Any]:
     """Return each mixture's overlap on one scene; none for a seed without a phrase."""
     sample = scene_sample(seed)
     if sample is None:
         return {}
     for each in _shared():
         each.forget()
-    return {name: mark(_mixture(variant, name), sample) for name in MIXTURES}
+    return {name: asdict(mark(_mixture(variant, name), sample)) for name in MIXTURES}
 
 
 @cache

@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+KEPT = Path(__file__).parent.parent / "runs"
+"""Folder of results that are kept as they come, so that an interrupted run resumes."""
+
+
+def resumed(
+    name: str, key: str, ask: Callable[[int], dict[str, Any]], seeds: Sequence[int], jobs: int
+) -> list[dict[str, Any]]:
+    """Ask for the result of each scene in several processes, but for those that an earlier run kept.
+
+    Args:
+        name: of the file in `KEPT`.
+        key: everything that decides the results; those under another key are not used.
+        ask: returns the result for a seed, JSON-ready; a module's own function, so that it can be pickled.
+        seeds: of the scenes.
+        jobs: processes.
+
+    Returns:
+        The results in the order of the seeds.
+    """
+    path = KEPT / name
+    KEPT.mkdir(exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = {each["seed"]: each["result"] for each in map(json.loads, lines) if each["key"] == key}
+    missing = [seed for seed in seeds if seed not in kept]
+    with (
+        path.open("a", encoding="utf-8") as file,
+        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as workers,
+    ):
+        for done, (seed, result) in enumerate(zip(missing, workers.map(ask, missing), strict=True), start=1):
+            kept[seed] = result
+            file.write(json.dumps({"key": key, "seed": seed, "result": result}) + "\n")
+            file.flush()
+            if done % 20 == 0:
+                sys.stderr.write(f"{done}/{len(missing)} scenes\n")
+    return [kept[seed] for seed in seeds]
 
 
 def add_entry(

@@ -2,10 +2,15 @@
 
     python -m benchmarks.rtx_builds BUNDLE [--graphs unet …]      (needs tensorrt-rtx)
     python -m benchmarks.rtx_builds BUNDLE --converted KEPT/ours-fp16 --precision fp16
+    python -m benchmarks.rtx_builds BUNDLE --write-feeds FEEDS    (then: refdiff convert BUNDLE --feeds FEEDS)
 
 Each graph is built in its own process, at the sizes of the profile edge: by `refdiff build`, and the plans
 stay in the bundle; or, of graphs that full_size_precision.py --keep left, by the same room, and the plans are
 thrown away. Adds to an entry of results/rtx-builds.json.
+
+With random weights no candidate may pass SAM's thresholds, and then `refdiff calibrate` records nothing for
+`clip_image`. --write-feeds makes a recording of the golden record's inputs instead, one run of every graph:
+enough for an int8 bundle whose sizes and fusion are the question.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from typing import Any
 
 from benchmarks.records import RESULTS, add_entry
 from benchmarks.watched import run_watched
+from refdiff.calibration.feeds import FeedStore, Run
 from refdiff.contracts.bundle import Bundle, open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.options import options_for
@@ -43,12 +49,16 @@ def main() -> None:
     parser.add_argument("--graphs", nargs="*")
     parser.add_argument("--converted", type=Path, help="a folder of graphs to build in place of the bundle's")
     parser.add_argument("--precision", help="of these graphs")
+    parser.add_argument("--write-feeds", type=Path, help="write a recording of the golden inputs, and stop")
     parser.add_argument("--child", help="internal: the graph to build")
     given = parser.parse_args()
     if given.child:
         print(json.dumps(alone(given.bundle, given.child, given.converted)))  # noqa: T201 - for the parent
         return
     bundle = open_bundle(given.bundle, verify="size")
+    if given.write_feeds:
+        write_feeds(bundle, given.write_feeds)
+        return
     precision = given.precision or bundle.manifest.precision
     entry = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {precision}"
     graphs = recorded(entry)
@@ -62,6 +72,16 @@ def main() -> None:
             graphs[name]["tensor_bytes"] = tensor_bytes(bundle, name)
         print(name, graphs[name], flush=True)  # noqa: T201 - what a benchmark is for
     add_entry(RECORD, entry, {"tensorrt_rtx": load_flavour("tensorrt-rtx").version, "graphs": graphs})
+
+
+def write_feeds(bundle: Bundle, folder: Path) -> None:
+    """Write a finished recording whose only sample is the bundle's golden record."""
+    sources = bundle.manifest.sources
+    store = FeedStore.start(
+        folder, model=bundle.spec.name, sources=sources, settings={"questions": "golden"}, planned=1
+    )
+    runs = [Run(graph=graph, position=0, feeds=feeds) for graph, (feeds, _) in bundle.golden().items()]
+    store.add("golden", {"edge": runs})
 
 
 def recorded(entry: str) -> dict[str, Any]:

@@ -396,7 +396,7 @@ def builds_table(record: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-FULL_SIZE = ("refdiff-vitb 512", "refdiff 512")
+FULL_SIZE = ("refdiff-edge 512", "refdiff-vitb 512", "refdiff 512")
 """Prefixes of the entries of full-size bundles."""
 
 
