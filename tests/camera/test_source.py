@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_every_frame_of_a_folder_comes_once_in_natural_order_whatever_its_size(t
         assert source.read(0.0) is None
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_killed_costs_no_frame_of_a_file() -> None:
     options = SourceOptions(frames="every", size_xy=SMALL, max_frames=60, backoff_s=(0.01, 0.02))
     with open_source("pattern", options) as source:
@@ -118,6 +120,15 @@ def test_a_source_that_never_opens_names_the_cause_the_cure_and_no_password() ->
         events = source.take_events()
         assert [event.cause for event in events if event.kind == "failed"] == ["refused", "refused"]
         assert "hunter22" not in repr(events) + repr(source)
+
+
+def test_rendered_scenes_come_with_phrases_for_them() -> None:
+    pytest.importorskip("cv2")
+    options = SourceOptions(frames="every", size_xy=(160, 120), max_frames=2)
+    with open_source("scenes:3", options) as source:
+        assert [frame.size_yx for frame in read_all(source)] == [(120, 160)] * 2
+        (opened, _) = source.take_events()
+        assert re.match(r"rendered scenes, 160x120 px, with '[a-z ]+'", opened.reason)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ may hold credentials:
     rate                         frames/s, or null
     pixel_format                 or null
     open_options                 FFmpeg's, name -> value
+    keep_damaged                 whether frames after damage are handed over
     decoder_threads
     skip                         frames that an earlier reader has handed over
     limit                        frames in all, or null

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -109,8 +108,8 @@ def _renderer(request: dict[str, Any]) -> tuple[Callable[[int], ImageArray], str
     width, height = request["size"] or (640, 480)
     if request["kind"] == "pattern":
         return lambda number: draw_pattern(number, (height, width)), f"a test pattern, {width}x{height} px"
-    scene = import_module("refdiff.data.moving_scenes").MovingScene(
-        int(request["location"]), size_yx=(height, width)
-    )
-    phrases = ", ".join(repr(phrase.text) for phrase in scene.phrases)
+    from refdiff.data.moving_scenes import MovingScene
+
+    scene = MovingScene(int(request["location"]), size_yx=(height, width))
+    phrases = ", ".join(repr(phrase.phrase) for phrase in scene.phrases)
     return lambda number: scene.frame(number).pixels, f"rendered scenes, {width}x{height} px, with {phrases}"

@@ -66,11 +66,11 @@ def read_command(request: dict[str, Any], sink: FrameSink) -> None:
     """
     layout = RawFormat(tuple(request["size"]), request["pixel_format"])
     words = shlex.split(request["location"])
-    process = _start(words, stdout=subprocess.PIPE)
-    assert process.stdout is not None  # noqa: S101 - asked for
-    sink.opened(f"{words[0]}, {layout.size_xy[0]}x{layout.size_xy[1]} px {layout.pixel_format}")
-    _read_frames(process.stdout, layout, sink)
-    raise _ending(words[0], process)
+    with _start(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None  # noqa: S101 - asked for
+        sink.opened(f"{words[0]}, {layout.size_xy[0]}x{layout.size_xy[1]} px {layout.pixel_format}")
+        _read_frames(process.stdout, layout, sink)
+        raise _ending(words[0], process)
 
 
 def read_csi(request: dict[str, Any], sink: FrameSink) -> None:
@@ -124,8 +124,11 @@ def to_rgb(data: bytes, layout: RawFormat) -> ImageArray:
         return np.ascontiguousarray(flat.reshape(height, width, channels)[..., list(order)])
     import av
 
-    shape = (height * 3 // 2, width) if _PLANAR[layout.pixel_format] == 1.5 else (height, width, 2)
-    frame = av.VideoFrame.from_ndarray(flat.reshape(shape), format=layout.pixel_format)
+    pixel_format = layout.pixel_format
+    if pixel_format == "uyvy422":  # which PyAV does not take: the same pairs of bytes, in the other order
+        flat, pixel_format = np.ascontiguousarray(flat.reshape(-1, 2)[:, ::-1]), "yuyv422"
+    shape = (height, width, 2) if pixel_format == "yuyv422" else (height * 3 // 2, width)
+    frame = av.VideoFrame.from_ndarray(flat.reshape(shape), format=pixel_format)
     return np.asarray(frame.to_ndarray(format="rgb24"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Iterator
@@ -15,14 +16,14 @@ from refdiff.contracts.session import ImageArray
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-_LOW_DELAY = {"fflags": "nobuffer", "flags": "low_delay"}
 _STREAM_OPTIONS = {
-    "rtsp": {**_LOW_DELAY, "rtsp_transport": "tcp"},
-    "tcp": {**_LOW_DELAY, "analyzeduration": "1000000"},
-    "udp": {**_LOW_DELAY, "analyzeduration": "1000000"},
+    "rtsp": {"flags": "low_delay", "rtsp_transport": "tcp"},
+    "tcp": {"flags": "low_delay", "analyzeduration": "1000000"},
+    "udp": {"flags": "low_delay", "analyzeduration": "1000000"},
 }
 """Scheme -> FFmpeg's options that keep a stream's delay low; the caller's own come on top."""
 
@@ -53,21 +54,26 @@ def read_video(request: dict[str, Any], sink: FrameSink) -> None:
         context = stream.codec_context
         sink.opened(f"{context.name} {context.width}x{context.height} px in {container.format.name}")
         while True:
-            before = time.monotonic()
-            for frame, captured_s in _frames(container, stream, sink):
-                _deliver(frame, captured_s, sink, pace)
-            if not request["loop"]:
+            decoder = _Decoder(sink, pace, keep_damaged=request["keep_damaged"])
+            for packet in _packets(container, stream, request["kind"]):
+                decoder.take(packet)
+            if not request["loop"] or not request["recorded"]:
                 break
             container.seek(0)
-            _check_progress(before)
+            time.sleep(0.001)  # a file without frames does not occupy a core
     if not request["recorded"]:
         raise FaultError("closed", "the sender ended the stream")
 
 
-def _check_progress(before: float) -> None:
-    """Leave a pause after a pass without work, so that an empty file in a loop does not occupy a core."""
-    if time.monotonic() - before < 0.001:
-        time.sleep(0.01)
+def _packets(container: InputContainer, stream: VideoStream, kind: str) -> Iterator[Packet[VideoStream]]:
+    try:
+        yield from container.demux(stream)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        if kind == "device":
+            raise FaultError("unplugged", "the device gives no more data") from error
+        raise FaultError("closed", "the connection broke off") from error
 
 
 def _open(request: dict[str, Any]) -> InputContainer:
@@ -80,7 +86,7 @@ def _open(request: dict[str, Any]) -> InputContainer:
             av.open(location, format=_device_format(), options={**_device_options(request), **options}),
         )
     scheme = location.split(":", 1)[0].lower() if request["kind"] == "stream" else ""
-    preset = _STREAM_OPTIONS.get(scheme, {} if request["recorded"] else _LOW_DELAY)
+    preset = _STREAM_OPTIONS.get(scheme, {})
     if request["kind"] == "file":
         location = f"file:{location}"
     return cast("InputContainer", av.open(location, options={**preset, **options}))
@@ -110,37 +116,56 @@ def _video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-def _frames(
-    container: InputContainer, stream: VideoStream, sink: FrameSink
-) -> Iterator[tuple[VideoFrame, float]]:
-    """Yield frames with the times when they arrived; those that cannot be decoded are counted."""
-    import av.error
+class _Decoder:
+    """Decodes the packets of a stream, and passes on what is whole.
 
-    arrivals: dict[int | None, float] = {}
-    for packet in container.demux(stream):
+    After damage, a decoder goes on with frames that are made from the damaged one, and marks none of them. So
+    from the damage to the next key frame, frames count as damaged; likewise before the first key frame.
+
+    Args:
+        sink: takes the frames.
+        pace: when.
+        keep_damaged: pass them on nevertheless.
+    """
+
+    def __init__(self, sink: FrameSink, pace: Pace, *, keep_damaged: bool) -> None:
+        self._sink = sink
+        self._pace = pace
+        self._keep = keep_damaged
+        self._whole = keep_damaged
+        self._arrivals: dict[int | None, tuple[float, bool]] = {}
+
+    def take(self, packet: Packet[VideoStream]) -> None:
+        """Decode a packet, and pass on the frames that are ready."""
+        import av.error
+
         now = time.monotonic()
-        arrivals[packet.pts] = now
-        while len(arrivals) > _ARRIVALS:
-            del arrivals[next(iter(arrivals))]
+        self._arrivals[packet.pts] = now, packet.is_corrupt
+        while len(self._arrivals) > _ARRIVALS:
+            del self._arrivals[next(iter(self._arrivals))]
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
-            sink.drop("damaged")
-            continue
+            self._whole = self._keep
+            self._sink.drop("damaged")
+            return
         for frame in frames:
-            yield frame, arrivals.pop(frame.pts, now)
+            self._pass_on(frame, *self._arrivals.pop(frame.pts, (now, packet.is_corrupt)))
 
-
-def _deliver(frame: VideoFrame, captured_s: float, sink: FrameSink, pace: Pace) -> None:
-    if frame.is_corrupt:  # part of it never arrived: what is in its place comes from other frames
-        sink.drop("damaged")
-        return
-    if sink.skipped():
-        return
-    if pace.wait(frame.time):
-        captured_s = time.monotonic()
-    wall_s = time.time() - (time.monotonic() - captured_s)
-    sink.publish(upright(frame), captured_s=captured_s, wall_s=wall_s, pts_s=frame.time)
+    def _pass_on(self, frame: VideoFrame, captured_s: float, damaged: bool) -> None:  # noqa: FBT001 - of a pair
+        if damaged or frame.is_corrupt:
+            self._whole = self._keep
+        elif frame.key_frame:
+            self._whole = True
+        if not self._whole:
+            self._sink.drop("damaged")
+            return
+        if self._sink.skipped():
+            return
+        if self._pace.wait(frame.time):
+            captured_s = time.monotonic()
+        wall_s = time.time() - (time.monotonic() - captured_s)
+        self._sink.publish(upright(frame), captured_s=captured_s, wall_s=wall_s, pts_s=frame.time)
 
 
 def upright(frame: VideoFrame) -> ImageArray:

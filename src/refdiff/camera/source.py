@@ -51,6 +51,8 @@ class SourceOptions(Limits):
     """End after so many frames of the source, dropped ones included."""
     open_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Further options of FFmpeg, such as `{"rtsp_transport": "udp"}`; they may hold credentials."""
+    keep_damaged: bool = False
+    """Also hand over frames that were decoded from damaged data, and those that are made from them."""
     decoder_threads: int = 1
     """More than one delays a live stream by a frame each."""
 
@@ -99,6 +101,7 @@ def build_request(address: SourceAddress, options: SourceOptions) -> dict[str, A
         "rate": options.rate,
         "pixel_format": options.pixel_format or ("bgr24" if address.kind == "command" else None),
         "open_options": dict(options.open_options),
+        "keep_damaged": options.keep_damaged,
         "decoder_threads": options.decoder_threads,
         "skip": 0,
         "limit": options.max_frames,

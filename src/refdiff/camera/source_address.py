@@ -142,8 +142,9 @@ def find_secrets(location: str) -> tuple[str, ...]:
     """
     found: set[str] = set()
     for part in _USERINFO.findall(location):
-        user, _, password = part[:-1].partition(":")
-        found.update((part[:-1], user, password))
+        for end in re.finditer("@", part):  # a password may hold any sign, the separators too
+            userinfo = part[: end.start()]
+            found.update((userinfo, *userinfo.split(":", 1), *userinfo.rsplit(":", 1)))
     found.update(value for name, value in _PARAMETER.findall(location) if name[1:].lower() not in _HARMLESS)
     spellings = {spelling for part in found for spelling in (part, unquote(part), quote(part, safe=""))}
     return tuple(sorted((each for each in spellings if len(each) > 2), key=lambda each: (-len(each), each)))
