@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from refdiff.runtime.pipeline import Segmenter as Segmenter
     from refdiff.runtime.refinement import Refinement as Refinement
     from refdiff.runtime.segmentation import Segmentation as Segmentation
+    from refdiff.serve.client import Client as Client
     from refdiff.verification.check import check as check
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ _HOMES = {
     "BackendOptions": "contracts.options",
     "BundleError": "errors",
     "Candidates": "contracts.results",
+    "Client": "serve.client",
     "EncodedImage": "runtime.encoded_image",
     "EngineError": "errors",
     "FolderOptions": "contracts.options",

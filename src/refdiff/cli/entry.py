@@ -24,6 +24,7 @@ from refdiff.cli import (  # noqa: F401 - their verbs join the app
     precision,
     profile,
     segment,
+    serve,
     tune,
     verbs,
 )
@@ -38,7 +39,7 @@ _BROKEN_PIPE = 128 + 13
 """Exit code of a program that SIGPIPE ends, as with `| head`."""
 
 _ORDER = (
-    *("demo", "segment", "inspect", "doctor", "profile"),
+    *("demo", "segment", "serve", "inspect", "doctor", "profile"),
     *("fetch", "export", "convert", "build", "check", "eval", "tune"),
     *("calibrate", "audit", "sensitivity", "bisect"),
 )

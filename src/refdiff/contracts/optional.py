@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from refdiff.errors import MissingDependencyError
 
@@ -35,7 +35,18 @@ def install_line(extra: str) -> str:
 
 
 @contextmanager
-def require_export(purpose: str) -> Iterator[None]:
+def _require(purpose: str, extra: str, packages: frozenset[str]) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        raise MissingDependencyError(
+            f"{purpose} needs {error.name}, which is not installed; {install_line(extra)}"
+        ) from error
+
+
+def require_export(purpose: str) -> AbstractContextManager[None]:
     """Turn a missing package of the extra `export` into an error that says what to install.
 
     Wrap the late import of a module that needs the extra::
@@ -47,33 +58,16 @@ def require_export(purpose: str) -> Iterator[None]:
         purpose: what the import is for, the subject of the message.
 
     Raises:
-        MissingDependencyError: one of the extra's packages is not installed.
+        MissingDependencyError: one of the extra's packages is not installed; raised by the block.
     """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name not in _PACKAGES:
-            raise
-        raise MissingDependencyError(
-            f"{purpose} needs {error.name}, which is not installed; {install_line('export')}"
-        ) from error
+    return _require(purpose, "export", _PACKAGES)
 
 
-@contextmanager
-def require_camera(purpose: str) -> Iterator[None]:
-    """Turn a missing package of the extra `camera` into an error that says what to install.
+def require_camera(purpose: str) -> AbstractContextManager[None]:
+    """Do the same for the extra `camera`: PyAV and OpenCV."""
+    return _require(purpose, "camera", frozenset({"av", "cv2"}))
 
-    Args:
-        purpose: what the import is for, the subject of the message.
 
-    Raises:
-        MissingDependencyError: PyAV or OpenCV is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name not in ("av", "cv2"):
-            raise
-        raise MissingDependencyError(
-            f"{purpose} needs {error.name}, which is not installed; {install_line('camera')}"
-        ) from error
+def require_serve(purpose: str) -> AbstractContextManager[None]:
+    """Do the same for the extra `serve`."""
+    return _require(purpose, "serve", frozenset({"multipart", "prometheus_client", "starlette", "uvicorn"}))

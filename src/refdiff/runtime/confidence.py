@@ -123,18 +123,7 @@ class ConfidenceJudge:
                 index=answer.index,
             )
             answer = self._estimate(answer, evidence)
-        if self._min_confidence is None:
-            return answer
-        if answer.confidence is not None and answer.confidence >= self._min_confidence:
-            return answer
-        had = "there is no confidence" if answer.confidence is None else f"confidence {answer.confidence:.2f}"
-        return replace(
-            answer,
-            mask=np.zeros_like(answer.mask),
-            index=None,
-            score=float("-inf"),
-            reason=f"{had}, at least {self._min_confidence:.2f} was asked for",
-        )
+        return withhold(answer, self._min_confidence)
 
     def _estimate(self, answer: Segmentation, evidence: Evidence) -> Segmentation:
         if self._probe is not None:
@@ -236,3 +225,24 @@ def _margin(values: Float, at: int, elsewhere: Bool) -> float:
 
 def _largest(values: Float, *, default: float) -> float:
     return float(values.max()) if len(values) else default
+
+
+def withhold(answer: Segmentation, min_confidence: float | None) -> Segmentation:
+    """Return the answer without its mask, and with the reason, if its confidence is too low.
+
+    Args:
+        answer: of a segmenter.
+        min_confidence: 0..1; None withholds nothing. An answer without a confidence is withheld.
+    """
+    if answer.index is None or min_confidence is None:
+        return answer
+    if answer.confidence is not None and answer.confidence >= min_confidence:
+        return answer
+    had = "there is no confidence" if answer.confidence is None else f"confidence {answer.confidence:.2f}"
+    return replace(
+        answer,
+        mask=np.zeros_like(answer.mask),
+        index=None,
+        score=float("-inf"),
+        reason=f"{had}, at least {min_confidence:.2f} was asked for",
+    )

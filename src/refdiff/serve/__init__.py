@@ -1,0 +1,1 @@
+"""refdiff as an HTTP server, and the client for it."""

@@ -1,0 +1,200 @@
+"""Run the server: address and token, self-test, and a stop that answers what has been accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
+from refdiff.contracts.progress import Progress, silent
+from refdiff.errors import EngineError, InputError
+from refdiff.serve.app import AppOptions, Status, create_app
+from refdiff.serve.guard import Guard, GuardOptions
+from refdiff.serve.metrics import Metrics
+from refdiff.serve.worker import EngineWorker, opener
+from refdiff.verification.check import check
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HEAD_SECONDS = 10.0
+"""Time in s for the head of the first request of a connection."""
+_MOST_HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Where the server listens, and what it allows."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free port."""
+    token: str | None = None
+    """Bearer token that requests need."""
+    no_token: bool = False
+    """Allow an address that other machines reach, without a token."""
+    most_waiting: int = 16
+    """Requests that wait for the engines; more are refused with 429."""
+    request_seconds: float = 120.0
+    most_body_bytes: int = 32 << 20
+    cache_bytes: int = 1 << 29
+    """Bytes of encoded images to keep."""
+    grace_seconds: float = 30.0
+    """Time in s for running answers when the server is stopped."""
+
+
+def serve(
+    bundle: Path | str,
+    *,
+    serving: ServeOptions | None = None,
+    options: RunOptions = DEFAULT_RUN,
+    backend: BackendOptions = DEFAULT_BACKEND,
+    progress: Progress | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a bundle over HTTP until SIGTERM or SIGINT.
+
+    Args:
+        bundle: its folder, or "mini" for the built-in one.
+        serving: address and limits.
+        options: what is computed.
+        backend: where and how the graphs run.
+        progress: called with one line at each step.
+        on_ready: called with the server's address once requests are answered.
+
+    Raises:
+        InputError: an address for other machines without a token, or a port that is in use.
+        EngineError: the self-test failed.
+        RefdiffError: the bundle cannot be loaded.
+    """
+    serving, progress = serving or ServeOptions(), progress or silent
+    check_address(serving)
+    listener = _listen(serving)
+    with listener:
+        progress("testing the bundle on its golden tensors")
+        _self_test(bundle, backend, progress)
+        metrics, status = Metrics(), Status(tested=True)
+        progress("loading the engines")
+        worker = EngineWorker(
+            opener(bundle, options, backend, metrics),
+            most_waiting=serving.most_waiting,
+            cache_bytes=serving.cache_bytes,
+        )
+        worker.start()
+        try:
+            app = create_app(worker, options=_app_options(serving), metrics=metrics, status=status)
+            Server(app, status, serving, on_ready).run(sockets=[listener])
+        finally:
+            worker.close()
+
+
+def check_address(serving: ServeOptions) -> None:
+    """Refuse an address that other machines reach, without a token.
+
+    Raises:
+        InputError: it has none, or one of a few characters.
+    """
+    if serving.token is not None and len(serving.token) < 16:
+        raise InputError("got a token of fewer than 16 characters; make one with: openssl rand -hex 16")
+    if serving.host not in LOOPBACK and serving.token is None and not serving.no_token:
+        raise InputError(
+            f"{serving.host} can be reached by other machines; set --token, or --no-token to allow it"
+        )
+
+
+def _self_test(bundle: Path | str, backend: BackendOptions, progress: Progress) -> None:
+    report = check(bundle, dataset=None, backend=backend, progress=progress)
+    if not report.passed:
+        raise EngineError(f"{bundle} does not give its golden answers here; run: refdiff check {bundle}")
+
+
+def _listen(serving: ServeOptions) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+        return socket.create_server((serving.host, serving.port), family=family, backlog=128)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen at {serving.host}:{serving.port} ({error.strerror}); choose another --port"
+        ) from error
+
+
+def _app_options(serving: ServeOptions) -> AppOptions:
+    local = serving.host in LOOPBACK
+    guard = GuardOptions(
+        token=serving.token,
+        hosts=frozenset(LOOPBACK) if local else None,
+        most_body_bytes=serving.most_body_bytes,
+    )
+    return replace(AppOptions(guard=guard), request_seconds=serving.request_seconds)
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection whose first request does not arrive in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self) -> None:
+        if getattr(self, "cycle", None) is None:
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Stops in two steps: new requests get 503 while the running ones are answered; then it ends."""
+
+    def __init__(
+        self, app: Guard, status: Status, serving: ServeOptions, on_ready: Callable[[str], None] | None
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._app, self._status, self._serving, self._on_ready = app, status, serving, on_ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and report the address."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if sockets and self._on_ready is not None:
+            host, port, *_ = sockets[0].getsockname()
+            self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - of a signal handler
+        """Begin to stop; a second signal ends at once."""
+        if self._status.draining or self._loop is None:
+            self.force_exit = self.should_exit = True
+            return
+        self._status.draining = True
+        self._loop.call_soon_threadsafe(self._begin_stop)
+
+    def _begin_stop(self) -> None:
+        self._stop = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._serving.grace_seconds
+        while self._app.running and loop.time() < ends:
+            await asyncio.sleep(0.05)
+        self.should_exit = True
