@@ -74,7 +74,7 @@ class ThreadedReader:
                 limit=request["limit"],
                 on_parent_end=self._done.set,
             )
-            with suppress(ReadingDone):
+            with suppress(ReadingDone, StopIteration):
                 for _ in range(script.frames + request["skip"]):
                     self._one(camera, sink)
             if script.ending == "die":
@@ -110,12 +110,14 @@ def make_source(
     newest: bool,
     recorded: bool,
     limits: Limits = QUICK,
+    total: int = 1000,
 ) -> ReaderSource:
+    """Open a source of `total` frames; one that is recorded starts again with every reader."""
     left = iter(scripts)
-    live = ((number, sizes[number % len(sizes)]) for number in range(1_000_000))
+    live = ((number, sizes[number % len(sizes)]) for number in range(total))
 
     def launch(request: Mapping[str, Any]) -> ThreadedReader:
-        again = ((number, sizes[number % len(sizes)]) for number in range(1_000_000))
+        again = ((number, sizes[number % len(sizes)]) for number in range(total))
         return ThreadedReader(again if recorded else live, next(left, Script(0, "end")), request)
 
     request = {
@@ -155,7 +157,12 @@ def test_no_frame_comes_twice_torn_out_of_order_or_without_account(
     limits = Limits(backoff_s=(0.001, 0.002), open_attempts=9)
     numbers, contents = [], []
     with make_source(
-        [*scripts, Script(5, "end")], sizes, newest=newest, recorded=recorded, limits=limits
+        [*scripts, Script(1000, "end")],
+        sizes,
+        newest=newest,
+        recorded=recorded,
+        limits=limits,
+        total=total,
     ) as source:
         while not source.ended:
             frame = source.read(PATIENCE_S)
