@@ -1,6 +1,6 @@
 """Does TensorRT-RTX take every graph of a bundle, and what does building cost? No GPU is needed to ask.
 
-    python -m benchmarks.rtx_builds BUNDLE [--graphs unet …]      (needs tensorrt-rtx)
+    python -m benchmarks.rtx_builds BUNDLE [--graphs unet …] [--attention-op]      (needs tensorrt-rtx)
     python -m benchmarks.rtx_builds BUNDLE --converted KEPT/ours-fp16 --precision fp16
     python -m benchmarks.rtx_builds BUNDLE --write-feeds FEEDS    (then: refdiff convert BUNDLE --feeds FEEDS)
 
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--graphs", nargs="*")
     parser.add_argument("--converted", type=Path, help="a folder of graphs to build in place of the bundle's")
     parser.add_argument("--precision", help="of these graphs")
+    parser.add_argument("--attention-op", action="store_true", help="as of refdiff build")
     parser.add_argument("--write-feeds", type=Path, help="write a recording of the golden inputs, and stop")
     parser.add_argument("--child", help="internal: the graph to build")
     given = parser.parse_args()
@@ -61,6 +62,7 @@ def main() -> None:
         return
     precision = given.precision or bundle.manifest.precision
     entry = f"{bundle.spec.name} {bundle.spec.diffusion.image_size} {precision}"
+    entry += ", attention-op" if given.attention_op else ""
     graphs = recorded(entry)
     found = list(bundle.manifest.graphs)
     if given.converted:
@@ -94,6 +96,7 @@ def built(given: argparse.Namespace, graph: str) -> dict[str, Any]:
     """Build one graph in a separate process."""
     command = [sys.executable, "-m", "refdiff", "build", str(given.bundle), "--flavour", "tensorrt-rtx"]
     command += ["--graph", graph, "--force", "--json"]
+    command += ["--attention-op"] if given.attention_op else []
     if given.converted:
         command = [sys.executable, "-m", "benchmarks.rtx_builds", str(given.bundle), "--child", graph]
         command += ["--converted", str(given.converted)]

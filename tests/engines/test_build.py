@@ -145,6 +145,8 @@ def test_the_table_names_every_plan_and_where_it_is(machine, capsys):
         (("--workspace", "much"), 'expected a size such as "8GB"'),
         (("--flavour", "nope"), "unknown flavour 'nope'"),
         (("--refit", "--strip-weights"), "expected one"),
+        (("--attention-op",), "10.3.0 has no IAttention, expected TensorRT 10.14 or later"),
+        (("--attention-op", "--lint"), "is in fp32, in which TensorRT fuses no attention"),
     ],
 )
 def test_misuse_is_exit_code_2_and_builds_nothing(machines, behaviour, capsys, arguments, says):

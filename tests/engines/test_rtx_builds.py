@@ -22,14 +22,15 @@ from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.spec import MAP_NAMES
 from refdiff.engines import build, lint
 from refdiff.engines.lint import find_risks
-from refdiff.engines.trt.building import BuildTask, build_parsed
+from refdiff.engines.trt.building import BuildTask, build_parsed, build_plan
 from refdiff.engines.trt.flavour import load_flavour
 from refdiff.engines.trt.monitor import Watch, make_log
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.parsing import parse
 from refdiff.engines.trt.plan_store import plans_folder
-from refdiff.engines.trt.shapes import shape_profiles
+from refdiff.engines.trt.shapes import ShapeRange, shape_profiles
 from refdiff.engines.trt.validation import check_plan
+from refdiff.errors import EngineError
 from tests.support.plans import BUNDLE, MINIATURE, fitting_profile
 
 RTX = load_flavour("tensorrt-rtx")
@@ -133,6 +134,41 @@ def test_every_attention_stays_fused_next_to_the_unets_other_maps(tmp_path):
     network = parse(RTX, half, log)
     made = build_parsed(RTX, network, task, tmp_path / "plan", log, Watch("unet", lambda line: None))
     assert_fused_where_expected("mini", "unet", "fp16", made.attention)
+
+
+@pytest.mark.slow
+def test_attentions_built_as_operators_are_one_kernel_each(mini_in, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(mini_in("fp16", "mini-edge"), folder)
+    options = BuildOptions(attention_op=True)
+    graphs = ("vae_encoder", "unet_taps", "sam_encoder")
+    report = build.build(folder, flavour="tensorrt-rtx", graphs=graphs, options=options)
+    opened = open_bundle(folder)
+    for built in report.graphs:
+        identity, attention = built.metadata.identity, built.metadata.attention
+        assert check_plan(built.plan, opened, identity.graph, RTX, None) == built.metadata
+        assert identity.flags["attention_op"] is True
+        assert len(attention) == SOFTMAXES[identity.graph]["mini-edge"]
+        assert all(each.product == each.softmax == each.mixing for each in attention)
+        assert all(each.fused and "mha" in each.kernel for each in attention)
+    assert not build.build(folder, flavour="tensorrt-rtx", graphs=["vae_encoder"]).graphs[0].reused
+    (linted,) = lint.lint(folder, flavour="tensorrt-rtx", graphs=["sam_encoder"], attention_op=True).graphs
+    assert linted.findings == linted.refusals == ()
+    assert [each.softmax for each in linted.attention] == [
+        each.softmax for each in report.graphs[2].metadata.attention
+    ]
+
+
+def test_an_attention_operator_without_a_kernel_is_a_build_error(tmp_path):
+    text = """(float[2,4,9,16] q, float[2,4,7,16] k, float[2,4,7,16] v) => (float[2,4,9,16] y) {
+        y = Attention<scale = 1.0>(q, k, v)
+    }"""
+    path = graph(tmp_path, text, opset=23)
+    shapes = {name: (2, 4, size, 16) for name, size in (("q", 9), ("k", 7), ("v", 7))}
+    profile = {name: ShapeRange(least=each, usual=each, most=each) for name, each in shapes.items()}
+    task = BuildTask(graph="graph", onnx=path, shapes=(profile,), options=BuildOptions())
+    with pytest.raises(EngineError, match=r"cannot build graph: .*Attention"):
+        build_plan(RTX, task, tmp_path / "plan", make_log(RTX), Watch("graph", lambda line: None))
 
 
 @pytest.mark.slow

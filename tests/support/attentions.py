@@ -7,9 +7,20 @@ def tensor(name, shape=(2, 4, 7, 7), dtype="HALF"):
     return Tensor(name, shape, dtype)
 
 
-def attention(*, head_size=16, value_size=None, dtype="HALF", between=(), also=(), outputs=("mixed",)):
+def attention(
+    *,
+    images=2,
+    heads=4,
+    head_size=16,
+    value_size=None,
+    dtype="HALF",
+    between=(),
+    also=(),
+    outputs=("mixed",),
+):
     """Product, softmax and product, with casts around the softmax; `between` product and casts."""
-    query, key = tensor("q", (2, 4, 7, head_size), dtype), tensor("k", (2, 4, head_size, 7), dtype)
+    query = tensor("q", (images, heads, 7, head_size), dtype)
+    key = tensor("k", (images, heads, head_size, 7), dtype)
     logits = tensor("logits", dtype=dtype)
     layers = [Layer("MATRIX_MULTIPLY", "/MatMul", [query, key], [logits])]
     for layer in between:

@@ -278,6 +278,10 @@ class Parser:
             self._log.log(Severity.ERROR, complaint.desc())
         return not acts.complaints and not acts.silent_refusal
 
+    def parse(self, model: bytes, path: str) -> bool:
+        assert model
+        return self.parse_from_file(path)
+
     def get_error(self, index: int) -> Any:
         return self._acts.complaints[index]
 

@@ -45,6 +45,13 @@ def build(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Let all GPUs from Ampere on load it (tensorrt).")
     ] = False,
+    attention_op: Annotated[
+        bool,
+        typer.Option(
+            "--attention-op",
+            help="Build attentions as one operator: one that is not fused is an error (TensorRT 10.14).",
+        ),
+    ] = False,
     lint: Annotated[bool, typer.Option("--lint", help="Parse and report only; build nothing.")] = False,
     fusion: Annotated[
         bool, typer.Option("--fusion", help="Report whether each attention is fused, and why not.")
@@ -74,7 +81,15 @@ def build(
     from refdiff.engines.trt.options import BuildOptions
 
     if lint:
-        _lint(bundle, flavour, graph or (), size=size, fusion=fusion, as_json=as_json)
+        _lint(
+            bundle,
+            flavour,
+            graph or (),
+            size=size,
+            attention_op=attention_op,
+            fusion=fusion,
+            as_json=as_json,
+        )
         return
     options = BuildOptions(
         compute_capabilities=_listed(compute_capability),
@@ -84,6 +99,7 @@ def build(
         strip_weights=strip_weights,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
+        attention_op=attention_op,
         trust_plans=trust_plans,
     )
     with working() as progress:
@@ -106,6 +122,7 @@ def _lint(
     graphs: list[str] | tuple[str, ...],
     *,
     size: int | None,
+    attention_op: bool,
     fusion: bool,
     as_json: bool,
 ) -> None:
@@ -113,7 +130,9 @@ def _lint(
     from refdiff.engines.tables import lint_section
 
     with working() as progress:
-        report = lint.lint(bundle, flavour=flavour, graphs=graphs, size=size, progress=progress)
+        report = lint.lint(
+            bundle, flavour=flavour, graphs=graphs, size=size, attention_op=attention_op, progress=progress
+        )
     print_answer(report.to_json(), lambda: lint_section(report, fusion=fusion), as_json=as_json)
     if not report.passed:
         end(f"{report.flavour} refuses a graph", 1)

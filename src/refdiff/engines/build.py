@@ -111,6 +111,8 @@ def build(
     check_size(opened, size)
     trt, reason = choose_flavour(flavour, has_device=device is not None)
     check_options(wanted, trt, device)
+    if wanted.attention_op:
+        check_attention_op(opened)
     builder = _Builder(opened, trt, device, wanted, tuple(variants))
     return BuildReport(
         bundle=opened.path,
@@ -149,6 +151,19 @@ def check_size(bundle: Bundle, size: int | None) -> None:
     if bundle.spec.name not in MINIATURES:
         cure = f"leave it out, or export another bundle with: refdiff export MODEL --size {size}"
     raise InputError(f"got --size {size}, but the graphs of {bundle.path} are for {have} px; {cure}")
+
+
+def check_attention_op(bundle: Bundle) -> None:
+    """Refuse a bundle without half-precision products.
+
+    Raises:
+        InputError: it is in fp32, for which TensorRT has no fused attention.
+    """
+    if bundle.manifest.precision == "fp32":
+        raise InputError(
+            f"got --attention-op, but {bundle.path} is in fp32, in which TensorRT fuses no attention; "
+            "convert it with: refdiff convert BUNDLE --precision fp16"
+        )
 
 
 class _Builder:

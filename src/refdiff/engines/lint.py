@@ -15,11 +15,12 @@ from typing import Any
 
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.progress import Progress, silent
-from refdiff.engines.build import check_size, chosen_graphs
+from refdiff.engines.build import check_attention_op, check_size, chosen_graphs
 from refdiff.engines.trt.attention_blocks import AttentionBlock, attention_blocks
 from refdiff.engines.trt.device import find_device
 from refdiff.engines.trt.flavour import Flavour, choose_flavour, member_name
 from refdiff.engines.trt.monitor import make_log
+from refdiff.engines.trt.options import BuildOptions, check_supported
 from refdiff.engines.trt.parsing import Refusal, layer_kind, parse
 
 
@@ -74,6 +75,7 @@ def lint(
     flavour: str = "auto",
     graphs: Sequence[str] = (),
     size: int | None = None,
+    attention_op: bool = False,
     progress: Progress | None = None,
 ) -> LintReport:
     """Parse graphs with TensorRT's own parser; TensorRT-RTX needs no GPU for it.
@@ -83,11 +85,13 @@ def lint(
         flavour: "tensorrt", "tensorrt-rtx", or "auto".
         graphs: names; none means all.
         size: as in `build`.
+        attention_op: parse what a build with `BuildOptions(attention_op=True)` would.
         progress: receives one line for each graph.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: an unknown name, or another size than the bundle's.
+        InputError: an unknown name, another size than the bundle's, or an `attention_op` that this TensorRT
+            or the bundle's precision does not have.
         MissingDependencyError: no TensorRT is installed.
         EngineError: TensorRT cannot start.
     """
@@ -95,10 +99,13 @@ def lint(
     names = chosen_graphs(opened, graphs)
     check_size(opened, size)
     trt, reason = choose_flavour(flavour, has_device=find_device() is not None)
+    if attention_op:
+        check_attention_op(opened)
+        check_supported(BuildOptions(attention_op=True), trt)
     linted = []
     for name in names:
         tell(f"{name}: parsing")
-        parsed = parse(trt, opened.graph_path(name), make_log(trt))
+        parsed = parse(trt, opened.graph_path(name), make_log(trt), attention_op=attention_op)
         linted.append(
             LintedGraph(
                 graph=name,

@@ -69,6 +69,26 @@ def test_sam_s_position_bias_is_an_obstacle():
     assert only(attention(between=between)).obstacles == ("position bias by rows and columns",)
 
 
+def test_a_single_head_of_a_single_image_is_an_obstacle():
+    assert only(attention(images=1, heads=1)).obstacles == ("a single head of a single image",)
+    assert only(attention(images=2, heads=1)).obstacles == ()
+    assert only(attention(images=1, heads=2)).obstacles == ()
+
+
+def test_an_operator_is_its_own_product_and_softmax_and_one_kernel():
+    shapes = [tensor("q", (2, 4, 7, 16)), tensor("k", (2, 4, 7, 16)), tensor("v", (2, 4, 7, 16))]
+    inputs = Layer("ATTENTION_INPUT", "/attn_AttentionInput", shapes, [tensor("inner")])
+    (block,) = attention_blocks(Network(layers=[inputs]))
+    assert (block.product, block.softmax, block.mixing) == ("/attn", "/attn", "/attn")
+    assert (block.heads, block.head_size, block.precision, block.obstacles) == (4, 16, "HALF", ())
+    kernels = [
+        PlanLayer(name=name, nodes=frozenset({"/attn"})) for name in ("move", "_gemm_mha_v2", "move_1")
+    ]
+    (fused,) = mark_fused((block,), kernels)
+    assert (fused.fused, fused.kernel) == (True, "_gemm_mha_v2")
+    assert mark_fused((block,), []) == (block,)
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [("logits", "logits"), ("wide", "logits"), ("soft", "probabilities"), ("half", "probabilities")],

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from refdiff.engines.trt.monitor import Watch, make_log, run_stoppable
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.errors import EngineError, InputError
+from tests.support.attentions import attention
 from tests.support.fake_builder import (
     Behaviour,
     Complaint,
@@ -101,6 +103,22 @@ def test_the_parser_is_handed_a_file_not_its_bytes(tmp_path):
     behaviour = Behaviour()
     built(tmp_path, fake_tensorrt(behaviour=behaviour))
     assert behaviour.parsed == ["clip_image.onnx"]
+
+
+@pytest.mark.parametrize("attention_op", [True, False])
+def test_an_attention_that_is_lost_without_an_obstacle_is_an_error_where_fusion_is_required(
+    tmp_path, attention_op
+):
+    pytest.importorskip("onnx_ir")
+    kernels = "Layers:\nName: soft, LayerType: kgen, Metadata: [ONNX Layer: /Softmax]\n"
+    module = fake_tensorrt(behaviour=Behaviour(layers=attention().layers, says=[(Severity.VERBOSE, kernels)]))
+    what = replace(task("sd_text", attention_op=attention_op), onnx=MINIATURE.graph_path("sd_text"))
+    if attention_op:
+        with pytest.raises(EngineError, match=r"does not fuse 1 of the 1 attentions of sd_text, .* /Softmax"):
+            built(tmp_path, module, what)
+    else:
+        (block,) = built(tmp_path, module, what)["attention"]
+        assert block.fused is False
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_version_that_may_choose_types_itself_is_refused():
         (
             fake_tensorrt(),
             ("timing_cache", "refit", "strip_weights", "version_compatible", "hardware_compatible"),
-            ("compute_capability",),
+            ("compute_capability", "attention_op"),
         ),
         (
             fake_tensorrt(without=("BuilderFlag.STRIP_PLAN", "HardwareCompatibilityLevel")),

@@ -26,7 +26,10 @@ HEAD_SIZES = range(16, 257, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionBlock:
-    """One attention; its three nodes have their names of the ONNX file."""
+    """One attention; its three nodes have their names of the ONNX file.
+
+    All three are the same node where the graph has ONNX's `Attention`, which is one kernel in every plan.
+    """
 
     product: str
     softmax: str
@@ -53,8 +56,27 @@ def attention_blocks(network: Any) -> tuple[AttentionBlock, ...]:
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     wiring = _Wiring(network, layers)
-    found = (wiring.attention(layer) for layer in layers if layer_kind(layer) == "SOFTMAX")
+    ask = {"SOFTMAX": wiring.attention, "ATTENTION_INPUT": _operator_block}
+    found = (ask[layer_kind(layer)](layer) for layer in layers if layer_kind(layer) in ask)
     return tuple(block for block in found if block is not None)
+
+
+def _operator_block(layer: Any) -> AttentionBlock:
+    """Return the attention that a node `Attention` is: product, softmax and mixing are that one node."""
+    queries, name = layer.get_input(0), str(layer.name).removesuffix(_OPERATOR_SUFFIX)
+    shape = tuple(queries.shape)
+    return AttentionBlock(
+        product=name,
+        softmax=name,
+        mixing=name,
+        heads=shape[1],
+        head_size=shape[-1],
+        precision=member_name(queries.dtype),
+    )
+
+
+_OPERATOR_SUFFIX = "_AttentionInput"
+"""What TensorRT's parser adds to a node's name for the first of the two layers it makes of an `Attention`."""
 
 
 class _Wiring:
@@ -88,6 +110,7 @@ class _Wiring:
             head_size=shape[-1],
             precision=precision,
             obstacles=(
+                *_single_obstacles(shape),
                 *_type_obstacles(shape[-1], tuple(mixing.get_input(1).shape)[-1], precision),
                 *_bias_obstacles(before),
                 *self._reader_obstacles(inside),
@@ -136,6 +159,11 @@ _DEPTH = 8
 
 _BETWEEN = frozenset({"CAST", "ELEMENTWISE", "IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE"})
 """Kinds of layers that may lie between product and softmax, or softmax and product."""
+
+
+def _single_obstacles(shape: tuple[int, ...]) -> Iterator[str]:
+    if len(shape) == _RANK_WITH_HEADS and shape[:2] == (1, 1):  # measured with TensorRT-RTX 1.7.1
+        yield "a single head of a single image"
 
 
 def _type_obstacles(head_size: int, value_size: int, precision: str) -> Iterator[str]:
@@ -213,4 +241,6 @@ def _mark_fused(block: AttentionBlock, layers: Sequence[PlanLayer]) -> Attention
     if not kernels:
         return block
     fused = all({block.product, block.mixing} <= layer.nodes for layer in kernels)
+    if block.product == block.softmax:  # other kernels only move its inputs and its output
+        kernels = [layer for layer in kernels if "mha" in layer.name] or kernels
     return dataclasses.replace(block, fused=fused, kernel=kernels[0].name)

@@ -76,9 +76,26 @@ def build_plan(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, w
 
 
 def _build(flavour: Flavour, task: BuildTask, target: Path, log: BuildLog, watch: Watch) -> Built:
-    parsed = parse(flavour, task.onnx, log)
+    parsed = parse(flavour, task.onnx, log, attention_op=task.options.attention_op)
     check_parsed(parsed, flavour, task.graph)
-    return build_parsed(flavour, parsed, task, target, log, watch)
+    built = build_parsed(flavour, parsed, task, target, log, watch)
+    if task.options.attention_op:
+        _check_fused(flavour, task.graph, built.attention)
+    return built
+
+
+def _check_fused(flavour: Flavour, graph: str, attention: Sequence[AttentionBlock]) -> None:
+    """Raise if an attention is not one kernel and nothing explains it.
+
+    Raises:
+        EngineError: names the first of them.
+    """
+    lost = [block.softmax for block in attention if block.fused is False and not block.obstacles]
+    if lost:
+        raise EngineError(
+            f"{flavour.title} does not fuse {len(lost)} of the {len(attention)} attentions of {graph}, the "
+            f"first is {lost[0]}; build this graph without --attention-op"
+        )
 
 
 def build_parsed(

@@ -75,7 +75,7 @@ class Flavour:
             return f"{self.title} has no builder flag {builder_flag}"
         owner = _OWNERS_OF.get(option)
         if owner is not None and not hasattr(self.module, owner):
-            return f"{self.title} has no {owner}"
+            return f"{self.title} has no {owner}{_SINCE.get(owner, '')}"
         return None
 
     def builder_flag(self, name: str) -> Any | None:
@@ -123,7 +123,12 @@ INSTALL = {
 }
 """Flavour -> how to install it."""
 _FLAGS_OF = {"refit": "REFIT", "strip_weights": "STRIP_PLAN", "version_compatible": "VERSION_COMPATIBLE"}
-_OWNERS_OF = {"hardware_compatible": "HardwareCompatibilityLevel", "compute_capability": "ComputeCapability"}
+_OWNERS_OF = {
+    "hardware_compatible": "HardwareCompatibilityLevel",
+    "compute_capability": "ComputeCapability",
+    "attention_op": "IAttention",
+}
+_SINCE = {"IAttention": ", expected TensorRT 10.14 or later, which reads ONNX's Attention"}
 
 
 def load_flavour(name: str) -> Flavour:

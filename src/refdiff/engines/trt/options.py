@@ -34,6 +34,8 @@ class BuildOptions:
     """The plan runs with later versions of the same major TensorRT."""
     hardware_compatible: bool = False
     """The plan runs on every GPU from Ampere on, at some cost in speed."""
+    attention_op: bool = False
+    """Attentions in half precision are built as ONNX's `Attention`: one kernel each, or the build fails."""
     trust_plans: bool = False
     """Keep an equal plan that this user did not build, and let it be loaded from now on."""
 
@@ -54,9 +56,11 @@ class BuildOptions:
         """Return all other settings that determine a plan, by name.
 
         TF32 is always off, so that what was checked as fp32 stays fp32. Layers keep their names and nodes,
-        which costs no time and shows what was fused.
+        which costs no time and shows what was fused. `attention_op` is named only where it is set, so that
+        plans that were built before it existed stay valid.
         """
         return {
+            **({"attention_op": True} if self.attention_op else {}),
             "refit": self.refit,
             "strip_weights": self.strip_weights,
             "version_compatible": self.version_compatible,
@@ -74,12 +78,14 @@ def check_options(options: BuildOptions, flavour: Flavour, device: Device | None
         InputError: an option that this flavour does not have, two that exclude each other, an unknown GPU.
         MissingDependencyError: there is no GPU, and this build needs one.
     """
-    for option, name in _given(options):
-        reason = flavour.why_not(option)
-        if reason is not None:
-            raise InputError(f"got {name}, but {reason}; leave it out")
+    check_supported(options, flavour)
     if options.refit and options.strip_weights:
         raise InputError("got --refit and --strip-weights, expected one; a stripped plan is refitted anyway")
+    if options.attention_op and options.strip_weights:
+        raise InputError(
+            "got --attention-op and --strip-weights, expected one; the weights of a stripped plan come from "
+            "the bundle's own graph, which has no Attention"
+        )
     known = flavour.compute_capabilities()
     for wanted in options.compute_capabilities:
         if wanted not in known:
@@ -91,6 +97,18 @@ def check_options(options: BuildOptions, flavour: Flavour, device: Device | None
         _check_without_device(options, flavour)
 
 
+def check_supported(options: BuildOptions, flavour: Flavour) -> None:
+    """Refuse options that this TensorRT does not have.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    for option, name in _given(options):
+        reason = flavour.why_not(option)
+        if reason is not None:
+            raise InputError(f"got {name}, but {reason}; leave it out")
+
+
 def _given(options: BuildOptions) -> Iterator[tuple[str, str]]:
     """Yield the options that are set: the name for `Flavour.why_not`, and that of the command line."""
     given = {
@@ -100,6 +118,7 @@ def _given(options: BuildOptions) -> Iterator[tuple[str, str]]:
         "strip_weights": options.strip_weights,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
+        "attention_op": options.attention_op,
     }
     for option, is_given in given.items():
         if is_given:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refdiff.contracts.optional import require_export
 from refdiff.engines.trt.flavour import Flavour, member_name
 from refdiff.engines.trt.monitor import BuildLog, last_error
 from refdiff.errors import EngineError
@@ -61,29 +62,42 @@ class Parsed:
     refusals: tuple[Refusal, ...]
 
 
-def parse(flavour: Flavour, path: Path, log: BuildLog) -> Parsed:
+def parse(flavour: Flavour, path: Path, log: BuildLog, *, attention_op: bool = False) -> Parsed:
     """Parse an ONNX file.
 
     Args:
         flavour: the TensorRT to parse with.
         path: the file, its weights in the same folder.
         log: receives every message.
+        attention_op: rewrite attentions in half precision as `Attention` first (`passes.attention_operator`).
 
     Returns:
         The network; with refusals it is incomplete.
 
     Raises:
         EngineError: TensorRT cannot start, or has no strongly typed networks.
+        InputError: attentions cannot be rewritten in this graph.
+        MissingDependencyError: onnx_ir is not installed, and attentions are to be rewritten.
     """
+    rewritten = _with_attention_op(path) if attention_op else None
     try:
         builder = flavour.module.Builder(log)
     except Exception as error:  # TensorRT's binding raises its own kinds when its libraries cannot start
         raise EngineError(f"{flavour.title} cannot start: {last_error(log)}; fix the installation") from error
     network = builder.create_network(flavour.network_flags())
     parser = flavour.module.OnnxParser(network, log)
-    accepted = parser.parse_from_file(str(path))
+    # Of bytes, the weights lie next to the file of that name.
+    accepted = parser.parse(rewritten, str(path)) if rewritten else parser.parse_from_file(str(path))
     refusals = () if accepted else tuple(_refusals(parser)) or (_unexplained(log),)
     return Parsed(builder=builder, network=network, parser=parser, refusals=refusals)
+
+
+def _with_attention_op(path: Path) -> bytes:
+    """Return a graph, serialized without its weights, whose attentions are rewritten."""
+    with require_export("--attention-op"):
+        from refdiff.passes.attention_operator import UseAttentionOperator
+        from refdiff.passes.graph_files import load_typed, serialized
+    return serialized(UseAttentionOperator()(load_typed(path)), path.parent)
 
 
 def check_parsed(parsed: Parsed, flavour: Flavour, graph: str) -> None:
