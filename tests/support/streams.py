@@ -8,9 +8,12 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refdiff.camera.pattern import draw_pattern
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 RATE = 30
 
@@ -67,7 +70,7 @@ class Server:
         self._open: list[socket.socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
