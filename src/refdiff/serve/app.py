@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ from refdiff.runtime.segmentation import Segmentation
 from refdiff.serve.guard import BodyError, Guard, GuardOptions
 from refdiff.serve.metrics import CONTENT_TYPE, Metrics
 from refdiff.serve.openapi import document as openapi_document
+from refdiff.serve.page import page_routes
 from refdiff.serve.request import MOST_PROMPTS, SegmentRequest, image_id_of, read_form, read_json
 from refdiff.serve.response import prompt_result
 from refdiff.serve.worker import (
@@ -109,6 +110,7 @@ def create_app(
             Route("/health/ready", service.ready),
             Route("/metrics", service.metrics),
             Route("/openapi.json", _openapi),
+            *page_routes(),
         ],
         exception_handlers={
             _ProblemError: _problem_response,
@@ -126,12 +128,15 @@ class _Answers:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._queue: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.stages: Mapping[str, float] = {}
+        """Time of each stage in s, once the job has ended."""
 
     def answered(self, index: int, answer: Segmentation) -> None:
         self._post("answer", (index, answer))
 
-    def finished(self, error: Exception | None, seconds: float) -> None:
-        self._post("end", (error, seconds))
+    def finished(self, error: Exception | None, stages: Mapping[str, float]) -> None:
+        self.stages = stages
+        self._post("end", error)
 
     def _post(self, kind: str, value: Any) -> None:
         try:
@@ -170,7 +175,7 @@ class _Service:
         """Answer all prompts in one document."""
         started = time.perf_counter()
         asked, job, answers = await self._begin(request)
-        results = []
+        results: list[dict[str, Any]] = []
         async with aclosing(self._until_end(request, job, answers)) as found:
             async for index, answer in found:
                 results.append(await _encoded(answer, index, asked))
@@ -179,6 +184,7 @@ class _Service:
                 "image_id": job.image_id,
                 "prompt_results": results,
                 "time": round(time.perf_counter() - started, 4),
+                "timings": _rounded(answers.stages),
             }
         )
 
@@ -196,7 +202,8 @@ class _Service:
                 yield _event("error", _error_of(problem, request))
             else:
                 seconds = round(time.perf_counter() - started, 4)
-                yield _event("done", {"image_id": job.image_id, "time": seconds})
+                stages = _rounded(answers.stages)
+                yield _event("done", {"image_id": job.image_id, "time": seconds, "timings": stages})
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -253,9 +260,8 @@ class _Service:
                 if kind == "answer":
                     yield value
                     continue
-                error, _ = value
-                if error is not None:
-                    raise self._failure(error)
+                if value is not None:
+                    raise self._failure(value)
                 return
         finally:
             job.cancelled.set()
@@ -323,6 +329,10 @@ def _of_error(error: RefdiffError) -> _ProblemError:
     if isinstance(error, MissingDependencyError):
         return _ProblemError(501, "not_installed", str(error))
     return _ProblemError(500, "engine_error", "an engine failed; the server's log has the reason")
+
+
+def _rounded(stages: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(seconds, 5) for name, seconds in stages.items()}
 
 
 def _queue_full() -> _ProblemError:

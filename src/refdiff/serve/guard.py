@@ -41,8 +41,9 @@ HEADERS = (
 )
 """Headers of every answer."""
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""Paths that need no token, for the probes of a supervisor."""
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/"})
+"""Paths that need no token: the probes of a supervisor, and the page, which asks for the token."""
+OPEN_FOLDER = "/static/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return 403, "foreign_origin", "requests of pages of other sites are refused"
-        if path in OPEN_PATHS or options.token is None:
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or options.token is None:
             return None
         given = headers.get("authorization", "")
         if hmac.compare_digest(given.encode(), f"Bearer {options.token}".encode()):

@@ -22,6 +22,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._stages: dict[str, float] = {}
         self.requests = Counter(
             "refdiff_requests", "Requests by path and status.", ("path", "status"), registry=self._registry
         )
@@ -69,7 +70,14 @@ class Metrics:
             yield
         finally:
             if name not in VERBS:
-                self._stage_seconds.labels(stage=name).observe(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._stage_seconds.labels(stage=name).observe(seconds)
+                self._stages[name] = self._stages.get(name, 0.0) + seconds
+
+    def take_stages(self) -> dict[str, float]:
+        """Return the time of each stage in s since the last call, in the thread that runs the stages."""
+        stages, self._stages = self._stages, {}
+        return stages
 
     def text(self) -> bytes:
         """Return all values in Prometheus' text format."""

@@ -116,6 +116,7 @@ _RESPONSE = {
         "image_id": {"type": "string"},
         "prompt_results": {"type": "array", "items": _RESULT},
         "time": {"type": "number", "description": "s."},
+        "timings": {"type": "object", "description": "Time of each stage of the pipeline in s."},
     },
 }
 

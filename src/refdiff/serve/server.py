@@ -83,6 +83,7 @@ def serve(
         progress("loading the engines")
         worker = EngineWorker(
             opener(bundle, options, backend, metrics),
+            take_stages=metrics.take_stages,
             most_waiting=serving.most_waiting,
             cache_bytes=serving.cache_bytes,
         )

@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -46,8 +45,11 @@ class Listener(Protocol):
     def answered(self, index: int, answer: Segmentation) -> None:
         """Take the answer to the prompt of this index; they come in order."""
 
-    def finished(self, error: Exception | None, seconds: float) -> None:
-        """Take the end of the job, with what it failed by; called once for each job that was submitted."""
+    def finished(self, error: Exception | None, stages: Mapping[str, float]) -> None:
+        """Take the end of the job: what it failed by, and the time of each stage in s.
+
+        Called once for each job that was submitted.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,12 +147,20 @@ class EngineWorker:
 
     Args:
         open_segmenter: called in the worker's thread.
+        take_stages: returns the time of each stage in s since its last call; called after each job.
         most_waiting: jobs that may wait while one runs.
         cache_bytes: bytes of encoded images to keep.
     """
 
-    def __init__(self, open_segmenter: Opener, *, most_waiting: int = 16, cache_bytes: int = 1 << 29) -> None:
-        self._open = open_segmenter
+    def __init__(
+        self,
+        open_segmenter: Opener,
+        *,
+        take_stages: Callable[[], Mapping[str, float]] = dict,
+        most_waiting: int = 16,
+        cache_bytes: int = 1 << 29,
+    ) -> None:
+        self._open, self._take_stages = open_segmenter, take_stages
         self._most_waiting = most_waiting
         self.cache = ImageCache(cache_bytes)
         self._jobs: deque[Job] = deque()
@@ -242,7 +252,6 @@ class EngineWorker:
             return self._running
 
     def _run(self, segmenter: Segmenter, job: Job) -> None:
-        started = time.perf_counter()
         error: Exception | None = None
         try:
             self._answer(segmenter, job)
@@ -250,7 +259,7 @@ class EngineWorker:
             error = raised
             if not isinstance(raised, (CancelledError, InputError, UnknownImageError)):
                 _LOGGER.exception("a job failed")
-        job.listener.finished(error, time.perf_counter() - started)
+        job.listener.finished(error, self._take_stages())
 
     def _answer(self, segmenter: Segmenter, job: Job) -> None:
         if job.cancelled.is_set():
@@ -275,7 +284,7 @@ class EngineWorker:
             waiting = list(self._jobs)
             self._jobs.clear()
         for job in waiting:
-            job.listener.finished(ClosedError(), 0.0)
+            job.listener.finished(ClosedError(), {})
 
 
 class UnknownImageError(RefdiffError):
