@@ -1,6 +1,7 @@
 """From an fp32 bundle to fewer bits: the bundle that is written, and options that are refused."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,47 +102,79 @@ def test_taps_and_full_unet_share_their_weights(converted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("converted", ["bf16", "int8"], indirect=True)  # fp16 and fp8 take the same ways
-def test_a_recipe_gives_the_same_bytes_again(converted, tmp_path):
-    options = PrecisionOptions(precision=converted.name, recipe=converted / "recipe.json")
-    convert(BUNDLE, options, output=tmp_path / "again")
-    for path in converted.glob("*.onnx*"):
+def test_a_recipe_gives_the_same_bundle_again(mini_in, tmp_path):
+    int8 = mini_in("int8")
+    convert(
+        BUNDLE, PrecisionOptions(precision="int8", recipe=int8 / "recipe.json"), output=tmp_path / "again"
+    )
+    for path in int8.glob("*.onnx*"):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-class SlowerInEightBits:
-    """A device on which half precision is always faster."""
+@pytest.mark.slow
+@pytest.mark.parametrize("converted", ["bf16", "fp8"], indirect=True)
+def test_a_recipe_gives_the_same_graphs_again(converted, tmp_path):
+    recipes = read_recipe(converted / "recipe.json").graphs
+    for name in ("sd_text", "unet", "sam_encoder"):
+        again = tmp_path / f"{name}.onnx"
+        convert_graph(BUNDLE / again.name, again, recipes[name])
+        for path in converted.glob(f"{name}.onnx*"):
+            assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+class AskedError(Exception):
+    """A device was asked for its latencies."""
+
+
+class Device:
+    """A device that says when it is asked."""
 
     where = "a GPU"
 
     def medians_ms(self, graph, forms, feeds, *, scratch):
-        return {name: 2.0 if name == "int8" else 1.0 for name in forms}
+        raise AskedError(graph.name)
 
 
-def eight_bits_in_clip_text(mini_in, tmp_path: Path, **options) -> PrecisionOptions:
+def eight_bits_in_the_first(mini_in, tmp_path: Path, **options) -> PrecisionOptions:
     path = tmp_path / "recipe.json"
-    path.write_text(with_eight_bits_in(mini_in("int8") / "recipe.json", "clip_text").to_text())
+    path.write_text(with_eight_bits_in(mini_in("int8") / "recipe.json", GRAPHS[0]).to_text())
     return PrecisionOptions(precision="int8", recipe=path, **options)
 
 
+class WrittenError(Exception):
+    """The first graph is written."""
+
+
+def until_the_first_is_written(lines: list[str]) -> Callable[[str], None]:
+    """Progress that keeps its lines, and stops the conversion after a graph."""
+
+    def progress(line: str) -> None:
+        lines.append(line)
+        if line.startswith(GRAPHS[0]):
+            raise WrittenError
+
+    return progress
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("timed", [True, False])
-def test_a_device_is_looked_for_unless_it_is_not_wanted(timed, mini_in, tmp_path, monkeypatch):
-    found = lambda progress: (SlowerInEightBits(), "a GPU")  # noqa: E731
+@pytest.mark.parametrize(("timed", "ends_with"), [(True, AskedError), (False, WrittenError)])
+def test_a_device_is_looked_for_unless_it_is_not_wanted(timed, ends_with, mini_in, tmp_path, monkeypatch):
+    found = lambda progress: (Device(), "a GPU")  # noqa: E731
     monkeypatch.setattr("refdiff.calibration.convert.find_latency_race", found)
-    lines, options = [], eight_bits_in_clip_text(mini_in, tmp_path, timed=timed)
-    convert(BUNDLE, options, output=tmp_path / "b", progress=lines.append)
+    lines, options = [], eight_bits_in_the_first(mini_in, tmp_path, timed=timed)
+    with pytest.raises(ends_with):
+        convert(BUNDLE, options, output=tmp_path / "b", progress=until_the_first_is_written(lines))
     assert ("eight bits have to be faster on a GPU" in lines) == timed
-    precision = open_bundle(tmp_path / "b").manifest.graphs["clip_text"].precision
-    assert precision == ("fp16" if timed else "int8")
+    assert any(line.startswith(f"{GRAPHS[0]}: int8") for line in lines) == (not timed)
 
 
 @pytest.mark.slow
 def test_without_a_gpu_it_is_said_that_nothing_is_timed(mini_in, tmp_path, monkeypatch):
     found = lambda progress: (None, "this machine shows no GPU")  # noqa: E731
     monkeypatch.setattr("refdiff.calibration.convert.find_latency_race", found)
-    lines, options = [], eight_bits_in_clip_text(mini_in, tmp_path)
-    convert(BUNDLE, options, output=tmp_path / "b", progress=lines.append)
+    lines, options = [], eight_bits_in_the_first(mini_in, tmp_path)
+    with pytest.raises(WrittenError):
+        convert(BUNDLE, options, output=tmp_path / "b", progress=until_the_first_is_written(lines))
     assert [line for line in lines if "by accuracy alone" in line and "shows no GPU" in line]
 
 

@@ -65,18 +65,18 @@ def test_a_bundle_repeats_its_golden_record_without_torch(model):
 @pytest.mark.needs_torch
 @every_model
 def test_the_runtime_is_the_reference_on_held_out_scenes(model):
-    report = check.check(model, dataset=RenderedScenes(count=4))
+    report = check.check(model, dataset=RenderedScenes(count=2))
     assert report.passed, report.failure
-    assert report.task.count == 4
+    assert report.task.count == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "variant", "count", "least"),
-    [("mini", "edge", 40, 0.70), ("mini", "official", 40, 0.60), ("mini-edge", "edge", 60, 0.60)],
+    [("mini", "edge", 20, 0.75), ("mini", "official", 16, 0.45), ("mini-edge", "edge", 24, 0.70)],
 )
 def test_held_out_scenes_are_segmented(model, variant, count, least):
-    """The full measurements are benchmarks; 40 scenes scatter by about 0.05 around them."""
+    """The full measurements are benchmarks; a limit lies two scenes below what these give each time."""
     report = evaluate(model, RenderedScenes(count=count), options=RunOptions(variant=variant))
     assert report.summary.miou >= least
     assert report.summary.oracle_miou >= report.summary.miou
