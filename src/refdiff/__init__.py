@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from refdiff.calibration.calibrate import calibrate as calibrate
     from refdiff.calibration.convert import PrecisionOptions as PrecisionOptions
     from refdiff.calibration.convert import convert as convert
+    from refdiff.camera.frame import Frame as Frame
+    from refdiff.camera.options import CameraOptions as CameraOptions
+    from refdiff.camera.result import FrameResult as FrameResult
+    from refdiff.camera.result import TargetEvent as TargetEvent
+    from refdiff.camera.result import TargetResult as TargetResult
+    from refdiff.camera.track import Tracker as Tracker
+    from refdiff.camera.track import track as track
     from refdiff.contracts.inspection import inspect as inspect
     from refdiff.contracts.options import BackendOptions as BackendOptions
     from refdiff.contracts.options import FolderOptions as FolderOptions
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
     from refdiff.errors import InputError as InputError
     from refdiff.errors import MissingDependencyError as MissingDependencyError
     from refdiff.errors import RefdiffError as RefdiffError
+    from refdiff.errors import SourceError as SourceError
+    from refdiff.errors import SourceLostError as SourceLostError
     from refdiff.evaluation.evaluate import evaluate as evaluate
     from refdiff.export.export import export as export_model  # noqa: F401 - public under this name
     from refdiff.loading import load as load
@@ -53,11 +62,14 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOMES = {
     "BackendOptions": "contracts.options",
     "BundleError": "errors",
+    "CameraOptions": "camera.options",
     "Candidates": "contracts.results",
     "Client": "serve.client",
     "EncodedImage": "runtime.encoded_image",
     "EngineError": "errors",
     "FolderOptions": "contracts.options",
+    "Frame": "camera.frame",
+    "FrameResult": "camera.result",
     "GateError": "errors",
     "InputError": "errors",
     "MissingDependencyError": "errors",
@@ -68,6 +80,11 @@ _HOMES = {
     "Scores": "contracts.results",
     "Segmentation": "runtime.segmentation",
     "Segmenter": "runtime.pipeline",
+    "SourceError": "errors",
+    "SourceLostError": "errors",
+    "TargetEvent": "camera.result",
+    "TargetResult": "camera.result",
+    "Tracker": "camera.track",
     "build": "engines.build",
     "calibrate": "calibration.calibrate",
     "check": "verification.check",
@@ -81,6 +98,7 @@ _HOMES = {
     "profile": "profiling.profile",
     "segment": "batch.prediction",
     "segment_many": "batch.folder",
+    "track": "camera.track",
 }
 """Public name -> the module of this package that defines it."""
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from refdiff.camera.engines import CLOSED_GAPS, CancelledError, Gap
 from refdiff.camera.frame import Frame
+from refdiff.camera.summary import KeyCounts
 from refdiff.contracts.options import RunOptions
 from refdiff.errors import RefdiffError
 from refdiff.runtime.pipeline import Segmenter
@@ -30,7 +31,10 @@ REFINE_SHARE = 1 / 3
 class OwnedEngines(Protocol):
     """What the lane's thread opens and owns; `Engines` is one."""
 
-    sessions: SharedSessions
+    @property
+    def sessions(self) -> SharedSessions:
+        """The sessions of all segmenters."""
+        ...
 
     def segmenter(self, options: RunOptions) -> Segmenter:
         """Return the segmenter of these options."""
@@ -44,6 +48,8 @@ class OwnedEngines(Protocol):
 class SharedSessions(Protocol):
     """What the lane needs to know of the sessions; `GapSessions` is one."""
 
+    backend: str
+    reason: str
     encoder_s: float | None
 
     def encode_once(self) -> AbstractContextManager[None]:
@@ -95,17 +101,6 @@ class KeyAnswer:
     error: RefdiffError | None = None
 
 
-@dataclass(kw_only=True)
-class KeyCounts:
-    """What became of the jobs."""
-
-    answered: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    refined: int = 0
-    refinements_failed: int = 0
-
-
 class KeyLane:
     """Answers jobs in a thread of its own; all methods may be called from other threads.
 
@@ -154,6 +149,15 @@ class KeyLane:
         """Raise the error that ended the lane, if one has."""
         if self._error is not None:
             raise self._error
+
+    @property
+    def backend(self) -> tuple[str, str]:
+        """The back-end that the graphs run on, and the reason for it; valid once `start` has returned."""
+        return (
+            ("", "")
+            if self._engines is None
+            else (self._engines.sessions.backend, self._engines.sessions.reason)
+        )
 
     @property
     def encoder_s(self) -> float | None:
