@@ -56,10 +56,12 @@ def test_a_summary_accounts_for_every_frame_and_reads_as_a_table():
         KeyCounts(answered=4, failed=1),
         source,
         seconds=2.0,
+        taken=7,
         unread=2,
         backend=("ort-cpu", "asked for"),
     )
-    assert summary.dropped == {"newest": 5, "paused": 3, "consumer": 2}
+    assert summary.dropped == {"newest": 5, "paused": 3, "consumer": 2, "closed": 1}
+    assert summary.results == 7
     assert summary.fps["key"] == 2.0
     assert summary.fps["in"] == pytest.approx(30)
     assert summary.states == {"tracked": 10}
@@ -73,6 +75,6 @@ def test_a_summary_accounts_for_every_frame_and_reads_as_a_table():
     assert line == "made   2.0 s on ort-cpu"
     assert [row[0].text for row in delays.cells] == ["capture to key", "capture to result", "mask age"]
     named = {row[0].text: row[1].text for row in facts.cells}
-    assert named["dropped"] == "5 newest, 3 paused, 2 consumer"
+    assert named["dropped"] == "5 newest, 3 paused, 2 consumer, 1 closed"
     assert named["results.jsonl"] == "8 frames, 2 left out"
     assert named["key lane"] == "1 failed"

@@ -31,7 +31,8 @@ def test_a_file_gives_a_result_for_each_frame_in_order_and_ends():
     assert results[0].targets[0].mask is not None
     assert source.closed and engines.closed == 1
     summary = tracker.summary()
-    assert (summary.results, summary.key_frames, summary.dropped) == (40, 2, {})
+    assert (summary.results, summary.dropped) == (40, {})
+    assert summary.key_frames >= 2
 
 
 def test_leaving_the_loop_stops_everything():

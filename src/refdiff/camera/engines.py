@@ -6,9 +6,11 @@ In: a bundle. Out: segmenters whose every graph run is preceded by a call of `ga
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +119,19 @@ class _GapSession:
         self._session.close()
 
 
+def spare_threads() -> int:
+    """Return the number of cores but one, and at least 1."""
+    return max(1, (os.cpu_count() or 1) - 1)
+
+
 class Engines:
     """The engines of one bundle, opened once, and segmenters of any options on them.
 
     Args:
         bundle: its folder, or "mini" for the built-in one.
         options: what is computed at first; also says which bundles are accepted.
-        backend: where and how the graphs run.
+        backend: where and how the graphs run; without a number of threads, one core is left to what follows
+            the masks.
         gap: called before each run of a graph.
 
     Raises:
@@ -136,6 +144,7 @@ class Engines:
     def __init__(self, bundle: Path | str, options: RunOptions, backend: BackendOptions, gap: Gap) -> None:
         self._bundle = find_bundle(bundle, expect=options.expect)
         check_trained(self._bundle, allow_random_weights=options.allow_random_weights)
+        backend = replace(backend, threads=backend.threads or spare_threads())
         self.sessions = GapSessions(open_backend(self._bundle, backend), gap)
         self._segmenters: dict[str, Segmenter] = {}
 

@@ -111,6 +111,7 @@ class Recorder:
         except Exception as error:  # a thread that ended silently would keep `put` waiting
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self.error = f"{self.name}: {reason}; frames after the first {self.written} are missing"
+            self.dropped += 1
             self._writer.abandon()
             while self._queue.get() is not None:
                 self.dropped += 1

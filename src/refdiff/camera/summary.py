@@ -5,7 +5,7 @@ Everything here takes the same memory after a minute and after a month.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -131,6 +131,7 @@ class CameraSummary:
     frames_captured: int
     """Frames that the source produced."""
     results: int
+    """Results that the consumer has taken."""
     key_frames: int
     fps: Mapping[str, float]
     """`in`, `key` and `out`, per s."""
@@ -178,6 +179,7 @@ def summarize(
     source: SourceCounts,
     *,
     seconds: float,
+    taken: int,
     unread: int,
     backend: tuple[str, str],
 ) -> CameraSummary:
@@ -188,16 +190,18 @@ def summarize(
         key: of the key lane.
         source: of the source.
         seconds: of the run.
+        taken: results that the consumer has taken.
         unread: results that the consumer was too slow for.
         backend: name of the back-end, and the reason for it.
     """
+    lost = {"consumer": unread, "closed": tracked.results - taken - unread}
     return CameraSummary(
         source=tracked.source or "no frame came",
         backend=backend[0],
         backend_reason=backend[1],
         seconds=seconds,
         frames_captured=source.captured,
-        results=tracked.results,
+        results=taken,
         key_frames=key.answered,
         fps={
             "in": tracked.captured.overall,
@@ -210,7 +214,7 @@ def summarize(
             "mask_age": tracked.age.to_json(),
         },
         states=dict(tracked.states),
-        dropped={**source.dropped, **tracked.dropped, **({"consumer": unread} if unread else {})},
+        dropped=dict(Counter(source.dropped) + Counter(tracked.dropped) + Counter(lost)),
         key=asdict(key),
         reconnects=source.reconnects,
     )

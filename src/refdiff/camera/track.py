@@ -176,6 +176,16 @@ class Tracker:
         return self._wishes.wanted.phrases
 
     @property
+    def run_options(self) -> RunOptions:
+        """The options that key frames are answered with."""
+        return self._wishes.wanted.run
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether a slow consumer is waited for, as with a file; otherwise it loses frames."""
+        return self._lane is not None and self._lane.lockstep
+
+    @property
     def paused(self) -> bool:
         """Whether it is paused."""
         return self._wishes.wanted.paused
@@ -239,6 +249,7 @@ class Tracker:
             self._key.counts,
             self._source.counts(),
             seconds=(self._ended_s or time.monotonic()) - self._began_s,
+            taken=self._results.taken,
             unread=self._results.dropped,
             backend=self._key.backend,
         )
@@ -268,7 +279,7 @@ class ResultQueue:
         self._results: deque[FrameResult] = deque()
         self._closed = self._finished = False
         self._error: BaseException | None = None
-        self.dropped = 0
+        self.taken = self.dropped = 0
 
     @property
     def finished(self) -> bool:
@@ -299,6 +310,7 @@ class ResultQueue:
             self._changed.wait_for(lambda: self._results or self._finished or self._closed, timeout_s)
             if self._results:
                 result = self._results.popleft()
+                self.taken += 1
                 self._changed.notify_all()
                 return result
             if self._error is not None and self._finished:

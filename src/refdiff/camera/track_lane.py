@@ -24,8 +24,8 @@ from refdiff.camera.target import RefinePrompt, Target
 from refdiff.runtime.refinement import Refinement
 from refdiff.runtime.segmentation import Segmentation
 
-RING_FRAMES = 128
-"""Small frames that are kept: the longest time that a key frame may take, 4 s at 30 frames/s, 30 MB."""
+RING_FRAMES = 256
+"""Small frames that are kept, at most 80 MB: a key frame may take 8 s at 30 frames/s."""
 
 _READ_S = 0.1
 """Time that a read waits, so that changes and the end are noticed."""

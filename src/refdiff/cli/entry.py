@@ -17,6 +17,7 @@ import typer
 from refdiff.cli import (  # noqa: F401 - their verbs join the app
     build,
     calibrate,
+    camera,
     check,
     convert,
     eval,
@@ -39,7 +40,7 @@ _BROKEN_PIPE = 128 + 13
 """Exit code of a program that SIGPIPE ends, as with `| head`."""
 
 _ORDER = (
-    *("demo", "segment", "serve", "inspect", "doctor", "profile"),
+    *("demo", "segment", "camera", "serve", "inspect", "doctor", "profile"),
     *("fetch", "export", "convert", "build", "check", "eval", "tune"),
     *("calibrate", "audit", "sensitivity", "bisect"),
 )

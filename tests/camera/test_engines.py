@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+
+from refdiff.camera.engines import CLOSED_GAPS, CancelledError, Engines, GapSessions
+from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.graphs import GraphSpec
+from refdiff.contracts.options import DEFAULT_BACKEND, RunOptions, options_for
+from refdiff.engines.factory import open_sessions
+from refdiff.errors import InputError
+from refdiff.loading import segmenter_of
+from refdiff.miniature.scenes import render_scene
+
+
+class Kept:
+    """An output on a device, gone when its session runs again."""
+
+    def __init__(self, session, values):
+        self._session, self._values, self._run = session, values, session.runs
+        self.dtype, self.shape = values.dtype, values.shape
+
+    def to_host(self):
+        if self._session.runs != self._run:
+            raise InputError("its session has run again")
+        return self._values.copy()
+
+
+class DeviceSession:
+    def __init__(self, inner):
+        self.inner, self.runs = inner, 0
+        self.graph, self.max_batch, self.timings = inner.graph, inner.max_batch, inner.timings
+
+    def run(self, feeds, outputs=None, *, keep_on_device=False):
+        host = {
+            name: each if isinstance(each, np.ndarray) else each.to_host() for name, each in feeds.items()
+        }
+        self.runs += 1
+        found = self.inner.run(host, outputs)
+        return {name: Kept(self, each) for name, each in found.items()} if keep_on_device else found
+
+
+class DeviceSessions:
+    """A back-end that keeps outputs on a device, as TensorRT's plans do."""
+
+    backend, reason = "fake", "a test"
+
+    def __init__(self, inner):
+        self._inner, self._open = inner, {}
+
+    def open(self, name):
+        return self._open.setdefault(name, DeviceSession(self._inner.open(name)))
+
+    def close(self):
+        self._inner.close()
+
+
+@pytest.fixture(scope="module")
+def bundle(mini_bundle):
+    return open_bundle(mini_bundle)
+
+
+@pytest.fixture(scope="module")
+def device(bundle):
+    sessions = DeviceSessions(open_sessions(bundle, backend="ort-cpu", threads=1))
+    yield sessions
+    sessions.close()
+
+
+def answer(bundle, sessions, phrase="the mug"):
+    segmenter = segmenter_of(bundle, sessions, options_for(bundle.spec))
+    return segmenter.segment(segmenter.encode(render_scene(1).image), phrase)
+
+
+def refine_everywhere(bundle, device, closed=CLOSED_GAPS):
+    """Answer a key frame with a refinement of another image in every gap but the closed ones."""
+    inside, ran = [], []
+
+    def gap(graph):
+        ran.append(graph)
+        if inside or graph in closed:
+            return
+        inside.append(graph)
+        segmenter.refine(render_scene(2).image, box=(10, 10, 60, 60))
+        inside.pop()
+
+    sessions = GapSessions(device, gap)
+    segmenter = segmenter_of(bundle, sessions, options_for(bundle.spec))
+    return answer(bundle, sessions), ran
+
+
+@pytest.mark.slow
+def test_refinements_in_the_gaps_leave_a_key_frame_s_answer_as_it_is(bundle, device):
+    plain = answer(bundle, device)
+    refined, ran = refine_everywhere(bundle, device)
+    assert np.array_equal(refined.mask, plain.mask)
+    assert refined.score == plain.score
+    assert ran.count("sam_encoder") > 5
+
+
+@pytest.mark.slow
+def test_a_refinement_in_a_closed_gap_would_destroy_what_the_decoder_left(bundle, device):
+    with pytest.raises(InputError, match="run again"):
+        refine_everywhere(bundle, device, closed=frozenset())
+
+
+def test_a_gap_that_raises_ends_the_work_before_the_graph_runs(bundle):
+    ran = []
+
+    class Session:
+        graph, max_batch, timings = GraphSpec("unet", (), ()), 2, None
+
+        def run(self, feeds, outputs=None, *, keep_on_device=False):
+            ran.append((feeds, outputs, keep_on_device))
+            return {}
+
+    class Sessions:
+        backend, reason = "fake", "a test"
+
+        def open(self, name):
+            return Session()
+
+    stop = []
+
+    def gap(graph):
+        if stop:
+            raise CancelledError
+
+    session = GapSessions(Sessions(), gap).open("unet")
+    session.run({"x": 1}, ["y"], keep_on_device=True)
+    stop.append(1)
+    with pytest.raises(CancelledError):
+        session.run({})
+    assert ran == [({"x": 1}, ["y"], True)]
+    assert (session.graph.name, session.max_batch) == ("unet", 2)
+
+
+def test_the_encoder_runs_once_for_several_prompts_and_its_time_is_known(bundle, device):
+    ran = []
+    sessions = GapSessions(device, ran.append)
+    segmenter = segmenter_of(bundle, sessions, options_for(bundle.spec))
+    assert sessions.encoder_s is None
+    with sessions.encode_once():
+        for box in ((10, 10, 60, 60), (40, 30, 90, 80)):
+            segmenter.refine(render_scene(2).image, box=box)
+    assert ran.count("sam_encoder") == 1
+    assert sessions.encoder_s > 0
+    segmenter.refine(render_scene(2).image, box=(10, 10, 60, 60))
+    assert ran.count("sam_encoder") == 2
+
+
+def test_segmenters_of_other_options_use_the_same_sessions(mini_bundle):
+    engines = Engines(mini_bundle, RunOptions(), DEFAULT_BACKEND, lambda graph: None)
+    edge, official = engines.segmenter(RunOptions()), engines.segmenter(RunOptions(variant="official"))
+    assert engines.segmenter(RunOptions()) is edge
+    assert (edge.options.variant, official.options.variant) == ("edge", "official")
+    with pytest.raises(InputError, match="unknown variant"):
+        engines.segmenter(RunOptions(variant="other"))
+    engines.close()
