@@ -100,7 +100,7 @@ def _draw_mask(
 def _add_strip(image: ImageArray, targets: Sequence[TargetResult], status: str, rows: int) -> ImageArray:
     """Put one line per phrase in its color, and the status, on a dark strip below the image."""
     width = image.shape[1]
-    letters = max(12, round(width / 42))
+    letters = max(12, round(width / 48))
     line_px, margin = round(letters * 1.4), letters // 2
     font = ImageFont.load_default(letters)
     strip = Image.new("RGB", (width, (rows + 1) * line_px + margin), _STRIP)
@@ -108,5 +108,7 @@ def _add_strip(image: ImageArray, targets: Sequence[TargetResult], status: str, 
     lines = [(describe(each), COLORS[at % len(COLORS)]) for at, each in enumerate(targets[:rows])]
     lines += [("", _STATUS)] * (rows - len(lines)) + [(status, _STATUS)]
     for at, (text, color) in enumerate(lines):
+        while text and font.getlength(text) > width - 2 * margin:
+            text = f"{text[:-2]}…"
         draw.text((margin, margin // 2 + at * line_px), text, font=font, fill=color)
     return np.concatenate([image, np.asarray(strip)])

@@ -106,6 +106,7 @@ class TrackLane:
         self._targets: list[tuple[str, Followed]] = [
             (each, self._new_target(each, 0)) for each in self._wanted.phrases
         ]
+        self._answers: dict[tuple[int, type], KeyAnswer] = {}
         self._job: KeyJob | None = None
         self._refine: RefineJob | None = None
         self._key_asked_s = float("-inf")
@@ -172,12 +173,21 @@ class TrackLane:
         return events
 
     def _take_answers(self) -> list[TargetEvent]:
-        """Take over the answers that have come; those of a phrase that was changed since are dropped."""
-        events: list[TargetEvent] = []
+        """Take over answers that have come; those of a phrase that was changed since are dropped.
+
+        Of a live source one for each frame, the newest of its kind and phrase: following it to this frame
+        takes time that the frame waits.
+        """
         for answer in self._key.take():
+            self._answers[id(answer.owner), type(answer.found)] = answer
+        events: list[TargetEvent] = []
+        while self._answers:
+            answer = self._answers.pop(next(iter(self._answers)))
             named = [(phrase, target) for phrase, target in self._targets if target is answer.owner]
             if named:
                 events += self._take(answer, *named[0])
+            if named and not self.lockstep:
+                break
         return events
 
     def _take(self, answer: KeyAnswer, phrase: str, target: Followed) -> list[TargetEvent]:
