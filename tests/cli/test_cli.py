@@ -29,6 +29,7 @@ VERBS = (
     "sensitivity",
     "build",
     "segment",
+    "camera",
     "check",
     "profile",
     "inspect",

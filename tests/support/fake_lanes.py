@@ -135,7 +135,7 @@ class FakeEngines:
         self._run("sam_decoder")
         self.refined.append(prompt)
         return Refinement(
-            masks=np.ones((3, 4, 4), np.bool_), predicted_iou=np.ones(3), low_res=np.ones((3, 2, 2))
+            masks=np.ones((3, *pixels.shape[:2]), np.bool_), predicted_iou=np.ones(3), low_res=np.ones((3, 2, 2))
         )
 
     def close(self):

@@ -331,7 +331,7 @@ class ResultQueue:
 
 
 def distinct_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the phrases, each of which may be given once.
+    """Return the phrases as a tuple; each may be given once.
 
     Raises:
         InputError: there is none, or one is given twice.
