@@ -97,6 +97,7 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Run, and return what was measured."""
+    sys.setswitchinterval(0.001)  # as `refdiff camera` does
     threads = spare_threads()
     options = CameraOptions(
         run=RunOptions(),

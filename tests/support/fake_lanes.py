@@ -67,7 +67,7 @@ class FakeSource:
 class FakeEngines:
     """Engines that run named graphs, and stop before those that a test holds.
 
-    `hold(graph)` makes the next run of a graph wait, `reached` is set when it does, and `release` lets it go on.
+    `hold(graph)` makes the next run of a graph wait; `reached` is set when it does, until `release`.
     """
 
     backend, reason, encoder_s = "fake", "a test", 0.01
@@ -134,9 +134,8 @@ class FakeEngines:
         self._run("sam_encoder")
         self._run("sam_decoder")
         self.refined.append(prompt)
-        return Refinement(
-            masks=np.ones((3, *pixels.shape[:2]), np.bool_), predicted_iou=np.ones(3), low_res=np.ones((3, 2, 2))
-        )
+        masks = np.ones((3, *pixels.shape[:2]), np.bool_)
+        return Refinement(masks=masks, predicted_iou=np.ones(3), low_res=np.ones((3, 2, 2)))
 
     def close(self):
         self.closed += 1

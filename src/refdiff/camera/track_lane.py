@@ -131,6 +131,8 @@ class TrackLane:
             if self._wanted.paused and self.lockstep:
                 stopped.wait(_READ_S)
                 continue
+            if not self.lockstep:  # between two frames, where following an answer delays neither
+                self._pending += self._take_answers()
             frame = self._source.read(_READ_S)
             if frame is not None:
                 self._take_frame(frame, put, stopped)
@@ -147,15 +149,14 @@ class TrackLane:
             self._count_dropped("paused")
             return
         timed = replace(frame, captured_s=self._video_s(frame)) if self.lockstep else frame
-        events = [*self._pending, *self._step(timed, stopped)]
-        self._pending = []
+        events, self._pending = [*self._pending, *self._step(timed, stopped)], []
         found = tuple(target.result(timed) for _, target in self._targets)
         delay_s = max(0.0, self._clock() - frame.captured_s)
         self.counts.note(frame, found, delay_s, self._clock())
         put(FrameResult(frame=frame, targets=found, events=tuple(events), latency_s=delay_s))
 
     def _step(self, frame: Frame, stopped: Event) -> list[TargetEvent]:
-        events = [] if self.lockstep else self._take_answers()
+        events: list[TargetEvent] = []
         small = shrink(frame)
         self._ring.append(small)
         if not self.lockstep:
@@ -175,8 +176,8 @@ class TrackLane:
     def _take_answers(self) -> list[TargetEvent]:
         """Take over answers that have come; those of a phrase that was changed since are dropped.
 
-        Of a live source one for each frame, the newest of its kind and phrase: following it to this frame
-        takes time that the frame waits.
+        Of a live source one after each frame, the newest of its kind and phrase: following it to this frame
+        takes time that the next frame may have to wait.
         """
         for answer in self._key.take():
             self._answers[id(answer.owner), type(answer.found)] = answer

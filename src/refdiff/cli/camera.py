@@ -41,6 +41,10 @@ _STATUS_S = {True: 0.5, False: 10.0}
 """Time between two lines of status, on a terminal and in a log."""
 
 
+_SWITCH_S = 0.001
+"""Longest time that Python code of the key lane holds up the track lane; Python's own is five times that."""
+
+
 @verb()
 def camera(
     bundle: BundleName,
@@ -184,6 +188,7 @@ def _run(tracker: Tracker, writers: dict[str, Writer], progress: Progress) -> Ca
     from refdiff.profiling.sensors import Sensors, throttled
 
     sensors, error = Sensors(), None
+    sys.setswitchinterval(_SWITCH_S)
     with ExitStack() as stack:
         progress("opening the engines")
         stack.enter_context(tracker)
