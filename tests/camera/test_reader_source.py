@@ -199,6 +199,7 @@ def test_a_source_that_is_lost_for_good_gives_its_last_frames_first() -> None:
     scripts = [Script(3, "closed"), Script(0, "refused"), Script(0, "refused")]
     with make_source(scripts, [(2, 2)], newest=False, recorded=False, limits=limits) as source:
         assert [frame.number for frame in (source.read(PATIENCE_S) for _ in range(3)) if frame] == [1, 2, 3]
+        assert not source.ended
         for _ in range(2):
             with pytest.raises(SourceLostError, match="test is lost: as the script says"):
                 source.read(PATIENCE_S)

@@ -15,7 +15,8 @@ from PIL import Image
 from refdiff.camera.frame import Frame, SourceCounts
 from refdiff.camera.pattern import draw_pattern, read_pattern_number
 from refdiff.camera.reader_source import ReaderSource
-from refdiff.camera.source import SourceOptions, open_source
+from refdiff.camera.source import SourceOptions, build_request, open_source
+from refdiff.camera.source_address import parse_source
 from refdiff.errors import InputError, SourceError
 
 SMALL = (64, 32)
@@ -148,3 +149,12 @@ def test_an_option_that_cannot_be_used_is_refused_before_a_process_starts(
 ) -> None:
     with pytest.raises(InputError, match="expected"):
         open_source(text, options)
+
+
+def test_credentials_of_ffmpeg_s_options_stand_in_no_text() -> None:
+    options = SourceOptions(
+        open_options={"headers": "Authorization: Basic c2VjcmV0", "rtsp_transport": "udp"}
+    )
+    request = build_request(parse_source("rtsp://me:hunter22@cam/1"), options)
+    assert request["secrets"] == ["me%3Ahunter22", "me:hunter22", "hunter22", "Authorization: Basic c2VjcmV0"]
+    assert "c2VjcmV0" not in repr(options)

@@ -81,7 +81,10 @@ class FrameSource(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether no further frame will come, because the source has ended or was closed."""
+        """Whether no further frame will come, because the source has ended or was closed.
+
+        It is False while `read` still has an error to raise.
+        """
         ...
 
     def read(self, timeout_s: float) -> Frame | None:
@@ -91,7 +94,8 @@ class FrameSource(Protocol):
             A frame that no earlier call returned; None if none came in time, or if the source has ended.
 
         Raises:
-            SourceError: the source could not be opened, or is lost for good.
+            SourceError: the source could not be opened, or is lost for good (`SourceLostError`).
+            InputError, MissingDependencyError: it holds nothing that can be read, or a program is missing.
         """
         ...
 

@@ -15,6 +15,7 @@ may hold credentials:
     rate                         frames/s, or null
     pixel_format                 or null
     open_options                 FFmpeg's, name -> value
+    secrets                      texts that stand in no message
     keep_damaged                 whether frames after damage are handed over
     decoder_threads
     skip                         frames that an earlier reader has handed over
@@ -34,7 +35,7 @@ from contextlib import suppress
 from typing import Any
 
 from refdiff.camera.reader_sink import FrameSink, ReadingDone
-from refdiff.camera.source_address import find_secrets, redact
+from refdiff.camera.source_address import redact
 from refdiff.camera.source_fault import SourceFault, explain
 
 LENGTH = struct.Struct("!I")
@@ -77,7 +78,7 @@ def read_source(request: dict[str, Any], sink: FrameSink) -> SourceFault | None:
         fault = explain(error, request["location"])
     else:
         return None
-    return SourceFault(kind=fault.kind, reason=redact(fault.reason, find_secrets(request["location"])))
+    return SourceFault(kind=fault.kind, reason=redact(fault.reason, tuple(request["secrets"])))
 
 
 def _choose(kind: str) -> Callable[[dict[str, Any], FrameSink], None]:

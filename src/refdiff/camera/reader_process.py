@@ -74,15 +74,14 @@ class ReaderProcess:
     """A child process that runs `reader.py`.
 
     Args:
-        request: what it shall read.
-        secrets: texts that stand in no message.
+        request: what it reads; see `reader.py`.
 
     Raises:
         OSError: the system refuses another process.
     """
 
-    def __init__(self, request: Mapping[str, Any], secrets: tuple[str, ...]) -> None:
-        self._secrets = secrets
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self._secrets = tuple(request["secrets"])
         self._killed = False
         self._said = _appended_file()
         self.connection, theirs = socket.socketpair()

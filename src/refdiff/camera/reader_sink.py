@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from refdiff.camera.ring import SLOTS, Ring, create_ring
-from refdiff.camera.source_fault import SourceFault
+from refdiff.camera.source_fault import FaultError, SourceFault
 from refdiff.contracts.session import ImageArray
 
 _REPORT_S = 0.5
@@ -25,6 +25,9 @@ _REPORT_S = 0.5
 
 _LONGEST_WAIT_S = 1.0
 """A longer gap between two times of a file is cut to this: a watchdog would take it for a stall."""
+
+LIMIT_PX = 50_000_000
+"""Most pixels of a frame; 8K video has 33 million. A ring holds several frames."""
 
 _FLUSH_S = 2.0
 
@@ -110,7 +113,14 @@ class FrameSink:
 
         Raises:
             ReadingDone: it is the last one that was wanted.
+            FaultError: it is too large.
         """
+        if pixels.shape[0] * pixels.shape[1] > LIMIT_PX:
+            raise FaultError(
+                "input",
+                f"got frames of {pixels.shape[1]}x{pixels.shape[0]} px, expected {LIMIT_PX:,} px "
+                "at most; let the source make them smaller",
+            )
         with self._changed:
             if not self._newest:
                 self._wait_for_slot(pixels)  # not counted yet: a reader that is killed now has not read it

@@ -69,13 +69,18 @@ class ReaderSource:
         self._dropped: Counter[str] = Counter()
         self._size_yx: tuple[int, int] | None = None
         self._run: Run | None = None
-        self._finished = self._closed = False
+        self._finished = self._closed = self._unraised = False
         self._failure: RefdiffError | Exception | None = None
         self._closing = threading.Event()
         self._wake, self._woken = socket.socketpair()
         self._wake.settimeout(0)
         self._thread = threading.Thread(target=self._supervise, name="refdiff-source", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise SourceFault(kind="resources", reason=str(error)).error(
+                name, opened=False, tries=1
+            ) from error
 
     def __repr__(self) -> str:
         """Return the source's name, without credentials."""
@@ -109,9 +114,9 @@ class ReaderSource:
 
     @property
     def ended(self) -> bool:
-        """Whether no further frame will come."""
+        """Whether no further frame will come, and `read` has raised what there is to raise."""
         with self._changed:
-            return self._closed or (self._finished and not self._waiting)
+            return self._closed or (self._finished and not self._waiting and not self._unraised)
 
     def read(self, timeout_s: float) -> Frame | None:
         """Wait for the next frame; see `FrameSource.read`."""
@@ -119,6 +124,7 @@ class ReaderSource:
             self._changed.wait_for(lambda: self._waiting or self._finished or self._closed, timeout_s)
             if self._closed or not self._waiting:
                 if self._failure is not None and not self._closed and self._finished:
+                    self._unraised = False
                     raise self._failure
                 return None
             waiting = self._waiting.popleft()
@@ -182,6 +188,7 @@ class ReaderSource:
         finally:
             with self._changed:
                 self._finished = True
+                self._unraised = self._failure is not None
                 if self._failure is None and not self._closed:
                     self._note("ended", "the source has ended")
                 self._changed.notify_all()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ FramePolicy = Literal["newest", "every"]
 Pace = Literal["real", "reader"]
 
 _LARGEST_SIDE_PX = 16_384
+
+_SECRET_OPTION = re.compile("auth|cookie|header|key|pass|secret|token|user")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def open_source(text: str, options: SourceOptions = DEFAULT_SOURCE) -> ReaderSou
     return ReaderSource(
         address.name,
         build_request(address, options),
-        partial(ReaderProcess, secrets=address.secrets + tuple(options.open_options.values())),
+        ReaderProcess,
         options,
     )
 
@@ -103,9 +105,15 @@ def build_request(address: SourceAddress, options: SourceOptions) -> dict[str, A
         "open_options": dict(options.open_options),
         "keep_damaged": options.keep_damaged,
         "decoder_threads": options.decoder_threads,
+        "secrets": [*address.secrets, *_secret_options(options.open_options)],
         "skip": 0,
         "limit": options.max_frames,
     }
+
+
+def _secret_options(options: Mapping[str, str]) -> list[str]:
+    """Return the values of FFmpeg's options that may be credentials, such as `headers` and `cookies`."""
+    return [text for name, text in options.items() if _SECRET_OPTION.search(name) and len(text) > 2]
 
 
 def _check_options(options: SourceOptions) -> None:

@@ -75,6 +75,10 @@ _NUMBERS = {
 }
 
 
+_EXHAUSTED = ("can't start new thread", "Resource temporarily unavailable", "Cannot allocate memory")
+"""Last words of a process that the system refused a thread or memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceFault:
     """Why a reader gave up."""
@@ -151,7 +155,8 @@ def explain_exit(code: int, last_lines: str) -> SourceFault:
     """
     how = f"signal {_signal_name(-code)}" if code < 0 else f"exit code {code}"
     said = f": {last_lines}" if last_lines else ""
-    kind = "resources" if code == -signal.SIGBUS else "crashed"
+    exhausted = code == -signal.SIGBUS or any(sign in last_lines for sign in _EXHAUSTED)
+    kind = "resources" if exhausted else "crashed"
     return SourceFault(kind=kind, reason=f"the reader process ended with {how}{said}")
 
 
