@@ -50,6 +50,8 @@ LEAST_VISIBLE_PX = 400
 REFINE_EVERY, REFINE_DELAY = 10, 3
 """Frames between two prompts of the level `sam`, and until its answer."""
 
+_REMAP: Any = cv2.remap  # its types demand a second map, which a map of both has not
+
 Answer = Callable[[int], Segmentation]
 
 
@@ -67,15 +69,16 @@ class Tally:
     """Counts and sums of one method at one delay."""
 
     ious: list[float] = field(default_factory=list)
-    """Of every frame with a visible target; 0 without a mask."""
+    """Of every frame with a visible target, once a key frame since the last cut has been answered; 0 without
+    a mask."""
     shown: list[float] = field(default_factory=list)
     """Of those with a mask."""
     trusted: list[float] = field(default_factory=list)
     """Of those that are seen or tracked."""
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
-    def note(self, mask: Bool | None, masks: Bool, target: int, state: str) -> None:
-        """Compare one frame."""
+    def note(self, mask: Bool | None, masks: Bool, target: int, state: str, *, answered: bool = True) -> None:
+        """Compare one frame; `answered` says whether a key frame since the last cut has been."""
         truth = masks[target]
         area = int(np.count_nonzero(truth))
         self.counts["frames"] += 1
@@ -95,7 +98,10 @@ class Tally:
             self.counts["frames without a target"] += 1
             return
         value = iou(mask, truth) if mask is not None else 0.0
-        self.ious.append(value)
+        if answered:
+            self.ious.append(value)
+        else:
+            self.counts["frames before an answer since a cut"] += 1
         if mask is not None and mask.any():
             self.shown.append(value)
             if trusted:
@@ -146,7 +152,10 @@ class Baseline:
     def step(self, number: int, flow: Any, answer: Answer) -> tuple[Bool | None, str]:
         """Return the mask at a frame."""
         if self._flows and flow is not None:
-            self._now, self._coming = _warped(self._now, flow), _warped(self._coming, flow)
+            self._now, self._coming = (
+                None if mask is None else _REMAP(mask, flow, None, cv2.INTER_LINEAR)
+                for mask in (self._now, self._coming)
+            )
         if number % self._delay == 0:
             self._now = self._coming
             found = answer(number)
@@ -154,12 +163,11 @@ class Baseline:
         return (None if self._now is None else self._now > 0.5), "drawn"
 
 
-def _warped(mask: Any, flow: Any) -> Any:
-    if mask is None:
-        return None
-    height, width = mask.shape
+def _came_from(flow: Any) -> Any:
+    """Return where each pixel was in the frame before: [y, x, 2]."""
+    height, width = flow.shape[:2]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return cv2.remap(mask, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
+    return flow + np.stack([x, y], axis=-1)
 
 
 class Clip:
@@ -200,7 +208,7 @@ class Clip:
                 source="scenes", number=number, pixels=moving.pixels, captured_s=time_s, wall_s=time_s
             )
             small = shrink(frame)
-            flow = None if before is None else dense.calc(small.grey, before.grey, None)
+            flow = None if before is None else _came_from(dense.calc(small.grey, before.grey, None))
             before = small
             for delay in self._delays:
                 self._compare(delay, frame, small, flow, moving.masks)
@@ -208,13 +216,15 @@ class Clip:
 
     def _compare(self, delay: str, frame: Frame, small: SmallFrame, flow: Any, masks: Bool) -> None:
         frames, tallies = self._delays[delay], self.tallies[delay]
+        key = (frame.number // frames - 1) * frames  # the last frame that has been answered
+        cuts = [cut for cut in self._scene.cuts if cut <= frame.number]
+        answered = key >= max([0, *cuts])
         for name, method in self._methods[delay].items():
             if isinstance(method, Follower):
                 mask, state = method.step(frame, small, self._answer)
             else:
                 mask, state = method.step(frame.number, flow, self._answer)
-            if frame.number >= frames:  # before the first answer there is nothing to compare
-                tallies[name].note(mask, masks, self._phrase.target, state)
+            tallies[name].note(mask, masks, self._phrase.target, state, answered=answered)
         if frame.number % frames == 0:
             found = self._answer(frame.number)
             mask = None if found.index is None else found.mask

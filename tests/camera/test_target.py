@@ -263,7 +263,7 @@ def test_a_first_answer_without_a_mask_gives_the_reason(two_discs):
 
 def test_a_lost_target_is_found_at_once_by_an_answer_as_good_as_before(two_discs):
     frames, (first, second) = two_discs
-    for confidence, image, found in ((0.85, True, True), (0.6, True, False), (0.85, False, False)):
+    for confidence, image, found in ((0.6, True, True), (0.3, True, False), (0.85, False, False)):
         followed = Followed()
         followed.show(frames[0])
         followed.answer(first, 0, image=frames[0].pixels)
@@ -308,9 +308,32 @@ def refinement_of(*masks):
     return Refinement(masks=np.stack(masks), predicted_iou=np.ones(len(masks), np.float32), low_res=logits)
 
 
-def test_the_prompt_for_sam_is_one_that_refine_takes(moving):
+def test_the_prompt_for_sam_is_a_point_inside_unless_more_is_asked_for(moving):
     frames, masks = moving
     followed = Followed(TrackOptions(level="sam"))
+    followed.show(frames[0])
+    followed.answer(masks[0], 0)
+    given = followed.target.refine_prompt().arguments()
+    ((x, y),) = given["points"]
+    assert masks[0][int(y), int(x)]
+    assert (given["box"], given["mask"]) == (None, None)
+
+
+def test_a_mask_that_sam_itself_does_not_believe_in_says_nothing(moving):
+    frames, masks = moving
+    followed = Followed(TrackOptions(level="sam"))
+    followed.show(frames[0])
+    followed.answer(masks[0], 0)
+    followed.target.refine_prompt()
+    doubtful = replace(refinement_of(~masks[0]), predicted_iou=np.array([0.2], np.float32))
+    assert followed.target.refined(doubtful, 0, followed.ring) == []
+    assert "sam_iou" not in followed.result.evidence
+    assert followed.result.state == "seen"
+
+
+def test_a_prompt_with_box_and_mask_is_one_that_refine_takes(moving):
+    frames, masks = moving
+    followed = Followed(TrackOptions(level="sam", prompt="all"))
     followed.show(frames[0])
     assert followed.target.refine_prompt() is None
     followed.answer(masks[0], 0)
@@ -369,7 +392,9 @@ def test_a_mask_that_sam_contradicts_is_stale(two_discs):
     assert "SAM" in followed.result.reason
 
 
-@pytest.mark.parametrize("wrong", [{"level": "points and sam"}, {"stale_after_s": 0}, {"cut": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"level": "points and sam"}, {"prompt": "box"}, {"stale_after_s": 0}, {"cut": float("nan")}]
+)
 def test_options_out_of_their_range_are_refused(wrong):
     with pytest.raises(InputError, match="expected"):
         TrackOptions(**wrong)

@@ -24,8 +24,11 @@ Decision = Literal["refreshed", "found", "switched", "held"]
 Forward = Callable[[MaskMotion, Sequence[SmallFrame]], MaskMotion | None]
 """Follows a mask through frames to the last one; None if that is not possible."""
 
-_SAME_LOOK = 0.35
+_SAME_LOOK = 0.5
 """Share of colors that a target that was lost has to share with what is found for it."""
+_FOUND_MARGINS = 3.0
+"""Margins by which an answer of the same colors may be weaker than the ones before: a target that is half
+hidden is found with less confidence."""
 _BLEND = 0.5
 """Weight of the newest answer in what is remembered."""
 _PLAUSIBLE_AREA = 0.4, 2.5
@@ -107,10 +110,10 @@ class Identity:
         margin = self._options.switch_margin
         if known:
             return strength >= self._strength + margin
-        same_look = (
-            self._look is None or look is None or float(np.minimum(self._look, look).sum()) >= _SAME_LOOK
-        )
-        return strength >= self._strength - margin and same_look
+        if self._look is None or look is None:
+            return strength >= self._strength - margin
+        shared = float(np.minimum(self._look, look).sum())
+        return shared >= _SAME_LOOK and strength >= self._strength - _FOUND_MARGINS * margin
 
     def _is_challenged_again(self, found: MaskMotion, forward: Forward, ring: FrameRing) -> bool:
         """Note a challenger; return whether enough answers in a row have shown it."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from refdiff.camera.appearance import iou
 from refdiff.camera.small_frame import load_cv2
+from refdiff.camera.verdict import PromptKind
 from refdiff.contracts.session import Bool, Float
 from refdiff.runtime.refinement import Refinement
 from refdiff.runtime.segmentation import mask_box
@@ -24,13 +25,13 @@ _LOGIT = 6.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RefinePrompt:
-    """What SAM is prompted with on one frame."""
+    """What SAM is prompted with on one frame: a point, and box and mask where they are asked for."""
 
     number: int
     """Number of that frame."""
     mask: Bool
     """[y, x]: the followed mask."""
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int] | None = None
     """x0, y0, x1, y1 in px of the frame, its end excluded."""
     points: tuple[tuple[float, float], ...]
     """(x, y): a place well inside of the mask."""
@@ -41,20 +42,29 @@ class RefinePrompt:
         """Return the keyword arguments of `Segmenter.refine`."""
         return {"box": self.box, "points": self.points, "mask": self.logits}
 
-    def best_of(self, refinement: Refinement) -> tuple[Bool, float]:
-        """Return the one of SAM's masks [m, y, x] that is most like the followed one, and its IoU with it."""
+    def best_of(self, refinement: Refinement) -> tuple[Bool, float, float]:
+        """Return the one of SAM's masks [m, y, x] that is most like the followed one.
+
+        Returns:
+            The mask [y, x], its IoU with the followed one, and SAM's own estimate of its IoU with the truth.
+        """
         scores = [iou(mask, self.mask) for mask in refinement.masks]
         best = int(np.argmax(scores))
-        return np.asarray(refinement.masks[best]), scores[best]
+        return np.asarray(refinement.masks[best]), scores[best], float(refinement.predicted_iou[best])
 
 
-def prompt_of(mask: Bool, number: int, logits_side: int | None) -> RefinePrompt | None:
+def prompt_of(
+    mask: Bool, number: int, kind: PromptKind = "point", logits_side: int | None = None
+) -> RefinePrompt | None:
     """Return the prompt of a mask [y, x] on frame `number`; None if the mask is empty."""
     box = mask_box(mask)
     if box is None:
         return None
+    point = _innermost(mask)
+    if kind == "point":
+        return RefinePrompt(number=number, mask=mask, points=(point,))
     logits = None if logits_side is None else _to_logits(mask, logits_side)
-    return RefinePrompt(number=number, mask=mask, box=box, points=(_innermost(mask),), logits=logits)
+    return RefinePrompt(number=number, mask=mask, box=box, points=(point,), logits=logits)
 
 
 def _innermost(mask: Bool) -> tuple[float, float]:

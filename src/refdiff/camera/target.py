@@ -116,7 +116,8 @@ class Target:
         if self._options.level not in ("sam", "auto") or not self._live or self._motion is None:
             return None
         number = self._motion.newest.number
-        self._asked = prompt_of(self._motion.full_mask(), number, self._logits_side)
+        mask = self._motion.full_mask()
+        self._asked = prompt_of(mask, number, self._options.prompt, self._logits_side)
         return self._asked
 
     def refined(self, refinement: Refinement, number: int, ring: FrameRing) -> list[TargetEvent]:
@@ -126,7 +127,10 @@ class Target:
         asked, frames = self._asked, ring.since(number)
         if asked is None or asked.number != number or not frames or not self._live:
             return events
-        best, self._sam_iou = asked.best_of(refinement)
+        best, agrees, predicted = asked.best_of(refinement)
+        if predicted < self._options.least_predicted_iou:  # SAM does not know: no evidence
+            return events
+        self._sam_iou = agrees
         if self._sam_iou < self._options.refine_iou:
             return events + self._settle()
         found, _ = self._forward(MaskMotion(frames[0], best), frames)

@@ -17,6 +17,9 @@ Level = Literal["off", "points", "sam", "auto"]
 """How masks are followed: not at all; by points; also by SAM, prompted with the followed mask; or by SAM if
 its encoder is fast enough."""
 
+PromptKind = Literal["point", "all"]
+"""Whether SAM is prompted with one point inside of the followed mask, or also with its box and the mask."""
+
 LEVELS: tuple[Level, ...] = ("off", "points", "sam", "auto")
 
 
@@ -40,7 +43,7 @@ class TrackOptions:
     """The same share in one frame."""
     stale_support: float = 0.65
     """Share of the mask that still looks as in the frame it was found in; the rest is hidden or changed."""
-    lost_support: float = 0.4
+    lost_support: float = 0.25
     least_inside: float = 0.2
     """Share of the mask in the picture below which the target has left it."""
     most_growth: float = 3.0
@@ -54,17 +57,24 @@ class TrackOptions:
     """Lead in confidence, or in score where there is none, by which a different target is taken at once."""
     answers_in_a_row: int = 2
     """Key frames that have to contradict the followed mask in the same way before it is given up."""
+    prompt: PromptKind = "point"
+    """The followed mask chooses among SAM's three masks, so a point is enough; a SAM that was trained on
+    points alone, as the miniature's, does not understand more."""
     refine_iou: float = 0.7
     """SAM's mask replaces the followed one from this IoU on."""
+    least_predicted_iou: float = 0.7
+    """SAM's own estimate below which its mask is not used."""
     refuse_iou: float = 0.4
     """Below it SAM contradicts the followed mask, which is stale then."""
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise InputError(f"got level {self.level!r}, expected one of {', '.join(LEVELS)}")
+        if self.prompt not in ("point", "all"):
+            raise InputError(f"got prompt {self.prompt!r}, expected point or all")
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name != "level" and not value > 0:
+            if each.name not in ("level", "prompt") and not value > 0:
                 raise InputError(f"got {each.name} {value!r}, expected a number above 0")
 
 
