@@ -416,3 +416,24 @@ def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path: Path) -> None:
     assert (left / "sd_text.onnx").is_file()
     with pytest.raises(BundleError, match=r"interrupted export left behind|half-written"):
         inspect(left)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("check", "mini", "--golden-only"),
+        ("eval", "mini", "--count", "1"),
+        ("eval", "mini", "--count", "1", "--dry-run"),
+        ("eval", "mini", "--count", "1", "--audit", "release"),
+        ("profile", "mini", "--runs", "1"),
+        ("build", "mini", "--graph", "sd_text"),
+        ("build", "mini", "--lint", "--graph", "sd_text"),
+        ("inspect", "mini"),
+    ],
+    ids=" ".join,
+)
+def test_every_verb_that_opens_a_bundle_by_its_hash_refuses_another_one(
+    refused: Callable[..., str], command: tuple[str, ...]
+) -> None:
+    said = refused(*command, "--expect", "0" * 64)
+    assert f"got sha256 {inspect('mini').manifest.sha256}, expected {'0' * 64}" in said

@@ -1,12 +1,14 @@
 """`evaluate` on rendered scenes, its verb, and the verb's older alias."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from refdiff.cli import main
+from refdiff.contracts.inspection import inspect
 from refdiff.contracts.options import RunOptions
 from refdiff.data.sample import Sample, SampleList
 from refdiff.data.synthetic import RenderedScenes
@@ -27,6 +29,16 @@ def test_evaluate_measures_the_runtime(mini_bundle: Path) -> None:
     assert document["oracle_miou"] >= document["miou"] >= 0
     assert report.backend is not None
     assert lines == [f"2/2 samples, mIoU {document['miou']:.3f}"]
+
+
+def test_a_run_that_names_its_bundle_by_hash_is_the_same_run(mini_bundle: Path, tmp_path: Path) -> None:
+    scenes, folder = RenderedScenes(count=2), tmp_path / "records"
+    named = replace(GEN, expect=inspect(mini_bundle).manifest.sha256)
+    first = evaluate(mini_bundle, scenes, options=named, output=folder)
+    lines: list[str] = []
+    again = evaluate(mini_bundle, scenes, options=GEN, output=folder, progress=lines.append)
+    assert again.records == first.records
+    assert lines == []  # nothing was measured again
 
 
 @pytest.mark.slow
@@ -68,6 +80,7 @@ def test_the_table_has_a_row_for_all_samples_and_for_each_cue(
         (["--jobs", "0"], "got 0 processes, expected 1 to"),
         (["--runtime", "abacus"], "unknown runtime 'abacus'; choose one of: torch, onnx"),
         (["--runtime", "torch", "--backend", "ort-cpu"], "not the torch reference"),
+        (["--runtime", "torch", "--expect", "0" * 64], "the torch reference opens none; leave --expect out"),
         (["--backend", "abacus"], "abacus"),
     ],
 )

@@ -256,6 +256,65 @@ def test_a_trainers_file_with_its_wrapping_and_prefix_loads_exactly(tmp_path: Pa
     assert_same(loaded(load_clip(tmp_path / "epoch_3.pt", activation="quick_gelu")), small())
 
 
+def tiny_clip(tensors: Weights) -> Weights:
+    """The names of the original TinyCLIP files, written by several processes."""
+
+    def written(name: str) -> str:
+        if name == "logit_scale":
+            return "module._logit_scale.logit_scale"
+        return f"module.{'_image' if name.startswith('visual.') else '_text'}_encoder.{name}"
+
+    return {written(name): tensor for name, tensor in tensors.items()}
+
+
+def test_an_original_tiny_clip_file_loads_exactly_and_its_own_names_are_in_messages(tmp_path: Path) -> None:
+    tensors = tiny_clip(weights())
+    torch.save({"epoch": 3, "state_dict": tensors}, tmp_path / "TinyCLIP.pt")
+    assert_same(loaded(load_clip(tmp_path / "TinyCLIP.pt", activation="quick_gelu")), small())
+    del tensors["module._text_encoder.ln_final.bias"]
+    said = refusal(saved(tmp_path / "less.pt", tensors))
+    assert "module._text_encoder.ln_final.bias" in said
+
+
+def test_a_tiny_clip_with_layers_of_different_widths_is_refused(tmp_path: Path) -> None:
+    """Those that were pruned automatically ("auto") have their own number of heads in each layer."""
+    tensors = tiny_clip(weights())
+    prefix = "module._image_encoder.visual.transformer.resblocks.1.attn."
+    for name in ("in_proj_weight", "in_proj_bias"):
+        tensors[prefix + name] = tensors[prefix + name][: 3 * 64].clone()
+    tensors[prefix + "out_proj.weight"] = tensors[prefix + "out_proj.weight"][:, :64].clone()
+    assert "resblocks.1.attn." in refusal(saved(tmp_path / "auto.pt", tensors))
+
+
+@pytest.mark.slow
+def test_clips_of_tiny_clip_s_published_sizes_are_known(tmp_path: Path) -> None:
+    """TinyCLIP-ViT-8M-16-Text-3M, as on the hub; its towers have different widths and depths."""
+    text = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4}
+    vision = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 4,
+        "image_size": 224,
+        "patch_size": 16,
+    }
+    config = CLIPConfig(
+        text_config={"vocab_size": 300, "bos_token_id": 298, "eos_token_id": 299, **text},
+        vision_config=vision,
+        projection_dim=512,
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    source = CLIPModel(config).eval()
+    safetensors.torch.save_file(dict(source.state_dict()), tmp_path / "model.safetensors")
+    part = load_clip(tmp_path)
+    assert part.spec == ClipSpec(image_size=224, patch_size=16, width=256, embed_dim=512)
+    ours = loaded(part)
+    with torch.no_grad():
+        vectors = ours.encode_image(pictures(224)).numpy()
+        theirs = source.visual_projection(source.vision_model(pictures(224)).pooler_output).numpy()
+    assert abs(vectors - theirs).max() < 1e-5
+
+
 def test_odd_head_and_mlp_widths_are_taken_from_the_config_and_the_tensors(tmp_path: Path) -> None:
     # As ViT-g-14: heads 88 wide, and an MLP that is no whole multiple of the width.
     vision = {

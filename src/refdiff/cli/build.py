@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import BundleName, Json, choice, verb
+from refdiff.cli.app import BundleName, Expect, Json, choice, verb
 from refdiff.cli.terminal import end, print_answer, working
 
 
@@ -61,6 +61,7 @@ def build(
         bool,
         typer.Option("--trust-plans", help="Accept plans that came with the bundle; a plan is code."),
     ] = False,
+    expect: Expect = None,
     as_json: Json = False,
 ) -> None:
     """Build TensorRT plans of a bundle's graphs; what was built from exactly the same is kept.
@@ -87,6 +88,7 @@ def build(
             graph or (),
             size=size,
             attention_op=attention_op,
+            expect=expect,
             fusion=fusion,
             as_json=as_json,
         )
@@ -101,6 +103,7 @@ def build(
         hardware_compatible=hardware_compatible,
         attention_op=attention_op,
         trust_plans=trust_plans,
+        expect=expect,
     )
     with working() as progress:
         report = build_plans(
@@ -123,6 +126,7 @@ def _lint(
     *,
     size: int | None,
     attention_op: bool,
+    expect: str | None,
     fusion: bool,
     as_json: bool,
 ) -> None:
@@ -131,7 +135,13 @@ def _lint(
 
     with working() as progress:
         report = lint.lint(
-            bundle, flavour=flavour, graphs=graphs, size=size, attention_op=attention_op, progress=progress
+            bundle,
+            flavour=flavour,
+            graphs=graphs,
+            size=size,
+            attention_op=attention_op,
+            expect=expect,
+            progress=progress,
         )
     print_answer(report.to_json(), lambda: lint_section(report, fusion=fusion), as_json=as_json)
     if not report.passed:

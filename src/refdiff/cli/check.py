@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, BundleName, Json, Mode, Overwrite, Threads, choice, verb
+from refdiff.cli.app import Backend, BundleName, Expect, Json, Mode, Overwrite, Threads, choice, verb
 from refdiff.cli.terminal import end, note, note_backend, print_answer, working
 
 
@@ -43,6 +43,7 @@ def check(
         bool,
         typer.Option("--require-verdict", help="Exit code 1 also if samples are too few to judge a gate."),
     ] = False,
+    expect: Expect = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML page, with images of the worst cases.")
     ] = None,
@@ -85,7 +86,7 @@ def check(
             against=against or (),
             feeds=feeds,
             dataset=None if golden_only else scenes,
-            options=[RunOptions(variant=name, mode=mode) for name in variants],
+            options=[RunOptions(variant=name, mode=mode, expect=expect) for name in variants],
             backend=BackendOptions(name=backend, threads=threads),
             progress=progress,
         )

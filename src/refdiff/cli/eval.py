@@ -12,6 +12,7 @@ import typer
 from refdiff.cli.app import (
     Backend,
     BundleName,
+    Expect,
     Json,
     MinArea,
     Mode,
@@ -107,6 +108,7 @@ def evaluate(
     allow_random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Evaluate a bundle with random weights.")
     ] = False,
+    expect: Expect = None,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a bundle, or of the torch reference, on data sets with true masks.
@@ -137,6 +139,7 @@ def evaluate(
         min_confidence=min_confidence,
         tuned=None if tuned is None else read_tuned_options(tuned),
         allow_random_weights=allow_random_weights,
+        expect=expect,
     )
     place = BackendOptions(name=backend, threads=threads)
     if audit is not None:

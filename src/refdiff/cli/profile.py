@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import Backend, Json, Memory, Mode, Overwrite, Threads, Variant, verb
+from refdiff.cli.app import Backend, Expect, Json, Memory, Mode, Overwrite, Threads, Variant, verb
 from refdiff.cli.terminal import end, note, note_backend, print_answer, working
 
 
@@ -28,6 +28,7 @@ def profile(
     backend: Backend = "auto",
     threads: Threads = None,
     memory: Memory = None,
+    expect: Expect = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also time every layer.")] = False,
     compare_backends: Annotated[
         bool,
@@ -72,6 +73,7 @@ def profile(
             "--trace": trace,
             "--layers": layers,
             "--compare-backends": compare_backends,
+            "--expect": expect,
         }
         given = [option for option, value in measuring.items() if value]
         if given:
@@ -90,7 +92,7 @@ def profile(
             measure=ProfileOptions(
                 runs=runs, warmup=warmup, layers=layers, compare_backends=compare_backends
             ),
-            options=RunOptions(variant=variant, mode=mode),
+            options=RunOptions(variant=variant, mode=mode, expect=expect),
             backend=BackendOptions(name=backend, threads=threads, memory=memory),
             progress=progress,
         )

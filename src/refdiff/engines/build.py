@@ -106,7 +106,7 @@ def build(
         KeyboardInterrupt: Ctrl-C; the unfinished plan is deleted.
     """
     tell, wanted = progress or silent, options or BuildOptions()
-    opened, device = find_bundle(bundle), find_device()
+    opened, device = find_bundle(bundle, expect=wanted.expect), find_device()
     names = chosen_graphs(opened, graphs)
     check_size(opened, size)
     trt, reason = choose_flavour(flavour, has_device=device is not None)

@@ -76,6 +76,7 @@ def lint(
     graphs: Sequence[str] = (),
     size: int | None = None,
     attention_op: bool = False,
+    expect: str | None = None,
     progress: Progress | None = None,
 ) -> LintReport:
     """Parse graphs with TensorRT's own parser; TensorRT-RTX needs no GPU for it.
@@ -86,6 +87,7 @@ def lint(
         graphs: names; none means all.
         size: as in `build`.
         attention_op: parse what a build with `BuildOptions(attention_op=True)` would.
+        expect: hash of the manifest that the bundle must have; None: any bundle.
         progress: receives one line for each graph.
 
     Raises:
@@ -95,7 +97,7 @@ def lint(
         MissingDependencyError: no TensorRT is installed.
         EngineError: TensorRT cannot start.
     """
-    tell, opened = progress or silent, find_bundle(bundle)
+    tell, opened = progress or silent, find_bundle(bundle, expect=expect)
     names = chosen_graphs(opened, graphs)
     check_size(opened, size)
     trt, reason = choose_flavour(flavour, has_device=find_device() is not None)

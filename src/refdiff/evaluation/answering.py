@@ -67,6 +67,8 @@ def find_model(model: EvaluatedModel) -> Bundle | None:
     if model.runtime not in RUNTIMES:
         raise InputError(f"unknown runtime {model.runtime!r}; choose one of: {', '.join(RUNTIMES)}")
     if model.runtime == "torch":
+        if model.options.expect is not None:
+            raise InputError("got an expected bundle, but the torch reference opens none; leave --expect out")
         if model.bundle not in BUILT_IN:
             raise InputError(
                 "the torch reference exists for the built-in models only, "
@@ -77,7 +79,7 @@ def find_model(model: EvaluatedModel) -> Bundle | None:
                 f"back-end {model.backend.name!r} runs graphs, not the torch reference; leave it out"
             )
         return None
-    bundle = find_bundle(model.bundle)
+    bundle = find_bundle(model.bundle, expect=model.options.expect)
     check_trained(bundle, allow_random_weights=model.options.allow_random_weights)
     return bundle
 
@@ -92,13 +94,16 @@ def choose_backend(model: EvaluatedModel, bundle: Bundle | None) -> tuple[str, s
 
 
 def model_settings(model: EvaluatedModel, backend: str | None, bundle: Bundle | None) -> dict[str, Any]:
-    """Return everything that a record depends on except its sample."""
+    """Return everything that a record depends on except its sample.
+
+    The hash that a bundle was expected to have is left out: that of the bundle is there.
+    """
     settings = {
         "format": 3,
         "refdiff": refdiff_version(),
         "runtime": model.runtime,
         "backend": backend,
-        "options": dataclasses.asdict(model.options),
+        "options": dataclasses.asdict(dataclasses.replace(model.options, expect=None)),
     }
     if bundle is None:
         return settings | {"model": _miniature_of(model)}

@@ -172,7 +172,7 @@ def fit_confidence(
         raise InputError(
             f"got the built-in bundle {bundle}, whose files belong to the package; name a bundle's folder"
         )
-    opened = find_bundle(bundle)
+    opened = find_bundle(bundle, expect=options.expect)
     check_trained(opened, allow_random_weights=options.allow_random_weights)
     pipeline = options.pipeline_options(opened.spec)
     if pipeline.mode != "full":

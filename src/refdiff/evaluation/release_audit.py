@@ -81,7 +81,7 @@ def audit_release(
     Raises:
         RefdiffError: as for `evaluate`.
     """
-    opened, report, done = find_bundle(bundle), progress or silent, 0
+    opened, report, done = find_bundle(bundle, expect=options.expect), progress or silent, 0
     check_trained(opened, allow_random_weights=options.allow_random_weights)
     records: dict[str, list[SentenceRecord]] = {name: [] for name in ODDITIES}
     with ExitStack() as stack:

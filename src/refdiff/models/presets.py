@@ -102,22 +102,19 @@ TAESD = Source(
     about_bytes=MappingProxyType({"diffusion_pytorch_model.safetensors": 9_800_000}),
 )
 
-_SAM_FILES = ("config.json", "model.safetensors")
 
-SAM_VIT_H = Source(
-    repo="facebook/sam-vit-huge",
-    files=_SAM_FILES,
-    licence="apache-2.0",
-    architecture="vit_h",
-    about_bytes=MappingProxyType({"model.safetensors": 2_564_000_000}),
-)
-SAM_VIT_B = Source(
-    repo="facebook/sam-vit-base",
-    files=_SAM_FILES,
-    licence="apache-2.0",
-    architecture="vit_b",
-    about_bytes=MappingProxyType({"model.safetensors": 375_000_000}),
-)
+def _segment_anything(size: str, architecture: str, about_bytes: int) -> Source:
+    return Source(
+        repo=f"facebook/sam-vit-{size}",
+        files=("config.json", "model.safetensors"),
+        licence="apache-2.0",
+        architecture=architecture,
+        about_bytes=MappingProxyType({"model.safetensors": about_bytes}),
+    )
+
+
+SAM_VIT_H = _segment_anything("huge", "vit_h", 2_564_000_000)
+SAM_VIT_B = _segment_anything("base", "vit_b", 375_000_000)
 
 MOBILE_SAM = Source(
     repo="dhkim2810/MobileSAM",
@@ -128,24 +125,21 @@ MOBILE_SAM = Source(
 )
 """A mirror by one of the authors; the original is in their repository, ChaoningZhang/MobileSAM."""
 
-CLIP_VIT_B_16 = Source(
-    repo="timm/vit_base_patch16_clip_224.openai",
-    files=("open_clip_config.json", "open_clip_model.safetensors"),
-    licence="apache-2.0",
-    architecture="vit_b_16",
-    about_bytes=MappingProxyType({"open_clip_model.safetensors": 599_000_000}),
-    activation="quick_gelu",
-)
-"""OpenAI's weights and their activation. Source: open_clip, pretrained.py, ViT-B-16, "openai"."""
 
-CLIP_VIT_B_32 = Source(
-    repo="timm/vit_base_patch32_clip_224.openai",
-    files=("open_clip_config.json", "open_clip_model.safetensors"),
-    licence="apache-2.0",
-    architecture="vit_b_32",
-    about_bytes=MappingProxyType({"open_clip_model.safetensors": 605_000_000}),
-    activation="quick_gelu",
-)
+def _openai_clip(patch_size: int, about_bytes: int) -> Source:
+    """Return OpenAI's weights and their activation. Source: open_clip, pretrained.py, "openai"."""
+    return Source(
+        repo=f"timm/vit_base_patch{patch_size}_clip_224.openai",
+        files=("open_clip_config.json", "open_clip_model.safetensors"),
+        licence="apache-2.0",
+        architecture=f"vit_b_{patch_size}",
+        about_bytes=MappingProxyType({"open_clip_model.safetensors": about_bytes}),
+        activation="quick_gelu",
+    )
+
+
+CLIP_VIT_B_16 = _openai_clip(16, 599_000_000)
+CLIP_VIT_B_32 = _openai_clip(32, 605_000_000)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {

@@ -104,7 +104,7 @@ def profile(
     progress, watch, before = progress or silent, Stopwatch(), read_memory()
     progress("opening the bundle")
     with watch.span("step", "open and verify the bundle"):
-        opened = find_bundle(bundle)
+        opened = find_bundle(bundle, expect=options.expect)
     inputs = profile_samples(opened) if samples is None else samples
     # Each sample is segmented many times, and must cost what a phrase costs that has not been seen before.
     pipeline = dataclasses.replace(options.pipeline_options(opened.spec), cache_texts=False)

@@ -70,7 +70,8 @@ def check(
             the bundle.
         EngineError: a graph failed.
     """
-    progress, opened = progress or silent, find_bundle(bundle)
+    expected = next((each.expect for each in options if each.expect is not None), None)
+    progress, opened = progress or silent, find_bundle(bundle, expect=expected)
     per_variant = {each.variant: each.pipeline_options(opened.spec) for each in options}
     runs = plan_runs(opened, against, backend.name)
     ladder = compare_precisions(runs, _open_feeds(feeds, runs), threads=backend.threads, progress=progress)

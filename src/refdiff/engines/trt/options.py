@@ -36,6 +36,8 @@ class BuildOptions:
     """The plan runs on every GPU from Ampere on, at some cost in speed."""
     attention_op: bool = False
     """Attentions in half precision are built as ONNX's `Attention`: one kernel each, or the build fails."""
+    expect: str | None = None
+    """Hash of the manifest that the bundle must have, as `refdiff inspect` prints it; None: any bundle."""
     trust_plans: bool = False
     """Keep an equal plan that this user did not build, and let it be loaded from now on."""
 

@@ -125,12 +125,33 @@ def _arrange(tensors: Mapping[str, torch.Tensor], file: Path) -> _OpenClipTensor
             from_transformers=True,
             from_openai=False,
         )
+    tensors, written_as = _from_tiny_clip(tensors)
     from_openai = tensors.keys() >= _OPENAI_ENTRIES
     extra = {_CAUSAL_MASK} | (_OPENAI_ENTRIES if from_openai else frozenset())
     tensors = {name: tensor for name, tensor in tensors.items() if name not in extra}
     return _OpenClipTensors(
-        tensors, lambda name: trainer + name, from_transformers=False, from_openai=from_openai
+        tensors, lambda name: trainer + written_as(name), from_transformers=False, from_openai=from_openai
     )
+
+
+_TINY_CLIP = {"logit_scale": "_logit_scale.", "visual.": "_image_encoder.", "": "_text_encoder."}
+"""Start of open_clip's name of a tensor -> the module in which TinyCLIP's training code holds it."""
+
+
+def _from_tiny_clip(
+    tensors: Mapping[str, torch.Tensor],
+) -> tuple[Mapping[str, torch.Tensor], Callable[[str], str]]:
+    """Return the tensors of an original TinyCLIP file by open_clip's names, and the way back.
+
+    Any other state dict stays as it is. On the hub TinyCLIP has the layout of transformers.
+    """
+    if not tensors or not all(name.startswith(tuple(_TINY_CLIP.values())) for name in tensors):
+        return tensors, lambda name: name
+    return {name.partition(".")[2]: tensor for name, tensor in tensors.items()}, _written_by_tiny_clip
+
+
+def _written_by_tiny_clip(name: str) -> str:
+    return next(module for start, module in _TINY_CLIP.items() if name.startswith(start)) + name
 
 
 def _refuse_foreign(arranged: _OpenClipTensors, file: Path) -> None:
