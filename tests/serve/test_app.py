@@ -206,10 +206,8 @@ def test_large_and_slow_bodies_are_refused():
         assert server.ask("/v1/segment", b"x" * 1001)[0] == 413
         head = b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         chunks = b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b"x" * 1024 + b"\r\n"
-        assert b" 413 " in server.send(head + chunks, half_close=False).splitlines()[0]
-        assert (
-            b" 408 " in server.send(head + b"Content-Length: 9\r\n\r\nab", half_close=False).splitlines()[0]
-        )
+        assert b" 413 " in server.send(head + chunks).splitlines()[0]
+        assert b" 408 " in server.send(head + b"Content-Length: 9\r\n\r\nab").splitlines()[0]
 
 
 def test_a_token_is_needed_everywhere_but_for_the_probes():

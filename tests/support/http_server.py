@@ -66,7 +66,7 @@ def segmentation(phrase, confidence=0.75):
     one = np.ones(1, np.float32)
     return Segmentation(
         phrase=phrase,
-        root=phrase.split()[-1],
+        root=(phrase.split() or [""])[-1],
         mask=mask,
         index=0,
         score=1.0,
@@ -109,12 +109,10 @@ class Running:
         is_json = response.headers.get("content-type") == "application/json"
         return response.status, response.headers, json.loads(data) if is_json else data
 
-    def send(self, data, *, half_close=True):
+    def send(self, data):
         """Send bytes as they are; return what comes back until the server closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             connection.sendall(data)
-            if half_close:
-                connection.shutdown(socket.SHUT_WR)
             parts = []
             while part := connection.recv(65536):
                 parts.append(part)

@@ -54,6 +54,7 @@ def serve(
     with require_serve("serving"):
         from refdiff.serve.server import ServeOptions
         from refdiff.serve.server import serve as serve_bundle
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each malformed request
     log = logging.getLogger("refdiff.serve")
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -119,6 +119,7 @@ def create_app(
             Exception: _failed_response,
         },
     )
+    app.router.redirect_slashes = False
     return Guard(app, options.guard, metrics)
 
 

@@ -6,9 +6,10 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -23,8 +24,6 @@ from refdiff.serve.worker import EngineWorker, opener
 from refdiff.verification.check import check
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_HEAD_SECONDS = 10.0
-"""Time in s for the head of the first request of a connection."""
 _MOST_HEAD_BYTES = 1 << 16
 
 
@@ -45,6 +44,8 @@ class ServeOptions:
     most_body_bytes: int = 32 << 20
     cache_bytes: int = 1 << 29
     """Bytes of encoded images to keep."""
+    head_seconds: float = 10.0
+    """Time in s for the head of the first request of a connection."""
     grace_seconds: float = 30.0
     """Time in s for running answers when the server is stopped."""
 
@@ -138,9 +139,13 @@ def _app_options(serving: ServeOptions) -> AppOptions:
 class _Protocol(H11Protocol):
     """Closes a connection whose first request does not arrive in time."""
 
+    def __init__(self, *args: Any, head_seconds: float, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._head_seconds = head_seconds
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._close_if_silent)
+        self._head_timer = self.loop.call_later(self._head_seconds, self._close_if_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_timer.cancel()
@@ -160,7 +165,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Protocol,
+                http=cast("Any", partial(_Protocol, head_seconds=serving.head_seconds)),
                 lifespan="off",
                 log_config=None,
                 access_log=False,
