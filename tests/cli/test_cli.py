@@ -30,6 +30,8 @@ VERBS = (
     "build",
     "segment",
     "camera",
+    "ros2",
+    "bag",
     "check",
     "profile",
     "inspect",

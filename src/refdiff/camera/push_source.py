@@ -67,7 +67,8 @@ class PushSource:
             raise InputError(f"got policy {policy!r}, expected one of: {', '.join(get_args(PushPolicy))}")
         if capacity < 1:
             raise InputError(f"got a capacity of {capacity} frames, expected 1 or more")
-        self._name, self._policy, self._live, self._clock = name, policy, live, clock
+        self.name = name
+        self._policy, self._live, self._clock = policy, live, clock
         self._capacity = 1 if policy == "newest" else capacity
         self._changed = threading.Condition()
         self._waiting: deque[_Pushed] = deque()
@@ -116,7 +117,7 @@ class PushSource:
             InputError: pixels of another shape or dtype, or too many of them.
         """
         if not callable(picture):
-            picture = _checked(picture, self._name).copy()
+            picture = _checked(picture, self.name).copy()
         now = self._clock() if captured_s is None else captured_s
         with self._changed:
             if self._finished:
@@ -161,7 +162,7 @@ class PushSource:
         """Return the pixels, read-only; None, with the drop counted, if they cannot be decoded."""
         try:
             picture = pushed.picture() if callable(pushed.picture) else pushed.picture
-            pixels = _checked(picture, self._name).view()
+            pixels = _checked(picture, self.name).view()
         except InputError as error:
             with self._changed:
                 self._dropped["undecodable"] += 1
@@ -170,7 +171,7 @@ class PushSource:
                     self._note("failed", self._failure)
             return None
         except MissingDependencyError as error:
-            raise SourceError(f"{self._name}: {error}") from error
+            raise SourceError(f"{self.name}: {error}") from error
         pixels.setflags(write=False)
         return pixels
 
@@ -181,10 +182,10 @@ class PushSource:
             self._failure = None
             if self._size_yx != size_yx:
                 kind = "opened" if self._size_yx is None else "resized"
-                self._note(kind, f"{self._name}: {size_yx[1]}x{size_yx[0]} px")
+                self._note(kind, f"{self.name}: {size_yx[1]}x{size_yx[0]} px")
                 self._size_yx = size_yx
         return Frame(
-            source=self._name,
+            source=self.name,
             number=pushed.number,
             pixels=pixels,
             captured_s=pushed.captured_s,
@@ -215,7 +216,7 @@ class PushSource:
         with self._changed:
             if not self._finished:
                 self._finished = True
-                self._note("ended", f"{self._name}: no further frames")
+                self._note("ended", f"{self.name}: no further frames")
             self._changed.notify_all()
 
     def close(self) -> None:

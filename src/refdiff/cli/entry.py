@@ -24,6 +24,7 @@ from refdiff.cli import (  # noqa: F401 - their verbs join the app
     export,
     precision,
     profile,
+    ros,
     segment,
     serve,
     tune,
@@ -40,7 +41,7 @@ _BROKEN_PIPE = 128 + 13
 """Exit code of a program that SIGPIPE ends, as with `| head`."""
 
 _ORDER = (
-    *("demo", "segment", "camera", "serve", "inspect", "doctor", "profile"),
+    *("demo", "segment", "camera", "ros2", "bag", "serve", "inspect", "doctor", "profile"),
     *("fetch", "export", "convert", "build", "check", "eval", "tune"),
     *("calibrate", "audit", "sensitivity", "bisect"),
 )

@@ -26,6 +26,10 @@ _PACKAGES = frozenset(
 """Modules of the extra `export`. Another missing module is a broken installation: its traceback stays."""
 
 
+_ROS = frozenset({"lifecycle_msgs", "rcl_interfaces", "rclpy", "rpyutils", "sensor_msgs", "std_msgs"})
+"""Packages of ROS 2 that the node cannot do without."""
+
+
 def install_line(extra: str) -> str:
     """Return the command that installs an extra of refdiff.
 
@@ -71,3 +75,31 @@ def require_camera(purpose: str) -> AbstractContextManager[None]:
 def require_serve(purpose: str) -> AbstractContextManager[None]:
     """Do the same for the extra `serve`."""
     return _require(purpose, "serve", frozenset({"multipart", "prometheus_client", "starlette", "uvicorn"}))
+
+
+def require_bags(purpose: str) -> AbstractContextManager[None]:
+    """Do the same for the extra `bag`."""
+    return _require(purpose, "bag", frozenset({"rosbags"}))
+
+
+@contextmanager
+def require_ros(purpose: str) -> Iterator[None]:
+    """Turn a missing package of ROS 2 into an error that names both ways to get it.
+
+    Args:
+        purpose: what the import is for, the subject of the message.
+
+    Raises:
+        MissingDependencyError: rclpy or a package of messages is not installed for this Python.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _ROS:
+            raise
+        raise MissingDependencyError(
+            f"{purpose} needs {package} of ROS 2, which this Python does not find; "
+            "source /opt/ros/DISTRO/setup.bash and use that distribution's Python, or, with Python 3.11: "
+            "pip install ros-rclpy ros-rmw-fastrtps-cpp ros-rmw-implementation ros-sensor-msgs ros-std-msgs"
+        ) from error

@@ -1,0 +1,1 @@
+"""The ament package of refdiff; its code is in `refdiff.ros`."""
