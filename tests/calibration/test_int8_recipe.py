@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 from refdiff.calibration.ranges import Histogram, collect_ranges, smoothing_exponents
 from refdiff.calibration.recipes import METHODS
 from refdiff.contracts.bundle import open_bundle
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.parity import correlation
 from refdiff.contracts.recipe import Quantized, match_rules
 from refdiff.errors import InputError
@@ -200,6 +201,16 @@ def test_of_sam_s_encoder_the_first_block_the_neck_and_what_follows_a_gelu_hold_
     for name in nodes:
         expected = ".blocks.0." in name or ".neck." in name or name.endswith(".mlp.lin2/MatMul")
         assert (name in alone) == expected
+    assert 0 < len(alone) < len(nodes)
+
+
+def test_of_a_tiny_vit_downsampling_and_depthwise_convolutions_hold_their_weight_only_too():
+    graph = ir.load(find_bundle("mini-edge").graph_path("sam_encoder")).graph
+    nodes = choose_eight_bit_nodes(graph, fp32_rules=(), excluded=default_excluded("sam_encoder", graph))
+    alone = match_rules(default_weights_alone("sam_encoder", nodes), nodes, where="sam_encoder")
+    parts = (".blocks.0.", ".neck.", ".mlp.fc2/", ".downsample.", ".local_conv/")
+    for name in nodes:
+        assert (name in alone) == any(part in name for part in parts)
     assert 0 < len(alone) < len(nodes)
 
 

@@ -49,6 +49,12 @@ _WEIGHTS_ALONE: dict[str, tuple[tuple[str, str], ...]] = {
             "behind a GELU: what is near zero on one side and large on the other loses half of the levels",
         ),
         ("*.neck.*", "neck: it makes the embedding that every mask is drawn from"),
+        (
+            "*.mlp.fc2/*",
+            "behind a GELU: what is near zero on one side and large on the other loses half of the levels",
+        ),
+        ("*.downsample.*", "downsampling between the stages of a TinyViT: most of its loss in eight bits"),
+        ("*.local_conv/*", "depthwise convolution of a TinyViT: one range for channels that differ"),
     ),
     "unet": (("*time_emb*", "time embedding: one small product per block, added everywhere"),),
 }
