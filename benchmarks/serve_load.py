@@ -1,0 +1,168 @@
+"""Load `refdiff serve` from this process over the loopback address, and compare one client with the pipeline.
+
+    .venv/bin/python -m benchmarks.serve_load [--seconds 120] [--clients 1 8 64]
+
+Every request is an image that the server has not seen, as a PNG file, and one phrase; the engines have one
+thread, so that the clients have a core. A refused request (429) is counted and asked again after the time the
+server names. Run it on a machine that does nothing else: it refuses to record otherwise.
+Adds an entry to results/serve-load.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refdiff
+from benchmarks.records import RESULTS, QuietMachine, add_entry
+from refdiff.contracts.options import BackendOptions
+from refdiff.data.synthetic import HELD_OUT_FROM, scene_samples
+from refdiff.runtime.image import png
+from refdiff.serve.client import Client, ServerError
+
+RECORD = RESULTS / "serve-load.json"
+SCENES = 40
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", default="mini")
+    parser.add_argument("--seconds", type=float, default=120, help="for each number of clients")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 64])
+    given = parser.parse_args()
+    with QuietMachine() as machine:
+        questions = Questions()
+        before = direct(given.bundle, questions, given.seconds / 6)
+        with server(given.bundle) as (url, process):
+            loads = {str(many): load(url, process, questions, many, given.seconds) for many in given.clients}
+        after = direct(given.bundle, questions, given.seconds / 6)
+    one = (before + after) / 2
+    entry = {
+        "threads": 1,
+        "seconds": given.seconds,
+        "pipeline_ms": round(1e3 * one, 2),
+        "clients": loads,
+    }
+    if "1" in loads:
+        entry["overhead_of_one_client"] = round(loads["1"]["mean_ms"] / (1e3 * one) - 1, 4)
+    entry["others_share_of_cores"] = round(machine.others, 4)
+    add_entry(RECORD, given.bundle, entry)
+
+
+class Questions:
+    """Images that differ from each other, with their phrases; shared by all clients."""
+
+    def __init__(self) -> None:
+        self._samples = list(scene_samples(range(HELD_OUT_FROM, HELD_OUT_FROM + SCENES)))
+        self._images = [sample.read().copy() for sample in self._samples]
+        self._count = count()
+
+    def draw(self) -> tuple[bytes, str]:
+        """Return an image file that was never returned before, and a phrase."""
+        number = next(self._count)
+        at = number % len(self._samples)
+        image = self._images[at].copy()
+        image[0, 0] = [number >> shift & 255 for shift in (0, 8, 16)]
+        return png(image), self._samples[at].phrase
+
+
+def direct(bundle: str, questions: Questions, seconds: float) -> float:
+    """Return the mean time of a question in s, in this process; drawing the question is not in it."""
+    times = []
+    with refdiff.load(bundle, backend=BackendOptions(threads=1)) as segmenter:
+        segmenter.segment(questions.draw()[0], "the mug")
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            image, phrase = questions.draw()
+            started = time.perf_counter()
+            segmenter.segment(image, phrase)
+            times.append(time.perf_counter() - started)
+    return float(np.mean(times))
+
+
+@contextmanager
+def server(bundle: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run a server as a child."""
+    command = [sys.executable, "-m", "refdiff", "serve", bundle, "--port", "0", "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+        lines = iter(process.stderr or ())
+        address = next(line.split()[-1] for line in lines if "serving at" in line)
+        threading.Thread(target=lambda: [None for _ in lines], daemon=True).start()  # its log
+        yield address, process
+        process.send_signal(signal.SIGTERM)
+
+
+class Asked:
+    """What became of the requests of all clients."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.refused = 0
+        self.failed: list[str] = []
+
+    def ask(self, url: str, questions: Questions, ends: float) -> None:
+        """Ask one question after the other, as one client."""
+        client = Client(url, attempts=1)
+        while time.monotonic() < ends:
+            image, phrase = questions.draw()
+            started = time.perf_counter()
+            try:
+                client.segment(image, phrase)
+            except ServerError as error:
+                if error.kind == "queue_full":
+                    self.refused += 1
+                else:
+                    self.failed.append(str(error))
+                time.sleep(1)
+            else:
+                self.times.append(time.perf_counter() - started)
+
+
+def load(
+    url: str, process: subprocess.Popen[str], questions: Questions, many: int, seconds: float
+) -> dict[str, Any]:
+    """Ask with so many clients at once for so long."""
+    asked = Asked()
+    ends = time.monotonic() + seconds
+    memory = [_resident(process.pid)]
+    threads = [threading.Thread(target=asked.ask, args=(url, questions, ends)) for _ in range(many)]
+    for thread in threads:
+        thread.start()
+    for _ in range(4):
+        time.sleep(seconds / 4)
+        memory.append(_resident(process.pid))
+    for thread in threads:
+        thread.join()
+    p50, p99 = np.percentile(asked.times, [50, 99])
+    return {
+        "answered": len(asked.times),
+        "per_second": round(len(asked.times) / seconds, 2),
+        "mean_ms": round(1e3 * float(np.mean(asked.times)), 2),
+        "p50_ms": round(1e3 * float(p50), 2),
+        "p99_ms": round(1e3 * float(p99), 2),
+        "refused_429": asked.refused,
+        "failed": asked.failed,
+        "resident_mb": [round(each / 1e6, 1) for each in memory],
+    }
+
+
+def _resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()
