@@ -35,6 +35,7 @@ def main() -> None:
         ("docs/precision.md", "fp32-regions", "attention-regions", regions_table),
         ("docs/precision.md", "precision", "miniature-precision", precision_table),
         ("docs/precision.md", "precision-fresh", "miniature-precision-fresh", precision_table),
+        ("docs/precision.md", "precision-mini-edge", "mini-edge-precision", precision_table),
         ("docs/precision.md", "cuda", "miniature-precision-cuda", cuda_table),
         ("docs/engines.md", "gpu", "gpu", gpu_table),
         ("docs/engines.md", "fusion", "fusion", fusion_table),
@@ -462,7 +463,7 @@ def memory_table(record: dict[str, Any]) -> str:
     """Return one row per full-size bundle: the device memory of its plans, for each way to hold them."""
     rows = [f"| bundle, px | plans | {' | '.join(HOLDINGS)} |", f"|---|---|{'---|' * len(HOLDINGS)}"]
     for name, entry in record.items():
-        if not name.startswith(FULL_SIZE) or "unet" not in entry["graphs"]:
+        if not name.startswith(FULL_SIZE) or "attention-op" in name or "unet" not in entry["graphs"]:
             continue
         sizes = [
             EngineSize(
