@@ -152,7 +152,8 @@ def _check_size(address: SourceAddress, options: SourceOptions) -> None:
         return
     if size is None:
         raise InputError(
-            f"source {address.name}: got no frame size, expected the width and height that the command writes"
+            f"source {address.name}: got no frame size, expected the width and height that the command "
+            "writes, such as --size 640x480"
         )
     if options.pixel_format not in (None, *PIXEL_FORMATS):
         raise InputError(
