@@ -27,6 +27,7 @@ def main() -> None:
     for document, marker, record, table in (
         ("README.md", "accuracy", "miniature-accuracy", accuracy_table),
         ("src/refdiff/miniature/MODEL_CARD.md", "mini-edge", "mini-edge", mini_edge_table),
+        ("docs/camera.md", "camera-tracking", "camera-tracking", camera_tracking_table),
         ("docs/confidence.md", "confidence", "confidence", confidence_table),
         ("docs/exporting.md", "exports", "full-size-export", exports_table),
         ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
@@ -75,6 +76,40 @@ def fill(document: str, name: str, table: str) -> None:
     head, rest = path.read_text(encoding="utf-8").split(begin)
     _, tail = rest.split(end)
     path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
+def camera_tracking_table(record: dict[str, Any]) -> str:
+    """Return one row per delay and method, of moderate motion."""
+    entry = record["moderate motion"]
+    lines = [
+        f"Moving rendered scenes of 640x480 px, objects of 2 to 4 px a frame, {entry['clips']} clips of "
+        f"{entry['frames_per_clip']} frames that nothing was tuned on; key frames of the miniature, answered "
+        "late. IoU of all frames with a visible target once a key frame since the last cut has been "
+        "answered, 0 where there is no mask:",
+        "",
+        "| key frames answered after | masks | IoU | of the key frames' IoU | IoU where there is a mask "
+        "| frames on another object | of these seen or tracked | frames without a mask |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for delay, methods in entry["delays_s"].items():
+        for name, row in methods.items():
+            counts = row["counts"]
+            frames = counts["frames"]
+            follows = name.startswith("points")
+            masked = counts.get("state lost", 0) + counts.get("state searching", 0)
+            trusted = counts.get("wrong target, seen or tracked", 0)
+            cells = [
+                f"{delay} s",
+                name,
+                f"{row['iou']:.3f}",
+                f"{row['of_key_frames']:.0%}",
+                f"{row['iou_with_mask']:.3f}",
+                f"{counts.get('wrong target', 0)} of {frames}",
+                str(trusted) if follows else "",
+                f"{masked} of {frames}" if follows else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def mini_edge_table(record: dict[str, Any]) -> str:
