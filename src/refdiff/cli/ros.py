@@ -79,7 +79,7 @@ def ros2(
     with require_ros("the node"):
         from refdiff.ros.node import run_node
 
-    given, arguments = _split(phrases or [])
+    given, arguments = split_arguments(phrases or [])
     options = {
         "prompt": "\n".join(given) or None,
         "image_topic": topic,
@@ -100,7 +100,7 @@ def ros2(
         )
 
 
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
+def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
     """Split phrases from ROS's arguments."""
     at = words.index(_ROS_ARGUMENTS) if _ROS_ARGUMENTS in words else len(words)
     return words[:at], words[at:]
