@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refdiff.camera.video_file import VideoFile, Window, fit_image
+from refdiff.camera.video_file import VideoFile, Window, fit_image, trim_fragments
 from refdiff.errors import MissingDependencyError
 from tests.support.frames import made_frame
 
@@ -53,6 +53,18 @@ def test_a_full_disk_is_an_oserror_that_says_so(tmp_path):
         for number in range(400):
             video.write(np.random.default_rng(number).integers(0, 256, (96, 128, 3), np.uint8), number)
     video.abandon()
+
+
+def test_a_fragment_that_was_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "out.mp4"
+    video = VideoFile(path)
+    for number in range(100):
+        video.write(np.random.default_rng(number).integers(0, 256, (96, 128, 3), np.uint8), number / 30)
+    video.close()
+    content = path.read_bytes()
+    path.write_bytes(content[: int(0.8 * len(content))])
+    trim_fragments(path)
+    assert 60 <= len(read_times(path)) < 100
 
 
 KILLED = """

@@ -94,9 +94,11 @@ class VideoFile:
             container.close()
 
     def abandon(self) -> None:
-        """Leave the file as it is, after an error."""
+        """End after an error; what was written before it stays, without a fragment that was cut short."""
         with contextlib.suppress(OSError):
             self.close()
+        with contextlib.suppress(OSError):
+            trim_fragments(self._path)
 
     def _open(self, image: ImageArray) -> VideoStream:
         self._container = self._av.open(str(self._path), "w", format="mp4", options=dict(_CONTAINER))
@@ -110,6 +112,25 @@ class VideoFile:
     def _write_packets(self, packets: Any) -> None:
         if self._container is not None:
             self._container.mux(packets)
+
+
+def trim_fragments(path: Path) -> None:
+    """Cut a fragmented mp4 after its last whole fragment: decoders stop with an error at half of one.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    with path.open("r+b") as file:
+        size, at, whole = file.seek(0, os.SEEK_END), 0, 0
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(8)  # of a box: its length, big-endian, and its name
+            length = int.from_bytes(head[:4], "big")
+            if length < 8 or at + length > size:
+                break
+            at += length
+            whole = at if head[4:] in (b"moov", b"mdat") else whole
+        file.truncate(whole)
 
 
 class Window:
