@@ -23,21 +23,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker; torch rea
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST_FIRST = (
-    "tests/export/test_export.py",
     "tests/export/test_bring_your_own.py",
-    "tests/engines/test_rtx_builds.py",
-    "tests/calibration/test_convert.py",
-    "tests/calibration/test_converted_bundle.py",
+    "tests/export/test_small_encoders.py",
     "tests/verification/test_check.py",
+    "tests/engines/test_rtx_builds.py",
+    "tests/models/test_small_sam.py",
     "tests/miniature/test_stack.py",
-    "tests/cli/test_bad_input.py",
-    "tests/arch/test_platforms.py",
-    "tests/benchmarks/test_faults.py",
     "tests/models/test_ldm.py",
     "tests/models/test_diffusion.py",
+    "tests/benchmarks/test_faults.py",
+    "tests/cli/test_bad_input.py",
+    "tests/calibration/test_convert.py",
+    "tests/calibration/test_calibrate.py",
+    "tests/runtime/test_pipeline_on_mini.py",
+    "tests/miniature/test_training.py",
+    "tests/batch/test_folder.py",
+    "tests/export/test_export.py",
+    "tests/evaluation/test_tune.py",
     "tests/evaluation/test_fit_confidence.py",
+    "tests/arch/test_platforms.py",
     "tests/arch/test_network.py",
     "tests/runtime/test_memory.py",
+    "tests/calibration/test_sensitivity.py",
 )
 """Files that take long; whole files are handed to the workers, and the last one should be a short one."""
 

@@ -40,9 +40,9 @@ def record(bundle, *, images=None, phrases=None, count=None, seed=None, variants
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, calibrate.CalibrationReport]:
-    """Three scenes under both variants; read it, do not change it."""
+    """Two scenes under both variants; read it, do not change it."""
     folder = tmp_path_factory.mktemp("recorded") / "feeds"
-    return folder, record("mini", output=folder, count=3, backend=ONE_THREAD)
+    return folder, record("mini", output=folder, count=2, backend=ONE_THREAD)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_every_graph_is_recorded_as_the_profiles_run_it(
 ) -> None:
     folder, report = recorded
     store = calibrate.open_feeds(folder, find_bundle("mini"))
-    assert (report.new, report.resumed, report.pictures, report.warnings) == (3, 0, 3, ())
+    assert (report.new, report.resumed, report.pictures, report.warnings) == (2, 0, 2, ())
     assert all(report.graphs[name] == len(store.records(name)) > 0 for name in GRAPHS)
     official, edge = (
         [
@@ -184,11 +184,11 @@ def test_a_stopped_recording_goes_on_to_the_same_bytes(
 ) -> None:
     output = tmp_path / "feeds"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        record("mini", output=output, count=3, backend=ONE_THREAD, progress=stop(patch))
-    with pytest.raises(InputError, match="1 of 3 samples"):
+        record("mini", output=output, count=2, backend=ONE_THREAD, progress=stop(patch))
+    with pytest.raises(InputError, match="1 of 2 samples"):
         calibrate.open_feeds(output, find_bundle("mini"))
-    report = record("mini", output=output, count=3, backend=ONE_THREAD)
-    assert (report.new, report.resumed) == (2, 1)
+    report = record("mini", output=output, count=2, backend=ONE_THREAD)
+    assert (report.new, report.resumed) == (1, 1)
     assert files_of(output) == files_of(recorded[0])
     assert report.graphs == recorded[1].graphs
 
@@ -197,14 +197,14 @@ def test_a_finished_recording_is_found_finished(
     recorded: tuple[Path, calibrate.CalibrationReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Segmenter, "encode", None)  # nothing is asked
-    report = record("mini", output=recorded[0], count=3, backend=ONE_THREAD)
-    assert (report.new, report.resumed) == (0, 3)
+    report = record("mini", output=recorded[0], count=2, backend=ONE_THREAD)
+    assert (report.new, report.resumed) == (0, 2)
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"count": 4}, "questions.count 3"),
+        ({"count": 4}, "questions.count 2"),
         ({"seed": 7}, "questions.seed"),
         ({"variants": ["edge"]}, "variants.official {…}, asked for is None"),
         ({"mode": "gen"}, "variants.edge.mode"),
@@ -216,7 +216,7 @@ def test_other_settings_do_not_mix_into_a_recording(
 ) -> None:
     before = files_of(recorded[0])
     with pytest.raises(InputError, match=rf"recorded with .*{key}"):
-        record("mini", output=recorded[0], **{"count": 3, "backend": ONE_THREAD, **changes})
+        record("mini", output=recorded[0], **{"count": 2, "backend": ONE_THREAD, **changes})
     assert files_of(recorded[0]) == before
 
 
@@ -228,7 +228,7 @@ def test_feeds_of_other_weights_are_refused(
     with pytest.raises(InputError, match=r"holds feeds of mini with sam .* mini with sam 000000000000"):
         calibrate.open_feeds(recorded[0], find_bundle(other))
     with pytest.raises(InputError, match="holds feeds of mini with sam"):
-        record(other, output=recorded[0], count=3)
+        record(other, output=recorded[0], count=2)
 
 
 def test_a_converted_bundle_is_sent_back_to_its_fp32_one(tmp_path: Path) -> None:
