@@ -194,7 +194,9 @@ def test_a_source_is_closed_while_another_thread_reads() -> None:
     assert results == [None]
 
 
-def test_a_source_that_is_lost_for_good_gives_its_last_frames_first() -> None:
+def test_a_source_that_is_lost_for_good_gives_its_last_frames_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     limits = Limits(reconnect_attempts=1, backoff_s=(0.001, 0.002))
     scripts = [Script(3, "closed"), Script(0, "refused"), Script(0, "refused")]
     with make_source(scripts, [(2, 2)], newest=False, recorded=False, limits=limits) as source:
@@ -212,6 +214,9 @@ def test_a_source_that_is_lost_for_good_gives_its_last_frames_first() -> None:
             ("failed", "refused"),
         ]
         assert source.counts().reconnects == 0
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings[0] == "source test: failed: as the script says"
+    assert len(warnings) == 3
 
 
 def test_a_source_that_never_opened_is_an_error_of_another_exit_code() -> None:

@@ -337,7 +337,8 @@ class ReaderSource:
             self._wake.send(b"\0")
 
     def _note(self, kind: str, reason: str, *, attempt: int = 0, cause: str = "") -> None:
-        _LOG.info("source %s: %s: %s", self._name, kind, reason)
+        level = logging.WARNING if cause else logging.INFO  # an outage is shown while it lasts
+        _LOG.log(level, "source %s: %s: %s", self._name, kind, reason)
         self._events.append(
             SourceEvent(kind=kind, reason=reason, at_s=time.monotonic(), attempt=attempt, cause=cause)
         )

@@ -223,11 +223,15 @@ def _record(tracker: Tracker, recorders: list[Recorder], progress: Progress) -> 
             each.put(result)
             if each.name == "window" and each.error:
                 return  # the user closed it
-        for happened in tracker.take_events():
-            note(f"source {happened.kind}: {happened.reason}")
-        for event in result.events:
-            if event.kind == "failed":
-                note(f"key frame {event.frame} failed: {event.reason}")
+        # A fault is logged when it happens, not when the next result comes.
+        notes = [f"source {each.kind}: {each.reason}" for each in tracker.take_events() if not each.cause]
+        notes += [
+            f"key frame {event.frame} failed: {event.reason}"
+            for event in result.events
+            if event.kind == "failed"
+        ]
+        for text in notes:
+            note(text)
         if time.monotonic() - shown_s >= every_s:
             shown_s = time.monotonic()
             progress(tracker.status())
