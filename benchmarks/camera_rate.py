@@ -1,6 +1,7 @@
 """Rates, delays and memory of `refdiff.track` on a live source while the key lane is busy all the time.
 
     python -m benchmarks.camera_rate --minutes 20          mini, edge, scenes at 640x480 and 30 frames/s
+    python -m benchmarks.camera_rate --memory-only         memory and order alone, on any machine
     python -m benchmarks.camera_rate --minutes 1 --dry     the same, printed and not recorded
 
 Writes benchmarks/results/camera-rate.json, and refuses to on a machine that does something else. The graphs
@@ -83,11 +84,19 @@ def main() -> None:
     parser.add_argument("--level", default="points")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--dry", action="store_true", help="print, and record nothing, on any machine")
+    parser.add_argument("--memory-only", action="store_true", help="record memory and order, on any machine")
     given = parser.parse_args()
-    machine: AbstractContextManager[Any] = nullcontext() if given.dry else QuietMachine()
+    anywhere = given.dry or given.memory_only
+    machine: AbstractContextManager[Any] = nullcontext() if anywhere else QuietMachine()
     with machine as quiet:
         entry = measure(given)
     print(json.dumps(entry, indent=1))  # noqa: T201 - what a benchmark is for
+    if given.memory_only:
+        kept = ("options", "results", "out_of_order_or_twice", "memory", "seconds", "dropped", "key_frames")
+        add_entry(
+            RECORD, f"{given.bundle}, memory over {given.minutes:g} minutes", {n: entry[n] for n in kept}
+        )
+        return
     if not given.dry:
         name = f"{given.bundle}, {len(given.phrases)} phrases, level {given.level}, {given.minutes:g} minutes"
         add_entry(RECORD, name, {**entry, "others_share_of_cores": round(quiet.others, 4)})
