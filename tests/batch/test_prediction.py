@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import refdiff
 from refdiff.batch import prediction
@@ -10,6 +11,7 @@ from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.miniature.scenes import render_scene
 
 
+@pytest.mark.slow
 def test_segment_answers_as_load_does(mini_bundle: Path) -> None:
     image = render_scene(HELD_OUT_FROM).image
     predicted = prediction.segment(

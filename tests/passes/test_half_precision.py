@@ -118,6 +118,7 @@ def test_no_cast_undoes_another_across_nodes_that_only_move_values(name: str, ha
         assert behind is None or behind.op_type != "Cast", each.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES)
 def test_weights_take_half_the_room(half: Half) -> None:
     before = sum(weight_bytes(miniature_graph(name)) for name in MINIATURE)

@@ -45,6 +45,7 @@ def norm_modules(name: str) -> frozenset[str]:
     return frozenset(module for module in modules - layers if module.endswith(written_out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MINIATURE)
 def test_norms_are_all_nodes_of_the_modules_called_so(name: str) -> None:
     graph = miniature_graph(name).graph
@@ -202,6 +203,7 @@ def test_a_chain_of_moves_between_regions_joins_them() -> None:
     assert close_regions(graph, {"a"}) == {"a"}
 
 
+@pytest.mark.slow
 def test_a_move_from_an_input_to_a_region_joins() -> None:
     graph = small_graph(
         "float[2, 3] x => float[3, 2] y", "a = Transpose(x) b = Exp(a) c = Relu(b) y = Neg(c)"

@@ -47,6 +47,7 @@ def graph_of(tensors: list[ir.TensorProtocol]) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
+@pytest.mark.slow
 def test_one_converted_weight_is_alive_while_all_are_written(tmp_path: Path) -> None:
     census = Census()
     sources = [ir.tensor(noise(LARGE, seed=each), name=f"w{each}") for each in range(8)]
@@ -68,6 +69,7 @@ def test_what_was_written_is_what_was_converted(tmp_path: Path) -> None:
     assert (tmp_path / "g.data").stat().st_size == 2 * LARGE
 
 
+@pytest.mark.slow
 def test_values_are_asked_for_each_time_and_not_kept() -> None:
     census = Census()
     lazy = convert_lazily(ir.tensor(noise(4), name="w"), FP16, census.halved, name="h")
