@@ -97,6 +97,13 @@ def test_engines_that_cannot_be_opened_leave_no_source_open():
     assert source.closed
 
 
+def test_a_source_that_cannot_be_meant_is_refused_before_the_engines_are_opened():
+    opened = []
+    with pytest.raises(InputError, match="source"):
+        Tracker("mini", "no such file.mp4", "the mug", open_engines=opened.append)
+    assert opened == []
+
+
 def test_a_phrase_that_cannot_be_used_is_refused_before_the_run_and_while_it_runs():
     with pytest.raises(InputError, match="empty"), opened(FakeSource([]), ("the red mug", " ")):
         pass

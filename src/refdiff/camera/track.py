@@ -23,6 +23,7 @@ from refdiff.camera.key_lane import KeyLane, OwnedEngines
 from refdiff.camera.options import DEFAULT_CAMERA, CameraOptions, Wanted, Wishes
 from refdiff.camera.result import FrameResult
 from refdiff.camera.source import open_source
+from refdiff.camera.source_address import parse_source
 from refdiff.camera.summary import CameraSummary, summarize
 from refdiff.camera.track_lane import TrackLane
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, RunOptions
@@ -93,6 +94,8 @@ class Tracker:
         open_engines: Callable[[Gap], OwnedEngines] | None = None,
     ) -> None:
         options.check()
+        if isinstance(source, str):
+            parse_source(source)  # a wrong text is known before the engines are loaded
         self._options = options
         self._given = source
         self._wishes = Wishes(Wanted(phrases=distinct_phrases(phrases), run=options.run))
