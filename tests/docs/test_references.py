@@ -40,6 +40,8 @@ def known_flags() -> dict[str, set[str]]:
 
 def flags(command: str) -> list[str]:
     words = shlex.split(command.replace("'", " "), comments=True)
+    if "--" in words:  # what follows is for another program
+        words = words[: words.index("--")]
     return [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
 
 
