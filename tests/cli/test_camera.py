@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -88,6 +89,7 @@ def test_a_source_that_is_lost_for_good_ends_with_1_and_the_summary(tmp_path, ca
     script, unplugged = tmp_path / "camera.py", tmp_path / "unplugged"
     script.write_text(f"""
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 if not Path({str(unplugged)!r}).exists():
     Path({str(unplugged)!r}).touch()
@@ -120,17 +122,33 @@ def test_an_option_that_cannot_be_used_is_named(options, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@contextmanager
+def started(*options, **streams):
+    """Run the command; it is killed if the block ends before it does."""
+    process = subprocess.Popen(
+        [*COMMAND, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Background jobs of a shell inherit SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **streams,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_0_a_summary_and_whole_files(tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, "--json", "--output", tmp_path], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
-    )
-    process.stdin.write("status\nphrase: the ball\n")
-    process.stdin.flush()
     results = tmp_path / "results.jsonl"
-    wait_for_lines(process, results, 20)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    with started("--json", "--output", tmp_path, stdin=subprocess.PIPE) as process:
+        process.stdin.write("status\nphrase: the ball\n")
+        process.stdin.flush()
+        wait_for_lines(process, results, 20)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     summary = json.loads(output)
     records = [json.loads(line) for line in results.read_text().splitlines()]
@@ -148,17 +166,12 @@ def test_a_full_disk_stops_a_recording_and_not_the_run(tmp_path):
     if not hasattr(resource, "prlimit"):
         pytest.skip("this system cannot limit the files of another process")
     results = tmp_path / "results.jsonl"
-    process = subprocess.Popen(
-        [*COMMAND, "--frames", "every", "--max-frames", "60", "--results", results, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    wait_for_lines(process, results, 3)
-    most = results.stat().st_size + 100
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))  # no file gets longer
-    output, errors = process.communicate(timeout=60)
+    options = ("--frames", "every", "--max-frames", "60", "--results", results, "--json")
+    with started(*options, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        wait_for_lines(process, results, 3)
+        most = results.stat().st_size + 100
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))  # no file gets longer
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     summary = json.loads(output)
     assert summary["results"] == 60
