@@ -28,6 +28,8 @@ def main() -> None:
         ("README.md", "accuracy", "miniature-accuracy", accuracy_table),
         ("src/refdiff/miniature/MODEL_CARD.md", "mini-edge", "mini-edge", mini_edge_table),
         ("docs/camera.md", "camera-tracking", "camera-tracking", camera_tracking_table),
+        ("docs/camera.md", "camera-rate", "camera-rate", camera_rate_table),
+        ("docs/serving.md", "serve-load", "serve-load", serve_load_table),
         ("docs/confidence.md", "confidence", "confidence", confidence_table),
         ("docs/exporting.md", "exports", "full-size-export", exports_table),
         ("docs/exporting.md", "pipeline", "full-size-pipeline", pipeline_table),
@@ -76,6 +78,58 @@ def fill(document: str, name: str, table: str) -> None:
     head, rest = path.read_text(encoding="utf-8").split(begin)
     _, tail = rest.split(end)
     path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
+def camera_rate_table(record: dict[str, Any]) -> str:
+    """Return one row per run whose times were recorded; then the memory of the long run."""
+    rows = [
+        "| run | frames/s in, out | key frames/s | capture to consumer, p50, p99, ms | mask age, p50, ms |",
+        "|---|---|---|---|---|",
+    ]
+    notes = []
+    for name, entry in record.items():
+        if "fps" not in entry:
+            sizes = ", ".join(f"{each:.0f}" for each in entry["memory"]["every_tenth_of_the_time_mb"])
+            notes.append(
+                f"Resident memory, {name}: {sizes} MB at each tenth of the time, at most"
+                f" {entry['memory']['most_mb']:.0f} MB; a line through all values grows by"
+                f" {entry['memory']['slope_mb_per_minute']:.1f} MB a minute."
+            )
+            continue
+        fps, delay = entry["fps"], entry["capture_to_consumer_ms"]
+        cells = [
+            f"{fps['in']:.1f}, {fps['out']:.1f}",
+            f"{fps['key']:.1f}",
+            f"{delay['p50']:.0f}, {delay['p99']:.0f}",
+            f"{entry['delays_ms']['mask_age']['p50']:.0f}",
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", *notes])
+
+
+def serve_load_table(record: dict[str, Any]) -> str:
+    """Return one row per number of clients."""
+    rows = [
+        "| bundle | clients | answers/s | p50, p99, ms | refused with 429 "
+        "| resident memory, MB, start and end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for many, load in entry["clients"].items():
+            cells = [
+                f"{load['per_second']:.1f}",
+                f"{load['p50_ms']:.0f}, {load['p99_ms']:.0f}",
+                str(load["refused_429"]),
+                f"{load['resident_mb'][0]:.0f}, {load['resident_mb'][-1]:.0f}",
+            ]
+            rows.append(f"| `{name}` | {many} | {' | '.join(cells)} |")
+        rows.append("")
+        rows.append(
+            f"`{name}`: engines with one thread, every image new, {entry['seconds']:g} s for each row. The"
+            f" pipeline alone takes {entry['pipeline_ms']:.0f} ms for such a question; one client waits"
+            f" {100 * entry['overhead_of_one_client']:.0f} % longer."
+        )
+    return "\n".join(rows)
 
 
 def camera_tracking_table(record: dict[str, Any]) -> str:
