@@ -120,7 +120,12 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Guard(app, options.guard, metrics)
+    patterns = [(route.path_regex, route.path) for route in app.routes if isinstance(route, Route)]
+
+    def name_path(path: str) -> str:
+        return next((name for regex, name in patterns if regex.match(path)), "unknown")
+
+    return Guard(app, options.guard, metrics, name_path)
 
 
 class _Answers:

@@ -80,10 +80,13 @@ class Guard:
         app: the application.
         options: the limits.
         metrics: counts every request.
+        name_path: returns the pattern of a path, such as "/static/{name}", for metrics and log.
     """
 
-    def __init__(self, app: App, options: GuardOptions, metrics: Metrics) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
+    def __init__(
+        self, app: App, options: GuardOptions, metrics: Metrics, name_path: Callable[[str], str]
+    ) -> None:
+        self._app, self._options, self._metrics, self._name_path = app, options, metrics, name_path
         self.running = 0
         """Requests in progress."""
 
@@ -134,8 +137,7 @@ class Guard:
     def _note(self, scope: Scope, exchange: _Exchange) -> None:
         """Count and log a request, without its body and without its query."""
         seconds = time.perf_counter() - exchange.started
-        route = scope.get("route")
-        path = getattr(route, "path", None) or ("refused" if exchange.refused else "unknown")
+        path = "refused" if exchange.refused else self._name_path(scope["path"])
         status = exchange.status or 499  # the client went away before an answer
         self._metrics.requests.labels(path=path, status=status).inc()
         self._metrics.request_seconds.labels(path=path).observe(seconds)
