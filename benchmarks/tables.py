@@ -125,7 +125,8 @@ def serve_load_table(record: dict[str, Any]) -> str:
             rows.append(f"| `{name}` | {many} | {' | '.join(cells)} |")
         rows.append("")
         rows.append(
-            f"`{name}`: engines with one thread, every image new, {entry['seconds']:g} s for each row. The"
+            f"`{name}`: engines with one thread, every image new, a cache of {entry['cache_mb']} MB,"
+            f" {entry['seconds']:g} s for each row. The"
             f" pipeline alone takes {entry['pipeline_ms']:.0f} ms for such a question; one client waits"
             f" {100 * entry['overhead_of_one_client']:.0f} % longer."
         )
