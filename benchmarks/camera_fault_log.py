@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import socket
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.records import RESULTS, add_entry
 from refdiff.camera.pattern import read_pattern_number
 from refdiff.camera.reader_source import ReaderSource
 
+RECORD = RESULTS / "camera-faults.json"
 HANG_S = 20.0
 """Without a frame for so long, a fault is lost; every limit that is set for a source is far shorter."""
 
@@ -112,6 +115,37 @@ def left_behind(before: dict[str, int]) -> dict[str, int]:
             return {}
         time.sleep(0.1)
     return more
+
+
+def run_faults(faults: Mapping[str, Callable[[], dict[str, Any]]], entry: str, description: str) -> int:
+    """Run the faults one after the other, as the command line says; print and record a row for each.
+
+    Args:
+        faults: name -> what runs the fault and returns its row, with `failed`, the reasons why it is lost.
+        entry: name of the record's entry, which is written if all faults run.
+        description: of the command.
+
+    Returns:
+        The exit code: 1 if a fault is lost.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", choices=list(faults), help="a fault; repeatable")
+    given = parser.parse_args()
+    rows = {}
+    for name in given.only or faults:
+        before, started = count_belongings(), time.monotonic()
+        row = faults[name]()
+        row["seconds"] = round(time.monotonic() - started, 1)
+        row["left_behind"] = left_behind(before)
+        row["failed"] += [f"left behind: {what}" for what in row["left_behind"]]
+        rows[name] = row
+        print(f"{name}: {row}", flush=True)  # noqa: T201 - what a benchmark is for
+    lost = [name for name, row in rows.items() if row["failed"]]
+    if not given.only:
+        add_entry(RECORD, entry, {"faults": rows, "lost": lost})
+    return int(bool(lost))
 
 
 def wait_for(fact: Callable[[], bool]) -> None:

@@ -9,7 +9,6 @@ has no cause, or memory, files, threads or processes are left behind. Exit code 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -25,21 +24,18 @@ import numpy as np
 from benchmarks.camera_fault_log import (
     HANG_S,
     Log,
-    count_belongings,
     free_port,
-    left_behind,
     percentile,
+    run_faults,
     sender,
     wait_for,
 )
-from benchmarks.records import RESULTS, add_entry
 from refdiff.camera.reader_source import ReaderSource
 from refdiff.camera.source import SourceOptions, open_source
 from refdiff.errors import RefdiffError, SourceError
 from tests.support.rtsp_relay import RtspRelay
 from tests.support.streams import Server, encode, refuse
 
-RECORD = RESULTS / "camera-faults.json"
 KILLS = 50
 QUICK = {
     "backoff_s": (0.05, 0.5),
@@ -306,28 +302,6 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main() -> int:
-    """Run the faults one after the other, and print and record a row for each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", action="append", choices=list(FAULTS), help="a fault; repeatable")
-    given = parser.parse_args()
-    rows = {}
-    for name in given.only or FAULTS:
-        before, started = count_belongings(), time.monotonic()
-        row = FAULTS[name]()
-        row["seconds"] = round(time.monotonic() - started, 1)
-        row["left_behind"] = left_behind(before)
-        row["failed"] += [f"left behind: {what}" for what in row["left_behind"]]
-        rows[name] = row
-        print(f"{name}: {row}", flush=True)  # noqa: T201 - what a benchmark is for
-    lost = [name for name, row in rows.items() if row["failed"]]
-    if not given.only:
-        add_entry(RECORD, "sources", {"faults": rows, "lost": lost})
-    return int(bool(lost))
-
-
 def _kill_reader(source: ReaderSource) -> int:
     wait_for(lambda: source.reader_pid is not None)
     pid = source.reader_pid or 0
@@ -336,4 +310,4 @@ def _kill_reader(source: ReaderSource) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_faults(FAULTS, "sources", __doc__))

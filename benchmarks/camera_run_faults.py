@@ -9,7 +9,6 @@ loaded twice, or what was recorded cannot be read. Exit code 1 if one is lost.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -18,13 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.camera_fault_log import count_belongings, left_behind
-from benchmarks.records import RESULTS, add_entry
+from benchmarks.camera_fault_log import run_faults
 from refdiff.camera.engines import Engines, Gap
 from refdiff.camera.options import CameraOptions
 from refdiff.camera.result import FrameResult
@@ -33,7 +31,6 @@ from refdiff.camera.track import Tracker
 from refdiff.contracts.options import DEFAULT_RUN, BackendOptions
 from refdiff.errors import EngineError
 
-RECORD = RESULTS / "camera-faults.json"
 BACKEND = BackendOptions(name="ort-cpu", threads=1)
 SMALL = SourceOptions(size_xy=(320, 240), rate=30, backoff_s=(0.01, 0.05))
 COMMAND = (
@@ -274,27 +271,5 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the faults one after the other, and print and record a row for each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", action="append", choices=list(FAULTS), help="a fault; repeatable")
-    given = parser.parse_args(arguments)
-    rows = {}
-    for name in given.only or FAULTS:
-        before, started = count_belongings(), time.monotonic()
-        row = FAULTS[name]()
-        row["seconds"] = round(time.monotonic() - started, 1)
-        row["left_behind"] = left_behind(before)
-        row["failed"] += [f"left behind: {what}" for what in row["left_behind"]]
-        rows[name] = row
-        print(f"{name}: {row}", flush=True)  # noqa: T201 - what a benchmark is for
-    lost = [name for name, row in rows.items() if row["failed"]]
-    if not given.only:
-        add_entry(RECORD, "runs", {"faults": rows, "lost": lost})
-    return int(bool(lost))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_faults(FAULTS, "runs", __doc__))
