@@ -1,6 +1,7 @@
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.camera.options import CameraOptions
 from refdiff.camera.result import TargetEvent
+from refdiff.camera.target import TrackOptions
 from refdiff.camera.track import ResultQueue, Tracker, distinct_phrases
 from refdiff.errors import BundleError, EngineError, InputError, SourceError, SourceLostError
 from tests.support.fake_lanes import FakeEngines, FakeSource
@@ -134,17 +136,24 @@ def test_phrases_pause_and_options_change_while_it_runs():
 
 
 def test_asking_for_a_key_frame_gets_one():
-    source, engines = FakeSource(frames(60), live=True), FakeEngines()
-    with opened(source, engines=engines, key="change") as tracker:
+    texture = np.random.default_rng(0).integers(0, 255, (96, 128, 1), np.uint8).repeat(3, axis=2)
+    still = [dataclasses.replace(each, pixels=texture) for each in frames(60)]  # a target is not lost
+    source, engines = FakeSource(still, live=True), FakeEngines()
+    with opened(source, engines=engines, key="change", track=TrackOptions(level="points")) as tracker:
         results = iter(tracker)
-        source.release(2)
-        while not engines.answered:
-            next(results)
+        source.release()
+        while next(results).targets[0].state != "tracked":
             source.release()
+        before = len(engines.answered)
+        for _ in range(5):
+            source.release()
+            next(results)
+        assert len(engines.answered) == before
         tracker.ask_key()
-        while len(engines.answered) < 2:
+        while len(engines.answered) == before:
             source.release()
             next(results)
+    assert len(engines.answered) == before + 1
 
 
 def test_a_generator_that_is_closed_stops_everything():

@@ -50,7 +50,7 @@ class Reader(Protocol):
         ...
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing."""
+        """End it at once, also in the middle of a read."""
         ...
 
     def explain(self) -> SourceFault:
