@@ -18,6 +18,8 @@ from refdiff.errors import EngineError, InputError
 from refdiff.serve.app import AppOptions
 from refdiff.serve.client import Client, ServerError
 from refdiff.serve.guard import GuardOptions
+from refdiff.serve.metrics import Metrics
+from refdiff.serve.request import image_id_of
 from refdiff.serve.server import ServeOptions, check_address
 from tests.support.http_server import running
 
@@ -81,6 +83,32 @@ def test_less_confidence_than_wanted_is_no_mask(server):
     _, _, answer = server.ask("/v1/segment", asked("the mug", min_confidence=0.9))
     assert answer["prompt_results"][0]["predictions"] == []
     assert "0.75" in answer["prompt_results"][0]["reason"]
+
+
+def test_a_file_is_sent_as_it_is(server, tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.full((8, 12, 3), 200, np.uint8)).save(path)
+    (answer,) = Client(server.url).segment(path, "the mug")
+    assert answer.image_id == image_id_of(path.read_bytes())
+    with pytest.raises(InputError, match="does not exist"):
+        Client(server.url).segment(tmp_path / "none.jpg", "the mug")
+
+
+def test_the_stages_of_other_threads_are_not_those_of_a_job():
+    metrics = Metrics()
+    with metrics.stage("latent"):
+        pass
+    other = threading.Thread(target=_run_stage, args=(metrics, "reading"))
+    other.start()
+    other.join()
+    assert list(metrics.take_stages()) == ["latent"]
+    assert metrics.take_stages() == {}
+    assert b'refdiff_stage_seconds_count{stage="reading"} 1.0' in metrics.text()
+
+
+def _run_stage(metrics, name):
+    with metrics.stage(name):
+        pass
 
 
 def test_answers_are_streamed_as_events(server):

@@ -55,7 +55,7 @@ def read_image(source: ImageLike, *, name: str = "the image's bytes") -> ImageAr
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode(bytes(source), name)
     if isinstance(source, (str, os.PathLike)):
-        return decode(_read_path(Path(source)), str(source))
+        return decode(read_path(Path(source)), str(source))
     if hasattr(source, "read"):
         return decode(*_read_stream(source))
     raise InputError(
@@ -80,7 +80,12 @@ def png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_path(path: Path) -> bytes:
+def read_path(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InputError: it is missing, a folder, or cannot be read.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected an image file; name a file in it")
     try:

@@ -6,11 +6,13 @@ import base64
 import http.client
 import io
 import json
+import os
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +21,7 @@ from PIL import Image
 
 from refdiff.contracts.session import Bool
 from refdiff.errors import InputError, RefdiffError
-from refdiff.runtime.image import ImageLike, png, read_image
+from refdiff.runtime.image import ImageLike, png, read_image, read_path
 from refdiff.serve.request import image_id_of
 
 _RETRIED = (429, 502, 503)
@@ -101,7 +103,7 @@ class Client:
         """Return the answer to each phrase, in order.
 
         Args:
-            image: what `refdiff.Segmenter.encode` takes; bytes are sent as they are.
+            image: what `refdiff.Segmenter.encode` takes; the bytes of a file are sent as they are.
             phrases: one or several.
             min_confidence: 0..1: less sure answers have no mask.
             wanted: `candidates=True` and `heat=True` add these to the documents.
@@ -186,8 +188,12 @@ class Client:
 
 
 def _file_of(image: ImageLike) -> bytes:
-    """Return the bytes of an image file; what is none becomes a PNG."""
-    return bytes(image) if isinstance(image, (bytes, bytearray)) else png(read_image(image))
+    """Return the bytes of an image file; pixels become a PNG."""
+    if isinstance(image, (bytes, bytearray)):
+        return bytes(image)
+    if isinstance(image, (str, os.PathLike)):
+        return read_path(Path(image))
+    return png(read_image(image))
 
 
 def _texts(phrases: str | Iterable[str]) -> list[str]:

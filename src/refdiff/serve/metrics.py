@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +23,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._stages: dict[str, float] = {}
+        # A request's phrases are checked, a stage too, in another thread than the job's.
+        self._job = threading.local()
         self.requests = Counter(
             "refdiff_requests", "Requests by path and status.", ("path", "status"), registry=self._registry
         )
@@ -72,11 +74,13 @@ class Metrics:
             if name not in VERBS:
                 seconds = time.perf_counter() - started
                 self._stage_seconds.labels(stage=name).observe(seconds)
-                self._stages[name] = self._stages.get(name, 0.0) + seconds
+                stages = vars(self._job)
+                stages[name] = stages.get(name, 0.0) + seconds
 
     def take_stages(self) -> dict[str, float]:
-        """Return the time of each stage in s since the last call, in the thread that runs the stages."""
-        stages, self._stages = self._stages, {}
+        """Return the time of each stage in s that this thread has run since its last call."""
+        stages = dict(vars(self._job))
+        vars(self._job).clear()
         return stages
 
     def text(self) -> bytes:
