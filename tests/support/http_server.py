@@ -13,8 +13,9 @@ import numpy as np
 
 from refdiff.contracts.results import Candidates, Scores
 from refdiff.runtime.segmentation import Segmentation
-from refdiff.serve.app import AppOptions, Status, create_app
+from refdiff.serve.app import AppOptions, create_app
 from refdiff.serve.server import ServeOptions, Server
+from refdiff.serve.service import Status
 from refdiff.serve.worker import EngineWorker
 
 

@@ -17,9 +17,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import EngineError, InputError
-from refdiff.serve.app import AppOptions, Status, create_app
+from refdiff.serve.app import AppOptions, create_app
 from refdiff.serve.guard import Guard, GuardOptions
 from refdiff.serve.metrics import Metrics
+from refdiff.serve.service import Status
 from refdiff.serve.worker import EngineWorker, opener
 from refdiff.verification.check import check
 
