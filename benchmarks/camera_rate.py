@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.records import RESULTS, QuietMachine, add_entry
-from refdiff.camera.engines import spare_threads
 from refdiff.camera.options import CameraOptions
 from refdiff.camera.source import SourceOptions
 from refdiff.camera.summary import Quantiles
 from refdiff.camera.target import TrackOptions
 from refdiff.camera.track import Tracker
 from refdiff.contracts.options import BackendOptions, RunOptions
+from refdiff.loading import spare_threads
 from refdiff.profiling.sensors import read_memory
 
 RECORD = RESULTS / "camera-rate.json"

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.camera_fault_log import run_faults
-from refdiff.camera.engines import Engines, Gap
 from refdiff.camera.options import CameraOptions
 from refdiff.camera.result import FrameResult
 from refdiff.camera.source import SourceOptions, open_source
 from refdiff.camera.track import Tracker
 from refdiff.contracts.options import DEFAULT_RUN, BackendOptions
+from refdiff.engines.gaps import Gap
 from refdiff.errors import EngineError
+from refdiff.loading import Engines
 
 BACKEND = BackendOptions(name="ort-cpu", threads=1)
 SMALL = SourceOptions(size_xy=(320, 240), rate=30, backoff_s=(0.01, 0.05))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from refdiff.contracts.bundle import Bundle
@@ -11,6 +13,7 @@ from refdiff.contracts.onnx_file import read_onnx
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, Options, RunOptions
 from refdiff.contracts.session import Measure, SessionFactory
 from refdiff.engines.factory import BackendSessions, open_sessions
+from refdiff.engines.gaps import Gap, GapSessions
 from refdiff.errors import InputError
 from refdiff.runtime.confidence import Probe
 from refdiff.runtime.observer import Observer
@@ -87,3 +90,50 @@ def segmenter_of(
         observer=observer,
         read_graph=lambda name: read_onnx(bundle.graph_path(name)),
     )
+
+
+def spare_threads() -> int:
+    """Return the number of cores but one, and at least 1."""
+    return max(1, (os.cpu_count() or 1) - 1)
+
+
+class Engines:
+    """The engines of one bundle, opened once, and segmenters of any options on them.
+
+    For one thread, whose work can be interrupted between two graphs.
+
+    Args:
+        bundle: its folder, or "mini" for the built-in one.
+        options: what is computed at first; also says which bundles are accepted.
+        backend: where and how the graphs run; without a number of threads, one core is left to what follows
+            the masks.
+        gap: called before each run of a graph.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or newer.
+        InputError: an unknown option, or random weights that are not allowed.
+        MissingDependencyError: the back-end's package, a GPU or its driver is missing.
+        EngineError: a TensorRT back-end was asked for, and the bundle has no plan that fits.
+    """
+
+    def __init__(self, bundle: Path | str, options: RunOptions, backend: BackendOptions, gap: Gap) -> None:
+        self._bundle = find_bundle(bundle, expect=options.expect)
+        check_trained(self._bundle, allow_random_weights=options.allow_random_weights)
+        backend = replace(backend, threads=backend.threads or spare_threads())
+        self.sessions = GapSessions(open_backend(self._bundle, backend), gap)
+        self._segmenters: dict[str, Segmenter] = {}
+
+    def segmenter(self, options: RunOptions) -> Segmenter:
+        """Return the segmenter of these options, built at its first use on the engines that are open.
+
+        Raises:
+            InputError: an unknown option.
+        """
+        wanted = options.pipeline_options(self._bundle.spec)
+        if repr(wanted) not in self._segmenters:
+            self._segmenters[repr(wanted)] = segmenter_of(self._bundle, self.sessions, wanted)
+        return self._segmenters[repr(wanted)]
+
+    def close(self) -> None:
+        """Close the sessions; calling it twice is fine."""
+        self.sessions.close()

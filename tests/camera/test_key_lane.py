@@ -84,7 +84,7 @@ def test_a_refinement_runs_in_a_gap_but_not_between_decoder_and_masks(lane, engi
     job, refinement = key_job(0), refine_job(0)
     lane.offer(job)
     assert engines.reached.wait(10)
-    lane.offer_refinement(refinement)
+    lane.offer(refinement)
     engines.release()
     assert job.finished.wait(10)
     assert refinement.finished.is_set()
@@ -107,7 +107,7 @@ def test_refinements_take_a_third_of_the_time_at_most():
 
         def _run(self, graph):
             if graph in ("vae_encoder", "unet", "clip_image"):
-                lane.offer_refinement(refine_job())
+                lane.offer(refine_job())
             super()._run(graph)
             if graph == "unet":
                 now[0] += 0.25
@@ -129,7 +129,7 @@ def test_refinements_take_a_third_of_the_time_at_most():
 
 def test_a_refinement_alone_needs_no_key_frame(lane, engines):
     refinement = refine_job(3)
-    lane.offer_refinement(refinement)
+    lane.offer(refinement)
     assert refinement.finished.wait(10)
     assert [each.owner for each in lane.take()] == ["mask"]
 
@@ -146,7 +146,7 @@ def test_a_refinement_that_fails_is_counted_and_leaves_the_key_frame_alone():
     job = key_job()
     lane.offer(job)
     assert engines.reached.wait(10)
-    lane.offer_refinement(refine_job())
+    lane.offer(refine_job())
     engines.release()
     assert job.finished.wait(10)
     lane.close()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.camera.key_lane import KeyAnswer
+from refdiff.camera.key_lane import KeyAnswer, RefineJob
 from refdiff.camera.options import CameraOptions, Wanted, Wishes
 from refdiff.camera.target import TrackOptions
 from refdiff.camera.track_lane import TrackLane
@@ -29,15 +29,15 @@ class ScriptedKey:
             raise self.error
 
     def offer(self, job):
+        if isinstance(job, RefineJob):
+            self.refinements.append(job)
+            job.finished.set()
+            return
         self.offered.append(job)
         if self._delay is None:  # lockstep: at once
             self._finish(job)
         elif self._busy is None:
             self._busy, self._age = job, 0
-
-    def offer_refinement(self, job):
-        self.refinements.append(job)
-        job.finished.set()
 
     def cancel(self):
         self.cancelled += 1

@@ -16,7 +16,7 @@ import numpy as np
 from refdiff.calibration.feeds import Run
 from refdiff.contracts.feeds import feeds_to_host, half_rounded, read_rows, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
+from refdiff.contracts.session import Array, Feed, Session, SessionFactory, SessionWrapper
 
 
 class FeedRecorder:
@@ -82,7 +82,7 @@ def spread_evenly(count: int, most: int | None) -> frozenset[int]:
     return frozenset(round(step * (count - 1) / (most - 1)) for step in range(most))
 
 
-class RecordingSession:
+class RecordingSession(SessionWrapper):
     """A session that rounds its feeds and hands over each successful run.
 
     Args:
@@ -100,7 +100,7 @@ class RecordingSession:
         keep: Callable[[dict[str, Array], dict[str, Array]], None],
         graph: GraphSpec | None = None,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._rounding = rounding
         self._keep = keep
         self._graph = graph
@@ -110,17 +110,12 @@ class RecordingSession:
         """The contract this session fulfils."""
         return self._graph or self._inner.graph
 
-    @property
-    def max_batch(self) -> int | None:
-        """Largest batch of the inner session."""
-        return self._inner.max_batch
-
-    def run(
+    def _run(
         self,
         feeds: Mapping[str, Feed],
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None,
         *,
-        keep_on_device: bool = False,  # noqa: ARG002 - a record holds host arrays
+        keep_on_device: bool,  # noqa: ARG002 - a record holds host arrays
     ) -> dict[str, Array]:
         """Run the inner session on rounded feeds, and hand the run over."""
         arrays = read_rows(self.graph, feeds_to_host(feeds))
@@ -130,11 +125,3 @@ class RecordingSession:
         if self._graph is None:
             return results
         return {name: results[name] for name in wanted_outputs(self._graph, outputs)}
-
-    def timings(self) -> Timings:
-        """Return the inner session's timings."""
-        return self._inner.timings()
-
-    def close(self) -> None:
-        """Close the inner session; what was recorded stays."""
-        self._inner.close()

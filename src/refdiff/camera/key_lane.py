@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from refdiff.camera.engines import CLOSED_GAPS, CancelledError, Gap
 from refdiff.camera.frame import Frame
 from refdiff.camera.summary import KeyCounts
 from refdiff.contracts.options import RunOptions
+from refdiff.engines.gaps import CLOSED_GAPS, CancelledError, Gap
 from refdiff.errors import RefdiffError
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.refinement import Refinement
@@ -66,27 +66,29 @@ class Prompted(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class KeyJob:
-    """A frame to be answered for some phrases."""
+class Job:
+    """Work on one frame."""
 
     frame: Frame
-    phrases: tuple[str, ...]
     owners: tuple[object, ...]
-    """What each phrase's answer belongs to; handed back with it."""
+    """What each answer belongs to; handed back with it."""
     options: RunOptions
     finished: threading.Event = field(default_factory=threading.Event, repr=False)
     """Set when the job is answered, has failed, was cancelled or replaced."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RefineJob:
-    """Prompts for SAM on one frame."""
+class KeyJob(Job):
+    """A frame to be answered for some phrases, one for each owner."""
 
-    frame: Frame
+    phrases: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RefineJob(Job):
+    """Prompts for SAM on one frame, one for each owner."""
+
     prompts: tuple[Prompted, ...]
-    owners: tuple[object, ...]
-    options: RunOptions
-    finished: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,8 +123,8 @@ class KeyLane:
         self._most_failures = most_failures
         self._clock = clock
         self._changed = threading.Condition()
-        self._key: KeyJob | None = None
-        self._refine: RefineJob | None = None
+        self._waiting: dict[type[Job], Job] = {}
+        """At most one job of each kind."""
         # Bounded by the track lane: it offers a job for a frame, and takes all answers before each frame.
         self._answers: deque[KeyAnswer] = deque()
         self._generation = self._running = 0
@@ -174,22 +176,14 @@ class KeyLane:
         if self._engines is not None:
             self._engines.segmenter(options).check_phrases(phrases)
 
-    def offer(self, job: KeyJob) -> None:
-        """Put a job into the slot, instead of the one that waits there."""
+    def offer(self, job: KeyJob | RefineJob) -> None:
+        """Put a job into the slot of its kind, instead of the one that waits there."""
         with self._changed:
-            if self._key is not None:
-                self._key.finished.set()
-            self._key = job
-            self._end_if_closed()
-            self._changed.notify_all()
-
-    def offer_refinement(self, job: RefineJob) -> None:
-        """Put prompts into their slot, instead of those that wait there."""
-        with self._changed:
-            if self._refine is not None:
-                self._refine.finished.set()
-            self._refine = job
-            self._end_if_closed()
+            if type(job) in self._waiting:
+                self._waiting[type(job)].finished.set()
+            self._waiting[type(job)] = job
+            if self._closing or self._error is not None:
+                self._drop_waiting()
             self._changed.notify_all()
 
     def cancel(self) -> None:
@@ -216,14 +210,9 @@ class KeyLane:
             self._thread.join()
 
     def _drop_waiting(self) -> None:
-        for job in (self._key, self._refine):
-            if job is not None:
-                job.finished.set()
-        self._key = self._refine = None
-
-    def _end_if_closed(self) -> None:
-        if self._closing or self._error is not None:
-            self._drop_waiting()
+        for job in self._waiting.values():
+            job.finished.set()
+        self._waiting.clear()
 
     def _work(self) -> None:
         try:
@@ -243,25 +232,20 @@ class KeyLane:
                 self._drop_waiting()
             self._engines.close()
 
-    def _next(self) -> KeyJob | RefineJob | None:
+    def _next(self) -> Job | None:
         """Wait for a job, key frames first; None when the lane closes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._key or self._refine)
+            self._changed.wait_for(lambda: self._closing or self._waiting)
             self._running = self._generation
             if self._closing:
                 return None
-            job: KeyJob | RefineJob | None = self._key or self._refine
-            if job is self._key:
-                self._key = None
-            else:
-                self._refine = None
-            return job
+            return self._waiting.pop(KeyJob if KeyJob in self._waiting else RefineJob)
 
-    def _run(self, engines: OwnedEngines, job: KeyJob | RefineJob) -> None:
+    def _run(self, engines: OwnedEngines, job: Job) -> None:
         try:
             if isinstance(job, KeyJob):
                 self._answer(engines, job)
-            else:
+            elif isinstance(job, RefineJob):
                 self._answer_prompts(engines, job)
         except CancelledError:
             self.counts.cancelled += 1
@@ -333,9 +317,10 @@ class KeyLane:
         if self._refining or graph in CLOSED_GAPS or self._engines is None:
             return
         with self._changed:
-            if self._refine is None or self._clock() < self._refine_after_s:
+            job = self._waiting.get(RefineJob)
+            if not isinstance(job, RefineJob) or self._clock() < self._refine_after_s:
                 return
-            job, self._refine = self._refine, None
+            del self._waiting[RefineJob]
         try:
             self._answer_prompts(self._engines, job)
         finally:

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Event, Thread
 
-from refdiff.camera.engines import Engines, Gap
 from refdiff.camera.frame import FrameSource, SourceEvent
 from refdiff.camera.key_lane import KeyLane, OwnedEngines
 from refdiff.camera.options import DEFAULT_CAMERA, CameraOptions, Wanted, Wishes
@@ -27,7 +26,9 @@ from refdiff.camera.source_address import parse_source
 from refdiff.camera.summary import CameraSummary, summarize
 from refdiff.camera.track_lane import TrackLane
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, RunOptions
+from refdiff.engines.gaps import Gap
 from refdiff.errors import InputError
+from refdiff.loading import Engines
 
 _WAITING = 2
 """Results that wait for the consumer."""

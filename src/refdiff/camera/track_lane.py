@@ -15,7 +15,7 @@ from threading import Event
 from typing import Protocol
 
 from refdiff.camera.frame import Frame, FrameSource
-from refdiff.camera.key_lane import KeyAnswer, KeyJob, KeyLane, RefineJob
+from refdiff.camera.key_lane import Job, KeyAnswer, KeyJob, KeyLane, RefineJob
 from refdiff.camera.options import CameraOptions, Wishes
 from refdiff.camera.result import FrameResult, TargetEvent, TargetResult
 from refdiff.camera.small_frame import FrameRing, SmallFrame, shrink
@@ -167,7 +167,7 @@ class TrackLane:
             self._offer_key(frame)
             self._wait_for(self._job, stopped)
             events += self._take_answers()
-        self._offer_refinement(frame)
+        self._offer(frame)
         if self.lockstep:
             self._wait_for(self._refine, stopped)
             events += self._take_answers()
@@ -233,7 +233,7 @@ class TrackLane:
         every_s = {"auto": _LOCKSTEP_KEY_S, "change": float("inf")}.get(str(key), key)
         return since_s >= float(every_s)
 
-    def _offer_refinement(self, frame: Frame) -> None:
+    def _offer(self, frame: Frame) -> None:
         if self._refine is not None and not self._refine.finished.is_set():
             return
         if not self._has_room_for_encoder():
@@ -247,7 +247,7 @@ class TrackLane:
             owners=tuple(target for target, _ in asked),
             options=self._wanted.run,
         )
-        self._key.offer_refinement(self._refine)
+        self._key.offer(self._refine)
 
     def _has_room_for_encoder(self) -> bool:
         """Say whether SAM's encoder runs between key frames: asked for by name, or measured to be fast.
@@ -259,7 +259,7 @@ class TrackLane:
             return seconds is not None and seconds <= ROOM_FOR_ENCODER_S
         return level == "sam"
 
-    def _wait_for(self, job: KeyJob | RefineJob | None, stopped: Event) -> None:
+    def _wait_for(self, job: Job | None, stopped: Event) -> None:
         while job is not None and not stopped.is_set() and not job.finished.wait(_READ_S):
             self._key.check()
 

@@ -144,6 +144,56 @@ class Session(Protocol):
         ...
 
 
+class SessionWrapper:
+    """A session that passes everything on to another one; subclasses override `_run`."""
+
+    def __init__(self, inner: Session) -> None:
+        self._inner = inner
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The contract this session fulfils."""
+        return self._inner.graph
+
+    @property
+    def max_batch(self) -> int | None:
+        """That of the inner session."""
+        return self._inner.max_batch
+
+    @overload
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep_on_device: Literal[False] = False,
+    ) -> dict[str, Array]: ...
+
+    @overload
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool
+    ) -> Mapping[str, Feed]: ...
+
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool = False
+    ) -> Mapping[str, Feed]:
+        """Run once; see `Session`."""
+        return self._run(feeds, outputs, keep_on_device=keep_on_device)
+
+    def timings(self) -> Timings:
+        """Return the inner session's timings."""
+        return self._inner.timings()
+
+    def close(self) -> None:
+        """Close the inner session."""
+        self._inner.close()
+
+    def _run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None, *, keep_on_device: bool
+    ) -> Mapping[str, Feed]:
+        return self._inner.run(feeds, outputs, keep_on_device=keep_on_device)
+
+
 class SessionFactory(Protocol):
     """Opens the session of a named graph at its first use; a graph that is never run is never loaded."""
 

@@ -11,10 +11,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Feed, Session, Timings
+from refdiff.contracts.session import Feed, Session, SessionWrapper, Timings
 from refdiff.engines.factory import BackendSessions
 from refdiff.errors import EngineError, InputError
 
@@ -85,31 +83,19 @@ class _Deadline:
         self._timer.cancel()
 
 
-class _WatchedSession:
-    """A session whose runs are watched."""
+class _WatchedSession(SessionWrapper):
+    """A session whose runs are watched, with what they wait for."""
 
-    def __init__(self, session: Session, sessions: WatchedSessions) -> None:
-        self._session = session
+    def __init__(self, inner: Session, sessions: WatchedSessions) -> None:
+        super().__init__(inner)
         self._watch = sessions.watch
-
-    @property
-    def graph(self) -> GraphSpec:
-        return self._session.graph
-
-    @property
-    def max_batch(self) -> int | None:
-        return self._session.max_batch
-
-    def run(
-        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool = False
-    ) -> Any:
-        """Run once, and wait for the device unless the outputs stay there."""
-        with self._watch(self.graph.name):
-            return self._session.run(feeds, outputs, keep_on_device=keep_on_device)
 
     def timings(self) -> Timings:
         with self._watch(self.graph.name):
-            return self._session.timings()
+            return super().timings()
 
-    def close(self) -> None:
-        self._session.close()
+    def _run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None, *, keep_on_device: bool
+    ) -> Mapping[str, Feed]:
+        with self._watch(self.graph.name):
+            return super()._run(feeds, outputs, keep_on_device=keep_on_device)

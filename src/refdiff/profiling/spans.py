@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 
-from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
+from refdiff.contracts.session import Feed, Session, SessionFactory, SessionWrapper, Timings
 from refdiff.runtime.observer import VERBS
 
 Kind = Literal["verb", "stage", "graph", "load", "step"]
@@ -95,54 +94,21 @@ class Stopwatch:
         return taken
 
 
-class TimedSession:
-    """A session whose runs are recorded."""
+class TimedSession(SessionWrapper):
+    """A session whose runs are recorded, and return once the device is done."""
 
     def __init__(self, inner: Session, watch: Stopwatch) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._watch = watch
 
-    @property
-    def graph(self) -> GraphSpec:
-        """The contract this session fulfils."""
-        return self._inner.graph
-
-    @property
-    def max_batch(self) -> int | None:
-        """The inner session's."""
-        return self._inner.max_batch
-
-    @overload
-    def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str] | None = None,
-        *,
-        keep_on_device: Literal[False] = False,
-    ) -> dict[str, Array]: ...
-
-    @overload
-    def run(
-        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool
-    ) -> Mapping[str, Feed]: ...
-
-    def run(
-        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, keep_on_device: bool = False
+    def _run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None, *, keep_on_device: bool
     ) -> Mapping[str, Feed]:
-        """See `refdiff.contracts.session.Session`; returns once the device is done."""
         with self._watch.span("graph", self._inner.graph.name) as span:
             results = self._inner.run(feeds, outputs, keep_on_device=keep_on_device)
             timings = self._inner.timings() if keep_on_device else None  # waits
         span.call = _call(feeds, results, timings or self._inner.timings())
         return results
-
-    def timings(self) -> Timings:
-        """See `refdiff.contracts.session.Session`."""
-        return self._inner.timings()
-
-    def close(self) -> None:
-        """Close the session."""
-        self._inner.close()
 
 
 class TimedSessions:

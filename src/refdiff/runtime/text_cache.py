@@ -13,8 +13,7 @@ from threading import Lock
 import numpy as np
 
 from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
-from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Feed, Session, SessionFactory, Timings
+from refdiff.contracts.session import Array, Feed, Session, SessionFactory, SessionWrapper
 
 TEXT_GRAPHS = ("sd_text", "clip_text")
 """Graphs whose every input and output has the batch first."""
@@ -41,8 +40,8 @@ class CachedTextSessions:
         session = self._inner.open(name)
         if name not in TEXT_GRAPHS:
             return session
-        kept = self._kept.setdefault(name, _CachedSession(self._most))
-        kept.inner = session  # a factory may open a session again
+        kept = self._kept.setdefault(name, _CachedSession(session, self._most))
+        kept.reopen(session)  # a factory may have replaced one that failed
         return kept
 
     def close(self) -> None:
@@ -51,32 +50,25 @@ class CachedTextSessions:
         self._inner.close()
 
 
-class _CachedSession:
+class _CachedSession(SessionWrapper):
     """A session that runs only rows it has not cached; several threads may use it."""
 
-    inner: Session
-
-    def __init__(self, most: int) -> None:
+    def __init__(self, inner: Session, most: int) -> None:
+        super().__init__(inner)
         self._most = most
         self._rows: OrderedDict[bytes, dict[str, Array]] = OrderedDict()
         self._lock = Lock()
 
-    @property
-    def graph(self) -> GraphSpec:
-        """The contract this session fulfils."""
-        return self.inner.graph
+    def reopen(self, inner: Session) -> None:
+        """Run new rows on another session of the same graph."""
+        self._inner = inner
 
-    @property
-    def max_batch(self) -> int | None:
-        """The inner session's."""
-        return self.inner.max_batch
-
-    def run(
+    def _run(
         self,
         feeds: Mapping[str, Feed],
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None,
         *,
-        keep_on_device: bool = False,  # noqa: ARG002 - the cache is on the host
+        keep_on_device: bool,  # noqa: ARG002 - the cache is on the host
     ) -> dict[str, Array]:
         """Return cached rows from memory, and run the others as one batch."""
         check_feeds(self.graph, feeds)
@@ -87,21 +79,13 @@ class _CachedSession:
         known = self._known(keys)
         new = [keys.index(key) for key in dict.fromkeys(keys) if key not in known]
         if new:
-            answers = self.inner.run({name: host[name][new] for name in self.graph.input_names})
+            answers = self._inner.run({name: host[name][new] for name in self.graph.input_names})
             fresh = {
                 keys[i]: {name: rows[at].copy() for name, rows in answers.items()} for at, i in enumerate(new)
             }
             known |= fresh
             self._keep(fresh)
         return {name: np.stack([known[key][name] for key in keys]) for name in wanted}
-
-    def timings(self) -> Timings:
-        """See `refdiff.contracts.session.Session`."""
-        return self.inner.timings()
-
-    def close(self) -> None:
-        """Close the inner session."""
-        self.inner.close()
 
     def _known(self, keys: Sequence[bytes]) -> dict[bytes, dict[str, Array]]:
         with self._lock:

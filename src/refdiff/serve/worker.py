@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from refdiff.camera.engines import CancelledError, Gap, GapSessions
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
+from refdiff.engines.gaps import CancelledError, Gap, GapSessions
 from refdiff.errors import InputError, RefdiffError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.confidence import withhold

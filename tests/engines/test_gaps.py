@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from refdiff.camera.engines import CLOSED_GAPS, CancelledError, Engines, GapSessions
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.options import DEFAULT_BACKEND, RunOptions, options_for
+from refdiff.contracts.options import options_for
 from refdiff.engines.factory import open_sessions
+from refdiff.engines.gaps import CLOSED_GAPS, CancelledError, GapSessions
 from refdiff.errors import InputError
 from refdiff.loading import segmenter_of
 from refdiff.miniature.scenes import render_scene
@@ -145,13 +145,3 @@ def test_the_encoder_runs_once_for_several_prompts_and_its_time_is_known(bundle,
     assert sessions.encoder_s > 0
     segmenter.refine(render_scene(2).image, box=(10, 10, 60, 60))
     assert ran.count("sam_encoder") == 2
-
-
-def test_segmenters_of_other_options_use_the_same_sessions(mini_bundle):
-    engines = Engines(mini_bundle, RunOptions(), DEFAULT_BACKEND, lambda graph: None)
-    edge, official = engines.segmenter(RunOptions()), engines.segmenter(RunOptions(variant="official"))
-    assert engines.segmenter(RunOptions()) is edge
-    assert (edge.options.variant, official.options.variant) == ("edge", "official")
-    with pytest.raises(InputError, match="unknown variant"):
-        engines.segmenter(RunOptions(variant="other"))
-    engines.close()
