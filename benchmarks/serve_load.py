@@ -30,7 +30,8 @@ from benchmarks.records import RESULTS, QuietMachine, add_entry
 from refdiff.contracts.options import BackendOptions
 from refdiff.data.synthetic import HELD_OUT_FROM, scene_samples
 from refdiff.runtime.image import png
-from refdiff.serve.client import Client, ServerError
+from refdiff.serve.attempts import ServerError
+from refdiff.serve.client import Client
 
 RECORD = RESULTS / "serve-load.json"
 SCENES = 40

@@ -16,7 +16,8 @@ pytest.importorskip("uvicorn")
 
 from refdiff.errors import EngineError, InputError
 from refdiff.serve.app import AppOptions
-from refdiff.serve.client import Client, ServerError
+from refdiff.serve.attempts import ServerError
+from refdiff.serve.client import Client
 from refdiff.serve.guard import GuardOptions
 from refdiff.serve.metrics import Metrics
 from refdiff.serve.request import image_id_of

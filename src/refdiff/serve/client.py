@@ -7,7 +7,6 @@ import http.client
 import io
 import json
 import os
-import random
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,29 +19,13 @@ import numpy as np
 from PIL import Image
 
 from refdiff.contracts.session import Bool
-from refdiff.errors import InputError, RefdiffError
+from refdiff.errors import InputError
 from refdiff.runtime.image import ImageLike, png, read_image, read_path
+from refdiff.serve.attempts import Attempts, ServerError, error_of, lost_is_error, parsed, refusal
 from refdiff.serve.request import image_id_of
 
-_RETRIED = (429, 502, 503)
 _MOST_KNOWN = 256
 """Ids of images that a client remembers."""
-
-
-class ServerError(RefdiffError):
-    """A server refused a request, failed or could not be reached.
-
-    Args:
-        message: one line.
-        status: HTTP's; None: it could not be reached.
-        kind: the server's word for it, such as "queue_full".
-    """
-
-    exit_code = 3
-
-    def __init__(self, message: str, *, status: int | None = None, kind: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +50,31 @@ class Answer:
 class Client:
     """Asks a server for masks.
 
-    A request is repeated after a lost connection, and where the server asks for it: the answer to a request
-    is the same each time, so nothing is done twice. An image is sent once; later requests name it.
+    A request is repeated after a lost connection, and where the server or a gateway asks for it: the answer
+    to a request is the same each time, so nothing is done twice. An image is sent once; later requests name
+    it, and it is sent again to a server that does not keep it. Every request has the image's id in
+    X-Session-Id, so that a router of several servers can give all questions about an image to one of them.
 
     Args:
         url: of the server, such as "http://127.0.0.1:8000".
         token: of the server.
-        timeout_s: of one attempt, in s.
+        timeout_s: without a sign of the server in one attempt, in s.
         attempts: tries of one request.
+        deadline_s: of a request with all its attempts, in s: none begins later, or waits longer for the
+            server; None: the attempts are limited alone.
 
     Raises:
         InputError: not an http or https URL.
     """
 
     def __init__(
-        self, url: str, *, token: str | None = None, timeout_s: float = 120.0, attempts: int = 5
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout_s: float = 120.0,
+        attempts: int = 5,
+        deadline_s: float | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -89,8 +82,11 @@ class Client:
         self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._port = parts.hostname, parts.port
         self._path = parts.path.rstrip("/")
-        self._token, self._timeout_s, self._attempts = token, timeout_s, attempts
+        self._token = token
+        self._limits = (attempts, timeout_s, deadline_s)
         self._known: OrderedDict[str, None] = OrderedDict()
+        self.repeated = 0
+        """Attempts so far that were not the first of their request."""
 
     def segment(
         self,
@@ -112,79 +108,103 @@ class Client:
             InputError: the image cannot be read.
             ServerError: the server refused, failed or could not be reached.
         """
-        data, texts = _file_of(image), _texts(phrases)
-        fields = {"format": "png", "min_confidence": min_confidence, **wanted}
-        with self._ask("/v1/segment", data, texts, fields) as response:
-            document = _parsed(response.read())
-        return [_answer(each, document["image_id"]) for each in document["prompt_results"]]
+        question = _Question(_file_of(image), {"min_confidence": min_confidence, **wanted})
+        texts, attempts = _texts(phrases), Attempts(*self._limits)
+        while True:
+            named = question.image_id in self._known
+            try:
+                with self._ask("/v1/segment", question, texts, attempts) as response, lost_is_error():
+                    document = parsed(response.read())
+                return [_answer(each, question.image_id) for each in _results(document, len(texts))]
+            except ServerError as error:
+                self._prepare_next(error, question.image_id, attempts, named=named)
 
     def stream(
         self, image: ImageLike, phrases: str | Iterable[str], *, min_confidence: float | None = None
     ) -> Iterator[Answer]:
-        """Yield the answer to each phrase when it is ready; otherwise as `segment`."""
-        data, texts = _file_of(image), _texts(phrases)
-        fields = {"format": "png", "min_confidence": min_confidence}
-        with self._ask("/v1/segment/stream", data, texts, fields) as response:
-            for name, document in _events(response):
-                if name == "error":
-                    raise _error_of(None, document)
-                if name == "done":
-                    return
-                yield _answer(document, image_id_of(data))
-        raise ServerError("the connection was lost before all answers had come")
+        """Yield the answer to each phrase when it is ready; otherwise as `segment`.
+
+        After a lost connection only the phrases without an answer are asked again.
+        """
+        question = _Question(_file_of(image), {"min_confidence": min_confidence})
+        texts, attempts, answered = _texts(phrases), Attempts(*self._limits), 0
+        while True:
+            named, first = question.image_id in self._known, answered
+            try:
+                with self._ask("/v1/segment/stream", question, texts[first:], attempts) as response:
+                    for document in _streamed(response, len(texts) - first):
+                        answered += 1
+                        document["prompt_index"] += first
+                        yield _answer(document, question.image_id)
+            except ServerError as error:
+                self._prepare_next(error, question.image_id, attempts, named=named)
+            else:
+                return
+
+    def _prepare_next(self, error: ServerError, image_id: str, attempts: Attempts, *, named: bool) -> None:
+        """Wait before the next attempt, or raise the error if there is none.
+
+        Args:
+            error: of the last attempt.
+            image_id: of the request.
+            attempts: of the request.
+            named: whether the last attempt had the id in place of the image: the server may have dropped it.
+        """
+        if error.kind == "unknown_image" and named:
+            self._known.pop(image_id, None)
+        else:
+            time.sleep(attempts.pause_s(error))
+        self.repeated += 1
 
     def _ask(
-        self, path: str, data: bytes, texts: Sequence[str], fields: Mapping[str, Any]
+        self, path: str, question: _Question, texts: Sequence[str], attempts: Attempts
     ) -> http.client.HTTPResponse:
-        """Send a request until it is answered; name the image by its id where the server knows it."""
-        image_id = image_id_of(data)
-        body: dict[str, Any] = {**fields, "prompts": [{"text": text} for text in texts]}
-        if image_id in self._known:
-            try:
-                return self._send(path, {**body, "image_id": image_id})
-            except ServerError as error:
-                if error.kind != "unknown_image":
-                    raise
-        value = base64.b64encode(data).decode("ascii")
-        response = self._send(path, {**body, "image": {"type": "base64", "value": value}})
-        self._known[image_id] = None
+        """Send a request once, with the image's id where the server should know it."""
+        document = {**question.fields, "format": "png", "prompts": [{"text": text} for text in texts]}
+        if question.image_id in self._known:
+            document["image_id"] = question.image_id
+        else:
+            value = base64.b64encode(question.image).decode("ascii")
+            document["image"] = {"type": "base64", "value": value}
+        with lost_is_error(self._host):
+            response = self._post(path, json.dumps(document).encode(), question.image_id, attempts.timeout_s)
+            if response.status != 200:
+                with response:
+                    raise refusal(response, response.read())
+        self._known[question.image_id] = None
+        self._known.move_to_end(question.image_id)
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
         return response
 
-    def _send(self, path: str, document: Mapping[str, Any]) -> http.client.HTTPResponse:
-        body, wait = json.dumps(document).encode(), 0.25
-        for attempt in range(1, self._attempts + 1):
-            last = attempt == self._attempts
-            try:
-                response = self._post(path, body)
-            except (OSError, http.client.HTTPException) as error:
-                if last:
-                    raise ServerError(f"{self._host} cannot be reached: {error}") from error
-                after = wait
-            else:
-                if response.status == 200:
-                    return response
-                with response:
-                    failure = _error_of(response.status, _parsed(response.read()))
-                if last or response.status not in _RETRIED:
-                    raise failure
-                after = max(wait, float(response.headers.get("Retry-After") or 0))
-            time.sleep(after * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the clients
-            wait = min(8.0, wait * 2)
-        raise AssertionError  # the last attempt returns or raises
-
-    def _post(self, path: str, body: bytes) -> http.client.HTTPResponse:
-        headers = {"Content-Type": "application/json", "Connection": "close"}
+    def _post(self, path: str, body: bytes, image_id: str, timeout_s: float) -> http.client.HTTPResponse:
+        headers = {"Content-Type": "application/json", "Connection": "close", "X-Session-Id": image_id}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
-        connection = self._connect(self._host, self._port, timeout=self._timeout_s)
+        connection = self._connect(self._host, self._port, timeout=timeout_s)
         try:
-            connection.request("POST", self._path + path, body=body, headers=headers)
-            return connection.getresponse()
+            try:
+                connection.request("POST", self._path + path, body=body, headers=headers)
+            except (
+                BrokenPipeError,
+                ConnectionResetError,
+            ):  # refused before it was all sent: why may be there
+                if connection.sock is None:
+                    raise
+            response = connection.getresponse()
         except BaseException:
             connection.close()
             raise
+        if connection.sock is not None:
+            connection.sock.close()  # the response holds it until it is closed
+        return response
+
+
+class _Question:
+    """What is asked in every attempt of a request."""
+
+    def __init__(self, image: bytes, fields: dict[str, Any]) -> None:
+        self.image, self.fields, self.image_id = image, fields, image_id_of(image)
 
 
 def _file_of(image: ImageLike) -> bytes:
@@ -200,30 +220,42 @@ def _texts(phrases: str | Iterable[str]) -> list[str]:
     return [phrases] if isinstance(phrases, str) else list(phrases)
 
 
+def _streamed(response: http.client.HTTPResponse, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the document of each answer.
+
+    Raises:
+        ServerError: an event says so, or the connection ended before so many answers had come.
+    """
+    with lost_is_error():
+        for name, document in _events(response):
+            if name == "error":
+                raise error_of(None, document, 0.0)
+            if name == "done":
+                break
+            count -= 1
+            yield document
+    if count:
+        raise ServerError("the connection was lost before all answers had come", retry_after_s=0)
+
+
 def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and document of each server-sent event."""
     name = ""
     for line in response:
+        if not line.endswith(b"\n"):
+            return  # half a line: the connection was lost
         text = line.decode().rstrip("\r\n")
         if text.startswith("event: "):
             name = text.removeprefix("event: ")
         elif text.startswith("data: "):
-            yield name, _parsed(text.removeprefix("data: ").encode())
+            yield name, parsed(text.removeprefix("data: ").encode())
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except ValueError as error:
-        raise ServerError("the server's answer is not JSON; is it refdiff serve?") from error
-    if not isinstance(document, dict):
-        raise ServerError("the server's answer is no JSON object; is it refdiff serve?")
-    return document
-
-
-def _error_of(status: int | None, document: Mapping[str, Any]) -> ServerError:
-    error = document.get("error", {})
-    return ServerError(str(error.get("message", "the server failed")), status=status, kind=error.get("type"))
+def _results(document: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    found = document.get("prompt_results")
+    if not isinstance(found, list) or len(found) != count:
+        raise ServerError(f"the server's answer has no results of {count} phrases; is it refdiff serve?")
+    return found
 
 
 def _answer(document: Mapping[str, Any], image_id: str) -> Answer:
