@@ -28,6 +28,8 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 32,
     cache: Annotated[int, typer.Option(min=0, help="Megabytes of encoded images to keep.")] = 512,
     grace: Annotated[float, typer.Option(min=0, help="Seconds for running answers when stopped.")] = 30.0,
+    live: Annotated[int, typer.Option(min=0, help="Live sessions of the page's camera; 0: none.")] = 1,
+    share: Annotated[bool, typer.Option("--share", help="Let the page share overlays.")] = False,
     variant: Variant = "edge",
     mode: Mode = "full",
     backend: Backend = "auto",
@@ -74,6 +76,8 @@ def serve(
                 most_body_bytes=max_body << 20,
                 cache_bytes=cache << 20,
                 grace_seconds=grace,
+                most_live=live,
+                share=share,
             ),
             options=RunOptions(
                 variant=variant, mode=mode, allow_random_weights=allow_random_weights, expect=expect

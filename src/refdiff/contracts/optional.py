@@ -25,9 +25,10 @@ _PACKAGES = frozenset(
 )
 """Modules of the extra `export`. Another missing module is a broken installation: its traceback stays."""
 
-
 _ROS = frozenset({"lifecycle_msgs", "rcl_interfaces", "rclpy", "rpyutils", "sensor_msgs", "std_msgs"})
 """Packages of ROS 2 that the node cannot do without."""
+
+_SERVE = frozenset({"multipart", "prometheus_client", "starlette", "uvicorn", "websockets"})
 
 
 def install_line(extra: str) -> str:
@@ -74,7 +75,7 @@ def require_camera(purpose: str) -> AbstractContextManager[None]:
 
 def require_serve(purpose: str) -> AbstractContextManager[None]:
     """Do the same for the extra `serve`."""
-    return _require(purpose, "serve", frozenset({"multipart", "prometheus_client", "starlette", "uvicorn"}))
+    return _require(purpose, "serve", _SERVE)
 
 
 def require_bags(purpose: str) -> AbstractContextManager[None]:

@@ -18,12 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from refdiff import __version__
 from refdiff.errors import InputError, RefdiffError
 from refdiff.runtime.segmentation import Segmentation
 from refdiff.serve.guard import BodyError, Guard, GuardOptions
+from refdiff.serve.live import LiveOptions, live_routes
 from refdiff.serve.metrics import CONTENT_TYPE, Metrics
 from refdiff.serve.openapi import document as openapi_document
 from refdiff.serve.page import page_routes
@@ -42,6 +43,9 @@ class AppOptions:
     """Time in s for the answers to a request; the job is cancelled then."""
     decoders: int = 2
     """Images that are decoded at the same time."""
+    live: LiveOptions = field(default_factory=LiveOptions)
+    share: bool = False
+    """Whether the page offers to share overlays."""
 
 
 def create_app(
@@ -72,7 +76,8 @@ def create_app(
             Route("/health/ready", own.ready),
             Route("/metrics", own.metrics),
             Route("/openapi.json", _openapi),
-            *page_routes(),
+            *live_routes(service, options.live),
+            *page_routes(live=options.live.most_sessions > 0, share=options.share),
         ],
         exception_handlers={
             ProblemError: _problem_response,
@@ -82,7 +87,9 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    patterns = [(route.path_regex, route.path) for route in app.routes if isinstance(route, Route)]
+    patterns = [
+        (route.path_regex, route.path) for route in app.routes if isinstance(route, (Route, WebSocketRoute))
+    ]
 
     def name_path(path: str) -> str:
         return next((name for regex, name in patterns if regex.match(path)), "unknown")

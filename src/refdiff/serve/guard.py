@@ -1,11 +1,14 @@
 """What every request passes before it is answered: token, host, size and time of the body, id, log line.
 
-An ASGI middleware; nothing here knows about images.
+An ASGI middleware; nothing here knows about images. The opening of a WebSocket passes it as well: a browser
+opens one to any server for any page and sends no token by itself, so its `Origin` is checked, and the token
+comes as a subprotocol.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import json
 import logging
@@ -13,6 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +30,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LOGGER = logging.getLogger("refdiff.serve")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SWITCHED = 101
+"""HTTP's status of a WebSocket that was opened."""
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -44,6 +50,10 @@ HEADERS = (
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/"})
 """Paths that need no token: the probes of a supervisor, and the page, which asks for the token."""
 OPEN_FOLDER = "/static/"
+
+TOKEN_PROTOCOL = "bearer."  # noqa: S105 - a prefix
+"""Begins the subprotocol of a WebSocket that holds the token, in URL-safe base64 without padding: a browser
+cannot send other headers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +101,21 @@ class Guard:
         """Requests in progress."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or refuse it."""
-        if scope["type"] != "http":
+        """Answer one request or the opening of a WebSocket, or refuse it."""
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
         scope["request_id"] = exchange.id
-        refusal = self._refuse(scope["path"], exchange.headers)
+        refusal = self._refuse(scope["path"], exchange)
         self.running += 1
         try:
             if refusal is not None:
                 await exchange.refuse(*refusal)
-            else:
+            elif scope["type"] == "http":
                 await self._app(scope, _LimitedBody(receive, exchange.headers, self._options), exchange.send)
+            else:
+                await self._app(scope, receive, exchange.send)
         except BodyError as error:
             await exchange.refuse(error.status, "invalid_request", str(error))
         except Exception:
@@ -113,9 +125,9 @@ class Guard:
             self.running -= 1
             self._note(scope, exchange)
 
-    def _refuse(self, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
+    def _refuse(self, path: str, exchange: _Exchange) -> tuple[int, str, str] | None:
         """Return status, type and message of a request that is not let in."""
-        options = self._options
+        options, headers = self._options, exchange.headers
         host = headers.get("host", "").rpartition("@")[2]
         name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
         if options.hosts is not None and name.lower() not in options.hosts:
@@ -129,8 +141,9 @@ class Guard:
             return 403, "foreign_origin", "requests of pages of other sites are refused"
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or options.token is None:
             return None
-        given = headers.get("authorization", "")
-        if hmac.compare_digest(given.encode(), f"Bearer {options.token}".encode()):
+        given = headers.get("authorization", "") or exchange.subprotocol_token
+        expected = f"Bearer {options.token}"
+        if hmac.compare_digest(given.encode(), expected.encode()):
             return None
         return 401, "unauthorized", "expected the header Authorization: Bearer TOKEN with this server's token"
 
@@ -140,23 +153,29 @@ class Guard:
         path = "refused" if exchange.refused else self._name_path(scope["path"])
         status = exchange.status or 499  # the client went away before an answer
         self._metrics.requests.labels(path=path, status=status).inc()
-        self._metrics.request_seconds.labels(path=path).observe(seconds)
+        if status != _SWITCHED:  # a WebSocket is open as long as its client likes
+            self._metrics.request_seconds.labels(path=path).observe(seconds)
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "request_id": exchange.id,
-            "method": scope["method"],
+            "method": scope.get("method", "WEBSOCKET"),
             "path": path,
             "status": status,
             "ms": round(seconds * 1e3, 1),
         }
+        if exchange.close_code is not None:
+            line["close_code"] = exchange.close_code
         _LOGGER.info("%s", json.dumps(line))
 
 
 class _Exchange:
-    """One request and the head of its answer."""
+    """One request, or the opening of one WebSocket, and the head of its answer."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
+        self._of_socket = scope["type"] == "websocket"
+        self._prefix = "websocket.http" if self._of_socket else "http"
+        self._protocols: list[str] = list(scope.get("subprotocols", ()))
         self.started = time.perf_counter()
         self.headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
@@ -164,21 +183,46 @@ class _Exchange:
         given = self.headers.get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.status: int | None = None
+        self.close_code: int | None = None
+        """Code that the server closed a WebSocket with."""
         self.refused = False
+
+    @property
+    def subprotocol_token(self) -> str:
+        """The token that a WebSocket's subprotocols hold, as the header Authorization has it; or nothing."""
+        for each in self._protocols:
+            if each.startswith(TOKEN_PROTOCOL):
+                text = each[len(TOKEN_PROTOCOL) :]
+                with suppress(ValueError):
+                    token = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+                    return f"Bearer {token.decode()}"
+        return ""
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer; its head gets the headers of every answer."""
-        if message["type"] == "http.response.start":
+        kind = message["type"]
+        if kind == f"{self._prefix}.response.start":
             self.status = message["status"]
             own = {name for name, _ in message.get("headers", ())}
             more = [(name, value) for name, value in HEADERS if name not in own]
             headers = [*message.get("headers", ()), *more, (b"x-request-id", self.id.encode())]
             message = {**message, "headers": headers}
+        elif kind == "websocket.accept":
+            self.status = _SWITCHED
+            message = {
+                **message,
+                "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())],
+            }
+        elif kind == "websocket.close":
+            self.close_code = message.get("code", 1000)
+            self.status = self.status or 403  # what closing one that was not opened means
         await self._send(message)
 
     async def refuse(self, status: int, kind: str, text: str) -> None:
         """Answer with an error, unless the answer has begun; the connection is closed after it."""
         if self.status is not None:
+            if self._of_socket and self.close_code is None:
+                await self.send({"type": "websocket.close", "code": 1011, "reason": text[:120]})
             return
         self.refused = True
         body = json.dumps({"error": {"type": kind, "message": text, "request_id": self.id}}).encode()
@@ -186,8 +230,9 @@ class _Exchange:
         headers.append((b"content-length", str(len(body)).encode()))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        start = {"type": f"{self._prefix}.response.start", "status": status, "headers": headers}
+        await self.send(start)
+        await self.send({"type": f"{self._prefix}.response.body", "body": body})
 
 
 class _LimitedBody:

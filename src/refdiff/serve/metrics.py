@@ -57,6 +57,15 @@ class Metrics:
         self.waiting = Gauge(
             "refdiff_queue_length", "Jobs that wait for the engines.", registry=self._registry
         )
+        self.live_sessions = Gauge(
+            "refdiff_live_sessions", "Live sessions that are open.", registry=self._registry
+        )
+        self.live_frames = Counter(
+            "refdiff_live_frames",
+            "Frames of live sessions by what became of them, counted when a session ends.",
+            ("outcome",),
+            registry=self._registry,
+        )
         self.cache_bytes = Gauge(
             "refdiff_cache_bytes", "Bytes of the encoded images that are kept.", registry=self._registry
         )

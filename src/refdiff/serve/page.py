@@ -17,11 +17,25 @@ from starlette.routing import Route
 from refdiff.data.synthetic import demo_samples
 from refdiff.runtime.image import png
 
+_OFFERS = b'data-offers=""'
+"""Attribute of the page that says what this server allows."""
 
-def page_routes() -> list[Route]:
-    """Return the routes of the page, its files and its scenes."""
+
+def page_routes(*, live: bool = False, share: bool = False) -> list[Route]:
+    """Return the routes of the page, its files and its scenes.
+
+    Args:
+        live: whether the page offers live sessions.
+        share: whether it offers to share overlays.
+    """
+    offers = " ".join(name for name, offered in {"live": live, "share": share}.items() if offered)
+    index = _files()["index.html"].replace(_OFFERS, f'data-offers="{offers}"'.encode(), 1)
+
+    async def show(_: Request) -> Response:
+        return Response(index, media_type="text/html")
+
     return [
-        Route("/", _index),
+        Route("/", show),
         Route("/static/{name}", _file),
         Route("/v1/demo", _scenes),
         Route("/v1/demo/{name}", _scene),
@@ -40,10 +54,6 @@ def _pictures() -> dict[str, tuple[str, bytes]]:
     """Return phrase and PNG of each scene by name."""
     samples = enumerate(demo_samples(), start=1)
     return {f"scene-{number}": (sample.phrase, png(sample.read())) for number, sample in samples}
-
-
-async def _index(_: Request) -> Response:
-    return Response(_files()["index.html"], media_type="text/html")
 
 
 async def _file(request: Request) -> Response:

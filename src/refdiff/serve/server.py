@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -13,12 +13,14 @@ from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import EngineError, InputError
 from refdiff.serve.app import AppOptions, create_app
 from refdiff.serve.guard import Guard, GuardOptions
+from refdiff.serve.live import LiveOptions
 from refdiff.serve.metrics import Metrics
 from refdiff.serve.service import Status
 from refdiff.serve.worker import EngineWorker, opener
@@ -26,6 +28,8 @@ from refdiff.verification.check import check
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_HEAD_BYTES = 1 << 16
+_MOST_MESSAGE_BYTES = 4 << 20
+"""Of a WebSocket; a session's own limit is lower, and says so in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,10 @@ class ServeOptions:
     """Time in s for the head of the first request of a connection."""
     grace_seconds: float = 30.0
     """Time in s for running answers when the server is stopped."""
+    most_live: int = 1
+    """Live sessions at the same time; 0: none."""
+    share: bool = False
+    """Whether the page offers to share overlays."""
 
 
 def serve(
@@ -134,7 +142,12 @@ def _app_options(serving: ServeOptions) -> AppOptions:
         hosts=frozenset(LOOPBACK) if local else None,
         most_body_bytes=serving.most_body_bytes,
     )
-    return replace(AppOptions(guard=guard), request_seconds=serving.request_seconds)
+    return AppOptions(
+        guard=guard,
+        request_seconds=serving.request_seconds,
+        live=LiveOptions(most_sessions=serving.most_live),
+        share=serving.share,
+    )
 
 
 class _Protocol(H11Protocol):
@@ -152,9 +165,21 @@ class _Protocol(H11Protocol):
         self._head_timer.cancel()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._head_timer.cancel()
+        super().handle_websocket_upgrade(event)
+
     def _close_if_silent(self) -> None:
         if getattr(self, "cycle", None) is None:
             self.transport.close()
+
+
+class _SocketProtocol(WebSocketsSansIOProtocol):
+    """Drops the connection of a client that does not take what was sent to it before the end."""
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self.loop.call_later(self.close_timeout, self.transport.abort)
 
 
 class Server(uvicorn.Server):
@@ -167,6 +192,9 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=cast("Any", partial(_Protocol, head_seconds=serving.head_seconds)),
+                ws=_SocketProtocol,
+                ws_max_size=_MOST_MESSAGE_BYTES,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

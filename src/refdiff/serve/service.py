@@ -201,7 +201,7 @@ class Answers:
                     raise self._failure(value)
                 return
         finally:
-            self.job.cancelled.set()
+            self._service.worker.withdraw(self.job)
 
     async def all(self, request: Request) -> list[Segmentation]:
         """Return the answers to all prompts, in their order; raises as `each` does."""

@@ -56,11 +56,15 @@ class Listener(Protocol):
 class Job:
     """An image, prompts, and who wants the answers."""
 
-    image_id: str
+    image_id: str | None
+    """None: the encoded image is not kept."""
     image: ImageLike | None = field(repr=False)
     """None: the encoded image is expected in the cache."""
     prompts: tuple[Prompt, ...]
     listener: Listener
+    counted: bool = True
+    """Whether it counts against the jobs that may wait. One of a live session does not: a session has one job
+    at a time, and sessions are limited themselves."""
     cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
     """Set it to end the job before its next graph."""
 
@@ -196,7 +200,7 @@ class EngineWorker:
     @property
     def full(self) -> bool:
         """Whether a job would be refused now."""
-        return len(self._jobs) >= self._most_waiting
+        return sum(job.counted for job in list(self._jobs)) >= self._most_waiting
 
     def check_prompts(self, prompts: tuple[Prompt, ...]) -> None:
         """Raise InputError for the first prompt that cannot be answered; runs no graph."""
@@ -213,10 +217,20 @@ class EngineWorker:
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise ClosedError
-            if self.full:
+            if job.counted and self.full:
                 raise QueueFullError
             self._jobs.append(job)
             self._changed.notify_all()
+
+    def withdraw(self, job: Job) -> None:
+        """End a job before its next graph, or before it begins; its listener is called."""
+        job.cancelled.set()
+        with self._changed:
+            waited = job in self._jobs
+            if waited:
+                self._jobs.remove(job)
+        if waited:
+            job.listener.finished(CancelledError(), {})
 
     def close(self) -> None:
         """Answer the jobs that wait, end the thread and free the engines; calling it twice is fine."""
@@ -264,12 +278,13 @@ class EngineWorker:
     def _answer(self, segmenter: Segmenter, job: Job) -> None:
         if job.cancelled.is_set():
             raise CancelledError
-        encoded = self.cache.get(job.image_id)
+        encoded = None if job.image_id is None else self.cache.get(job.image_id)
         if encoded is None:
             if job.image is None:
-                raise UnknownImageError(job.image_id)
+                raise UnknownImageError(str(job.image_id))
             encoded = segmenter.encode(job.image)
-            self.cache.put(job.image_id, encoded)
+            if job.image_id is not None:
+                self.cache.put(job.image_id, encoded)
         answers = segmenter.segment_each(encoded, [each.text for each in job.prompts])
         for index, (answer, prompt) in enumerate(zip(answers, job.prompts, strict=True)):
             job.listener.answered(index, withhold(answer, prompt.min_confidence))
