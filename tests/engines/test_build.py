@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
 
 from refdiff.cli import main
 from refdiff.engines import build
 from refdiff.engines import build as building
-from refdiff.engines import lint as linting
-from refdiff.engines.trt import flavour as flavours
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.engines.trt.plan_store import plans_folder
@@ -25,6 +22,7 @@ from tests.support.fake_builder import (
     fake_rtx,
     fake_tensorrt,
 )
+from tests.support.fake_machine import install_gpu, install_tensorrt
 from tests.support.plans import MINIATURE
 
 ORIN = Device(name="Orin", compute_capability="8.7", memory_bytes=8 * 10**9, driver_cuda="12.6")
@@ -51,14 +49,8 @@ def machines(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def set_up(module, device):
-        packages = {each for several in flavours.PACKAGES.values() for each in several}
-        for package in packages:
-            monkeypatch.setitem(sys.modules, package, module if package == module.__name__ else None)
-        monkeypatch.setattr(
-            flavours, "find_spec", lambda name: module.__spec__ if name == module.__name__ else None
-        )
-        for room in (building, linting):
-            monkeypatch.setattr(room, "find_device", lambda: device)
+        install_tensorrt(monkeypatch, module)
+        install_gpu(monkeypatch, device)
 
     return set_up
 
@@ -245,11 +237,11 @@ def test_progress_comes_from_tensorrt_and_says_what_is_kept(machine):
     assert lines[1].endswith("unet.plan is there")
 
 
-def test_ctrl_c_is_130_and_leaves_nothing(machine, behaviour, monkeypatch, capsys):
-    def interrupted(*arguments):
+def test_ctrl_c_is_130_and_leaves_nothing(machine, behaviour, capsys):
+    def interrupted(step):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "build_plan", interrupted)
+    behaviour.on_step = interrupted
     assert main(["build", "mini", "--graph", "unet"]) == 130
     assert [path.name for path in plans_folder(MINIATURE).rglob("*") if path.is_file()] == [".lock"]
 

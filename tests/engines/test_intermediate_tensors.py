@@ -4,6 +4,7 @@ import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-import refdiff.engines.intermediate_tensors as probe_module
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.session import Array
@@ -47,14 +47,13 @@ class CountedSession(CheckSession):
         super().__init__(model, folder=folder)
         self.asked.append(self.output_names)
 
-    asked: list[tuple[str, ...]]
+    asked: ClassVar[list[tuple[str, ...]]] = []
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What each session that `probe` opens has as outputs."""
+def asked() -> list[tuple[str, ...]]:
+    """What each session that `collected` opens has as outputs."""
     CountedSession.asked = []
-    monkeypatch.setattr(probe_module, "CheckSession", CountedSession)
     return CountedSession.asked
 
 
@@ -65,7 +64,7 @@ def collected(
     most_bytes: int = 1 << 30,
 ) -> dict[tuple[int, str], Array]:
     found = {}
-    for index, name, values in probe(model, feeds, names, most_bytes=most_bytes):
+    for index, name, values in probe(model, feeds, names, most_bytes=most_bytes, session_type=CountedSession):
         assert (index, name) not in found, "each pair comes once"
         found[index, name] = values
     return found

@@ -3,8 +3,10 @@
 import builtins
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from refdiff.engines import factory
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 from refdiff.engines import ort as ort_module
 from refdiff.engines.ort import OrtSession
@@ -117,15 +119,28 @@ def test_threads_are_one_to_the_number_of_cores(sums: Path, threads: int) -> Non
         OrtSession(sums, SUMS, threads=threads)
 
 
-def test_a_system_without_threads_left_is_one_line_with_its_cure(
-    sums: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise RuntimeError("env.cc:327 PosixThread pthread_create failed, error code: 11\nand its trace")
+class FakeRuntime:
+    """As the module `onnxruntime` with these providers; each session starts the first of `started`."""
 
-    monkeypatch.setattr(ort_module.ort, "InferenceSession", refuse)
+    def __init__(self, *providers: str, started: Sequence[str] = ("CPUExecutionProvider",), fault: str = ""):
+        self._providers, self._started, self._fault = list(providers), list(started), fault
+        self.asked: list[dict[str, Any]] = []
+
+    def get_available_providers(self) -> list[str]:
+        return self._providers
+
+    def InferenceSession(self, model: object, **options: Any) -> SimpleNamespace:  # noqa: N802 - its name
+        if self._fault:
+            raise RuntimeError(self._fault)
+        self.asked.append(options)
+        return SimpleNamespace(get_providers=lambda: self._started, disable_fallback=lambda: None)
+
+
+def test_a_system_without_threads_left_is_one_line_with_its_cure(sums: Path) -> None:
+    fault = "env.cc:327 PosixThread pthread_create failed, error code: 11\nand its trace"
+    runtime = FakeRuntime("CPUExecutionProvider", fault=fault)
     with pytest.raises(EngineError, match=r"no more threads; use fewer \(--threads 1\) or raise .*-u\)$"):
-        OrtSession(sums, SUMS)
+        OrtSession(sums, SUMS, runtime=runtime)
 
 
 def test_a_file_that_is_another_graph_is_refused(sums: Path) -> None:
@@ -181,56 +196,50 @@ def test_a_failure_inside_the_engine_is_an_engine_error(tmp_path: Path) -> None:
         OrtSession(path, graph).run({"x": np.zeros((2, 2), np.float32), "y": np.zeros((3, 2), np.float32)})
 
 
-def test_cuda_without_its_provider_is_refused(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+def test_cuda_without_its_provider_is_refused(sums: Path) -> None:
     with pytest.raises(EngineError, match="ort-cuda needs CUDAExecutionProvider"):
-        OrtSession(sums, SUMS, backend="ort-cuda")
+        OrtSession(sums, SUMS, backend="ort-cuda", runtime=FakeRuntime("CPUExecutionProvider"))
 
 
-def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(
-    sums: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_runtimes_tensorrt_takes_the_whole_graph_or_none_of_it(sums: Path) -> None:
     with pytest.raises(EngineError, match=r"ort-tensorrt needs TensorrtExecutionProvider.* and TensorRT, or"):
-        OrtSession(sums, SUMS, backend="ort-tensorrt")
-    options: dict[str, str] = {}
-    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
-
-    def create(
-        model: object, *, sess_options: ort_module.ort.SessionOptions, providers: list, **_: object
-    ) -> object:
-        options["fallback"] = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback")
-        options["provider"] = providers[0][0]
-        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-
-    monkeypatch.setattr(ort_module.ort, "InferenceSession", create)
+        OrtSession(sums, SUMS, backend="ort-tensorrt", runtime=FakeRuntime("CPUExecutionProvider"))
+    runtime = FakeRuntime("TensorrtExecutionProvider")
     with pytest.raises(EngineError, match="requested TensorrtExecutionProvider, ONNX Runtime started CPU"):
-        OrtSession(sums, SUMS, backend="ort-tensorrt")
-    assert options == {"fallback": "1", "provider": "TensorrtExecutionProvider"}
+        OrtSession(sums, SUMS, backend="ort-tensorrt", runtime=runtime)
+    (asked,) = runtime.asked
+    assert asked["sess_options"].get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert asked["providers"][0][0] == "TensorrtExecutionProvider"
 
 
 RTX = "NvTensorRTRTXExecutionProvider"
 
 
-class FakeRtx:
-    """Stands in for the plugin's package and for what ONNX Runtime knows of it."""
+class FakeRtx(FakeRuntime):
+    """As the plugin's package, and as the ONNX Runtime that knows of it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int = 1, fault: str = "") -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        gpus: int = 1,
+        fault: str = "",
+        started: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        super().__init__(started=started)
         self.registered: list[tuple[str, str]] = []
         self.gpus, self.fault = gpus, fault
         monkeypatch.setitem(sys.modules, ort_module.RTX_PLUGIN, self)  # type: ignore[arg-type]
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
-        monkeypatch.setattr(ort_module.ort, "register_execution_provider_library", self.register)
-        monkeypatch.setattr(ort_module.ort, "get_ep_devices", self.devices)
 
     def get_library_path(self) -> str:
         return "/plugin.so"
 
-    def register(self, name: str, path: str) -> None:
+    def register_execution_provider_library(self, name: str, path: str) -> None:
         if self.fault:
             raise RuntimeError(self.fault)
         self.registered.append((name, path))
 
-    def devices(self) -> list[SimpleNamespace]:
+    def get_ep_devices(self) -> list[SimpleNamespace]:
         cpu = SimpleNamespace(ep_name="CPUExecutionProvider")
         gpus = [SimpleNamespace(ep_name=RTX, number=number) for number in range(self.gpus)]
         return [cpu, *gpus] if self.registered else [cpu]
@@ -253,31 +262,22 @@ class RtxOptions:
 def test_ort_rtx_gives_the_whole_graph_to_the_first_gpu_of_the_plugin(
     sums: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = FakeRtx(monkeypatch, gpus=2)
-    started = SimpleNamespace(
-        get_providers=lambda: [RTX, "CPUExecutionProvider"], disable_fallback=lambda: None
-    )
-    given: list[object] = []
-    monkeypatch.setattr(
-        ort_module.ort, "InferenceSession", lambda *a, providers, **k: given.append(providers) or started
-    )
+    plugin = FakeRtx(monkeypatch, gpus=2, started=(RTX, "CPUExecutionProvider"))
     for _ in range(2):
         options = RtxOptions()
-        assert ort_module.create_session(sums, "ort-rtx", options) is started
+        assert ort_module.create_session(sums, "ort-rtx", options, plugin).get_providers()[0] == RTX
         ((devices, _),) = options.added
         assert [each.number for each in devices] == [0]
         assert options.entries == {"session.disable_cpu_ep_fallback": "1"}
     assert plugin.registered == [(RTX, "/plugin.so")], "a second registration is refused by ONNX Runtime"
+    given = [each["providers"] for each in plugin.asked]
     assert given == [None, None], "providers given by name replace those of the options"
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 def test_ort_rtx_that_starts_on_the_cpu_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeRtx(monkeypatch)
-    fallen = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(ort_module.ort, "InferenceSession", lambda *a, **k: fallen)
     with pytest.raises(EngineError, match=f"requested {RTX}, ONNX Runtime started CPU"):
-        ort_module.create_session(sums, "ort-rtx", RtxOptions())
+        ort_module.create_session(sums, "ort-rtx", RtxOptions(), FakeRtx(monkeypatch))
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_ort_rtx_that_starts_on_the_cpu_is_an_error(sums: Path, monkeypatch: pyt
 def test_ort_rtx_without_a_gpu_or_a_driver_says_so(
     sums: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, fault: str, message: str
 ) -> None:
-    FakeRtx(monkeypatch, gpus=gpus, fault=fault)
+    plugin = FakeRtx(monkeypatch, gpus=gpus, fault=fault)
     with pytest.raises(EngineError, match=message):
-        ort_module.create_session(sums, "ort-rtx", RtxOptions())
+        ort_module.create_session(sums, "ort-rtx", RtxOptions(), plugin)
 
 
 def test_the_plugin_of_ort_rtx_is_loaded_by_this_onnx_runtime_or_refused(
@@ -305,13 +305,10 @@ def test_the_plugin_of_ort_rtx_is_loaded_by_this_onnx_runtime_or_refused(
     assert ort_module.ort.get_ep_devices()
 
 
-def test_a_silent_fall_back_is_an_error(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: both)
-    fallen = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(ort_module.ort, "InferenceSession", lambda *a, **k: fallen)
+def test_a_silent_fall_back_is_an_error(sums: Path) -> None:
+    runtime = FakeRuntime("CUDAExecutionProvider", "CPUExecutionProvider")
     with pytest.raises(EngineError, match="requested CUDAExecutionProvider, ONNX Runtime started CPU"):
-        OrtSession(sums, SUMS, backend="ort-cuda")
+        OrtSession(sums, SUMS, backend="ort-cuda", runtime=runtime)
 
 
 @pytest.fixture
@@ -340,9 +337,8 @@ def bundle_path(tmp_path: Path) -> Path:
 def test_the_factory_opens_late_once_and_reports_its_choice(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(factory, "_DRIVER_SIGNS", ())
-    sessions = factory.open_sessions(open_bundle(bundle_path), threads=1)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    sessions = factory.open_sessions(open_bundle(bundle_path), threads=1, has_driver=lambda: False)
     assert (sessions.backend, sessions.reason) == ("ort-cpu", "this onnxruntime has no CUDA provider")
     session = sessions.open("clip_text")
     assert sessions.open("clip_text") is session
@@ -354,14 +350,18 @@ def test_the_factory_opens_late_once_and_reports_its_choice(
 
 @pytest.mark.parametrize(("driver", "backend"), [(True, "ort-cuda"), (False, "ort-cpu")])
 def test_auto_takes_cuda_only_where_a_driver_is(
-    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, backend: str
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, backend: str
 ) -> None:
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: both)
-    monkeypatch.setattr(factory, "_DRIVER_SIGNS", (tmp_path if driver else tmp_path / "none",))
-    sessions = factory.open_sessions(open_bundle(bundle_path))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    sessions = factory.open_sessions(open_bundle(bundle_path), has_driver=lambda: driver)
     assert sessions.backend == backend
     assert "driver" in sessions.reason
+
+
+def test_a_driver_shows_by_any_of_its_files(tmp_path: Path) -> None:
+    assert factory.has_driver((tmp_path / "none", tmp_path))
+    assert not factory.has_driver((tmp_path / "none",))
 
 
 def test_an_unknown_back_end_is_refused(bundle_path: Path) -> None:

@@ -19,6 +19,8 @@ from refdiff.engines.factory import open_sessions
 from refdiff.errors import EngineError, MissingDependencyError
 from refdiff.profiling import compare_backends
 from refdiff.profiling.tables import backends_section
+from tests.support.damage import copy_of
+from tests.support.fake_machine import install_gpu
 
 runners = compare_backends.load_polygraphy(None)
 
@@ -106,7 +108,7 @@ def test_a_missing_polygraphy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -
 def test_a_missing_polygraphy_is_reported_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(compare_backends, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
     assert main(["profile", "mini", "--compare-backends"]) == 3
     streams = capsys.readouterr()
     assert "pip install '.[profile]'" in streams.err
@@ -139,9 +141,11 @@ def test_every_graph_of_a_bundle_is_run_by_ours_and_by_polygraphys_runner(tiny_b
 def test_what_cannot_run_here_is_reported_with_its_reason(
     tiny_bundle: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(compare_backends, "has_plans", lambda bundle, name: name == "tensorrt")
-    monkeypatch.setattr(compare_backends, "find_device", lambda: None)
-    bundle = find_bundle(tiny_bundle)
+    install_gpu(monkeypatch, None)
+    bundle = find_bundle(copy_of(tiny_bundle, tmp_path / "bundle"))
+    plan = bundle.path / "engines/tensorrt-sm86/unet.plan"
+    plan.parent.mkdir(parents=True)
+    plan.touch()
     sessions = open_sessions(bundle, backend="ort-cpu", threads=1)
     try:
         found = compare_backends.compare_backends(

@@ -93,6 +93,10 @@ class FakeTensorRT:
         self.fill: float | None = None
         self.capturable = True
         self.runs = 0
+        self.times: list[float] = []
+        """Milliseconds of each run."""
+        self.stalls_at: int | None = None
+        """The run that takes a second more."""
         self.refitted: list[str] = []
 
     def Runtime(self, log):
@@ -276,7 +280,9 @@ class BaseContext:
         self._trt.runs += 1
         self._trt.cuda.check(*activations)
         document = self._engine.document
-        self._trt.cuda.elapsed_ms = document["ms"]
+        stall = 1000.0 if self._trt.runs == self._trt.stalls_at else 0.0
+        self._trt.cuda.elapsed_ms = document["ms"] + stall
+        self._trt.times.append(self._trt.cuda.elapsed_ms)
         arrays = {name: self._view(addresses[name], shape, name) for name, shape in shapes.items()}
         total = sum(float(arrays[name].sum()) for name in document["inputs"])
         for index, name in enumerate(document["outputs"]):

@@ -13,7 +13,6 @@ from refdiff.contracts.bundle import Bundle, GoldenTensors, GraphRecord, open_bu
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.options import options_for
 from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
-from refdiff.engines.trt import open as choice
 from refdiff.engines.trt.cuda import Cuda
 from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import Flavour
@@ -29,6 +28,7 @@ from refdiff.engines.trt.sessions import TrtSessions
 from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.engines.trt.trust import record_trust
 from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_machine import install_cuda, install_gpu, install_tensorrt
 from tests.support.fake_tensorrt import FakeTensorRT, plan_of
 
 SPEC = ModelSpec(
@@ -130,11 +130,11 @@ class Machine:
             **options,
         )
 
-    def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let the factory find it."""
-        monkeypatch.setattr(choice, "load_flavour", lambda name: self.flavour)
-        monkeypatch.setattr(choice, "_import_cuda", lambda backend: self.cuda)
-        monkeypatch.setattr(choice, "find_device", lambda: GPU)
+    def put_in_place(self, monkeypatch: pytest.MonkeyPatch, device: Device | None = GPU) -> None:
+        """Let it be the machine that everything finds."""
+        install_tensorrt(monkeypatch, self.trt)
+        install_cuda(monkeypatch, self.cuda)
+        install_gpu(monkeypatch, device)
 
 
 def feeds_of(name: str, batch: int = 1) -> dict[str, np.ndarray]:

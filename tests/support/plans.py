@@ -37,11 +37,13 @@ def identity(graph: str = "unet", **changes: Any) -> PlanIdentity:
     return PlanIdentity(**{**fields, **changes})
 
 
-def put(files: PlanFiles, content: bytes, who: PlanIdentity | None = None) -> PlanMetadata:
+def put(
+    files: PlanFiles, content: bytes, who: PlanIdentity | None = None, kind: type[PlanMetadata] = PlanMetadata
+) -> PlanMetadata:
     """Put a plan in its place, as a build does once it has the lock."""
     with drafted(files) as draft:
         draft.write_bytes(content)
-        metadata = PlanMetadata(
+        metadata = kind(
             identity=who or identity(),
             plan_sha256=hash_file(draft),
             plan_bytes=draft.stat().st_size,

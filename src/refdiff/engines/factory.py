@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -26,14 +27,13 @@ Backend = Literal[
 ]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-_DRIVER_SIGNS = (
+DRIVER_SIGNS = (
     Path("/proc/driver/nvidia/version"),
     Path("/dev/nvidiactl"),
     Path("/dev/nvhost-gpu"),
     Path("/dev/nvmap"),
 )
 """Files of an NVIDIA driver: the first two on a PC, the others on a Jetson."""
-
 
 _NOT_ON_CPU = ("bf16", "fp8")
 """Precisions that ONNX Runtime's CPU lacks; "ort-rounded" computes them there as a device does."""
@@ -106,6 +106,11 @@ class OrtSessions:
         self._open.clear()
 
 
+def has_driver(signs: Iterable[Path] = DRIVER_SIGNS) -> bool:
+    """Return whether this machine has an NVIDIA driver, which shows by these files."""
+    return any(sign.exists() for sign in signs)
+
+
 def open_sessions(
     bundle: Bundle,
     *,
@@ -114,6 +119,7 @@ def open_sessions(
     memory: str | None = None,
     spinning: bool = False,
     measure: Measure | None = None,
+    has_driver: Callable[[], bool] = has_driver,
 ) -> BackendSessions:
     """Make a session factory for a bundle; no graph is loaded yet.
 
@@ -127,6 +133,7 @@ def open_sessions(
         spinning: keep ONNX Runtime's threads busy while they wait for each other; False leaves the cores to
             other work of this process.
         measure: what the sessions measure; None: nothing.
+        has_driver: whether there is an NVIDIA driver; "auto" asks.
 
     Raises:
         InputError: no such back-end, or a memory that cannot be read or that the back-end does not support.
@@ -151,9 +158,9 @@ def open_sessions(
             f"leave it out{f' ({why_not})' if why_not else ''}"
         )
     module = import_ort(backend)
-    chosen, reason = (
-        _choose(module, bundle.manifest.precision) if backend == "auto" else (backend, "asked for")
-    )
+    chosen, reason = backend, "asked for"
+    if backend == "auto":
+        chosen, reason = _choose(module, bundle.manifest.precision, has_driver=has_driver())
     if chosen != backend:
         import_ort(chosen)
     reason = f"{reason}; {why_not}" if why_not else reason
@@ -168,22 +175,17 @@ def open_sessions(
     )
 
 
-def has_driver() -> bool:
-    """Return whether this machine has an NVIDIA driver."""
-    return any(sign.exists() for sign in _DRIVER_SIGNS)
-
-
-def _choose(module: ModuleType, precision: str) -> tuple[str, str]:
-    backend, reason = _choose_processor(module)
+def _choose(module: ModuleType, precision: str, *, has_driver: bool) -> tuple[str, str]:
+    backend, reason = _choose_processor(module, has_driver=has_driver)
     if backend == "ort-cpu" and precision in _NOT_ON_CPU:
         return "ort-rounded", f"ONNX Runtime's CPU has no operators in {precision}, and {reason}"
     return backend, reason
 
 
-def _choose_processor(module: ModuleType) -> tuple[str, str]:
+def _choose_processor(module: ModuleType, *, has_driver: bool) -> tuple[str, str]:
     if "CUDAExecutionProvider" not in module.ort.get_available_providers():
         return "ort-cpu", "this onnxruntime has no CUDA provider"
-    if not has_driver():
+    if not has_driver:
         return "ort-cpu", "onnxruntime has a CUDA provider, but this machine has no NVIDIA driver"
     return "ort-cuda", "onnxruntime has a CUDA provider and this machine an NVIDIA driver"
 

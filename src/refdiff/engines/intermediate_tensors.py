@@ -26,6 +26,7 @@ def probe(
     folder: Path | None = None,
     most_bytes: int = MOST_BYTES,
     reduction: Callable[[ir.Value], Sequence[ir.Node]] | None = None,
+    session_type: type[CheckSession] = CheckSession,
 ) -> Iterator[tuple[int, str, Array]]:
     """Run a graph on each of the feeds and yield tensors by name.
 
@@ -39,6 +40,7 @@ def probe(
         most_bytes: largest size of the tensors in memory at once.
         reduction: makes nodes to append to each tensor; the result of the last one is yielded in its place.
             It is assumed to be small, so one run serves all tensors.
+        session_type: what each group of tensors is computed by.
 
     Yields:
         Index of the feed, name, values: float32 for a half-precision tensor. Each pair once, in any order.
@@ -51,7 +53,7 @@ def probe(
     largest = max((_batch(feed) for feed in feeds), default=1)
     most = most_bytes if reduction is None else math.inf
     for group in _groups(graph, list(dict.fromkeys(names)), largest, most):
-        session = CheckSession(_expose(graph, group, reduction or _copy_node, folder), folder=folder)
+        session = session_type(_expose(graph, group, reduction or _copy_node, folder), folder=folder)
         for index, feed in enumerate(feeds):
             results = session.run(feed, [_probed(name) for name in group])
             for name in group:

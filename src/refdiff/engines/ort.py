@@ -124,6 +124,7 @@ class OrtSession:
         spinning: bool = False,
         measure: Measure | None = None,
         watch: Callable[[], None] = _unwatched,
+        runtime: Any = ort,
     ) -> None:
         """Load a graph.
 
@@ -137,6 +138,7 @@ class OrtSession:
             measure: "layers" records every node's time, which makes every run slower.
             watch: raises EngineError if the graph's files have changed; called when the graph is loaded, and
                 before and after each run, because ONNX Runtime maps the weights.
+            runtime: the module `onnxruntime`.
 
         Raises:
             InputError: it is not one thread to as many as the machine has cores.
@@ -149,7 +151,7 @@ class OrtSession:
         options = session_options(threads, spinning=spinning)
         self._layers = LayerFile(options, graph.name) if measure == "layers" else None
         self._watch = watch
-        self._session: Any = create_session(path, backend, options)
+        self._session: Any = create_session(path, backend, options, runtime)
         watch()
         self._check_tensors(path)
 
@@ -234,7 +236,7 @@ def session_options(threads: int | None, *, spinning: bool = False) -> Any:
     return options
 
 
-def create_session(path: Path, backend: str, options: Any) -> Any:
+def create_session(path: Path, backend: str, options: Any, runtime: Any = ort) -> Any:
     """Create ONNX Runtime's session of a graph, on the provider of the back-end and no other.
 
     Raises:
@@ -243,14 +245,14 @@ def create_session(path: Path, backend: str, options: Any) -> Any:
     """
     provider, _ = PROVIDERS[backend]
     if backend == "ort-rtx":
-        options.add_provider_for_devices(_rtx_devices(provider), {})
-    elif provider not in ort.get_available_providers():
-        have = ", ".join(ort.get_available_providers())
+        options.add_provider_for_devices(_rtx_devices(provider, runtime), {})
+    elif provider not in runtime.get_available_providers():
+        have = ", ".join(runtime.get_available_providers())
         raise EngineError(
             f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
             f"{install_line('gpu')} on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
         )
-    session = _load(path, backend, options)
+    session = _load(path, backend, options, runtime)
     started = session.get_providers()[0]
     if started != provider:
         raise EngineError(
@@ -273,7 +275,7 @@ def load_rtx_plugin() -> Any:
     return import_module(RTX_PLUGIN)
 
 
-def _rtx_devices(provider: str) -> Sequence[Any]:
+def _rtx_devices(provider: str, runtime: Any) -> Sequence[Any]:
     """Return the first GPU that the plugin supports; the plugin is registered with ONNX Runtime once.
 
     Raises:
@@ -281,30 +283,30 @@ def _rtx_devices(provider: str) -> Sequence[Any]:
         ModuleNotFoundError: it is not installed.
     """
     plugin = load_rtx_plugin()
-    if not _offered(provider):
+    if not _offered(provider, runtime):
         try:
-            ort.register_execution_provider_library(provider, plugin.get_library_path())
+            runtime.register_execution_provider_library(provider, plugin.get_library_path())
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise EngineError(
                 f"ONNX Runtime cannot load the plugin of ort-rtx: {_first_line(error)}; it needs NVIDIA's "
                 f"driver with CUDA 13 and an onnxruntime of 1.24 or later ({install_line('ort-rtx')})"
             ) from error
-    devices = _offered(provider)
+    devices = _offered(provider, runtime)
     if not devices:
         raise EngineError("the plugin of ort-rtx supports no GPU here; it needs an RTX GPU, Ampere or later")
     return devices[:1]
 
 
-def _offered(provider: str) -> list[Any]:
-    return [device for device in ort.get_ep_devices() if device.ep_name == provider]
+def _offered(provider: str, runtime: Any) -> list[Any]:
+    return [device for device in runtime.get_ep_devices() if device.ep_name == provider]
 
 
-def _load(path: Path, backend: str, options: Any) -> Any:
+def _load(path: Path, backend: str, options: Any, runtime: Any) -> Any:
     if backend in _WHOLE_OR_NONE:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         model, options = _source(path, backend, options)
-        return ort.InferenceSession(
+        return runtime.InferenceSession(
             model,
             sess_options=options,
             providers=None if backend == "ort-rtx" else [PROVIDERS[backend]],  # the options have a plugin's

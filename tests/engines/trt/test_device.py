@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from refdiff.diagnostics.gather import DRIVER_REPORT
-from refdiff.engines.trt import device as devices
 from refdiff.engines.trt.device import describe, driver_report, find_device, free_memory
 from tests.support.fake_driver import FakeDriver
 
@@ -27,7 +26,7 @@ def test_every_gpu_is_described_the_used_one_first() -> None:
     [
         (FakeDriver(init=803), "cuInit of the driver failed with CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
         (FakeDriver(init=5), "cuInit of the driver failed with error 5"),
-        (FakeDriver(count=0), "the driver shows no GPU"),
+        (FakeDriver(devices=()), "the driver shows no GPU"),
     ],
 )
 def test_a_driver_without_a_gpu_says_why(driver: FakeDriver, why_none: str) -> None:
@@ -44,17 +43,15 @@ def test_free_memory_is_unknown_where_no_context_can_be_made() -> None:
     assert free_memory(FakeDriver(context=2)) is None
 
 
-def test_the_first_gpu_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "open_driver", FakeDriver)
-    device = find_device()
+def test_the_first_gpu_is_the_one_that_is_used() -> None:
+    device = find_device(FakeDriver)
     assert device is not None
     assert device.name == "NVIDIA RTX 4090"
-    monkeypatch.setattr(devices, "open_driver", lambda: None)
-    assert find_device() is None
+    assert find_device(lambda: None) is None
 
 
 def test_the_report_has_no_free_memory_without_a_gpu() -> None:
-    assert driver_report(FakeDriver(count=0))["memory_free"] is None
+    assert driver_report(FakeDriver(devices=()))["memory_free"] is None
     assert driver_report(FakeDriver())["memory_free"] == 20 << 30
     assert "no NVIDIA driver" in driver_report(None)["why_none"]
 

@@ -1,33 +1,20 @@
 """Which TensorRT is here and what it can do, asked of its attributes."""
 
+import functools
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import pytest
 
-from refdiff.engines.trt import flavour as flavours
-from refdiff.engines.trt.flavour import choose_flavour, load_flavour
+from refdiff.engines.trt.flavour import FLAVOURS, choose_flavour, load_flavour
 from refdiff.errors import EngineError, InputError, MissingDependencyError
 from tests.support.fake_builder import fake_flavour, fake_rtx, fake_tensorrt
+from tests.support.fake_machine import install_tensorrt
 
 
 @pytest.fixture
 def installed(monkeypatch):
     """Installs fakes and hides what is really installed."""
-
-    def install(*modules: ModuleType) -> None:
-        by_name = {module.__name__: module for module in modules}
-        for packages in flavours.PACKAGES.values():
-            for package in packages:
-                monkeypatch.setitem(sys.modules, package, by_name.get(package))
-
-        def find(name: str) -> ModuleSpec | None:
-            return by_name[name].__spec__ if name in by_name else None
-
-        monkeypatch.setattr(flavours, "find_spec", find)
-
-    return install
+    return functools.partial(install_tensorrt, monkeypatch)
 
 
 def test_a_network_is_strongly_typed_where_that_is_a_flag():
@@ -89,7 +76,7 @@ def test_an_unknown_flavour_is_misuse():
         load_flavour("tensorflow")
 
 
-@pytest.mark.parametrize("name", flavours.FLAVOURS)
+@pytest.mark.parametrize("name", FLAVOURS)
 def test_a_flavour_that_is_not_installed_names_its_extra(name, installed):
     installed()
     with pytest.raises(MissingDependencyError, match=r"\[(trt|rtx)\]"):
@@ -117,12 +104,10 @@ def test_with_both_installed_the_device_decides(installed, has_device, name):
     assert "GPU" in reason
 
 
-def test_a_broken_installation_keeps_its_traceback(installed, monkeypatch):
-    installed(fake_tensorrt())
-
-    def broken(name: str) -> ModuleType:
-        raise ModuleNotFoundError("No module named 'libnvinfer'", name="libnvinfer")
-
-    monkeypatch.setattr(flavours, "import_module", broken)
-    with pytest.raises(ModuleNotFoundError, match="libnvinfer"):
+def test_a_broken_installation_keeps_its_traceback(installed, monkeypatch, tmp_path):
+    installed()
+    (tmp_path / "tensorrt.py").write_text("import libnvinfer_of_nowhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    with pytest.raises(ModuleNotFoundError, match="libnvinfer_of_nowhere"):
         load_flavour("tensorrt")

@@ -3,18 +3,17 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from refdiff.contracts.session import Timings
-from refdiff.engines.trt import flavour as flavours
-from refdiff.engines.trt import latency_race
-from refdiff.engines.trt import open as choice
 from refdiff.engines.trt.cuda import Cuda
-from refdiff.engines.trt.latency_race import ROUNDS, WARM_UPS, LatencyRace, find_latency_race
+from refdiff.engines.trt.latency_race import ROUNDS, WARM_UPS, LatencyRace, find_latency_race, time_repeat
 from refdiff.errors import EngineError
 from tests.support.fake_builder import Behaviour, fake_flavour, fake_rtx, fake_tensorrt
+from tests.support.fake_machine import install_cuda, install_gpu, install_tensorrt
 from tests.support.fake_tensorrt import plan_of
 from tests.support.plan_bundle import GPU, Machine
 from tests.support.plans import CONTRACT
@@ -53,26 +52,20 @@ class Bench:
 
 
 @pytest.mark.parametrize("rtx", [False, True])
-def test_every_form_is_built_for_the_feeds_and_run_in_turns(tmp_path, monkeypatch, rtx):
-    bench, real, reported = Bench(rtx=rtx), latency_race._time_repeat, []
-
-    def repeated(session):
-        reported.append(real(session))
-        return reported[-1]
-
-    monkeypatch.setattr(latency_race, "_time_repeat", repeated)
+def test_every_form_is_built_for_the_feeds_and_run_in_turns(tmp_path, rtx):
+    bench = Bench(rtx=rtx)
     assert bench.medians(tmp_path) == MS
-    assert reported == list(MS.values()) * ROUNDS
-    assert bench.machine.trt.runs == len(MS) * (WARM_UPS + ROUNDS)
+    warm_ups = [ms for ms in MS.values() for _ in range(WARM_UPS)]
+    assert bench.machine.trt.times == warm_ups + list(MS.values()) * ROUNDS
     for profiles in bench.profiles:
         assert profiles == [{name: [list(feed.shape)] * 3 for name, feed in FEEDS.items()}]
 
 
-def test_a_form_that_stalls_once_is_judged_by_its_median(tmp_path, monkeypatch):
-    bench, real = Bench(), latency_race._time_repeat
-    stalls = iter([1000.0])
-    monkeypatch.setattr(latency_race, "_time_repeat", lambda session: real(session) + next(stalls, 0.0))
+def test_a_form_that_stalls_once_is_judged_by_its_median(tmp_path):
+    bench = Bench()
+    bench.machine.trt.stalls_at = len(MS) * WARM_UPS + 1
     assert bench.medians(tmp_path) == MS
+    assert max(bench.machine.trt.times) > 1000
 
 
 def test_nothing_is_on_the_device_while_a_form_is_built(tmp_path):
@@ -114,24 +107,20 @@ def test_too_little_memory_is_an_error_and_gives_back_what_there_was(tmp_path):
     assert bench.machine.cuda.is_clean
 
 
-def test_a_device_that_reports_no_time_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(latency_race.TrtSession, "timings", lambda self: Timings())
+def test_a_session_that_reports_no_time_is_an_error():
+    session = SimpleNamespace(graph=GRAPH, repeat=lambda: None, timings=Timings)
     with pytest.raises(EngineError, match="reported no time"):
-        Bench().medians(tmp_path)
+        time_repeat(session)
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """Sets up what a machine has: its GPU and its TensorRT."""
 
-    def set_up(device, module):
-        for package in {each for several in flavours.PACKAGES.values() for each in several}:
-            monkeypatch.setitem(sys.modules, package, module if package == module.__name__ else None)
-        monkeypatch.setattr(
-            flavours, "find_spec", lambda name: module.__spec__ if name == module.__name__ else None
-        )
-        monkeypatch.setattr(latency_race, "find_device", lambda: device)
-        monkeypatch.setattr(choice, "_import_cuda", lambda backend: Machine().cuda)
+    def set_up(device, *modules):
+        install_tensorrt(monkeypatch, *modules)
+        install_gpu(monkeypatch, device)
+        install_cuda(monkeypatch, Machine().cuda)
 
     return set_up
 
@@ -157,9 +146,7 @@ def test_a_gpu_that_tensorrt_does_not_know_has_no_race(machine):
 
 
 def test_without_a_tensorrt_there_is_no_race(machine):
-    module = Bench().module
-    module.__name__ = "something_else"
-    machine(GPU, module)
+    machine(GPU)
     has_race, said = found()
     assert not has_race
     assert "no TensorRT is installed" in said
@@ -179,11 +166,13 @@ def test_a_tensorrt_that_cannot_start_is_no_race(machine):
 
 
 def test_a_library_that_is_missing_is_no_race(machine, monkeypatch):
-    def missing(backend):
-        raise ImportError("libcudart.so.13: cannot open shared object file")
+    class WithoutItsLibrary:
+        @property
+        def runtime(self):
+            raise ImportError("libcudart.so.13: cannot open shared object file")
 
     machine(GPU, Bench().module)
-    monkeypatch.setattr(choice, "_import_cuda", missing)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", WithoutItsLibrary())
     has_race, said = found()
     assert not has_race
     assert "libcudart.so.13" in said

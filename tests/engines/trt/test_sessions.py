@@ -1,6 +1,6 @@
 """Plans behind the factory: which are taken, how they are held, what is chosen and what is refused."""
 
-import builtins
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import pytest
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.options import Options, ProposalOptions
 from refdiff.engines import factory
-from refdiff.engines.trt import open as choice
 from refdiff.engines.trt.plans import find_plans
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
 from refdiff.runtime.proposals import MaskProposer
@@ -176,8 +175,7 @@ def test_auto_takes_plans_that_fit_and_says_so(
     bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.put_in_place(monkeypatch)
-    monkeypatch.setattr(factory, "_DRIVER_SIGNS", (bundle.path,))
-    sessions = factory.open_sessions(bundle, memory="1GB")
+    sessions = factory.open_sessions(bundle, memory="1GB", has_driver=lambda: True)
     assert (sessions.backend, sessions.reason) == (
         "tensorrt",
         "the bundle's plans fit this GPU and TensorRT",
@@ -207,14 +205,13 @@ def test_auto_without_plans_that_fit_says_why_it_took_something_else(
     for name in plans:
         write_plan(bundle, name)
     machine.put_in_place(monkeypatch)
-    monkeypatch.setattr(factory, "_DRIVER_SIGNS", (tmp_path if driver else tmp_path / "none",))
-    sessions = factory.open_sessions(bundle)
+    sessions = factory.open_sessions(bundle, has_driver=lambda: driver)
     assert sessions.backend.startswith("ort-")
     assert reason in sessions.reason
     assert bool(reason) == (";" in sessions.reason)
     sessions.close()
     with pytest.raises(InputError, match="memory '8GB' is for plans"):
-        factory.open_sessions(bundle, memory="8GB")
+        factory.open_sessions(bundle, memory="8GB", has_driver=lambda: driver)
 
 
 def test_a_tensorrt_back_end_without_plans_names_the_command(
@@ -246,26 +243,27 @@ def test_a_machine_without_a_driver_is_a_missing_dependency(
         factory.open_sessions(bundle, backend="tensorrt")
 
 
-@pytest.mark.parametrize(
-    ("missing", "expected"), [("cuda", MissingDependencyError), ("cuda.broken", ModuleNotFoundError)]
-)
-def test_only_cuda_pythons_own_absence_is_called_missing(
-    bundle: Bundle,
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    missing: str,
-    expected: type[Exception],
+def test_cuda_python_that_is_not_installed_names_its_extra(
+    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_import = builtins.__import__
+    machine.put_in_place(monkeypatch)
+    for package in ("cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=r"needs cuda-python.*\[trt\]"):
+        factory.open_sessions(bundle, backend="tensorrt")
 
-    def without(name: str, *args: object, **kwargs: object) -> object:
-        if name.startswith("cuda."):
-            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
-        return real_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(choice, "load_flavour", lambda name: machine.flavour)
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(expected, match=r"needs cuda-python.*\[trt\]|cuda\.broken"):
+def test_cuda_python_that_is_broken_keeps_its_traceback(
+    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        @property
+        def runtime(self) -> None:
+            raise ModuleNotFoundError("No module named 'cuda.broken'", name="cuda.broken")
+
+    machine.put_in_place(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", Broken())
+    with pytest.raises(ModuleNotFoundError, match=r"cuda\.broken"):
         factory.open_sessions(bundle, backend="tensorrt")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,19 +32,19 @@ class Device:
     """The newest CUDA that the driver supports, such as "13.0"."""
 
 
-def find_device() -> Device | None:
-    """Return the first GPU, on which everything runs; None without a GPU or a working driver."""
-    driver = open_driver()
-    devices, _ = describe(driver) if driver is not None else ((), "")
-    return devices[0] if devices else None
-
-
 def open_driver() -> Any | None:
     """Load the driver's library; None if there is none."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
+
+
+def find_device(open_driver: Callable[[], Any | None] = open_driver) -> Device | None:
+    """Return the first GPU, on which everything runs; None without a GPU or a working driver."""
+    driver = open_driver()
+    devices, _ = describe(driver) if driver is not None else ((), "")
+    return devices[0] if devices else None
 
 
 def describe(driver: Any) -> tuple[tuple[Device, ...], str]:

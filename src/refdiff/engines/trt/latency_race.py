@@ -79,7 +79,7 @@ class LatencyRace:
             times: dict[str, list[float]] = {name: [] for name in sessions}
             for _ in range(ROUNDS):
                 for name, session in sessions.items():
-                    times[name].append(_time_repeat(session))
+                    times[name].append(time_repeat(session))
             return {name: statistics.median(each) for name, each in times.items()}
 
     def _build(
@@ -100,8 +100,12 @@ class LatencyRace:
         return Engine(self._library, map_plan(plan), graph, cache=JitCache(plan, plan.name))
 
 
-def _time_repeat(session: TrtSession) -> float:
-    """Run again on the same feeds and return the device's time in ms."""
+def time_repeat(session: TrtSession) -> float:
+    """Run again on the same feeds and return the device's time in ms.
+
+    Raises:
+        EngineError: the run failed, or its time was not measured.
+    """
     session.repeat()
     elapsed = session.timings().device_ms
     if elapsed is None:
