@@ -41,6 +41,8 @@ def attacks(seed: int = 0, *, fuzzed: int = 200) -> Iterator[Attack]:
     yield from _paths()
     yield from _framing()
     yield from _tokens()
+    yield from _sizes()
+    yield from _tensors()
     yield from _fuzzed(seed, fuzzed)
 
 
@@ -373,6 +375,56 @@ def _tokens() -> Iterator[Attack]:
             data=request(method="GET", path=path, token=None),
             right=frozenset({401}),
         )
+
+
+_INFER = "/v2/models/refdiff/infer"
+_PHRASES = {"name": "phrases", "datatype": "BYTES", "shape": [1], "data": ["the mug"]}
+
+
+def _infer(name: str, body: bytes, length: int | str | None = None) -> Attack:
+    headers = () if length is None else (f"Inference-Header-Content-Length: {length}",)
+    return Attack(kind="inference", name=name, data=request(body, path=_INFER, headers=headers))
+
+
+def _sizes() -> Iterator[Attack]:
+    """Yield bodies of KServe v2 whose announced sizes are wrong."""
+    file = struct.pack("<I", len(picture())) + picture()
+
+    def image(**parameters: object) -> bytes:
+        entry = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": parameters}
+        return json.dumps({"inputs": [entry, _PHRASES]}).encode()
+
+    good = image(binary_data_size=len(file))
+    for length in (0, 1, -1, "", "x", "9" * 40, len(good) - 1, len(good) + 1, len(good + file), 1 << 62):
+        yield _infer(f"JSON of {str(length)[:20]} bytes", good + file, length)
+    for size in (-1, 0, 3, len(file) - 1, len(file) + 1, 1 << 62, 10**40, None, True, 1.5, "7", [], {}):
+        head = image(binary_data_size=size)
+        yield _infer(f"data of {str(size)[:20]} bytes", head + file, len(head))
+    both = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], "parameters": {"binary_data_size": 3}}
+    head = good.replace(b'"inputs": [', b'"inputs": [' + json.dumps(both).encode() + b", ")
+    yield _infer("two inputs in the bytes of one", head + file, len(head))
+    yield _infer("an element longer than its tensor", good + b"\xff" * len(file), len(good))
+    yield _infer("shared memory", image(shared_memory_region="x", shared_memory_byte_size=1 << 40))
+
+
+def _tensors() -> Iterator[Attack]:
+    """Yield bodies of KServe v2 whose shapes, values, types and models are wrong."""
+    shapes = ([], [1], [-1, 1, 3], [0, 0, 3], [1 << 31, 1 << 31, 3], [10**300, 1, 3], [1, 1, 3, 1], [[1]])
+    lists = ([], [1, 2], [1, 2, 3, 4], [[[[1, 2, 3]]]], [256, 0, 0], ["a", "b", "c"], [None] * 3, [1e999] * 3)
+    changes = (
+        *({"shape": each} for each in (*shapes, "x", {}, [1, None, 3], None)),
+        *({"data": each} for each in (*lists, None, 7, "x", {})),
+        *({"datatype": each} for each in ("FP16", "UINT64", "STRING", "bytes", "", None, 7, [])),
+    )
+    for change in changes:
+        entry = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2, 3], **change}
+        yield _infer(f"{str(change)[:60]}", json.dumps({"inputs": [entry, _PHRASES]}).encode())
+    for depth in (100, 10_000, 200_000):
+        deep = b"[" * depth + b"1" + b"]" * depth
+        entry = b'{"name":"pixels","datatype":"UINT8","shape":[1,1,3],"data":%s}' % deep
+        yield _infer(f"data {depth} lists deep", b'{"inputs":[%s]}' % entry)
+    for name in ("refdiff%2f..%2fother", "", "refdiff/versions/1e0"):
+        yield Attack(kind="inference", name=name, data=request(b"{}", path=f"/v2/models/{name}/infer"))
 
 
 def _fuzzed(seed: int, count: int) -> Iterator[Attack]:

@@ -1,6 +1,6 @@
 """The HTTP application: paths, and the requests and answers of our own protocol.
 
-Every error is JSON: {"error": {"type", "message", "request_id"}}.
+Every error is JSON: {"error": {"type", "message", "request_id"}}, below /v2 {"error": message}.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from starlette.routing import Route, WebSocketRoute
 from refdiff import __version__
 from refdiff.errors import InputError, RefdiffError
 from refdiff.runtime.segmentation import Segmentation
-from refdiff.serve.guard import BodyError, Guard, GuardOptions
+from refdiff.serve.guard import BodyError, Guard, GuardOptions, error_document
+from refdiff.serve.kserve import kserve_routes
 from refdiff.serve.live import LiveOptions, live_routes
 from refdiff.serve.metrics import CONTENT_TYPE, Metrics
 from refdiff.serve.openapi import document as openapi_document
@@ -78,6 +79,7 @@ def create_app(
             Route("/openapi.json", _openapi),
             *live_routes(service, options.live),
             *page_routes(live=options.live.most_sessions > 0, share=options.share),
+            *kserve_routes(service),
         ],
         exception_handlers={
             ProblemError: _problem_response,
@@ -206,8 +208,7 @@ def _event(name: str, data: dict[str, Any]) -> str:
 
 
 def _error_of(problem: ProblemError, request: Request) -> dict[str, Any]:
-    request_id = request.scope.get("request_id")
-    return {"error": {"type": problem.kind, "message": str(problem), "request_id": request_id}}
+    return error_document(request.scope["path"], problem.kind, str(problem), request.scope.get("request_id"))
 
 
 async def _problem_response(request: Request, problem: Exception) -> Response:

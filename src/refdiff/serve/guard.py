@@ -47,13 +47,20 @@ HEADERS = (
 )
 """Headers of every answer."""
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/"})
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/"})
 """Paths that need no token: the probes of a supervisor, and the page, which asks for the token."""
 OPEN_FOLDER = "/static/"
 
 TOKEN_PROTOCOL = "bearer."  # noqa: S105 - a prefix
 """Begins the subprotocol of a WebSocket that holds the token, in URL-safe base64 without padding: a browser
 cannot send other headers."""
+
+
+def error_document(path: str, kind: str, message: str, request_id: object) -> dict[str, Any]:
+    """Return the body of an error: our own document, and below /v2 that of the Open Inference Protocol."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return {"error": message}
+    return {"error": {"type": kind, "message": message, "request_id": request_id}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +179,7 @@ class _Exchange:
     """One request, or the opening of one WebSocket, and the head of its answer."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self._send = send
+        self._send, self._path = send, scope["path"]
         self._of_socket = scope["type"] == "websocket"
         self._prefix = "websocket.http" if self._of_socket else "http"
         self._protocols: list[str] = list(scope.get("subprotocols", ()))
@@ -225,7 +232,7 @@ class _Exchange:
                 await self.send({"type": "websocket.close", "code": 1011, "reason": text[:120]})
             return
         self.refused = True
-        body = json.dumps({"error": {"type": kind, "message": text, "request_id": self.id}}).encode()
+        body = json.dumps(error_document(self._path, kind, text, self.id)).encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         headers.append((b"content-length", str(len(body)).encode()))
         if status == 401:

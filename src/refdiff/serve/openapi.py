@@ -6,6 +6,7 @@ from typing import Any
 
 from refdiff import __version__
 from refdiff.serve.request import FORMATS, MOST_PROMPTS
+from refdiff.serve.tensors import MODEL_NAME
 
 _ERRORS = {
     "400": "The request, the image or a phrase cannot be used.",
@@ -159,6 +160,7 @@ def document() -> dict[str, Any]:
             "/health/live": {"get": _plain("Whether the engines' thread runs.")},
             "/health/ready": {"get": _plain("Whether requests are answered.")},
             "/metrics": {"get": _plain("Measurements in Prometheus' text format.")},
+            **_inference_paths(),
         },
         "components": {
             "schemas": {"SegmentRequest": _REQUEST, "SegmentResponse": _RESPONSE, "Error": _error()},
@@ -166,6 +168,28 @@ def document() -> dict[str, Any]:
         },
         "security": [{}, {"bearer": []}],
     }
+
+
+def _inference_paths() -> dict[str, Any]:
+    """Return the paths of KServe v2; its own specification describes their bodies."""
+    described = {
+        "/v2": "The server, by the Open Inference Protocol.",
+        "/v2/health/live": "Whether the engines' thread runs.",
+        "/v2/health/ready": "Whether requests are answered.",
+        f"/v2/models/{MODEL_NAME}": "Inputs and outputs of the model.",
+        f"/v2/models/{MODEL_NAME}/ready": "Whether requests are answered.",
+        f"/v2/models/{MODEL_NAME}/config": "Triton's configuration of the model.",
+    }
+    kinds = ("application/json", "application/octet-stream")
+    content: dict[str, Any] = {kind: {"schema": {}} for kind in kinds}
+    infer = {
+        "summary": "Find the masks, as tensors.",
+        "description": "JSON, or JSON and binary data with the header Inference-Header-Content-Length.",
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"description": "The outputs.", "content": content}},
+    }
+    paths: dict[str, Any] = {path: {"get": _plain(summary)} for path, summary in described.items()}
+    return {**paths, f"/v2/models/{MODEL_NAME}/infer": {"post": infer}}
 
 
 def _errors() -> dict[str, Any]:

@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
+
+from refdiff.contracts.session import ImageArray
 from refdiff.errors import InputError
 
 MaskFormat = Literal["rle", "polygon", "png"]
@@ -52,9 +55,13 @@ class SegmentRequest:
     """Whether to return the heatmap, as a PNG file in base64."""
 
 
-def image_id_of(data: bytes) -> str:
-    """Return the id of an image file: two files of the same bytes have the same."""
-    return hashlib.sha256(data).hexdigest()[:32]
+def image_id_of(image: bytes | ImageArray) -> str:
+    """Return the id of an image file, or of pixels [y, x, 3]: equal bytes, and equal sizes, have the same."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()[:32]
+    digest = hashlib.sha256(f"pixels {image.shape}\0".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()[:32]
 
 
 def read_json(body: bytes) -> SegmentRequest:

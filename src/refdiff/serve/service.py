@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from refdiff.contracts.session import ImageArray
 from refdiff.engines.gaps import CancelledError
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
 from refdiff.runtime.image import ImageLike, read_image
@@ -108,13 +109,18 @@ class AnswerService:
             raise self.rejected(_queue_full())
 
     async def ask(
-        self, prompts: tuple[Prompt, ...], *, image: bytes | None = None, image_id: str | None = None
+        self,
+        prompts: tuple[Prompt, ...],
+        *,
+        image: bytes | ImageArray | None = None,
+        image_id: str | None = None,
     ) -> Answers:
         """Put a job into the queue and return its answers, which come while it runs.
 
         Args:
             prompts: phrases.
-            image: an image file; decoded outside of the event loop, unless its encoding is kept.
+            image: an image file, decoded outside of the event loop unless its encoding is kept; or pixels
+                [y, x, 3] RGB.
             image_id: id of an image that was sent earlier, in place of `image`.
 
         Raises:
@@ -134,7 +140,9 @@ class AnswerService:
             raise problem_of(error) from None
         return answers
 
-    async def _image(self, image: bytes | None, image_id: str | None) -> tuple[str, ImageLike | None]:
+    async def _image(
+        self, image: bytes | ImageArray | None, image_id: str | None
+    ) -> tuple[str, ImageLike | None]:
         """Return the id of the image, and the image if it was sent: decoded, unless it is known already."""
         found_id = image_id if image is None else image_id_of(image)
         assert found_id is not None  # noqa: S101 - one of the two is there
