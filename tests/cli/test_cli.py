@@ -32,6 +32,8 @@ VERBS = (
     "camera",
     "ros2",
     "bag",
+    "serve",
+    "triton",
     "check",
     "profile",
     "inspect",

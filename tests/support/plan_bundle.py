@@ -53,7 +53,12 @@ GRAPHS = ("sam_encoder", "sam_decoder", "sam_masks", "unet")
 GPU = Device(name="Fake 8.6", compute_capability="8.6", memory_bytes=1 << 30, driver_cuda="13.0")
 
 
-def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS, golden: GoldenTensors | None = None) -> Bundle:
+def write_bundle(
+    path: Path,
+    graphs: Sequence[str] = GRAPHS,
+    golden: GoldenTensors | None = None,
+    random_seed: int | None = None,
+) -> Bundle:
     with bundle_writer.write_bundle(path) as writer:
         records = {}
         for name in graphs:
@@ -64,7 +69,9 @@ def write_bundle(path: Path, graphs: Sequence[str] = GRAPHS, golden: GoldenTenso
             )
         if golden is not None:
             writer.write_golden(golden)
-        writer.describe(spec=SPEC, precision="fp32", sources={}, versions={}, graphs=records)
+        writer.describe(
+            spec=SPEC, precision="fp32", sources={}, versions={}, graphs=records, random_seed=random_seed
+        )
     return open_bundle(path)
 
 

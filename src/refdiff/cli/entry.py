@@ -27,6 +27,7 @@ from refdiff.cli import (  # noqa: F401 - their verbs join the app
     ros,
     segment,
     serve,
+    triton,
     tune,
     verbs,
 )
@@ -41,7 +42,7 @@ _BROKEN_PIPE = 128 + 13
 """Exit code of a program that SIGPIPE ends, as with `| head`."""
 
 _ORDER = (
-    *("demo", "segment", "camera", "ros2", "bag", "serve", "inspect", "doctor", "profile"),
+    *("demo", "segment", "camera", "ros2", "bag", "serve", "triton", "inspect", "doctor", "profile"),
     *("fetch", "export", "convert", "build", "check", "eval", "tune"),
     *("calibrate", "audit", "sensitivity", "bisect"),
 )
