@@ -1,6 +1,5 @@
 """KServe v2 over HTTP, asked by Triton's own client."""
 
-import json
 import threading
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ triton = pytest.importorskip("tritonclient.http")
 
 from google.protobuf import json_format
 
+from refdiff.errors import EngineError
 from refdiff.serve.app import AppOptions
 from refdiff.serve.guard import GuardOptions
 from refdiff.serve.request import image_id_of
@@ -56,6 +56,15 @@ def phrases(*texts, binary=True):
 
 def image(file=None):
     return sent("image", np.array([file or picture()], np.object_), binary=True)
+
+
+def body_of(*texts):
+    return {
+        "inputs": [
+            {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2, 3]},
+            {"name": "phrases", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)},
+        ]
+    }
 
 
 def test_server_and_model_describe_themselves(client):
@@ -178,14 +187,7 @@ def test_limits_token_and_host_apply():
 def test_a_full_queue_and_a_stop_are_errors_that_say_when_to_try_again():
     with running(AppOptions(request_seconds=20), most_waiting=1) as server:
         server.segmenter.go.clear()
-        body = {
-            "inputs": [
-                {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2, 3]},
-                {"name": "phrases", "datatype": "BYTES", "shape": [1], "data": ["the mug"]},
-            ]
-        }
-        path = "/v2/models/refdiff/infer"
-        answers = []
+        path, body, answers = "/v2/models/refdiff/infer", body_of("the mug"), []
         threads = [
             threading.Thread(target=lambda: answers.append(server.ask(path, body)[0])) for _ in range(2)
         ]
@@ -206,6 +208,27 @@ def test_a_full_queue_and_a_stop_are_errors_that_say_when_to_try_again():
         assert answers == [200, 200]
 
 
+def test_a_request_that_takes_too_long_is_cancelled_between_two_graphs():
+    with running(AppOptions(request_seconds=0.1)) as server:
+        server.segmenter.go.clear()
+        status, headers, answer = server.ask("/v2/models/refdiff/infer", body_of("the first", "the second"))
+        assert (status, answer) == (504, {"error": "no answer within 0.1 s"})
+        assert int(headers["retry-after"]) >= 1
+        server.segmenter.go.set()
+        assert server.ask("/v2/models/refdiff/infer", body_of("the third"))[0] == 200
+        assert "the second" not in server.segmenter.graphs
+
+
+def test_an_engine_that_fails_is_an_error_without_its_reason(server):
+    server.segmenter.fails_with = EngineError("unet failed at /secret/path")
+    try:
+        status, _, answer = server.ask("/v2/models/refdiff/infer", body_of("the mug"))
+    finally:
+        server.segmenter.fails_with = None
+    assert status == 500
+    assert "secret" not in answer["error"]
+
+
 @pytest.mark.slow
 def test_the_miniature_gives_its_golden_answer_to_triton_s_client():
     pytest.importorskip("onnxruntime")
@@ -215,13 +238,10 @@ def test_the_miniature_gives_its_golden_answer_to_triton_s_client():
 
     recorded = find_bundle("mini").golden_answer()
     opened = opener("mini", backend=BackendOptions(name="ort-cpu", threads=1))
-    with (
-        running(open_segmenter=opened, serving=None, cache_bytes=1 << 26) as server,
-        client_of(server) as client,
-    ):
+    with running(open_segmenter=opened) as server, client_of(server) as client:
         pixels = sent("pixels", np.array(recorded.image), binary=True)
         result = client.infer("refdiff", [pixels, phrases(recorded.phrase)])
     (mask,) = result.as_numpy("masks")
     assert (mask == recorded.mask).mean() > 0.99
     assert b"miniature" in result.as_numpy("cautions")[0]
-    assert json.dumps(result.get_response()["outputs"][0]["shape"]) == json.dumps([1, *recorded.mask.shape])
+    assert mask.shape == recorded.mask.shape

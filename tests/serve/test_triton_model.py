@@ -1,6 +1,8 @@
 """The Python model, run from the repository's own model.py with a stand-in for Triton's module."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -138,3 +140,11 @@ def test_a_configuration_of_other_tensors_is_not_loaded(repository, python_model
     config["output"] = config["output"][1:]
     with pytest.raises(TritonModelException, match="write it again"):
         python_model().initialize(args_of(config, repository / "refdiff" / "1"))
+
+
+@pytest.mark.slow
+def test_the_model_needs_neither_the_server_s_packages_nor_those_of_training():
+    code = "import json, sys, refdiff.serve.triton_model; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert loaded.isdisjoint({"starlette", "uvicorn", "prometheus_client", "torch", "onnx", "av", "cv2"})
