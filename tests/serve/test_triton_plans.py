@@ -85,6 +85,14 @@ def test_plans_of_another_version_are_refused(planned):
         choose_plans(planned[0], "25.10-trtllm-python-py3", None)
 
 
+def test_a_version_compatible_plan_is_chosen_for_a_later_server(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", ["unet"])
+    plan = write_plan(bundle, "unet", flags={"version_compatible": True})
+    assert choose_plans(bundle, "10.13.3.9", None)["unet"].path == plan
+    with pytest.raises(EngineError, match="refuses it"):
+        choose_plans(bundle, "11.0.0.1", None)
+
+
 def test_plans_for_several_gpus_need_a_choice(planned):
     bundle, plans = planned
     others = {graph: write_plan(bundle, graph, targets=("8.7",)) for graph in GRAPHS}
