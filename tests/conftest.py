@@ -1,7 +1,9 @@
 """What every test gets: tests that lack their package or device are skipped, and say so."""
 
+import copy
 import ctypes
 import functools
+import gc
 import importlib.util
 import os
 import re
@@ -86,6 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # a million objects of torch and of the tests themselves, which no collection need visit
     if "not needs_torch" in session.config.getoption("markexpr") and "torch" in sys.modules:
         raise pytest.UsageError(
             "a test file imports torch, which takes seconds in every process; give it `pytestmark = "
@@ -110,15 +113,24 @@ def no_clock() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def torchlib_read_once() -> Iterator[None]:
-    """`torch.onnx.export` parses the source of every operator's function, half a second for each graph."""
+    """`torch.onnx.export` reads every operator's function again, a second for each graph; here it is once."""
     try:
         apis = sys.modules["torch.onnx._internal._lazy_import"].onnxscript_apis
-        read = functools.cache(apis.get_torchlib_ops)
+        registry = sys.modules["torch.onnx._internal.exporter._registration"].ONNXRegistry
+        read, fill = functools.cache(apis.get_torchlib_ops), functools.cache(registry.from_torchlib)
     except (KeyError, AttributeError):  # no test of the exporter is here, or another torch reads elsewhere
         yield
         return
+
+    def filled(**options: int) -> object:
+        """Return a registry of its own: the exporter adds the graph's own operators to it."""
+        new = copy.copy(fill(**options))
+        new.functions = {target: list(functions) for target, functions in new.functions.items()}
+        return new
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apis, "get_torchlib_ops", read)
+        patch.setattr(registry, "from_torchlib", filled)
         yield
 
 

@@ -75,7 +75,9 @@ class SamDecoder(nn.Module):
         self, embedding: torch.Tensor, prompts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return predicted IoU [n, m], mask tokens [n, m, c] and features [n, s * s, c]."""
-        tokens = torch.cat([self.output_tokens.expand(len(prompts), -1, -1), prompts], dim=1)  # [n, 5 + q, c]
+        tokens = torch.cat(
+            [self.output_tokens.expand(prompts.shape[0], -1, -1), prompts], dim=1
+        )  # [n, 5 + q, c]
         image = embedding.flatten(2).transpose(1, 2) + self.dense  # [1, s * s, c]
         tokens, features = self.transformer(image, self.image_positions, tokens)
         iou: torch.Tensor = self.iou_head(tokens[:, 0])[:, 1:]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,18 +24,19 @@ def load_graph(path: Path) -> ir.Model:
     """
     try:
         model = ir.load(path)
+        is_linked = functools.cache(functools.partial(_is_linked_file, folder=path.parent.resolve()))
         for value in model.graph.initializers.values():
             _check_size(value.const_value)
-            value.const_value = _readable(value.const_value, path.parent)
+            value.const_value = _readable(value.const_value, is_linked)
     except Exception as error:  # protobuf's and onnx_ir's exceptions share no base
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path} is not a graph that can be read ({said}); export again") from error
     return model
 
 
-def _readable(tensor: ir.TensorProtocol | None, folder: Path) -> ir.TensorProtocol | None:
+def _readable(tensor: ir.TensorProtocol | None, is_linked: Callable[[str], bool]) -> ir.TensorProtocol | None:
     """Return the tensor; one in a linked file of the folder is opened by the file's own path."""
-    if not (isinstance(tensor, ir.ExternalTensor) and _is_linked_file(tensor, folder)):
+    if not (isinstance(tensor, ir.ExternalTensor) and is_linked(str(tensor.path))):
         return tensor
     return ir.ExternalTensor(
         Path(tensor.path).resolve(),
@@ -55,9 +57,9 @@ def _check_size(tensor: ir.TensorProtocol | None) -> None:
         raise ValueError(f"{tensor.name} takes {tensor.nbytes} bytes, got {tensor.length}")
 
 
-def _is_linked_file(tensor: ir.ExternalTensor, folder: Path) -> bool:
-    file = Path(tensor.path).resolve()
-    return file.is_relative_to(folder.resolve()) and file.is_file() and file.stat().st_nlink > 1
+def _is_linked_file(path: str, folder: Path) -> bool:
+    file = Path(path).resolve()
+    return file.is_relative_to(folder) and file.is_file() and file.stat().st_nlink > 1
 
 
 def load_typed(path: Path) -> ir.Model:
