@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 import refdiff
+from tests.support.fake_machine import install_gpu, load_library
 from tests.support.made_once import CONVERSION_SOURCES, EXPORT_SOURCES, made_once
 
 # Property tests share small machines with model runs: a slow example is no failure, a wrong one is.
@@ -59,7 +60,7 @@ SLOW_FIXTURES = frozenset({"tiny_bundle", "mini_feeds", "mini_in", "recorded"})
 def has_nvidia_device() -> bool:
     """Ask the CUDA driver itself: a Jetson has no nvidia-smi, and the lean environment has no torch."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = load_library("libcuda.so.1")
     except OSError:
         return False
     count = ctypes.c_int(0)
@@ -104,10 +105,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_clock() -> Iterator[None]:
-    """No GPU has a say in eight bits, unless a test brings one: exports come out the same everywhere."""
+def no_gpu() -> Iterator[None]:
+    """Show no GPU but to tests of `tests/gpu`: everything comes out the same on every machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refdiff.calibration.convert.find_latency_race", lambda tell: (None, "not in tests"))
+        install_gpu(patch, None)
         yield
 
 

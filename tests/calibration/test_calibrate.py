@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from refdiff.calibration import calibrate
-from refdiff.calibration.feed_files import ArrayFolder
 from refdiff.cli import main
 from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
@@ -21,12 +20,10 @@ from refdiff.data.synthetic import CALIBRATION_FROM, HELD_OUT_FROM, scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import render_scene
-from refdiff.runtime.attention_branch import AttentionBranch
-from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.resize import diffusion_input, sam_input
 from tests.support.damage import copy_of, edit_manifest
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 ONE_THREAD = BackendOptions(threads=1)
@@ -146,31 +143,40 @@ def stop_at_sample_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]
 
 
 def stop_while_the_second_is_written(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    put = ArrayFolder.put
+    replace = Path.replace
 
     def progress(line: str) -> None:
         if line.startswith("sample 2/"):
             left = itertools.count(5, -1)
 
-            def interrupted(self: ArrayFolder, array: np.ndarray) -> str:
+            def interrupted(self: Path, target: Path) -> Path:
                 if not next(left):
                     raise KeyboardInterrupt
-                return put(self, array)
+                return replace(self, target)
 
-            monkeypatch.setattr(ArrayFolder, "put", interrupted)
+            monkeypatch.setattr(Path, "replace", interrupted)
 
     return progress
 
 
 def stop_in_the_middle_of_the_second(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def interrupted(self: AttentionBranch, *rest: object) -> None:
-        raise KeyboardInterrupt
-
     def progress(line: str) -> None:
         if line.startswith("sample 2/"):
-            monkeypatch.setattr(AttentionBranch, "heatmap", interrupted)
+            interrupt_runs(monkeypatch, after=3)
 
     return progress
+
+
+def interrupt_runs(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Interrupt ONNX Runtime after some more runs."""
+    run, left = onnxruntime.InferenceSession.run, itertools.count(after, -1)
+
+    def interrupted(self: object, *given: object) -> object:
+        if not next(left):
+            raise KeyboardInterrupt
+        return run(self, *given)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", interrupted)
 
 
 @pytest.mark.slow
@@ -196,7 +202,7 @@ def test_a_stopped_recording_goes_on_to_the_same_bytes(
 def test_a_finished_recording_is_found_finished(
     recorded: tuple[Path, calibrate.CalibrationReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Segmenter, "encode", None)  # nothing is asked
+    interrupt_runs(monkeypatch, after=0)
     report = record("mini", output=recorded[0], count=2, backend=ONE_THREAD)
     assert (report.new, report.resumed) == (0, 2)
 

@@ -158,20 +158,22 @@ def until_the_first_is_written(lines: list[str]) -> Callable[[str], None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("timed", "ends_with"), [(True, AskedError), (False, WrittenError)])
-def test_a_device_is_looked_for_unless_it_is_not_wanted(timed, ends_with, mini_in, tmp_path, monkeypatch):
-    found = lambda progress: (Device(), "a GPU")  # noqa: E731
-    monkeypatch.setattr("refdiff.calibration.convert.find_latency_race", found)
+def test_a_device_is_looked_for_unless_it_is_not_wanted(timed, ends_with, mini_in, tmp_path):
     lines, options = [], eight_bits_in_the_first(mini_in, tmp_path, timed=timed)
     with pytest.raises(ends_with):
-        convert(BUNDLE, options, output=tmp_path / "b", progress=until_the_first_is_written(lines))
+        convert(
+            BUNDLE,
+            options,
+            output=tmp_path / "b",
+            progress=until_the_first_is_written(lines),
+            find_race=lambda progress: (Device(), "a GPU"),
+        )
     assert ("eight bits have to be faster on a GPU" in lines) == timed
     assert any(line.startswith(f"{GRAPHS[0]}: int8") for line in lines) == (not timed)
 
 
 @pytest.mark.slow
-def test_without_a_gpu_it_is_said_that_nothing_is_timed(mini_in, tmp_path, monkeypatch):
-    found = lambda progress: (None, "this machine shows no GPU")  # noqa: E731
-    monkeypatch.setattr("refdiff.calibration.convert.find_latency_race", found)
+def test_without_a_gpu_it_is_said_that_nothing_is_timed(mini_in, tmp_path):
     lines, options = [], eight_bits_in_the_first(mini_in, tmp_path)
     with pytest.raises(WrittenError):
         convert(BUNDLE, options, output=tmp_path / "b", progress=until_the_first_is_written(lines))

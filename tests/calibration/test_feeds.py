@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.calibration.feed_files import ArrayFolder
-from refdiff.calibration.feeds import FeedStore, Run
+from refdiff.calibration.feeds import FeedStore, Records, Run
 from refdiff.calibration.recording import FeedRecorder, spread_evenly
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.session import Array
@@ -122,18 +122,27 @@ def test_arrays_are_read_when_they_are_asked_for(recording: Path) -> None:
         records[0]
 
 
-def test_an_array_that_two_neighbours_share_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class CountedFolder(ArrayFolder):
+    """Keeps the names that are read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.read: list[str] = []
+
+    def get(self, name: str) -> Array:
+        self.read.append(name)
+        return super().get(name)
+
+
+def test_an_array_that_two_neighbours_share_is_read_once(tmp_path: Path) -> None:
     store = started(tmp_path, planned=1)
     runs = [run("sam_decoder", n, embedding=LATENT, prompts=LATENT + n) for n in range(1, 4)]
     store.add("one", {"edge": runs})
-    read: list[str] = []
-    get = ArrayFolder.get
-    monkeypatch.setattr(ArrayFolder, "get", lambda self, name: (read.append(name), get(self, name))[1])
-    embeddings = [record["embedding"] for record in opened(tmp_path).records("sam_decoder")]
+    folder = CountedFolder(tmp_path / "arrays")
+    records = Records(opened(tmp_path).entries("sam_decoder"), folder)
+    embeddings = [record["embedding"] for record in records]
     assert embeddings[0] is embeddings[1] is embeddings[2]
-    assert len(read) == len(set(read)) == 4
+    assert len(folder.read) == len(set(folder.read)) == 4
 
 
 def with_other_content(path: Path) -> None:

@@ -201,14 +201,11 @@ class RecordingProbe:
             yield result
 
 
-def test_the_worst_feed_comes_first_and_its_failure_ends_a_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_worst_feed_comes_first_and_its_failure_ends_a_trial(tmp_path: Path) -> None:
     runs = RecordingProbe()
-    monkeypatch.setattr("refdiff.calibration.output_tolerance.probe", runs)
     feeds = [{"x": SPREAD * np.float32(scale)} for scale in (0.01, 0.1, 10.0, 0.02)]
     path = saved(vector(OVERFLOW, WEIGHTS), tmp_path)
-    trials = OutputTolerance(path, FP16, feeds, CLOSE)
+    trials = OutputTolerance(path, FP16, feeds, CLOSE, probe=runs)
     assert not trials.inside(())
     assert runs.results == 3
     assert not trials.worst(()).inside

@@ -98,7 +98,7 @@ def first_blocks_of(recipe, name, count):
 
 
 @pytest.mark.slow
-def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys, monkeypatch):
+def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys):
     """For three blocks of two graphs: every block is one run of the pipeline."""
     tried = {"sd_text": 2, "clip_text": 1}
     made = with_eight_bits_in(mini_in("int8") / "recipe.json", *tried)
@@ -106,9 +106,12 @@ def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys, monkeypa
         made,
         graphs={**made.graphs, **{name: first_blocks_of(made, name, count) for name, count in tried.items()}},
     )
-    monkeypatch.setattr("refdiff.calibration.sensitivity.eight_bit_recipe", lambda *rest, **options: made)
-    picture = tmp_path / "costs.png"
-    assert main(["sensitivity", str(BUNDLE), "--count", "1", "--json", "--picture", str(picture)]) == 0
+    recipe, picture = tmp_path / "recipe.json", tmp_path / "costs.png"
+    recipe.write_text(made.to_text())
+    command = ["sensitivity", str(BUNDLE), "--recipe", str(recipe), "--count", "1", "--json"]
+    assert main([*command, "--feeds", str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert main([*command, "--picture", str(picture)]) == 0
     report = json.loads(capsys.readouterr().out)
     expected = [
         (name, block) for name in tried for block in group_by_block(made.graphs[name].quantized.nodes)

@@ -15,6 +15,9 @@ from refdiff.engines.trt.device import Device
 from refdiff.engines.trt.flavour import PACKAGES
 from tests.support.fake_driver import FakeDriver
 
+load_library = ctypes.CDLL
+"""The real one, which `install_gpu` replaces."""
+
 
 def install_tensorrt(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
     """Let these be the only TensorRTs that can be imported."""
@@ -36,11 +39,10 @@ def install_cuda(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> None:
 
 def install_gpu(monkeypatch: pytest.MonkeyPatch, device: Device | None) -> None:
     """Let the CUDA driver show this GPU alone; None: there is no driver."""
-    real = ctypes.CDLL
 
     def load(name: str | None, *arguments: Any, **options: Any) -> Any:
         if name != "libcuda.so.1":
-            return real(name, *arguments, **options)
+            return load_library(name, *arguments, **options)
         if device is None:
             raise OSError(f"{name}: cannot open shared object file")
         return FakeDriver(devices=(device,))

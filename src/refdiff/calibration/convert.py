@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.calibration.converted_bundle import check_source, write_converted_bundle
 from refdiff.calibration.feeds import require_recording
-from refdiff.calibration.recipes import METHODS, SMOOTHING, eight_bit_recipe, half_recipe
+from refdiff.calibration.recipes import METHODS, SMOOTHING, eight_bit_recipe, half_recipe, read_recipe_for
 from refdiff.calibration.sensitivity import COSTED, budget_points, measure_costs, within_budget
 from refdiff.calibration.task_accuracy import open_task_accuracy
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.bundle_writer import check_bundle_target
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.progress import Progress, silent
-from refdiff.contracts.recipe import HALVES, QUANTIZED, Recipe, read_recipe
+from refdiff.contracts.recipe import HALVES, QUANTIZED, Recipe
 from refdiff.engines.trt.latency_race import LatencyRace, find_latency_race
 from refdiff.errors import InputError
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from refdiff.contracts.manifest import Manifest
 
 PRECISIONS = ("fp32", *HALVES, *QUANTIZED)
+
+FindRace = Callable[[Progress], tuple[LatencyRace | None, str]]
+"""As `find_latency_race`."""
 
 RANGES = "percentile"
 """The default way to take ranges."""
@@ -57,7 +61,7 @@ class PrecisionOptions:
         if self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}; choose one of: {', '.join(PRECISIONS)}")
         if self.recipe is not None and self.precision != "fp32":
-            _read_recipe(self.recipe, self.precision)
+            read_recipe_for(self.recipe, self.precision)
         if self.feeds is not None and self.precision in QUANTIZED:
             require_recording(self.feeds)
         if self.precision == "fp32" and (self.recipe or self.feeds):
@@ -94,6 +98,7 @@ def convert(
     output: Path | str,
     overwrite: bool = False,
     progress: Progress | None = None,
+    find_race: FindRace = find_latency_race,
 ) -> Manifest:
     """Convert an fp32 bundle; torch is not needed.
 
@@ -103,6 +108,7 @@ def convert(
         output: the new bundle's folder; it appears whole or not at all.
         overwrite: replace an existing bundle.
         progress: receives one line at each step.
+        find_race: prepares what times eight bits against half precision, or says why it cannot.
 
     Returns:
         The new bundle's manifest. A graph that eight bits do not suit is in half precision, and the bundle's
@@ -123,7 +129,7 @@ def convert(
     check_bundle_target(Path(output), overwrite=overwrite)
     source = find_bundle(bundle)
     check_source(source)
-    race = _find_race(options, progress)
+    race = _find_race(options, find_race, progress)
     return write_converted_bundle(
         source,
         _make_recipe(source, options, progress),
@@ -135,10 +141,10 @@ def convert(
     )
 
 
-def _find_race(options: PrecisionOptions, progress: Progress) -> LatencyRace | None:
+def _find_race(options: PrecisionOptions, find_race: FindRace, progress: Progress) -> LatencyRace | None:
     if not options.timed or options.precision not in QUANTIZED:
         return None
-    race, where = find_latency_race(progress)
+    race, where = find_race(progress)
     progress(
         f"eight bits have to be faster on {where}"
         if race
@@ -149,7 +155,7 @@ def _find_race(options: PrecisionOptions, progress: Progress) -> LatencyRace | N
 
 def _make_recipe(bundle: Bundle, options: PrecisionOptions, progress: Progress) -> Recipe:
     if options.recipe is not None:
-        return _read_recipe(options.recipe, options.precision)
+        return read_recipe_for(options.recipe, options.precision)
     if options.precision in HALVES:
         return half_recipe(bundle, options.precision)
     recipe = eight_bit_recipe(
@@ -165,17 +171,3 @@ def _make_recipe(bundle: Bundle, options: PrecisionOptions, progress: Progress) 
     with open_task_accuracy(bundle, recipe, count=COSTED, variant="edge", progress=progress) as accuracy:
         report = measure_costs(accuracy, recipe, progress)
         return within_budget(accuracy, recipe, report, budget_points(options.budget), progress)
-
-
-def _read_recipe(path: Path, precision: str) -> Recipe:
-    recipe = read_recipe(path)
-    found = {graph.precision for graph in recipe.graphs.values()}
-    found = (
-        found & set(QUANTIZED) or found
-    )  # in an eight-bit recipe some graphs are in half precision by rule
-    if precision not in found:
-        names = " or ".join(sorted(found)) or "nothing"
-        raise InputError(
-            f"{path} is a recipe for {names}, got --precision {precision}; use --precision {names}"
-        )
-    return recipe

@@ -26,7 +26,7 @@ from refdiff.calibration.simulation import Deviation, simulate
 from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.recipe import GraphRecipe, Rule, half_weight_nodes, match_nodes, match_rules
 from refdiff.contracts.session import Array
-from refdiff.engines.intermediate_tensors import probe
+from refdiff.engines.intermediate_tensors import Probe, probe
 from refdiff.passes.convert import load_converted
 from refdiff.passes.graph_files import load_graph
 from refdiff.passes.half_precision import HalfPrecision
@@ -61,6 +61,7 @@ class OutputTolerance:
         recipe: how it is converted.
         feeds: one mapping per run.
         tolerance: limits of its outputs' errors.
+        probe: reads tensors, as `refdiff.engines.intermediate_tensors.probe`.
 
     Raises:
         InputError: there are no feeds, or the recipe does not fit the graph.
@@ -68,13 +69,20 @@ class OutputTolerance:
     """
 
     def __init__(
-        self, path: Path, recipe: GraphRecipe, feeds: Sequence[Tensors], tolerance: GraphTolerance
+        self,
+        path: Path,
+        recipe: GraphRecipe,
+        feeds: Sequence[Tensors],
+        tolerance: GraphTolerance,
+        *,
+        probe: Probe = probe,
     ) -> None:
         check_feeds_exist(path, feeds)
         self._path = path
         self._recipe = recipe
         self._feeds = list(feeds)
         self._tolerance = tolerance
+        self._probe = probe
         self._graph = load_graph(path).graph
         self._names = frozenset(node.name or "" for node in self._graph)
         self._outputs = tuple(str(value.name) for value in self._graph.outputs)
@@ -186,7 +194,7 @@ class OutputTolerance:
 
     def _run(self, model: ir.Model) -> Iterator[tuple[int, Outcome]]:
         """Yield the index of a feed and one output's outcome on it."""
-        for index, name, got in probe(model, self._feeds, self._outputs, folder=self._path.parent):
+        for index, name, got in self._probe(model, self._feeds, self._outputs, folder=self._path.parent):
             close = measure_parity(got, self.exact[index][name])
             inside = close.error <= self._tolerance.error and close.correlation >= self._tolerance.correlation
             yield index, Outcome(name, close.error, close.correlation, inside)

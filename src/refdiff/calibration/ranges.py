@@ -105,6 +105,7 @@ def collect_ranges(
     *,
     method: str = "percentile",
     smoothing: Mapping[str, Sequence[int]] | None = None,
+    percent: float = PERCENT,
 ) -> dict[str, float]:
     """Measure the range of each tensor over all feeds.
 
@@ -114,6 +115,7 @@ def collect_ranges(
         tensors: their names.
         method: one of `METHODS`.
         smoothing: tensor -> exponents of two that its channels will be divided by.
+        percent: share of the values that the range of method "percentile" holds, in %.
 
     Returns:
         Tensor -> range.
@@ -126,7 +128,7 @@ def collect_ranges(
     check_feeds_exist(graph, feeds)
     if method == "entropy":
         return _entropy_ranges(graph, feeds, tensors, smoothing or {})
-    kept = 1.0 if method == "minmax" else PERCENT / 100.0
+    kept = 1.0 if method == "minmax" else percent / 100.0
     return _tail_ranges(graph, feeds, tensors, smoothing or {}, kept)
 
 

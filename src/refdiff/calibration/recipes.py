@@ -15,7 +15,17 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.optional import require_export
 from refdiff.contracts.progress import Progress
-from refdiff.contracts.recipe import HALVES, GraphRecipe, Half, Quantized, QuantizedType, Recipe, match_rules
+from refdiff.contracts.recipe import (
+    HALVES,
+    QUANTIZED,
+    GraphRecipe,
+    Half,
+    Quantized,
+    QuantizedType,
+    Recipe,
+    match_rules,
+    read_recipe,
+)
 from refdiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -136,3 +146,22 @@ def _quantize_graph(
         weights_alone=weights_alone,
     )
     return dataclasses.replace(half, quantized=quantized if nodes else None, excluded=excluded)
+
+
+def read_recipe_for(path: Path, precision: str) -> Recipe:
+    """Read a recipe that has to be for a precision.
+
+    Raises:
+        InputError: it is no recipe, or for another precision.
+    """
+    recipe = read_recipe(path)
+    found = {graph.precision for graph in recipe.graphs.values()}
+    found = (
+        found & set(QUANTIZED) or found
+    )  # in an eight-bit recipe some graphs are in half precision by rule
+    if precision not in found:
+        names = " or ".join(sorted(found)) or "nothing"
+        raise InputError(
+            f"{path} is a recipe for {names}, got --precision {precision}; use --precision {names}"
+        )
+    return recipe

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.calibration.converted_bundle import check_source
 from refdiff.calibration.feeds import require_recording
-from refdiff.calibration.recipes import METHODS, SMOOTHING, eight_bit_recipe
+from refdiff.calibration.recipes import METHODS, SMOOTHING, eight_bit_recipe, read_recipe_for
 from refdiff.calibration.task_accuracy import TaskAccuracy, open_task_accuracy
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.progress import Progress, silent
@@ -66,6 +66,7 @@ def sensitivity(
     bundle: Path | str,
     *,
     precision: str = "int8",
+    recipe: Path | None = None,
     feeds: Path | None = None,
     ranges: str = "percentile",
     count: int = COSTED,
@@ -77,6 +78,7 @@ def sensitivity(
     Args:
         bundle: an fp32 bundle's folder, or "mini" for the built-in one.
         precision: "int8" or "fp8".
+        recipe: an eight-bit recipe, whose blocks are measured; None builds one by the built-in rules.
         feeds: a recording of `calibrate`; None records scenes now.
         ranges: how ranges are taken, one of `refdiff.calibration.recipes.METHODS`.
         count: number of scenes, one phrase each.
@@ -85,7 +87,7 @@ def sensitivity(
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        InputError: it is not in fp32, or an option or the feeds cannot be used.
+        InputError: it is not in fp32, or an option, the recipe or the feeds cannot be used.
         MissingDependencyError: onnx_ir or ONNX Runtime is not installed.
     """
     if precision not in QUANTIZED:
@@ -96,16 +98,22 @@ def sensitivity(
         require_recording(feeds)
     if ranges not in METHODS:
         raise InputError(f"unknown method {ranges!r} for ranges; choose one of: {', '.join(METHODS)}")
-    recipe = eight_bit_recipe(
-        opened,
-        type="int8" if precision == "int8" else "fp8",
-        feeds=feeds,
-        method=ranges,
-        smoothing=SMOOTHING,
-        progress=progress,
+    if recipe is not None and feeds is not None:
+        raise InputError("got --feeds and --recipe, which holds ranges already; leave out one of them")
+    tried = (
+        read_recipe_for(recipe, precision)
+        if recipe is not None
+        else eight_bit_recipe(
+            opened,
+            type="int8" if precision == "int8" else "fp8",
+            feeds=feeds,
+            method=ranges,
+            smoothing=SMOOTHING,
+            progress=progress,
+        )
     )
-    with open_task_accuracy(opened, recipe, count=count, variant=variant, progress=progress) as accuracy:
-        return measure_costs(accuracy, recipe, progress)
+    with open_task_accuracy(opened, tried, count=count, variant=variant, progress=progress) as accuracy:
+        return measure_costs(accuracy, tried, progress)
 
 
 def measure_costs(accuracy: TaskAccuracy, recipe: Recipe, progress: Progress) -> SensitivityReport:

@@ -7,7 +7,7 @@ written. Memory: what two probes hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from refdiff.calibration.dynamic_range import is_single
 from refdiff.contracts.recipe import GraphRecipe
 from refdiff.contracts.session import Array
-from refdiff.engines.intermediate_tensors import probe
+from refdiff.engines.intermediate_tensors import Probe, probe
 from refdiff.passes.convert import load_converted
 from refdiff.passes.graph_files import load_graph
 
@@ -58,7 +58,9 @@ class Deviation:
         }
 
 
-def simulate(path: Path, recipe: GraphRecipe, feeds: Sequence[Mapping[str, Array]]) -> tuple[Deviation, ...]:
+def simulate(
+    path: Path, recipe: GraphRecipe, feeds: Sequence[Mapping[str, Array]], *, probe: Probe = probe
+) -> tuple[Deviation, ...]:
     """Run a graph in fp32 and converted, and compare the results of all nodes.
 
     Tensors that SmoothQuant rescales are left out: they differ on purpose.
@@ -67,6 +69,7 @@ def simulate(path: Path, recipe: GraphRecipe, feeds: Sequence[Mapping[str, Array
         path: an fp32 graph.
         recipe: how to convert it.
         feeds: one mapping per run.
+        probe: reads tensors, as `refdiff.engines.intermediate_tensors.probe`.
 
     Raises:
         InputError: the recipe does not fit the graph.
@@ -82,25 +85,22 @@ def simulate(path: Path, recipe: GraphRecipe, feeds: Sequence[Mapping[str, Array
         for value in node.outputs
         if is_single(value) and value.name in known
     }
-    for name, got, exact in _pair_values(path, converted, feeds, tuple(compared)):
+    names = tuple(compared)
+    pairs = zip(probe(converted, feeds, names, folder=path.parent), probe(path, feeds, names), strict=True)
+    for name, got, exact in _pair_values(pairs):
         compared[name] = _add_run(compared[name], got, exact)
     return tuple(_mark_beginnings(graph, compared))
 
 
 def _pair_values(
-    path: Path, converted: ir.Model, feeds: Sequence[Mapping[str, Array]], names: Sequence[str]
+    pairs: Iterable[tuple[tuple[int, str, Array], tuple[int, str, Array]]],
 ) -> Iterator[tuple[str, Array, Array]]:
     """Yield name, values in the converted graph, values in the original.
 
     Both probes yield the same tensors in about the same order, so few values wait for their counterpart.
     """
     waiting: tuple[dict[tuple[int, str], Array], dict[tuple[int, str], Array]] = ({}, {})
-    both = zip(
-        probe(converted, feeds, names, folder=path.parent),
-        probe(path, feeds, names),
-        strict=True,
-    )
-    for pair in both:
+    for pair in pairs:
         for side, (index, name, values) in enumerate(pair):
             waiting[side][index, name] = values
         for index, name, _ in pair:

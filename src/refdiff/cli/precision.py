@@ -15,6 +15,7 @@ from refdiff.cli.terminal import end, note, print_answer, working
 def sensitivity(
     bundle: BundleName,
     precision: Annotated[str, choice("int8 or fp8.")] = "int8",
+    recipe: RecipeFile = None,
     feeds: Annotated[
         Path | None, typer.Option(help="Feeds that `refdiff calibrate` recorded; recorded now if left out.")
     ] = None,
@@ -39,6 +40,7 @@ def sensitivity(
         report = sensitivity.sensitivity(
             bundle,
             precision=precision,
+            recipe=recipe,
             feeds=feeds,
             ranges=ranges,
             count=count,

@@ -14,6 +14,9 @@ from refdiff.errors import InputError
 from refdiff.passes.graph_files import load_typed, serialized
 from refdiff.passes.round_half import HALVES, RoundHalf
 
+Probe = Callable[..., Iterator[tuple[int, str, Array]]]
+"""As `probe`."""
+
 MOST_BYTES = 1 << 30
 """Bytes of the tensors read in one run; more are read in several runs."""
 
