@@ -15,6 +15,8 @@ api = pytest.importorskip("playwright.sync_api")
 
 from refdiff.contracts.options import BackendOptions
 from refdiff.data.synthetic import demo_samples
+from refdiff.serve.app import AppOptions
+from refdiff.serve.live import LiveOptions
 from refdiff.serve.worker import opener
 from tests.support.http_server import running
 
@@ -173,3 +175,49 @@ def test_the_page_has_no_serious_accessibility_findings(browser, server, scheme)
         if each["impact"] in ("serious", "critical")
     ]
     assert serious == []
+
+
+def test_a_link_names_a_scene_and_phrases_and_nothing_else_of_it_is_used(browser, server):
+    with opened(browser, server) as page:
+        page.goto(f"{server.url}/#scene=scene-2&phrase=the+blue+ball&phrase=%3Cb%3Ethe+star%3C/b%3E")
+        page.reload()
+        page.wait_for_selector("#answer:not([hidden])")
+        api.expect(page.locator("#phrases li")).to_have_count(1)
+        api.expect(page.locator("#phrases .text")).to_have_text("the blue ball")
+        assert page.input_value("#phrase") == "<b>the star</b>"
+        assert page.locator("#share:visible, #link:visible").count() == 0
+
+
+def test_a_server_that_allows_it_lets_the_page_share_the_overlay_and_a_link(browser, sharing):
+    with opened(browser, sharing, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.click("#scenes button")
+        page.click("#link")
+        api.expect(page.locator("#status")).to_contain_text("link")
+        link = page.evaluate("navigator.clipboard.readText()")
+        assert link.startswith(f"{sharing.url}/#scene=scene-1&phrase=")
+        page.click("#share")
+        api.expect(page.locator("#status")).to_contain_text("overlay")
+        kinds = page.evaluate("navigator.clipboard.read().then((items) => items[0].types)")
+        assert kinds == ["image/png"]
+        page.goto("about:blank")
+        page.goto(link)
+        page.wait_for_selector("#answer:not([hidden])")
+        assert page.input_value("#phrase") == demo_samples(1)[0].phrase
+        page.click("#another")
+        upload(page, demo_samples(1)[0].read())
+        ask(page, "the mug")
+        api.expect(page.locator("#share")).to_be_visible()
+        api.expect(page.locator("#link")).to_be_hidden()
+
+
+@pytest.fixture
+def sharing():
+    options = AppOptions(share=True, live=LiveOptions(most_sessions=0))
+    with running(options, open_segmenter=opener("mini", backend=BackendOptions(threads=1))) as found:
+        yield found
+
+
+def test_a_page_without_live_sessions_does_not_offer_them(browser, sharing):
+    with opened(browser, sharing) as page:
+        page.wait_for_selector("#scenes img")
+        assert page.locator("#go-live:visible").count() == 0

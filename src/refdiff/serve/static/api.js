@@ -14,6 +14,16 @@ export function onTokenNeeded(ask) {
   askForToken = ask;
 }
 
+// The subprotocols that open a live session; the second one holds the token, as a browser cannot send a header.
+export function liveSocket() {
+  const url = new URL("v1/live", location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  url.hash = "";
+  const bytes = String.fromCharCode(...new TextEncoder().encode(token ?? ""));
+  const encoded = btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return new WebSocket(url, ["refdiff.live.v1", ...(token ? [`bearer.${encoded}`] : [])]);
+}
+
 async function send(path, options = {}) {
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let response;

@@ -1,8 +1,37 @@
-// Drawing: masks as SVG paths over the image, the heatmap on a canvas, scores as bars.
+// Drawing: elements, masks as SVG paths over the image, the heatmap on a canvas.
 
 const SVG = "http://www.w3.org/2000/svg";
-const PARTS = { hard: "crop", soft: "in context", generative: "heat", place: "place" };
 export const COLORS = ["#ff5a4f", "#2d9bff", "#ffb020", "#27b36a", "#b05cff", "#ff6fb5"];
+
+export const find = (id) => document.getElementById(id);
+
+export function report(text, bad = false) {
+  find("status").textContent = text;
+  find("status").classList.toggle("bad", bad);
+}
+
+// What the server allows: "live", "share".
+export function offers(name) {
+  return document.body.dataset.offers.split(" ").includes(name);
+}
+
+export function percent(value) {
+  return value < 0.01 ? "< 1 %" : `${Math.round(100 * value)} %`;
+}
+
+// Below this confidence a mask is drawn with a dashed line.
+const DOUBTFUL = 0.2;
+
+export function isDoubtful(confidence) {
+  return confidence !== null && confidence < DOUBTFUL;
+}
+
+export function makeSvg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
+  element.append(...children);
+  return element;
+}
 
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -19,23 +48,39 @@ export function pathOf(rings) {
   return rings.map((ring) => `M${ring.map(([x, y]) => `${x + 0.5},${y + 0.5}`).join("L")}Z`).join("");
 }
 
+// `shown`: rings, color, active (strong), ghost (dashed), and a label.
 export function drawMasks(svg, size, shown) {
   svg.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
   const line = Math.max(size.width, size.height) / 320;
-  svg.replaceChildren(
-    ...shown.map(({ rings, color, active, ghost }) => {
-      const path = document.createElementNS(SVG, "path");
-      path.setAttribute("d", pathOf(rings));
-      path.setAttribute("fill-rule", "evenodd");
-      path.setAttribute("fill", color);
-      path.setAttribute("fill-opacity", ghost ? "0.12" : active ? "0.42" : "0.22");
-      path.setAttribute("stroke", color);
-      path.setAttribute("stroke-width", String(active || ghost ? line * 1.4 : line));
-      if (ghost) path.setAttribute("stroke-dasharray", `${line * 4} ${line * 2.5}`);
-      path.setAttribute("stroke-linejoin", "round");
-      return path;
-    }),
-  );
+  const unit = size.width / (svg.clientWidth || size.width); // of a CSS pixel
+  const drawn = shown.flatMap(({ rings, color, active, ghost, label }) => {
+    const path = makeSvg("path", {
+      d: pathOf(rings),
+      "fill-rule": "evenodd",
+      fill: color,
+      "fill-opacity": ghost ? 0.12 : active ? 0.42 : 0.22,
+      stroke: color,
+      "stroke-width": active || ghost ? line * 1.4 : line,
+      "stroke-linejoin": "round",
+      ...(ghost ? { "stroke-dasharray": `${line * 4} ${line * 2.5}` } : {}),
+    });
+    return label && rings.length ? [path, tag(rings, size, color, label, unit)] : [path];
+  });
+  svg.replaceChildren(...drawn);
+}
+
+// A label above the largest part of a mask, inside of the picture.
+function tag(rings, size, color, label, unit) {
+  const height = 26 * unit;
+  const width = height * (0.8 + 0.335 * label.length);
+  const points = rings.reduce((most, ring) => (areaOf([ring]) > areaOf([most]) ? ring : most));
+  const middle = (Math.min(...points.map(([x]) => x)) + Math.max(...points.map(([x]) => x))) / 2;
+  const top = Math.min(...points.map(([, y]) => y));
+  const x = Math.max(0, Math.min(size.width - width, middle - width / 2));
+  const y = Math.max(0, top - height * 1.3);
+  const text = makeSvg("text", { x: x + width / 2, y: y + height * 0.69, "font-size": height * 0.56, "text-anchor": "middle" }, label);
+  const back = makeSvg("rect", { x, y, width, height, rx: height * 0.3, stroke: color, "stroke-width": 2 * unit });
+  return makeSvg("g", { class: "tag" }, back, text);
 }
 
 // The index of the smallest candidate under a place of the image.
@@ -96,37 +141,6 @@ function inferno(value) {
   const low = STOPS[Math.floor(place)];
   const high = STOPS[Math.floor(place) + 1];
   return low.map((from, index) => Math.round(from + (high[index] - from) * (place % 1)));
-}
-
-// A table of the score's parts for one or two candidates; bars are scaled over all candidates.
-export function scoreTable(columns, candidates) {
-  const head = make("tr", {}, make("th", { scope: "col" }, "part"));
-  for (const { title } of columns) head.append(make("th", { scope: "col" }, title));
-  const rows = Object.entries({ ...PARTS, total: "total" }).map(([part, name]) => {
-    const values = candidates.map((each) => each.score_parts[part]).filter((value) => value !== null);
-    const [least, most] = [Math.min(...values), Math.max(...values)];
-    const row = make("tr", {}, make("th", { scope: "row" }, name));
-    columns.forEach(({ candidate }, index) => {
-      const value = candidate.score_parts[part];
-      const share = value === null || most === least ? 0 : (value - least) / (most - least);
-      row.append(make("td", {}, bar(share, value, index > 0)));
-    });
-    return row;
-  });
-  return make("table", { class: "scores" }, make("thead", {}, head), make("tbody", {}, ...rows));
-}
-
-function bar(share, value, second) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 100 10");
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const rect = document.createElementNS(SVG, "rect");
-  rect.setAttribute("width", String(Math.max(2, 100 * share)));
-  rect.setAttribute("height", "10");
-  svg.append(rect);
-  const text = value === null ? "out" : value.toFixed(3);
-  return make("div", { class: second ? "bar second" : "bar" }, svg, make("span", {}, text));
 }
 
 export async function overlayBlob(picture, shown) {
