@@ -115,7 +115,7 @@ def test_the_mask_on_show_is_that_of_the_picture_on_show(page, clip):
         mask, truth = pixels_of(shown["mask"])[..., 3] > 127, clip[1][number]
         overlaps.append((mask & truth).sum() / (mask | truth).sum())
     assert min(overlaps) > 0.75
-    assert "frames/s" in page.inner_text("#live-rate")
+    assert "ms behind" in page.inner_text("#live-rate")
     assert page.inner_text("#targets .numbers").endswith("%")
 
 

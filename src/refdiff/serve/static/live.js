@@ -8,6 +8,7 @@ const WAIT_MS = 400;
 const SILENT_MS = 1500; // without a result, the masks on show are too old to be shown
 const RETRY_MS = { 1013: 2000, 1008: 0 };
 const NAMES = { searching: "searching", seen: "seen now", tracked: "tracked", stale: "stale", lost: "lost", silent: "no answer" };
+const ANNOUNCED = ["found", "lost", "switched", "cut", "failed"];
 
 const live = {
   on: false,
@@ -165,9 +166,9 @@ function showResult(message, picture, delay) {
   const now = performance.now();
   live.shownAt = [...live.shownAt.filter((at) => at > now - 2000), now];
   const rate = live.shownAt.length > 1 ? (1000 * (live.shownAt.length - 1)) / (now - live.shownAt[0]) : 0;
-  find("live-rate").textContent = `${rate.toFixed(0)} frames/s, ${Math.round(delay)} ms behind`;
+  find("live-rate").textContent = `${rate.toFixed(0)} fps, ${Math.round(delay)} ms behind`;
   note(wanted.every((each) => each.state === "searching") ? "Searching…" : "");
-  const event = message.events.filter((each) => each.kind !== "phrase" && live.rows.has(each.phrase)).at(-1);
+  const event = message.events.filter((each) => ANNOUNCED.includes(each.kind) && live.rows.has(each.phrase)).at(-1);
   if (event) report(`${event.phrase}: ${event.kind}, ${event.reason}`, event.kind === "failed");
 }
 
