@@ -14,6 +14,7 @@ from refdiff.batch.distributed import map_on_ray
 from refdiff.batch.folder_run import Encoded, FolderRun, Predict
 from refdiff.batch.prediction import Prediction, predict_each
 from refdiff.batch.result_store import ResultStore, open_result_store
+from refdiff.batch.training_set import ExportCounts, check_exports
 from refdiff.batch.work_list import Work, plan_work
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import bundle_cautions, check_trained, find_bundle
@@ -58,6 +59,8 @@ class BatchResult:
     """Image's name -> why some or all of its phrases have no result."""
     skipped: Mapping[str, tuple[str, ...]]
     """Reason -> names of the files and folders that were passed over."""
+    exports: Mapping[str, ExportCounts]
+    """Kind -> what a data set to train on contains."""
     model: str
     random_weights: bool
     cautions: tuple[str, ...]
@@ -81,6 +84,7 @@ class BatchResult:
             "matched": self.matched,
             "failures": dict(self.failures),
             "skipped": {reason: list(names) for reason, names in self.skipped.items()},
+            "exports": {kind: counts.to_json() for kind, counts in self.exports.items()},
             "model": self.model,
             "random_weights": self.random_weights,
             "cautions": list(self.cautions),
@@ -127,6 +131,7 @@ def segment_many(
     """
     started, target = time.perf_counter(), None if output is None else Path(output)
     report = progress or silent
+    check_exports(folder.export, target)
     plan = plan_work(Path(image), phrases, output=target, recursive=folder.recursive)
     opened = find_bundle(bundle, expect=options.expect)
     check_trained(opened, allow_random_weights=options.allow_random_weights)
@@ -151,7 +156,8 @@ def segment_many(
                         backend=sessions.backend,
                         report=report,
                     )
-                outcome = run.complete(plan, title=f"{Path(image).name}: refdiff", coco=folder.coco)
+                title = f"{Path(image).name}: refdiff"
+                outcome = run.complete(plan, title=title, coco=folder.coco, export=folder.export)
     return BatchResult(
         **outcome,
         output=target,
@@ -199,6 +205,7 @@ def _answer(work: Work, predict: Predict, report: Progress) -> dict[str, Any]:
         "failed": 0,
         "matched": sum(each.matched for each in predictions),
         "failures": {},
+        "exports": {},
     }
 
 

@@ -25,6 +25,7 @@ from refdiff.batch.prediction import Prediction
 from refdiff.batch.prefetch import BackgroundWriter, prefetch
 from refdiff.batch.result_store import COCO_NAME, INDEX_NAME, ResultStore
 from refdiff.batch.summaries import write_coco, write_index
+from refdiff.batch.training_set import ExportCounts, FinishedRun, export_training_set
 from refdiff.batch.work_list import Work, WorkList
 from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.progress import Progress, Step
@@ -69,7 +70,9 @@ class FolderRun:
     elsewhere: Callable[[Sequence[Work]], Iterator[Encoded]] | None = None
     """Runs `encode` in other processes, in any order; None: this process does all."""
 
-    def complete(self, plan: WorkList, *, title: str, coco: bool) -> dict[str, Any]:
+    def complete(
+        self, plan: WorkList, *, title: str, coco: bool, export: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Segment what the store does not hold yet, write the summaries, and return the counts."""
         done = self._fill(plan.items) if self.elsewhere is None else self._collect(plan.items)
         counts = Counter[str]()
@@ -82,8 +85,24 @@ class FolderRun:
         write_index(self.store.path / INDEX_NAME, self.store.lines(), title=title, notes=notes)
         if coco:
             write_coco(self.store.path / COCO_NAME, self.store.lines())
+        exports = self._export(export, done)
         names = ("answered", "resumed", "failed", "matched")
-        return {"predictions": (), "failures": self.failures, **{name: counts[name] for name in names}}
+        counted = {name: counts[name] for name in names}
+        return {"predictions": (), "failures": self.failures, "exports": exports, **counted}
+
+    def _export(self, kinds: Sequence[str], done: Sequence[Work]) -> dict[str, ExportCounts]:
+        if not kinds:
+            return {}
+        run = FinishedRun(
+            folder=self.store.path,
+            lines=list(self.store.lines()),
+            work={work.name: work for work in done},
+        )
+        exports = {}
+        for kind in dict.fromkeys(kinds):
+            self.report(f"writing {self.store.path / kind}")
+            exports[kind] = export_training_set(kind, run)
+        return exports
 
     def fail(self, work: Work, error: Exception) -> None:
         """Record that an image failed; raise what concerns every image.

@@ -8,6 +8,7 @@
     results.jsonl      one line per image and phrase of the last finished run, in its order
     index.html         a page of these results
     coco.json          the same as a COCO file, if it was asked for
+    coco/, yolo-seg/, label-studio/  data sets to train on, those that were asked for
     .lock              held by the run that writes; the system releases it if that run dies
 
 NAME is made of the image's name, the phrase and a hash of both: it is valid on every system, and no file or
@@ -23,6 +24,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from PIL import Image
 
 from refdiff.batch.prediction import Prediction
 from refdiff.contracts.atomic_io import (
+    draft_path,
     hash_file,
     is_draft,
     open_draft,
@@ -48,6 +51,8 @@ from refdiff.runtime.image import png
 
 RUN_NAME, RESULTS_NAME, LOCK_NAME = "run.json", "results.jsonl", ".lock"
 INDEX_NAME, COCO_NAME = "index.html", "coco.json"
+EXPORTS = ("coco", "yolo-seg", "label-studio")
+"""Kinds of data sets to train on, and their folders."""
 
 FOLDERS = {"mask": "masks", "overlay": "overlays", "thumbnail": "thumbnails", "record": "records"}
 _SUFFIXES = {"mask": ".png", "overlay": ".png", "thumbnail": ".jpg", "record": ".json"}
@@ -141,13 +146,18 @@ class ResultStore:
                 self.write(files[kind], data)
 
     def remove_summaries(self) -> None:
-        """Remove what describes a whole run: results.jsonl, the page and the COCO file.
+        """Remove what describes a whole run: results.jsonl, the page, the COCO file and the data sets.
 
         Raises:
             OSError: the disk refuses.
         """
         for name in (INDEX_NAME, COCO_NAME, RESULTS_NAME):
             (self.path / name).unlink(missing_ok=True)
+        for folder in (self.path / name for name in EXPORTS):
+            if folder.is_dir():
+                aside = draft_path(folder)
+                folder.rename(aside)  # a killed run leaves no part of a data set under its name
+                shutil.rmtree(aside)
 
     def finish(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write `results.jsonl` at the end of a run.
@@ -276,5 +286,7 @@ def _remove_drafts(path: Path) -> None:
     """Remove the partial files of runs that were killed; the lock is held."""
     for folder in (path, *(path / name for name in FOLDERS.values())):
         for draft in folder.glob(".*"):
-            if is_draft(draft.name) and draft.is_file():
+            if is_draft(draft.name) and draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            elif is_draft(draft.name):
                 draft.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from refdiff.batch.demo import DemoReport
     from refdiff.batch.folder import BatchResult
     from refdiff.batch.prediction import Prediction
+    from refdiff.batch.training_set import ExportCounts
 
 
 WRONG_BELOW = 0.5
@@ -69,7 +70,17 @@ def batch_section(result: BatchResult) -> Section:
         return Section(tables=(_predictions(result, (summary, *cautions)),))
     failed = [f"failed: {reason}" for reason in result.failures.values()]
     skipped = describe_skipped(result.skipped)
-    return Section(lines=(summary, *failed, *skipped, *cautions, f"page: {result.output / INDEX_NAME}"))
+    exports = [_export(kind, counts) for kind, counts in result.exports.items()]
+    page = f"page: {result.output / INDEX_NAME}"
+    return Section(lines=(summary, *failed, *skipped, *cautions, *exports, page))
+
+
+def _export(kind: str, counts: ExportCounts) -> str:
+    left_out = f", {_count(counts.left_out, 'image')} with failures left out" if counts.left_out else ""
+    return (
+        f"{kind}: {_count(counts.images, 'image')}, {_count(counts.annotations, 'annotation')}, "
+        f"{_count(counts.without_mask, 'phrase')} without a mask{left_out}   {counts.folder}"
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -63,6 +63,10 @@ def segment(
     coco: Annotated[
         bool, typer.Option("--coco", help="Also write coco.json: all masks of a folder in COCO's format.")
     ] = False,
+    export: Annotated[
+        list[str] | None,
+        choice("Also write a data set to train on: coco, yolo-seg or label-studio; repeatable.", "--export"),
+    ] = None,
     overlay: Annotated[Path | None, typer.Option(help="The overlay's PNG, elsewhere or alone.")] = None,
     focus: Annotated[str | None, typer.Option(help="The phrase's head word, if it is read wrong.")] = None,
     box: Annotated[
@@ -152,15 +156,15 @@ def segment(
             "--min-confidence": min_confidence,
             "--recursive": recursive,
             "--coco": coco,
+            "--export": export,
             "--ray": ray,
         }
         _refuse_with_prompt({**phrase_options, **run_options})
         _prompted(bundle, image, box, point or [], options, where, outputs, as_json=as_json)
         return
     if phrases and len(phrases) == 1 and phrase_file is None and not image.is_dir():
-        if batch_size is not None or ray is not None:
-            given = "--batch-size is for several phrases" if ray is None else "--ray is for a folder"
-            raise typer.BadParameter(f"{given}; leave it out")
+        many = {"--ray is for a folder": ray, "--export is for an output folder": export}
+        _refuse({"--batch-size is for several phrases": batch_size, **many}, "leave it out")
         _one(bundle, image, phrases[0], focus, options, where, outputs, as_json=as_json)
         return
     if overlay is not None or focus is not None:
@@ -168,9 +172,10 @@ def segment(
         raise typer.BadParameter(f"{given} is for one image and one phrase; leave it out")
     if phrases and phrase_file is not None:
         raise typer.BadParameter("got phrases and --phrases, expected one of them; leave the other out")
-    if output is None and (coco or ray is not None):
-        given = "--coco" if coco else "--ray"
-        raise typer.BadParameter(f"{given} is for an output folder; name one (--output)")
+    if output is None:
+        for_folder = {"--coco": coco, "--ray": ray, "--export": export}
+        named = {f"{name} is for an output folder": value for name, value in for_folder.items()}
+        _refuse(named, "name one (--output)")
     from refdiff.batch.folder import segment_many
     from refdiff.batch.tables import batch_section
 
@@ -181,7 +186,13 @@ def segment(
             image,
             phrase_file or phrases or [],
             output=output,
-            folder=FolderOptions(overwrite=overwrite, recursive=recursive, coco=coco, ray=cluster),
+            folder=FolderOptions(
+                overwrite=overwrite,
+                recursive=recursive,
+                coco=coco,
+                export=tuple(export or ()),
+                ray=cluster,
+            ),
             options=options,
             backend=where,
             progress=progress,
@@ -238,6 +249,17 @@ def _one(
     document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     note_backend(backend.name, found.backend, found.backend_reason)
     print_answer(document, lambda: prediction_table(found, files), as_json=as_json)
+
+
+def _refuse(options: Mapping[str, object], advice: str) -> None:
+    """Refuse options: complaint -> value, None or empty if it was not given.
+
+    Raises:
+        BadParameter: states the first complaint.
+    """
+    for complaint, value in options.items():
+        if value is not None and value not in (False, []):
+            raise typer.BadParameter(f"{complaint}; {advice}")
 
 
 def _refuse_with_prompt(options: Mapping[str, object]) -> None:

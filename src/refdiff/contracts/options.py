@@ -303,6 +303,8 @@ class FolderOptions:
     """Search the sub-folders of the image folder too."""
     coco: bool = False
     """Also write all results as one COCO file."""
+    export: tuple[str, ...] = ()
+    """Also write data sets to train on: "coco", "yolo-seg", "label-studio"."""
     ray: RayOptions | None = None
     """The Ray cluster that images are segmented on; None: this process segments them."""
 

@@ -1,4 +1,4 @@
-"""Measure masks: areas, boxes, stability, suppression of duplicates, COCO run lengths.
+"""Measure masks: areas, boxes, stability, suppression of duplicates, run lengths of COCO and Label Studio.
 
 Axes: n = masks, y/x = image rows/columns. Boxes are [x0, y0, x1, y1] with inclusive corners.
 """
@@ -125,3 +125,40 @@ def compress_coco_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
         pending &= more
     codes = np.stack(columns, axis=1)
     return {"size": list(rle["size"]), "counts": codes[codes > 0].astype(np.uint8).tobytes().decode("ascii")}
+
+
+_BRUSH_BITS = (3, 4, 8, 16)
+"""Bits of the lengths that a run of Label Studio can have."""
+
+
+def to_brush_rle(mask: Bool) -> bytes:
+    """Return the run lengths of Label Studio's brush: those of an RGBA image, 255 inside and 0 outside.
+
+    A stream of bits: 32 for the number of values, 5 for the bits of a value minus 1, 4 for each of the four
+    sizes of a length minus 1; then for each run a 1, 2 bits for the size, the length minus 1, and the value.
+    Source: thi.ng's rle-pack, and `label_studio_converter.brush`, which writes the same bytes.
+
+    Args:
+        mask: [y, x]; runs go along the rows.
+    """
+    flat = np.asarray(mask, dtype=np.bool_).ravel()
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    runs = 4 * np.diff(np.concatenate((starts, [flat.size])))
+    longest = 1 << _BRUSH_BITS[-1]
+    pieces = (runs - 1) // longest + 1
+    lengths = np.full(int(pieces.sum()), longest)
+    lengths[np.cumsum(pieces) - 1] = runs - longest * (pieces - 1)
+    sizes = np.searchsorted([1 << bits for bits in _BRUSH_BITS[:-1]], runs)
+    size, inside = np.repeat(sizes, pieces), np.repeat(flat[starts], pieces)
+    length_bits = np.asarray(_BRUSH_BITS)[size]
+    codes = ((0b100 | size) << length_bits | (lengths - 1)) << 8 | np.where(inside, 255, 0)
+    bits = [_to_bits(np.array([4 * flat.size]), np.array([32])), _to_bits(np.array([7]), np.array([5]))]
+    bits += [_to_bits(np.asarray(_BRUSH_BITS) - 1, np.full(4, 4)), _to_bits(codes, 3 + length_bits + 8)]
+    stream = np.concatenate(bits)
+    return np.packbits(np.concatenate((stream, np.zeros(8 - stream.size % 8, np.uint8)))).tobytes()
+
+
+def _to_bits(codes: Integers, widths: Integers) -> NDArray[np.uint8]:
+    """Return numbers as bits, highest first, each with a width of its own: [n], [n] -> [sum of widths]."""
+    shifts = np.repeat(np.cumsum(widths), widths) - 1 - np.arange(widths.sum())
+    return ((np.repeat(codes, widths) >> shifts) & 1).astype(np.uint8)
