@@ -30,6 +30,12 @@ def serve(
     grace: Annotated[float, typer.Option(min=0, help="Seconds for running answers when stopped.")] = 30.0,
     live: Annotated[int, typer.Option(min=0, help="Live sessions of the page's camera; 0: none.")] = 1,
     share: Annotated[bool, typer.Option("--share", help="Let the page share overlays.")] = False,
+    label_studio_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Fetch the images of tasks from this Label Studio.")
+    ] = None,
+    label_studio_token: Annotated[
+        str | None, typer.Option(envvar="LABEL_STUDIO_API_KEY", help="Access token of a user there.")
+    ] = None,
     variant: Variant = "edge",
     mode: Mode = "full",
     backend: Backend = "auto",
@@ -78,6 +84,8 @@ def serve(
                 grace_seconds=grace,
                 most_live=live,
                 share=share,
+                label_studio_url=label_studio_url,
+                label_studio_token=label_studio_token,
             ),
             options=RunOptions(
                 variant=variant, mode=mode, allow_random_weights=allow_random_weights, expect=expect

@@ -25,6 +25,8 @@ from refdiff.errors import InputError, RefdiffError
 from refdiff.runtime.segmentation import Segmentation
 from refdiff.serve.guard import BodyError, Guard, GuardOptions, error_document
 from refdiff.serve.kserve import kserve_routes
+from refdiff.serve.label_studio import label_studio_routes
+from refdiff.serve.label_studio_image import LabelStudioOptions
 from refdiff.serve.live import LiveOptions, live_routes
 from refdiff.serve.metrics import CONTENT_TYPE, Metrics
 from refdiff.serve.openapi import document as openapi_document
@@ -47,6 +49,7 @@ class AppOptions:
     live: LiveOptions = field(default_factory=LiveOptions)
     share: bool = False
     """Whether the page offers to share overlays."""
+    label_studio: LabelStudioOptions = field(default_factory=LabelStudioOptions)
 
 
 def create_app(
@@ -80,6 +83,7 @@ def create_app(
             *live_routes(service, options.live),
             *page_routes(live=options.live.most_sessions > 0, share=options.share),
             *kserve_routes(service),
+            *label_studio_routes(service, options.label_studio),
         ],
         exception_handlers={
             ProblemError: _problem_response,

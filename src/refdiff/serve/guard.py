@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import hmac
 import json
 import logging
@@ -68,7 +69,7 @@ class GuardOptions:
     """Limits of requests."""
 
     token: str | None = None
-    """Bearer token that every request needs; None: none."""
+    """Token that every request needs, as a bearer token or as the password of basic auth; None: none."""
     hosts: frozenset[str] | None = None
     """Names of this server that a request's Host header may have, without the port: a page of another site
     whose name was pointed to this address is refused. None: any."""
@@ -149,8 +150,7 @@ class Guard:
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or options.token is None:
             return None
         given = headers.get("authorization", "") or exchange.subprotocol_token
-        expected = f"Bearer {options.token}"
-        if hmac.compare_digest(given.encode(), expected.encode()):
+        if hmac.compare_digest(_token_of(given), options.token.encode()):
             return None
         return 401, "unauthorized", "expected the header Authorization: Bearer TOKEN with this server's token"
 
@@ -173,6 +173,19 @@ class Guard:
         if exchange.close_code is not None:
             line["close_code"] = exchange.close_code
         _LOGGER.info("%s", json.dumps(line))
+
+
+def _token_of(authorization: str) -> bytes:
+    """Return the token of a header: after "Bearer", or the password of "Basic", whatever the user's name."""
+    kind, _, given = authorization.partition(" ")
+    if kind == "Bearer":
+        return given.encode()
+    if kind.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(given, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""
 
 
 class _Exchange:

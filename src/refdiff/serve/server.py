@@ -20,6 +20,7 @@ from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import EngineError, InputError
 from refdiff.serve.app import AppOptions, create_app
 from refdiff.serve.guard import Guard, GuardOptions
+from refdiff.serve.label_studio_image import LabelStudioImages, LabelStudioOptions
 from refdiff.serve.live import LiveOptions
 from refdiff.serve.metrics import Metrics
 from refdiff.serve.service import Status
@@ -51,6 +52,9 @@ class ServeOptions:
     """Bytes of encoded images to keep."""
     head_seconds: float = 10.0
     """Time in s for the head of the first request of a connection."""
+    label_studio_url: str | None = None
+    """The Label Studio that the images of its tasks are fetched from; None: nothing is fetched."""
+    label_studio_token: str | None = None
     grace_seconds: float = 30.0
     """Time in s for running answers when the server is stopped."""
     most_live: int = 1
@@ -106,11 +110,12 @@ def serve(
 
 
 def check_address(serving: ServeOptions) -> None:
-    """Refuse an address that other machines reach, without a token.
+    """Refuse an address that other machines reach, without a token, and an address of no Label Studio.
 
     Raises:
         InputError: it has none, or one of a few characters.
     """
+    LabelStudioImages(LabelStudioOptions(url=serving.label_studio_url))
     if serving.token is not None and len(serving.token) < 16:
         raise InputError("got a token of fewer than 16 characters; make one with: openssl rand -hex 16")
     if serving.host not in LOOPBACK and serving.token is None and not serving.no_token:
@@ -142,11 +147,17 @@ def _app_options(serving: ServeOptions) -> AppOptions:
         hosts=frozenset(LOOPBACK) if local else None,
         most_body_bytes=serving.most_body_bytes,
     )
+    studio = LabelStudioOptions(
+        url=serving.label_studio_url,
+        token=serving.label_studio_token,
+        most_bytes=serving.most_body_bytes,
+    )
     return AppOptions(
         guard=guard,
         request_seconds=serving.request_seconds,
         live=LiveOptions(most_sessions=serving.most_live),
         share=serving.share,
+        label_studio=studio,
     )
 
 
