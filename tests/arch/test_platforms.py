@@ -43,12 +43,11 @@ def test_the_cpu_path_runs_without_what_the_system_lacks(tmp_path: Path, system:
     here = tmp_path / "here.png"
     assert main(["segment", "mini", str(scene), "the mug", "-o", str(here)]) == 0
     there = tmp_path / "there.png"
-    process = run_on(system, "segment", "mini", str(scene), "the mug", "-o", str(there))
+    one = ["segment", "mini", str(scene), "the mug", "-o", str(there)]
+    folder = ["segment", "mini", str(images), "the mug", "-o", str(answers)]
+    process = run_on(system, *one, ";", *folder, ";", *folder)
     assert process.returncode == 0, process.stderr
     assert there.read_bytes() == here.read_bytes()
-    for _ in range(2):
-        process = run_on(system, "segment", "mini", str(images), "the mug", "-o", str(answers))
-        assert process.returncode == 0, process.stderr
     assert (answers / "results.jsonl").is_file()
 
 

@@ -1,8 +1,9 @@
 """Run refdiff's command line as on another system: `python tests/support/other_system.py SYSTEM ARGUMENT…`.
 
-SYSTEM is win32 or darwin. What that system lacks is taken away from this one (modules, functions, signals),
-and Windows's rules for open files hold: nothing deletes or renames one, and folders are not opened. The
-libraries are imported before, as they are.
+SYSTEM is win32 or darwin. A `;` among the arguments separates commands, which run until one fails. What
+that system lacks is taken away from this one (modules, functions, signals), and Windows's rules for open
+files hold: nothing deletes or renames one, and folders are not opened. The libraries are imported before,
+as they are.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import errno
 import fcntl
 import importlib
 import importlib.abc
+import itertools
 import os
 import pkgutil
 import signal
@@ -143,4 +145,8 @@ if __name__ == "__main__":
     import_rooms()
     from refdiff.cli import main
 
-    sys.exit(main(sys.argv[2:]))
+    code = 0
+    for is_end, words in itertools.groupby(sys.argv[2:], lambda word: word == ";"):
+        if not is_end and code == 0:
+            code = main(list(words))
+    sys.exit(code)

@@ -416,14 +416,14 @@ def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
 @pytest.mark.needs_torch
 def test_masks_that_a_conversion_destroyed_fail_on_the_default_scenes(tmp_path: Path) -> None:
     folder, _ = planted(BUNDLE, tmp_path / "bundle", "sam_masks", result_times("graph/Transpose_1", -1.0))
-    bundle, scenes = open_bundle(folder), tuple(check.CHECKED_SCENES)
+    bundle, scenes = open_bundle(folder), tuple(check.CHECKED_SCENES)[:3]
     stack, _ = reference_of(bundle, None)
     assert stack is not None
     variants = {"edge": EDGE[0].pipeline_options(bundle.spec)}
     with contextlib.closing(open_sessions(bundle, backend="ort-cpu")) as sessions:
         task = compare_with_reference(bundle, sessions, stack, variants, scenes, lambda line: None)
     found = {verdict.name: verdict for verdict in task.verdicts["edge"]}
-    assert task.count == 8
+    assert task.count == 3
     assert found["mask_iou"].value < 0.2
     for part in ("mask_iou", "argmax_agreement", "candidate_recall"):
         assert found[part].outcome == "failed", part
