@@ -195,7 +195,10 @@ class _Exchange:
         self._send, self._path = send, scope["path"]
         self._of_socket = scope["type"] == "websocket"
         self._prefix = "websocket.http" if self._of_socket else "http"
-        self._protocols: list[str] = list(scope.get("subprotocols", ()))
+        if self._of_socket:  # some servers hand the header on as it is
+            names = ",".join(scope.get("subprotocols", ())).split(",")
+            scope["subprotocols"] = [each.strip() for each in names if each.strip()]
+        self._protocols: list[str] = scope.get("subprotocols", [])
         self.started = time.perf_counter()
         self.headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
@@ -246,8 +249,9 @@ class _Exchange:
             return
         self.refused = True
         body = json.dumps(error_document(self._path, kind, text, self.id)).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        headers.append((b"content-length", str(len(body)).encode()))
+        headers = [(b"content-type", b"application/json")]
+        if not self._of_socket:  # the server adds these itself
+            headers += [(b"connection", b"close"), (b"content-length", str(len(body)).encode())]
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         start = {"type": f"{self._prefix}.response.start", "status": status, "headers": headers}
