@@ -96,6 +96,22 @@ def test_a_file_and_a_phrase_give_a_mask_that_can_be_saved(page):
     assert document["annotations"][0]["caption"] == sample.phrase
 
 
+def test_an_answer_is_marked_as_one_to_an_earlier_text_until_the_new_one_is_there(page):
+    upload(page, demo_samples(1)[0].read())
+    ask(page, "the black mug")
+    held = []
+    page.route("**/v1/segment", lambda route: held.append(route))
+    page.fill("#phrase", "the red ball")
+    api.expect(page.locator("body")).to_have_class("pending")
+    api.expect(page.locator("#busy")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.querySelector('#answer')).opacity") == "0.45"
+    while not held:
+        page.wait_for_timeout(10)
+    held[0].continue_()
+    api.expect(page.locator("body")).not_to_have_class("pending")
+    assert "not here" in page.inner_text("#verdict")
+
+
 def test_what_is_not_there_is_said_and_drawn_as_doubtful(page):
     upload(page, demo_samples(2)[1].read())
     ask(page, "the red mug")

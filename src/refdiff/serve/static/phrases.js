@@ -116,7 +116,10 @@ function keep() {
 function listenForPhrases() {
   find("phrase").addEventListener("input", () => {
     clearTimeout(timer);
-    if (state.image) timer = setTimeout(ask, WAIT_MS);
+    if (!state.image) return;
+    // What is on show belongs to an earlier text until the answer to this one is there.
+    document.body.classList.toggle("pending", state.active === state.draft && state.draft?.text !== find("phrase").value.trim());
+    timer = setTimeout(ask, WAIT_MS);
   });
   find("ask").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -141,6 +144,7 @@ function verdict(result) {
 }
 
 function render() {
+  document.body.classList.remove("pending");
   renderStage();
   renderPhrases();
   renderAnswer();
