@@ -37,9 +37,9 @@ SAME_AS_IN_FP16 = ("sam_decoder", "sam_masks")
 
 BUILT = {
     "fp32": tuple(name for name in GRAPHS if name not in ("unet", "unet_taps", "sam_decoder")),
-    "fp16": GRAPHS,
+    "fp16": tuple(name for name in GRAPHS if name != "unet_taps"),
     "int8": tuple(name for name in GRAPHS if name not in ("unet_taps", *SAME_AS_IN_FP16)),
-    "mini-edge": tuple(name for name in GRAPHS if name not in ("sd_text", "clip_text", "unet_taps")),
+    "mini-edge": tuple(name for name in GRAPHS if name not in ("sd_text", "clip_text")),
 }
 """Precision, or the small counterpart in fp16 -> graphs that are built. `unet_taps` has nodes of `unet` only,
 and is built once; in fp32 the parser reads both, and every kind of their layers is built as part of another
