@@ -76,13 +76,17 @@ class LiveSessions:
             self._service.metrics.rejected.labels(reason="live_full").inc()
             await _close(socket, 1013, "another live session is running; try again later")
             return
-        self._open += 1
-        self._service.metrics.live_sessions.set(self._open)
+        session = _Session(socket, self._service, self._options)
+        self._count(+1)
         try:
-            await _Session(socket, self._service, self._options).run()
+            await session.run()
         finally:
-            self._open -= 1
-            self._service.metrics.live_sessions.set(self._open)
+            self._count(-1)  # so that a page that is loaded again finds its place free
+            await asyncio.to_thread(session.stop)
+
+    def _count(self, change: int) -> None:
+        self._open += change
+        self._service.metrics.live_sessions.set(self._open)
 
 
 class _EndError(Exception):
@@ -136,7 +140,6 @@ class _Session:
             sending.cancel()
             receiving.cancel()
             await asyncio.gather(sending, receiving, return_exceptions=True)
-            await asyncio.to_thread(self._stop)
 
     def _check(self) -> None:
         if self._end is not None:
@@ -242,7 +245,8 @@ class _Session:
             stopping = self._service.status.draining or not self._service.worker.alive
             self._end = _EndError(1001 if stopping else 1011, str(error)[:120])
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Free what is open, once `run` has ended; waits for the session's threads."""
         with self._changing:
             self._stopped = True
             if self._tracker is not None:

@@ -6,7 +6,7 @@ import { COLORS, drawMasks, find, isDoubtful, make, percent, report } from "./vi
 
 const WAIT_MS = 400;
 const SILENT_MS = 1500; // without a result, the masks on show are too old to be shown
-const RETRY_MS = { 1013: 2000, 1008: 0 };
+const RETRY_MS = { 1013: 1000, 1008: 0 };
 const NAMES = { searching: "searching", seen: "seen now", tracked: "tracked", stale: "stale", lost: "lost", silent: "no answer" };
 const ANNOUNCED = ["found", "lost", "switched", "cut", "failed"];
 
