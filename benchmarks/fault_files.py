@@ -192,7 +192,7 @@ def images(ground: Ground) -> Iterator[Case]:
     small = Image.open(ground.photo).resize((64, 88))
     samples = {kind: _encoded(small, kind) for kind in _FORMATS}
     for kind, content in samples.items():
-        number = ground.count(200, 20)
+        number = ground.count(200, 8)
         for count, mutated in enumerate(
             islice(mutations([content], seed=ground.rng.randrange(1 << 30)), number)
         ):

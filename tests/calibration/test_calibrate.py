@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 ONE_THREAD = BackendOptions(threads=1)
+IN_EDGE: dict[str, Any] = {"count": 2, "backend": ONE_THREAD, "variants": ["edge"]}
 
 
 def record(bundle, *, images=None, phrases=None, count=None, seed=None, variants=None, mode="full", **given):
@@ -40,6 +42,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, calibrate.
     """Two scenes under both variants; read it, do not change it."""
     folder = tmp_path_factory.mktemp("recorded") / "feeds"
     return folder, record("mini", output=folder, count=2, backend=ONE_THREAD)
+
+
+@pytest.fixture(scope="module")
+def recorded_in_edge(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, calibrate.CalibrationReport]:
+    """Two scenes under one variant; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("edge") / "feeds"
+    return folder, record("mini", output=folder, **IN_EDGE)
 
 
 @pytest.fixture
@@ -184,19 +193,19 @@ def interrupt_runs(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     "stop", [stop_at_sample_two, stop_while_the_second_is_written, stop_in_the_middle_of_the_second]
 )
 def test_a_stopped_recording_goes_on_to_the_same_bytes(
-    recorded: tuple[Path, calibrate.CalibrationReport],
+    recorded_in_edge: tuple[Path, calibrate.CalibrationReport],
     tmp_path: Path,
     stop: Callable[[pytest.MonkeyPatch], Callable[[str], None]],
 ) -> None:
     output = tmp_path / "feeds"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        record("mini", output=output, count=2, backend=ONE_THREAD, progress=stop(patch))
+        record("mini", output=output, **IN_EDGE, progress=stop(patch))
     with pytest.raises(InputError, match="1 of 2 samples"):
         calibrate.open_feeds(output, find_bundle("mini"))
-    report = record("mini", output=output, count=2, backend=ONE_THREAD)
+    report = record("mini", output=output, **IN_EDGE)
     assert (report.new, report.resumed) == (1, 1)
-    assert files_of(output) == files_of(recorded[0])
-    assert report.graphs == recorded[1].graphs
+    assert files_of(output) == files_of(recorded_in_edge[0])
+    assert report.graphs == recorded_in_edge[1].graphs
 
 
 def test_a_finished_recording_is_found_finished(

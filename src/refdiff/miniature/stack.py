@@ -7,6 +7,7 @@ pieces, down to bytes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -27,12 +28,14 @@ FIRST_MERGES = 128
 """Most frequent merges, kept in addition, so that words outside the lexicon are not all bytes."""
 
 
+@functools.cache
 def miniature_tokenizer_json() -> str:
     """Return the miniature's tokenizer as a bundle stores it."""
     vocabulary, merges = reduce_bpe(LEXICON)
     return build_tokenizer_json(vocabulary, merges)
 
 
+@functools.cache
 def vocabulary_size() -> int:
     """Return the number of tokens of the reduced vocabulary, start and end included."""
     return len(reduce_bpe(LEXICON)[0])
