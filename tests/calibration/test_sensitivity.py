@@ -99,8 +99,8 @@ def first_blocks_of(recipe, name, count):
 
 @pytest.mark.slow
 def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys):
-    """For three blocks of two graphs: every block is one run of the pipeline."""
-    tried = {"sd_text": 2, "clip_text": 1}
+    """For one block of each of two graphs: every block is one run of the pipeline."""
+    tried = dict.fromkeys(("sd_text", "clip_text"), 1)
     made = with_eight_bits_in(mini_in("int8") / "recipe.json", *tried)
     made = dataclasses.replace(
         made,
@@ -116,7 +116,7 @@ def test_each_block_is_tried_alone_and_drawn(mini_in, tmp_path, capsys):
     expected = [
         (name, block) for name in tried for block in group_by_block(made.graphs[name].quantized.nodes)
     ]
-    assert len(expected) == 3
+    assert len(expected) == 2
     assert sorted((cost["graph"], cost["block"]) for cost in report["costs"]) == sorted(expected)
     points = [cost["cost_points"] for cost in report["costs"]]
     assert points == sorted(points, reverse=True)
