@@ -31,7 +31,7 @@ from refdiff.runtime.masks import to_brush_rle
 PHRASES = ("the mug", "the thing on the left")
 CONFIG = """<View>
   <Image name="image" value="$image"/>
-  <TextArea name="prompt" toName="image" maxSubmissions="1" editable="true" showSubmitButton="true"/>
+  <TextArea name="prompt" toName="image" editable="true" showSubmitButton="true"/>
   <BrushLabels name="mask" toName="image"><Label value="thing"/><Label value="mug"/></BrushLabels>
 </View>"""
 

@@ -15,6 +15,7 @@ from refdiff.batch.prediction import Prediction
 from refdiff.batch.result_store import EXPORTS, open_result_store
 from refdiff.batch.training_set import FinishedRun, check_exports, export_training_set
 from refdiff.batch.work_list import plan_work
+from refdiff.cli import main
 from refdiff.contracts.options import VARIANTS
 from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import EngineError, InputError
@@ -334,3 +335,35 @@ def test_kinds_are_checked_before_any_work(tmp_path):
         check_exports(("voc",), tmp_path)
     with pytest.raises(InputError, match="no output folder"):
         check_exports(("coco",), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["a.png", "the mug", "--export", "coco"], "--export is for an output folder; leave it out"),
+        ([".", "the mug", "--export", "coco"], "--export is for an output folder; name one"),
+        ([".", "the mug", "--export", "voc", "-o", "out"], "got the data set 'voc'"),
+        (["a.png", "--box", "0,0,3,3", "--export", "coco"], "got --export with --box or --point"),
+    ],
+)
+def test_the_command_refuses_data_sets_that_it_could_not_write(
+    tmp_path, monkeypatch, capsys, arguments, complaint
+):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture(0)).save("a.png")
+    assert main(["segment", "mini", *arguments]) == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.slow
+def test_the_command_writes_data_sets_and_counts_what_is_in_them(images, tmp_path, capsys):
+    out = tmp_path / "answers"
+    kinds = [part for kind in EXPORTS for part in ("--export", kind.upper())]
+    given = ["-o", str(out), "--json", "--threads", "1"]
+    assert main(["segment", "mini", str(images), "the mug", *kinds, *given]) == 0
+    exports = json.loads(capsys.readouterr().out)["exports"]
+    assert list(exports) == list(EXPORTS)
+    for kind, counts in exports.items():
+        assert counts["folder"] == str(out / kind)
+        assert (counts["images"], counts["annotations"] + counts["without_mask"]) == (3, 3)

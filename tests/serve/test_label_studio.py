@@ -207,6 +207,23 @@ def test_the_newest_phrase_counts():
     )
 
 
+def test_the_context_of_label_studios_own_page_is_read():
+    """Sent by the page of label-studio 1.23.2 when a third text was added."""
+    context = {
+        "result": [
+            {
+                "value": {"text": ["the book", "the book", "the star"]},
+                "id": "t2pM1JYbLK",
+                "from_name": "prompt",
+                "to_name": "image",
+                "type": "textarea",
+                "origin": "manual",
+            }
+        ]
+    }
+    assert phrase_in(context, "prompt") == "the star"
+
+
 @pytest.mark.parametrize(
     ("phrase", "root", "label"),
     [

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 CONFIG = """<View>
   <Style>.prompt { color: red }</Style>
   <Image name="image" value="$image"/>
-  <View className="prompt"><TextArea name="prompt" toName="image" maxSubmissions="1" editable="true"/></View>
+  <View className="prompt"><TextArea name="prompt" toName="image" editable="true"/></View>
   <BrushLabels name="mask" toName="image">
     <Label value="cup"/><Label value="red mug"/>
   </BrushLabels>

@@ -32,7 +32,7 @@ _VERSION = f"refdiff-{__version__}"
 _WORD = re.compile(r"\w+")
 
 _EXAMPLE = (
-    '<View><Image name="image" value="$image"/><TextArea name="prompt" toName="image" maxSubmissions="1"/>'
+    '<View><Image name="image" value="$image"/><TextArea name="prompt" toName="image"/>'
     '<BrushLabels name="mask" toName="image"><Label value="mug"/></BrushLabels></View>'
 )
 
