@@ -9,6 +9,7 @@ shared file system; the results are written by the caller alone.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pickle
@@ -30,7 +31,7 @@ R = TypeVar("R")
 NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
 """Ray reports its use to its makers unless these are set before it is imported."""
 
-_ON_PROCESSORS = (None, "ort-cpu", "ort-rounded")
+ON_PROCESSORS = (None, "ort-cpu", "ort-rounded")
 """Back-ends that take no GPU; None is the torch reference."""
 
 _TRIES = 3
@@ -64,12 +65,11 @@ def map_on_ray(
     if not waiting:
         return
     ray = import_ray()
-    needs = {"CPU": float(where.cpus)} | ({} if backend in _ON_PROCESSORS else {"GPU": 1.0})
+    needs = {"CPU": float(where.cpus)} | ({} if backend in ON_PROCESSORS else {"GPU": 1.0})
     if where.cpus < 1 or (where.workers is not None and where.workers < 1):
         raise InputError(f"got {where.workers} workers of {where.cpus} CPUs, expected 1 or more")
-    with _connected(ray, where.address):
-        count = count_workers(_nodes(ray), needs, where.workers)
-        _check_free(ray.available_resources(), needs, where.address)
+    with connected(ray, where.address):
+        count = find_room(ray, needs, where.workers, where.address)
         losses = 0
         while waiting:
             before = len(waiting)
@@ -91,8 +91,12 @@ def map_on_ray(
                 count = min(count, count_workers(_nodes(ray), needs, None))
 
 
-def import_ray() -> Any:
+def import_ray(part: str = "ray.data", extra: str = "ray") -> Any:
     """Import Ray with its reports of use switched off.
+
+    Args:
+        part: of Ray that is needed too.
+        extra: of refdiff that has it.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -100,14 +104,26 @@ def import_ray() -> Any:
     os.environ.update(NO_REPORTS)
     try:
         import ray
-        import ray.data
+
+        importlib.import_module(part)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"--ray needs {error.name}, which is not installed; {install_line('ray')}"
+            f"--ray needs {error.name}, which is not installed; {install_line(extra)}"
         ) from error
-    for name in ("ray", "ray.data"):
+    for name in ("ray", part):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
+
+
+def find_room(ray: Any, needs: Mapping[str, float], asked: int | None, address: str) -> int:
+    """Return the number of workers that a cluster can start now; see `count_workers`.
+
+    Raises:
+        InputError: there is no room for them, or other work has taken it.
+    """
+    count = count_workers(_nodes(ray), needs, asked)
+    _check_free(ray.available_resources(), needs, address)
+    return count
 
 
 def count_workers(nodes: Iterable[Mapping[str, float]], needs: Mapping[str, float], asked: int | None) -> int:
@@ -122,7 +138,7 @@ def count_workers(nodes: Iterable[Mapping[str, float]], needs: Mapping[str, floa
         InputError: there is no room; Ray would wait for it without a word.
     """
     nodes = list(nodes)
-    room = sum(min(int(node.get(kind, 0) // each) for kind, each in needs.items()) for node in nodes)
+    room = sum(min(int(node.get(kind, 0) / each) for kind, each in needs.items()) for node in nodes)
     if room < (asked or 1):
         sizes = ", ".join(_describe({kind: node.get(kind, 0) for kind in needs}) for node in nodes)
         raise InputError(
@@ -146,8 +162,12 @@ def _describe(resources: Mapping[str, float]) -> str:
 
 
 @contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
-    """Connect to the cluster, unless this process is connected, and disconnect."""
+def connected(ray: Any, address: str) -> Iterator[None]:
+    """Connect to the cluster, unless this process is connected, and disconnect.
+
+    Raises:
+        InputError: there is no such cluster.
+    """
     if ray.is_initialized():
         yield
         return

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refdiff.cli.app import Backend, BundleName, Expect, Memory, Mode, Threads, Variant, verb
 from refdiff.cli.terminal import note, working
 from refdiff.contracts.optional import require_serve
+
+if TYPE_CHECKING:
+    from refdiff.serve.replicas import ReplicaOptions
 
 
 @verb()
@@ -49,48 +54,98 @@ def serve(
         bool, typer.Option("--allow-random-weights", help="Run a bundle whose masks mean nothing.")
     ] = False,
     expect: Expect = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='Serve from a Ray cluster: local, auto, or "host:port" (needs refdiff[serve-ray]).',
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas on the cluster (1); the fewest with --max-replicas.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas that Ray Serve may start where requests wait.")
+    ] = None,
+    cpus_per_replica: Annotated[
+        float | None, typer.Option(min=0.01, help="Cores that a replica reserves (1).")
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs that a replica reserves (1; 0 where the back-end takes none)."),
+    ] = None,
+    autoscaling: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Further fields of Ray Serve's AutoscalingConfig."),
+    ] = None,
 ) -> None:
     """Answer requests over HTTP (needs refdiff[serve]).
 
     POST /v1/segment takes an image and phrases; /openapi.json describes it, docs/serving.md explains it.
     The log on stderr has one JSON line per request. SIGTERM and Ctrl-C answer what was accepted, then end.
     """
-    import logging
-
     from refdiff.contracts.options import BackendOptions, RunOptions
 
     with require_serve("serving"):
-        from refdiff.serve.server import ServeOptions
+        from refdiff.serve.replicas import serve_on_ray
+        from refdiff.serve.server import ServeOptions, log_to_stderr
         from refdiff.serve.server import serve as serve_bundle
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each malformed request
-    log = logging.getLogger("refdiff.serve")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
+    where = _replicas(
+        ray,
+        {
+            "replicas": replicas,
+            "max_replicas": max_replicas,
+            "cpus_per_replica": cpus_per_replica,
+            "gpus_per_replica": gpus_per_replica,
+            "autoscaling": autoscaling,
+        },
+    )
+    serving = ServeOptions(
+        host=host,
+        port=port,
+        token=token,
+        no_token=no_token,
+        most_waiting=queue,
+        request_seconds=timeout,
+        most_body_bytes=max_body << 20,
+        cache_bytes=cache << 20,
+        grace_seconds=grace,
+        most_live=live,
+        share=share,
+        label_studio_url=label_studio_url,
+        label_studio_token=label_studio_token,
+    )
+    how: dict[str, Any] = {
+        "serving": serving,
+        "options": RunOptions(
+            variant=variant, mode=mode, allow_random_weights=allow_random_weights, expect=expect
+        ),
+        "backend": BackendOptions(name=backend, threads=threads, memory=memory, run_limit_s=run_limit),
+        "on_ready": lambda address: note(f"serving at {address}"),
+    }
+    log_to_stderr()
     with working() as progress:
-        serve_bundle(
-            bundle,
-            serving=ServeOptions(
-                host=host,
-                port=port,
-                token=token,
-                no_token=no_token,
-                most_waiting=queue,
-                request_seconds=timeout,
-                most_body_bytes=max_body << 20,
-                cache_bytes=cache << 20,
-                grace_seconds=grace,
-                most_live=live,
-                share=share,
-                label_studio_url=label_studio_url,
-                label_studio_token=label_studio_token,
-            ),
-            options=RunOptions(
-                variant=variant, mode=mode, allow_random_weights=allow_random_weights, expect=expect
-            ),
-            backend=BackendOptions(name=backend, threads=threads, memory=memory, run_limit_s=run_limit),
-            progress=progress,
-            on_ready=lambda address: note(f"serving at {address}"),
-        )
+        if where is None:
+            serve_bundle(bundle, progress=progress, **how)
+        else:
+            serve_on_ray(bundle, where, progress=progress, **how)
+
+
+def _replicas(address: str | None, given: Mapping[str, Any]) -> ReplicaOptions | None:
+    """Return the options of the replicas from those of the command line that were given."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if address is None:
+        if given:
+            option = next(iter(given)).replace("_", "-")
+            raise typer.BadParameter(f"--{option} is for replicas on a Ray cluster; name it (--ray)")
+        return None
+    from refdiff.serve.replicas import ReplicaOptions
+
+    fields = given.pop("autoscaling", "{}")
+    try:
+        autoscaling = json.loads(fields)
+    except ValueError as error:
+        raise typer.BadParameter(f"--autoscaling is not JSON: {error}") from error
+    if not isinstance(autoscaling, dict):
+        raise typer.BadParameter(f"got --autoscaling {fields}, expected a JSON object")
+    return ReplicaOptions(address=address, autoscaling=autoscaling, **given)

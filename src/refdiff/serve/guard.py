@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from refdiff.serve.metrics import Metrics
@@ -68,7 +68,7 @@ def error_document(path: str, kind: str, message: str, request_id: object) -> di
 class GuardOptions:
     """Limits of requests."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Token that every request needs, as a bearer token or as the password of basic auth; None: none."""
     hosts: frozenset[str] | None = None
     """Names of this server that a request's Host header may have, without the port: a page of another site

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from refdiff.runtime.observer import VERBS, Stage, Verb
 
@@ -19,9 +20,14 @@ class Metrics:
     """Counts requests and times stages; it is the observer of the segmenter.
 
     Every instance has a registry of its own, so that two servers in one process do not mix.
+
+    Args:
+        labels: of every value, such as the name of a replica: the counters of two are then never taken for
+            those of one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+        self._labels = dict(labels or {})
         self._registry = CollectorRegistry()
         # A request's phrases are checked, a stage too, in another thread than the job's.
         self._job = threading.local()
@@ -94,4 +100,18 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return all values in Prometheus' text format."""
-        return bytes(generate_latest(self._registry))
+        return bytes(generate_latest(_Labeled(self._registry, self._labels)))
+
+
+class _Labeled(Collector):
+    """The values of a registry with further labels."""
+
+    def __init__(self, registry: Collector, labels: Mapping[str, str]) -> None:
+        self._registry, self._labels = registry, labels
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample._replace(labels={**sample.labels, **self._labels}) for sample in metric.samples
+            ]
+            yield metric

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -40,7 +41,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     """0: any free port."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Bearer token that requests need."""
     no_token: bool = False
     """Allow an address that other machines reach, without a token."""
@@ -89,21 +90,12 @@ def serve(
     """
     serving, progress = serving or ServeOptions(), progress or silent
     check_address(serving)
-    listener = _listen(serving)
+    listener = listen(serving)
     with listener:
-        progress("testing the bundle on its golden tensors")
-        _self_test(bundle, backend, progress)
         metrics, status = Metrics(), Status(tested=True)
-        progress("loading the engines")
-        worker = EngineWorker(
-            opener(bundle, options, backend, metrics),
-            take_stages=metrics.take_stages,
-            most_waiting=serving.most_waiting,
-            cache_bytes=serving.cache_bytes,
-        )
-        worker.start()
+        worker = open_worker(bundle, serving, options, backend, metrics, progress)
         try:
-            app = create_app(worker, options=_app_options(serving), metrics=metrics, status=status)
+            app = create_app(worker, options=app_options(serving), metrics=metrics, status=status)
             Server(app, status, serving, on_ready).run(sockets=[listener])
         finally:
             worker.close()
@@ -124,13 +116,52 @@ def check_address(serving: ServeOptions) -> None:
         )
 
 
-def _self_test(bundle: Path | str, backend: BackendOptions, progress: Progress) -> None:
+def open_worker(
+    bundle: Path | str,
+    serving: ServeOptions,
+    options: RunOptions,
+    backend: BackendOptions,
+    metrics: Metrics,
+    progress: Progress,
+) -> EngineWorker:
+    """Test a bundle on its golden tensors, then open its engines in a worker, which is started.
+
+    Raises:
+        EngineError: the bundle does not give its golden answers here.
+        RefdiffError: it cannot be loaded.
+    """
+    progress("testing the bundle on its golden tensors")
     report = check(bundle, dataset=None, backend=backend, progress=progress)
     if not report.passed:
         raise EngineError(f"{bundle} does not give its golden answers here; run: refdiff check {bundle}")
+    progress("loading the engines")
+    worker = EngineWorker(
+        opener(bundle, options, backend, metrics),
+        take_stages=metrics.take_stages,
+        most_waiting=serving.most_waiting,
+        cache_bytes=serving.cache_bytes,
+    )
+    worker.start()
+    return worker
 
 
-def _listen(serving: ServeOptions) -> socket.socket:
+def log_to_stderr() -> None:
+    """Write the server's log to stderr, one line per request."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each malformed request
+    log = logging.getLogger("refdiff.serve")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+
+
+def listen(serving: ServeOptions) -> socket.socket:
+    """Return a socket that listens at the address.
+
+    Raises:
+        InputError: the port is in use, or the address is not one of this machine.
+    """
     try:
         family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
         return socket.create_server((serving.host, serving.port), family=family, backlog=128)
@@ -140,7 +171,8 @@ def _listen(serving: ServeOptions) -> socket.socket:
         ) from error
 
 
-def _app_options(serving: ServeOptions) -> AppOptions:
+def app_options(serving: ServeOptions) -> AppOptions:
+    """Return the options of the application at an address."""
     local = serving.host in LOOPBACK
     guard = GuardOptions(
         token=serving.token,
