@@ -17,11 +17,10 @@ import os
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.records import RESULTS, add_entry
-from tests.support.asking import Asking, Questions, ServerProcess, server_process
+from tests.support.asking import Asking, Questions, ServerProcess, replica_processes, server_process
 
 RECORD = RESULTS / "serve-ray.json"
 
@@ -58,10 +57,10 @@ def kill_one(server: ServerProcess, asking: Asking, seconds: float) -> dict[str,
     """Kill one of the replicas a third of the time after the start."""
     with asking:
         time.sleep(seconds / 3)
-        before, victims = asking.outcomes["right"], replicas(server.process.pid)
+        before, victims = asking.outcomes["right"], replica_processes(server.process.pid)
         os.kill(victims[0], signal.SIGKILL)
         killed = time.monotonic()
-        while len(set(replicas(server.process.pid)) - {victims[0]}) < len(victims):
+        while len(set(replica_processes(server.process.pid)) - {victims[0]}) < len(victims):
             time.sleep(0.1)
         back = time.monotonic() - killed
         time.sleep(max(0.0, seconds * 2 / 3 - back))
@@ -89,28 +88,6 @@ def stop(server: ServerProcess, asking: Asking) -> dict[str, Any]:
         "exit_code": code,
         "messages": asking.messages[:5],
     }
-
-
-def replicas(pid: int) -> list[int]:
-    """Return the processes of the replicas that descend from a process."""
-    parents: dict[int, int] = {}
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_bytes()
-        except OSError:  # it has ended
-            continue
-        parents[int(folder.name)] = int(fields[1])
-        if command.startswith(b"ray::ServeReplica:refdiff") and fields[0] != "Z":
-            found.append(int(folder.name))
-    return [each for each in sorted(found) if _descends(each, pid, parents)]
-
-
-def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    while pid in parents and pid != ancestor:
-        pid = parents[pid]
-    return pid == ancestor
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -144,3 +145,25 @@ def server_process(*arguments: str, timeout_s: float = 120) -> Iterator[ServerPr
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+def replica_processes(pid: int) -> list[int]:
+    """Return the processes of Ray Serve's replicas that descend from a process."""
+    parents: dict[int, int] = {}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        parents[int(folder.name)] = int(fields[1])
+        if command.startswith(b"ray::ServeReplica:refdiff") and fields[0] != "Z":
+            found.append(int(folder.name))
+    return [each for each in sorted(found) if _descends(each, pid, parents)]
+
+
+def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    while pid in parents and pid != ancestor:
+        pid = parents[pid]
+    return pid == ancestor

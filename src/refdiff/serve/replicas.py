@@ -57,11 +57,13 @@ class ReplicaOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Settings:
+class ReplicaSettings:
     """What a replica is made of; sent to it."""
 
     version: str
+    """Of refdiff, which every node needs."""
     bundle: str
+    """The bundle's path on every node, or "mini"."""
     serving: ServeOptions
     options: RunOptions
     backend: BackendOptions
@@ -79,7 +81,7 @@ class Replica:
         EngineError: the self-test failed.
     """
 
-    def __init__(self, settings: _Settings, name: str | None = None) -> None:
+    def __init__(self, settings: ReplicaSettings, name: str | None = None) -> None:
         log_to_stderr()
         if refdiff_version() != settings.version:
             raise InputError(
@@ -123,10 +125,14 @@ class Replica:
         self._status.draining = True
         return self._app.running
 
-    def __del__(self) -> None:
-        """End the thread and free the engines."""
+    def close(self) -> None:
+        """End the thread and free the engines; calling it twice is fine."""
         if hasattr(self, "_worker"):
             self._worker.close()
+
+    def __del__(self) -> None:
+        """Close: Ray Serve calls it when it stops a replica."""
+        self.close()
 
 
 def serve_on_ray(
@@ -159,7 +165,7 @@ def serve_on_ray(
     """
     serving, progress = serving or ServeOptions(), progress or silent
     check_address(serving)
-    scale = _scale(where)
+    scale = autoscaling_of(where)
     settings = _settings(bundle, where, serving, options, backend)
     ray = import_ray("ray.serve", "serve-ray")
     with connected(ray, where.address):
@@ -177,8 +183,8 @@ def serve_on_ray(
                 _remove(ray)
 
 
-def _scale(where: ReplicaOptions) -> dict[str, Any]:
-    """Return how many replicas there are, in Ray Serve's words.
+def autoscaling_of(where: ReplicaOptions) -> dict[str, Any]:
+    """Return how many replicas there are, as arguments of Ray Serve's deployment.
 
     Raises:
         InputError: numbers that cannot be used.
@@ -201,12 +207,12 @@ def _settings(
     serving: ServeOptions,
     options: RunOptions,
     backend: BackendOptions,
-) -> _Settings:
+) -> ReplicaSettings:
     """Return what all replicas are made of: the bundle of this machine, and the back-end that it chooses."""
     found = find_bundle(bundle, expect=options.expect)
     sessions = open_backend(found, backend)
     sessions.close()
-    return _Settings(
+    return ReplicaSettings(
         version=refdiff_version(),
         bundle=str(bundle) if bundle == "mini" else str(Path(bundle).absolute()),
         serving=serving,
@@ -217,14 +223,14 @@ def _settings(
     )
 
 
-def _needs(where: ReplicaOptions, settings: _Settings) -> dict[str, float]:
+def _needs(where: ReplicaOptions, settings: ReplicaSettings) -> dict[str, float]:
     gpus = where.gpus_per_replica
     if gpus is None:
         gpus = 0.0 if settings.backend.name in ON_PROCESSORS else 1.0
     return {"CPU": where.cpus_per_replica} | ({"GPU": gpus} if gpus else {})
 
 
-def _listen_on_ray(ray: Any, where: ReplicaOptions, settings: _Settings) -> str:
+def _listen_on_ray(ray: Any, where: ReplicaOptions, settings: ReplicaSettings) -> str:
     """Start Ray Serve unless the cluster has it, and return the address at which it listens.
 
     Raises:
@@ -249,7 +255,7 @@ def _listen_on_ray(ray: Any, where: ReplicaOptions, settings: _Settings) -> str:
     return f"http://{host}:{running.port}"
 
 
-def _deploy(ray: Any, where: ReplicaOptions, settings: _Settings, scale: Mapping[str, Any]) -> Any:
+def _deploy(ray: Any, where: ReplicaOptions, settings: ReplicaSettings, scale: Mapping[str, Any]) -> Any:
     """Start the replicas, wait until they answer, and return Ray Serve's handle of them.
 
     Raises:

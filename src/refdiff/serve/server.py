@@ -55,7 +55,7 @@ class ServeOptions:
     """Time in s for the head of the first request of a connection."""
     label_studio_url: str | None = None
     """The Label Studio that the images of its tasks are fetched from; None: nothing is fetched."""
-    label_studio_token: str | None = None
+    label_studio_token: str | None = field(default=None, repr=False)
     grace_seconds: float = 30.0
     """Time in s for running answers when the server is stopped."""
     most_live: int = 1
