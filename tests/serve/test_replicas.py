@@ -1,4 +1,4 @@
-"""Replicas on a Ray cluster: their options, one by itself, and two of them, one of which is killed."""
+"""Replicas on a Ray cluster: their options, one replica by itself, and one of two that is killed."""
 
 import asyncio
 import importlib.util
