@@ -154,3 +154,7 @@ def test_a_path_of_the_server_is_kept(studio):
 def test_an_address_of_no_server_is_refused_at_the_start(url):
     with pytest.raises(InputError, match="--label-studio-url"):
         LabelStudioImages(LabelStudioOptions(url=url))
+
+
+def test_a_token_is_not_shown_with_the_options():
+    assert "secret" not in repr(LabelStudioOptions(url="http://127.0.0.1:1", token="secret"))

@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from refdiff.errors import InputError
@@ -23,7 +23,6 @@ _PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/")
 """Where Label Studio has uploads, local files and files of its storages."""
 
 _CHUNK_BYTES = 1 << 16
-_MOST_TOKEN_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class LabelStudioOptions:
 
     url: str | None = None
     """Such as "http://127.0.0.1:8080"; None: nothing is fetched."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """An access token of one of its users: a legacy one, or a personal one, which is exchanged."""
     most_bytes: int = 32 << 20
     """Most bytes of an image."""
