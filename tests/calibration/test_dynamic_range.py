@@ -14,8 +14,8 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-import refdiff.calibration.dynamic_range as module
 from refdiff.calibration.dynamic_range import (
+    CHUNK,
     INPUT,
     TYPE_RANGES,
     WEIGHT,
@@ -47,10 +47,10 @@ def measured(
     return {each.tensor: each for each in measure_dynamic_range(saved(model, folder), feeds, half)}
 
 
-def tally(*runs: Array, half: Half = "fp16") -> DynamicRange:
+def tally(*runs: Array, half: Half = "fp16", chunk: int = CHUNK) -> DynamicRange:
     counted = RangeCounter(TYPE_RANGES[half])
     for values in runs:
-        counted.add(np.asarray(values, np.float32))
+        counted.add(np.asarray(values, np.float32), chunk=chunk)
     return counted.result("t", "n", "Op")
 
 
@@ -79,9 +79,7 @@ def test_what_small_values_lose_is_what_a_cast_takes_from_them(values: Array) ->
 
 @given(hnp.arrays(np.float32, st.integers(1, 30), elements=fp16_values), st.integers(1, 29))
 def test_a_large_tensor_is_looked_at_in_parts(values: Array, part: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK", part)
-        parts = tally(values)
+    parts = tally(values, chunk=part)
     whole = tally(values)
     assert parts.lost == pytest.approx(whole.lost)
     assert (parts.largest, parts.subnormal, parts.flushed, parts.size) == (

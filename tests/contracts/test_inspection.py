@@ -18,12 +18,9 @@ def test_each_built_in_bundle_is_found_by_its_name(name: str, folder: str, mini_
     assert inspection.inspect(name).path == mini_bundle.parent / folder
 
 
-def test_an_installation_without_the_built_in_bundle_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("refdiff.contracts.inspection.resources.files", lambda package: tmp_path)
+def test_an_installation_without_the_built_in_bundle_says_so(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="built-in bundle is not in this installation"):
-        inspection.inspect("mini")
+        inspection.bundle_path("mini", package=tmp_path)
 
 
 @pytest.mark.parametrize(

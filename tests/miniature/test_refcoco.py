@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from refdiff.errors import InputError
-from refdiff.miniature.scenes import LEXICON, refcoco, render_scene
+from refdiff.miniature.scenes import LEXICON, render_scene
 from refdiff.miniature.scenes.refcoco import encode_rle, write_refcoco
 from refdiff.miniature.scenes.shapes import KINDS
 
@@ -138,10 +138,10 @@ def test_seeds_that_cannot_be_used_are_refused(tmp_path, seeds):
 
 
 def test_a_run_that_dies_leaves_no_half_written_folder(tmp_path, monkeypatch):
-    def die(seed):
+    def die(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(refcoco, "render_scene", die)
+    monkeypatch.setattr(Image.Image, "save", die)
     with pytest.raises(KeyboardInterrupt):
         write_refcoco(tmp_path / "set", [1, 2])
     assert not list(tmp_path.iterdir())

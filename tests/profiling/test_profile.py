@@ -1,6 +1,8 @@
 """`refdiff profile` on the built-in bundle: one short run looked at from all sides, and what is refused."""
 
+import dataclasses
 import json
+import math
 import re
 import sys
 from importlib import resources
@@ -11,6 +13,7 @@ from PIL import Image
 
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import BackendOptions
+from refdiff.profiling.spans import GraphCall, Span
 
 pytest.importorskip("onnxruntime")
 
@@ -19,7 +22,6 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.miniature.scenes import render_scene
 from refdiff.profiling import profile, records
-from refdiff.profiling import records as profile_records
 from refdiff.profiling.macs import MacCounter
 from refdiff.profiling.matmul_peak import SIDE, MatrixProduct
 from refdiff.profiling.records import read_record
@@ -170,15 +172,14 @@ def test_the_page_needs_nothing_else_and_holds_every_stage_and_graph(report: Pro
     assert not re.search(r"url\(|https?://", page)
 
 
-def test_page_and_trace_appear_together_or_not_at_all(
-    report: ProfileReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_and_trace_appear_together_or_not_at_all(report: ProfileReport, tmp_path: Path) -> None:
     html, trace = tmp_path / "p.html", tmp_path / "t.json"
-    monkeypatch.setattr(profile_records, "trace_of", lambda groups: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        records.save_profile(report, html=html, trace=trace)
+    call = GraphCall(shapes={}, fed_bytes=0, returned_bytes=0, device_ms=math.nan)  # not in JSON
+    span = Span(name="unet", kind="graph", parent=None, start_ns=0, end_ns=1, call=call)
+    untraceable = dataclasses.replace(report, spans=(("a scene", (span,)),))
+    with pytest.raises(ValueError, match="JSON"):
+        records.save_profile(untraceable, html=html, trace=trace)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
     assert records.save_profile(report, html=str(html), trace=trace) == {"html": html, "trace": trace}
     events = json.loads(trace.read_text())["traceEvents"]
     assert sum(event.get("cat") == "graph" for event in events) > RUNS * SCENES * 7

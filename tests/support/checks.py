@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import typer
 
 from refdiff.accuracy.tolerances import graph_tolerance, judge, judge_samples
-from refdiff.cli import main
+from refdiff.cli.check import print_report
 from refdiff.contracts.parity import Parity
 from refdiff.verification.report import CheckReport, Ladder, OutputParity, PrecisionResult
 from refdiff.verification.task_agreement import TaskAgreement
@@ -61,8 +62,11 @@ def said_by(
     *arguments: str,
 ) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command whose check measured this."""
-    monkeypatch.setattr("refdiff.verification.check.check", lambda *rest, **options: report)
     monkeypatch.setenv("COLUMNS", "400")
-    code = main(["check", "somewhere", *arguments])
+    code = 0
+    try:
+        print_report(report, as_json="--json" in arguments, require_verdict="--require-verdict" in arguments)
+    except typer.Exit as ended:
+        code = ended.exit_code
     streams = capsys.readouterr()
     return code, streams.out, streams.err

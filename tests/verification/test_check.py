@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import RunOptions
+from refdiff.contracts.progress import silent
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.verification.tables import check_page
 
@@ -35,7 +37,7 @@ from refdiff.passes.convert import convert_graph
 from refdiff.verification import check, parity
 from refdiff.verification.report import Ladder
 from refdiff.verification.task_agreement import TaskAgreement, compare_with_reference, reference_of
-from tests.support.checks import said_by
+from tests.support.checks import report_on, said_by
 from tests.support.damage import copy_of, edit_manifest, rehash
 from tests.support.planted import nan_in_weight, overflow, planted, result_times, scale_times
 from tests.support.recipes import eight_bit_recipe_of
@@ -264,8 +266,9 @@ def test_without_the_package_that_looks_inside_the_graph_is_still_named(
     def without(*rest: object) -> None:
         raise MissingDependencyError("the search for the node that breaks needs onnx_ir")
 
-    monkeypatch.setattr(parity, "find_first_divergence", without)
-    report = check.check(drifted, dataset=None)
+    runs = parity.plan_runs(find_bundle(drifted), (), "auto")
+    ladder = parity.compare_precisions(runs, None, threads=None, progress=silent, search=without)
+    report = dataclasses.replace(report_on({"mask_iou": [1.0] * 8}), ladder=ladder)
     assert report.ladder.divergence_not_found == "the search for the node that breaks needs onnx_ir"
     _, out, _ = said_by(report, monkeypatch, capsys)
     assert "First graph outside its tolerance: clip_text (vector)" in squeezed(out)
@@ -440,7 +443,7 @@ def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     code, out, err = said_by(report, monkeypatch, capsys, "--json")
     assert code == 1
     assert json.loads(out)["reference_unanswered"] == report.task.unanswered
-    assert err.endswith(f"\nerror: the bundle does not answer {report.task.unanswered}\n")
+    assert err.endswith(f"error: the bundle does not answer {report.task.unanswered}\n")
 
 
 @pytest.mark.parametrize("lacking", ["clip_text/out/vector", "unet/out/eps", "sam_decoder/in/prompts"])

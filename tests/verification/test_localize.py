@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,11 +77,17 @@ def planted(path: Path, plant: Plant) -> tuple[Path, str]:
 
 
 def search(
-    path: Path, graph: str, *, precision: str = "fp16", exact: Path | None = None, alone: bool = False
+    path: Path,
+    graph: str,
+    *,
+    precision: str = "fp16",
+    exact: Path | None = None,
+    alone: bool = False,
+    **options: Any,
 ) -> tuple[Cause, NodeResult] | None:
     limit = graph_tolerance("int8" if precision == "smoothed" else precision, graph)
     sound = None if alone else exact or BUNDLE / f"{graph}.onnx"
-    return find_first_divergence(path, sound, golden(graph), limit)
+    return find_first_divergence(path, sound, golden(graph), limit, **options)
 
 
 @pytest.mark.slow
@@ -191,14 +198,13 @@ def test_a_range_that_is_fifty_times_off_names_its_dequantisation(converted, nam
 
 
 @pytest.mark.slow
-def test_few_bytes_at_a_time_find_the_same(converted, monkeypatch):
+def test_few_bytes_at_a_time_find_the_same(converted):
     path, _ = planted(converted("clip_text", "fp16"), nan_in_weight("blocks.0/MatMul"))
     whole = search(path, "clip_text")
     asked: list[Sequence[str]] = []
-    real = localize._reader
 
     def counted(model: ir.Model, folder: Path, feeds: Mapping[str, Array]) -> localize.Read:
-        read = real(model, folder, feeds)
+        read = localize.read_tensors(model, folder, feeds)
 
         def counting(names: Sequence[str]) -> dict[str, Array]:
             asked.append(tuple(names))
@@ -206,10 +212,8 @@ def test_few_bytes_at_a_time_find_the_same(converted, monkeypatch):
 
         return counting
 
-    monkeypatch.setattr(localize, "_reader", counted)
-    monkeypatch.setattr(localize, "MOST_BYTES", 1)
     # A NaN is not equal to itself, so what was found is compared as text.
-    assert str(search(path, "clip_text")) == str(whole)
+    assert str(search(path, "clip_text", most_bytes=1, reader=counted)) == str(whole)
     assert {len(names) for names in asked} == {1}
     assert len(asked) == 2 * 4, "nothing after the node to blame is fetched"
 

@@ -10,7 +10,6 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import find_bundle
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import BundleError, InputError, MissingDependencyError
-from refdiff.verification import parity
 from refdiff.verification.parity import ROUNDED, plan_run, plan_runs
 from tests.support.damage import copy_of, edit_manifest
 
@@ -95,16 +94,14 @@ def test_a_bundle_of_another_model_has_no_built_in_rung(labelled: Labelled, tmp_
         ladder(path, labelled("fp32"))
 
 
-def test_without_the_built_in_bundle_the_ladder_is_shorter(
-    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_built_in_bundle_the_ladder_is_shorter(labelled: Labelled) -> None:
     bundle = find_bundle(labelled("fp16"))
 
     def absent(path: Path | str) -> Bundle:
         raise BundleError("the built-in bundle is not in this installation")
 
-    monkeypatch.setattr(parity, "find_bundle", absent)
-    assert [each.precision for each in plan_runs(bundle, (), "ort-cpu")] == ["fp16"]
+    runs = plan_runs(bundle, (), "ort-cpu", find_built_in=absent)
+    assert [each.precision for each in runs] == ["fp16"]
 
 
 def test_a_bundle_of_other_weights_is_refused(labelled: Labelled, retrained: Path) -> None:
@@ -170,21 +167,18 @@ def test_a_back_end_that_was_asked_for_is_taken_and_its_shortcoming_is_said(labe
     assert plan_run(find_bundle("mini"), "ort-cpu").note is None
 
 
-def test_without_the_package_that_rounds_the_report_says_what_was_computed(
-    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_that_rounds_the_report_says_what_was_computed(labelled: Labelled) -> None:
     def without(bundle: Bundle, *, backend: str) -> object:
         if backend == ROUNDED:
             raise MissingDependencyError("back-end ort-rounded needs onnx_ir, which is not installed")
         return open_sessions(bundle, backend=backend)
 
-    monkeypatch.setattr(parity, "open_sessions", without)
-    judged = plan_run(find_bundle(labelled("fp16")), "auto")
+    judged = plan_run(find_bundle(labelled("fp16")), "auto", open_sessions=without)
     assert judged.backend == "ort-cpu"
     assert judged.note is not None
     assert judged.note.startswith("computed in float32, not as a device will: back-end ort-rounded needs")
     with pytest.raises(MissingDependencyError):
-        plan_run(find_bundle(labelled("fp16")), ROUNDED)
+        plan_run(find_bundle(labelled("fp16")), ROUNDED, open_sessions=without)
 
 
 def test_an_unknown_back_end_is_refused(labelled: Labelled) -> None:

@@ -26,7 +26,7 @@ from refdiff.passes.graph_files import load_graph
 WEIGHT, INPUT = "weight", "input"
 """Stand in for the operator where no node makes the tensor."""
 
-_CHUNK = 1 << 22
+CHUNK = 1 << 22
 """Values that are counted together."""
 
 
@@ -106,11 +106,11 @@ class RangeCounter:
         self._nonzero = self._subnormal = self._flushed = 0
         self._nan = self._inf = self._size = 0
 
-    def add(self, values: Array) -> None:
-        """Count one run's values: floats of any shape."""
+    def add(self, values: Array, *, chunk: int = CHUNK) -> None:
+        """Count one run's values, floats of any shape, so many at a time."""
         lost, whole, flat = 0.0, 0.0, values.reshape(-1)
-        for start in range(0, flat.size, _CHUNK):
-            magnitudes = self._finite_magnitudes(flat[start : start + _CHUNK])
+        for start in range(0, flat.size, chunk):
+            magnitudes = self._finite_magnitudes(flat[start : start + chunk])
             lost += self._count(magnitudes)
             whole += float(np.square(magnitudes, dtype=np.float64).sum())
         self._size += flat.size

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refdiff.cli.app import Backend, BundleName, Expect, Json, Mode, Overwrite, Threads, choice, verb
 from refdiff.cli.terminal import end, note, note_backend, print_answer, working
+
+if TYPE_CHECKING:
+    from refdiff.verification.report import CheckReport
 
 
 @verb()
@@ -94,12 +97,25 @@ def check(
             page = check_page(measured).to_html().encode(errors="replace")
             write_files({report: page}, overwrite=overwrite)
     note_backend(backend, measured.backend, measured.backend_reason)
-    print_answer(measured.to_json(), lambda: check_page(measured), as_json=as_json)
     if report is not None:
         note(f"report: {report}")
-    if measured.failure is not None:
-        end(measured.failure, 1)
-    if measured.undecided is not None:
+    print_report(measured, as_json=as_json, require_verdict=require_verdict)
+
+
+def print_report(report: CheckReport, *, as_json: bool, require_verdict: bool) -> None:
+    """Print what a check measured, and end the verb with 1 if a gate failed.
+
+    Args:
+        report: from `refdiff.verification.check`.
+        as_json: print the document instead of the page.
+        require_verdict: end with 1 also if there are too few samples to judge a gate.
+    """
+    from refdiff.verification.tables import check_page
+
+    print_answer(report.to_json(), lambda: check_page(report), as_json=as_json)
+    if report.failure is not None:
+        end(report.failure, 1)
+    if report.undecided is not None:
         if require_verdict:
-            end(measured.undecided, 1)
-        note(f"note: {measured.undecided}")
+            end(report.undecided, 1)
+        note(f"note: {report.undecided}")

@@ -67,13 +67,17 @@ def find_bundle(path: Path | str, *, expect: str | None = None) -> Bundle:
     return bundle
 
 
-def bundle_path(path: Path | str) -> Path:
+def bundle_path(path: Path | str, *, package: Path | None = None) -> Path:
     """Return the folder that a bundle's name stands for.
+
+    Args:
+        path: a folder, or a name of `BUILT_IN`.
+        package: folder of the miniature; None: that of this installation.
 
     Raises:
         BundleError: the built-in bundle is asked for, and this installation lacks it.
     """
-    return _built_in_path(str(path)) if str(path) in BUILT_IN else Path(path)
+    return _built_in_path(str(path), package or _package_folder()) if str(path) in BUILT_IN else Path(path)
 
 
 def built_in_name(path: Path) -> str | None:
@@ -110,9 +114,9 @@ def bundle_cautions(bundle: Bundle) -> tuple[str, ...]:
     return tuple(text for text, applies in cautions.items() if applies)
 
 
-def _built_in_path(name: str) -> Path:
+def _built_in_path(name: str, package: Path) -> Path:
     model = name if name in MINIATURES else MINIATURE_NAME
-    path = _package_folder() / MINIATURES[model]
+    path = package / MINIATURES[model]
     if not path.is_dir():
         raise BundleError(
             f"the built-in bundle is not in this installation (no {path}); install a released refdiff, "

@@ -9,7 +9,7 @@ checked for NaN and infinity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,9 @@ _FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
 Read = Callable[[Sequence[str]], dict[str, Array]]
 """Names of tensors -> their values."""
 
+Reader = Callable[["ir.Model", Path, Mapping[str, Array]], Read]
+"""As `read_tensors`."""
+
 _TRANSPARENT = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 """Inserted operators, whose result is matched as the tensor they were given."""
 
@@ -54,8 +57,21 @@ class _Output:
     size_bytes: int
 
 
+def read_tensors(model: ir.Model, folder: Path, feeds: Mapping[str, Array]) -> Read:
+    """Return what reads tensors of a graph by their names, in one run on these feeds for each call."""
+    with require_export(PURPOSE):
+        from refdiff.engines.intermediate_tensors import probe
+    return lambda names: {name: values for _, name, values in probe(model, [feeds], names, folder=folder)}
+
+
 def find_first_divergence(
-    failing: Path, exact: Path | None, feeds: Mapping[str, Array], tolerance: GraphTolerance
+    failing: Path,
+    exact: Path | None,
+    feeds: Mapping[str, Array],
+    tolerance: GraphTolerance,
+    *,
+    most_bytes: int = MOST_BYTES,
+    reader: Reader = read_tensors,
 ) -> tuple[Cause, NodeResult] | None:
     """Find the first node of a graph whose result is outside the graph's tolerance.
 
@@ -64,6 +80,8 @@ def find_first_divergence(
         exact: the file of the same graph in a more exact bundle; with None only NaN and Inf are found.
         feeds: those the graph failed on.
         tolerance: the graph's; a node may be as far off.
+        most_bytes: size of one graph's tensors held at once.
+        reader: as `read_tensors`.
 
     Returns:
         The cause and the node's result; None where no node differs on this machine.
@@ -79,9 +97,11 @@ def find_first_divergence(
     if exact is not None:
         exact_model = load_typed(exact)
         matcher = TensorMatcher(exact_model.graph)
-        read_exact = _reader(exact_model, exact.parent, feeds)
+        read_exact = reader(exact_model, exact.parent, feeds)
     outputs = _float_outputs(model, matcher, largest_batch)
-    results = _results(outputs, _reader(model, failing.parent, feeds), read_exact, tolerance)
+    results = _results(
+        _groups(outputs, most_bytes), reader(model, failing.parent, feeds), read_exact, tolerance
+    )
     return first_outside_tolerance(results, tolerance)
 
 
@@ -112,10 +132,10 @@ def _source_name(given: ir.Value) -> str:
 
 
 def _results(
-    outputs: Sequence[_Output], read: Read, read_exact: Read | None, tolerance: GraphTolerance
+    groups: Iterable[Sequence[_Output]], read: Read, read_exact: Read | None, tolerance: GraphTolerance
 ) -> Iterator[NodeResult]:
     errors: dict[str, float] = {}
-    for group in _groups(outputs):
+    for group in groups:
         names = [each.match.tensor for each in group if each.match is not None]
         exact = {} if read_exact is None else read_exact(names)
         got = read([each.tensor for each in group])
@@ -137,17 +157,11 @@ def _results(
             )
 
 
-def _reader(model: ir.Model, folder: Path, feeds: Mapping[str, Array]) -> Read:
-    with require_export(PURPOSE):
-        from refdiff.engines.intermediate_tensors import probe
-    return lambda names: {name: values for _, name, values in probe(model, [feeds], names, folder=folder)}
-
-
-def _groups(outputs: Sequence[_Output]) -> Iterator[list[_Output]]:
-    """Yield the outputs in groups of at most `MOST_BYTES`."""
+def _groups(outputs: Sequence[_Output], most_bytes: int) -> Iterator[list[_Output]]:
+    """Yield the outputs in groups of at most so many bytes."""
     group, held = list[_Output](), 0
     for each in outputs:
-        if group and held + each.size_bytes > MOST_BYTES:
+        if group and held + each.size_bytes > most_bytes:
             yield group
             group, held = [], 0
         group.append(each)

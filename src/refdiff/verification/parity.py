@@ -6,14 +6,14 @@ comes to torch, and at which node the first failing graph diverges.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.accuracy.tolerances import exactness, graph_tolerance
+from refdiff.accuracy.tolerances import GraphTolerance, exactness, graph_tolerance
 from refdiff.calibration.calibrate import evenly_spread_records
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
@@ -21,9 +21,9 @@ from refdiff.contracts.inspection import MINIATURES, find_bundle
 from refdiff.contracts.parity import Parity, measure_parity, select_recorded
 from refdiff.contracts.progress import Progress
 from refdiff.contracts.session import Array
-from refdiff.engines.factory import open_sessions
+from refdiff.engines.factory import BackendSessions, open_sessions
 from refdiff.errors import BundleError, InputError, MissingDependencyError
-from refdiff.verification.divergence import Divergence
+from refdiff.verification.divergence import Cause, Divergence, NodeResult
 from refdiff.verification.localize import find_first_divergence
 from refdiff.verification.report import Ladder, OutputParity, PrecisionResult
 
@@ -39,6 +39,9 @@ MOST_RECORDS = 16
 """Recorded feeds of one graph that are replayed, evenly spread over all there are."""
 
 Tensors = Mapping[str, Array]
+
+Search = Callable[[Path, "Path | None", Tensors, GraphTolerance], "tuple[Cause, NodeResult] | None"]
+"""As `find_first_divergence`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,13 @@ class BackendRun:
         return self.bundle.manifest.precision
 
 
-def plan_runs(bundle: Bundle, against: Sequence[Path | str], backend: str) -> tuple[BackendRun, ...]:
+def plan_runs(
+    bundle: Bundle,
+    against: Sequence[Path | str],
+    backend: str,
+    *,
+    find_built_in: Callable[[str], Bundle] = find_bundle,
+) -> tuple[BackendRun, ...]:
     """Choose the bundles of a ladder and their back-ends, the most exact first, the judged one last.
 
     Args:
@@ -67,6 +76,7 @@ def plan_runs(bundle: Bundle, against: Sequence[Path | str], backend: str) -> tu
             is added.
         backend: one of `refdiff.engines.factory.BACKENDS`; "auto" without a GPU executes half precision with
             every result rounded, where that can be done.
+        find_built_in: opens the built-in bundle of this name.
 
     Raises:
         BundleError: a bundle is missing or damaged.
@@ -85,11 +95,13 @@ def plan_runs(bundle: Bundle, against: Sequence[Path | str], backend: str) -> tu
                 "each precision; leave one out"
             )
     if all(each.manifest.precision != EXACT for each in (bundle, *siblings)):
-        siblings = [*_built_in(bundle), *siblings]
+        siblings = [*_built_in(bundle, find_built_in), *siblings]
     return tuple(plan_run(each, backend) for each in (*siblings, bundle))
 
 
-def plan_run(bundle: Bundle, backend: str) -> BackendRun:
+def plan_run(
+    bundle: Bundle, backend: str, *, open_sessions: Callable[..., BackendSessions] = open_sessions
+) -> BackendRun:
     """Choose how a bundle is run if this back-end was requested; no graph is loaded."""
     sessions = open_sessions(bundle, backend=backend)
     chosen, reason = sessions.backend, sessions.reason
@@ -131,12 +143,12 @@ def _exactness(bundle: Bundle) -> int:
     return exactness(bundle.manifest.precision)
 
 
-def _built_in(bundle: Bundle) -> list[Bundle]:
+def _built_in(bundle: Bundle, find_built_in: Callable[[str], Bundle]) -> list[Bundle]:
     """Return the built-in bundle of the same model, if there is one and it is installed."""
     if bundle.spec.name not in MINIATURES:
         return []
     try:
-        built_in = find_bundle(bundle.spec.name)
+        built_in = find_built_in(bundle.spec.name)
     except BundleError:
         return []
     return [built_in] if _same_model(built_in, bundle) else []
@@ -152,7 +164,12 @@ class _GraphResult:
 
 
 def compare_precisions(
-    runs: Sequence[BackendRun], feeds: FeedStore | None, *, threads: int | None, progress: Progress
+    runs: Sequence[BackendRun],
+    feeds: FeedStore | None,
+    *,
+    threads: int | None,
+    progress: Progress,
+    search: Search = find_first_divergence,
 ) -> Ladder:
     """Measure every graph of every bundle, and find the node at which the first failing graph diverges.
 
@@ -161,6 +178,7 @@ def compare_precisions(
         feeds: a recording of the same model, replayed as well as the golden feeds; None leaves that out.
         threads: as in `load`.
         progress: called with one line at each step.
+        search: finds the node at which a graph diverges.
 
     Raises:
         BundleError: a graph or its golden record is missing.
@@ -184,7 +202,7 @@ def compare_precisions(
         )
         for number, run in enumerate(runs)
     )
-    return _with_divergence(Ladder(results=results), runs, golden, compared, progress)
+    return _with_divergence(Ladder(results=results), runs, golden, compared, progress, search)
 
 
 def _check_complete(runs: Sequence[BackendRun], golden: GoldenTensors) -> None:
@@ -262,6 +280,7 @@ def _with_divergence(
     golden: GoldenTensors,
     compared: Mapping[str, Sequence[_GraphResult]],
     progress: Progress,
+    search: Search,
 ) -> Ladder:
     """Add the node at which the first failing graph diverges."""
     failed = ladder.first_failed
@@ -274,7 +293,7 @@ def _with_divergence(
     feeds = record if output.golden_passed and record is not None else golden[output.graph][0]
     exact = runs[0] if number else None
     try:
-        found = find_first_divergence(
+        found = search(
             runs[number].bundle.graph_path(output.graph),
             None if exact is None else exact.bundle.graph_path(output.graph),
             feeds,
