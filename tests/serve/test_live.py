@@ -7,6 +7,7 @@ import json
 import signal
 import socket as sockets
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -223,22 +224,55 @@ def test_a_message_that_is_much_too_large_is_not_read_to_its_end(server):
         socket.send([bytes(1 << 20)] * 100)
 
 
+HANDSHAKE = (
+    b"GET /v1/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+MASK = bytes(4)
+BROKEN = {
+    "unmasked": b"\x82\x05hello",
+    "reserved bit": b"\xc2\x80" + MASK,
+    "reserved kind": b"\x83\x80" + MASK,
+    "ping in parts": b"\x09\x80" + MASK,
+    "no begin": b"\x80\x80" + MASK,
+    "no UTF-8": b"\x81\x82" + MASK + b"\xc3\x28",
+    "exabytes": b"\x82\xff\x7f" + bytes(6) + b"\x01" + MASK,
+}
+
+
+@pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN)
+def test_a_broken_message_closes_the_socket_and_the_next_session_works(guardless, sent):
+    with sockets.create_connection(("127.0.0.1", guardless.port), timeout=5) as connection:
+        connection.sendall(HANDSHAKE)
+        head = connection.recv(65536)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        connection.sendall(sent)
+        with suppress(ConnectionResetError):
+            while connection.recv(65536):
+                pass
+    assert first_of(guardless)["type"] == "hello"
+
+
+@pytest.fixture(scope="module")
+def guardless():
+    with running() as found:
+        yield found
+
+
+def first_of(server):
+    """Open a session as soon as the place of the one before is free; return its first message."""
+    for _ in range(200):
+        with opened(server) as socket, suppress(ConnectionClosed):
+            return json.loads(socket.recv(timeout=20))
+    return pytest.fail("the place of the session before was not given back")
+
+
 def test_a_second_session_is_refused_until_the_first_has_left(server):
     with opened(server) as first:
         next_of(first, "hello")
         with opened(server) as second:
             assert closed(second) == (1013, "another live session is running; try again later")
-    for _ in range(200):
-        with opened(server) as third:
-            message = None
-            try:
-                message = json.loads(third.recv(timeout=20))
-            except ConnectionClosed:
-                continue
-            assert message["type"] == "hello"
-            break
-    else:
-        pytest.fail("the first session's place was not given back")
+    assert first_of(server)["type"] == "hello"
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_key_frame_stops_its_work(server, clip):
