@@ -154,6 +154,7 @@ def test_a_command_that_hangs_is_ended_with_its_reader(tmp_path: Path) -> None:
         wait_until(lambda: not runs(int(note.read_text())))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_readers_that_were_killed() -> None:
     rings, files = mapped_rings(), open_files()
     options = SourceOptions(frames="every", size_xy=(64, 32), backoff_s=(0.01, 0.02))

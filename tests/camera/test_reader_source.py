@@ -144,6 +144,7 @@ SIZES = st.lists(
 PAUSES = st.lists(st.sampled_from([0.0, 0.0, 0.001, 0.004]), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(SCRIPTS, SIZES, PAUSES, st.booleans(), st.booleans())
 def test_no_frame_comes_twice_torn_out_of_order_or_without_account(

@@ -358,7 +358,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX's limits")
-@pytest.mark.parametrize("verb", ["segment", pytest.param("demo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["segment", "demo"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     verb: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_session_runs_as_one_of_polygraphys_runners_by_both_clocks() -> None:
     np.testing.assert_array_equal(ran.outputs["y"], [0, 2, 4, 6])
 
 
+@pytest.mark.slow
 def test_the_comparator_tells_how_far_apart_outputs_are_and_whether_that_is_allowed() -> None:
     first, second = {"y": np.zeros(4, np.float32)}, {"y": np.array([0, 0.5, 0, 0], np.float32)}
     (near,) = runners.compare(first, second, {"y": 0.6})

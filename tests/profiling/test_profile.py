@@ -129,6 +129,7 @@ def test_layers_carry_the_names_of_the_model_s_modules(report: ProfileReport) ->
     assert shown == sorted(shown, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_questions_of_a_throttled_round_are_marked(report: ProfileReport) -> None:
     marked = [sample.round for sample in report.samples if sample.throttled]
     assert marked == [RUNS - 1] * SCENES

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import typer
+from typer.main import get_command
 
 from refdiff.cli import (  # noqa: F401 - their verbs join the app
     build,
@@ -74,10 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _expand(list(sys.argv[1:] if arguments is None else arguments))
     try:
         with guarded_stdout(), _terminable():
-            code = int(app(given, prog_name="refdiff", standalone_mode=False) or 0)
+            code = int(
+                _command(tuple(app.registered_commands))(given, prog_name="refdiff", standalone_mode=False)
+                or 0
+            )
     except BaseException as error:
         return _end(error, given)
     return _end(KeyboardInterrupt(), given) if code == INTERRUPTED else code  # newer typers return it
+
+
+@functools.lru_cache(maxsize=1)
+def _command(_verbs: tuple[object, ...]) -> Callable[..., Any]:
+    """Return the command of these verbs; it is built from the signatures of all, once in a process."""
+    return get_command(app)
 
 
 def _expand(given: list[str]) -> list[str]:
