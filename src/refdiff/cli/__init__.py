@@ -4,7 +4,8 @@
     terminal.py  one JSON document or table on stdout, notes, progress and errors on stderr
     entry.py     main(): every way to end, as an exit code and at most one line
     verbs.py     demo, fetch, inspect and doctor
-    precision.py audit, bisect and sensitivity; every other verb has a module of its own
+    export.py    export and convert
+    precision.py audit, bisect, calibrate and sensitivity; every other verb has a module of its own
 
 What the tables say is in the module `tables` of each verb's room, in the terms of `refdiff.reports`.
 

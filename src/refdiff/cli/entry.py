@@ -18,10 +18,8 @@ from typer.main import get_command
 
 from refdiff.cli import (  # noqa: F401 - their verbs join the app
     build,
-    calibrate,
     camera,
     check,
-    convert,
     eval,
     export,
     precision,

@@ -1,4 +1,4 @@
-"""The verbs `sensitivity`, `audit` and `bisect`: where precision is needed; see `verbs` for the pattern."""
+"""The verbs `sensitivity`, `audit`, `bisect` and `calibrate`: where precision is needed; see `verbs`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from typing import Annotated
 
 import typer
 
-from refdiff.cli.app import BundleName, Feeds, Half, Json, Overwrite, RecipeFile, Variant, choice, verb
-from refdiff.cli.terminal import end, note, print_answer, working
+from refdiff.cli.app import (
+    Backend,
+    BundleName,
+    Feeds,
+    Half,
+    Json,
+    Mode,
+    Overwrite,
+    RecipeFile,
+    Threads,
+    Variant,
+    choice,
+    verb,
+)
+from refdiff.cli.terminal import end, note, note_backend, print_answer, working
 
 
 @verb()
@@ -143,3 +156,62 @@ def bisect(
         )
     document = {**report.to_json(), "recipe": None if written is None else str(written)}
     print_answer(document, lambda: bisection_table(report, written), as_json=as_json)
+
+
+@verb()
+def calibrate(
+    bundle: BundleName,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images; the miniature's scenes if left out.")
+    ] = None,
+    phrases: Annotated[
+        Path | None, typer.Option(help='A CSV file with the header "image,phrase", a line per question.')
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recording's folder; BUNDLE-feeds if left out.")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of scenes (32 if left out) or phrases (all if left out)."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the first scene.")] = None,
+    variant: Annotated[
+        list[str] | None,
+        choice("edge, official or paper; repeatable, official and edge if left out."),
+    ] = None,
+    mode: Mode = "full",
+    most_runs: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Most runs of one graph kept per question and variant, evenly spread; 0: all."
+        ),
+    ] = 4,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Record what the pipeline feeds its graphs, for ranges and audits; a stopped recording goes on.
+
+    Columns: recorded runs is the number of calls of the graph whose inputs are kept; a question is an image
+    and a phrase.
+    """
+    from refdiff.calibration import calibrate
+    from refdiff.calibration.tables import calibration_table
+    from refdiff.contracts.options import BackendOptions, RunOptions
+
+    with working() as progress:
+        report = calibrate.calibrate(
+            bundle,
+            calibrate.calibration_dataset(images, phrases, count, seed),
+            output=output or Path(f"{Path(bundle).resolve().name}-feeds"),
+            options=[RunOptions(variant=name, mode=mode) for name in variant or ("official", "edge")],
+            most_runs=most_runs or None,
+            backend=BackendOptions(name=backend, threads=threads),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    note_backend(backend, report.backend, report.backend_reason)
+    for warning in report.warnings:
+        note(f"warning: {warning}")
+    print_answer(report.to_json(), lambda: calibration_table(report), as_json=as_json)
