@@ -13,9 +13,9 @@ import pytest
 
 from refdiff.contracts.bundle import GraphRecord, open_bundle, write_bundle
 from refdiff.contracts.graphs import GraphSpec, TensorSpec, graph_contract
-from refdiff.contracts.spec import ClipSpec, DiffusionSpec, ModelSpec, SamSpec
 from refdiff.engines import factory
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
+from tests.support.plan_bundle import SPEC
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -27,23 +27,6 @@ SUMS = GraphSpec(
     "sums",
     (TensorSpec("left", "float32", ("b", 3)), TensorSpec("right", "float32", ("b", 3))),
     (TensorSpec("sum", "float32", ("b", 3)), TensorSpec("difference", "float32", ("b", 3))),
-)
-
-SPEC = ModelSpec(
-    name="paper doll",
-    diffusion=DiffusionSpec(
-        image_size=8,
-        vae_factor=2,
-        latent_channels=1,
-        scaling_factor=1.0,
-        context_width=2,
-        tapped_layers=("mid_block",),
-        tap_size=2,
-        cut_after="mid_block",
-    ),
-    sam=SamSpec(image_size=8, embed_channels=2, embed_size=2),
-    clip=ClipSpec(image_size=4, patch_size=2, width=2, embed_dim=2),
-    context_length=4,
 )
 
 
