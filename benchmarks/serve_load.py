@@ -98,10 +98,10 @@ def direct(bundle: str, questions: Questions, seconds: float) -> float:
 
 
 @contextmanager
-def server(bundle: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run a server as a child."""
+def server(bundle: str, *more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run a server as a child; further arguments come last."""
     command = [sys.executable, "-m", "refdiff", "serve", bundle, "--port", "0", "--threads", "1"]
-    command += ["--cache", str(CACHE_MB)]
+    command += ["--cache", str(CACHE_MB), *more]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         lines = iter(process.stderr or ())
         address = next(line.split()[-1] for line in lines if "serving at" in line)
@@ -142,13 +142,13 @@ def load(
     """Ask with so many clients at once for so long."""
     asked = Asked()
     ends = time.monotonic() + seconds
-    memory = [_resident(process.pid)]
+    memory = [resident(process.pid)]
     threads = [threading.Thread(target=asked.ask, args=(url, questions, ends)) for _ in range(many)]
     for thread in threads:
         thread.start()
     for _ in range(4):
         time.sleep(seconds / 4)
-        memory.append(_resident(process.pid))
+        memory.append(resident(process.pid))
     for thread in threads:
         thread.join()
     p50, p99 = np.percentile(asked.times, [50, 99])
@@ -164,7 +164,8 @@ def load(
     }
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Return the resident memory of a process in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 

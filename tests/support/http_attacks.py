@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from tests.support.label_studio import predict_request
+
 REFUSED = frozenset({400, 401, 403, 404, 405, 408, 411, 413, 415, 421, 422, 431, 501, 505})
 SILENT = frozenset({0})
 TOKEN = "0123456789abcdef0123"
@@ -43,6 +45,7 @@ def attacks(seed: int = 0, *, fuzzed: int = 200) -> Iterator[Attack]:
     yield from _tokens()
     yield from _sizes()
     yield from _tensors()
+    yield from _tasks()
     yield from _fuzzed(seed, fuzzed)
 
 
@@ -265,7 +268,6 @@ def _heads() -> Iterator[Attack]:
 
 
 def _paths() -> Iterator[Attack]:
-    REFUSED | SILENT
     names = (
         "../app.py",
         "..%2fapp.py",
@@ -427,11 +429,56 @@ def _tensors() -> Iterator[Attack]:
         yield Attack(kind="inference", name=name, data=request(b"{}", path=f"/v2/models/{name}/infer"))
 
 
+def _tasks() -> Iterator[Attack]:
+    """Yield requests of Label Studio that cannot be answered."""
+    task = predict_request("data:image/png;base64," + base64.b64encode(picture()).decode(), "the mug")
+    laughs = '<!DOCTYPE x [<!ENTITY a "a"><!ENTITY b "&a;&a;">]><View>&b;</View>'
+    configs = ("", "<", "<View>" * 50_000, "<View/>", laughs, "x" * (1 << 20), None, 7, [], {})
+    places = ("/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/x", "/data/upload/../../x", "data:,", 7)
+    data = [{"image": place} for place in places]
+    bodies = [
+        *({**task, "label_config": each} for each in configs),
+        *({**task, "tasks": each} for each in (None, 7, "x", {}, [7], [{}])),
+        *({**task, "tasks": [{"id": 1, "data": each}]} for each in (None, 7, "x", [], {}, *data)),
+    ]
+    for number, body in enumerate(bodies):
+        sent = request(json.dumps(body).encode(), path="/predict")
+        yield Attack(kind="tasks", name=f"task {number}", data=sent)
+    for path, right in (("/predict", REFUSED), ("/setup", REFUSED), ("/webhook", REFUSED | {201})):
+        for number, body in enumerate((b"", b"[", b"null", b"7", b"[" * 100_000, b"\xff" * 100)):
+            yield Attack(kind="tasks", name=f"{path} {number}", data=request(body, path=path), right=right)
+
+
+def _good_requests() -> list[bytes]:
+    """Return one good request of each protocol."""
+    image = picture()
+    data = base64.b64encode(image).decode()
+    file = struct.pack("<I", len(image)) + image
+    entry = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [1],
+        "parameters": {"binary_data_size": len(file)},
+    }
+    head = json.dumps({"inputs": [entry, _PHRASES]}).encode()
+    pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2, 3]}
+    form = b'--B\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + image
+    form += b'\r\n--B\r\ncontent-disposition: form-data; name="prompt"\r\n\r\nthe mug\r\n--B--\r\n'
+    task = predict_request(f"data:image/png;base64,{data}", "the mug")
+    return [
+        request(_document()),
+        request(form, kind="multipart/form-data; boundary=B"),
+        request(json.dumps({"inputs": [pixels, _PHRASES]}).encode(), path=_INFER),
+        request(head + file, path=_INFER, headers=(f"Inference-Header-Content-Length: {len(head)}",)),
+        request(json.dumps(task).encode(), path="/predict"),
+    ]
+
+
 def _fuzzed(seed: int, count: int) -> Iterator[Attack]:
-    """Yield copies of a good request with a few bytes changed, removed or doubled; they may be good still."""
-    rng, whole = np.random.default_rng(seed), request(_document())
+    """Yield copies of good requests with a few bytes changed, removed or doubled; they may be good still."""
+    rng, good = np.random.default_rng(seed), _good_requests()
     for number in range(count):
-        data = bytearray(whole)
+        data = bytearray(good[number % len(good)])
         for _ in range(int(rng.integers(1, 6))):
             at = int(rng.integers(len(data)))
             change = int(rng.integers(3))
