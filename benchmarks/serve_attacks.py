@@ -32,7 +32,7 @@ from tests.support.http_attacks import TOKEN, Attack, attacks, status_of
 
 RECORD = RESULTS / "serve-attacks.json"
 LIMITS = ("--token", TOKEN, "--timeout", "60", "--max-body", "8", "--cache", "64")
-AT_ONCE = 8
+AT_ONCE = 16
 LONGEST_S = 60.0
 SLOW = 100
 """Connections that send their head a byte at a time."""
