@@ -117,8 +117,9 @@ def ours_half(bundle: Path, graph: str, target: Path) -> dict[str, float]:
     from refdiff.passes.keep_fp32 import default_fp32_nodes, default_half_weights
 
     source, started = bundle / f"{graph}.onnx", time.perf_counter()
-    fp32 = default_fp32_nodes(ir.load(source).graph)
-    recipe = GraphRecipe(half="fp16", fp32=fp32, half_weights=default_half_weights(graph))
+    whole = ir.load(source).graph
+    half_weights = default_half_weights(graph, whole)
+    recipe = GraphRecipe(half="fp16", fp32=default_fp32_nodes(whole), half_weights=half_weights)
     convert_graph(source, target, recipe)
     return {"conversion_seconds": time.perf_counter() - started}
 

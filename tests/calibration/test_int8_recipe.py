@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 from refdiff.calibration.ranges import Histogram, collect_ranges, smoothing_exponents
 from refdiff.calibration.recipes import METHODS
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.inspection import find_bundle
+from refdiff.contracts.inspection import MINIATURES, find_bundle
 from refdiff.contracts.parity import correlation
 from refdiff.contracts.recipe import Quantized, match_rules
 from refdiff.errors import InputError
@@ -194,29 +194,29 @@ def test_the_tapped_q_and_k_are_left_alone_and_the_other_q_and_k_are_not():
     assert not (queries - tapped) & left
 
 
-def test_of_sam_s_encoder_the_first_block_the_neck_and_what_follows_a_gelu_hold_their_weight_only():
+def test_of_sam_s_encoder_the_first_block_and_what_follows_a_gelu_hold_their_weight_only():
     graph = miniature_graph("sam_encoder").graph
     nodes = choose_eight_bit_nodes(graph, fp32_rules=(), excluded=default_excluded("sam_encoder", graph))
     alone = match_rules(default_weights_alone("sam_encoder", nodes), nodes, where="sam_encoder")
     for name in nodes:
-        expected = ".blocks.0." in name or ".neck." in name or name.endswith(".mlp.lin2/MatMul")
-        assert (name in alone) == expected
+        assert (name in alone) == (".blocks.0." in name or name.endswith(".mlp.lin2/MatMul"))
     assert 0 < len(alone) < len(nodes)
 
 
-def test_of_a_tiny_vit_downsampling_and_depthwise_convolutions_hold_their_weight_only_too():
-    graph = ir.load(find_bundle("mini-edge").graph_path("sam_encoder")).graph
+@pytest.mark.parametrize("bundle", MINIATURES)
+def test_the_neck_and_the_later_convolutions_of_sam_s_encoder_have_no_eight_bits(bundle):
+    graph = ir.load(find_bundle(bundle).graph_path("sam_encoder")).graph
     nodes = choose_eight_bit_nodes(graph, fp32_rules=(), excluded=default_excluded("sam_encoder", graph))
+    convolutions = [name for name in nodes if name.endswith("/Conv")]
+    assert all(".stages.0.blocks." in name for name in convolutions)
     alone = match_rules(default_weights_alone("sam_encoder", nodes), nodes, where="sam_encoder")
-    parts = (".blocks.0.", ".neck.", ".mlp.fc2/", ".downsample.", ".local_conv/")
-    for name in nodes:
-        assert (name in alone) == any(part in name for part in parts)
+    assert set(convolutions) <= alone
     assert 0 < len(alone) < len(nodes)
 
 
 def test_a_rule_that_fits_no_node_of_another_architecture_is_left_out():
-    (rule,) = default_weights_alone("sam_encoder", ["image_encoder.neck.0/Conv", "layers.0/MatMul"])
-    assert rule.nodes == ("*.neck.*",)
+    (rule,) = default_weights_alone("sam_encoder", ["layers.1.mlp.fc2/MatMul", "layers.0/MatMul"])
+    assert rule.nodes == ("*.mlp.fc2/*",)
     assert default_weights_alone("clip_text", ["blocks.0.mlp.lin2/MatMul"]) == ()
 
 

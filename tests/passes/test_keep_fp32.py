@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 
+from refdiff.contracts.inspection import MINIATURES, find_bundle
 from refdiff.contracts.recipe import Half, match_rules
 from refdiff.passes.half_precision import HalfPrecision
 from refdiff.passes.keep_fp32 import MOVES, close_regions, default_fp32_nodes, default_half_weights
@@ -147,10 +148,21 @@ def test_patterns_name_no_node_that_the_rule_did_not_find(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MINIATURE)
-def test_sams_decoder_alone_computes_in_single_precision(name: str) -> None:
-    known = {node.name for node in miniature_graph(name).graph}
-    found = match_rules(default_half_weights(name), known, where="graph")
-    assert found == (known if name == "sam_decoder" else set())
+def test_what_draws_sams_masks_computes_in_single_precision(name: str) -> None:
+    graph = miniature_graph(name).graph
+    known = {node.name for node in graph}
+    found = match_rules(default_half_weights(name, graph), known, where="graph")
+    last = {"image_encoder.neck.2/Conv"} if name == "sam_encoder" else set()
+    assert found == (known if name in ("sam_decoder", "sam_masks") else last)
+
+
+@pytest.mark.parametrize("bundle", MINIATURES)
+def test_between_the_norms_of_sams_neck_nothing_is_rounded(bundle: str) -> None:
+    graph = ir.load(find_bundle(bundle).graph_path("sam_encoder")).graph
+    rules = (*default_fp32_nodes(graph), *default_half_weights("sam_encoder", graph))
+    kept = close_regions(graph, match_rules(rules, {node.name for node in graph}, where="graph"))
+    neck = {node.name for node in graph if ".neck." in node.name and node.op_type not in MOVES}
+    assert neck - kept == {"image_encoder.neck.0/Conv"}
 
 
 def test_a_module_with_other_modules_inside_is_no_pattern() -> None:

@@ -66,8 +66,12 @@ def half_recipe(bundle: Bundle, half: str = "fp16") -> Recipe:
     type_: Half = "bf16" if half == "bf16" else "fp16"
     graphs = {}
     for name in CONVERTED:
-        fp32 = default_fp32_nodes(load_graph(bundle.graph_path(name)).graph, type_)
-        graphs[name] = GraphRecipe(half=type_, fp32=fp32, half_weights=default_half_weights(name))
+        graph = load_graph(bundle.graph_path(name)).graph
+        graphs[name] = GraphRecipe(
+            half=type_,
+            fp32=default_fp32_nodes(graph, type_),
+            half_weights=default_half_weights(name, graph),
+        )
     return Recipe(model=bundle.spec.name, sources=dict(bundle.manifest.sources), graphs=graphs)
 
 

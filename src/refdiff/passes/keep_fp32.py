@@ -53,14 +53,33 @@ def default_fp32_nodes(graph: ir.Graph, half: Half = "fp16") -> tuple[Rule, ...]
     )
 
 
-def default_half_weights(name: str) -> tuple[Rule, ...]:
-    """Return the built-in rules for nodes that compute in fp32 on half-precision weights."""
-    if name != "sam_decoder":
-        return ()
-    because = (
+_DRAWING = {
+    "sam_decoder": (
         "what passes through the decoder decides which masks are kept: rounded, near-ties fall otherwise"
-    )
-    return (Rule(nodes=("*",), because=because, origin="rule"),)
+    ),
+    "sam_masks": "it draws every pixel: one at an edge moves the box of a mask, and with it CLIP's crop",
+}
+"""Graph that computes in fp32 on half-precision weights -> the reason."""
+
+
+def default_half_weights(name: str, graph: ir.Graph) -> tuple[Rule, ...]:
+    """Return the built-in rules for nodes of `name` that compute in fp32 on half-precision weights."""
+    if name in _DRAWING:
+        return (Rule(nodes=("*",), because=_DRAWING[name], origin="rule"),)
+    nodes = tuple(last_products(graph)) if name == "sam_encoder" else ()
+    because = "last convolution: between two norms in fp32, it alone makes most of the embedding's error"
+    return (Rule(nodes=nodes, because=because, origin="rule"),) if nodes else ()
+
+
+def last_products(graph: ir.Graph) -> Iterator[str]:
+    """Yield the name of the last product or convolution with a weight before each output."""
+    for value in graph.outputs:
+        node = value.producer()
+        while node is not None and not is_weighted(node):
+            makers = (source.producer() for source in node.inputs if source is not None)
+            node = next((maker for maker in makers if maker is not None), None)
+        if node is not None and node.name:
+            yield node.name
 
 
 def close_regions(graph: ir.Graph, names: Collection[str]) -> frozenset[str]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from refdiff.contracts.graphs import TAP_OUTPUTS
 from refdiff.contracts.recipe import Rule, match_rules
-from refdiff.passes.keep_fp32 import MOVES, close_regions, is_weighted
+from refdiff.passes.keep_fp32 import MOVES, close_regions, is_weighted, last_products
 
 _AXIS = {"MatMul": 1, "Conv": 0, "ConvTranspose": 1, "Gather": 0}
 
@@ -31,7 +31,12 @@ _EXCLUDED: dict[str, tuple[tuple[str, str], ...]] = {
         ("quant_conv/", "last convolution: the posterior itself"),
         ("conv_shortcut/", "shortcut: part of the residual stream"),
     ),
-    "sam_encoder": (("patch_embed", "first convolution: the picture itself"),),
+    "sam_encoder": (
+        ("patch_embed", "first convolution: the picture itself"),
+        (".neck.", "neck: it makes the embedding that every mask is drawn from"),
+        (".downsample.", "downsampling between the stages of a TinyViT: most of its loss in eight bits"),
+        (".local_conv/", "depthwise convolution of a TinyViT: one range for channels that differ"),
+    ),
     "sam_masks": (
         ("hypernetworks", "heads: a few small products that decide every pixel"),
         ("upscaling", "upscaling: two small products that draw every pixel"),
@@ -48,13 +53,10 @@ _WEIGHTS_ALONE: dict[str, tuple[tuple[str, str], ...]] = {
             "*.mlp.lin2/*",
             "behind a GELU: what is near zero on one side and large on the other loses half of the levels",
         ),
-        ("*.neck.*", "neck: it makes the embedding that every mask is drawn from"),
         (
             "*.mlp.fc2/*",
             "behind a GELU: what is near zero on one side and large on the other loses half of the levels",
         ),
-        ("*.downsample.*", "downsampling between the stages of a TinyViT: most of its loss in eight bits"),
-        ("*.local_conv/*", "depthwise convolution of a TinyViT: one range for channels that differ"),
     ),
     "unet": (("*time_emb*", "time embedding: one small product per block, added everywhere"),),
 }
@@ -121,7 +123,7 @@ def default_excluded(name: str, graph: ir.Graph) -> tuple[Rule, ...]:
     if name.startswith("clip"):
         for found, because in (
             (_first_products(graph), "first projection: the picture itself, most of FP8's error"),
-            (_last_products(graph), "last projection: the vector itself"),
+            (last_products(graph), "last projection: the vector itself"),
         ):
             if nodes := tuple(dict.fromkeys(found)):
                 rules.append(Rule(nodes=nodes, because=because, origin="rule"))
@@ -152,17 +154,6 @@ def _first_products(graph: ir.Graph) -> Iterator[str]:
     for node in graph:
         data = node.inputs[0] if _has_constant_weight(node) else None
         if node.name and data is not None and not any(_sources(data, MOVES)):
-            yield node.name
-
-
-def _last_products(graph: ir.Graph) -> Iterator[str]:
-    """Yield the last product before each output."""
-    for value in graph.outputs:
-        node = value.producer()
-        while node is not None and not _has_constant_weight(node):
-            source = node.inputs[0]
-            node = source.producer() if source is not None else None
-        if node is not None and node.name:
             yield node.name
 
 
