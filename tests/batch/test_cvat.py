@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 
 from refdiff.batch.cvat import PhraseFunction, create, read_labels
-from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.miniature.scenes import render_scene
-from refdiff.runtime.segmentation import Segmentation
+from tests.support.answers import answer
 
 ROWS = [("mug", "the red mug"), ("mug", "the mug on the left"), ("ball", "the ball"), ("none", "nothing")]
 
@@ -27,28 +26,7 @@ class FakeSegmenter:
                 mask[4:6, 5:8] = False
             elif "ball" in phrase:
                 mask[-3:, -4:] = True
-            yield answer(phrase, mask, confidence=0.4 if "ball" in phrase else 0.9)
-
-
-def answer(phrase, mask, confidence):
-    one = np.ones(1, np.float32)
-    return Segmentation(
-        phrase=phrase,
-        root=phrase.split()[-1],
-        mask=mask,
-        index=0 if mask.any() else None,
-        score=1.0,
-        scores=Scores(hard=one, soft=one, generative=one, place=one, total=one),
-        heat=None,
-        candidates=Candidates(
-            masks=mask[None],
-            predicted_iou=one,
-            areas_px=np.array([mask.sum()]),
-            boxes_xyxy_px=np.zeros((1, 4), np.int64),
-            kept=one > 0,
-        ),
-        confidence=confidence,
-    )
+            yield answer(phrase, mask, score=1.0, confidence=0.4 if "ball" in phrase else 0.9)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from PIL import Image
 
 from refdiff.batch import folder as batch_folder
 from refdiff.batch import folder_run
-from refdiff.batch.prediction import Prediction
 from refdiff.cli import main
 from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.options import VARIANTS, BackendOptions, FolderOptions, RunOptions
@@ -24,6 +23,7 @@ from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import EngineError, InputError
 from refdiff.miniature.scenes import render_scene
 from refdiff.runtime.segmentation import Segmentation
+from tests.support.answers import prediction
 
 PHRASES = ["the red mug", "the book"]
 
@@ -321,19 +321,9 @@ def test_a_single_string_is_not_a_sequence_of_phrases(fake, pictures):
 
 
 def test_a_prediction_that_waits_to_be_written_holds_no_heatmap_and_no_other_masks():
-    result = _result((20, 30), "the mug")
-    prediction = Prediction(
-        image=np.zeros((20, 30, 3), np.uint8),
-        result=result,
-        options=VARIANTS["edge"],
-        model="mini",
-        backend="a test",
-        backend_reason="",
-        encode_ms=1.0,
-        segment_ms=1.0,
-    )
-    light = folder_run._without_intermediates(prediction)
-    assert light.to_json() == prediction.to_json()
+    whole = prediction(_result((20, 30), "the mug"), np.zeros((20, 30, 3), np.uint8))
+    light = folder_run._without_intermediates(whole)
+    assert light.to_json() == whole.to_json()
     assert light.result.heat is None
     assert light.result.candidates.masks.nbytes == 0
     assert light.result.mask.base is None

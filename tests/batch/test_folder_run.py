@@ -16,47 +16,18 @@ from refdiff.batch.prediction import Prediction
 from refdiff.batch.result_store import ResultStore, open_result_store
 from refdiff.batch.work_list import plan_work
 from refdiff.contracts.atomic_io import hash_file, write_file
-from refdiff.contracts.options import VARIANTS
-from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
-from refdiff.runtime.segmentation import Segmentation
+from tests.support.answers import answer, prediction
 
 PHRASES = ("the mug", "the book")
 BAD_WIDTH = 31
 """Width in px of the image on which the predictor fails."""
 
 
-def prediction(image: NDArray[np.uint8], phrase: str, rows: int = 3) -> Prediction:
-    masks = np.zeros((1, *image.shape[:2]), np.bool_)
-    masks[0, :rows] = True
-    value = np.array([0.5], np.float32)
-    result = Segmentation(
-        phrase=phrase,
-        root="mug",
-        mask=masks[0],
-        index=0,
-        score=0.5,
-        scores=Scores(hard=value, soft=value, generative=value, place=value, total=value),
-        heat=None,
-        candidates=Candidates(
-            masks=masks,
-            predicted_iou=value,
-            areas_px=masks.sum(axis=(1, 2)),
-            boxes_xyxy_px=np.array([[0, 0, image.shape[1] - 1, rows - 1]]),
-            kept=value > 0,
-        ),
-        image=image,
-    )
-    return Prediction(
-        image=image,
-        result=result,
-        options=VARIANTS["edge"],
-        model="mini",
-        backend="a test",
-        backend_reason="",
-        encode_ms=1.0,
-        segment_ms=1.0,
-    )
+def predicted(image: NDArray[np.uint8], phrase: str, rows: int = 3) -> Prediction:
+    mask = np.zeros(image.shape[:2], np.bool_)
+    mask[:rows] = True
+    return prediction(answer(phrase, mask, image=image), image)
 
 
 def predictor(error: Exception | None = None, *, on: Callable[[int], bool] = BAD_WIDTH.__eq__, rows: int = 3):
@@ -66,7 +37,7 @@ def predictor(error: Exception | None = None, *, on: Callable[[int], bool] = BAD
         if error is not None and on(image.shape[1]):
             raise error
         for phrase in phrases:
-            yield prediction(image, phrase, rows)
+            yield predicted(image, phrase, rows)
 
     return predict
 
@@ -145,7 +116,7 @@ def test_an_engine_error_on_several_images_is_theirs_if_the_device_works(images:
 def test_a_failed_drawing_is_the_image_s_and_a_full_disk_ends_the_run(images: Path) -> None:
     def undrawable(image: NDArray[np.uint8], phrases: Sequence[str]) -> Iterator[Prediction]:
         return (
-            prediction(image[:, :, :2] if image.shape[1] == BAD_WIDTH else image, each) for each in phrases
+            predicted(image[:, :, :2] if image.shape[1] == BAD_WIDTH else image, each) for each in phrases
         )
 
     outcome = run(images, undrawable)

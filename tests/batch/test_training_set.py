@@ -11,15 +11,12 @@ import pytest
 from PIL import Image
 
 from refdiff.batch.folder_run import FolderRun
-from refdiff.batch.prediction import Prediction
 from refdiff.batch.result_store import EXPORTS, open_result_store
 from refdiff.batch.training_set import FinishedRun, check_exports, export_training_set
 from refdiff.batch.work_list import plan_work
 from refdiff.cli import main
-from refdiff.contracts.options import VARIANTS
-from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import EngineError, InputError
-from refdiff.runtime.segmentation import Segmentation
+from tests.support.answers import answer, prediction
 
 cv2 = pytest.importorskip("cv2")
 
@@ -46,36 +43,7 @@ def predict(image, phrases):
         if image.shape[1] == 31:
             raise EngineError("graph unet failed")
         mask = mask_on(image.shape[:2], phrase)
-        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-        box = [0, 0, 0, 0] if not mask.any() else [columns[0], rows[0], columns[-1], rows[-1]]
-        value = np.array([0.5], np.float32)
-        result = Segmentation(
-            phrase=phrase,
-            root="mug",
-            mask=mask,
-            index=0 if mask.any() else None,
-            score=0.5,
-            scores=Scores(hard=value, soft=value, generative=value, place=value, total=value),
-            heat=None,
-            candidates=Candidates(
-                masks=mask[None],
-                predicted_iou=value,
-                areas_px=np.array([mask.sum()]),
-                boxes_xyxy_px=np.array([box]),
-                kept=value > 0,
-            ),
-            image=image,
-        )
-        yield Prediction(
-            image=image,
-            result=result,
-            options=VARIANTS["edge"],
-            model="mini",
-            backend="a test",
-            backend_reason="",
-            encode_ms=1.0,
-            segment_ms=1.0,
-        )
+        yield prediction(answer(phrase, mask, image=image), image)
 
 
 def picture(number, size=(20, 30)):

@@ -1,7 +1,6 @@
 """The page's live camera in a real browser, whose camera plays a rendered clip with known masks."""
 
 import io
-import shutil
 from base64 import b64decode
 
 import numpy as np
@@ -12,21 +11,15 @@ pytest.importorskip("starlette")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("cv2")
 pytest.importorskip("websockets")
-api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 
 from refdiff.contracts.options import BackendOptions
 from refdiff.data.moving_scenes import MovingScene
 from refdiff.serve.worker import opener
+from tests.support.browser import MARKS, api, chromium, opened
 from tests.support.http_server import running
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-    # Playwright's loop belongs to its thread, and is closed with it.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 
 PHRASE = "the green book"
 FRAMES = 40
@@ -52,16 +45,9 @@ def camera(clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(camera):
-    switches = [
-        "--no-sandbox",
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-video-capture={camera}",
-    ]
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=switches)
+    switches = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+    with chromium(*switches, f"--use-file-for-fake-video-capture={camera}") as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +58,10 @@ def server():
 
 @pytest.fixture
 def page(browser, server):
-    problems = []
-    found = browser.new_context(viewport={"width": 1000, "height": 800}).new_page()
-    found.on("pageerror", lambda error: problems.append(str(error)))
-    found.goto(server.url)
-    found.click("#go-live")
-    api.expect(found.locator("#live-note")).to_have_text("Type what to follow")
-    yield found
-    found.context.close()
-    assert problems == []
+    with opened(browser, server, width=1000, height=800) as found:
+        found.click("#go-live")
+        api.expect(found.locator("#live-note")).to_have_text("Type what to follow")
+        yield found
 
 
 # What is on show, read in one task of the browser: the picture, and the filled outline of the mask.

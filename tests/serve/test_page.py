@@ -2,8 +2,6 @@
 
 import io
 import json
-import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,49 +9,29 @@ from PIL import Image
 
 pytest.importorskip("starlette")
 pytest.importorskip("onnxruntime")
-api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 
 from refdiff.contracts.options import BackendOptions
 from refdiff.data.synthetic import demo_samples
 from refdiff.serve.app import AppOptions
 from refdiff.serve.live import LiveOptions
 from refdiff.serve.worker import opener
+from tests.support.browser import MARKS, api, chromium, opened
 from tests.support.http_server import running
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-    # Playwright's loop belongs to its thread, and is closed with it.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
 def server():
     with running(open_segmenter=opener("mini", backend=BackendOptions(threads=1))) as found:
         yield found
-
-
-@contextmanager
-def opened(browser, server, **context):
-    """Open the page, and fail if its scripts do."""
-    problems = []
-    page = browser.new_context(viewport={"width": 1280, "height": 900}, **context).new_page()
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(server.url)
-    yield page
-    page.context.close()
-    assert problems == []
 
 
 @pytest.fixture
@@ -110,6 +88,21 @@ def test_an_answer_is_marked_as_one_to_an_earlier_text_until_the_new_one_is_ther
     held[0].continue_()
     api.expect(page.locator("body")).not_to_have_class("pending")
     assert "not here" in page.inner_text("#verdict")
+
+
+def test_all_questions_of_a_page_name_one_session_and_those_of_another_page_another(page, browser, server):
+    def session_of(asking, phrase):
+        with asking.expect_request("**/v1/segment") as found:
+            asking.fill("#phrase", phrase)
+        api.expect(asking.locator("#status")).to_contain_text("Answered")
+        return found.value.headers["x-session-id"]
+
+    upload(page, demo_samples(1)[0].read())
+    first = session_of(page, "the black mug")
+    assert session_of(page, "the red ball") == first
+    with opened(browser, server) as other:
+        upload(other, demo_samples(1)[0].read())
+        assert session_of(other, "the black mug") != first
 
 
 def test_what_is_not_there_is_said_and_drawn_as_doubtful(page):

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from refdiff.contracts.results import Candidates, Scores
-from refdiff.runtime.segmentation import Segmentation
 from refdiff.serve.app import AppOptions, create_app
 from refdiff.serve.server import ServeOptions, Server
 from refdiff.serve.service import Status
 from refdiff.serve.worker import EngineWorker
+from tests.support.answers import answer
 
 
 class FakeSegmenter:
@@ -64,25 +63,8 @@ class FakeSegmenter:
 def segmentation(phrase, confidence=0.75):
     mask = np.zeros((8, 12), bool)
     mask[2:5, 3:9] = True
-    one = np.ones(1, np.float32)
-    return Segmentation(
-        phrase=phrase,
-        root=(phrase.split() or [""])[-1],
-        mask=mask,
-        index=0,
-        score=1.0,
-        scores=Scores(hard=one, soft=one, generative=one, place=one, total=one),
-        heat=mask.astype(np.float32),
-        candidates=Candidates(
-            masks=mask[None],
-            predicted_iou=one,
-            areas_px=np.array([18]),
-            boxes_xyxy_px=np.array([[3, 2, 8, 4]]),
-            kept=np.ones(1, bool),
-        ),
-        confidence=confidence,
-        cautions=("test: a caution",),
-    )
+    heat, cautions = mask.astype(np.float32), ("test: a caution",)
+    return answer(phrase, mask, score=1.0, heat=heat, confidence=confidence, cautions=cautions)
 
 
 class Running:
@@ -122,7 +104,7 @@ class Running:
 
 @contextmanager
 def running(
-    options=None, *, most_waiting=2, cache_bytes=1 << 20, serving=None, open_segmenter=None
+    options=None, *, most_waiting=2, cache_bytes=1 << 20, serving=None, open_segmenter=None, tidy=None
 ) -> Iterator[Running]:
     """Run a server over a fake segmenter, or over the one that `open_segmenter` opens."""
     made = []
@@ -130,6 +112,7 @@ def running(
         open_segmenter or (lambda gap: made.append(FakeSegmenter(gap)) or made[0]),
         most_waiting=most_waiting,
         cache_bytes=cache_bytes,
+        tidy=tidy,
     )
     worker.start()
     status, listener = Status(tested=True), socket.create_server(("127.0.0.1", 0))
