@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
 import gc
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import torch
 from benchmarks import full_size_checkpoints as full
 from benchmarks.full_size_checkpoints import Answers, Modules
 from benchmarks.records import RESULTS, add_entry
+from refdiff.contracts.heap import trim_heap
 from refdiff.models.clip import VIT_B_16, VIT_B_32, VIT_L_14, load_clip
 from refdiff.models.diffusion import SD15, SD21, load_diffusion
 from refdiff.models.fitting import Part
@@ -169,7 +169,7 @@ def _private_bytes() -> int:
 def _tidy() -> None:
     """Freed pages kept for later would hide what loading takes."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim_heap()
 
 
 _sd = partial(load_diffusion, image_size=512)

@@ -95,6 +95,16 @@ def test_a_file_is_sent_as_it_is(server, tmp_path):
         Client(server.url).segment(tmp_path / "none.jpg", "the mug")
 
 
+def test_freed_memory_is_returned_after_every_job_and_after_one_that_failed():
+    tidied = []
+    with running(tidy=lambda: tidied.append(1)) as server:
+        assert server.ask("/v1/segment", asked("the mug"))[0] == 200
+        until(lambda: len(tidied) == 1)
+        server.segmenter.fails_with = EngineError("graph unet failed")
+        assert server.ask("/v1/segment", asked("the mug"))[0] == 500
+        until(lambda: len(tidied) == 2)
+
+
 def test_the_stages_of_other_threads_are_not_those_of_a_job():
     metrics = Metrics()
     with metrics.stage("latent"):

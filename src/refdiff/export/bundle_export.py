@@ -7,8 +7,6 @@ At most one model is in memory, and its weights only once.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.bundle import GraphRecord, Manifest, write_bundle
 from refdiff.contracts.graphs import GraphSpec, graph_contract
+from refdiff.contracts.heap import trim_heap
 from refdiff.contracts.parity import Parity
 from refdiff.contracts.progress import Progress, Step
 from refdiff.contracts.session import Array
@@ -185,8 +184,7 @@ def _release(stack: ModelStack, component: str) -> None:
     """Release a module, and return its memory to the system before the next one is loaded."""
     stack.release(component)
     gc.collect()  # modules and their exported programs refer to themselves
-    with contextlib.suppress(OSError, AttributeError):  # only glibc keeps freed pages
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim_heap()
 
 
 def _write_graph(stack: ModelStack, graph: GraphSpec, folder: Path, exporter: GraphExporter) -> Path:

@@ -18,15 +18,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, silent
-from refdiff.errors import EngineError, InputError
+from refdiff.errors import InputError
 from refdiff.serve.app import AppOptions, create_app
 from refdiff.serve.guard import Guard, GuardOptions
 from refdiff.serve.label_studio_image import LabelStudioImages, LabelStudioOptions
 from refdiff.serve.live import LiveOptions
 from refdiff.serve.metrics import Metrics
 from refdiff.serve.service import Status
-from refdiff.serve.worker import EngineWorker, opener
-from refdiff.verification.check import check
+from refdiff.serve.worker import EngineWorker, opener, self_test
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_HEAD_BYTES = 1 << 16
@@ -131,9 +130,7 @@ def open_worker(
         RefdiffError: it cannot be loaded.
     """
     progress("testing the bundle on its golden tensors")
-    report = check(bundle, dataset=None, backend=backend, progress=progress)
-    if not report.passed:
-        raise EngineError(f"{bundle} does not give its golden answers here; run: refdiff check {bundle}")
+    self_test(bundle, backend, progress)
     progress("loading the engines")
     worker = EngineWorker(
         opener(bundle, options, backend, metrics),
@@ -234,6 +231,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="asyncio",  # uvicorn would take uvloop where another package brings it
                 http=cast("Any", partial(_Protocol, head_seconds=serving.head_seconds)),
                 ws=_SocketProtocol,
                 ws_max_size=_MOST_MESSAGE_BYTES,

@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 from refdiff.contracts.bundle import read_manifest
 from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.engines.gaps import CancelledError
-from refdiff.errors import BundleError, EngineError, InputError, RefdiffError
+from refdiff.errors import BundleError, InputError, RefdiffError
 from refdiff.runtime.confidence import withhold
 from refdiff.serve.tensors import INPUTS, OUTPUT_OF, OUTPUTS, Tensor, read_question, row_of, stack_rows
-from refdiff.serve.worker import opener
-from refdiff.verification.check import check
+from refdiff.serve.worker import opener, self_test
 
 
 class PythonModel:
@@ -63,8 +62,7 @@ class PythonModel:
                 f"{bundle} is another bundle than the repository was written for; write it again, or put the "
                 "right one there"
             )
-        if not check(bundle, dataset=None, backend=backend).passed:
-            raise EngineError(f"{bundle} does not give its golden answers here; run: refdiff check {bundle}")
+        self_test(bundle, backend)
         return opener(bundle, options, backend)(self._check_cancelled)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

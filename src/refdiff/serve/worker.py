@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from refdiff.contracts.heap import HeapTrimmer
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
+from refdiff.contracts.progress import Progress, silent
 from refdiff.engines.gaps import CancelledError, Gap, GapSessions
-from refdiff.errors import InputError, RefdiffError
+from refdiff.errors import EngineError, InputError, RefdiffError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.confidence import withhold
 from refdiff.runtime.encoded_image import EncodedImage
@@ -27,6 +29,7 @@ from refdiff.runtime.observer import Observer
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.segmentation import Segmentation
 from refdiff.serve.request import Prompt
+from refdiff.verification.check import check
 
 _LOGGER = logging.getLogger("refdiff.serve")
 
@@ -146,6 +149,17 @@ def opener(
     return open_segmenter
 
 
+def self_test(bundle: Path | str, backend: BackendOptions, progress: Progress = silent) -> None:
+    """Run a bundle on its golden tensors.
+
+    Raises:
+        EngineError: it does not give its golden answers here.
+        RefdiffError: it cannot be loaded.
+    """
+    if not check(bundle, dataset=None, backend=backend, progress=progress).passed:
+        raise EngineError(f"{bundle} does not give its golden answers here; run: refdiff check {bundle}")
+
+
 class EngineWorker:
     """Owns the engines of one bundle.
 
@@ -154,6 +168,7 @@ class EngineWorker:
         take_stages: returns the time of each stage in s since its last call; called after each job.
         most_waiting: jobs that may wait while one runs.
         cache_bytes: bytes of encoded images to keep.
+        tidy: called after each job; returns freed memory to the system.
     """
 
     def __init__(
@@ -163,8 +178,9 @@ class EngineWorker:
         take_stages: Callable[[], Mapping[str, float]] = dict,
         most_waiting: int = 16,
         cache_bytes: int = 1 << 29,
+        tidy: Callable[[], None] | None = None,
     ) -> None:
-        self._open, self._take_stages = open_segmenter, take_stages
+        self._open, self._take_stages, self._tidy = open_segmenter, take_stages, tidy or HeapTrimmer()
         self._most_waiting = most_waiting
         self.cache = ImageCache(cache_bytes)
         self._jobs: deque[Job] = deque()
@@ -274,6 +290,7 @@ class EngineWorker:
             if not isinstance(raised, (CancelledError, InputError, UnknownImageError)):
                 _LOGGER.exception("a job failed")
         job.listener.finished(error, self._take_stages())
+        self._tidy()
 
     def _answer(self, segmenter: Segmenter, job: Job) -> None:
         if job.cancelled.is_set():

@@ -7,6 +7,9 @@ export class ServerError extends Error {
   }
 }
 
+// One for each page: a router of several servers then gives all its questions to one, which keeps the image.
+const session = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16)).join("");
+
 let token = sessionStorage.getItem("refdiff-token");
 let askForToken = async () => null;
 
@@ -25,7 +28,7 @@ export function liveSocket() {
 }
 
 async function send(path, options = {}) {
-  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  const headers = { ...options.headers, "X-Session-Id": session, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
