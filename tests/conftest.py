@@ -6,6 +6,7 @@ import functools
 import gc
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -99,6 +100,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
 
 
+_NEW_LOGGER: tuple[int, bool, tuple[logging.Handler, ...]] = (logging.NOTSET, True, ())
+
+
+def logger_states() -> dict[str, tuple[int, bool, tuple[logging.Handler, ...]]]:
+    """Return level, propagation and handlers of refdiff's loggers."""
+    return {
+        name: (logger.level, logger.propagate, tuple(logger.handlers))
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and name.startswith("refdiff")
+    }
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(20_000)
     gc.freeze()  # a million objects of torch and of the tests themselves, which no collection need visit
@@ -172,6 +185,20 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_loggers() -> Iterator[None]:
+    """Fail a test that leaves refdiff's loggers changed: others that read them would fail for it."""
+    before = logger_states()
+    yield
+    after = logger_states()
+    changed = [name for name, state in after.items() if state != before.get(name, _NEW_LOGGER)]
+    for name in changed:  # so that one test fails, not all that follow
+        logger = logging.getLogger(name)
+        logger.level, logger.propagate, handlers = before.get(name, _NEW_LOGGER)
+        logger.handlers[:] = handlers
+    assert not changed, f"the test left loggers changed: {changed}"
 
 
 @pytest.fixture(scope="session")

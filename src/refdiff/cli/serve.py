@@ -88,7 +88,7 @@ def serve(
 
     with require_serve("serving"):
         from refdiff.serve.replicas import serve_on_ray
-        from refdiff.serve.server import ServeOptions, log_to_stderr
+        from refdiff.serve.server import ServeOptions, logging_requests
         from refdiff.serve.server import serve as serve_bundle
     where = _replicas(
         ray,
@@ -123,8 +123,7 @@ def serve(
         "backend": BackendOptions(name=backend, threads=threads, memory=memory, run_limit_s=run_limit),
         "on_ready": lambda address: note(f"serving at {address}"),
     }
-    log_to_stderr()
-    with working() as progress:
+    with logging_requests(), working() as progress:
         if where is None:
             serve_bundle(bundle, progress=progress, **how)
         else:

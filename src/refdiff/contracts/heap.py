@@ -26,7 +26,7 @@ class HeapTrimmer:
         clock: returns the time in s.
     """
 
-    _PAUSE_S = 2.0
+    _PAUSE_S = 10.0
     _SHARE = 0.02
 
     def __init__(

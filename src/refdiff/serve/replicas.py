@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ from refdiff.loading import open_backend
 from refdiff.serve.app import create_app
 from refdiff.serve.guard import App, Message, Receive, Scope, Send
 from refdiff.serve.metrics import Metrics
-from refdiff.serve.server import ServeOptions, app_options, check_address, listen, log_to_stderr, open_worker
+from refdiff.serve.server import (
+    ServeOptions,
+    app_options,
+    check_address,
+    listen,
+    logging_requests,
+    open_worker,
+)
 from refdiff.serve.service import Status
 
 _NAME = "refdiff"
@@ -82,20 +89,23 @@ class Replica:
     """
 
     def __init__(self, settings: ReplicaSettings, name: str | None = None) -> None:
-        log_to_stderr()
-        if refdiff_version() != settings.version:
-            raise InputError(
-                f"got refdiff {refdiff_version()} on node {socket.gethostname()}, "
-                f"expected {settings.version}: install the same version on every node"
+        with ExitStack() as started:
+            started.enter_context(logging_requests())
+            if refdiff_version() != settings.version:
+                raise InputError(
+                    f"got refdiff {refdiff_version()} on node {socket.gethostname()}, "
+                    f"expected {settings.version}: install the same version on every node"
+                )
+            serving, metrics = settings.serving, Metrics({"replica": name or _replica_name()})
+            self._worker = open_worker(
+                settings.bundle, serving, settings.options, settings.backend, metrics, silent
             )
-        serving, metrics = settings.serving, Metrics({"replica": name or _replica_name()})
-        self._worker = open_worker(
-            settings.bundle, serving, settings.options, settings.backend, metrics, silent
-        )
-        self._status = Status(tested=True)
-        self._app = create_app(
-            self._worker, options=app_options(serving), metrics=metrics, status=self._status
-        )
+            started.callback(self._worker.close)
+            self._status = Status(tested=True)
+            self._app = create_app(
+                self._worker, options=app_options(serving), metrics=metrics, status=self._status
+            )
+            self._started = started.pop_all()
 
     def __serve_build_asgi_app__(self) -> App:
         """Return the application; Ray Serve adds the request's id to its answers itself."""
@@ -127,8 +137,8 @@ class Replica:
 
     def close(self) -> None:
         """End the thread and free the engines; calling it twice is fine."""
-        if hasattr(self, "_worker"):
-            self._worker.close()
+        if hasattr(self, "_started"):
+            self._started.close()
 
     def __del__(self) -> None:
         """Close: Ray Serve calls it when it stops a replica."""

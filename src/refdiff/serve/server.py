@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,15 +143,24 @@ def open_worker(
     return worker
 
 
-def log_to_stderr() -> None:
+@contextlib.contextmanager
+def logging_requests() -> Iterator[None]:
     """Write the server's log to stderr, one line per request."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each malformed request
-    log = logging.getLogger("refdiff.serve")
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    log, uvicorn_log = logging.getLogger("refdiff.serve"), logging.getLogger("uvicorn.error")
+    before = log.level, log.propagate, uvicorn_log.level
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    uvicorn_log.setLevel(logging.ERROR)  # it warns of each malformed request
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        level, log.propagate, uvicorn_level = before
+        log.setLevel(level)
+        uvicorn_log.setLevel(uvicorn_level)
 
 
 def listen(serving: ServeOptions) -> socket.socket:
