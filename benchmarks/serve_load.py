@@ -1,11 +1,11 @@
-"""Load `refdiff serve` from this process over the loopback address, and compare one client with the pipeline.
+"""Load `refdiff serve` from this process over the loopback address, and compare it with the pipeline.
 
     .venv/bin/python -m benchmarks.serve_load [--seconds 120] [--clients 1 8 64]
 
 Every request is an image that the server has not seen, as a PNG file, and one phrase; the engines have one
 thread, so that the clients have a core. A refused request (429) is counted and asked again after the time the
-server names. Run it on a machine that does nothing else: it refuses to record otherwise.
-Adds an entry to results/serve-load.json.
+server names. At the end, one client and the pipeline in this process are asked in turns. Run it on a machine
+that does nothing else: it refuses to record otherwise. Adds an entry to results/serve-load.json.
 """
 
 from __future__ import annotations
@@ -48,21 +48,19 @@ def main() -> None:
     given = parser.parse_args()
     with QuietMachine() as machine:
         questions = Questions()
-        before = direct(given.bundle, questions, given.seconds / 6)
         with server(given.bundle) as (url, process):
             loads = {str(many): load(url, process, questions, many, given.seconds) for many in given.clients}
-        after = direct(given.bundle, questions, given.seconds / 6)
-    one = (before + after) / 2
+            direct, served = in_turns(url, given.bundle, questions, given.seconds)
     entry = {
         "threads": 1,
         "seconds": given.seconds,
         "cache_mb": CACHE_MB,
-        "pipeline_ms": round(1e3 * one, 2),
         "clients": loads,
+        "pipeline_ms": round(1e3 * direct, 2),
+        "served_ms": round(1e3 * served, 2),
+        "overhead_of_one_client": round(served / direct - 1, 4),
+        "others_share_of_cores": round(machine.others, 4),
     }
-    if "1" in loads:
-        entry["overhead_of_one_client"] = round(loads["1"]["mean_ms"] / (1e3 * one) - 1, 4)
-    entry["others_share_of_cores"] = round(machine.others, 4)
     add_entry(RECORD, given.bundle, entry)
 
 
@@ -83,18 +81,23 @@ class Questions:
         return png(image), self._samples[at].phrase
 
 
-def direct(bundle: str, questions: Questions, seconds: float) -> float:
-    """Return the mean time of a question in s, in this process; drawing the question is not in it."""
-    times = []
+def in_turns(url: str, bundle: str, questions: Questions, seconds: float) -> tuple[float, float]:
+    """Return the mean time of a question in s in this process, and that of one to the server.
+
+    The questions alternate, because the machine's speed changes within minutes.
+    """
+    direct, served = [], []
     with refdiff.load(bundle, backend=BackendOptions(threads=1)) as segmenter:
-        segmenter.segment(questions.draw()[0], "the mug")
+        segmenter.segment(*questions.draw())
+        client = Client(url, attempts=1)
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            image, phrase = questions.draw()
-            started = time.perf_counter()
-            segmenter.segment(image, phrase)
-            times.append(time.perf_counter() - started)
-    return float(np.mean(times))
+            for ask, times in ((segmenter.segment, direct), (client.segment, served)):
+                image, phrase = questions.draw()
+                started = time.perf_counter()
+                ask(image, phrase)
+                times.append(time.perf_counter() - started)
+    return float(np.mean(direct)), float(np.mean(served))
 
 
 @contextmanager
