@@ -86,16 +86,20 @@ def in_turns(url: str, bundle: str, questions: Questions, seconds: float) -> tup
 
     The questions alternate, because the machine's speed changes within minutes.
     """
-    direct, served = [], []
+    direct: list[float] = []
+    served: list[float] = []
     with refdiff.load(bundle, backend=BackendOptions(threads=1)) as segmenter:
         segmenter.segment(*questions.draw())
         client = Client(url, attempts=1)
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            for ask, times in ((segmenter.segment, direct), (client.segment, served)):
+            for times in (direct, served):
                 image, phrase = questions.draw()
                 started = time.perf_counter()
-                ask(image, phrase)
+                if times is direct:
+                    segmenter.segment(image, phrase)
+                else:
+                    client.segment(image, phrase)
                 times.append(time.perf_counter() - started)
     return float(np.mean(direct)), float(np.mean(served))
 
