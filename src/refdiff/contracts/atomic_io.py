@@ -25,7 +25,7 @@ from refdiff.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.(partial|replaced)", re.DOTALL)
 
@@ -38,10 +38,10 @@ def hash_file(path: Path) -> str:
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    digest = hashlib.sha256()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
     with open_plain(path) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 

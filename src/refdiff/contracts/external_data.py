@@ -25,7 +25,9 @@ _PARTS: Mapping[str, Mapping[int, str]] = {
 """Message -> its fields that can hold a tensor, by number. Source: onnx.proto."""
 
 _DEEPEST = 64
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2
+_FIXED = {1: 8, 5: 4}
+"""Wire type -> bytes of a value."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]
         ValueError: the bytes end too early, or hold what protobuf does not.
     """
     while start < end:
-        tag, start = _varint(data, start, end)
+        tag, start = data[start], start + 1  # most take one byte
+        if tag >= 0x80:
+            tag, start = _varint(data, start - 1, end)
         wire = tag & 7
         if wire == _BYTES:
             size, start = _varint(data, start, end)
@@ -101,8 +105,8 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]
             start += size
         elif wire == _VARINT:
             _, start = _varint(data, start, end)
-        elif wire in (_EIGHT_BYTES, _FOUR_BYTES):
-            start += 8 if wire == _EIGHT_BYTES else 4
+        elif wire in _FIXED:
+            start += _FIXED[wire]
         else:
             raise ValueError("it is damaged, or is not an ONNX graph")
     if start > end:
@@ -110,6 +114,8 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]
 
 
 def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+    if start < end and data[start] < 0x80:
+        return data[start], start + 1
     value = 0
     for shift in range(0, 70, 7):
         if start >= end:

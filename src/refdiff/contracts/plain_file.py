@@ -15,8 +15,9 @@ import stat
 import struct
 import zipfile
 import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ _DAMAGE = (EOFError, MemoryError, NotImplementedError, OSError, RuntimeError, Va
 """What zipfile, zlib and numpy raise at damaged data; KeyError and BadZipFile are added where they occur."""
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a regular file for reading; a FIFO or a device is refused without waiting for it.
 
     Raises:
