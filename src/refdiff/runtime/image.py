@@ -28,6 +28,9 @@ _EXPECTED = "expected [y, x], [y, x, 1], [y, x, 3] RGB or [y, x, 4] RGBA, of uin
 
 _CHANNELS = (1, 3, 4)
 
+_PNG_LEVEL = 3
+"""Of zlib, 0..9: a third of the time of 6, the usual one, and 3% more bytes."""
+
 
 def read_image(source: ImageLike, *, name: str = "the image's bytes") -> ImageArray:
     """Read a still image.
@@ -76,7 +79,7 @@ def read_only_copy(source: ImageLike) -> ImageArray:
 def png(image: NDArray[np.uint8]) -> bytes:
     """Encode an image [y, x] or [y, x, 3] as a PNG file's bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 
