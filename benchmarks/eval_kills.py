@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from benchmarks.records import RESULTS, add_entry
+from refdiff.cli import main as run_refdiff
 from refdiff.evaluation.records import RECORDS_NAME, SUMMARY_NAME
 
 RECORD = RESULTS / "eval-kills.json"
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["refdiff.cli", "refdiff.engines.ort"])
 PER_RUN = 6
 """Kills of one evaluation before it may finish."""
 
@@ -94,13 +99,24 @@ def kill_and_resume(folder: Path, *, kills: int, scenes: int, mode: str, seed: i
     return outcome
 
 
-def _command(output: Path, scenes: int, mode: str) -> list[str]:
+def _start(output: Path, scenes: int, mode: str) -> BaseProcess:
+    """Start an evaluation in a process of its own, which need not import what all of them do."""
     options = ["--count", str(scenes), "--mode", mode, "--output", str(output), "--quiet", "--json"]
-    return [sys.executable, "-m", "refdiff", "eval", "mini", *options]
+    process = _FORKS.Process(target=_run, args=(["eval", "mini", *options],))
+    process.start()
+    return process
+
+
+def _run(arguments: list[str]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(run_refdiff(arguments))
 
 
 def _finish(output: Path, scenes: int, mode: str) -> None:
-    subprocess.run(_command(output, scenes, mode), check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    process = _start(output, scenes, mode)
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"an evaluation that nothing disturbed ended with {process.exitcode}, expected 0")
 
 
 def _kill_once(
@@ -108,17 +124,18 @@ def _kill_once(
 ) -> None:
     """Start or resume an evaluation and kill it; one that ends before its moment does not count."""
     before = _lines(output)
-    process = subprocess.Popen(_command(output, scenes, mode), stdout=subprocess.DEVNULL)  # noqa: S603
+    process = _start(output, scenes, mode)
     left = scenes - len(before)
     if draw.random() < 0.5 or left < 2:
         moment, new = draw.uniform(0, duration), None
     else:
         moment, new = draw.uniform(0, 0.1), draw.randint(1, max(1, left // 3))
-    while new is not None and process.poll() is None and len(_lines(output)) < len(before) + new:
+    while new is not None and process.is_alive() and len(_lines(output)) < len(before) + new:
         time.sleep(0.002)
     time.sleep(moment)
-    process.send_signal(signal.SIGKILL)
-    if process.wait() != -signal.SIGKILL:
+    process.kill()
+    process.join()
+    if process.exitcode != -signal.SIGKILL:
         return
     after = _lines(output)
     outcome.kills += 1
