@@ -400,8 +400,10 @@ def test_a_batch_size_is_refused_for_one_phrase(pictures, capsys):
     assert "--batch-size is for several phrases; leave it out" in capsys.readouterr().err
 
 
-def test_results_of_another_refdiff_version_are_not_mixed_in(fake, pictures, monkeypatch):
+def test_results_of_another_refdiff_version_are_not_mixed_in(fake, pictures):
     _segment(pictures)
-    monkeypatch.setattr(batch_folder, "refdiff_version", lambda: "99.0")
+    run = pictures.parent / "out" / "run.json"
+    settings = json.loads(run.read_text("utf-8"))
+    run.write_text(json.dumps({**settings, "refdiff": "0.0.1"}), "utf-8")
     with pytest.raises(InputError, match="--overwrite"):
         _segment(pictures)

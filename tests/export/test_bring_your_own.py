@@ -6,8 +6,7 @@ Small random models in the published formats, with CLIP's whole vocabulary. Ever
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from refdiff.export.bundle_export import GraphExporter, export_bundle
 from refdiff.export.pipeline_feeds import PipelineFeeds
-from refdiff.models import stacks
 from refdiff.models.clip import ClipSizes, build_clip, load_clip
 from refdiff.models.diffusion import SD15, load_diffusion
 from refdiff.models.sam import SamSizes, build_sam, load_sam
-from refdiff.models.stacks import VOCABULARY, random_module, scatter_masks
+from refdiff.models.stacks import VOCABULARY, make_stack, random_module, random_stack, scatter_masks
 from refdiff.reference.pipeline import Reference
 from tests.support.calm_stack import calm_stack
 from tests.support.copied_graphs import copying
@@ -205,7 +203,7 @@ def command(files: Path, output: Path, generation: str = "sd1", **parts: Path) -
 
 def trained(files: Path, generation: str, prediction: str | None = None) -> Any:
     """The torch stack of the same files."""
-    return stacks.make_stack(
+    return make_stack(
         "refdiff-custom",
         load_diffusion(files / f"{generation}.safetensors", image_size=64, prediction=prediction),
         load_sam(files / "sam.pth"),
@@ -350,16 +348,6 @@ SMALL_SD = dataclasses.replace(
 )
 
 
-@contextmanager
-def small_architectures() -> Iterator[None]:
-    """The published names stand for small models, inside the block alone: other tests need the real ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stacks, "DIFFUSIONS", {"sd15": SMALL_SD})
-        patch.setattr(stacks, "SAMS", {"vit_h": SAM})
-        patch.setattr(stacks, "CLIPS", {"vit_b_16": CLIP})
-        yield
-
-
 @pytest.fixture(scope="module")
 def random_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny stack as if drawn from seed 3, with the graphs that `tiny_bundle` has of it."""
@@ -376,16 +364,17 @@ def random_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def drawn_stack(seed: int) -> ModelStack:
-    """The stack that an export of random weights is given."""
-    choice = ModelChoice(name="refdiff", random_weights=True, size=64, seed=seed)
-    with small_architectures():
-        return load_choice(choice, "the test")
+    """The stack that an export of random weights is given, smaller."""
+    return random_stack("refdiff", diffusion=SMALL_SD, sam=SAM, clip=CLIP, image_size=64, seed=seed)
 
 
 def test_random_weights_are_recorded_with_their_seed(random_bundle: Path) -> None:
     manifest, drawn = open_bundle(random_bundle).manifest, drawn_stack(3)
     assert drawn.spec.name == "refdiff"
-    assert manifest.random_seed == drawn.random_seed == 3
+    choice = ModelChoice(name="refdiff", random_weights=True, size=64, seed=3)
+    chosen = load_choice(choice, "the test")
+    assert manifest.random_seed == drawn.random_seed == chosen.random_seed == 3
+    assert chosen.sources == drawn.sources
     assert set(manifest.sources.values()) == set(drawn.sources.values()) == {"random, seed 3"}
 
 

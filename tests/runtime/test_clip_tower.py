@@ -17,11 +17,13 @@ from refdiff.runtime.clip_inputs import (
     MAX_HOST_PATCHES,
     MAX_PATCHES,
     candidate_attention_mask,
+    patch_bucket,
     resize_shorter_side,
     size_of_patches,
 )
 from refdiff.runtime.clip_tower import ImageTower
 from refdiff.runtime.host_graph import Rows, run_on_host, unsupported_operators
+from tests.support.fake_pipeline import POSITIONS, SPEC, FakeFactory, fake_image
 
 EXACT = 5e-6
 """Of a vector of length about 6; measured: 2e-6. The order of sums differs."""
@@ -125,6 +127,15 @@ def test_images_of_both_kinds_keep_their_order(sessions):
     expected = _tower(bundle, sessions).vectors(images)
     mixed = _tower(bundle, sessions, call_patches=100).vectors(images)
     assert np.abs(mixed - expected).max() <= EXACT
+
+
+@pytest.mark.parametrize("count", [20, 21])
+def test_a_call_of_several_images_is_bounded_in_memory(count):
+    factory, images = FakeFactory(), [fake_image((32, 32))] * count
+    tokens = 1 + patch_bucket(SPEC.clip, 16)
+    ImageTower(factory, SPEC.clip, POSITIONS, call_pairs=3 * tokens**2).vectors(images)
+    calls = [shapes["patches"][0] for _, shapes in factory.log]
+    assert calls == [3] * (count // 3) + [2] * (count % 3 > 0)
 
 
 def test_without_the_graphs_file_an_image_is_limited_to_what_an_engine_takes():

@@ -106,21 +106,21 @@ CLIPS: Mapping[str, ClipSizes] = MappingProxyType(
 def random_stack(
     name: str,
     *,
-    diffusion: str,
-    sam: str,
-    clip: str,
+    diffusion: str | DiffusionConfigs,
+    sam: str | AnySamSizes,
+    clip: str | ClipSizes,
     image_size: int,
     seed: int,
     vae: str | None = None,
     taps: TapPaths = "all",
 ) -> ModelStack:
-    """Make a stack of full-size architectures with random weights.
+    """Make a stack of published architectures, or of those of other sizes, with random weights.
 
     Args:
         name: of the stack.
-        diffusion: one of `DIFFUSIONS`.
-        sam: one of `SAMS`.
-        clip: one of `CLIPS`.
+        diffusion: one of `DIFFUSIONS`, or its settings.
+        sam: one of `SAMS`, or its sizes.
+        clip: one of `CLIPS`, or its sizes.
         image_size: side in px of the image that Stable Diffusion encodes.
         seed: of the weights.
         vae: one of `VAES`; None for the diffusion model's own.
@@ -189,7 +189,9 @@ def _random_part(
     )
 
 
-def _choose(part: str, name: str, known: Mapping[str, Any]) -> Any:
+def _choose(part: str, name: Any, known: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str):
+        return name
     if name not in known:
         raise InputError(
             f"unknown {part} architecture {name!r} for random weights; choose one of: {', '.join(known)}"

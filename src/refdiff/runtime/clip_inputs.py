@@ -260,9 +260,9 @@ def class_bucket(classes: int) -> int:
     return CLASS_BUCKETS[bisect_left(CLASS_BUCKETS, classes)]
 
 
-def images_per_call(tokens: int) -> int:
+def images_per_call(tokens: int, pairs: int = MAX_PAIRS) -> int:
     """Return the most images of `tokens` tokens each, padding included, that one call takes."""
-    return max(1, MAX_PAIRS // tokens**2)
+    return max(1, pairs // tokens**2)
 
 
 def resize(image: ImageArray, size_yx: tuple[int, int]) -> ImageArray:

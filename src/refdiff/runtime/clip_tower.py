@@ -26,6 +26,7 @@ from refdiff.errors import BundleError
 from refdiff.runtime.clip_inputs import (
     CLASS_BUCKETS,
     MAX_HOST_PATCHES,
+    MAX_PAIRS,
     MAX_PATCHES,
     candidate_attention_mask,
     class_bucket,
@@ -55,6 +56,7 @@ class ImageTower:
         positions: [g*g, w], the position table without the class token's row.
         read_graph: reads the graph's file for the host; None: nothing is computed there.
         call_patches: most patches of an image that an engine runs.
+        call_pairs: most pairs of tokens of a call of several images.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class ImageTower:
         positions: Float,
         read_graph: GraphReader | None = None,
         call_patches: int = MAX_PATCHES,
+        call_pairs: int = MAX_PAIRS,
     ) -> None:
         self._sessions = sessions
         self._spec = spec
         self._positions = positions
         self._read_graph = read_graph
         self._call_patches = call_patches
+        self._call_pairs = call_pairs
 
     def most_patches(self, wanted: int) -> int:
         """Return the most patches of an image; the graph's file is read only where `wanted` asks for it."""
@@ -90,7 +94,7 @@ class ImageTower:
             else:
                 by_bucket[patch_bucket(self._spec, patches)].append(i)
         for padded_to, members in by_bucket.items():
-            for some in slices(len(members), images_per_call(1 + padded_to)):
+            for some in slices(len(members), images_per_call(1 + padded_to, self._call_pairs)):
                 vectors[members[some]] = self._run_plain([images[i] for i in members[some]], padded_to)
         return vectors
 
