@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from traceback import StackSummary
 from typing import Any
 
 import hypothesis
@@ -141,8 +142,8 @@ def no_gpu() -> Iterator[None]:
 def fast_exporter() -> Iterator[None]:
     """Spare `torch.onnx.export` work that changes no result, a third of the time of a small graph.
 
-    It reads every operator's function again for each graph, and tries patterns of several outputs on every
-    node, each time after a walk over the whole graph.
+    It reads every operator's function again for each graph, tries every pattern on every node, and records
+    the lines of code that each node is from, which refdiff drops.
     """
     if "refdiff.export.onnx_export" not in sys.modules:  # no test of the exporter was collected
         yield
@@ -150,8 +151,9 @@ def fast_exporter() -> Iterator[None]:
     try:
         apis = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
         registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-        matcher = importlib.import_module("onnxscript.rewriter._matcher").SimplePatternMatcher
-        read, fill, match = apis.get_torchlib_ops, registry.from_torchlib, matcher.match
+        rules = importlib.import_module("onnxscript.rewriter._rewrite_rule").RewriteRule
+        tracebacks = importlib.import_module("torch.utils._traceback").CapturedTraceback
+        read, fill, rewrite = apis.get_torchlib_ops, registry.from_torchlib, rules.try_rewrite
     except (ImportError, AttributeError):  # another torch or onnxscript, which works elsewhere
         yield
         return
@@ -163,19 +165,24 @@ def fast_exporter() -> Iterator[None]:
         new.functions = {target: list(functions) for target, functions in new.functions.items()}
         return new
 
-    def match_if_it_can(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        """Match; the node would have to be the pattern's first output."""
-        first = self.pattern.output_nodes[0].op_identifier()
-        if first is not None and first != node.op_identifier() and not self.pattern.has_single_output_node:
-            return MatchResult().fail("the node is another operator")
-        return match(self, model, graph, node, **options)
+    @functools.cache
+    def operator_of(rule: Any) -> Any:
+        """The operator of a pattern's first output, which is where a match begins; None for any."""
+        try:
+            return rule._target_pattern.output_nodes[0].op_identifier()
+        except AttributeError:  # another onnxscript
+            return None
+
+    def rewrite_if_it_can(rule: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        if operator_of(rule) not in (None, node.op_identifier()):
+            return None
+        return rewrite(rule, model, graph, node, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        from onnxscript.rewriter import MatchResult
-
         patch.setattr(apis, "get_torchlib_ops", read)
         patch.setattr(registry, "from_torchlib", staticmethod(filled))
-        patch.setattr(matcher, "match", match_if_it_can)
+        patch.setattr(rules, "try_rewrite", rewrite_if_it_can)
+        patch.setattr(tracebacks, "summary", lambda self: StackSummary())
         yield
 
 

@@ -16,14 +16,12 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.calibration import audit, bisect, calibrate
-from refdiff.calibration.recipes import half_recipe
 from refdiff.cli import main
-from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.recipe import Recipe, match_nodes, read_recipe
 from refdiff.errors import InputError
 from tests.support.damage import copy_of, edit_manifest
 from tests.support.planted import nan_in_weight, overflow, planted
-from tests.support.recipes import eight_bit_recipe_of
+from tests.support.recipes import eight_bit_recipe_of, half_recipe_of_mini
 from tests.support.small_graphs import BUNDLE
 
 GRAPH = "clip_text"
@@ -53,8 +51,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def built_in() -> Recipe:
-    bundle = open_bundle(BUNDLE)
-    return half_recipe(bundle)
+    return half_recipe_of_mini()
 
 
 @pytest.mark.slow

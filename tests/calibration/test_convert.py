@@ -14,7 +14,6 @@ pytest.importorskip("onnxruntime")
 import refdiff
 from refdiff.accuracy.metrics import iou, pairwise_iou
 from refdiff.calibration.convert import PRECISIONS, PrecisionOptions, convert
-from refdiff.calibration.recipes import half_recipe
 from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS, graph_contract
@@ -26,7 +25,7 @@ from refdiff.export.export import export
 from refdiff.miniature.scenes import render_scene
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.graph_files import check_contract
-from tests.support.recipes import with_eight_bits_in
+from tests.support.recipes import half_recipe_of_mini, with_eight_bits_in
 from tests.support.small_graphs import BUNDLE
 
 HALF_BY_RULE = ("sam_decoder", "sam_masks")
@@ -34,7 +33,7 @@ HALF_BY_RULE = ("sam_decoder", "sam_masks")
 
 
 def recipe(half="fp16"):
-    return half_recipe(open_bundle(BUNDLE), half)
+    return half_recipe_of_mini(half)
 
 
 def precision_of(graph: str, bundle: str) -> str:

@@ -14,19 +14,18 @@ from refdiff import engines
 from refdiff.accuracy.tolerances import GraphTolerance, graph_tolerance
 from refdiff.calibration.convert import PrecisionOptions
 from refdiff.calibration.converted_bundle import write_converted_bundle
-from refdiff.calibration.recipes import half_recipe
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.recipe import Rule, read_recipe
 from refdiff.errors import EngineError, GateError, InputError, MissingDependencyError
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.graph_files import check_contract
-from tests.support.recipes import with_eight_bits_in
+from tests.support.recipes import half_recipe_of_mini, with_eight_bits_in
 from tests.support.small_graphs import BUNDLE
 
 
 def recipe(half="fp16"):
-    return half_recipe(open_bundle(BUNDLE), half)
+    return half_recipe_of_mini(half)
 
 
 def write(recipe, output, *, precision="fp16", progress=lambda line: None, **options):

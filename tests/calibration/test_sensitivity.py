@@ -10,7 +10,6 @@ pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.recipes import half_recipe
 from refdiff.calibration.sensitivity import (
     BlockCost,
     SensitivityReport,
@@ -21,9 +20,8 @@ from refdiff.calibration.sensitivity import (
     within_budget,
 )
 from refdiff.cli import main
-from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.recipe import Quantized
-from tests.support.recipes import with_eight_bits_in
+from tests.support.recipes import half_recipe_of_mini, with_eight_bits_in
 from tests.support.small_graphs import BUNDLE
 
 
@@ -79,7 +77,7 @@ class FakeAccuracy:
 def test_a_budget_keeps_as_many_blocks_as_it_pays_for(points, kept):
     costs = {"a": 0.1, "b": 0.2, "c": 0.4, "d": 3.0}
     eight = Quantized(type="int8", nodes=tuple(costs), ranges={}, method="minmax")
-    base = half_recipe(open_bundle(BUNDLE))
+    base = half_recipe_of_mini()
     graph = dataclasses.replace(base.graphs["clip_text"], quantized=eight)
     base = dataclasses.replace(base, graphs={**base.graphs, "clip_text": graph})
     chosen = within_budget(FakeAccuracy(costs), base, report_of(costs), points, lambda line: None)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import json
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +15,7 @@ import open_clip
 import safetensors.torch
 import torch
 from accelerate import init_empty_weights
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from transformers import CLIPConfig, CLIPModel
 
 from refdiff.contracts.spec import ClipSpec
 from refdiff.errors import InputError
@@ -28,89 +24,30 @@ from refdiff.models.clip import load_clip
 from refdiff.models.clip.configs import read_open_clip_config
 from refdiff.models.clip.loading import to_open_clip, written_by_transformers
 from refdiff.models.clip.sizes import VIT_B_16, VIT_B_32, VIT_L_14, ClipSizes, build_clip, infer_clip_sizes
-from refdiff.models.fitting import Part
-from refdiff.models.hub.names import FOLDER_WEIGHTS, choose_files
-from tests.support.tiny_stack import tiny_stack
+from tests.support.small_clip import (
+    GELU_CFG,
+    MEAN,
+    MODEL_CFG,
+    SMALL,
+    STD,
+    Weights,
+    assert_same,
+    loaded,
+    phrases,
+    pictures,
+    random_clip,
+    refusal,
+    saved,
+    small,
+    transformers_clip,
+    transformers_config,
+    weights,
+    with_openai_entries,
+    write_config,
+    write_transformers,
+)
 
 pytestmark = pytest.mark.needs_torch
-
-SMALL = ClipSizes(
-    embed_dim=32,
-    image_size=32,
-    patch_size=8,
-    vision_width=128,
-    vision_layers=3,
-    vision_heads=2,
-    vision_mlp=512,
-    text_width=64,
-    text_layers=2,
-    text_heads=1,
-    text_mlp=256,
-    vocabulary=300,
-    quick_gelu=True,
-)
-MODEL_CFG: Mapping[str, Any] = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 300, "width": 64, "heads": 1, "layers": 2},
-}
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-GELU_CFG = {**MODEL_CFG, "quick_gelu": False}
-
-Weights = dict[str, torch.Tensor]
-
-
-def random_clip(sizes: ClipSizes = SMALL) -> open_clip.CLIP:
-    """Every tensor random: a bias or a norm that is mixed up shows."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(3)
-        model = build_clip(sizes)
-        for parameter in model.parameters():
-            parameter.requires_grad_(requires_grad=False).normal_(std=0.2)
-    return model.eval()
-
-
-@functools.cache
-def small() -> open_clip.CLIP:
-    """Leave it as it is."""
-    return random_clip()
-
-
-def weights() -> Weights:
-    return dict(small().state_dict())
-
-
-def pictures(size: int = 32) -> torch.Tensor:
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def phrases() -> torch.Tensor:
-    """Two phrases of SMALL's vocabulary: start, words, end, zeros."""
-    ids = torch.zeros(2, 77, dtype=torch.int64)
-    ids[0, :5] = torch.tensor([298, 17, 250, 3, 299])
-    ids[1, :8] = torch.tensor([298, 1, 120, 0, 77, 256, 31, 299])
-    return ids
-
-
-def loaded(part: Part[ClipSpec]) -> open_clip.CLIP:
-    return part.loaders["clip"]()
-
-
-def assert_same(ours: open_clip.CLIP, source: open_clip.CLIP) -> None:
-    assert not ours.training
-    assert {p.dtype for p in ours.parameters()} == {torch.float32}
-    assert not any(p.requires_grad for p in ours.parameters())
-    with torch.no_grad():
-        assert torch.equal(ours.encode_image(pictures()), source.encode_image(pictures()))
-        assert torch.equal(ours.encode_text(phrases()), source.encode_text(phrases()))
-    assert torch.equal(ours.logit_scale, source.logit_scale)
-
-
-def write_config(folder: Path, model_cfg: Mapping[str, Any] = MODEL_CFG, **more: Any) -> Path:
-    path = folder / "open_clip_config.json"
-    path.write_text(json.dumps({"model_cfg": model_cfg, **more}))
-    return path
 
 
 def write_openai_archive(path: Path) -> open_clip.CLIP:
@@ -135,66 +72,6 @@ def write_openai_archive(path: Path) -> open_clip.CLIP:
         traced.save(str(path))
     assert any(tensor.dtype == torch.float16 for tensor in archived.state_dict().values())
     return source
-
-
-def with_openai_entries(tensors: Weights) -> Weights:
-    entries = {"input_resolution": 32, "context_length": 77, "vocab_size": 300}
-    return {**tensors, **{name: torch.tensor(value) for name, value in entries.items()}}
-
-
-def transformers_config(**changes: Any) -> CLIPConfig:
-    """SMALL's, with changes to both towers."""
-    text = {
-        "vocab_size": 300,
-        "hidden_size": 64,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 1,
-        "bos_token_id": 298,
-        "eos_token_id": 299,
-    }
-    vision = {
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    }
-    return CLIPConfig(text_config=text | changes, vision_config=vision | changes, projection_dim=32)
-
-
-def transformers_clip(**changes: Any) -> CLIPModel:
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(4)
-        model = CLIPModel(transformers_config(**changes)).eval().requires_grad_(requires_grad=False)
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model
-
-
-def write_transformers(
-    folder: Path, tensors: Mapping[str, torch.Tensor] | None = None, **config: Any
-) -> None:
-    """config.json and model.safetensors, each changed as asked."""
-    document = transformers_config().to_dict() | config
-    (folder / "config.json").write_text(json.dumps(document))
-    state = tensors if tensors is not None else transformers_clip().state_dict()
-    safetensors.torch.save_file(dict(state), folder / "model.safetensors")
-
-
-def refusal(source: Path, activation: str | None = "quick_gelu") -> str:
-    """What load_clip says against a file."""
-    with pytest.raises(InputError) as caught:
-        load_clip(source, activation=activation)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def saved(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-    torch.save(dict(tensors), path)
-    return path
 
 
 # Formats
@@ -445,364 +322,3 @@ def test_a_huge_tower_needs_its_config_because_its_heads_are_wider(tmp_path: Pat
         infer_clip_sizes(tensors, tmp_path, quick_gelu=False)
     config = read_open_clip_config(write_config(tmp_path, model_cfg))
     assert infer_clip_sizes(tensors, tmp_path, quick_gelu=False, config=config).vision_heads == 16
-
-
-# Activation
-
-
-def test_a_bare_state_dict_without_an_activation_is_refused(tmp_path: Path) -> None:
-    file = saved(tmp_path / "clip.pt", weights())
-    assert "--clip-activation" in refusal(file, activation=None)
-
-
-def test_transformers_config_does_not_speak_for_open_clips_file(tmp_path: Path) -> None:
-    write_transformers(tmp_path)
-    assert "--clip-activation" in refusal(saved(tmp_path / "clip.pt", weights()), activation=None)
-
-
-@pytest.mark.parametrize("file", ["archive", "config", "both"])
-def test_a_contradicted_activation_is_refused(tmp_path: Path, file: str) -> None:
-    tensors = weights() if file == "config" else with_openai_entries(weights())
-    path = saved(tmp_path / "clip.pt", tensors)
-    if file == "config":
-        write_config(tmp_path)
-    elif file == "both":
-        write_config(tmp_path, GELU_CFG)
-    message = refusal(path, activation=None if file == "both" else "gelu")
-    assert "says quick_gelu" in message
-    assert "says gelu" in message
-
-
-def test_an_unknown_activation_is_refused(tmp_path: Path) -> None:
-    assert "expected gelu or quick_gelu" in refusal(tmp_path, activation="relu")
-
-
-# Other architectures
-
-
-@pytest.mark.parametrize(
-    ("key", "what"),
-    [
-        ("visual.layer1.0.conv1.weight", "ResNet"),
-        ("visual.attnpool.positional_embedding", "ResNet"),
-        ("visual.trunk.patch_embed.proj.weight", "timm"),
-        ("visual.blocks.0.attn.q_bias", "EVA"),
-        ("visual.attn_pool.query", "attentional pooling"),
-        ("text_decoder.text_projection", "CoCa"),
-        ("logit_bias", "SigLIP"),
-        ("text.positional_embedding", "custom_text"),
-    ],
-)
-def test_a_relative_of_clip_is_refused_by_name(tmp_path: Path, key: str, what: str) -> None:
-    file = saved(tmp_path / "clip.pt", {**weights(), key: torch.zeros(2)})
-    message = refusal(file)
-    assert str(file) in message
-    assert key in message
-    assert what in message
-
-
-def test_a_real_resnet_clip_is_refused(tmp_path: Path) -> None:
-    model = open_clip.CLIP(
-        32, {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}, MODEL_CFG["text_cfg"]
-    )
-    assert "ResNet" in refusal(saved(tmp_path / "rn.pt", model.state_dict()))
-
-
-def test_a_siglip_of_transformers_is_refused(tmp_path: Path) -> None:
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = {**tower, "image_size": 32, "patch_size": 8}
-    SiglipModel(SiglipConfig(text_config={**tower, "vocab_size": 50}, vision_config=vision)).save_pretrained(
-        tmp_path
-    )
-    assert "SigLIP" in refusal(tmp_path)
-
-
-def test_a_sam_file_is_refused_as_a_clip(tmp_path: Path) -> None:
-    file = saved(tmp_path / "sam.pth", tiny_stack().sam.state_dict())
-    message = refusal(file)
-    assert "image_encoder." in message
-    assert "Segment Anything" in message
-
-
-@pytest.mark.parametrize(
-    ("part", "setting", "value"),
-    [
-        ("vision_cfg", "pool_type", "avg"),
-        ("vision_cfg", "attentional_pool", True),
-        ("vision_cfg", "timm_model_name", "vit_base"),
-        ("vision_cfg", "no_ln_pre", True),
-        ("vision_cfg", "norm_kwargs", {"eps": 1e-6}),
-        ("vision_cfg", "act_kwargs", {"approximate": "tanh"}),
-        ("vision_cfg", "layers", [1, 1, 1, 1]),
-        ("vision_cfg", "image_size", [32, 64]),
-        ("text_cfg", "pool_type", "last"),
-        ("text_cfg", "no_causal_mask", True),
-        ("text_cfg", "hf_model_name", "roberta-base"),
-        ("text_cfg", "tokenizer_kwargs", {"clean": "canonicalize"}),
-        ("text_cfg", "embed_cls", True),
-        ("text_cfg", "heads", 3),
-        ("", "custom_text", True),
-        ("", "multimodal_cfg", {"width": 64}),
-        ("", "init_logit_bias", -10),
-        ("", "quick_gelu", "yes"),
-    ],
-)
-def test_a_config_of_another_computation_is_refused(
-    tmp_path: Path, part: str, setting: str, value: object
-) -> None:
-    model_cfg = copy.deepcopy(dict(MODEL_CFG))
-    (model_cfg[part] if part else model_cfg)[setting] = value
-    write_config(tmp_path, model_cfg)
-    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
-    message = refusal(tmp_path, activation=None)
-    assert "open_clip_config.json" in message
-    assert setting in message
-
-
-def test_settings_at_their_defaults_and_of_training_are_read_over(tmp_path: Path) -> None:
-    vision = {**MODEL_CFG["vision_cfg"], "pool_type": "tok", "ls_init_value": None, "patch_dropout": 0.5}
-    write_config(tmp_path, {**MODEL_CFG, "vision_cfg": vision, "custom_text": False})
-    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
-    assert_same(loaded(load_clip(tmp_path)), small())
-
-
-@pytest.mark.parametrize(
-    ("tower", "setting", "value"),
-    [
-        ("text_config", "hidden_act", "gelu_new"),
-        ("text_config", "hidden_act", "gelu"),
-        ("vision_config", "layer_norm_eps", 1e-6),
-        ("text_config", "eos_token_id", 7),
-        ("vision_config", "image_size", 64),
-        ("vision_config", "hidden_size", "wide"),
-        ("vision_config", "hidden_act", {}),
-        ("text_config", "layer_norm_eps", "z"),
-        ("", "model_type", "siglip"),
-        ("", "text_config", [1]),
-    ],
-)
-def test_a_transformers_config_of_another_computation_is_refused(
-    tmp_path: Path, tower: str, setting: str, value: object
-) -> None:
-    document = transformers_config().to_dict()
-    (document[tower] if tower else document)[setting] = value
-    write_transformers(tmp_path, **document)
-    message = refusal(tmp_path, activation=None)
-    assert "config.json" in message
-    assert setting in message
-
-
-# Damage
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda w: w.pop("visual.transformer.resblocks.1.ln_2.bias"), id="in-a-block"),
-        pytest.param(lambda w: w.pop("visual.conv1.weight"), id="read-for-its-size"),
-        pytest.param(lambda w: w.pop("positional_embedding"), id="of-the-text-tower"),
-    ],
-)
-def test_a_missing_tensor_is_named(tmp_path: Path, change: Callable[[Weights], torch.Tensor]) -> None:
-    tensors = weights()
-    lost = change(tensors)
-    name = next(name for name, tensor in weights().items() if tensor is lost or torch.equal(tensor, lost))
-    message = refusal(saved(tmp_path / "clip.pt", tensors))
-    assert name in message
-    assert "missing" in message
-    assert "clip.pt" in message
-
-
-def test_a_missing_block_is_named_by_its_index(tmp_path: Path) -> None:
-    block = "visual.transformer.resblocks.1."
-    rest = {name: tensor for name, tensor in weights().items() if not name.startswith(block)}
-    message = refusal(saved(tmp_path / "clip.pt", rest))
-    assert block in message
-    assert "missing" in message
-
-
-def test_a_surplus_tensor_is_named(tmp_path: Path) -> None:
-    key = "visual.transformer.resblocks.0.ls_1.gamma"
-    assert key in refusal(saved(tmp_path / "clip.pt", {**weights(), key: torch.ones(128)}))
-
-
-@pytest.mark.parametrize(
-    ("key", "shape"),
-    [
-        ("visual.ln_post.weight", (127,)),
-        ("visual.conv1.weight", (128, 3, 8)),
-        ("visual.conv1.weight", (128, 3, 0, 0)),
-        ("visual.conv1.weight", (128, 4, 8, 8)),
-        ("visual.positional_embedding", (16, 128)),
-        ("positional_embedding", (64, 64)),
-        ("transformer.resblocks.1.mlp.c_fc.weight", (255, 64)),
-    ],
-)
-def test_a_misshapen_tensor_is_named(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
-    message = refusal(saved(tmp_path / "clip.pt", {**weights(), key: torch.zeros(shape)}))
-    assert key in message
-    assert "expected" in message
-
-
-def test_a_prompt_of_another_length_is_refused(tmp_path: Path) -> None:
-    short = {**weights(), "positional_embedding": torch.zeros(32, 64)}
-    assert "positional_embedding has 32 rows, expected 77" in refusal(saved(tmp_path / "clip.pt", short))
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("text_model.encoder.layers.1.self_attn.k_proj.bias", "gone"),
-        ("text_model.encoder.layers.1.self_attn.q_proj.bias", "gone"),
-        ("vision_model.pre_layrnorm.weight", "gone"),
-        ("vision_model.encoder.layers.2.mlp.fc1.bias", "misshapen"),
-        ("vision_model.encoder.layers.0.self_attn.v_proj.weight", "misshapen"),
-        ("text_projection.weight", "misshapen"),
-        ("text_model.prompt.weight", "surplus"),
-    ],
-)
-def test_damage_in_a_transformers_file_is_named_by_transformers_names(
-    tmp_path: Path, name: str, change: str
-) -> None:
-    state = dict(transformers_clip().state_dict())
-    if change == "gone":
-        del state[name]
-    else:
-        state[name] = torch.zeros(7, 7)
-    write_transformers(tmp_path, state)
-    message = refusal(tmp_path)
-    assert "model.safetensors" in message
-    assert name in message
-
-
-def test_a_config_of_another_size_than_the_tensors_is_refused(tmp_path: Path) -> None:
-    write_config(tmp_path, {**MODEL_CFG, "embed_dim": 64})
-    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
-    assert "says embed_dim 64, the tensors of open_clip_model.safetensors say 32" in refusal(tmp_path)
-
-
-DEEP = '{"x": ' * 100_000 + "1" + "}" * 100_000
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": 3}', "{}", DEEP])
-def test_an_unreadable_config_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "open_clip_config.json").write_text(text)
-    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
-    assert "open_clip_config.json" in refusal(tmp_path)
-
-
-NO_STATISTICS: list[tuple[str, object]] = [
-    ("mean", [0.5]),
-    ("mean", [0.5, 0.5, "x"]),
-    ("mean", [0.5, True, 0.5]),
-    ("mean", [0.5, float("nan"), 0.5]),
-    ("mean", [0.5, 10**400, 0.5]),
-    ("std", [0.2, float("nan"), 0.2]),
-    ("std", [0.2, float("inf"), 0.2]),
-    ("std", [0.2, 0, 0.2]),
-    ("std", [0.2, -0.2, 0.2]),
-]
-
-
-@pytest.mark.parametrize(("name", "value"), NO_STATISTICS)
-def test_pixel_statistics_that_are_no_colours_are_refused(tmp_path: Path, name: str, value: object) -> None:
-    write_config(tmp_path, preprocess_cfg={name: value})
-    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
-    message = refusal(tmp_path)
-    assert "expected three" in message
-    assert f"open_clip_config.json: {name} is" in message
-
-
-@pytest.mark.parametrize(("name", "value"), NO_STATISTICS)
-def test_a_preprocessor_without_colours_is_refused_by_its_own_name(
-    tmp_path: Path, name: str, value: object
-) -> None:
-    write_transformers(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({f"image_{name}": value}))
-    assert f"{tmp_path / 'preprocessor_config.json'}: image_{name} is" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"processor_config.json": {"processor_class": "CLIPProcessor"}},
-        {"preprocessor_config.json": {"processor_class": "CLIPProcessor"}},
-        {"processor_config.json": {"image_processor": None}},
-    ],
-)
-def test_a_processor_that_states_nothing_means_the_published_statistics(
-    tmp_path: Path, files: Mapping[str, Any]
-) -> None:
-    write_transformers(tmp_path)
-    for name, document in files.items():
-        (tmp_path / name).write_text(json.dumps(document))
-    spec = load_clip(tmp_path).spec
-    assert (spec.pixel_mean, spec.pixel_std) == (ClipSpec.pixel_mean, ClipSpec.pixel_std)
-
-
-def test_a_processor_that_states_nothing_leaves_the_word_to_the_other(tmp_path: Path) -> None:
-    write_transformers(tmp_path)
-    silent, speaks = {"processor_class": "CLIPProcessor"}, {"image_mean": MEAN, "image_std": STD}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(silent))
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": speaks}))
-    assert load_clip(tmp_path).spec.pixel_std == tuple(STD)
-
-
-def test_a_processor_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    write_transformers(tmp_path)
-    (tmp_path / "processor_config.json").write_text('{"image_processor": 5}')
-    assert "processor_config.json: image_processor is 5" in refusal(tmp_path)
-
-
-def test_safetensors_are_preferred_over_pickles_of_either_layout(tmp_path: Path) -> None:
-    write_transformers(tmp_path)
-    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"not read")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
-    assert load_clip(tmp_path).spec.embed_dim == 32
-
-
-def test_a_folder_is_read_by_the_file_that_is_fetched_from_the_hub() -> None:
-    for first in FOLDER_WEIGHTS:
-        for second in FOLDER_WEIGHTS:
-            chosen = min(first, second, key=FOLDER_WEIGHTS.index)
-            assert choose_files({first, second}, "a/b") == (chosen,)
-
-
-@pytest.mark.parametrize("kind", ["float8", "sparse"])
-@pytest.mark.parametrize("layout", ["open_clip", "transformers"])
-def test_weights_of_a_kind_that_is_not_read_are_refused_by_their_key(
-    tmp_path: Path, kind: str, layout: str
-) -> None:
-    ours = layout == "open_clip"
-    tensors = weights() if ours else dict(transformers_clip().state_dict())
-    key = "ln_final.weight" if ours else "text_model.encoder.layers.1.self_attn.q_proj.bias"
-    tensors[key] = tensors[key].to(torch.float8_e4m3fn) if kind == "float8" else tensors[key].to_sparse()
-    message = refusal(saved(tmp_path / "clip.pt", tensors))
-    assert f"clip.pt: tensor {key}" in message
-    assert kind in message
-
-
-def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
-    whole = saved(tmp_path / "whole.pt", weights()).read_bytes()
-    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    assert "cut.pt" in refusal(tmp_path / "cut.pt")
-
-
-def test_a_folder_without_weights_says_which_files_it_may_hold(tmp_path: Path) -> None:
-    assert "open_clip_model.safetensors" in refusal(tmp_path)
-
-
-def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    assert "does not exist" in refusal(tmp_path / "none.pt")
-
-
-@pytest.mark.parametrize(("activation", "quick"), [(None, False), ("quick_gelu", True), ("gelu", False)])
-def test_a_config_that_says_nothing_of_the_activation_is_no_contradiction(
-    tmp_path: Path, activation: str | None, quick: bool
-) -> None:
-    silent = {key: value for key, value in MODEL_CFG.items() if key != "quick_gelu"}
-    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
-    write_config(tmp_path, silent)
-    model = loaded(load_clip(tmp_path, activation=activation))
-    kinds = {type(module).__name__ for module in model.modules()}
-    assert ("QuickGELU" in kinds) == quick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from refdiff.calibration.ranges import collect_ranges
@@ -13,10 +14,15 @@ from refdiff.passes.quantizable import choose_eight_bit_nodes, data_inputs, defa
 from tests.support.small_graphs import BUNDLE, miniature_graph
 
 
+@functools.cache
+def half_recipe_of_mini(half: str = "fp16") -> Recipe:
+    """The miniature in half precision by the built-in rules."""
+    return half_recipe(open_bundle(BUNDLE), half)
+
+
 def eight_bit_recipe_of(graph: str) -> Recipe:
     """The miniature in half precision but for one graph in int8, ranges from its golden feed."""
-    bundle = open_bundle(BUNDLE)
-    recipe = half_recipe(bundle)
+    bundle, recipe = open_bundle(BUNDLE, verify="size"), half_recipe_of_mini()
     half, model = recipe.graphs[graph], miniature_graph(graph).graph
     excluded = default_excluded(graph, model)
     nodes = choose_eight_bit_nodes(model, fp32_rules=half.single, excluded=excluded)

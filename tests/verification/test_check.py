@@ -1,6 +1,5 @@
-"""`check`: planted faults are found and named wherever a person or a script looks; what it refuses."""
+"""`check`: planted faults are found and named wherever a person or a script looks."""
 
-import contextlib
 import dataclasses
 import functools
 import html
@@ -8,65 +7,32 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff.contracts.inspection import find_bundle
-from refdiff.contracts.options import RunOptions
 from refdiff.contracts.progress import silent
-from refdiff.data.synthetic import RenderedScenes
 from refdiff.verification.tables import check_page
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from refdiff.calibration.feed_files import FeedIndex
-from refdiff.calibration.feeds import FeedStore, Run
 from refdiff.cli import main
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.parity import Parity
 from refdiff.contracts.session import Array
-from refdiff.engines.factory import open_sessions
-from refdiff.errors import BundleError, GateError, InputError, MissingDependencyError
-from refdiff.passes.convert import convert_graph
+from refdiff.errors import GateError, MissingDependencyError
 from refdiff.verification import check, parity
 from refdiff.verification.report import Ladder
-from refdiff.verification.task_agreement import TaskAgreement, compare_with_reference, reference_of
+from refdiff.verification.task_agreement import TaskAgreement
+from tests.support.checked_bundles import recorded, squeezed, with_golden
 from tests.support.checks import report_on, said_by
-from tests.support.damage import copy_of, edit_manifest, rehash
-from tests.support.planted import nan_in_weight, overflow, planted, result_times, scale_times
-from tests.support.recipes import eight_bit_recipe_of
+from tests.support.damage import copy_of, edit_manifest
+from tests.support.planted import nan_in_weight, overflow, planted, scale_times
 from tests.support.small_graphs import BUNDLE
-
-ONE_SCENE = RenderedScenes(count=1)
-EDGE = (RunOptions(variant="edge"),)
-
-
-@pytest.fixture(scope="module")
-def fp16(mini_in: Callable[[str], Path]) -> Path:
-    """The miniature in half precision; read it, do not change it."""
-    return mini_in("fp16")
-
-
-@pytest.fixture(scope="module")
-def int8(fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with one graph in eight bits: an int8 bundle whose other graphs fell back."""
-    folder = copy_of(fp16, tmp_path_factory.mktemp("eight") / "int8")
-    path = folder / "sd_text.onnx"
-    convert_graph(BUNDLE / path.name, path, eight_bit_recipe_of("sd_text").graphs["sd_text"])
-
-    def relabel(document: Any) -> None:
-        document["precision"] = document["graphs"]["sd_text"]["precision"] = "int8"
-
-    edit_manifest(folder, relabel)
-    for name in (path.name, f"{path.name}.data"):
-        rehash(folder, name)
-    return folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,51 +74,8 @@ def failed(request: pytest.FixtureRequest, failures: Callable[[str], Failed]) ->
 
 
 @pytest.fixture(scope="module")
-def feeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording of one run of two graphs: what they were recorded on when they were exported."""
-    golden = open_bundle(BUNDLE, verify="size").golden()
-    folder = tmp_path_factory.mktemp("recorded") / "feeds"
-    return recorded(folder, {name: golden[name][0] for name in ("sd_text", "clip_image")})
-
-
-@pytest.fixture(scope="module")
 def three_rungs(fp16: Path, int8: Path, feeds: Path) -> check.CheckReport:
     return check.check(int8, against=[fp16], feeds=feeds, dataset=None)
-
-
-def recorded(folder: Path, runs: dict[str, dict[str, Array]]) -> Path:
-    manifest = open_bundle(BUNDLE, verify="size").manifest
-    store = FeedStore.start(
-        folder, model=manifest.spec.name, sources=manifest.sources, settings={}, planned=1
-    )
-    store.add(
-        "one",
-        {
-            "edge": [
-                Run(
-                    graph=graph,
-                    position=0,
-                    feeds={
-                        name: half_rounded(array) if array.dtype == np.float32 else array
-                        for name, array in feeds.items()
-                    },
-                )
-                for graph, feeds in runs.items()
-            ]
-        },
-    )
-    return folder
-
-
-def with_golden(source: Path, target: Path, change: Callable[[dict[str, Array]], None]) -> Path:
-    """A bundle with another golden record, its hashes in order."""
-    bundle = copy_of(source, target)
-    with np.load(bundle / "golden.npz") as archive:
-        arrays = dict(archive)
-    change(arrays)
-    np.savez_compressed(bundle / "golden.npz", **arrays)
-    rehash(bundle, "golden.npz")
-    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +86,6 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arrays["clip_text/out/vector"] = arrays["clip_text/out/vector"] * np.float32(1.01)
 
     return with_golden(BUNDLE, tmp_path_factory.mktemp("drifted") / "bundle", drift)
-
-
-def squeezed(text: str) -> str:
-    return " ".join(text.split())
 
 
 @pytest.mark.slow
@@ -368,70 +287,6 @@ def test_a_more_exact_bundle_that_fails_is_said_and_is_no_failure_of_the_bundle(
         assert "A more exact bundle it was compared with did not." in laid_out
 
 
-@pytest.mark.needs_torch
-def test_the_reference_s_own_noise_is_measured_and_shown_with_the_bundle_s(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    from tests.support.calm_stack import calm_stack
-
-    report = check.check(tiny_bundle, dataset=ONE_SCENE, options=EDGE, stack=calm_stack())
-    assert report.passed, report.failure
-    assert report.task.count == 1
-    floor = report.task.noise_floor["edge"]
-    assert list(floor) == [verdict.name for verdict in report.task.verdicts["edge"]]
-    assert 0 < floor["heat_correlation"] < 0.99, "another seed is another draw"
-    assert "edge heat_correlation" in {verdict.name for verdict in report.verdicts}
-    _, out, _ = said_by(report, monkeypatch, capsys, "--json")
-    assert json.loads(out)["noise_floor"] == {"edge": floor}
-    _, out, _ = said_by(report, monkeypatch, capsys)
-    assert f"{floor['heat_correlation']:.4f}" in out
-    assert "Noise floor: the reference's agreement with itself under another seed; it is not a gate." in out
-    written = check_page(report).to_html()
-    assert f'<td class="number">{floor["heat_correlation"]:.4f}</td>' in written
-    assert "<h2>Worst cases</h2>" in written
-    assert written.count("<img ") == 5
-
-
-@pytest.mark.needs_torch
-def test_a_bundle_that_cannot_answer_fails_and_says_which_question(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    from tests.support.calm_stack import calm_stack
-
-    nan = nan_in_weight("layers.0.self_attn.q_proj/MatMul")
-    bundle, node = planted(tiny_bundle, tmp_path / "bundle", "sd_text", nan)
-    report = check.check(bundle, dataset=ONE_SCENE, options=EDGE, stack=calm_stack())
-    assert report.task.unanswered is not None
-    assert (
-        "in variant edge: graph sd_text returned context with values that are not fin"
-        in report.task.unanswered
-    )
-    assert "refdiff check" not in report.task.unanswered
-    assert (report.task.verdicts, report.task.noise_floor, report.task.worst) == ({}, {}, ())
-    code, out, err = said_by(report, monkeypatch, capsys)
-    assert code == 1
-    assert f"The bundle does not answer {report.task.unanswered}." in squeezed(out)
-    assert f"node {node} (MatMul) is the first whose result is not finite" in err
-    assert "does not answer" in check_page(report).to_html()
-
-
-@pytest.mark.slow
-@pytest.mark.needs_torch
-def test_masks_that_a_conversion_destroyed_fail_on_the_default_scenes(tmp_path: Path) -> None:
-    folder, _ = planted(BUNDLE, tmp_path / "bundle", "sam_masks", result_times("graph/Transpose_1", -1.0))
-    bundle, scenes = open_bundle(folder), tuple(check.CHECKED_SCENES)[:3]
-    stack, _ = reference_of(bundle, None)
-    assert stack is not None
-    variants = {"edge": EDGE[0].pipeline_options(bundle.spec)}
-    with contextlib.closing(open_sessions(bundle, backend="ort-cpu")) as sessions:
-        task = compare_with_reference(bundle, sessions, stack, variants, scenes, lambda line: None)
-    found = {verdict.name: verdict for verdict in task.verdicts["edge"]}
-    assert task.count == 3
-    assert found["mask_iou"].value < 0.2
-    for part in ("mask_iou", "argmax_agreement", "candidate_recall"):
-        assert found[part].outcome == "failed", part
-
-
 @pytest.mark.slow
 def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     three_rungs: check.CheckReport, monkeypatch, capsys
@@ -446,98 +301,6 @@ def test_a_question_without_an_answer_is_a_failure_even_where_all_gates_pass(
     assert err.endswith(f"error: the bundle does not answer {report.task.unanswered}\n")
 
 
-@pytest.mark.parametrize("lacking", ["clip_text/out/vector", "unet/out/eps", "sam_decoder/in/prompts"])
-def test_a_golden_record_that_is_missing_is_said_before_anything_is_run(lacking: str, tmp_path: Path) -> None:
-    bundle = with_golden(BUNDLE, tmp_path / "bundle", lambda arrays: arrays.pop(lacking))
-    graph, lines = lacking.partition("/")[0], list[str]()
-    with pytest.raises(BundleError, match=f"the golden record of graph {graph} is missing; export again"):
-        check.check(bundle, dataset=None, progress=lines.append)
-    assert lines == []
-
-
-def test_a_sibling_without_a_graph_is_named(fp16: Path, tmp_path: Path) -> None:
-    exact = copy_of(BUNDLE, tmp_path / "exact")
-    edit_manifest(exact, lambda document: document["graphs"].pop("clip_text"))
-    with pytest.raises(BundleError, match="exact has no graph 'clip_text'"):
-        check.check(fp16, against=[exact], dataset=None)
-
-
-@pytest.mark.parametrize(
-    ("report", "said"),
-    [
-        ("taken.html", "taken.html exists; choose another place, or allow overwriting"),
-        ("folder", "it exists and is no plain file"),
-        ("nowhere/page.html", "nowhere is not a folder; make it first"),
-    ],
-)
-def test_a_report_that_cannot_be_written_is_refused_before_any_work(
-    report: str, said: str, tmp_path: Path, capsys
-) -> None:
-    (tmp_path / "taken.html").write_text("mine")
-    (tmp_path / "folder").mkdir()
-    assert main(["check", "no/such/bundle", "--report", str(tmp_path / report)]) == 2
-    assert said in capsys.readouterr().err
-    assert (tmp_path / "taken.html").read_text() == "mine"
-
-
-def test_a_check_that_could_not_run_writes_no_report(tmp_path: Path) -> None:
-    assert main(["check", str(tmp_path / "nowhere"), "--report", str(tmp_path / "page.html")]) == 2
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("checked", "against", "said"),
-    [
-        (
-            "fp16",
-            ["unrelated"],
-            "with other weights or sizes; --against takes bundles that were exported from",
-        ),
-        ("fp16", ["int8"], "--against takes more exact bundles than the one that is checked"),
-        ("fp16", ["fp16"], "--against takes more exact bundles than the one that is checked"),
-        ("int8", ["fp16", "twin"], "are both in fp16, expected one bundle for each precision"),
-    ],
-)
-def test_bundles_that_make_no_ladder_end_with_two(
-    checked: str, against: list[str], said: str, fp16: Path, int8: Path, tmp_path: Path, capsys
-) -> None:
-    bundles = {"fp16": fp16, "int8": int8}
-    for name, source in (("twin", fp16), ("unrelated", BUNDLE)):
-        if name in against:
-            bundles[name] = copy_of(source, tmp_path / name)
-    if "unrelated" in against:
-        edit_manifest(bundles["unrelated"], lambda document: document["sources"].update(unet="0" * 64))
-    options = [word for name in against for word in ("--against", str(bundles[name]))]
-    assert main(["check", str(bundles[checked]), *options, "--golden-only"]) == 2
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_feeds_need_a_more_exact_bundle(feeds: Path, fp16: Path, tmp_path: Path, capsys) -> None:
-    assert main(["check", "mini", "--feeds", str(feeds)]) == 2
-    assert capsys.readouterr().err.rstrip().endswith("; leave out --feeds")
-    alone = copy_of(fp16, tmp_path / "alone")
-    edit_manifest(alone, lambda document: document["sources"].update(unet="0" * 64))
-    assert main(["check", str(alone), "--feeds", str(feeds)]) == 2
-    said = capsys.readouterr().err
-    assert "nothing to compare" in said
-    assert "name a more exact bundle (--against), or leave out --feeds" in said
-
-
-def test_feeds_of_another_model_are_refused(fp16: Path, tmp_path: Path, capsys) -> None:
-    sources = dict(open_bundle(BUNDLE, verify="size").manifest.sources)
-    folder = tmp_path / "feeds"
-    folder.mkdir()
-    for model, weights in (("refdiff", sources), ("mini", {**sources, "unet": "0" * 64})):
-        index = FeedIndex(model=model, sources=weights, settings={}, planned=0)
-        (folder / "feeds.json").write_text(index.to_text())
-        assert main(["check", str(fp16), "--feeds", str(folder), "--golden-only"]) == 2
-        assert f"holds feeds of {model}" in capsys.readouterr().err
-    assert main(["check", str(fp16), "--feeds", str(tmp_path / "none"), "--golden-only"]) == 2
-    assert "holds no recorded feeds" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_a_report_that_failed_can_be_raised() -> None:
     report = check.check(BUNDLE, dataset=None)
@@ -550,23 +313,6 @@ def test_a_report_that_failed_can_be_raised() -> None:
     failed = dataclasses.replace(report, ladder=ladder)
     with pytest.raises(GateError, match="gates failed: sd_text inf"):
         failed.require()
-
-
-@pytest.mark.needs_torch
-def test_check_compares_runtime_and_reference_where_there_is_one(tiny_bundle: Path) -> None:
-    from tests.support.calm_stack import calm_stack
-
-    report = check.check(tiny_bundle, dataset=ONE_SCENE, stack=calm_stack())
-    assert report.not_run is None
-    assert list(report.task.verdicts) == ["official", "edge"]
-    measured = {verdict.name for verdict in report.task.verdicts["edge"]}
-    assert measured >= {"heat_correlation", "candidate_recall", "mask_iou", "argmax_agreement"}
-    assert report.passed, report.failure
-
-
-def test_check_refuses_no_scenes() -> None:
-    with pytest.raises(InputError, match="got count 0"):
-        check.check(BUNDLE, dataset=RenderedScenes(count=0))
 
 
 @pytest.mark.slow
