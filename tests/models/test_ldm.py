@@ -312,7 +312,8 @@ def test_a_missing_tensor_is_named_as_the_file_would_call_it(name, key, tmp_path
     tensors = original(name)
     del tensors[key]
     assert re.search(
-        rf"tensor {re.escape(key)}( \(and 2 more\))? is missing", refusal(tensors, tmp_path / "m.ckpt", name)
+        rf"tensor {re.escape(key)}( \(and 2 more\))? is missing",
+        refusal(tensors, tmp_path / "m.safetensors", name),
     )
 
 
@@ -334,14 +335,16 @@ def test_a_surplus_tensor_inside_a_module_is_named(key, tmp_path):
     ],
 )
 def test_a_tensor_of_another_shape_is_refused(key, shape, tmp_path):
-    message = refusal({**original("sd1"), key: torch.zeros(shape)}, tmp_path / "m.ckpt")
+    message = refusal({**original("sd1"), key: torch.zeros(shape)}, tmp_path / "m.safetensors")
     assert "shape" in message or "no module can be built" in message
 
 
 def test_a_misshapen_stacked_projection_is_named(tmp_path):
     key = f"{OPEN_CLIP}transformer.resblocks.0.attn.in_proj_weight"
     for rows in (2, 300):
-        assert key in refusal({**original("sd2"), key: torch.zeros(rows, 128)}, tmp_path / "m.ckpt", "sd2")
+        assert key in refusal(
+            {**original("sd2"), key: torch.zeros(rows, 128)}, tmp_path / "m.safetensors", "sd2"
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`check` where the torch reference is at hand: how far the bundle's answers may be from it."""
+"""`check` with the torch reference: how far the answers of a bundle may be from it."""
 
 import contextlib
 import json
