@@ -26,6 +26,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from refdiff.errors import InputError
+from refdiff.passes.rewriting import maker, only_reader
 from refdiff.passes.round_half import HALVES
 
 OPSET = 23
@@ -63,7 +64,9 @@ class UseAttentionOperator:
                 opset.
         """
         softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
-        found = [each for node in softmaxes if (each := _find(node)) and each.has_kernel(self._types)]
+        found = [
+            each for node in softmaxes if (each := find_attention(node)) and each.has_kernel(self._types)
+        ]
         if found:
             _raise_opset(model)
             for attention in found:
@@ -73,7 +76,7 @@ class UseAttentionOperator:
 
 
 @dataclass(frozen=True)
-class _Attention:
+class Attention:
     """The three nodes of an attention, and what is added to its product."""
 
     product: ir.Node
@@ -97,20 +100,20 @@ class _Attention:
         return (images, heads) != (1, 1)
 
 
-def _find(softmax: ir.Node) -> _Attention | None:
+def find_attention(softmax: ir.Node) -> Attention | None:
     """Return the attention around a softmax over the last axis; None for any other."""
-    mixing, before = _only_reader(softmax), _maker(softmax.inputs[0])
+    mixing, before = only_reader(softmax), maker(softmax.inputs[0])
     if mixing is None or before is None or softmax.attributes.get_int("axis", -1) not in (-1, 3):
         return None
-    if mixing.op_type != "MatMul" or _maker(mixing.inputs[0]) is not softmax:
+    if mixing.op_type != "MatMul" or maker(mixing.inputs[0]) is not softmax:
         return None
     product, mask = _split_sum(before) if before.op_type == "Add" else (before, None)
     if product.op_type != "MatMul":
         return None
     following = softmax if product is before else before
-    if _only_reader(product) is not following or _only_reader(before) is not softmax:
+    if only_reader(product) is not following or only_reader(before) is not softmax:
         return None
-    return _Attention(product, softmax, mixing, mask)
+    return Attention(product, softmax, mixing, mask)
 
 
 def _split_sum(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
@@ -123,7 +126,7 @@ def _split_sum(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
     return node, None
 
 
-def _replace(graph: ir.Graph, found: _Attention) -> None:
+def _replace(graph: ir.Graph, found: Attention) -> None:
     query, keys = found.product.inputs[0], found.product.inputs[1]
     values, out = found.mixing.inputs[1], found.mixing.outputs[0]
     key, turning = _turned(keys)
@@ -152,24 +155,6 @@ def _turned(keys: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
     if keys is not None:
         node.outputs[0].type = keys.type
     return node.outputs[0], [node]
-
-
-def _maker(value: ir.Value | None) -> ir.Node | None:
-    """Return the node that makes a value, looking through casts that only it reads."""
-    node = None if value is None else value.producer()
-    if node is None or node.op_type != "Cast":
-        return node
-    return _maker(node.inputs[0])
-
-
-def _only_reader(node: ir.Node) -> ir.Node | None:
-    """Return the only node that reads a result, looking through casts; None if there are more."""
-    value = node.outputs[0]
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    reader = uses[0].node
-    return _only_reader(reader) if reader.op_type == "Cast" else reader
 
 
 def _raise_opset(model: ir.Model) -> None:
