@@ -82,6 +82,7 @@ bench: $(FULL) ## compare the pipeline with the original arithmetic, in turns; a
 miniature: $(FULL) ## retrain the built-in models and export their bundles (hours)
 	.venv/bin/python -m refdiff.miniature.train
 	.venv/bin/refdiff export mini --output src/refdiff/miniature/bundle --overwrite
+	.venv/bin/refdiff eval src/refdiff/miniature/bundle --fit-confidence --count 2400
 	.venv/bin/refdiff export mini-edge --output src/refdiff/miniature/bundle-edge --overwrite
 
 clean: ## remove environments, caches and outputs

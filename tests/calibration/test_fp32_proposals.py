@@ -26,7 +26,7 @@ from refdiff.calibration.fp32_proposals import (
 from refdiff.calibration.simulation import simulate
 from refdiff.contracts.recipe import GraphRecipe, Half
 from refdiff.contracts.session import Array
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.keep_fp32 import default_fp32_nodes
 from tests.support.graph_files import (

@@ -16,8 +16,8 @@ pytest.importorskip("onnxruntime")
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.session import Array
+from refdiff.engines.check_session import CheckSession
 from refdiff.engines.intermediate_tensors import probe
-from refdiff.engines.ort import CheckSession
 from refdiff.errors import EngineError, InputError
 from refdiff.passes.half_precision import HalfPrecision
 from tests.support.graph_files import link_away

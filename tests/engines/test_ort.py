@@ -386,3 +386,30 @@ def test_only_tensorrt_s_provider_bounds_the_rows(sums: Path, backend: str, rows
     session = OrtSession(sums, SUMS)
     session._backend = backend
     assert session.max_batch == rows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sessions_share_their_memory_and_the_last_one_returns_it(tmp_path: Path) -> None:
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    nodes = [  # 24 MB for each of the two tensors in between
+        ("Add", ["left", "right"], ["a"]),
+        ("Mul", ["a", "right"], ["b"]),
+        *(("ReduceSum", ["b"], [name]) for name in ("sum", "difference")),
+    ]
+    scalars = tuple(TensorSpec(name, "float32", (1, 1)) for name in ("sum", "difference"))
+    spec = GraphSpec("sums", SUMS.inputs, scalars)
+    path = write_model(tmp_path / "sums.onnx", spec, nodes)
+    fed = feeds(batch=2_000_000)
+    sessions = [OrtSession(path, spec, threads=1) for _ in range(3)]
+    before = resident_mb()
+    sessions[0].run(fed)
+    first = resident_mb()
+    for session in sessions[1:]:
+        session.run(fed)
+    assert resident_mb() - first < 12
+    assert first - before > 20
+    for session in sessions:
+        session.close()
+    assert resident_mb() < first - 20

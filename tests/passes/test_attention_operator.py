@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import TAP_OUTPUTS
 from refdiff.contracts.parity import relative_error
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes.attention_operator import OPSET, WIDENED, UseAttentionOperator
 from refdiff.passes.graph_files import load_typed, serialized

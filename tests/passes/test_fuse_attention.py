@@ -12,7 +12,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.parity import relative_error
 from refdiff.contracts.recipe import GraphRecipe
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.passes.convert import convert_graph
 from refdiff.passes.fuse_attention import MIN_BYTES, FuseAttention
 from refdiff.passes.graph_files import load_typed

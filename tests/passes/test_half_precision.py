@@ -17,7 +17,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.parity import measure_parity, select_recorded
 from refdiff.contracts.recipe import Half
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes.graph_files import check_contract
 from refdiff.passes.half_precision import HalfPrecision, Weights

@@ -11,7 +11,7 @@ from refdiff.calibration.ranges import collect_ranges
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import correlation, select_recorded
 from refdiff.contracts.recipe import GraphRecipe, Quantized, match_rules
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes import quantize as eight_bit_weights
 from refdiff.passes.convert import convert_graph

@@ -14,7 +14,8 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.parity import measure_parity
 from refdiff.contracts.session import Array
-from refdiff.engines.ort import CheckSession, OrtSession
+from refdiff.engines.check_session import CheckSession
+from refdiff.engines.ort import OrtSession
 from refdiff.passes.half_precision import HalfPrecision
 from refdiff.passes.round_half import HALVES, RoundHalf, rounded_model
 from tests.support.graph_files import link_away

@@ -18,7 +18,7 @@ from refdiff.contracts.session import Measure, Session, SessionFactory
 from refdiff.errors import BundleError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from refdiff.engines.ort import CheckSession
+    from refdiff.engines.check_session import CheckSession
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -234,6 +234,6 @@ def load_check_session() -> type[CheckSession]:
         MissingDependencyError: ONNX Runtime is not installed.
     """
     import_ort("ort-cpu")
-    from refdiff.engines.ort import CheckSession
+    from refdiff.engines.check_session import CheckSession
 
     return CheckSession

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from refdiff.contracts.session import Array
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.errors import InputError
 from refdiff.passes.graph_files import load_typed, serialized
 from refdiff.passes.round_half import HALVES, RoundHalf

@@ -2,11 +2,10 @@
 
 `OrtSession` implements the Session protocol. The caller names the provider, and it is verified after
 creation: ONNX Runtime falls back to the CPU if a provider cannot start, and here that is an error, never a
-slower run. `CheckSession` runs a graph on the CPU with its weights left in their file, for checks and not
-for speed.
+slower run.
 
-No other module imports onnxruntime: `refdiff/__init__.py` disables its telemetry before it is loaded, and
-this module once more after.
+This module and `check_session` alone import onnxruntime: `refdiff/__init__.py` disables its telemetry before
+it is loaded, and this module once more after.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import onnxruntime as ort
 
@@ -30,56 +30,12 @@ from refdiff.errors import EngineError
 if os.environ["ORT_DISABLE_TELEMETRY"] == "1":  # Windows does not read it, nor an earlier import without it
     ort.disable_telemetry_events()
 
-_FATAL_ONLY = 4
+FATAL_ONLY = 4
 """Severity of the sessions' own log: an error is an exception here, and is reported once."""
 
 
-class CheckSession:
-    """Runs a graph without a contract: no second layout of its weights, no arena.
-
-    Measured on SD 1.5's UNet at 512 px: 0.6 GB of private memory instead of 5.5 GB.
-
-    Args:
-        model: the ONNX file, or a serialized graph.
-        folder: folder of a serialized graph's weights.
-
-    Raises:
-        EngineError: ONNX Runtime cannot load the graph.
-    """
-
-    def __init__(self, model: Path | bytes, *, folder: Path | None = None) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waits without the core
-        if folder is not None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(folder)
-            )
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_cpu_mem_arena = False
-        # In the graph's order, so that a node that only reads a tensor runs before the next tensor is made.
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no public base
-            raise EngineError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
-        self.output_names = tuple(output.name for output in self._session.get_outputs())
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once; `outputs` None means all of them.
-
-        Raises:
-            EngineError: ONNX Runtime failed.
-        """
-        names = self.output_names if outputs is None else tuple(outputs)
-        try:
-            return dict(zip(names, self._session.run(list(names), dict(feeds)), strict=True))
-        except Exception as error:  # ONNX Runtime's exceptions share no public base
-            raise EngineError(f"the graph failed in ONNX Runtime: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -94,6 +50,12 @@ PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
 }
 """Back-end name -> ONNX Runtime's provider and its options."""
 
+
+def _is_on_cpu(backend: str) -> bool:
+    """Return whether a back-end is ONNX Runtime's CPU."""
+    return PROVIDERS[backend][0] == "CPUExecutionProvider"
+
+
 _ALSO = {"ort-tensorrt": " and TensorRT"}
 
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -102,9 +64,25 @@ RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _WHOLE_OR_NONE = ("ort-tensorrt", "ort-rtx")
 """Back-ends that by default leave nodes to the CPU, and build an engine for each new size."""
 
-_SLOW_FUSIONS = ("SkipLayerNormFusion",)
-"""Fusions that are slower on ONNX Runtime's CPU: sum and norm of SAM's decoder took 9.3 ms in one operator,
-and 2.3 ms in two (1.32, the miniature, one thread)."""
+_SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
+"""Fusions that are slower on ONNX Runtime's CPU: with one thread, sum and norm of `mini`'s `sam_decoder`
+took 9.3 ms in one operator, 2.3 ms in two; its `sam_masks` 4.9 ms with biases in GELUs, 4.3 ms without."""
+
+
+_ON_CPU: WeakSet[OrtSession] = WeakSet()
+"""Open sessions on the CPU."""
+
+
+def _share_arena() -> None:
+    """Let all sessions on the CPU allocate from one arena, which keeps memory for the next run.
+
+    Without an arena, the system maps and clears the pages of every tensor again: a quarter of the processor
+    time of `refdiff-edge`. With one for each session, as is ONNX Runtime's default, each keeps what its own
+    graph needs. A second call replaces the arena, whose memory is returned once no session is left.
+    """
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
 
 
 def _unwatched() -> None:
@@ -149,9 +127,15 @@ class OrtSession:
         self._graph = graph
         self._backend = backend
         options = session_options(threads, spinning=spinning)
+        if _is_on_cpu(backend):
+            if not _ON_CPU:
+                _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         self._layers = LayerFile(options, graph.name) if measure == "layers" else None
         self._watch = watch
         self._session: Any = create_session(path, backend, options, runtime)
+        if _is_on_cpu(backend):
+            _ON_CPU.add(self)
         watch()
         self._check_tensors(path)
 
@@ -181,7 +165,7 @@ class OrtSession:
         try:
             results = self._session.run(wanted, feeds_to_host(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no public base
-            raise EngineError(f"{self._graph.name} failed in ONNX Runtime: {_first_line(error)}") from error
+            raise EngineError(f"{self._graph.name} failed in ONNX Runtime: {first_line(error)}") from error
         self._watch()
         return dict(zip(wanted, results, strict=True))
 
@@ -190,8 +174,12 @@ class OrtSession:
         return Timings() if self._layers is None else Timings(layers=self._layers.read(self._session))
 
     def close(self) -> None:
-        """Free the loaded graph."""
+        """Free the loaded graph, and with the last one on the CPU the memory that all of them used."""
         self._session = None
+        if self in _ON_CPU:
+            _ON_CPU.remove(self)
+            if not _ON_CPU:
+                _share_arena()
         if self._layers is not None:
             self._layers.close()
 
@@ -226,10 +214,7 @@ def session_options(threads: int | None, *, spinning: bool = False) -> Any:
     options = ort.SessionOptions()
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = _FATAL_ONLY
-    # Activations are freed after each run. SD 1.5's UNet at 512 px, one image: 3.8 GB of private memory
-    # instead of 5.5 GB after two runs, 11.6 s of processor time instead of 11.5 s.
-    options.enable_cpu_mem_arena = False
+    options.log_severity_level = FATAL_ONLY
     if threads is not None:
         check_cores(threads, "threads")
         options.intra_op_num_threads = threads
@@ -288,7 +273,7 @@ def _rtx_devices(provider: str, runtime: Any) -> Sequence[Any]:
             runtime.register_execution_provider_library(provider, plugin.get_library_path())
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise EngineError(
-                f"ONNX Runtime cannot load the plugin of ort-rtx: {_first_line(error)}; it needs NVIDIA's "
+                f"ONNX Runtime cannot load the plugin of ort-rtx: {first_line(error)}; it needs NVIDIA's "
                 f"driver with CUDA 13 and an onnxruntime of 1.24 or later ({install_line('ort-rtx')})"
             ) from error
     devices = _offered(provider, runtime)
@@ -311,12 +296,12 @@ def _load(path: Path, backend: str, options: Any, runtime: Any) -> Any:
             sess_options=options,
             providers=None if backend == "ort-rtx" else [PROVIDERS[backend]],  # the options have a plugin's
             enable_fallback=0,  # else it prints a block, and starts another provider, which is refused below
-            disabled_optimizers=_SLOW_FUSIONS if PROVIDERS[backend][0] == "CPUExecutionProvider" else None,
+            disabled_optimizers=_SLOW_FUSIONS if _is_on_cpu(backend) else None,
         )
     except ModuleNotFoundError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base
-        raise EngineError(f"ONNX Runtime cannot load {path}: {_with_cure(_first_line(error))}") from error
+        raise EngineError(f"ONNX Runtime cannot load {path}: {_with_cure(first_line(error))}") from error
 
 
 def _with_cure(fault: str) -> str:

@@ -17,7 +17,7 @@ from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.prompt_vectors import PromptVectors
 from refdiff.contracts.session import Array, Feed, Float, Timings
 from refdiff.contracts.spec import ModelSpec
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.miniature.scenes import render_scene
 from refdiff.runtime.golden_answer import give_answer
 

@@ -5,7 +5,7 @@ against the contract. The same input gives the same bytes. Three things make the
 
 * attention and group norm are translated to plain operators whose shapes are static but for the batch, which
   TensorRT fuses best (TensorRT#4333 for attention, TensorRT#2691 for GroupNorm) and the precision passes
-  recognize by name;
+  recognize by name; GELU in the order that ONNX Runtime fuses;
 * nodes are named after the torch modules they come from, `unet.mid_block.attentions.0.proj_in/Conv`, and
   outputs after their nodes: recipes, profiles and reports use these names;
 * operators outside a closed list stop the export. TensorRT's parser refuses or mistreats graphs that compute
@@ -199,6 +199,17 @@ def attention(
     return op.MatMul(weights, value)
 
 
+def gelu(states: Any, approximate: str = "none") -> Any:
+    """Build x/2 · (1 + erf(x/√2)): ONNX Runtime fuses this order, and not torch's, x · (1/2 · (1 + erf)).
+
+    The half is multiplied first, so that no intermediate result is larger than x in float16.
+    """
+    if approximate != "none":
+        raise NotImplementedError(f"GELU approximated by {approximate!r}: no checkpoint that is read has it")
+    half, one, root = (op.Constant(value=_tensor(np.float32(value))) for value in (0.5, 1.0, math.sqrt(2.0)))
+    return op.Mul(op.Mul(states, half), op.Add(op.Erf(op.Div(states, root)), one))
+
+
 def group_norm(
     states: Any,
     num_groups: int,
@@ -237,6 +248,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the table for `torch.onnx.export(custom_translation_table=...)`."""
     return {
         torch.ops.aten.scaled_dot_product_attention.default: attention,
+        torch.ops.aten.gelu.default: gelu,
         torch.ops.aten.group_norm.default: group_norm,
     }
 

@@ -21,7 +21,7 @@ from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.parity import Parity, measure_parity
 from refdiff.contracts.session import Array, Session, SessionFactory
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.errors import GateError
 from refdiff.passes.fuse_attention import FuseAttention
 from refdiff.passes.round_half import rounded_model
