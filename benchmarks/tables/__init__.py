@@ -1,0 +1,1 @@
+"""Tables of README.md and docs/, made from the records in results/: `python -m benchmarks.tables`."""
