@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import RESULTS, add_entry
-from refdiff.batch.distributed import import_ray
-from refdiff.contracts.options import BackendOptions, RayOptions
+from refdiff.batch.distributed import RayOptions, import_ray
+from refdiff.contracts.options import BackendOptions
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.evaluation.evaluate import EvaluationReport, evaluate
 from refdiff.evaluation.records import RECORDS_NAME

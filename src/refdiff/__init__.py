@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refdiff.batch.folder import FolderOptions as FolderOptions
     from refdiff.batch.folder import segment_many as segment_many
     from refdiff.batch.prediction import segment as segment
     from refdiff.calibration.calibrate import calibrate as calibrate
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from refdiff.camera.track import track as track
     from refdiff.contracts.inspection import inspect as inspect
     from refdiff.contracts.options import BackendOptions as BackendOptions
-    from refdiff.contracts.options import FolderOptions as FolderOptions
     from refdiff.contracts.options import RunOptions as RunOptions
     from refdiff.contracts.results import Candidates as Candidates
     from refdiff.contracts.results import Scores as Scores
@@ -67,7 +67,7 @@ _HOMES = {
     "Client": "serve.client",
     "EncodedImage": "runtime.encoded_image",
     "EngineError": "errors",
-    "FolderOptions": "contracts.options",
+    "FolderOptions": "batch.folder",
     "Frame": "camera.frame",
     "FrameResult": "camera.result",
     "GateError": "errors",

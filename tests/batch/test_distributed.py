@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from refdiff.batch import distributed
-from refdiff.batch.distributed import count_workers, import_ray, map_on_ray
-from refdiff.batch.folder import segment_many
+from refdiff.batch.distributed import RayOptions, count_workers, import_ray, map_on_ray
+from refdiff.batch.folder import FolderOptions, segment_many
 from refdiff.cli import main
-from refdiff.contracts.options import FolderOptions, RayOptions, RunOptions
+from refdiff.contracts.options import RunOptions
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import EngineError, InputError, MissingDependencyError
 from refdiff.evaluation.evaluate import evaluate

@@ -16,9 +16,10 @@ from PIL import Image
 
 from refdiff.batch import folder as batch_folder
 from refdiff.batch import folder_run
+from refdiff.batch.folder import FolderOptions
 from refdiff.cli import main
 from refdiff.contracts.atomic_io import hash_file
-from refdiff.contracts.options import VARIANTS, BackendOptions, FolderOptions, RunOptions
+from refdiff.contracts.options import VARIANTS, BackendOptions, RunOptions
 from refdiff.contracts.results import Candidates, Scores
 from refdiff.errors import EngineError, InputError
 from refdiff.miniature.scenes import render_scene

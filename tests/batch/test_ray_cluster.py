@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from refdiff.batch.distributed import import_ray, map_on_ray
-from refdiff.batch.folder import segment_many
-from refdiff.contracts.options import FolderOptions, RayOptions, RunOptions
+from refdiff.batch.distributed import RayOptions, import_ray, map_on_ray
+from refdiff.batch.folder import FolderOptions, segment_many
+from refdiff.contracts.options import RunOptions
 from refdiff.data.synthetic import RenderedScenes
 from refdiff.evaluation.evaluate import evaluate
 from refdiff.miniature.scenes import render_scene

@@ -18,10 +18,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from refdiff.contracts.optional import install_line
-from refdiff.contracts.options import RayOptions
 from refdiff.contracts.progress import Progress
 from refdiff.errors import EngineError, InputError, MissingDependencyError, RefdiffError
 
@@ -36,6 +36,19 @@ ON_PROCESSORS = (None, "ort-cpu", "ort-rounded")
 
 _TRIES = 3
 """Losses of a worker in a row, without a result between them, that end the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Options of a run on a Ray cluster."""
+
+    address: str
+    """"local" for a cluster of this machine alone, which ends with the run; "auto" for the one that this
+    machine is in; or its "host:port"."""
+    workers: int | None = None
+    """None: one for each GPU, or without GPUs one for each group of `cpus` cores."""
+    cpus: int = 1
+    """Cores of a worker."""
 
 
 def map_on_ray(

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refdiff.batch.distributed import map_on_ray
+from refdiff.batch.distributed import RayOptions, map_on_ray
 from refdiff.batch.folder_run import Encoded, FolderRun, Predict
 from refdiff.batch.prediction import Prediction, predict_each
 from refdiff.batch.result_store import ResultStore, open_result_store
@@ -21,10 +21,8 @@ from refdiff.contracts.inspection import bundle_cautions, check_trained, find_bu
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.options import (
     DEFAULT_BACKEND,
-    DEFAULT_FOLDER,
     DEFAULT_RUN,
     BackendOptions,
-    FolderOptions,
     Options,
     RunOptions,
 )
@@ -36,6 +34,25 @@ from refdiff.runtime.batching import UNET_ROWS
 from refdiff.runtime.image import read_image
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.segmentation import NOT_CALIBRATED
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """Options of a run over a folder of images."""
+
+    overwrite: bool = False
+    """Reuse an output folder that was written with other settings; its results are replaced."""
+    recursive: bool = False
+    """Search the sub-folders of the image folder too."""
+    coco: bool = False
+    """Also write all results as one COCO file."""
+    export: tuple[str, ...] = ()
+    """Also write data sets to train on: "coco", "yolo-seg", "label-studio"."""
+    ray: RayOptions | None = None
+    """The Ray cluster that images are segmented on; None: this process segments them."""
+
+
+DEFAULT_FOLDER = FolderOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

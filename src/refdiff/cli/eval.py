@@ -27,7 +27,7 @@ from refdiff.cli.app import (
 from refdiff.cli.terminal import note, note_backend, print_answer, working
 
 if TYPE_CHECKING:
-    from refdiff.contracts.options import RayOptions
+    from refdiff.batch.distributed import RayOptions
     from refdiff.data.sample import Dataset
     from refdiff.evaluation.evaluate import EvaluationReport
 
@@ -205,7 +205,7 @@ def evaluate(
 
 def _workers(ray: str | None, jobs: int | None, threads: int | None) -> int | RayOptions:
     """Return the number of processes, or the cluster."""
-    from refdiff.contracts.options import RayOptions
+    from refdiff.batch.distributed import RayOptions
 
     if ray is not None:
         return RayOptions(address=ray, workers=jobs, cpus=threads or 1)

@@ -126,7 +126,9 @@ def segment(
     Columns: score is the weighted sum of hard (CLIP on the crop), soft (CLIP on the image, masked), gen (the
     heatmap inside the mask) and place (words such as "left"); docs/output.md explains all.
     """
-    from refdiff.contracts.options import BackendOptions, FolderOptions, RayOptions, RunOptions
+    from refdiff.batch.distributed import RayOptions
+    from refdiff.batch.folder import FolderOptions
+    from refdiff.contracts.options import BackendOptions, RunOptions
     from refdiff.contracts.tuned_options import read_tuned_options
 
     _check_order(bundle, image, phrases or [])

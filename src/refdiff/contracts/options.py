@@ -280,38 +280,8 @@ class BackendOptions:
     supervisor to start it again; None: no limit."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RayOptions:
-    """Options of a run on a Ray cluster."""
-
-    address: str
-    """"local" for a cluster of this machine alone, which ends with the run; "auto" for the one that this
-    machine is in; or its "host:port"."""
-    workers: int | None = None
-    """None: one for each GPU, or without GPUs one for each group of `cpus` cores."""
-    cpus: int = 1
-    """Cores of a worker."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderOptions:
-    """Options of a run over a folder of images."""
-
-    overwrite: bool = False
-    """Reuse an output folder that was written with other settings; its results are replaced."""
-    recursive: bool = False
-    """Search the sub-folders of the image folder too."""
-    coco: bool = False
-    """Also write all results as one COCO file."""
-    export: tuple[str, ...] = ()
-    """Also write data sets to train on: "coco", "yolo-seg", "label-studio"."""
-    ray: RayOptions | None = None
-    """The Ray cluster that images are segmented on; None: this process segments them."""
-
-
 DEFAULT_RUN = RunOptions()
 DEFAULT_BACKEND = BackendOptions()
-DEFAULT_FOLDER = FolderOptions()
 
 
 def options_for(

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from refdiff.batch.distributed import map_on_ray
+from refdiff.batch.distributed import RayOptions, map_on_ray
 from refdiff.batch.prefetch import map_ahead
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.inspection import BUILT_IN, MINIATURE_NAME, MINIATURES, check_trained, find_bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.optional import require_export
-from refdiff.contracts.options import BackendOptions, RayOptions, RunOptions
+from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress
 from refdiff.data.sample import Sample
 from refdiff.errors import InputError

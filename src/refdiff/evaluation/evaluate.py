@@ -14,14 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from refdiff.contracts.options import (
-    DEFAULT_BACKEND,
-    DEFAULT_RUN,
-    BackendOptions,
-    RayOptions,
-    RunOptions,
-    check_cores,
-)
+from refdiff.batch.distributed import RayOptions
+from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions, check_cores
 from refdiff.contracts.progress import Progress, Step, silent
 from refdiff.data.sample import Dataset, Sample
 from refdiff.data.synthetic import RenderedScenes
