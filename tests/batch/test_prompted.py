@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.batch import prediction_files
+from refdiff.batch import prediction
 from refdiff.batch.prompted import PromptedMasks, prompted_table, segment_prompt
 from refdiff.data.synthetic import HELD_OUT_FROM
 from refdiff.miniature.scenes import render_scene
@@ -52,6 +52,6 @@ def test_the_table_names_negative_points(found: PromptedMasks) -> None:
 
 
 def test_mask_overlay_and_json_are_written(found: PromptedMasks, tmp_path: Path) -> None:
-    files = prediction_files.save(found, output=tmp_path / "m.png")
+    files = prediction.save(found, output=tmp_path / "m.png")
     assert set(files) == {"mask", "overlay", "json"}
     assert json.loads(files["json"].read_text()) == json.loads(json.dumps(found.to_json()))

@@ -13,10 +13,10 @@ from PIL import Image
 
 from refdiff.calibration import calibrate
 from refdiff.cli import main
-from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.inspection import find_bundle
 from refdiff.contracts.options import BackendOptions, RunOptions, options_for
+from refdiff.contracts.session import half_rounded
 from refdiff.data.synthetic import CALIBRATION_FROM, HELD_OUT_FROM, scene_sample
 from refdiff.engines.factory import open_sessions
 from refdiff.errors import InputError

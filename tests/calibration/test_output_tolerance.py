@@ -12,7 +12,7 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.accuracy.tolerances import GraphTolerance
-from refdiff.calibration.bisection import SearchBudget, SmallestSet, find_smallest
+from refdiff.calibration.bisect import SearchBudget, SmallestSet, find_smallest
 from refdiff.calibration.output_tolerance import Outcome, OutputTolerance
 from refdiff.calibration.ranges import collect_ranges, smoothing_exponents
 from refdiff.contracts.recipe import GraphRecipe, Half, Quantized, Rule

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import BLOCKED
+from refdiff.contracts.session import half_rounded
 from refdiff.export.torch_records import round_coarsely
 
 

@@ -13,13 +13,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from refdiff.batch import tables as batch
-from refdiff.calibration import tables as calibration
+from refdiff.cli import build as engines
+from refdiff.cli import precision as calibration
 from refdiff.cli.verbs import bundle_section
 from refdiff.contracts.inspection import bundle_path, inspect
 from refdiff.diagnostics.doctor import doctor_table
 from refdiff.diagnostics.facts import Diagnosis
-from refdiff.engines import tables as engines
-from refdiff.evaluation.tables import evaluation_section
+from refdiff.evaluation.report import evaluation_section
 from refdiff.models.fetch import fetch_section
 from refdiff.profiling import tables as profiling
 from refdiff.reports import Cell, Column, Page, Printable, Section, Table, numeric, outcome

@@ -14,9 +14,18 @@ from functools import partial
 import numpy as np
 
 from refdiff.calibration.feeds import Run
-from refdiff.contracts.feeds import feeds_to_host, half_rounded, read_rows, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Feed, Session, SessionFactory, SessionWrapper
+from refdiff.contracts.session import (
+    Array,
+    Feed,
+    Session,
+    SessionFactory,
+    SessionWrapper,
+    feeds_to_host,
+    half_rounded,
+    read_rows,
+    wanted_outputs,
+)
 
 
 class FeedRecorder:

@@ -5,9 +5,11 @@
     entry.py     main(): every way to end, as an exit code and at most one line
     verbs.py     demo, fetch, inspect and doctor
     export.py    export and convert
-    precision.py audit, bisect, calibrate and sensitivity; every other verb has a module of its own
+    precision.py audit, bisect, calibrate and sensitivity
+    eval.py      eval and tune
+    serve.py     serve and triton; every other verb has a module of its own
 
-What the tables say is in the module `tables` of each verb's room, in the terms of `refdiff.reports`.
+Tables are laid out beside the verb, or in the module `tables` of its room, in the terms of `refdiff.reports`.
 
 Exit codes: 0 good (also when no mask could be made: read `matched`), 1 a gate or some images failed, 2
 misuse or bad input, 3 the environment lacks something, 70 a bug of refdiff, 130 interrupted, 128 + n ended by

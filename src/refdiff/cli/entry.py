@@ -27,8 +27,6 @@ from refdiff.cli import (  # noqa: F401 - their verbs join the app
     ros,
     segment,
     serve,
-    triton,
-    tune,
     verbs,
 )
 from refdiff.cli.app import app

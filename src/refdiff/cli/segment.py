@@ -240,14 +240,14 @@ def _one(
     *,
     as_json: bool,
 ) -> None:
-    from refdiff.batch import prediction, prediction_files
+    from refdiff.batch import prediction
     from refdiff.batch.tables import prediction_table
 
-    prediction_files.check_outputs(image, **outputs)
+    prediction.check_outputs(image, **outputs)
     with working() as progress:
         progress(f"segmenting {image}")
         found = prediction.segment(bundle, image, phrase, focus=focus, options=options, backend=backend)
-        files = prediction_files.save(found, **outputs)
+        files = prediction.save(found, **outputs)
     document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     note_backend(backend.name, found.backend, found.backend_reason)
     print_answer(document, lambda: prediction_table(found, files), as_json=as_json)
@@ -288,7 +288,7 @@ def _prompted(
     *,
     as_json: bool,
 ) -> None:
-    from refdiff.batch import prediction_files
+    from refdiff.batch import prediction
     from refdiff.batch.prompted import prompted_table, segment_prompt
 
     corners = None if box is None else _numbers(box, "--box", 4, "x0,y0,x1,y1")
@@ -297,13 +297,13 @@ def _prompted(
         _numbers(each.removesuffix(":0").removesuffix(":1"), "--point", 2, "x,y, x,y:1 or x,y:0")
         for each in points
     ]
-    prediction_files.check_outputs(image, **outputs)
+    prediction.check_outputs(image, **outputs)
     with working() as progress:
         progress(f"segmenting {image}")
         found = segment_prompt(
             bundle, image, box=corners, points=places, labels=labels, options=options, backend=backend
         )
-        files = prediction_files.save(found, **outputs)
+        files = prediction.save(found, **outputs)
     document = {**found.to_json(), "files": {kind: str(path) for kind, path in files.items()}}
     note_backend(backend.name, found.backend, found.backend_reason)
     print_answer(document, lambda: prompted_table(found, files), as_json=as_json)

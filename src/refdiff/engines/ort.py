@@ -19,11 +19,18 @@ from weakref import WeakSet
 
 import onnxruntime as ort
 
-from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.optional import install_line
 from refdiff.contracts.options import check_cores
-from refdiff.contracts.session import Array, Feed, Measure, Timings
+from refdiff.contracts.session import (
+    Array,
+    Feed,
+    Measure,
+    Timings,
+    check_feeds,
+    feeds_to_host,
+    wanted_outputs,
+)
 from refdiff.engines.ort_layers import LayerFile
 from refdiff.errors import EngineError
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.golden_answer import GoldenAnswer
 from refdiff.contracts.graphs import GraphSpec, graph_contract
 from refdiff.contracts.prompt_vectors import PromptVectors
-from refdiff.contracts.session import Array, Feed, Float, Timings
+from refdiff.contracts.session import Array, Feed, Float, Timings, check_feeds, feeds_to_host, wanted_outputs
 from refdiff.contracts.spec import ModelSpec
 from refdiff.engines.check_session import CheckSession
 from refdiff.miniature.scenes import render_scene

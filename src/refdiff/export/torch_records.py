@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from refdiff.calibration.recording import RecordingSession
-from refdiff.contracts.feeds import half_rounded
 from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.parity import Parity, measure_parity
-from refdiff.contracts.session import Array, Session, SessionFactory
+from refdiff.contracts.session import Array, Session, SessionFactory, half_rounded
 from refdiff.engines.check_session import CheckSession
 from refdiff.errors import GateError
 from refdiff.passes.fuse_attention import FuseAttention

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GRAPHS, GraphSpec, graph_contract
-from refdiff.contracts.session import Array, Feed, Session, Timings, to_host
+from refdiff.contracts.session import Array, Feed, Session, Timings, check_feeds, to_host, wanted_outputs
 from refdiff.errors import EngineError, InputError
 from refdiff.export.clip_graphs import ClipImage, ClipText
 from refdiff.export.diffusion_graphs import SdText, Unet, UnetTaps, VaeEncoder

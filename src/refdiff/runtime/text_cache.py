@@ -12,8 +12,16 @@ from threading import Lock
 
 import numpy as np
 
-from refdiff.contracts.feeds import check_feeds, feeds_to_host, wanted_outputs
-from refdiff.contracts.session import Array, Feed, Session, SessionFactory, SessionWrapper
+from refdiff.contracts.session import (
+    Array,
+    Feed,
+    Session,
+    SessionFactory,
+    SessionWrapper,
+    check_feeds,
+    feeds_to_host,
+    wanted_outputs,
+)
 
 TEXT_GRAPHS = ("sd_text", "clip_text")
 """Graphs whose every input and output has the batch first."""

@@ -13,9 +13,8 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from refdiff.contracts.feeds import check_feeds, wanted_outputs
 from refdiff.contracts.graphs import GraphSpec
-from refdiff.contracts.session import Array, Feed, Timings
+from refdiff.contracts.session import Array, Feed, Timings, check_feeds, wanted_outputs
 from refdiff.engines.trt.buffers import (
     DeviceBuffer,
     OutputSlot,
