@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.records import RESULTS, add_entry
 from refdiff.camera.pattern import read_pattern_number
-from refdiff.camera.reader_source import ReaderSource
+from refdiff.camera.sources.reader_source import ReaderSource
 
 RECORD = RESULTS / "camera-faults.json"
 HANG_S = 20.0

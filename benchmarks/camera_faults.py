@@ -30,8 +30,8 @@ from benchmarks.camera_fault_log import (
     sender,
     wait_for,
 )
-from refdiff.camera.reader_source import ReaderSource
-from refdiff.camera.source import SourceOptions, open_source
+from refdiff.camera.sources.reader_source import ReaderSource
+from refdiff.camera.sources.source import SourceOptions, open_source
 from refdiff.errors import RefdiffError, SourceError
 from tests.support.rtsp_relay import RtspRelay
 from tests.support.streams import Server, encode, refuse

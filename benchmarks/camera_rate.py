@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.records import RESULTS, QuietMachine, add_entry
 from refdiff.camera.options import CameraOptions
-from refdiff.camera.source import SourceOptions
+from refdiff.camera.sources.source import SourceOptions
 from refdiff.camera.summary import Quantiles
 from refdiff.camera.target import TrackOptions
 from refdiff.camera.track import Tracker

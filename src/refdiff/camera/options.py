@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Literal
 
-from refdiff.camera.source import DEFAULT_SOURCE, SourceOptions
+from refdiff.camera.sources.source import DEFAULT_SOURCE, SourceOptions
 from refdiff.camera.target import TrackOptions
 from refdiff.contracts.options import DEFAULT_RUN, RunOptions
 from refdiff.errors import InputError

@@ -21,8 +21,8 @@ from refdiff.camera.frame import FrameSource, SourceEvent
 from refdiff.camera.key_lane import KeyLane, OwnedEngines
 from refdiff.camera.options import DEFAULT_CAMERA, CameraOptions, Wanted, Wishes
 from refdiff.camera.result import FrameResult
-from refdiff.camera.source import open_source
-from refdiff.camera.source_address import parse_source
+from refdiff.camera.sources.address import parse_source
+from refdiff.camera.sources.source import open_source
 from refdiff.camera.summary import CameraSummary, summarize
 from refdiff.camera.track_lane import TrackLane
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, RunOptions

@@ -136,7 +136,7 @@ def camera(
     recording failed.
     """
     from refdiff.camera.options import CameraOptions
-    from refdiff.camera.source import SourceOptions
+    from refdiff.camera.sources.source import SourceOptions
     from refdiff.camera.target import TrackOptions
     from refdiff.camera.track import Tracker
     from refdiff.contracts.options import BackendOptions, RunOptions

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.camera.options import DEFAULT_CAMERA, CameraOptions
 from refdiff.camera.overlay import draw_frame
-from refdiff.camera.push_source import PushSource
 from refdiff.camera.result import FrameResult
+from refdiff.camera.sources.push_source import PushSource
 from refdiff.camera.track import Tracker
 from refdiff.contracts.optional import require_bags
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions

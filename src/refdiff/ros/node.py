@@ -26,7 +26,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from std_msgs.msg import String
 
-from refdiff.camera.push_source import PushSource
+from refdiff.camera.sources.push_source import PushSource
 from refdiff.errors import InputError, RefdiffError
 from refdiff.ros.parameters import NodeParameters, read_parameters
 from refdiff.ros.publishing import optional_messages

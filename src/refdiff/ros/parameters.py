@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
 from refdiff.camera.options import CameraOptions
-from refdiff.camera.push_source import PushPolicy
+from refdiff.camera.sources.push_source import PushPolicy
 from refdiff.camera.verdict import Level, TrackOptions
 from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.errors import InputError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from refdiff.camera.push_source import PushSource
 from refdiff.camera.result import FrameResult
+from refdiff.camera.sources.push_source import PushSource
 from refdiff.camera.summary import CameraSummary
 from refdiff.camera.track import Tracker
 from refdiff.ros.parameters import NodeParameters

@@ -15,7 +15,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
-from refdiff.camera.push_source import PushSource
+from refdiff.camera.sources.push_source import PushSource
 from refdiff.errors import InputError
 from refdiff.ros.images import compressed_to_rgb, image_to_rgb
 from refdiff.ros.messages import check_count, diagnostic_values, health, stamp_s

@@ -17,7 +17,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from refdiff.camera.options import CameraOptions
-from refdiff.camera.push_source import PushSource
+from refdiff.camera.sources.push_source import PushSource
 from refdiff.camera.target import TrackOptions
 from refdiff.camera.track import Tracker
 from refdiff.contracts.session import ImageArray

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from refdiff.camera.pattern import draw_pattern, read_pattern_number
-from refdiff.camera.reader_raw import PIXEL_FORMATS, RawFormat, csi_pipeline, to_rgb
-from refdiff.camera.source import SourceOptions
-from tests.camera.test_reader_video import read_here
+from refdiff.camera.sources.raw import PIXEL_FORMATS, RawFormat, csi_pipeline, to_rgb
+from refdiff.camera.sources.source import SourceOptions
+from tests.camera.sources.test_video import read_here
 
 FAKE_LAUNCH = """#!{python}
 import re, sys

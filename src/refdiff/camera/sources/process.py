@@ -20,10 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
-from refdiff.camera.reader import LENGTH
-from refdiff.camera.ring import SLOTS, Ring, attach_ring
-from refdiff.camera.source_address import redact
-from refdiff.camera.source_fault import SourceFault, explain_exit
+from refdiff.camera.sources.address import redact
+from refdiff.camera.sources.fault import SourceFault, explain_exit
+from refdiff.camera.sources.reader import LENGTH
+from refdiff.camera.sources.ring import SLOTS, Ring, attach_ring
 
 _RECEIVED = 65_536
 _DESCRIPTORS = 8
@@ -33,7 +33,7 @@ _END_S = 2.0
 _LONGEST_LOG = 1_000_000
 """Bytes of stderr that are kept, on the disk of temporary files."""
 
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from refdiff.camera.reader import main; main()"
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from refdiff.camera.sources.reader import main; main()"
 
 
 class Reader(Protocol):

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from refdiff.camera.ring import SLOTS, Ring, create_ring
-from refdiff.camera.source_fault import FaultError, SourceFault
+from refdiff.camera.sources.fault import FaultError, SourceFault
+from refdiff.camera.sources.ring import SLOTS, Ring, create_ring
 from refdiff.contracts.session import ImageArray
 
 _REPORT_S = 0.5

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from refdiff.camera.pattern import SMALLEST_YX
-from refdiff.camera.reader_process import ReaderProcess
-from refdiff.camera.reader_raw import PIXEL_FORMATS
-from refdiff.camera.reader_source import ReaderSource
-from refdiff.camera.reader_watch import Limits
-from refdiff.camera.source_address import SourceAddress, parse_source, source_help
+from refdiff.camera.sources.address import SourceAddress, parse_source, source_help
+from refdiff.camera.sources.process import ReaderProcess
+from refdiff.camera.sources.raw import PIXEL_FORMATS
+from refdiff.camera.sources.reader_source import ReaderSource
+from refdiff.camera.sources.watch import Limits
 from refdiff.contracts.optional import install_line
 from refdiff.errors import InputError, MissingDependencyError
 

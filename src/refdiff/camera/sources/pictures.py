@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.camera.pattern import draw_pattern
-from refdiff.camera.reader_sink import FrameSink, Pace
-from refdiff.camera.source_fault import FaultError
+from refdiff.camera.sources.fault import FaultError
+from refdiff.camera.sources.sink import FrameSink, Pace
 from refdiff.contracts.session import ImageArray
 from refdiff.errors import InputError
 

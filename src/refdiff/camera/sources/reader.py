@@ -34,9 +34,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from refdiff.camera.reader_sink import FrameSink, ReadingDone
-from refdiff.camera.source_address import redact
-from refdiff.camera.source_fault import SourceFault, explain
+from refdiff.camera.sources.address import redact
+from refdiff.camera.sources.fault import SourceFault, explain
+from refdiff.camera.sources.sink import FrameSink, ReadingDone
 
 LENGTH = struct.Struct("!I")
 """The length of the request, which comes before it."""
@@ -83,14 +83,14 @@ def read_source(request: dict[str, Any], sink: FrameSink) -> SourceFault | None:
 
 def _choose(kind: str) -> Callable[[dict[str, Any], FrameSink], None]:
     if kind in ("folder", "pattern", "scenes"):
-        from refdiff.camera.reader_pictures import read_pictures
+        from refdiff.camera.sources.pictures import read_pictures
 
         return read_pictures
     if kind in ("command", "csi"):
-        from refdiff.camera.reader_raw import read_command, read_csi
+        from refdiff.camera.sources.raw import read_command, read_csi
 
         return read_csi if kind == "csi" else read_command
-    from refdiff.camera.reader_video import read_video
+    from refdiff.camera.sources.video import read_video
 
     return read_video
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.camera.reader_watch import Limits, Watch
-from refdiff.camera.source_fault import SourceFault
+from refdiff.camera.sources.fault import SourceFault
+from refdiff.camera.sources.watch import Limits, Watch
 
 STALLED = SourceFault(kind="stalled", reason="")
 CLOSED = SourceFault(kind="closed", reason="")

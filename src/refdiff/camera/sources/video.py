@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from refdiff.camera.reader_sink import FrameSink, Pace
-from refdiff.camera.source_fault import FaultError
+from refdiff.camera.sources.fault import FaultError
+from refdiff.camera.sources.sink import FrameSink, Pace
 from refdiff.contracts.session import ImageArray
 
 if TYPE_CHECKING:

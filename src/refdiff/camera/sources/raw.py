@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.camera.reader_sink import FrameSink
-from refdiff.camera.source_fault import FaultError
+from refdiff.camera.sources.fault import FaultError
+from refdiff.camera.sources.sink import FrameSink
 from refdiff.contracts.session import ImageArray
 
 _PACKED = {

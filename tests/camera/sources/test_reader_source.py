@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refdiff.camera.frame import SourceCounts
-from refdiff.camera.reader_sink import FrameSink, ReadingDone
-from refdiff.camera.reader_source import ReaderSource
-from refdiff.camera.reader_watch import Limits
-from refdiff.camera.source_fault import SourceFault
+from refdiff.camera.sources.fault import SourceFault
+from refdiff.camera.sources.reader_source import ReaderSource
+from refdiff.camera.sources.sink import FrameSink, ReadingDone
+from refdiff.camera.sources.watch import Limits
 from refdiff.errors import SourceError, SourceLostError
 
 QUICK = Limits(backoff_s=(0.001, 0.002), first_frame_timeout_s=30, stall_timeout_s=30)

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from refdiff.camera.source_fault import FaultError, SourceFault, explain, explain_exit
+from refdiff.camera.sources.fault import FaultError, SourceFault, explain, explain_exit
 from refdiff.errors import InputError, MissingDependencyError, SourceError, SourceLostError
 
 

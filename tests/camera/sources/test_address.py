@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.camera.source_address import SOURCE_FORMS, find_secrets, parse_source, redact, source_help
+from refdiff.camera.sources.address import SOURCE_FORMS, find_secrets, parse_source, redact, source_help
 from refdiff.errors import InputError
 
 

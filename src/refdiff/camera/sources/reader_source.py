@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any
 
 from refdiff.camera.frame import Frame, SourceCounts, SourceEvent
-from refdiff.camera.reader_process import Inbox, Launch, Run, WaitingFrame, release
-from refdiff.camera.reader_watch import Limits, Watch
-from refdiff.camera.source_fault import SourceFault
+from refdiff.camera.sources.fault import SourceFault
+from refdiff.camera.sources.process import Inbox, Launch, Run, WaitingFrame, release
+from refdiff.camera.sources.watch import Limits, Watch
 from refdiff.errors import RefdiffError
 
 _LOG = logging.getLogger(__name__)

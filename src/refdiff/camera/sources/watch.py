@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from refdiff.camera.source_fault import SourceFault
+from refdiff.camera.sources.fault import SourceFault
 
 
 @dataclass(frozen=True, kw_only=True)

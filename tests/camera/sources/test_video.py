@@ -14,12 +14,12 @@ import pytest
 av = pytest.importorskip("av")
 
 from refdiff.camera.pattern import read_pattern_number
-from refdiff.camera.reader import read_source
-from refdiff.camera.reader_sink import ReadingDone
-from refdiff.camera.reader_video import upright
-from refdiff.camera.source import SourceOptions, build_request
-from refdiff.camera.source_address import parse_source
-from refdiff.camera.source_fault import SourceFault
+from refdiff.camera.sources.address import parse_source
+from refdiff.camera.sources.fault import SourceFault
+from refdiff.camera.sources.reader import read_source
+from refdiff.camera.sources.sink import ReadingDone
+from refdiff.camera.sources.source import SourceOptions, build_request
+from refdiff.camera.sources.video import upright
 from refdiff.contracts.session import ImageArray
 from tests.support.streams import RATE, Server, encode, refuse
 

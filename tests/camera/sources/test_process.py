@@ -17,12 +17,12 @@ import pytest
 
 from refdiff.camera.frame import Frame
 from refdiff.camera.pattern import read_pattern_number
-from refdiff.camera.reader_source import ReaderSource
-from refdiff.camera.source import SourceOptions, open_source
+from refdiff.camera.sources.reader_source import ReaderSource
+from refdiff.camera.sources.source import SourceOptions, open_source
 from refdiff.errors import MissingDependencyError, SourceError
 from tests.support.rtsp_relay import RtspRelay
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SENDER = [sys.executable, "-m", "tests.support.stream_sender"]
 PATIENCE_S = 30.0
 
@@ -119,7 +119,7 @@ def test_a_reader_ends_with_its_parent_and_takes_its_command_along(tmp_path: Pat
     note = tmp_path / "pid"
     program = (
         "import sys, time\n"
-        "from refdiff.camera.source import SourceOptions, open_source\n"
+        "from refdiff.camera.sources.source import SourceOptions, open_source\n"
         f"command = 'cmd:sh -c \"echo $$ > {note}; exec sleep 1000\"'\n"
         "source = open_source(command, SourceOptions(size_xy=(4, 2)))\n"
         "while source.reader_pid is None: time.sleep(0.01)\n"
@@ -182,8 +182,8 @@ def test_a_reader_imports_no_engine_and_nothing_from_the_working_folder(tmp_path
     (tmp_path / "numpy.py").write_text("raise SystemError")
     code = (
         f"import sys; sys.path[:] = {[entry for entry in sys.path if entry]!r}\n"
-        "import refdiff.camera.reader, refdiff.camera.reader_video, refdiff.camera.reader_raw\n"
-        "import refdiff.camera.reader_pictures\n"
+        "import refdiff.camera.sources.reader, refdiff.camera.sources.video, refdiff.camera.sources.raw\n"
+        "import refdiff.camera.sources.pictures\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt', 'cv2', 'PIL', 'av'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.camera.push_source import PushSource
+from refdiff.camera.sources.push_source import PushSource
 from refdiff.errors import InputError, MissingDependencyError, SourceError
 
 PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)

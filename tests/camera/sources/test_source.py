@@ -14,9 +14,9 @@ from PIL import Image
 
 from refdiff.camera.frame import Frame, SourceCounts
 from refdiff.camera.pattern import draw_pattern, read_pattern_number
-from refdiff.camera.reader_source import ReaderSource
-from refdiff.camera.source import SourceOptions, build_request, open_source
-from refdiff.camera.source_address import parse_source
+from refdiff.camera.sources.address import parse_source
+from refdiff.camera.sources.reader_source import ReaderSource
+from refdiff.camera.sources.source import SourceOptions, build_request, open_source
 from refdiff.errors import InputError, SourceError
 
 SMALL = (64, 32)
