@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.camera_fault_log import run_faults
+from refdiff.camera.frame import FrameResult
 from refdiff.camera.options import CameraOptions
-from refdiff.camera.result import FrameResult
 from refdiff.camera.sources.source import SourceOptions, open_source
 from refdiff.camera.track import Tracker
 from refdiff.contracts.options import DEFAULT_RUN, BackendOptions

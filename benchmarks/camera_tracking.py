@@ -25,9 +25,8 @@ import numpy as np
 
 import refdiff
 from benchmarks.records import RESULTS, add_entry
-from refdiff.camera.appearance import iou
 from refdiff.camera.frame import Frame
-from refdiff.camera.small_frame import FrameRing, SmallFrame, shrink
+from refdiff.camera.small_frame import FrameRing, SmallFrame, iou, shrink
 from refdiff.camera.target import Target
 from refdiff.camera.verdict import TrackOptions
 from refdiff.contracts.options import RunOptions

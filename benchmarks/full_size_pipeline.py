@@ -38,7 +38,7 @@ from refdiff.reference.pipeline import Reference
 from refdiff.runtime.image import read_image
 from refdiff.runtime.masks import cut_areas, stability
 from refdiff.runtime.point_prompts import grid_points
-from refdiff.runtime.prompt_tokens import point_tokens
+from refdiff.runtime.prompt import point_tokens
 from refdiff.runtime.proposals import to_sam_pixels
 from refdiff.runtime.resize import sam_input
 from refdiff.runtime.segmentation import Segmentation

@@ -22,10 +22,10 @@ from typing import Any
 
 import refdiff
 from benchmarks.records import provenance
-from refdiff.accuracy.agreement import Agreement, compare, summarize
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.options import MODES, BackendOptions, RunOptions, options_for
 from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
+from refdiff.verification.task_agreement import Agreement, compare, summarize
 
 VARIANTS = ("official", "edge")
 SELECTED = "gen, between-class"

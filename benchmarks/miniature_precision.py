@@ -20,12 +20,12 @@ from typing import Any
 
 import refdiff
 from benchmarks.records import RESULTS, add_entry, resumed
-from refdiff.accuracy.agreement import Agreement, compare, summarize
 from refdiff.accuracy.metrics import Overlap, metrics, overlap
 from refdiff.contracts.inspection import find_bundle, inspect
 from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.data.sample import true_mask
 from refdiff.data.synthetic import HELD_OUT_FROM, scene_sample
+from refdiff.verification.task_agreement import Agreement, compare, summarize
 
 VARIANTS = ("official", "edge")
 

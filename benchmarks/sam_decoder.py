@@ -38,7 +38,7 @@ from refdiff.export.sam_graphs import SamDecoder, SamMasks, prompt_vectors
 from refdiff.miniature.architecture import MINIATURE
 from refdiff.miniature.stack import load_miniature
 from refdiff.profiling.macs import count_macs
-from refdiff.runtime.prompt_tokens import point_tokens
+from refdiff.runtime.prompt import point_tokens
 
 RECORD = RESULTS / "sam-decoder.json"
 DRAWN = 26

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from refdiff.calibration.convert import PrecisionOptions as PrecisionOptions
     from refdiff.calibration.convert import convert as convert
     from refdiff.camera.frame import Frame as Frame
+    from refdiff.camera.frame import FrameResult as FrameResult
+    from refdiff.camera.frame import TargetEvent as TargetEvent
+    from refdiff.camera.frame import TargetResult as TargetResult
     from refdiff.camera.options import CameraOptions as CameraOptions
-    from refdiff.camera.result import FrameResult as FrameResult
-    from refdiff.camera.result import TargetEvent as TargetEvent
-    from refdiff.camera.result import TargetResult as TargetResult
     from refdiff.camera.track import Tracker as Tracker
     from refdiff.camera.track import track as track
     from refdiff.contracts.inspection import inspect as inspect
@@ -69,7 +69,7 @@ _HOMES = {
     "EngineError": "errors",
     "FolderOptions": "batch.folder",
     "Frame": "camera.frame",
-    "FrameResult": "camera.result",
+    "FrameResult": "camera.frame",
     "GateError": "errors",
     "InputError": "errors",
     "MissingDependencyError": "errors",
@@ -82,8 +82,8 @@ _HOMES = {
     "Segmenter": "runtime.pipeline",
     "SourceError": "errors",
     "SourceLostError": "errors",
-    "TargetEvent": "camera.result",
-    "TargetResult": "camera.result",
+    "TargetEvent": "camera.frame",
+    "TargetResult": "camera.frame",
     "Tracker": "camera.track",
     "build": "engines.build",
     "calibrate": "calibration.calibrate",

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.accuracy.agreement import Agreement
 from refdiff.accuracy.tolerances import Verdict, judge, judge_samples, precisions
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.errors import InputError
+from refdiff.verification.task_agreement import Agreement
 
 
 def test_every_precision_has_a_gate_for_every_graph_and_every_part_of_agreement():

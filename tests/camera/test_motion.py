@@ -7,8 +7,8 @@ from hypothesis import given, settings
 
 cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
 
-from refdiff.camera.appearance import iou
 from refdiff.camera.motion import MaskMotion
+from refdiff.camera.small_frame import iou
 from refdiff.camera.verdict import TrackOptions, judge
 from tests.support.moving_patch import SIZE_YX, MovingPatch, frame_of, small_of, texture
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refdiff.camera.frame import TargetEvent
 from refdiff.camera.recording import (
     MaskWriter,
     OverlayWriter,
@@ -15,7 +16,6 @@ from refdiff.camera.recording import (
     ResultWriter,
     frame_record,
 )
-from refdiff.camera.result import TargetEvent
 from tests.support.coco_rle import from_coco_rle
 from tests.support.frames import made_result
 

@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
 
-from refdiff.camera.appearance import iou
-from refdiff.camera.small_frame import FrameRing
+from refdiff.camera.small_frame import FrameRing, iou
 from refdiff.camera.target import Target
 from refdiff.camera.verdict import TrackOptions
 from refdiff.errors import InputError

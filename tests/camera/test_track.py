@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refdiff
+from refdiff.camera.frame import TargetEvent
 from refdiff.camera.options import CameraOptions
-from refdiff.camera.result import TargetEvent
 from refdiff.camera.target import TrackOptions
 from refdiff.camera.track import ResultQueue, Tracker, distinct_phrases
 from refdiff.errors import BundleError, EngineError, InputError, SourceError, SourceLostError

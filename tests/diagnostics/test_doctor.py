@@ -9,7 +9,7 @@ from refdiff.cli import main
 from refdiff.contracts.manifest import MANIFEST_NAME
 from refdiff.diagnostics import doctor
 from refdiff.diagnostics import doctor as doctoring
-from refdiff.diagnostics.backends import TRIED
+from refdiff.diagnostics.doctor import TRIED
 from refdiff.diagnostics.smoke_test import SmokeTest
 from tests.support.damage import copy_of, edit_manifest
 from tests.support.machines import FakeMachine, cpu_box, orin_jetpack6, rtx_workstation

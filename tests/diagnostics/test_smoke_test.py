@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.contracts.bundle import Bundle, GoldenTensors
 from refdiff.contracts.inspection import find_bundle
-from refdiff.diagnostics.backends import SMOKE_TEST
+from refdiff.diagnostics.doctor import SMOKE_TEST
 from refdiff.diagnostics.smoke_test import graph_bytes, run_smoke_test
 from tests.support.fake_builder import fake_rtx
 from tests.support.fake_cuda import Error

@@ -45,7 +45,7 @@ ALLOWED = {
     "tests/contracts/test_recipe.py": "quantised",
     "src/refdiff/miniature/scenes/phrases.py": "beside",  # words of the phrases that users write
     "src/refdiff/runtime/lexicon.py": "beside nobody somebody",
-    "src/refdiff/runtime/phrase_rules.py": "beside",
+    "src/refdiff/runtime/phrase.py": "beside",
     "tests/miniature/test_phrases.py": "beside",
     "tests/runtime/test_head.py": "nobody",
     "tests/runtime/test_phrase.py": "beside",

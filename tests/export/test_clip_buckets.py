@@ -13,7 +13,7 @@ from refdiff.contracts.results import Candidates
 from refdiff.engines.ort import OrtSession
 from refdiff.export.wrappers import TorchSessions, clip_positions
 from refdiff.reference import clip as reference
-from refdiff.reference.crops import position_ramp
+from refdiff.reference.clip import position_ramp
 from refdiff.runtime import clip_inputs
 from refdiff.runtime.clip_branch import ClipBranch, unit
 from refdiff.runtime.clip_inputs import CLASS_BUCKETS, masked_crop, patch_buckets, resize_shorter_side

@@ -16,9 +16,8 @@ from refdiff.contracts.progress import silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models import fetch
 from refdiff.models.hub.download import download_repo, plan_repo
-from refdiff.models.hub.folder import inspect_folder
+from refdiff.models.hub.folder import RECORD, inspect_folder, read_record, write_record
 from refdiff.models.hub.names import HubName, parse_hub_name
-from refdiff.models.hub.record import RECORD, read_record, write_record
 from refdiff.models.presets import PRESETS
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_repos import FILES, NEEDED, REPO, WEIGHTS, files_in, put_preset, resolve

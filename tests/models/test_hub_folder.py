@@ -6,8 +6,7 @@ import pytest
 
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models import fetch
-from refdiff.models.hub.folder import default_root
-from refdiff.models.hub.record import RECORD
+from refdiff.models.hub.folder import RECORD, default_root
 from refdiff.models.presets import PRESETS
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_repos import (

@@ -23,7 +23,7 @@ from refdiff.models.sam import (
     load_sam,
     sam_spec,
 )
-from refdiff.models.sam.small_layouts import find
+from refdiff.models.sam.layouts import find_small
 from refdiff.models.stacks import random_module
 from tests.support.tiny_stack import TINY
 
@@ -119,7 +119,7 @@ def test_a_deeper_efficient_vit_sam_has_the_tensors_of_the_authors(name: str) ->
     with torch.device("meta"):
         source = zoo.create_efficientvit_sam_model(f"efficientvit-sam-{name}", pretrained=False)
     written = source.state_dict()
-    layout = find(written)
+    layout = find_small(written)
     assert layout is not None
     sizes = layout.infer_sizes(Shapes(Path("sam.pt"), written, str))
     with torch.device("meta"):
@@ -133,9 +133,9 @@ def test_a_deeper_efficient_vit_sam_has_the_tensors_of_the_authors(name: str) ->
 def test_every_tensor_of_the_module_has_its_own_name_in_the_file(sizes: Any) -> None:
     with torch.device("meta"):
         names = list(build_sam(sizes).state_dict())
-    layout = find({"image_encoder.patch_embed.seq.0.c.weight": 1})
+    layout = find_small({"image_encoder.patch_embed.seq.0.c.weight": 1})
     if sizes is not MOBILE_SAM:
-        layout = find({"image_encoder.backbone.stages.0.op_list.0.conv.weight": 1})
+        layout = find_small({"image_encoder.backbone.stages.0.op_list.0.conv.weight": 1})
     assert layout is not None
     written = [layout.written_as(name) for name in names]
     assert len(set(written)) == len(names)
@@ -146,7 +146,7 @@ def test_every_tensor_of_the_module_has_its_own_name_in_the_file(sizes: Any) -> 
 def mobile_file(folder: Path, **changes: Any) -> Path:
     """A MobileSAM's file with some tensors changed; None removes one."""
     sam = random_module(lambda: build_sam(MOBILE_SAM), seed=0, name="sam")
-    layout = find({"image_encoder.patch_embed.seq.0.c.weight": 1})
+    layout = find_small({"image_encoder.patch_embed.seq.0.c.weight": 1})
     assert layout is not None
     state = {layout.written_as(name): tensor for name, tensor in sam.state_dict().items()} | changes
     save_file(

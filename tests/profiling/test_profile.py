@@ -22,8 +22,7 @@ from refdiff.contracts.bundle import open_bundle
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.miniature.scenes import render_scene
 from refdiff.profiling import profile, records
-from refdiff.profiling.macs import MacCounter
-from refdiff.profiling.matmul_peak import SIDE, MatrixProduct
+from refdiff.profiling.macs import SIDE, MacCounter, MatrixProduct
 from refdiff.profiling.records import read_record
 from refdiff.profiling.report import ProfileReport
 from refdiff.profiling.tables import profile_page

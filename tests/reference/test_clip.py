@@ -12,13 +12,13 @@ from refdiff.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
 
-from refdiff.reference import clip, crops
+from refdiff.reference import clip
 from tests.support.tiny_stack import TINY, tiny_picture, tiny_stack
 
 pytestmark = pytest.mark.needs_torch
 
 SIDE = TINY.clip.image_size
-FLAT = crops.position_ramp(None, (48, 72))
+FLAT = clip.position_ramp(None, (48, 72))
 
 
 def _masks():
@@ -114,34 +114,34 @@ def test_masks_are_sampled_where_the_runtime_samples_them(grid_yx):
 @pytest.mark.parametrize("width", [72, 71, 70])
 def test_the_ramp_is_the_runtimes_to_rounding(side, width):
     expected = np.broadcast_to(runtime_places.ramp(side, width), (3, width))
-    np.testing.assert_allclose(crops.position_ramp(side, (3, width)), expected, atol=1e-15)
+    np.testing.assert_allclose(clip.position_ramp(side, (3, width)), expected, atol=1e-15)
 
 
 def test_the_ramp_of_the_paper_knows_top_and_bottom():
     options = CropOptions(word_boundaries=True)
     paper = dataclasses.replace(options, ramp_on_soft=True)
-    assert crops.named_side("bottom mug", options) is None
-    assert crops.named_side("bottom mug", paper) == "bottom"
-    assert crops.named_side("table top on the left", paper) == "left"
-    top = crops.position_ramp("top", (9, 4))
+    assert clip.named_side("bottom mug", options) is None
+    assert clip.named_side("bottom mug", paper) == "bottom"
+    assert clip.named_side("table top on the left", paper) == "left"
+    top = clip.position_ramp("top", (9, 4))
     assert top[:, 0].tolist() == [1, 0.8, 0.6, 0.3999999999999999, 0.19999999999999996, 0, 0, 0, 0]
-    np.testing.assert_array_equal(crops.position_ramp("right", (4, 9))[0, 3:], np.linspace(0, 1, 6))
+    np.testing.assert_array_equal(clip.position_ramp("right", (4, 9))[0, 3:], np.linspace(0, 1, 6))
 
 
 @pytest.mark.parametrize("side", ["left", "right", None])
 def test_crops_are_the_runtimes_pixel_for_pixel(side):
-    image, ramp, weights = tiny_picture(), crops.position_ramp(side, (48, 72)), runtime_places.ramp(side, 72)
+    image, ramp, weights = tiny_picture(), clip.position_ramp(side, (48, 72)), runtime_places.ramp(side, 72)
     for mask, box in zip(_masks(), _boxes(), strict=True):
-        crop = crops.cut_out(image, ramp, mask, box)
+        crop = clip.cut_out(image, ramp, mask, box)
         assert np.array_equal(crop, clip_inputs.masked_crop(image, mask, box, weights))
-        assert np.array_equal(crops.letterbox(crop, SIDE), clip_inputs.letterbox(crop, SIDE))
-        fitted = crops.fit_shorter_side(crop, SIDE)
+        assert np.array_equal(clip.letterbox(crop, SIDE), clip_inputs.letterbox(crop, SIDE))
+        fitted = clip.fit_shorter_side(crop, SIDE)
         assert min(fitted.shape[:2]) == SIDE
         assert np.array_equal(fitted, clip_inputs.resize_shorter_side(crop, SIDE))
 
 
 @pytest.mark.parametrize("limit", [0, 40, 100])
 def test_the_longer_side_is_limited_as_the_runtime_limits_it(limit):
-    got = crops.limit_longer_side(tiny_picture(), limit, least=8)
+    got = clip.limit_longer_side(tiny_picture(), limit, least=8)
     assert np.array_equal(got, clip_inputs.shrink_longer_side(tiny_picture(), limit, least=8))
     assert max(got.shape) == (40 if limit == 40 else 72)

@@ -4,8 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refdiff.camera.frame import Frame
-from refdiff.camera.result import FrameResult, TargetResult
+from refdiff.camera.frame import Frame, FrameResult, TargetResult
 from refdiff.errors import InputError
 from refdiff.ros.messages import (
     check_count,

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from segment_anything.modeling import PromptEncoder
 
 from refdiff.contracts.prompt_vectors import PromptVectors
-from refdiff.runtime.prompt_tokens import (
+from refdiff.runtime.prompt import (
     FIRST_CORNER,
     LAST_CORNER,
     NEGATIVE,

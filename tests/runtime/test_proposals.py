@@ -6,15 +6,14 @@ from refdiff.contracts.results import PackedMasks
 from refdiff.contracts.spec import SamSpec
 from refdiff.errors import EngineError
 from refdiff.runtime.mask_decoder import MaskDecoder
-from refdiff.runtime.masks import boxes
+from refdiff.runtime.masks import boxes, drop_small_regions
 from refdiff.runtime.point_prompts import grid_points
-from refdiff.runtime.prompt_tokens import point_tokens
+from refdiff.runtime.prompt import point_tokens
 from refdiff.runtime.proposals import (
     MaskProposer,
     keep_by_area,
     to_sam_pixels,
 )
-from refdiff.runtime.small_regions import drop_small_regions
 from tests.support.prompts import first_places, readable_vectors
 from tests.support.regions import region_sizes
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from refdiff.runtime.small_regions import without_small_regions
+from refdiff.runtime.masks import without_small_regions
 from tests.support.regions import region_sizes
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))

@@ -15,8 +15,7 @@ pytest.importorskip("onnxruntime")
 
 from refdiff.calibration.feeds import FeedStore, Run
 from refdiff.contracts.bundle import open_bundle
-from refdiff.contracts.feeds import half_rounded
-from refdiff.contracts.session import Array
+from refdiff.contracts.session import Array, half_rounded
 from tests.support.damage import copy_of, rehash
 from tests.support.small_graphs import BUNDLE
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from refdiff.camera.frame import SourceCounts
-from refdiff.camera.result import TargetEvent, TargetResult
+from refdiff.camera.frame import SourceCounts, TargetEvent, TargetResult
 from refdiff.errors import EngineError, InputError
 from refdiff.runtime.refinement import Refinement
 from refdiff.runtime.segmentation import Segmentation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from refdiff.camera.result import FrameResult, State, TargetResult
+from refdiff.camera.frame import FrameResult, State, TargetResult
 from refdiff.camera.sources.push_source import PushSource
 from refdiff.camera.summary import CameraSummary
 from refdiff.errors import EngineError, InputError

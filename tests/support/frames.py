@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refdiff.camera.frame import Frame
-from refdiff.camera.result import FrameResult, TargetResult
+from refdiff.camera.frame import Frame, FrameResult, TargetResult
 
 
 def made_frame(

@@ -1,9 +1,9 @@
-"""Connected regions of masks, as `refdiff.runtime.small_regions` finds them."""
+"""Connected regions of masks, as `refdiff.runtime.masks` finds them."""
 
 import numpy as np
 
 from refdiff.contracts.session import Bool
-from refdiff.runtime.small_regions import Integers, _find_runs, _label_runs
+from refdiff.runtime.masks import Integers, _find_runs, _label_runs
 
 
 def region_sizes(mask: Bool) -> Integers:

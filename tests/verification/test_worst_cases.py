@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.accuracy.agreement import compare
 from refdiff.contracts.results import Candidates, Scores
 from refdiff.data.sample import Sample
 from refdiff.runtime.segmentation import Segmentation
-from refdiff.verification.task_agreement import MOST_CASES, ComparedSample, WorstCases
+from refdiff.verification.task_agreement import MOST_CASES, ComparedSample, WorstCases, compare
 from refdiff.verification.worst_cases import LONGEST_PX, case_figure
 
 SIZE_YX = (60, 90)

@@ -29,7 +29,7 @@ from refdiff.batch.training_set import ExportCounts, FinishedRun, export_trainin
 from refdiff.batch.work_list import Work, WorkList
 from refdiff.contracts.plain_file import read_plain
 from refdiff.contracts.progress import Progress, Step
-from refdiff.data.listing import describe_skipped
+from refdiff.data.folder import describe_skipped
 from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError, RefdiffError
 from refdiff.runtime.image import read_image
 

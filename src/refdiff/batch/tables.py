@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.batch.result_store import INDEX_NAME
 from refdiff.contracts.inspection import MINIATURE_NAME, MINIATURES
-from refdiff.data.listing import describe_skipped
+from refdiff.data.folder import describe_skipped
 from refdiff.reports import Cell, Column, Section, Table, facts_table, numeric
 
 if TYPE_CHECKING:

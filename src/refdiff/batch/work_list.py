@@ -13,8 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.batch.result_store import check_result_folder
-from refdiff.data.folder import PhraseRow, read_phrase_rows, unique_phrases
-from refdiff.data.listing import describe_skipped, list_images, shorten
+from refdiff.data.folder import (
+    PhraseRow,
+    describe_skipped,
+    list_images,
+    read_phrase_rows,
+    shorten,
+    unique_phrases,
+)
 from refdiff.errors import InputError
 
 

@@ -12,9 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from refdiff.camera.appearance import iou
 from refdiff.camera.motion import MaskMotion
-from refdiff.camera.small_frame import FrameRing, SmallFrame, load_cv2
+from refdiff.camera.small_frame import FrameRing, SmallFrame, iou, load_cv2
 from refdiff.camera.verdict import TrackOptions
 from refdiff.contracts.session import Float
 from refdiff.runtime.segmentation import Segmentation

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.camera.appearance import differing_pixels
-from refdiff.camera.small_frame import SmallFrame, load_cv2
+from refdiff.camera.small_frame import SmallFrame, differing_pixels, load_cv2
 from refdiff.contracts.session import Bool
 
 Points = NDArray[np.float32]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from refdiff.camera.result import FrameResult, TargetResult
+from refdiff.camera.frame import FrameResult, TargetResult
 from refdiff.contracts.optional import require_camera
 from refdiff.contracts.session import Bool, ImageArray
 from refdiff.runtime.overlay import LEAST_SIDE

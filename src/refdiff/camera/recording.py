@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from refdiff.camera.frame import FrameResult, TargetEvent, TargetResult
 from refdiff.camera.overlay import draw_frame
-from refdiff.camera.result import FrameResult, TargetEvent, TargetResult
 from refdiff.contracts.atomic_io import write_file
 from refdiff.contracts.session import ImageArray
 from refdiff.runtime.image import png

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.camera.appearance import iou
-from refdiff.camera.small_frame import load_cv2
+from refdiff.camera.small_frame import iou, load_cv2
 from refdiff.camera.verdict import PromptKind
 from refdiff.contracts.session import Bool, Float
 from refdiff.runtime.refinement import Refinement

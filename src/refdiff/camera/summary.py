@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.camera.frame import Frame, SourceCounts
-from refdiff.camera.result import TargetResult
+from refdiff.camera.frame import Frame, SourceCounts, TargetResult
 from refdiff.reports import Cell, Column, Section, Table, facts_table, numeric
 
 _LEAST_S, _STEP, _BINS = 1e-4, 1.02, 816

@@ -17,10 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Event, Thread
 
-from refdiff.camera.frame import FrameSource, SourceEvent
+from refdiff.camera.frame import FrameResult, FrameSource, SourceEvent
 from refdiff.camera.key_lane import KeyLane, OwnedEngines
 from refdiff.camera.options import DEFAULT_CAMERA, CameraOptions, Wanted, Wishes
-from refdiff.camera.result import FrameResult
 from refdiff.camera.sources.address import parse_source
 from refdiff.camera.sources.source import open_source
 from refdiff.camera.summary import CameraSummary, summarize

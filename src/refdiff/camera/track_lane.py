@@ -14,10 +14,9 @@ from dataclasses import replace
 from threading import Event
 from typing import Protocol
 
-from refdiff.camera.frame import Frame, FrameSource
+from refdiff.camera.frame import Frame, FrameResult, FrameSource, TargetEvent, TargetResult
 from refdiff.camera.key_lane import Job, KeyAnswer, KeyJob, KeyLane, RefineJob
 from refdiff.camera.options import CameraOptions, Wishes
-from refdiff.camera.result import FrameResult, TargetEvent, TargetResult
 from refdiff.camera.small_frame import FrameRing, SmallFrame, shrink
 from refdiff.camera.summary import TrackCounts
 from refdiff.camera.target import RefinePrompt, Target

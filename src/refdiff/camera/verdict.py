@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
+from refdiff.camera.frame import State
 from refdiff.camera.motion import LEAST_POINTS, Evidence
-from refdiff.camera.result import State
 from refdiff.errors import InputError
 
 Level = Literal["off", "points", "sam", "auto"]

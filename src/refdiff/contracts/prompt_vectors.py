@@ -1,4 +1,4 @@
-"""The vectors of SAM's prompt encoder, which runs on the host (`runtime.prompt_tokens`).
+"""The vectors of SAM's prompt encoder, which runs on the host (`runtime.prompt`).
 
 They are learned with the model, so each bundle has its own (docs/architecture.md, "Prompts").
 

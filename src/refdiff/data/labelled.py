@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from refdiff.contracts.plain_file import open_plain, read_plain
-from refdiff.data.listing import IMAGE_SUFFIXES
+from refdiff.data.folder import IMAGE_SUFFIXES
 from refdiff.data.refer import Subset, by_id, load_data_json, subset_name
 from refdiff.data.sample import Sample
 from refdiff.data.truth import AnnotatedTruth, MaskFile, PaintedTruth

@@ -48,7 +48,7 @@ class SamEncoder(nn.Module):
 class SamDecoder(nn.Module):
     """Embedding and prompt tokens [n, q, c] -> predicted IoU, and the inputs of `SamMasks`.
 
-    The tokens are those of SAM's prompt encoder, which runs on the host (`runtime.prompt_tokens`).
+    The tokens are those of SAM's prompt encoder, which runs on the host (`runtime.prompt`).
     """
 
     def __init__(self, sam: Sam) -> None:

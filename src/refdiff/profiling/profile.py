@@ -38,8 +38,7 @@ from refdiff.errors import InputError, MissingDependencyError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.profiling.compare_backends import BackendComparison, require_polygraphy
 from refdiff.profiling.compare_backends import compare_backends as compare_graphs
-from refdiff.profiling.macs import MacCounter
-from refdiff.profiling.matmul_peak import MatrixProduct, PeakThroughput
+from refdiff.profiling.macs import MacCounter, MatrixProduct, PeakThroughput
 from refdiff.profiling.profiled_run import ProfiledRun
 from refdiff.profiling.report import GraphLayers, GraphRow, ProfileReport, graph_rows, stage_rows
 from refdiff.profiling.sensors import Sensors, read_memory

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from refdiff.contracts.progress import Progress, Step
 from refdiff.data.sample import Sample
-from refdiff.profiling.matmul_peak import MatrixProduct
+from refdiff.profiling.macs import MatrixProduct
 from refdiff.profiling.report import MemoryUse
 from refdiff.profiling.samples import TimedSample
 from refdiff.profiling.sensors import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.session import LayerTime
-from refdiff.profiling.matmul_peak import PeakThroughput
+from refdiff.profiling.macs import PeakThroughput
 from refdiff.profiling.samples import Part, Percentiles, TimedSample
 from refdiff.profiling.sensors import Memory, Reading
 from refdiff.profiling.spans import GraphCall, Span

@@ -16,8 +16,7 @@ from refdiff.contracts.session import Float, ImageArray
 from refdiff.contracts.stack import ModelStack
 from refdiff.errors import InputError
 from refdiff.reference.candidates import choose, contrast, fuse, level_sets, propose, score_levels
-from refdiff.reference.clip import hard_vectors, soft_vectors, text_vectors
-from refdiff.reference.crops import named_side, position_ramp
+from refdiff.reference.clip import hard_vectors, named_side, position_ramp, soft_vectors, text_vectors
 from refdiff.reference.diffusion import generative_map
 from refdiff.runtime.phrase import Phrase, parse_phrase
 from refdiff.runtime.point_prompts import map_prompts

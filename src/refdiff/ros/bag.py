@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff.camera.frame import FrameResult
 from refdiff.camera.options import DEFAULT_CAMERA, CameraOptions
 from refdiff.camera.overlay import draw_frame
-from refdiff.camera.result import FrameResult
 from refdiff.camera.sources.push_source import PushSource
 from refdiff.camera.track import Tracker
 from refdiff.contracts.optional import require_bags
@@ -28,7 +28,7 @@ from refdiff.errors import InputError, RefdiffError
 from refdiff.ros.bag_file import BagWriter, messages_of, open_bag, read_message
 from refdiff.ros.images import compressed_to_rgb, image_fields, image_to_rgb
 from refdiff.ros.messages import check_count, label_image, result_record, shown_mask
-from refdiff.ros.tracking import RunningTracker
+from refdiff.ros.parameters import RunningTracker
 
 if TYPE_CHECKING:
     from rosbags.highlevel import AnyReader

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.camera.frame import FrameResult, TargetResult
 from refdiff.camera.recording import frame_record
-from refdiff.camera.result import FrameResult, TargetResult
 from refdiff.camera.summary import CameraSummary
 from refdiff.contracts.session import Bool
 from refdiff.errors import InputError

@@ -28,9 +28,8 @@ from std_msgs.msg import String
 
 from refdiff.camera.sources.push_source import PushSource
 from refdiff.errors import InputError, RefdiffError
-from refdiff.ros.parameters import NodeParameters, read_parameters
+from refdiff.ros.parameters import NodeParameters, RunningTracker, open_tracker, read_parameters
 from refdiff.ros.publishing import optional_messages
-from refdiff.ros.tracking import RunningTracker, open_tracker
 from refdiff.ros.worker import Worker
 
 NAME = "refdiff"

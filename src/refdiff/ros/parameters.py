@@ -1,14 +1,17 @@
-"""The parameters of the node: names, defaults and meanings, and the options they stand for."""
+"""The parameters of the node: names, defaults and meanings, and options and tracker they stand for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
+from refdiff.camera.frame import FrameResult
 from refdiff.camera.options import CameraOptions
-from refdiff.camera.sources.push_source import PushPolicy
+from refdiff.camera.sources.push_source import PushPolicy, PushSource
+from refdiff.camera.summary import CameraSummary
+from refdiff.camera.track import Tracker
 from refdiff.camera.verdict import Level, TrackOptions
 from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.errors import InputError
@@ -155,3 +158,50 @@ def key_of(text: str) -> float | Literal["auto", "change"]:
     if not 0 <= seconds < math.inf:
         raise InputError(f"got key {text!r}, expected auto, change, or seconds from 0")
     return seconds
+
+
+_PLACEHOLDER = "object"
+"""Phrase of a node without a prompt; it is paused, so that no image is answered for it."""
+
+
+class RunningTracker(Protocol):
+    """What is needed of a tracker; see `refdiff.camera.track.Tracker`."""
+
+    def __enter__(self) -> RunningTracker:
+        """Open the engines and start."""
+        ...
+
+    def __iter__(self) -> Iterator[FrameResult]:
+        """Yield results until it is closed."""
+        ...
+
+    def close(self) -> None:
+        """Stop and free everything."""
+        ...
+
+    def set_phrases(self, phrases: Sequence[str]) -> None:
+        """Follow other phrases."""
+        ...
+
+    def pause(self) -> None:
+        """Give no result until `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """Go on with the next frame."""
+        ...
+
+    def summary(self) -> CameraSummary:
+        """Return what was measured so far."""
+        ...
+
+
+def open_tracker(parameters: NodeParameters, source: PushSource) -> RunningTracker:
+    """Return the tracker that the parameters describe; entering it opens the engines."""
+    return Tracker(
+        parameters.bundle,
+        source,
+        parameters.phrases or (_PLACEHOLDER,),
+        options=parameters.camera_options(),
+        backend=parameters.backend_options(),
+    )

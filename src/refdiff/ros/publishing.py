@@ -16,8 +16,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from refdiff.camera.frame import FrameResult
 from refdiff.camera.overlay import draw_frame
-from refdiff.camera.result import FrameResult
 from refdiff.ros.images import ImageFields, image_fields
 from refdiff.ros.messages import fill_detections, label_image, result_record, shown_mask
 

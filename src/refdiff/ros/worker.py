@@ -19,9 +19,8 @@ from refdiff.camera.sources.push_source import PushSource
 from refdiff.errors import InputError
 from refdiff.ros.images import compressed_to_rgb, image_to_rgb
 from refdiff.ros.messages import check_count, diagnostic_values, health, stamp_s
-from refdiff.ros.parameters import NodeParameters, phrases_of
+from refdiff.ros.parameters import NodeParameters, RunningTracker, open_tracker, phrases_of
 from refdiff.ros.publishing import ResultPublisher, image_qos
-from refdiff.ros.tracking import RunningTracker, open_tracker
 
 _QUEUE = 64
 """Images that wait with the policy `every`."""

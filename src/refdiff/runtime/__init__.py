@@ -7,11 +7,11 @@ Open `pipeline.py` first: it reads like docs/method.md. The rest, by the step it
     resize.py       square, resize, normalize: the inputs of the encoders, and masks on the image
 
     phrase.py       the phrase as a value: head word, place, size, relation
-    phrase_rules.py the rules that find them        lexicon.py    the words those rules know
+    head.py         the head word                   lexicon.py    the words that rules know
     query.py        phrases that can be used        tokenizer.py  CLIP's byte pairs, and the head word's token
 
-    proposals.py    SAM's automatic mode            masks.py      boxes, areas, suppression
-    point_prompts.py  where SAM is prompted         small_regions.py  holes and specks
+    proposals.py    SAM's automatic mode            masks.py      boxes, duplicates, small regions
+    point_prompts.py  where SAM is prompted         prompt.py     a caller's prompt, and SAM's tokens
 
     attention_branch.py  heatmaps                   diffusion.py  noise levels, guidance, maps
     clip_branch.py  scores of crops and in place    clip_inputs.py  crops, patches, attention masks

@@ -54,7 +54,7 @@ class MaskDecoder:
 
         Args:
             embedding: from `embed`.
-            tokens: [n, q, c], from `prompt_tokens`.
+            tokens: [n, q, c], from `prompt`.
             above: threshold of the predicted IoU; 0 is none, as in SAM.
             every: run `sam_masks` on every prompt, also on those without a mask above the threshold.
 

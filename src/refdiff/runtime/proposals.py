@@ -22,11 +22,11 @@ from refdiff.contracts.spec import SamSpec
 from refdiff.errors import InputError
 from refdiff.runtime import masks
 from refdiff.runtime.mask_decoder import MASK_THRESHOLD, MaskDecoder
+from refdiff.runtime.masks import drop_small_regions
 from refdiff.runtime.observer import NullObserver, Observer, observed
 from refdiff.runtime.point_prompts import Points, cold_points, grid_points, map_prompts
-from refdiff.runtime.prompt_tokens import point_tokens
+from refdiff.runtime.prompt import point_tokens
 from refdiff.runtime.resize import MaskResize, sam_size
-from refdiff.runtime.small_regions import drop_small_regions
 
 _CHUNK_PX = 1 << 20  # pixels of logits processed together: 4 MiB, which a processor's cache holds
 
@@ -219,7 +219,7 @@ def level_sets(heatmap: Float) -> Candidates:
 
 
 def to_sam_pixels(prompts: Points, resized_yx: tuple[int, int]) -> Float:
-    """Scale points [m, 2] from 0..1 to px of SAM's resized image; `prompt_tokens` adds the half pixel."""
+    """Scale points [m, 2] from 0..1 to px of SAM's resized image; `point_tokens` adds the half pixel."""
     return np.asarray(prompts * np.array(resized_yx[::-1]), dtype=np.float32)
 
 

@@ -16,8 +16,7 @@ from refdiff.contracts.spec import SamSpec
 from refdiff.errors import InputError
 from refdiff.runtime.mask_decoder import MASK_THRESHOLD, MaskDecoder
 from refdiff.runtime.overlay import draw_answer
-from refdiff.runtime.prompt import Prompt
-from refdiff.runtime.prompt_tokens import mask_embedding, place_tokens
+from refdiff.runtime.prompt import Prompt, mask_embedding, place_tokens
 from refdiff.runtime.resize import MaskResize, sam_size
 from refdiff.runtime.segmentation import mask_box, save_mask
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from refdiff.contracts.session import Float
 from refdiff.runtime.lexicon import Place
-from refdiff.runtime.phrase import Phrase
-from refdiff.runtime.phrase_rules import RelationKind
+from refdiff.runtime.phrase import Phrase, RelationKind
 
 Direction = Literal["left", "right"] | None
 Doubles = NDArray[np.float64]

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from refdiff.camera.result import FrameResult, TargetResult
+from refdiff.camera.frame import FrameResult, TargetResult
 from refdiff.contracts.session import ImageArray
 from refdiff.errors import InputError
 from refdiff.runtime.image import read_image

@@ -21,17 +21,21 @@ from refdiff.contracts.progress import Progress, silent
 from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.client import list_repo, matches_hub
 from refdiff.models.hub.folder import (
+    RECORD,
     UNFINISHED,
     FileRow,
     Listing,
+    Record,
+    RecordedFile,
     RepoState,
     default_root,
     hub_address,
     inspect_folder,
+    is_unchanged,
     repo_folder,
+    write_record,
 )
 from refdiff.models.hub.names import HubName, choose_files, parse_hub_name, with_shards
-from refdiff.models.hub.record import RECORD, Record, RecordedFile, is_unchanged, write_record
 from refdiff.models.hub.transfer import download_file, partial_path
 from refdiff.models.presets import known_source
 

@@ -26,7 +26,7 @@ from refdiff.models.checkpoint import (
 from refdiff.models.configs import Shapes, first_line
 from refdiff.models.fitting import Part, check_dtypes, fit_module
 from refdiff.models.hub.names import TRANSFORMERS_WEIGHTS
-from refdiff.models.sam import small_layouts, transformers_layout
+from refdiff.models.sam import layouts
 from refdiff.models.sam.sizes import build_sam, infer_sam_sizes, sam_spec
 from refdiff.networks.onnx_encoder import OnnxEncoder
 from refdiff.passes.graph_files import load_graph
@@ -148,7 +148,7 @@ def _read_layout(stored: _Stored) -> _Layout:
         return _Layout(sam_spec(sizes), lambda: build_sam(sizes), _keys_of_weights(stored))
     if _TRANSFORMERS in tensors:
         return _read_transformers(stored)
-    small = small_layouts.find(tensors)
+    small = layouts.find_small(tensors)
     if small is not None:
         return _read_small(stored, small)
     raise InputError(
@@ -157,7 +157,7 @@ def _read_layout(stored: _Stored) -> _Layout:
     )
 
 
-def _read_small(stored: _Stored, small: small_layouts.SmallLayout) -> _Layout:
+def _read_small(stored: _Stored, small: layouts.SmallLayout) -> _Layout:
     sizes = small.infer_sizes(Shapes(stored.file, stored.tensors, lambda name: stored.prefix + name))
     with init_empty_weights():
         names = build_sam(sizes).state_dict()
@@ -168,12 +168,12 @@ def _read_small(stored: _Stored, small: small_layouts.SmallLayout) -> _Layout:
 
 
 def _read_transformers(stored: _Stored) -> _Layout:
-    renaming = transformers_layout.rename(stored.tensors, stored.file)
+    renaming = layouts.rename(stored.tensors, stored.file)
     sizes = infer_sam_sizes(
         {name: stored.tensors[key] for name, key in renaming.keys.items()},
         stored.file,
         written_as=lambda name: stored.prefix + renaming.written_as(name),
-        decoder_heads=transformers_layout.read_decoder_heads(stored.file.parent),
+        decoder_heads=layouts.read_decoder_heads(stored.file.parent),
     )
     return _Layout(sam_spec(sizes), lambda: build_sam(sizes), renaming.keys, renaming.written_as)
 

@@ -3,10 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from refdiff.accuracy.agreement import TIE, compare, match_candidates, order_agreement, summarize
 from refdiff.contracts.parity import correlation, relative_error
 from refdiff.contracts.results import Candidates, Scores
 from refdiff.runtime.segmentation import Segmentation
+from refdiff.verification.task_agreement import TIE, compare, match_candidates, order_agreement, summarize
 
 SIZE_YX = (6, 20)
 
