@@ -9,7 +9,7 @@
     eval.py      eval and tune
     serve.py     serve and triton; every other verb has a module of its own
 
-Tables are laid out beside the verb, or in the module `tables` of its room, in the terms of `refdiff.reports`.
+Tables are laid out in the module of the verb or in `tables` of its room, in the terms of `refdiff.reports`.
 
 Exit codes: 0 good (also when no mask could be made: read `matched`), 1 a gate or some images failed, 2
 misuse or bad input, 3 the environment lacks something, 70 a bug of refdiff, 130 interrupted, 128 + n ended by
