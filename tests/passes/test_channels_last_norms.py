@@ -10,7 +10,7 @@ pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from refdiff.contracts.parity import relative_error
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.passes.channels_last_norms import ChannelsLastNorms
 from refdiff.passes.graph_files import serialized
 from tests.support.plain_group_norms import with_plain_group_norms

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.parity import relative_error
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.passes.cuda_form import Rewritten, cuda_form, rewrite
 from refdiff.passes.graph_files import load_graph, serialized
 from refdiff.passes.round_half import RoundHalf, rounded_model

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from refdiff.contracts.parity import relative_error
-from refdiff.engines.ort import CheckSession
+from refdiff.engines.check_session import CheckSession
 from refdiff.passes.graph_files import serialized
 from refdiff.passes.multi_head_attention import MultiHeadAttention
 from tests.support.small_graphs import small_graph
