@@ -9,13 +9,17 @@ import importlib.util
 import logging
 import os
 import re
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from traceback import StackSummary
 from typing import Any
 
 import hypothesis
+import numpy
 import pytest
 
 import refdiff
@@ -32,35 +36,47 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker; torch rea
 LONGEST_FIRST = (
     "tests/export/test_bring_your_own.py",
     "tests/export/test_small_encoders.py",
-    "tests/verification/test_check.py",
-    "tests/batch/test_ray_cluster.py",
     "tests/engines/test_rtx_builds.py",
+    "tests/batch/test_ray_cluster.py",
+    "tests/verification/test_check.py",
     "tests/calibration/test_convert.py",
-    "tests/serve/test_page.py",
     "tests/models/test_small_sam.py",
+    "tests/serve/test_page.py",
+    "tests/serve/test_live_page.py",
+    "tests/evaluation/test_evaluate.py",
     "tests/cli/test_bad_input.py",
+    "tests/verification/test_check_reference.py",
     "tests/models/test_ldm.py",
     "tests/models/test_diffusion.py",
+    "tests/miniature/test_stack.py",
     "tests/benchmarks/test_faults.py",
     "tests/runtime/test_pipeline_on_mini.py",
-    "tests/miniature/test_stack.py",
-    "tests/miniature/test_training.py",
     "tests/batch/test_folder.py",
+    "tests/calibration/test_calibrate.py",
     "tests/export/test_export.py",
+    "tests/miniature/test_training.py",
     "tests/cli/test_camera.py",
     "tests/cli/test_cli.py",
-    "tests/calibration/test_calibrate.py",
-    "tests/calibration/test_audit.py",
-    "tests/evaluation/test_tune.py",
-    "tests/evaluation/test_fit_confidence.py",
-    "tests/evaluation/test_kills.py",
-    "tests/batch/test_folder_run.py",
-    "tests/arch/test_platforms.py",
     "tests/arch/test_network.py",
-    "tests/serve/test_attacks.py",
+    "tests/arch/test_platforms.py",
     "tests/runtime/test_memory.py",
+    "tests/cli/test_entry.py",
+    "tests/evaluation/test_tune.py",
+    "tests/runtime/test_pipeline.py",
+    "tests/calibration/test_output_tolerance.py",
+    "tests/calibration/test_fp32_proposals.py",
+    "tests/calibration/test_audit.py",
+    "tests/evaluation/test_fit_confidence.py",
+    "tests/calibration/test_converted_bundle.py",
+    "tests/runtime/test_clip_tower.py",
+    "tests/passes/test_half_precision.py",
+    "tests/batch/test_training_set.py",
     "tests/calibration/test_sensitivity.py",
-    "tests/models/test_fetch.py",
+    "tests/calibration/test_bisect.py",
+    "tests/camera/test_reader_process.py",
+    "tests/engines/test_factory.py",
+    "tests/evaluation/test_kills.py",
+    "tests/serve/test_attacks.py",
 )
 """Files that take long; whole files are handed to the workers, and the last one should be a short one."""
 
@@ -111,6 +127,40 @@ def logger_states() -> dict[str, tuple[int, bool, tuple[logging.Handler, ...]]]:
         for name, logger in logging.root.manager.loggerDict.items()
         if isinstance(logger, logging.Logger) and name.startswith("refdiff")
     }
+
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)
+]
+
+
+_EXEMPT = ("PYTEST_CURRENT_TEST", "RAY_")
+"""Beginnings of variables that pytest and Ray set."""
+
+
+def process_state() -> dict[str, Any]:
+    """Return what a test shares with those that follow in its process, besides loggers."""
+    torch = sys.modules.get("torch")
+    return {
+        "environment": {name: value for name, value in os.environ.items() if not name.startswith(_EXEMPT)},
+        "working directory": os.getcwd(),  # noqa: PTH109 - for each test, twice
+        "signal handlers": [signal.getsignal(number) for number in _SIGNALS],
+        "garbage collection": (gc.isenabled(), gc.get_threshold()),
+        "handlers of exceptions": (sys.excepthook, threading.excepthook),
+        "numpy's errors": numpy.geterr(),
+        "time-out of sockets": socket.getdefaulttimeout(),
+        "threads of torch": getattr(torch, "get_num_threads", int)(),
+    }
+
+
+def restore_process(before: dict[str, Any]) -> None:
+    """Undo what is most often left, so that one test fails, not all that follow."""
+    for name in [name for name in os.environ if not name.startswith(_EXEMPT)]:
+        del os.environ[name]
+    os.environ.update(before["environment"])
+    os.chdir(before["working directory"])
+    for number, handler in zip(_SIGNALS, before["signal handlers"], strict=True):
+        signal.signal(number, handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -206,6 +256,29 @@ def same_loggers() -> Iterator[None]:
         logger.level, logger.propagate, handlers = before.get(name, _NEW_LOGGER)
         logger.handlers[:] = handlers
     assert not changed, f"the test left loggers changed: {changed}"
+
+
+@pytest.fixture(autouse=True)
+def same_process() -> Iterator[None]:
+    """Fail a test that leaves its process changed: one that follows would fail for it, or pass."""
+    before = process_state()
+    yield
+    after = process_state()
+    changed = [name for name, state in after.items() if state != before[name]]
+    if "threads of torch" in changed and not before["threads of torch"]:  # the test imported it
+        changed.remove("threads of torch")
+    if changed:
+        restore_process(before)
+    assert not changed, "; ".join(
+        f"the test left the {each}: {_difference(before[each], after[each])}" for each in changed
+    )
+
+
+def _difference(before: Any, after: Any) -> str:
+    if not isinstance(before, dict):
+        return f"{after}, before it was {before}"
+    names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    return ", ".join(f"{name}={after.get(name)!r}, before it was {before.get(name)!r}" for name in names)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from refdiff.accuracy.logistic import auroc, calibration_error, coverage, cross_validate, solve
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
 def test_auroc_is_the_share_of_pairs_in_order(pairs):
     values = np.array([float(value) for value, _ in pairs])

@@ -39,6 +39,7 @@ def test_two_empty_masks_are_the_same_mask():
     assert pairwise_iou(empty[None], empty[None])[0, 0] == 1.0
 
 
+@pytest.mark.slow
 @given(MASKS, MASKS)
 def test_pairwise_iou_is_iou_of_every_pair(rows: np.ndarray, columns: np.ndarray):
     table = pairwise_iou(rows, columns)
@@ -90,6 +91,7 @@ def test_the_interval_of_a_share_is_that_of_clopper_and_pearson(ones, count, exp
     assert interval == pytest.approx(expected, abs=0.004)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_the_interval_contains_the_mean_and_stays_in_range(values: list[float]):
     low, high = bounded_mean_interval(values)

@@ -72,6 +72,7 @@ def test_every_precision_fails_if_half_of_eight_masks_are_lost():
         assert set(found.values()) == {"failed"}, precision
 
 
+@pytest.mark.slow
 def test_one_differing_answer_of_eight_is_too_little_to_fail_any_precision():
     one = [1.0] * 7 + [0.0]
     for precision in precisions():
@@ -115,6 +116,7 @@ def test_the_document_holds_the_interval_and_the_samples():
     assert document["values"] == [1.0] * 7 + [0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
 @pytest.mark.parametrize("variant", ["official", "edge"])
 def test_no_eight_scenes_fail_a_shipped_recipe(precision: str, variant: str):

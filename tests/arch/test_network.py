@@ -21,7 +21,7 @@ from refdiff.cli import main
 
 output, scene = sys.argv[1:]
 codes = [
-    main(["demo", "--mode", "gen", "--output", output]),
+    main(["demo", "--bundle", "mini", "--mode", "gen", "--output", output]),
     main(["segment", "mini", f"{output}/{scene}", "the mug", "--output", f"{output}/one.png"]),
     main(["segment", "mini", f"{output}/scenes", "the mug", "--output", f"{output}-answers"]),
     main(["doctor"]),

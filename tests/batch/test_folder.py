@@ -154,6 +154,7 @@ def test_every_image_and_phrase_gets_a_mask_an_overlay_a_record_and_a_line(fake,
     _assert_complete(out)
 
 
+@pytest.mark.slow
 def test_phrases_with_similar_file_names_do_not_collide(fake, pictures):
     alike = ["the mug", "the mug!", "The Mug", "the mug " + "x" * 60, "the mug " + "x" * 61]
     assert _segment(pictures, alike).answered == 4 * 5
@@ -165,6 +166,7 @@ def test_equal_phrases_are_segmented_once(fake, pictures):
     assert _segment(pictures, ["the mug", " the  mug", "the mug"]).answered == 4
 
 
+@pytest.mark.slow
 def test_a_repeated_run_computes_nothing_and_reports_the_same(fake, pictures):
     _segment(pictures)
     out = pictures.parent / "out"
@@ -175,6 +177,7 @@ def test_a_repeated_run_computes_nothing_and_reports_the_same(fake, pictures):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_an_added_phrase_costs_only_that_phrase(fake, pictures):
     _segment(pictures)
     fake.asked.clear()
@@ -184,6 +187,7 @@ def test_an_added_phrase_costs_only_that_phrase(fake, pictures):
     assert len(_results(result.output)) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), EngineError("unet failed")])
 def test_an_interrupted_run_keeps_its_results_and_resumes(fake, pictures, error):
     fake.stop_at = (5, error)
@@ -206,6 +210,7 @@ def test_an_engine_failure_names_the_image_and_the_output_folder(fake, pictures)
         _segment(pictures)
 
 
+@pytest.mark.slow
 def test_an_unusable_image_is_reported_and_stops_no_other(fake, pictures, capsys):
     (pictures / "b.jpg").write_text("no picture")
     result = _segment(pictures)
@@ -239,6 +244,7 @@ def test_a_result_with_a_missing_or_changed_file_is_computed_again(fake, picture
     assert _segment(pictures).answered == 0
 
 
+@pytest.mark.slow
 def test_drafts_of_a_killed_run_are_removed(fake, pictures):
     out = _segment(pictures).output
     left = [
@@ -251,6 +257,7 @@ def test_drafts_of_a_killed_run_are_removed(fake, pictures):
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_not_mixed_in(fake, pictures):
     _segment(pictures)
     fake.options = VARIANTS["official"]
@@ -269,6 +276,7 @@ def test_a_folder_with_other_content_is_not_modified(fake, pictures):
         _segment(pictures, output=pictures / "a.jpg")
 
 
+@pytest.mark.slow
 def test_a_second_run_into_a_folder_is_refused_while_the_first_writes(fake, pictures):
     out = _segment(pictures).output
     with (out / ".lock").open() as held:

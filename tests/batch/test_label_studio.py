@@ -33,6 +33,7 @@ def brush():
     return module
 
 
+@pytest.mark.slow
 @given(MASKS)
 @settings(max_examples=100, deadline=None)
 def test_run_lengths_are_those_of_label_studio_byte_by_byte(brush, mask):

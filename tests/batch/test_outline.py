@@ -27,6 +27,7 @@ def parts_of(mask):
     return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
 
 
+@pytest.mark.slow
 @given(MASKS)
 @settings(max_examples=150, deadline=None)
 def test_the_filled_polygon_is_the_mask_and_bridges_between_its_parts(mask):

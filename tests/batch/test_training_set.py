@@ -187,6 +187,7 @@ def stored(name, images):
     return path, entry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_every_loader_reads_the_pixels_that_the_masks_belong_to(tmp_path, suffix):
     """In each of the eight orientations that EXIF knows."""
@@ -215,6 +216,7 @@ def test_every_loader_reads_the_pixels_that_the_masks_belong_to(tmp_path, suffix
         assert (path.read_bytes() == (folder / name).read_bytes()) == (orientation == 1)
 
 
+@pytest.mark.slow
 def test_what_trainers_do_not_read_is_written_as_png(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

@@ -146,6 +146,7 @@ def test_the_table_says_how_much_room_there_is_and_where_the_recipe_lies(
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -168,6 +169,7 @@ def test_a_converted_bundle_is_sent_back_to_its_fp32_one(tmp_path: Path) -> None
         audit.audit(converted)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_names_an_unknown_node_is_refused(feeds: Path, tmp_path: Path) -> None:
     document = built_in().to_json()
     foreign = {"nodes": ["nothing/*"], "because": "a test"}

@@ -244,6 +244,7 @@ def test_the_table_names_the_nodes(
     assert "none of them can be left out" in out
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_inside_its_tolerance_leaves_nothing_to_find(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -254,6 +254,7 @@ def test_a_converted_bundle_is_sent_back_to_its_fp32_one(tmp_path: Path) -> None
     assert not (tmp_path / "feeds").exists()
 
 
+@pytest.mark.slow
 def test_random_weights_are_recorded_with_a_warning(tmp_path: Path) -> None:
     drawn = copy_of(find_bundle("mini").path, tmp_path / "drawn")
     edit_manifest(drawn, lambda document: document.update(random_seed=3))

@@ -63,6 +63,7 @@ def test_the_ends_are_those_of_the_type(half: Half) -> None:
     assert reach.rounding == float(info.eps) / 2
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.float32, st.integers(0, 30), elements=fp16_values))
 def test_what_small_values_lose_is_what_a_cast_takes_from_them(values: Array) -> None:
     found = tally(values)
@@ -77,6 +78,7 @@ def test_what_small_values_lose_is_what_a_cast_takes_from_them(values: Array) ->
     assert found.largest == float(np.abs(exact).max(initial=0.0))
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.float32, st.integers(1, 30), elements=fp16_values), st.integers(1, 29))
 def test_a_large_tensor_is_looked_at_in_parts(values: Array, part: int) -> None:
     parts = tally(values, chunk=part)

@@ -98,6 +98,7 @@ FAULTS: dict[str, tuple[str, Half, Mapping[str, Array], set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guessing", [True, False], ids=["with a guess", "without"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_exactly_the_planted_nodes_are_found(tmp_path: Path, fault: str, guessing: bool) -> None:

@@ -245,6 +245,7 @@ def test_the_healthy_miniature_loses_nothing(name: str) -> None:
     assert not any(each.off(0.01) for each in found)
 
 
+@pytest.mark.slow
 def test_an_overflow_planted_into_the_miniature_begins_at_its_node(tmp_path: Path) -> None:
     tensor = "blocks.0.block.mlp.c_proj/Add"
     path = planted_miniature("clip_text", overflow(tensor, half=False), tmp_path)

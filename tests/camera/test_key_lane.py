@@ -127,6 +127,7 @@ def test_refinements_take_a_third_of_the_time_at_most():
     ]
 
 
+@pytest.mark.slow
 def test_a_refinement_alone_needs_no_key_frame(lane, engines):
     refinement = refine_job(3)
     lane.offer(refinement)

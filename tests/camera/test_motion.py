@@ -66,6 +66,7 @@ def test_the_full_mask_has_the_size_of_the_frame():
     assert iou(motion.full_mask(), np.roll(mask, 12, axis=1)) > 0.98
 
 
+@pytest.mark.slow
 def test_the_part_in_front_is_taken_out_and_comes_back():
     """Points do not move over to what passes in front, although it has more of them in the end."""
     patch, look = MovingPatch(2), texture(77, (69, 69))

@@ -156,6 +156,7 @@ def test_asking_for_a_key_frame_gets_one():
     assert len(engines.answered) == before + 1
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_closed_stops_everything():
     source = FakeSource(frames(1000))
     results = refdiff.track("mini", source, "the red mug")
@@ -173,6 +174,7 @@ def test_phrases_are_given_once():
         distinct_phrases(["the mug", "a cup", "the mug"])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), max_size=60))
 def test_results_leave_the_queue_in_order_and_no_event_is_lost(moves):

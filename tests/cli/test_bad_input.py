@@ -111,6 +111,7 @@ ODD_SHAPES = ("turned.jpg", "thin.png", "tall.png")
 """Those whose size matters to a variant; pixels are read in the same way for all of them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_wh", [(97, 1), (1, 97)])
 def test_a_picture_one_pixel_thin_is_segmented_in_edge(
     size_wh: tuple[int, int], scene: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -154,6 +155,7 @@ BAD_PHRASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_PHRASES)
 def test_a_phrase_that_cannot_be_read_is_refused(
     name: str, mini_bundle: Path, scene: Image.Image, tmp_path: Path, refused: Callable[..., str]
@@ -335,6 +337,7 @@ def test_a_broken_installation_is_no_missing_extra(monkeypatch: pytest.MonkeyPat
         import_module("refdiff.no_such_room")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's read-only /sys")
 @pytest.mark.parametrize("verb", ["segment", pytest.param("demo", marks=pytest.mark.slow)])
 def test_a_read_only_place_is_named(
@@ -344,7 +347,7 @@ def test_a_read_only_place_is_named(
     if verb == "segment":
         line = refused("segment", mini_bundle, tmp_path / "photo.png", "the mug", "-o", "/sys/out.png")
     else:
-        line = refused("demo", "--mode", "gen", "-o", "/sys/out")
+        line = refused("demo", "--bundle", "mini", "--mode", "gen", "-o", "/sys/out")
     assert "cannot" in line
     assert "/sys/out" in line
 
@@ -368,7 +371,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     place.mkdir()
     command = {
         "segment": ["segment", mini_bundle, photo, "the mug", "-o", place / "out.png"],
-        "demo": ["demo", "--mode", "gen", "-o", place / "out"],
+        "demo": ["demo", "--bundle", "mini", "--mode", "gen", "-o", place / "out"],
     }[verb]
     process = subprocess.run(
         [sys.executable, "-B", "-c", FULL_DISK, *map(str, command)],
@@ -432,6 +435,7 @@ def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path: Path) -> None:
         inspect(left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

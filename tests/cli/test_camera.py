@@ -78,6 +78,7 @@ def test_what_was_recorded_is_not_replaced_unless_asked_for(recorded, capsys):
     assert (folder / "out" / "results.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_be_opened_ends_with_3(tmp_path, capsys):
     (tmp_path / "video.mp4").write_bytes(b"no video")
     assert run("--source", tmp_path / "video.mp4") == 3

@@ -190,6 +190,7 @@ def test_back_end_and_memory_that_do_not_go_together_are_misuse(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_existing_output_is_kept_unless_overwrite_is_said(
     mini_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def test_what_no_verb_expects_is_one_line_and_one_document(
     assert streams.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_bug_with_json_is_a_document(tmp_path: Path) -> None:
     code = (
         "import sys; from refdiff.cli import main; import refdiff.contracts.inspection as room\n"

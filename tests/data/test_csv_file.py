@@ -130,6 +130,7 @@ def test_a_fifo_in_the_place_of_the_table_is_refused_without_waiting(
         csv_dataset(table[0], tmp_path / "fifo.csv")
 
 
+@pytest.mark.slow
 def test_any_csv_file_is_read_or_refused(table: tuple[Path, Path]) -> None:
     folder, path = table
 

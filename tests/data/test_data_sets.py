@@ -241,6 +241,7 @@ def test_missing_files_are_named(tmp_path):
         list(refer_subsets(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_truncated_table_and_a_table_without_masks_are_refused(tmp_path):
     path = tmp_path / "refcoco_unc_val-00000-of-00001.parquet"
     write_benchmark_table(path, (3,))

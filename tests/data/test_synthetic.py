@@ -35,6 +35,7 @@ def test_demo_scenes_are_held_out_and_not_all_square() -> None:
     assert min(shapes) < 0 < max(shapes)
 
 
+@pytest.mark.slow
 def test_calibration_scenes_are_neither_of_training_nor_held_out() -> None:
     scenes = calibration_scenes(32)
     samples = list(scenes)

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 CHEAPEST = {
     "segment": "mini PICTURE mug --mode gen",
-    "demo": "--output FOLDER/demo --mode gen",
+    "demo": "--bundle mini --output FOLDER/demo --mode gen",
     "check": "mini --golden-only",
     "eval": "mini --count 1 --mode gen",
     "calibrate": "mini --count 1 --variant edge --mode gen --output FOLDER/feeds",

@@ -88,6 +88,7 @@ def test_inputs_weights_and_outputs_can_be_asked_for() -> None:
     np.testing.assert_allclose(found[0, "y"], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_output_is_the_same_as_in_an_ordinary_run() -> None:
     feeds, _ = open_bundle(BUNDLE, verify="size").golden()["sam_encoder"]
     path = BUNDLE / "sam_encoder.onnx"

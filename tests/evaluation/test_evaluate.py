@@ -31,6 +31,7 @@ def test_evaluate_measures_the_runtime(mini_bundle: Path) -> None:
     assert lines == [f"2/2 samples, mIoU {document['miou']:.3f}"]
 
 
+@pytest.mark.slow
 def test_a_run_that_names_its_bundle_by_hash_is_the_same_run(mini_bundle: Path, tmp_path: Path) -> None:
     scenes, folder = RenderedScenes(count=2), tmp_path / "records"
     named = replace(GEN, expect=inspect(mini_bundle).manifest.sha256)

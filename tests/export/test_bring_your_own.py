@@ -20,7 +20,6 @@ from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import open_bundle
 from refdiff.contracts.graphs import GRAPHS
 from refdiff.contracts.options import options_for
-from refdiff.contracts.stack import COMPONENTS, ModelStack
 from refdiff.engines.factory import open_sessions
 from refdiff.loading import segmenter_of
 from refdiff.miniature.scenes import render_scene
@@ -35,71 +34,32 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from refdiff.export.bundle_export import GraphExporter, export_bundle
-from refdiff.export.pipeline_feeds import PipelineFeeds
 from refdiff.models.clip import ClipSizes, build_clip, load_clip
-from refdiff.models.diffusion import SD15, load_diffusion
-from refdiff.models.sam import SamSizes, build_sam, load_sam
-from refdiff.models.stacks import VOCABULARY, make_stack, random_module, random_stack, scatter_masks
+from refdiff.models.diffusion import load_diffusion
+from refdiff.models.sam import build_sam, load_sam
+from refdiff.models.stacks import VOCABULARY, make_stack, random_module, scatter_masks
 from refdiff.reference.pipeline import Reference
-from tests.support.calm_stack import calm_stack
 from tests.support.copied_graphs import copying
 from tests.support.ldm_layout import original_state
 from tests.support.made_once import EXPORT_SOURCES, made_once
-from tests.support.small_diffusion import CROSS_DOWN, CROSS_UP, SMALL, small_model
+from tests.support.own_checkpoints import CLIP, LEVELS, PHRASE, SAM, refusal, write
+from tests.support.small_diffusion import SMALL, small_model
 
 pytestmark = [pytest.mark.needs_torch, pytest.mark.slow]
+
 
 HERE = (
     "tests/export/test_bring_your_own.py",
     "tests/support/copied_graphs.py",
     "tests/support/ldm_layout.py",
+    "tests/support/own_checkpoints.py",
     "tests/support/small_diffusion.py",
 )
 """What decides the checkpoints."""
-
-PHRASE = "the left mug"
 UINT8_LEVEL = 1 / 255
 """`official` truncates its map to bytes, so a difference in the last bit may cost one level."""
 STRAY_PIXELS = 1e-3
 """Share of the masks that may fall on the other side of their threshold by rounding alone."""
-
-SAM = SamSizes(
-    width=64,
-    depth=2,
-    heads=2,
-    mlp_dim=128,
-    global_blocks=(1,),
-    window_size=3,
-    image_size=256,
-    embed_channels=64,
-    mask_channels=8,
-    decoder_mlp_dim=96,
-    iou_width=48,
-)
-CLIP = ClipSizes(
-    embed_dim=32,
-    image_size=32,
-    patch_size=8,
-    vision_width=64,
-    vision_layers=2,
-    vision_heads=1,
-    vision_mlp=256,
-    text_width=64,
-    text_layers=1,
-    text_heads=1,
-    text_mlp=256,
-    vocabulary=VOCABULARY,
-    quick_gelu=True,
-)
-LEVELS: dict[str, Any] = {
-    "down_block_types": ("DownBlock2D", "DownBlock2D", CROSS_DOWN),
-    "mid_block_type": None,
-    "up_block_types": (CROSS_UP, "UpBlock2D", "UpBlock2D"),
-    "block_out_channels": (64,) * 3,
-    "layers_per_block": 1,
-}
-"""Of a UNet with one layer per level, and attention where it is read: tracing takes as long as its layers."""
 
 
 def random_clip(sizes: ClipSizes = CLIP) -> Any:
@@ -233,22 +193,8 @@ def second(files: Path, first: Path, made: Made) -> Path:
     return made("second", lambda output: write(load_choice(choice, "the test"), output, exporter))
 
 
-def write(stack: ModelStack, output: Path, exporter: GraphExporter) -> None:
-    feeds = PipelineFeeds.rendered(stack, thorough=False)
-    export_bundle(stack, output, feeds=feeds, progress=lambda line: None, exporter=exporter)
-
-
 def export(arguments: list[str]) -> None:
     assert main(arguments) == 0
-
-
-def refusal(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which a command is refused."""
-    assert main(arguments) == code
-    said = capsys.readouterr().err.splitlines()
-    assert [line.startswith("error: ") for line in said].count(True) == 1
-    assert said[-1].startswith("error: ")
-    return said[-1]
 
 
 def assert_agrees_with_the_reference(bundle: Path, stack: Any, variant: str) -> None:
@@ -279,9 +225,6 @@ def assert_agrees_with_the_reference(bundle: Path, stack: Any, variant: str) -> 
     assert reference.index is not None
     assert (reference.index, reference.root) == (runtime.index, runtime.root)
     assert (reference.mask != runtime.mask).mean() < STRAY_PIXELS
-
-
-# What is exported
 
 
 def test_the_manifest_names_the_files_by_their_hashes_and_the_closeness_of_every_graph(
@@ -329,82 +272,6 @@ def test_a_velocity_predicting_bundle_agrees_with_the_reference(
     stack = trained(files, "sd2", "v_prediction")
     assert (stack.spec.diffusion.prediction, stack.spec.diffusion.padding) == ("v_prediction", "zero")
     assert_agrees_with_the_reference(second, stack, variant)
-
-
-# Random weights
-
-
-SMALL_SD = dataclasses.replace(
-    SD15,
-    text={
-        **SD15.text,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    },
-    vae={**SD15.vae, "block_out_channels": (32,) * 4, "layers_per_block": 1},
-    unet={**SD15.unet, **LEVELS, "cross_attention_dim": 64, "attention_head_dim": 4},
-)
-
-
-@pytest.fixture(scope="module")
-def random_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the tiny stack as if drawn from seed 3, with the graphs that `tiny_bundle` has of it."""
-    tiny, output = calm_stack(), tmp_path_factory.mktemp("random") / "bundle"
-    stack = ModelStack(
-        spec=tiny.spec,
-        tokenizer_json=tiny.tokenizer_json,
-        sources=dict.fromkeys(tiny.sources, "random, seed 3"),
-        loaders={name: partial(getattr, tiny, name) for name in COMPONENTS},
-        random_seed=3,
-    )
-    write(stack, output, copying(tiny_bundle))
-    return output
-
-
-def drawn_stack(seed: int) -> ModelStack:
-    """The stack that an export of random weights is given, smaller."""
-    return random_stack("refdiff", diffusion=SMALL_SD, sam=SAM, clip=CLIP, image_size=64, seed=seed)
-
-
-def test_random_weights_are_recorded_with_their_seed(random_bundle: Path) -> None:
-    manifest, drawn = open_bundle(random_bundle).manifest, drawn_stack(3)
-    assert drawn.spec.name == "refdiff"
-    choice = ModelChoice(name="refdiff", random_weights=True, size=64, seed=3)
-    chosen = load_choice(choice, "the test")
-    assert manifest.random_seed == drawn.random_seed == chosen.random_seed == 3
-    assert chosen.sources == drawn.sources
-    assert set(manifest.sources.values()) == set(drawn.sources.values()) == {"random, seed 3"}
-
-
-def test_a_seed_draws_its_own_weights_for_every_model() -> None:
-    first, again, second = (drawn_stack(seed) for seed in (3, 3, 4))
-    assert [stack.random_seed for stack in (first, again, second)] == [3, 3, 4]
-    for component in COMPONENTS:
-        ours, same, other = (getattr(stack, component).state_dict() for stack in (first, again, second))
-        assert all(torch.equal(weight, same[name]) for name, weight in ours.items())
-        matrices = [(name, weight) for name, weight in ours.items() if weight.ndim > 1]
-        assert not any(torch.equal(weight, other[name]) for name, weight in matrices if weight.std() > 0)
-
-
-def test_random_weights_answer_only_where_that_is_allowed(
-    files: Path, random_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    question = ["segment", str(random_bundle), str(files / "table.png"), PHRASE]
-    assert "--allow-random-weights" in refusal(question, 2, capsys)
-    assert main([*question, "--allow-random-weights", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["random_weights"] is True
-
-
-def test_inspect_says_that_the_weights_are_random(
-    random_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["inspect", str(random_bundle)]) == 0
-    assert "RANDOM, seed 3" in capsys.readouterr().out
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(

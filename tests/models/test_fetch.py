@@ -248,6 +248,7 @@ def test_a_model_that_cannot_be_fetched_is_misuse(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_planning_needs_no_library_and_fetching_no_torch() -> None:
     code = (
         "import sys\n"

@@ -27,6 +27,7 @@ def kinds(model):
     return Counter(node.op_type for node in model.graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd_text", "unet_taps", "sam_encoder", "clip_image"])
 def test_a_rewritten_graph_of_the_miniature_gives_the_same_outputs(name):
     path = BUNDLE / f"{name}.onnx"

@@ -85,6 +85,7 @@ def test_every_tensor_has_the_type_of_its_node(name: str, half: Half) -> None:
         assert made | read <= {expected}, each.name
 
 
+@pytest.mark.slow
 @every_graph
 def test_onnx_finds_the_graph_valid(name: str, half: Half, tmp_path: Path) -> None:
     model = converted(name, half)[0].clone()

@@ -139,6 +139,7 @@ def test_integers_pass_untouched() -> None:
     assert run(model, {"x": np.float32([0.0, 2.0, 1.0])})["y"].tolist() == [1]
 
 
+@pytest.mark.slow
 def test_numpys_own_half_precision_arithmetic_agrees_on_a_whole_graph(tmp_path: Path) -> None:
     from onnx.reference import ReferenceEvaluator
 

@@ -187,6 +187,7 @@ def test_page_and_trace_appear_together_or_not_at_all(report: ProfileReport, tmp
         records.save_profile(report, html=html)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -351,6 +351,7 @@ def test_a_log_has_every_column_and_no_broken_word() -> None:
 words = st.text(st.characters(categories=["Lu", "Ll", "Nd"]), max_size=40)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(words, st.integers(-(10**9), 10**9).map(str)), min_size=1), st.integers(40, 200))
 def test_any_table_fits_and_keeps_its_numbers_whole(rows: list[tuple[str, str]], width: int) -> None:
     table = Table(columns=(Column("a name", wrap=True), *numeric("largest magnitude")), rows=rows)

@@ -70,6 +70,7 @@ def _on_host(bundle, feeds):
     return run_on_host(read_onnx(bundle.graph_path("clip_image")), lazy)["vectors"]
 
 
+@pytest.mark.slow
 def test_the_host_gives_the_engines_vectors_across_several_blocks(sessions):
     bundle = _bundle()
     feeds, _ = _feeds(bundle, 1500, 4)  # 1504 tokens a row: 697 rows are a block

@@ -131,6 +131,7 @@ def test_several_tokens_are_averaged_before_they_are_scaled() -> None:
     np.testing.assert_allclose(both, normalize_maps(mean[..., None], (0,), GRID), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uint8_lanczos", [True, False])
 @given(
     maps=hnp.arrays(np.float32, (3, GRID, GRID), elements=st.floats(0, 1, width=32)),

@@ -123,6 +123,7 @@ def test_no_phrase_is_no_answer(image, edge):
     assert edge.segment_many(edge.encode(image), []) == ()
 
 
+@pytest.mark.slow
 def test_text_work_is_done_once_for_all_phrases_and_image_work_not_at_all(image):
     sessions, segmenter = _watched()
     encoded = segmenter.encode(image)
@@ -136,6 +137,7 @@ def test_text_work_is_done_once_for_all_phrases_and_image_work_not_at_all(image)
         assert not sessions.rows(graph)
 
 
+@pytest.mark.slow
 def test_a_guided_pass_takes_both_branches_of_a_phrase_in_one_call(image):
     sessions, segmenter = _watched("official", "gen")
     encoded = segmenter.encode(image)
@@ -232,6 +234,7 @@ def test_no_work_is_done_twice_for_an_image_nor_for_what_cannot_win(image):
     assert sum(sessions.rows("clip_image").values()) < 1 + 2 * 3, "crops of one size share a call"
 
 
+@pytest.mark.slow
 def test_without_a_text_cache_an_equal_text_runs_again(image):
     sessions, segmenter = _watched("official", "gen", cache_texts=False)
     encoded = segmenter.encode(image)

@@ -66,6 +66,7 @@ def test_prompts_fit_one_decoder_call_and_the_peaks_stay():
     np.testing.assert_array_equal(prompts[:16], peak_points(heat, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_yx", [(1, 1), (1, 200), (300, 7), (720, 1280)])
 @given(st.integers(0, 2**32 - 1), st.integers(1, 16))
 def test_prompts_lie_in_an_image_of_any_size(size_yx, seed, peaks):

@@ -36,6 +36,7 @@ def _padded(image: ImageArray) -> ImageArray:
     return square
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("square", [False, True])
 @pytest.mark.parametrize("wanted", [(40, 61), (1100, 40), (1500, 1100)])
 @pytest.mark.parametrize("size", [(3, 5), (1, 1300), (1300, 1), (1500, 1100)])
@@ -155,6 +156,7 @@ def test_bilinear_is_that_of_torch(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(upsample_bilinear(array, size), theirs.numpy(), atol=5e-5)
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.float32, (2, 3, 5, 7), elements=st.floats(-8, 8, width=32)))
 def test_bilinear_to_the_same_size_changes_nothing(array: Float) -> None:
     np.testing.assert_allclose(upsample_bilinear(array, (5, 7)), array, atol=1e-6)

@@ -91,6 +91,7 @@ def test_one_candidate_alone_is_scored_without_a_division_by_zero():
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(["left", "right", "top", "bottom", "middle", None]),
     st.sampled_from(["largest", "smallest", None]),

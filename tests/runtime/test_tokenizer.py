@@ -255,6 +255,7 @@ def test_a_token_beyond_any_vocabulary_is_refused() -> None:
             Tokenizer(json.dumps(document), LENGTH)
 
 
+@pytest.mark.slow
 def test_any_tokenizer_is_used_or_refused() -> None:
     def read(content: bytes) -> None:
         tokenizer = Tokenizer(content.decode("utf-8", "replace"), LENGTH)

@@ -166,6 +166,7 @@ def test_an_answer_with_fewer_results_than_phrases_is_an_error():
         Client(url).segment(file_of(), ["a", "b"])
 
 
+@pytest.mark.slow
 def test_why_a_large_body_was_refused_is_known_before_all_of_it_is_sent():
     refusal = refused(413, "invalid_request")
     listener = socket.create_server(("127.0.0.1", 0))

@@ -117,6 +117,7 @@ def overlap(one, other):
     return (one & other).sum() / (one | other).sum()
 
 
+@pytest.mark.slow
 def test_every_mask_is_one_of_the_frame_that_its_result_names(server, clip):
     frames, masks = clip
     states = set()

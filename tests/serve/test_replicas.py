@@ -81,6 +81,7 @@ def test_a_node_with_another_version_is_refused_by_name():
         Replica(settings(version="0.0.1"), "a")
 
 
+@pytest.mark.slow
 def test_a_node_with_another_bundle_is_refused():
     with pytest.raises(InputError):
         Replica(settings(options=RunOptions(expect="0" * 64)), "a")

@@ -123,6 +123,7 @@ def test_an_overflow_that_only_the_half_precision_graph_has_is_named(converted, 
     assert result.difference.expected is None
 
 
+@pytest.mark.slow
 def test_an_overflow_that_fp32_can_hold_is_named_with_what_it_should_be(converted, tmp_path):
     exact, blamed = planted(
         copied(BUNDLE / "clip_text.onnx", tmp_path), overflow("blocks.0/Add_2", half=False)

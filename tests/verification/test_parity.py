@@ -141,6 +141,7 @@ def test_an_unknown_precision_is_refused(labelled: Labelled, tmp_path: Path) -> 
         ladder(path, labelled("fp32"))
 
 
+@pytest.mark.slow
 def test_on_a_cpu_half_precision_is_rounded_and_fp32_is_not(labelled: Labelled) -> None:
     pytest.importorskip("onnx_ir")
     for precision in ("fp16", "bf16", "int8", "fp8"):

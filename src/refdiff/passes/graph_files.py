@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.errors import BundleError, InputError
@@ -22,8 +22,12 @@ def load_graph(path: Path) -> ir.Model:
     Raises:
         BundleError: the graph is damaged, or a weight has another size than its shape.
     """
+    return _load(path, ir.load)
+
+
+def _load(path: Path, read: Callable[[Path], ir.Model]) -> ir.Model:
     try:
-        model = ir.load(path)
+        model = read(path)
         is_linked = functools.cache(functools.partial(_is_linked_file, folder=path.parent.resolve()))
         for value in model.graph.initializers.values():
             _check_size(value.const_value)
@@ -68,9 +72,17 @@ def load_typed(path: Path) -> ir.Model:
     Returns:
         The graph. Every tensor has a type and, where it can be inferred, a shape.
     """
-    model = load_graph(path)
-    if any(value.dtype is None for node in model.graph for value in node.outputs):
-        ShapeInferencePass(data_prop=False)(model)
+    return _load(path, _read_typed)
+
+
+def _read_typed(path: Path) -> ir.Model:
+    """Infer before the graph is built: `ShapeInferencePass` would write it and build it once more."""
+    proto = onnx.load(path, load_external_data=False)
+    known = {value.name for value in (*proto.graph.value_info, *proto.graph.output)}
+    if any(name not in known for node in proto.graph.node for name in node.output if name):
+        proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=False)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
     return model
 
 

@@ -73,6 +73,7 @@ def test_a_reader_that_is_killed_costs_no_frame_of_a_file() -> None:
         assert causes == ["crashed", "crashed"]
 
 
+@pytest.mark.slow
 def test_newest_hands_out_the_newest_frame_and_counts_the_others() -> None:
     options = SourceOptions(size_xy=SMALL, rate=200, max_frames=40)
     with open_source("pattern", options) as source:
@@ -111,6 +112,7 @@ def test_raw_frames_of_a_command_are_read_and_a_short_last_one_is_counted() -> N
             np.testing.assert_array_equal(frame.pixels, expected)
 
 
+@pytest.mark.slow
 def test_a_source_that_never_opens_names_the_cause_the_cure_and_no_password() -> None:
     options = SourceOptions(open_attempts=2, backoff_s=(0.01, 0.02))
     with open_source("tcp://user:hunter22@127.0.0.1:9", options) as source:

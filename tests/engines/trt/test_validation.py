@@ -314,6 +314,7 @@ def test_a_fifo_in_the_place_of_metadata_or_plan_is_refused_without_waiting(tmp_
         write_plan(tmp_path)
 
 
+@pytest.mark.slow
 def test_any_metadata_file_is_read_or_refused(tmp_path):
     plan = write_plan(tmp_path)
     text = metadata_path(plan).read_bytes()
