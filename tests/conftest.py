@@ -135,7 +135,7 @@ _SIGNALS = [
 
 
 _EXEMPT = ("PYTEST_CURRENT_TEST", "RAY_")
-"""Beginnings of variables that pytest and Ray set."""
+"""Beginnings of variables that pytest sets, and `--ray`, for the whole process."""
 
 
 def process_state() -> dict[str, Any]:
@@ -261,12 +261,15 @@ def same_loggers() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def same_process() -> Iterator[None]:
     """Fail a test that leaves its process changed: one that follows would fail for it, or pass."""
-    before = process_state()
+    before, modules = process_state(), len(sys.modules)
     yield
     after = process_state()
+    if len(sys.modules) > modules:  # torch, tokenizers and others set variables when they are imported
+        new = after["environment"].keys() - before["environment"].keys()
+        before["environment"] |= {name: after["environment"][name] for name in new}
+        before["handlers of exceptions"] = after["handlers of exceptions"]
+        before["threads of torch"] = before["threads of torch"] or after["threads of torch"]
     changed = [name for name, state in after.items() if state != before[name]]
-    if "threads of torch" in changed and not before["threads of torch"]:  # the test imported it
-        changed.remove("threads of torch")
     if changed:
         restore_process(before)
     assert not changed, "; ".join(
