@@ -73,7 +73,7 @@ LONGEST_FIRST = (
     "tests/batch/test_training_set.py",
     "tests/calibration/test_sensitivity.py",
     "tests/calibration/test_bisect.py",
-    "tests/camera/test_reader_process.py",
+    "tests/camera/sources/test_process.py",
     "tests/engines/test_factory.py",
     "tests/evaluation/test_kills.py",
     "tests/serve/test_attacks.py",

@@ -97,6 +97,7 @@ def test_when_trials_run_out_the_smallest_set_that_was_inside_is_left(
         assert frozenset(found.nodes) in {*inside, frozenset(nodes)}
 
 
+@pytest.mark.slow
 @given(st.data(), many_nodes)
 def test_of_nodes_that_are_all_needed_exactly_those_are_found(data: st.DataObject, nodes: list[str]) -> None:
     needed = data.draw(st.sets(st.sampled_from(nodes)))
@@ -104,6 +105,7 @@ def test_of_nodes_that_are_all_needed_exactly_those_are_found(data: st.DataObjec
     assert set(find_smallest(nodes, SearchBudget(needs(needed), most=ENOUGH), guess=guess).nodes) == needed
 
 
+@pytest.mark.slow
 @given(st.data(), many_nodes)
 def test_trials_grow_with_the_needed_nodes_and_the_logarithm_of_all(
     data: st.DataObject, nodes: list[str]
