@@ -71,7 +71,7 @@ def test_as_many_candidates_are_kept_as_the_point_says(module):
 
 
 def test_the_table_and_the_picture_hold_every_curve(module):
-    growth, chart, tables = module("growth"), module("growth_chart"), module("tables")
+    growth, chart, tables = module("growth"), module("growth_chart"), module("tables.runs")
     rows = [row(1, 1.0), row(4, 1.6)]
     fit = {clock: growth.affine_fit(rows, clock) for clock in growth.CLOCKS}
     curves = {name: {"variant": "edge", "points": rows, "fit": fit} for name in ("edge", "edge, sides named")}

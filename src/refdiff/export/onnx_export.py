@@ -202,12 +202,21 @@ def attention(
 def gelu(states: Any, approximate: str = "none") -> Any:
     """Build x/2 · (1 + erf(x/√2)): ONNX Runtime fuses this order, and not torch's, x · (1/2 · (1 + erf)).
 
-    The half is multiplied first, so that no intermediate result is larger than x in float16.
+    The half is multiplied first, so that no intermediate result is larger than x in float16. The
+    approximation of EfficientViT is x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
     """
-    if approximate != "none":
-        raise NotImplementedError(f"GELU approximated by {approximate!r}: no checkpoint that is read has it")
+    if approximate == "tanh":
+        return _gelu_by_tanh(states)
     half, one, root = (op.Constant(value=_tensor(np.float32(value))) for value in (0.5, 1.0, math.sqrt(2.0)))
     return op.Mul(op.Mul(states, half), op.Add(op.Erf(op.Div(states, root)), one))
+
+
+def _gelu_by_tanh(states: Any) -> Any:
+    factors = (0.5, 1.0, math.sqrt(2.0 / math.pi), 0.044715)
+    half, one, root, share = (op.Constant(value=_tensor(np.float32(value))) for value in factors)
+    cube = op.Mul(op.Mul(states, op.Mul(states, states)), share)
+    inner = op.Mul(op.Add(states, cube), root)
+    return op.Mul(op.Mul(states, half), op.Add(op.Tanh(inner), one))
 
 
 def group_norm(
