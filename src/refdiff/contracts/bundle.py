@@ -104,7 +104,7 @@ class Bundle:
             EngineError: a file was overwritten, replaced or deleted.
         """
         for file in self.manifest.graphs[name].files:
-            if file in self.stamps and file_stamp(self.path / file) != self.stamps[file]:
+            if file in self.stamps and file_stamp(f"{self.path}/{file}") != self.stamps[file]:
                 raise EngineError(
                     f"{self.path / file} changed on disk after the bundle was loaded; load the bundle again"
                 )

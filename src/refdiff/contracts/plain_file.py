@@ -64,10 +64,10 @@ Stamp = tuple[int, int, int, int]
 """Size, time of the last change in ns, inode and device: another file or another content has another one."""
 
 
-def file_stamp(path: Path) -> Stamp | None:
+def file_stamp(path: Path | str) -> Stamp | None:
     """Return the stamp of a file, None if it is not there."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - it is called twice for each run of a graph
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
