@@ -373,12 +373,28 @@ def test_only_the_named_packages_absence_is_called_missing(
         factory.open_sessions(open_bundle(bundle_path))
 
 
-def test_threads_that_do_not_spin_give_the_same(sums: Path) -> None:
+def test_threads_that_spin_give_the_same(sums: Path) -> None:
     feeds = {name: np.ones((2, 3), np.float32) for name in SUMS.input_names}
     spinning, still = OrtSession(sums, SUMS, spinning=True), OrtSession(sums, SUMS)
     assert (spinning.run(feeds)["sum"] == still.run(feeds)["sum"]).all()
-    said = still._session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
-    assert said == "0"
+
+
+@pytest.mark.parametrize(
+    ("version", "allowed", "duration"), [((1, 25), "0", None), ((1, 26), None, "50"), ((2, 0), None, "50")]
+)
+def test_waiting_threads_spin_only_where_the_time_can_be_given(
+    version: tuple[int, ...], allowed: str | None, duration: str | None
+) -> None:
+    def entry(options: Any, name: str) -> str | None:
+        try:
+            return options.get_session_config_entry(f"session.intra_op.{name}")
+        except RuntimeError:  # it was not set
+            return None
+
+    options = ort_module.session_options(1, version=version)
+    assert (entry(options, "allow_spinning"), entry(options, "spin_duration_us")) == (allowed, duration)
+    options = ort_module.session_options(1, version=version, spinning=True)
+    assert (entry(options, "allow_spinning"), entry(options, "spin_duration_us")) == (None, None)
 
 
 @pytest.mark.parametrize(("backend", "rows"), [("ort-cpu", None), ("ort-tensorrt", 2), ("ort-rtx", 2)])
