@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -247,6 +248,29 @@ def test_large_and_slow_bodies_are_refused():
         chunks = b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b"x" * 1024 + b"\r\n"
         assert b" 413 " in server.send(head + chunks).splitlines()[0]
         assert b" 408 " in server.send(head + b"Content-Length: 9\r\n\r\nab").splitlines()[0]
+
+
+@pytest.mark.parametrize("path", ["/v1/segment", "/predict", "/setup", "/v2/models/refdiff/infer"])
+def test_other_clients_are_answered_while_a_large_body_is_read(path):
+    class Gated(ThreadPoolExecutor):
+        def submit(self, call, /, *args, **named):
+            entered.set()
+            return super().submit(lambda: gate.wait(20) and call(*args, **named))
+
+    entered, gate, answers = threading.Event(), threading.Event(), []
+    body = b'{"image": "' + b"A" * (1 << 20)  # no JSON: nothing but reading it is done
+    with running() as server, Gated(2) as pool:
+        loop = server.server.loop
+        loop.call_soon_threadsafe(loop.set_default_executor, pool)
+        asking = threading.Thread(target=lambda: answers.append(server.ask(path, body)))
+        asking.start()
+        assert entered.wait(20)
+        assert server.ask("/health/live")[0] == 200
+        assert not answers
+        gate.set()
+        asking.join(20)
+    assert answers[0][0] == 400
+    assert "not JSON" in json.dumps(answers[0][2])
 
 
 def test_a_token_is_needed_everywhere_but_for_the_probes():

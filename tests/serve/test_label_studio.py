@@ -137,6 +137,7 @@ def test_a_labeling_interface_that_does_not_fit_is_explained_and_logged(server, 
         '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><View>&a;</View>',
         "<View>" * 50_000 + "</View>" * 50_000,
         "<View a='" + "a" * 100_000,
+        "<View>" + "<a/>" * 100_000 + "</View>",
         "",
         None,
         {"View": 1},
@@ -230,11 +231,40 @@ def test_the_context_of_label_studios_own_page_is_read():
         ("Red Mug", "mug", "red mug"),
         ("the cup near the red mug", "cup", "cup"),
         ("the big red mug on the left", "mug", "red mug"),
-        ("the cupboard", "cupboard", "first"),
+        ("the red mug near the blue mug", "mug", "red mug"),
+        ("the plate", "plate", None),
+        ("the plate under the red mug", "plate", None),
+        ("the mug's handle", "handle", None),
+        ("the cupboard", "cupboard", None),
+        ("the mug", "mug", None),
+        ("cup", "cup", "cup"),
+        ("the cup", "the cup", None),
     ],
 )
-def test_the_label_is_the_phrase_its_head_word_the_longest_within_or_the_first(phrase, root, label):
-    assert label_for(phrase, root, ["first", "cup", "mug near", "red mug"]) == label
+def test_a_label_is_the_phrase_or_holds_its_head_word_and_otherwise_there_is_none(phrase, root, label):
+    labels = ["first", "cup", "near mug", "red mug", "blue mug", "..."]
+    assert label_for(phrase, root, labels) == label
+
+
+def test_the_only_label_of_an_interface_is_used_for_every_phrase():
+    assert (
+        label_for("the plate", "plate", ["thing"])
+        == label_for("the plate", "plate", ["thing"] * 2)
+        == "thing"
+    )
+
+
+def test_a_region_that_fits_no_label_has_none_and_label_studio_reads_its_mask(server):
+    brush = pytest.importorskip("label_studio_converter.brush")
+    config = CONFIG.replace('value="red mug"', 'value="plate"')
+    answer = server.ask("/predict", predict_request(uri_of(), "the mug", config=config))[2]
+    (region,) = answer["results"][0]["result"]
+    assert "brushlabels" not in region["value"]
+    assert region["type"] == "brushlabels"
+    flat = {**region, **region["value"]}  # as its converter flattens regions
+    (name,) = layers = brush.decode_from_annotation("mask", [flat])
+    assert name == "mask-no_label-0"
+    assert np.array_equal(layers[name] > 0, segmentation("the mug").mask)
 
 
 def test_images_are_fetched_from_the_label_studio_of_the_operator_and_from_nowhere_else():

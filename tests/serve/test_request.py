@@ -6,7 +6,7 @@ import json
 import pytest
 
 from refdiff.errors import InputError
-from refdiff.serve.request import MOST_PROMPTS, Prompt, image_id_of, read_form, read_json
+from refdiff.serve.request import MOST_PROMPTS, Prompt, decode_base64, image_id_of, read_form, read_json
 
 IMAGE = base64.b64encode(b"file").decode()
 
@@ -32,6 +32,12 @@ def test_fields_of_roboflows_request_are_understood():
     assert asked.format == "polygon"
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 2_000_000])
+def test_base64_of_any_length_is_decoded(size):
+    data = bytes(size)
+    assert decode_base64(base64.b64encode(data).decode()) == data
+
+
 def test_a_data_url_is_its_base64():
     assert read_json(body(image=f"data:image/png;base64,{IMAGE}")).image == b"file"
 
@@ -49,11 +55,15 @@ def test_a_form_is_the_same_request():
     [
         (b"", "not JSON"),
         (b"[1]", "JSON list"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 50_000, "not JSON"),
+        (b"[" * 100_000, "at most 65536"),
         (b"\xff\xfe", "not JSON"),
         (body(image=None), "got neither"),
         (body(image_id="x"), "got both"),
         (body(image="%%%"), "not base64"),
+        (body(image="A" * ((1 << 20) - 2) + "==" + "AAAA"), "not base64"),
+        (body(prompts=[[]] * (1 << 16)), "values, expected at most"),
+        (b"[]," * (1 << 20) + b"[]", "lists and objects, expected at most"),
         (body(image={"type": "url", "value": "http://x"}), "addresses are not fetched"),
         (body(image=7), "no text"),
         (body(image=None, image_id=""), "image_id"),

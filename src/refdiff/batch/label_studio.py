@@ -54,7 +54,7 @@ def region_id(*parts: str) -> str:
 
 def brush_region(
     mask: Bool,
-    label: str,
+    label: str | None,
     *,
     region: str,
     score: float | None = None,
@@ -65,7 +65,9 @@ def brush_region(
 
     Args:
         mask: [y, x].
-        label: one of those of the tag `from_name`.
+        label: one of those of the tag `from_name`; None: the region has none, and the annotator chooses
+            it. Then the key `brushlabels` is left out, as Label Studio itself does for such regions: an
+            empty list can mean the label "empty" (`allowempty`), and its converter needs a name in it.
         region: the region's id.
         score: 0..1; None: not known.
         from_name: name of the tag BrushLabels.
@@ -81,6 +83,10 @@ def brush_region(
         "original_height": height,
         "image_rotation": 0,
         "origin": "prediction",
-        "value": {"format": "rle", "rle": list(to_brush_rle(mask)), "brushlabels": [label]},
+        "value": {
+            "format": "rle",
+            "rle": list(to_brush_rle(mask)),
+            **({} if label is None else {"brushlabels": [label]}),
+        },
         **({} if score is None else {"score": score}),
     }

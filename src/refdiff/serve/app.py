@@ -31,7 +31,7 @@ from refdiff.serve.live import LiveOptions, live_routes
 from refdiff.serve.metrics import CONTENT_TYPE, Metrics
 from refdiff.serve.openapi import document as openapi_document
 from refdiff.serve.page import page_routes
-from refdiff.serve.request import MOST_PROMPTS, SegmentRequest, read_form, read_json
+from refdiff.serve.request import MOST_PROMPTS, SegmentRequest, in_thread_if_large, read_form, read_json
 from refdiff.serve.response import prompt_result
 from refdiff.serve.service import Answers, AnswerService, ProblemError, Status, client_gone, problem_of
 from refdiff.serve.worker import EngineWorker
@@ -181,7 +181,8 @@ async def _read(request: Request) -> SegmentRequest:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            return read_json(await request.body())
+            body = await request.body()
+            return await in_thread_if_large(len(body), read_json, body)
         if kind == "multipart/form-data":
             async with request.form(max_files=1, max_fields=MOST_PROMPTS + 8, max_part_size=1 << 20) as form:
                 return read_form([(name, await _part(value)) for name, value in form.multi_items()])

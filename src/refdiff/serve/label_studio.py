@@ -24,12 +24,14 @@ from refdiff.batch.label_studio import brush_region, prediction, region_id
 from refdiff.errors import InputError
 from refdiff.runtime.segmentation import Segmentation
 from refdiff.serve.label_studio_image import LabelStudioImages, LabelStudioOptions
-from refdiff.serve.request import Prompt, parse_json
+from refdiff.serve.request import Prompt, in_thread_if_large, parse_json
 from refdiff.serve.service import AnswerService, ProblemError, client_gone, problem_of
 
 _LOGGER = logging.getLogger("refdiff.serve")
 _VERSION = f"refdiff-{__version__}"
 _WORD = re.compile(r"\w+")
+_MOST_CONFIG = 1 << 18
+"""Characters of a labeling interface: some thousand labels."""
 
 _EXAMPLE = (
     '<View><Image name="image" value="$image"/><TextArea name="prompt" toName="image"/>'
@@ -134,6 +136,10 @@ def read_label_config(text: object) -> LabelConfig:
 def _parse(text: object) -> _Tags:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"got no labeling interface (label_config); {_advice()}")
+    if len(text) > _MOST_CONFIG:
+        raise InputError(
+            f"got a labeling interface of {len(text)} characters, expected at most {_MOST_CONFIG}"
+        )
     tags, parser = _Tags(), expat.ParserCreate("utf-8")
     parser.StartElementHandler, parser.EndElementHandler = tags.start, tags.end
     parser.StartDoctypeDeclHandler = _refuse_doctype
@@ -179,19 +185,38 @@ def phrase_in(context: object, name: str) -> str | None:
     return None
 
 
-def label_for(phrase: str, root: str, labels: Sequence[str]) -> str:
-    """Choose the label of a region: the phrase itself, its head word, the longest one in it, or the first."""
-    for wanted in (phrase.lower(), root.lower()):
-        for label in labels:
-            if label.lower() == wanted:
-                return label
-    words = _words(phrase)
-    return max((label for label in labels if _words(label) in words), key=len, default=labels[0])
+def label_for(phrase: str, root: str, labels: Sequence[str]) -> str | None:
+    """Choose the label of a region, or None where no label is known to be right.
+
+    It is the only label, the one that equals the phrase, or the longest one whose words are those of the
+    phrase around its head word: "red mug" for "the red mug near the plate", but not "plate".
+
+    Args:
+        phrase: what the annotator typed.
+        root: head word of the phrase.
+        labels: of the labeling interface, at least one.
+    """
+    if len(set(labels)) == 1:
+        return labels[0]
+    words, head = _words(phrase), _words(root)
+    begin = next(iter(_places(head, words)), len(words))
+    ends = begin + len(head)
+
+    def fits(label: str) -> bool:
+        own = _words(label)
+        return own == words or any(at <= begin and ends <= at + len(own) for at in _places(own, words))
+
+    return max(filter(fits, labels), key=len, default=None)
 
 
-def _words(text: str) -> str:
-    """Return the words of a text, each between blanks."""
-    return f" {' '.join(re.findall(_WORD, text.lower()))} "
+def _words(text: str) -> list[str]:
+    return re.findall(_WORD, text.lower())
+
+
+def _places(part: list[str], words: list[str]) -> list[int]:
+    """Return where some words begin among others."""
+    size = len(part)
+    return [at for at in range(len(words) - size + 1) if size and words[at : at + size] == part]
 
 
 def label_studio_routes(service: AnswerService, options: LabelStudioOptions) -> list[Route]:
@@ -304,7 +329,8 @@ def _prediction(found: Segmentation, config: LabelConfig) -> dict[str, Any]:
 
 async def _document(request: Request) -> Mapping[str, Any]:
     try:
-        return parse_json(await request.body())
+        body = await request.body()
+        return await in_thread_if_large(len(body), parse_json, body)
     except InputError as error:
         raise problem_of(error) from None
     except ClientDisconnect:

@@ -6,8 +6,6 @@ Studio's paths of images are asked for, redirects are not followed, and time and
 
 from __future__ import annotations
 
-import base64
-import binascii
 import http.client
 import json
 import ssl
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from refdiff.errors import InputError
+from refdiff.serve.request import decode_base64
 
 _PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/")
 """Where Label Studio has uploads, local files and files of its storages."""
@@ -205,8 +204,8 @@ def _read_data_uri(address: str) -> bytes:
     if not comma or not head.endswith(";base64"):
         raise InputError("got a data URI that is not base64, expected data:image/png;base64,...")
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(text)
+    except ValueError as error:
         raise InputError("got a data URI whose base64 is damaged; import the image again") from error
 
 

@@ -6,13 +6,13 @@ they mean the same: `image`, `image_id`, `prompts[].text`, `prompts[].output_pro
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -24,6 +24,20 @@ FORMATS: tuple[str, ...] = get_args(MaskFormat)
 
 MOST_PROMPTS = 64
 """Phrases of one request."""
+
+MOST_VALUES = 1 << 16
+"""Values in the JSON document of a request; a phrase and its options are a few."""
+
+_MOST_LISTS = 1 << 20
+"""Lists and objects in any JSON document: each takes up to 30 times its bytes in memory."""
+
+_SMALL_BYTES = 1 << 16
+"""Bodies up to so many bytes are read in the event loop, larger ones in a thread."""
+
+_BASE64_STEP = 1 << 20
+"""Characters of base64 that are decoded at a time: other threads run in between."""
+
+_Found = TypeVar("_Found")
 
 _FIELDS = ("image", "image_id", "prompts", "format", "min_confidence", "candidates", "heat")
 _PROMPT_FIELDS = ("type", "text", "output_prob_thresh", "min_confidence")
@@ -64,13 +78,18 @@ def image_id_of(image: bytes | ImageArray) -> str:
     return digest.hexdigest()[:32]
 
 
+async def in_thread_if_large(size: int, read: Callable[..., _Found], *args: Any) -> _Found:
+    """Call a function that reads a body of so many bytes; other clients are answered meanwhile."""
+    return read(*args) if size <= _SMALL_BYTES else await asyncio.to_thread(read, *args)
+
+
 def read_json(body: bytes) -> SegmentRequest:
     """Read a request from a JSON document.
 
     Raises:
         InputError: not JSON, or a field is missing, unknown or wrong.
     """
-    document = parse_json(body)
+    document = parse_json(body, most_values=MOST_VALUES)
     image = document.get("image")
     return _request(document, None if image is None else _image_of(image))
 
@@ -98,12 +117,21 @@ def read_form(fields: Sequence[tuple[str, str | bytes]]) -> SegmentRequest:
     return _request(document, image)
 
 
-def parse_json(body: bytes) -> Mapping[str, Any]:
+def parse_json(body: bytes, *, most_values: int | None = None) -> Mapping[str, Any]:
     """Parse a JSON object.
 
+    Args:
+        body: the document.
+        most_values: that it may have, counted by its commas before it is parsed; None: any number.
+
     Raises:
-        InputError: it is none, or nested too deeply.
+        InputError: it is none, nested too deeply, or has too many values, lists or objects.
     """
+    lists = body.count(b"[") + body.count(b"{")
+    if lists > _MOST_LISTS:
+        raise InputError(f"got JSON of {lists} lists and objects, expected at most {_MOST_LISTS}")
+    if most_values is not None and (values := body.count(b",") + lists) > most_values:
+        raise InputError(f"got JSON of {values} values, expected at most {most_values}; ask for less at once")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -175,11 +203,23 @@ def _image_of(image: object) -> bytes:
     if not isinstance(image, str):
         raise InputError("got an image that is no text, expected the file's bytes in base64")
     try:
-        return base64.b64decode(image.partition("base64,")[2] or image, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(image.partition("base64,")[2] or image)
+    except ValueError as error:
         raise InputError(
             f"got an image that is not base64 ({_short(error)}); encode the file's bytes"
         ) from error
+
+
+def decode_base64(text: str | bytes) -> bytes:
+    """Decode base64 with padding, part by part, so that other threads are not held up.
+
+    Raises:
+        ValueError: it is none, or there is padding before the end.
+    """
+    parts = [text[at : at + _BASE64_STEP] for at in range(0, len(text), _BASE64_STEP)]
+    if any(part[-1:] in ("=", b"=") for part in parts[:-1]):
+        raise ValueError("padding before the end")
+    return b"".join(base64.b64decode(part, validate=True) for part in parts)
 
 
 def _check_names(document: Mapping[str, Any], known: Sequence[str], what: str) -> None:

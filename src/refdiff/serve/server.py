@@ -256,12 +256,12 @@ class Server(uvicorn.Server):
             )
         )
         self._app, self._status, self._serving, self._on_ready = app, status, serving, on_ready
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and report the address."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if sockets and self._on_ready is not None:
             host, port, *_ = sockets[0].getsockname()
@@ -269,11 +269,11 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - of a signal handler
         """Begin to stop; a second signal ends at once."""
-        if self._status.draining or self._loop is None:
+        if self._status.draining or self.loop is None:
             self.force_exit = self.should_exit = True
             return
         self._status.draining = True
-        self._loop.call_soon_threadsafe(self._begin_stop)
+        self.loop.call_soon_threadsafe(self._begin_stop)
 
     def _begin_stop(self) -> None:
         self._stop = asyncio.get_running_loop().create_task(self._drain())

@@ -144,7 +144,7 @@ class AnswerService:
         self, image: bytes | ImageArray | None, image_id: str | None
     ) -> tuple[str, ImageLike | None]:
         """Return the id of the image, and the image if it was sent: decoded, unless it is known already."""
-        found_id = image_id if image is None else image_id_of(image)
+        found_id = image_id if image is None else await asyncio.to_thread(image_id_of, image)
         assert found_id is not None  # noqa: S101 - one of the two is there
         known = self.worker.cache.get(found_id) is not None
         self.metrics.images.labels(cache="hit" if known else "miss").inc()

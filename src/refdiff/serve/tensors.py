@@ -5,9 +5,7 @@ Axes: n = phrases, y/x = image rows/columns.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,9 @@ from refdiff.contracts.session import ImageArray
 from refdiff.errors import InputError
 from refdiff.runtime.image_file import LIMIT_PX
 from refdiff.runtime.segmentation import Segmentation
-from refdiff.serve.request import MOST_PROMPTS, Prompt
+from refdiff.serve.request import MOST_PROMPTS, Prompt, decode_base64
+
+_BASE64 = f"{string.ascii_letters}{string.digits}+/".encode()
 
 MODEL_NAME = "refdiff"
 MODEL_VERSION = "1"
@@ -180,16 +180,14 @@ def _bytes_of(element: object) -> bytes:
     return element if isinstance(element, bytes) else str(element).encode()
 
 
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
-
-
 def _file_of(data: bytes) -> bytes:
     """Return the bytes of an image file; it may be in base64, whose characters alone make no image file."""
-    if _BASE64.fullmatch(data) is None:
+    letters = data.rstrip(b"=")
+    if not letters or len(data) - len(letters) > 2 or letters.translate(None, _BASE64):
         return data
     try:
-        return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+        return decode_base64(data)
+    except ValueError as error:
         raise InputError(f"got an image that is cut-off base64 ({error}); encode the file's bytes") from error
 
 
