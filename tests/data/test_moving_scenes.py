@@ -115,5 +115,5 @@ def test_an_argument_out_of_its_range_is_refused(wrong):
 
 def test_a_missing_opencv_is_reported_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingDependencyError, match=r"moving scenes need OpenCV.*\[camera\]"):
+    with pytest.raises(MissingDependencyError, match=r"drawing moving scenes needs OpenCV.*\[camera\]"):
         MovingScene(1, size_yx=SIZE_YX)

@@ -22,9 +22,8 @@ from refdiff.data.synthetic import RenderedScenes
 from refdiff.errors import InputError
 from refdiff.evaluation.datasets import find_subsets, select
 from refdiff.evaluation.evaluate import evaluate, language_cautions
-from refdiff.evaluation.published import published_rows, published_table
+from refdiff.evaluation.published import ODDITIES, published_rows, published_table
 from refdiff.evaluation.records import RECORDS_NAME, phrase_classes, records_of
-from refdiff.evaluation.release_audit import ODDITIES
 from refdiff.evaluation.summary import summarize
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.segmentation import Segmentation

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from refdiff.contracts.graphs import GraphSpec, TensorSpec
 from refdiff.contracts.session import Timings
 from refdiff.profiling.records import trace_of
-from refdiff.profiling.samples import BETWEEN, LOADING, Part, Percentiles, TimedSample, by_part
-from refdiff.profiling.spans import Stopwatch, TimedSessions
+from refdiff.profiling.spans import (
+    BETWEEN,
+    LOADING,
+    Part,
+    Percentiles,
+    Stopwatch,
+    TimedSample,
+    TimedSessions,
+    by_part,
+)
 from refdiff.runtime.observer import observed
 
 MS = 1_000_000

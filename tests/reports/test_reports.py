@@ -9,20 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from refdiff.reports import (
-    Bar,
-    Cell,
-    Column,
-    Figure,
-    Image,
-    Page,
-    Printable,
-    Section,
-    Table,
-    facts_table,
-    numeric,
-    size_text,
-)
+from refdiff.reports.page import Bar, Figure, Image, Page, Section
+from refdiff.reports.table import Cell, Column, Printable, Table, facts_table, numeric, size_text
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="

@@ -22,7 +22,8 @@ from refdiff.diagnostics.facts import Diagnosis
 from refdiff.evaluation.report import evaluation_section
 from refdiff.models.fetch import fetch_section
 from refdiff.profiling import tables as profiling
-from refdiff.reports import Cell, Column, Page, Printable, Section, Table, numeric, outcome
+from refdiff.reports.page import Page, Section
+from refdiff.reports.table import Cell, Column, Printable, Table, numeric, outcome
 from refdiff.verification import tables as verification
 
 PHRASE = "the small red ceramic mug that stands on the left of the two thick books behind the vase"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.runtime.cautions import non_english_words, phrase_cautions
+from refdiff.runtime.cautions import phrase_cautions
 
 FILES = Path(__file__).parents[1] / "data_files"
 
@@ -16,12 +16,16 @@ ENGLISH = [row["phrase"] for row in read("head_words.csv")]
 FOREIGN = read("foreign_phrases.csv")
 
 
+def looks_foreign(text: str) -> bool:
+    return any(" look" in line for line in phrase_cautions(text))
+
+
 def test_no_english_phrase_looks_foreign() -> None:
-    assert [text for text in ENGLISH if non_english_words(text)] == []
+    assert [text for text in ENGLISH if looks_foreign(text)] == []
 
 
 def test_nine_of_ten_foreign_phrases_are_found() -> None:
-    found = [row for row in FOREIGN if non_english_words(row["phrase"])]
+    found = [row for row in FOREIGN if looks_foreign(row["phrase"])]
     assert len(FOREIGN) >= 60
     assert len(found) >= 0.9 * len(FOREIGN)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.cli import main
-from refdiff.reports import Section
+from refdiff.reports.page import Section
 from refdiff.verification.tables import check_page
 from tests.support.checks import report_on, said_by
 

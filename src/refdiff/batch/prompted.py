@@ -11,7 +11,7 @@ from typing import Any
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.loading import open_backend, segmenter_of
-from refdiff.reports import Table, facts_table
+from refdiff.reports.table import Table, facts_table
 from refdiff.runtime.image import ImageLike
 from refdiff.runtime.masks import compress_coco_rle, to_coco_rle
 from refdiff.runtime.refinement import Refinement

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from refdiff.batch.result_store import INDEX_NAME
 from refdiff.contracts.inspection import MINIATURE_NAME, MINIATURES
 from refdiff.data.folder import describe_skipped
-from refdiff.reports import Cell, Column, Section, Table, facts_table, numeric
+from refdiff.reports.page import Section
+from refdiff.reports.table import Cell, Column, Table, facts_table, numeric
 
 if TYPE_CHECKING:
     from refdiff.batch.demo import DemoReport

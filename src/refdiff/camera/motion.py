@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.camera.small_frame import SmallFrame, differing_pixels, load_cv2
+from refdiff.camera.small_frame import FOLLOWING, SmallFrame, differing_pixels
+from refdiff.contracts.optional import load_cv2
 from refdiff.contracts.session import Bool
 
 Points = NDArray[np.float32]
@@ -96,7 +97,7 @@ class MaskMotion:
     """
 
     def __init__(self, small: SmallFrame, mask: Bool) -> None:
-        cv2 = load_cv2()
+        cv2 = load_cv2(FOLLOWING)
         self.own, self.newest = small, small
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         self._full_box = Window(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
@@ -168,7 +169,7 @@ class MaskMotion:
 
     def full_mask(self) -> Bool:
         """Return the visible part of the mask in the newest frame, [y, x] of the full frame."""
-        cv2, scale = load_cv2(), self.newest.scale
+        cv2, scale = load_cv2(FOLLOWING), self.newest.scale
         (height, width), box = self.newest.size_yx, self._full_box
         to_full = np.array([[scale, 0, scale / 2 - 0.5], [0, scale, scale / 2 - 0.5], [0, 0, 1.0]])
         from_box = np.array([[1.0, 0, box.x0], [0, 1, box.y0], [0, 0, 1]])
@@ -194,7 +195,7 @@ class MaskMotion:
 
     def _follow(self, small: SmallFrame) -> tuple[Points, Points, Points, NDArray[np.float32]]:
         """Return what survives: places before, now and in the own frame [k, 2], errors of the way back."""
-        cv2, places = load_cv2(), self._places
+        cv2, places = load_cv2(FOLLOWING), self._places
         if len(places) == 0:
             return places, places, self._own_places, np.zeros(0, np.float32)
         low, high = places.min(axis=0), places.max(axis=0)
@@ -231,7 +232,7 @@ class MaskMotion:
         Returns:
             The supported share, and the share in the picture.
         """
-        cv2, box = load_cv2(), self._box
+        cv2, box = load_cv2(FOLLOWING), self._box
         from_box = self._map @ np.array([[1.0, 0, box.x0], [0, 1, box.y0], [0, 0, 1]])
         height, width = self._mask.shape
         corners = _apply(from_box, np.array([(0, 0), (width, 0), (0, height), (width, height)], np.float64))
@@ -266,7 +267,7 @@ class MaskMotion:
 
         Points inside are preferred: near the contour, a window also shows what is behind.
         """
-        cv2 = load_cv2()
+        cv2 = load_cv2(FOLLOWING)
         window = _padded(self._window, _CONTOUR_PX + 1, self.newest.grey.shape)
         visible = np.zeros((window.y1 - window.y0, window.x1 - window.x0), np.uint8)
         top, left = self._window.y0 - window.y0, self._window.x0 - window.x0
@@ -282,7 +283,7 @@ class MaskMotion:
         return _apply(np.linalg.inv(self._map), places).astype(np.float32), places
 
     def _add_corners(self, places: Points, allowed: NDArray[np.uint8], window: Window, most: int) -> Points:
-        cv2 = load_cv2()
+        cv2 = load_cv2(FOLLOWING)
         for x, y in np.round(places).astype(int).tolist():
             cv2.circle(allowed, (x - window.x0, y - window.y0), _APART_PX, 0, -1)
         if not allowed.any():
@@ -299,7 +300,7 @@ def _fit(before: Points, now: Points, limit_px: float) -> tuple[Matrix, Bool] | 
     """Fit a similarity; return it and which points agree [k], or None if there is none."""
     if len(before) < LEAST_POINTS:
         return None
-    found, agree = load_cv2().estimateAffinePartial2D(before, now, ransacReprojThreshold=limit_px)
+    found, agree = load_cv2(FOLLOWING).estimateAffinePartial2D(before, now, ransacReprojThreshold=limit_px)
     if found is None or not np.isfinite(found).all():
         return None
     return np.vstack([found, [0.0, 0.0, 1.0]]), agree[:, 0] == 1

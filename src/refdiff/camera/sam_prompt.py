@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.camera.small_frame import iou, load_cv2
+from refdiff.camera.small_frame import FOLLOWING, iou
 from refdiff.camera.verdict import PromptKind
+from refdiff.contracts.optional import load_cv2
 from refdiff.contracts.session import Bool, Float
 from refdiff.runtime.refinement import Refinement
 from refdiff.runtime.segmentation import mask_box
@@ -68,7 +69,7 @@ def prompt_of(
 
 def _innermost(mask: Bool) -> tuple[float, float]:
     """Return the place (x, y) that is farthest from the mask's edge."""
-    cv2 = load_cv2()
+    cv2 = load_cv2(FOLLOWING)
     padded = np.pad(mask.astype(np.uint8), 1)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(np.argmax(distance)), mask.shape)
@@ -77,7 +78,7 @@ def _innermost(mask: Bool) -> tuple[float, float]:
 
 def _to_logits(mask: Bool, side: int) -> Float:
     """Return a mask as logits [l, l] in SAM's square, whose side is the image's longer one."""
-    cv2, (height, width) = load_cv2(), mask.shape
+    cv2, (height, width) = load_cv2(FOLLOWING), mask.shape
     scale = side / max(height, width)
     size_xy = max(1, round(width * scale)), max(1, round(height * scale))
     covered = cv2.resize(mask.astype(np.float32), size_xy, interpolation=cv2.INTER_AREA)

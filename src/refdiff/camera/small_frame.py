@@ -16,32 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.camera.frame import Frame
-from refdiff.contracts.optional import install_line
+from refdiff.contracts.optional import load_cv2
 from refdiff.contracts.session import Bool, Float
-from refdiff.errors import InputError, MissingDependencyError
+from refdiff.errors import InputError
 
 LONGER_SIDE = 640
 """Longest side of a small frame in px; a smaller frame keeps its size."""
+FOLLOWING = "following masks"
+"""What OpenCV is needed for."""
+
 _BINS = 8
 _SAMPLE_STEP = 4
 """Every 4th row and column of the small frame is counted in the histogram."""
-
-
-def load_cv2() -> Any:
-    """Return the module cv2.
-
-    Raises:
-        MissingDependencyError: OpenCV is not installed.
-    """
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        if error.name != "cv2":
-            raise
-        raise MissingDependencyError(
-            f"following masks needs OpenCV, which is not installed; {install_line('camera')}"
-        ) from error
-    return cv2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +52,7 @@ def shrink(frame: Frame) -> SmallFrame:
     Raises:
         MissingDependencyError: OpenCV is not installed.
     """
-    cv2 = load_cv2()
+    cv2 = load_cv2(FOLLOWING)
     height, width = frame.size_yx
     scale = max(1.0, max(height, width) / LONGER_SIDE)
     pixels: Any = frame.pixels
@@ -151,7 +137,7 @@ def differing_pixels(then: NDArray[np.uint8], now: NDArray[np.uint8], mask: Bool
     Even surfaces are compared by brightness. Textures are compared by their squared difference, which is the
     sum of their variances where they have nothing to do with each other.
     """
-    cv2 = load_cv2()
+    cv2 = load_cv2(FOLLOWING)
     difference = now.astype(np.float32) - then
     light = float(np.clip(np.median(difference[mask]), -_DIFFERS, _DIFFERS))
     difference -= light

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.camera.frame import Frame, SourceCounts, TargetResult
-from refdiff.reports import Cell, Column, Section, Table, facts_table, numeric
+from refdiff.reports.page import Section
+from refdiff.reports.table import Cell, Column, Table, facts_table, numeric
 
 _LEAST_S, _STEP, _BINS = 1e-4, 1.02, 816
 """Bins from 0.1 ms to 1000 s, each 2 % wider than the one before."""

@@ -15,11 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 from refdiff.camera.frame import Frame, MaskOrigin, State, TargetEvent, TargetResult
-from refdiff.camera.identity import Identity
 from refdiff.camera.motion import MaskMotion
 from refdiff.camera.sam_prompt import RefinePrompt, prompt_of
 from refdiff.camera.small_frame import FrameRing, SmallFrame, iou, scene_change
-from refdiff.camera.verdict import TrackOptions, Verdict, judge
+from refdiff.camera.verdict import Identity, TrackOptions, Verdict, judge
 from refdiff.runtime.refinement import Refinement
 from refdiff.runtime.segmentation import Segmentation
 

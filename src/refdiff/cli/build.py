@@ -10,7 +10,8 @@ import typer
 
 from refdiff.cli.app import BundleName, Expect, Json, choice, verb
 from refdiff.cli.terminal import end, print_answer, working
-from refdiff.reports import Cell, Column, Section, Table, numeric, size_text
+from refdiff.reports.page import Section
+from refdiff.reports.table import Cell, Column, Table, numeric, size_text
 
 if TYPE_CHECKING:
     from refdiff.engines.build import BuildReport

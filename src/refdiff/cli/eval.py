@@ -143,7 +143,7 @@ def evaluate(
     )
     place = BackendOptions(name=backend, threads=threads)
     if audit is not None:
-        from refdiff.evaluation.release_audit import audit_json, audit_release, audit_table
+        from refdiff.evaluation.published import audit_json, audit_release, audit_table
 
         with working() as progress:
             audited = audit_release(bundle, chosen, options=options, backend=place, progress=progress)

@@ -22,7 +22,7 @@ from refdiff.cli.app import (
     verb,
 )
 from refdiff.cli.terminal import end, note, note_backend, print_answer, working
-from refdiff.reports import Cell, Column, Table, facts_table, numeric, outcome, size_text
+from refdiff.reports.table import Cell, Column, Table, facts_table, numeric, outcome, size_text
 
 if TYPE_CHECKING:
     from refdiff.calibration.audit import AuditReport

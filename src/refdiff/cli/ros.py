@@ -21,7 +21,8 @@ from refdiff.cli.app import (
     verb,
 )
 from refdiff.cli.terminal import end, print_answer, working
-from refdiff.reports import Section, facts_table
+from refdiff.reports.page import Section
+from refdiff.reports.table import facts_table
 
 if TYPE_CHECKING:
     from refdiff.camera.verdict import Level

@@ -24,7 +24,7 @@ from refdiff.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console, OverflowMethod
 
-    from refdiff.reports import Printable
+    from refdiff.reports.table import Printable
 
 _LOGGER = logging.getLogger("refdiff")
 

@@ -16,7 +16,8 @@ import typer
 
 from refdiff.cli.app import Backend, BundleName, Expect, Json, Mode, Threads, Variant, verb
 from refdiff.cli.terminal import end, note_backend, print_answer, working
-from refdiff.reports import Column, Section, Table, numeric, size_text
+from refdiff.reports.page import Section
+from refdiff.reports.table import Column, Table, numeric, size_text
 
 if TYPE_CHECKING:
     from refdiff.contracts.graphs import TensorSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from refdiff.errors import MissingDependencyError
 
@@ -71,6 +72,26 @@ def require_export(purpose: str) -> AbstractContextManager[None]:
 def require_camera(purpose: str) -> AbstractContextManager[None]:
     """Do the same for the extra `camera`: PyAV and OpenCV."""
     return _require(purpose, "camera", frozenset({"av", "cv2"}))
+
+
+def load_cv2(purpose: str) -> Any:
+    """Return the module cv2 of the extra `camera`.
+
+    Args:
+        purpose: what it is for, the subject of the message.
+
+    Raises:
+        MissingDependencyError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        raise MissingDependencyError(
+            f"{purpose} needs OpenCV, which is not installed; {install_line('camera')}"
+        ) from error
+    return cv2
 
 
 def require_serve(purpose: str) -> AbstractContextManager[None]:

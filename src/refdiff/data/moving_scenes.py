@@ -14,8 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from refdiff.contracts.optional import load_cv2
 from refdiff.contracts.session import Bool, ImageArray
-from refdiff.data.moving_shot import Rates, Shot, draw_shot, load_cv2
+from refdiff.data.moving_shot import DRAWING, Rates, Shot, draw_shot
 from refdiff.errors import InputError
 from refdiff.miniature.scenes import ReferringPhrase, RenderedScene, refer
 from refdiff.miniature.scenes.description import matches
@@ -126,7 +127,7 @@ class MovingScene:
 
     def _add_noise(self, pixels: ImageArray, number: int) -> None:
         """Add a cut of one large sheet of noise; drawing it for every frame would take most of the time."""
-        cv2, rng = load_cv2(), np.random.default_rng((self.seed, _STREAM, 2, number))
+        cv2, rng = load_cv2(DRAWING), np.random.default_rng((self.seed, _STREAM, 2, number))
         top, left = (int(part) for part in rng.integers(0, _NOISE_SHIFTS + 1, 2))
         bright, dark = (
             sheet[top : top + self.size_yx[0], left : left + self.size_yx[1]] for sheet in self._noise

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.optional import install_line
+from refdiff.contracts.optional import load_cv2
 from refdiff.contracts.session import ImageArray
-from refdiff.errors import MissingDependencyError
 from refdiff.miniature.scenes.backdrop import paint_backdrop
 from refdiff.miniature.scenes.canvas import Colour
 from refdiff.miniature.scenes.layout import PlacedObject, arrange, draw_objects, jitter_colour
 from refdiff.miniature.scenes.shapes import draw, extent_of
+
+DRAWING = "drawing moving scenes"
+"""What OpenCV is needed for."""
 
 _BACKDROP_SIDE = 120
 """Shorter side in px at which the table is painted, as in the scenes that the miniature was trained on."""
@@ -41,23 +43,6 @@ class Rates(NamedTuple):
     turn_range_deg: float
     squeeze_range: float
     """Share of its width that an object loses, as one does that turns away."""
-
-
-def load_cv2() -> Any:
-    """Return the module cv2.
-
-    Raises:
-        MissingDependencyError: OpenCV is not installed.
-    """
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        if error.name != "cv2":
-            raise
-        raise MissingDependencyError(
-            f"moving scenes need OpenCV, which is not installed; {install_line('camera')}"
-        ) from error
-    return cv2
 
 
 @dataclass(frozen=True)
@@ -130,7 +115,7 @@ class Shot:
 
     def paint(self, number: int) -> tuple[ImageArray, NDArray[np.uint8]]:
         """Return a frame's pixels [y, x, 3], and [y, x] 1 + the object that a pixel shows, or 0."""
-        cv2, (height, width) = load_cv2(), self.size_yx
+        cv2, (height, width) = load_cv2(DRAWING), self.size_yx
         pan_xy = np.array([self.pan[0].at(number), self.pan[1].at(number)])
         shift = np.concatenate([np.eye(2), -pan_xy[:, None]], axis=1)
         pixels = cv2.warpAffine(self.table, shift, (width, height), flags=cv2.INTER_LINEAR)
@@ -147,7 +132,7 @@ class Shot:
     def _paint_object(
         self, pixels: ImageArray, owner: NDArray[np.uint8], place: int, to_frame: NDArray[np.float64]
     ) -> None:
-        cv2, rgba = load_cv2(), self.movers[place - 1].rgba
+        cv2, rgba = load_cv2(DRAWING), self.movers[place - 1].rgba
         height, width = rgba.shape[:2]
         corners = to_frame @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
         low = np.floor(corners.min(axis=1)).astype(int)
@@ -178,7 +163,7 @@ def _overlap(
 def draw_shot(size_yx: tuple[int, int], rates: Rates, rng: np.random.Generator) -> Shot:
     """Draw a table with objects at their first places, and their paths."""
     height, width = size_yx
-    cv2, margin, scale = load_cv2(), round(_PAN_MARGIN * width), max(size_yx) / 640
+    cv2, margin, scale = load_cv2(DRAWING), round(_PAN_MARGIN * width), max(size_yx) / 640
     light = float(rng.choice((-1.0, 1.0)))
     horizon = float(rng.uniform(0.12, 0.3)) * height if rng.random() < 0.5 else 0.0
     specs = draw_objects(rng)
@@ -244,7 +229,7 @@ def _draw_mover(
 
 def _draw_shadow(item: PlacedObject, light: float) -> NDArray[np.uint8]:
     """Draw the light [y, x, 3] on the table around an object: a long soft shadow, and a tight one."""
-    cv2 = load_cv2()
+    cv2 = load_cv2(DRAWING)
     reach, tall = item.reach_px
     half_x, half_y = round(2 * reach + 0.5 * tall), round(1.2 * reach)
     middle = np.array([half_x, half_y])

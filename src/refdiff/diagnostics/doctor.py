@@ -28,7 +28,7 @@ from refdiff.engines.trt.open import TENSORRT
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.plans import has_plans, plan_bytes
 from refdiff.errors import BundleError
-from refdiff.reports import Cell, Column, Table, Tone
+from refdiff.reports.table import Cell, Column, Table, Tone
 
 _line = partial(Diagnosis, "back-ends")
 

@@ -31,7 +31,8 @@ from refdiff.evaluation.answering import (
 from refdiff.evaluation.records import SentenceRecord, open_records
 from refdiff.evaluation.summary import Summary, group_by_cue, summarize, summarize_other
 from refdiff.profiling.sensors import peak_resident
-from refdiff.reports import Section, facts_table, size_text
+from refdiff.reports.page import Section
+from refdiff.reports.table import facts_table, size_text
 from refdiff.runtime.cautions import phrase_cautions
 
 _REPORT_EVERY = 10

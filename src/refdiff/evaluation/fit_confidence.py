@@ -36,7 +36,8 @@ from refdiff.data.sample import Dataset
 from refdiff.errors import InputError
 from refdiff.evaluation.records import COLORS, records_of
 from refdiff.loading import open_backend, segmenter_of
-from refdiff.reports import Section, facts_table
+from refdiff.reports.page import Section
+from refdiff.reports.table import facts_table
 from refdiff.runtime.confidence import Evidence, mask_features, text_features
 
 _CAPPED = (

@@ -18,7 +18,8 @@ from refdiff.data.truth import decode_segmentation
 from refdiff.evaluation.evaluate import EvaluationReport
 from refdiff.evaluation.records import SentenceRecord
 from refdiff.evaluation.summary import Summary
-from refdiff.reports import Bar, Column, Figure, Image, Page, Section, Table, numeric
+from refdiff.reports.page import Bar, Figure, Image, Page, Section
+from refdiff.reports.table import Column, Table, numeric
 from refdiff.runtime.image import png
 
 

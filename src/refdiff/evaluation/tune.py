@@ -32,7 +32,8 @@ from refdiff.data.sample import Dataset
 from refdiff.data.truth import require_eval
 from refdiff.errors import InputError
 from refdiff.evaluation.cached_scores import CachedScores, cache_scores
-from refdiff.reports import Column, Section, Table, facts_table, numeric
+from refdiff.reports.page import Section
+from refdiff.reports.table import Column, Table, facts_table, numeric
 
 HELD_OUT = 0.4
 """Share of the images that no trial sees."""

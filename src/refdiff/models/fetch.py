@@ -13,7 +13,8 @@ from refdiff.errors import InputError, MissingDependencyError
 from refdiff.models.hub.folder import RepoState, UnreachableError, default_root, inspect_folder, repo_folder
 from refdiff.models.hub.names import HubName, parse_hub_name
 from refdiff.models.presets import PRESETS, known_source
-from refdiff.reports import Column, Section, Table, size_text
+from refdiff.reports.page import Section
+from refdiff.reports.table import Column, Table, size_text
 
 if TYPE_CHECKING:
     from refdiff.models.hub.folder import FileRow

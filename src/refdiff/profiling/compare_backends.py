@@ -33,7 +33,7 @@ from refdiff.engines.trt.flavour import load_flavour
 from refdiff.engines.trt.open import TENSORRT
 from refdiff.engines.trt.plans import find_plans, has_plans
 from refdiff.errors import EngineError, MissingDependencyError
-from refdiff.profiling.samples import Percentiles
+from refdiff.profiling.spans import Percentiles
 
 if TYPE_CHECKING:
     from refdiff.profiling.polygraphy_runners import OutputDifference, RunnerResult

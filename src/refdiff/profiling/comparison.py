@@ -22,7 +22,7 @@ import numpy as np
 
 from refdiff.errors import GateError, InputError
 from refdiff.profiling.records import ALL, ProfileRecord, load_record
-from refdiff.profiling.samples import Part
+from refdiff.profiling.spans import Part
 
 Z = 4.0
 """Bound that one row in 30,000 exceeds by chance if errors are normal; some two dozen are compared."""

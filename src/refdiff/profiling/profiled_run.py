@@ -9,7 +9,6 @@ from refdiff.contracts.progress import Progress, Step
 from refdiff.data.sample import Sample
 from refdiff.profiling.macs import MatrixProduct
 from refdiff.profiling.report import MemoryUse
-from refdiff.profiling.samples import TimedSample
 from refdiff.profiling.sensors import (
     Memory,
     MemorySampler,
@@ -19,7 +18,7 @@ from refdiff.profiling.sensors import (
     read_memory,
     throttled,
 )
-from refdiff.profiling.spans import Span, Stopwatch
+from refdiff.profiling.spans import Span, Stopwatch, TimedSample
 from refdiff.runtime.pipeline import Segmenter
 
 

@@ -18,8 +18,7 @@ from refdiff.contracts.atomic_io import check_targets, write_files
 from refdiff.contracts.json_fields import read_json
 from refdiff.errors import InputError
 from refdiff.profiling.report import FORMAT, KIND, ProfileReport
-from refdiff.profiling.samples import Part
-from refdiff.profiling.spans import Span
+from refdiff.profiling.spans import Part, Span
 from refdiff.profiling.tables import profile_page
 
 LEAST_ROUNDS = 5

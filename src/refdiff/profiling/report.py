@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.contracts.session import LayerTime
 from refdiff.profiling.macs import PeakThroughput
-from refdiff.profiling.samples import Part, Percentiles, TimedSample
 from refdiff.profiling.sensors import Memory, Reading
-from refdiff.profiling.spans import GraphCall, Span
+from refdiff.profiling.spans import GraphCall, Part, Percentiles, Span, TimedSample
 
 if TYPE_CHECKING:
     from refdiff.profiling.compare_backends import BackendComparison

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from refdiff.profiling.report import GraphLayers, ProfileReport
-from refdiff.profiling.samples import Percentiles
 from refdiff.profiling.sensors import NOT_REPORTED, Memory
-from refdiff.reports import Bar, Cell, Column, Page, Section, Table, numeric, size_text
+from refdiff.profiling.spans import Percentiles
+from refdiff.reports.page import Bar, Page, Section
+from refdiff.reports.table import Cell, Column, Table, numeric, size_text
 
 if TYPE_CHECKING:
     from refdiff.profiling.compare_backends import BackendComparison

@@ -15,9 +15,9 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.contracts.optional import install_line
+from refdiff.contracts.optional import load_cv2
 from refdiff.contracts.session import Bool, ImageArray
-from refdiff.errors import InputError, MissingDependencyError
+from refdiff.errors import InputError
 from refdiff.runtime.image_file import check_size, decode
 
 
@@ -183,12 +183,7 @@ def _rows(message: ImageMessage, layout: _Layout, name: str) -> NDArray[Any]:
 
 def _convert(rows: NDArray[Any], layout: _Layout, name: str) -> NDArray[Any]:
     """Convert a mosaic or YUV with OpenCV; [rows, x * c] -> [y, x, 3] of the same depth."""
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"images of encoding {name} need OpenCV, which is not installed; {install_line('camera')}"
-        ) from error
+    cv2 = load_cv2(f"an image of encoding {name}")
     values = np.ascontiguousarray(rows)
     if layout.channels > 1:
         values = values.reshape(len(rows), -1, layout.channels)

@@ -17,8 +17,6 @@ from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.errors import InputError
 from refdiff.ros.images import ENCODINGS
 
-Transport = Literal["raw", "compressed"]
-
 
 def _parameter(text: str, default: Any) -> Any:
     return field(default=default, metadata={"text": text})

@@ -125,19 +125,13 @@ def phrase_cautions(text: str) -> tuple[str, ...]:
     return tuple(cautions)
 
 
-def non_english_words(text: str) -> tuple[str, ...]:
-    """Return the words of a phrase that make it look foreign, as written; nothing if it looks English.
+def _foreign_words(text: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the language that a phrase looks written in, and the words that say so; None: English.
 
     A phrase looks foreign with a word that English does not have, and either a second word of the same
     language or no common English word. Of languages that are not written in Latin letters, nothing is found
     here.
     """
-    foreign = _foreign_words(text)
-    return () if foreign is None else foreign[1]
-
-
-def _foreign_words(text: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the language that the most words belong to, and these words."""
     parts = [(word.text, text[word.start : word.end]) for word in words_of(text)]
     is_english = any(word in _ENGLISH for word, _ in parts)
     best: tuple[str, tuple[str, ...]] | None = None

@@ -34,7 +34,8 @@ from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptio
 from refdiff.contracts.progress import Progress, silent
 from refdiff.engines.factory import BACKENDS
 from refdiff.errors import InputError
-from refdiff.reports import Column, Section, Table, numeric, size_text
+from refdiff.reports.page import Section
+from refdiff.reports.table import Column, Table, numeric, size_text
 from refdiff.serve.tensors import INPUTS, MODEL_NAME, MODEL_VERSION, OUTPUTS
 from refdiff.serve.triton_plans import ChosenPlan, choose_plans
 

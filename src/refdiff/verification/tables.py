@@ -7,16 +7,8 @@ from collections.abc import Mapping, Sequence
 from refdiff.accuracy.tolerances import MOST_SAMPLES, Verdict
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.parity import Parity
-from refdiff.reports import (
-    Column,
-    Page,
-    Row,
-    Section,
-    Table,
-    facts_table,
-    numeric,
-    outcome,
-)
+from refdiff.reports.page import Page, Section
+from refdiff.reports.table import Column, Row, Table, facts_table, numeric, outcome
 from refdiff.verification.divergence import Divergence
 from refdiff.verification.report import CheckReport, Ladder, PrecisionResult
 from refdiff.verification.worst_cases import worst_cases_section

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from refdiff.reports import Figure, Image, Section
+from refdiff.reports.page import Figure, Image, Section
 from refdiff.runtime.overlay import draw_answer, heat_overlay
 from refdiff.runtime.segmentation import Segmentation
 from refdiff.verification.task_agreement import ComparedSample

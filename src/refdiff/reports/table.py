@@ -1,18 +1,14 @@
-"""Reports as values, laid out once: tables and pages with a renderer for the terminal and one for HTML.
+"""Tables as values, laid out once, with a renderer for the terminal and one for HTML.
 
-A verb's room builds a `Table`, a `Section` or a `Page` from its report. `to_rich` renders it for a terminal;
-`Page.to_html` makes one file with style and images inside, every text escaped, laid out for a phone first, in
-the reader's light or dark setting. rich is imported when something is rendered for the terminal, not before.
+A verb's room builds a `Table` from its report. rich is imported when something is rendered for the terminal,
+not before.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from importlib import resources
-from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from refdiff.errors import printable
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
 
 Tone = Literal["plain", "good", "warn", "bad"]
 
-_RICH_STYLES: dict[Tone, str] = {"plain": "", "good": "green", "warn": "yellow", "bad": "bold red"}
+RICH_STYLES: dict[Tone, str] = {"plain": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 
 _WORD = 24
 """Cells of the longest word that a column keeps whole where room is short; a path is longer."""
@@ -103,7 +99,7 @@ class Table:
 
     def to_rich(self) -> RenderableType:
         """Return the title, the table and the footnotes for the terminal."""
-        return _group(*([self.title] if self.title else []), _RichTable(self), *self.footnotes)
+        return group(*([self.title] if self.title else []), _RichTable(self), *self.footnotes)
 
     def fit(self, width: int, *, keep_all: bool = False) -> tuple[dict[int, int], tuple[str, ...]]:
         """Choose the columns that fit, and their widths.
@@ -142,16 +138,16 @@ class Table:
 
     def to_html(self) -> str:
         """Return the table as HTML, with its title and footnotes."""
-        head = "".join(f"<th{_column_class(each)}>{_text(each.name)}</th>" for each in self.columns)
+        head = "".join(f"<th{_column_class(each)}>{html_text(each.name)}</th>" for each in self.columns)
         rows = "\n".join(f"<tr>{self._html_row(row)}</tr>" for row in self.cells)
-        caption = f"<caption>{_text(self.title)}</caption>\n" if self.title else ""
+        caption = f"<caption>{html_text(self.title)}</caption>\n" if self.title else ""
         body = f"{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
-        notes = "".join(f'\n<p class="line">{_text(note)}</p>' for note in self.footnotes)
+        notes = "".join(f'\n<p class="line">{html_text(note)}</p>' for note in self.footnotes)
         return f'<div class="wide"><table>\n{body}\n</table></div>{notes}'
 
     def _html_row(self, row: Sequence[Cell]) -> str:
         return "".join(
-            f"<td{_column_class(column, cell.tone)}>{_text(cell.text)}</td>"
+            f"<td{_column_class(column, cell.tone)}>{html_text(cell.text)}</td>"
             for column, cell in zip(self.columns, row, strict=False)
         )
 
@@ -160,141 +156,6 @@ def facts_table(facts: Iterable[tuple[str, str]], *, title: str = "", footnotes:
     """Build a table of names and values without a head."""
     columns = (Column(), Column(wrap=True))
     return Table(columns=columns, rows=tuple(facts), title=title, footnotes=footnotes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """Shares of a whole as one horizontal bar with a key; on the page only."""
-
-    shares: Sequence[tuple[str, float]]
-    """Name and share, 0..1, from left to right."""
-
-    def to_html(self) -> str:
-        """Return the bar and its key as HTML."""
-        begins = [0.0, *accumulate(share for _, share in self.shares)]
-        hues = [round(360 * at / len(self.shares)) for at in range(len(self.shares))]
-        pieces = "".join(
-            f'<rect x="{100 * begin:.3f}" width="{100 * share:.3f}" height="1" fill="hsl({hue} 55% 55%)">'
-            f"<title>{_text(name)} {share:.1%}</title></rect>"
-            for (name, share), begin, hue in zip(self.shares, begins, hues, strict=False)
-        )
-        key = "".join(
-            f'<li><svg viewBox="0 0 1 1"><rect width="1" height="1" fill="hsl({hue} 55% 55%)"/></svg>'
-            f"{_text(name)} {share:.1%}</li>"
-            for (name, share), hue in zip(self.shares, hues, strict=True)
-        )
-        bar = f'<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" role="img">{pieces}</svg>'
-        return f'{bar}\n<ul class="key">{key}</ul>'
-
-
-@dataclass(frozen=True, kw_only=True)
-class Image:
-    """One image of a figure."""
-
-    png: bytes
-    caption: str
-
-    def to_html(self) -> str:
-        """Return the image as an HTML figure with its data inside."""
-        data = base64.b64encode(self.png).decode("ascii")
-        caption = _text(self.caption)
-        source = f"data:image/png;base64,{data}"
-        return f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """Images side by side under a title and a line of numbers; on the page only."""
-
-    title: str
-    line: str
-    images: Sequence[Image]
-
-    def to_html(self) -> str:
-        """Return the figure as an HTML article."""
-        images = "\n".join(image.to_html() for image in self.images)
-        return (
-            f'<article>\n<h3>{_text(self.title)}</h3>\n<p class="line">{_text(self.line)}</p>\n'
-            f'<div class="images">\n{images}\n</div>\n</article>'
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A heading and what is under it, in the order of these fields; one with figures is on the page only."""
-
-    heading: str = ""
-    lines: Sequence[str] = ()
-    explanation: str = ""
-    """Instructions for reading the tables; on the page only."""
-    bars: Sequence[Bar] = ()
-    tables: Sequence[Table] = ()
-    figures: Sequence[Figure] = ()
-
-    def to_rich(self) -> RenderableType:
-        """Return heading, lines and tables for the terminal."""
-        from rich.text import Text
-
-        heading = [Text(self.heading, style="bold")] if self.heading else []
-        return _group(*heading, *self.lines, *(table.to_rich() for table in self.tables))
-
-    def to_html(self) -> str:
-        """Return the section as HTML."""
-        lines = (*self.lines, self.explanation) if self.explanation else self.lines
-        parts = [f"<h2>{_text(self.heading)}</h2>"]
-        parts += [f"<p>{_text(line)}</p>" for line in lines]
-        parts += [bar.to_html() for bar in self.bars]
-        parts += [table.to_html() for table in self.tables]
-        parts += [figure.to_html() for figure in self.figures]
-        return f"<section>\n{chr(10).join(parts)}\n</section>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """A whole report: the verdict stands first on the page and last on the terminal."""
-
-    title: str
-    passed: bool | None
-    """None where nothing was judged, or not all could be."""
-    verdict: str
-    """One sentence."""
-    sections: Sequence[Section]
-    undecided: bool = False
-    """True where nothing failed, but there were too few samples to judge all."""
-
-    def to_rich(self) -> RenderableType:
-        """Return title, sections and verdict for the terminal."""
-        from rich.text import Text
-
-        word, tone = _judgement(passed=self.passed, undecided=self.undecided)
-        parts: list[RenderableType] = [self.title]
-        for section in self.sections:
-            if not section.figures:
-                parts += ["", section.to_rich()]
-        return _group(*parts, "", Text.assemble((word, _RICH_STYLES[tone]), self.verdict))
-
-    def to_html(self) -> str:
-        """Return the page as one HTML document."""
-        word, tone = _judgement(passed=self.passed, undecided=self.undecided)
-        judged = f"<strong>{word.strip()}</strong>" if word else ""
-        body = "\n".join(section.to_html() for section in self.sections)
-        return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(self.title)}</title>
-<style>{_style()}</style>
-</head>
-<body>
-<main>
-<h1>{_text(self.title)}</h1>
-<p class="verdict {tone}">{judged}{_text(self.verdict)}</p>
-{body}
-</main>
-</body>
-</html>
-"""
 
 
 def size_text(size_bytes: float) -> str:
@@ -306,15 +167,7 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.3g} GB"
 
 
-def _judgement(*, passed: bool | None, undecided: bool) -> tuple[str, Tone]:
-    if undecided:
-        return "undecided ", "warn"
-    if passed is None:
-        return "", "plain"
-    return ("passed ", "good") if passed else ("FAILED ", "bad")
-
-
-def _group(*parts: RenderableType) -> RenderableType:
+def group(*parts: RenderableType) -> RenderableType:
     """Return the parts one below the other; strings are texts, never markup."""
     from rich.console import Group
     from rich.text import Text
@@ -357,7 +210,7 @@ class _RichTable:
             )
         for row in rows:
             drawn.add_row(
-                *(Text(row[at].text, style=_RICH_STYLES[row[at].tone]) for at in widths if at < len(row))
+                *(Text(row[at].text, style=RICH_STYLES[row[at].tone]) for at in widths if at < len(row))
             )
         yield from console.render(
             drawn, options.update_width(max(options.max_width, _total(widths.values())))
@@ -389,16 +242,12 @@ def _total(widths: Iterable[int]) -> int:
     return sum(every) + _GAP * (len(every) - 1)
 
 
-def _style() -> str:
-    return resources.files("refdiff").joinpath("reports.css").read_text(encoding="utf-8")
-
-
 def _column_class(column: Column, tone: Tone = "plain") -> str:
     names = {"number": column.numeric, "wrap": column.wrap, tone: tone != "plain"}
     used = " ".join(name for name, wanted in names.items() if wanted)
     return f' class="{used}"' if used else ""
 
 
-def _text(text: str) -> str:
+def html_text(text: str) -> str:
     """Return the text safe between tags and inside a quoted attribute."""
     return escape(text, quote=True)

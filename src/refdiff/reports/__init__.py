@@ -1,0 +1,1 @@
+"""Reports as values, laid out once, for the terminal and as HTML."""
