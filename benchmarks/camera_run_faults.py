@@ -28,7 +28,7 @@ from refdiff.camera.options import CameraOptions
 from refdiff.camera.sources.source import SourceOptions, open_source
 from refdiff.camera.track import Tracker
 from refdiff.contracts.options import DEFAULT_RUN, BackendOptions
-from refdiff.engines.gaps import Gap
+from refdiff.engines.interruption import Gap
 from refdiff.errors import EngineError
 from refdiff.loading import Engines
 

@@ -13,7 +13,7 @@ from refdiff.contracts.onnx_file import read_onnx
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, Options, RunOptions
 from refdiff.contracts.session import Measure, SessionFactory
 from refdiff.engines.factory import BackendSessions, open_sessions
-from refdiff.engines.gaps import Gap, GapSessions
+from refdiff.engines.interruption import Gap, GapSessions
 from refdiff.errors import InputError
 from refdiff.runtime.confidence import Probe
 from refdiff.runtime.observer import Observer
@@ -64,7 +64,7 @@ def open_backend(
     _LOGGER.info("back-end %s: %s", sessions.backend, sessions.reason)
     if backend.run_limit_s is None:
         return sessions
-    from refdiff.engines.watchdog import WatchedSessions
+    from refdiff.engines.interruption import WatchedSessions
 
     return WatchedSessions(sessions, backend.run_limit_s)
 

@@ -19,7 +19,7 @@ client = pytest.importorskip("websockets.sync.client")
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from refdiff.engines.gaps import CancelledError
+from refdiff.engines.interruption import CancelledError
 from refdiff.errors import EngineError
 from refdiff.serve.app import AppOptions
 from refdiff.serve.guard import TOKEN_PROTOCOL, GuardOptions

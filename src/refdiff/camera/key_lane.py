@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from refdiff.camera.frame import Frame
 from refdiff.camera.summary import KeyCounts
 from refdiff.contracts.options import RunOptions
-from refdiff.engines.gaps import CLOSED_GAPS, CancelledError, Gap
+from refdiff.engines.interruption import CLOSED_GAPS, CancelledError, Gap
 from refdiff.errors import RefdiffError
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.refinement import Refinement

@@ -1,6 +1,6 @@
 """Masks that follow phrases through the frames of a camera or a video: `refdiff.track`.
 
-    grab    a process of its own reads the source (`source`)
+    grab    a process of its own reads the source (`sources`)
     key     a thread owns the engines and answers one frame after another (`key_lane`)
     track   a thread follows the masks through every frame (`track_lane`)
 
@@ -25,7 +25,7 @@ from refdiff.camera.sources.source import open_source
 from refdiff.camera.summary import CameraSummary, summarize
 from refdiff.camera.track_lane import TrackLane
 from refdiff.contracts.options import DEFAULT_BACKEND, BackendOptions, RunOptions
-from refdiff.engines.gaps import Gap
+from refdiff.engines.interruption import Gap
 from refdiff.errors import InputError
 from refdiff.loading import Engines
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 
 from refdiff.contracts.session import ImageArray
-from refdiff.engines.gaps import CancelledError
+from refdiff.engines.interruption import CancelledError
 from refdiff.errors import InputError, MissingDependencyError, RefdiffError
 from refdiff.runtime.image import ImageLike, read_image
 from refdiff.runtime.segmentation import Segmentation

@@ -14,7 +14,7 @@ from typing import Any, cast
 from refdiff.camera.key_lane import SharedSessions
 from refdiff.contracts.options import RunOptions
 from refdiff.contracts.session import ImageArray
-from refdiff.engines.gaps import CancelledError, Gap
+from refdiff.engines.interruption import CancelledError, Gap
 from refdiff.errors import EngineError, RefdiffError
 from refdiff.runtime.pipeline import Segmenter
 from refdiff.runtime.segmentation import Segmentation

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from refdiff.contracts.bundle import read_manifest
 from refdiff.contracts.options import BackendOptions, RunOptions
-from refdiff.engines.gaps import CancelledError
+from refdiff.engines.interruption import CancelledError
 from refdiff.errors import BundleError, InputError, RefdiffError
 from refdiff.runtime.confidence import withhold
 from refdiff.serve.tensors import INPUTS, OUTPUT_OF, OUTPUTS, Tensor, read_question, row_of, stack_rows

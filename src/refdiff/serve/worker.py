@@ -19,7 +19,7 @@ from refdiff.contracts.heap import HeapTrimmer
 from refdiff.contracts.inspection import check_trained, find_bundle
 from refdiff.contracts.options import DEFAULT_BACKEND, DEFAULT_RUN, BackendOptions, RunOptions
 from refdiff.contracts.progress import Progress, silent
-from refdiff.engines.gaps import CancelledError, Gap, GapSessions
+from refdiff.engines.interruption import CancelledError, Gap, GapSessions
 from refdiff.errors import EngineError, InputError, RefdiffError
 from refdiff.loading import open_backend, segmenter_of
 from refdiff.runtime.confidence import withhold

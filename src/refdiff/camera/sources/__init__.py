@@ -6,7 +6,7 @@
     reader_source.py  delivers the frames of a reader process, and starts it again
     process.py        the reader process as its parent sees it
     watch.py          when a reader is late, and how long to wait before the next one
-    reader.py         the program of the reader process; it reads by video.py, raw.py or pictures.py
+    reader.py         the reader process; it reads folders and patterns, video.py and raw.py read the rest
     sink.py           hands frames from the reader to its parent, in the shared memory of ring.py
     push_source.py    takes frames from a callback
 
