@@ -89,26 +89,33 @@ class Plans:
 
 
 class Ort:
-    """ONNX Runtime, by our session; repeats with bound inputs and outputs."""
+    """ONNX Runtime, by our session; repeats with bound inputs and outputs.
 
-    def __init__(self, folder: Path, backend: str) -> None:
+    "ort-cuda" runs the forms of the graphs, which are made first; "ort-cuda-plain" the graphs themselves,
+    with the same options of the provider.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        backend = name.removesuffix("-plain")
         from refdiff.engines.factory import import_ort
 
         onnxruntime = import_ort(backend).ort
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA's libraries from the packages installed with it
-        self._ort, self._backend = onnxruntime, backend
+        self._ort, self._backend, self._has_form = onnxruntime, backend, name == "ort-cuda"
         self._bundle = open_bundle(folder, verify="size")
         self._sessions: dict[str, Any] = {}
         self._bound: dict[str, tuple[Any, Any]] = {}
 
     def open(self, graph: str, feeds: Feeds) -> dict[str, Any]:
         """Load, run, bind."""
+        from refdiff.engines.cuda_forms import CudaForms
         from refdiff.engines.ort import OrtSession
 
         started = time.perf_counter()
         contract = graph_contract(self._bundle.spec)[graph]
-        session = OrtSession(self._bundle.graph_path(graph), contract, backend=self._backend)
+        form = CudaForms(self._bundle, self._ort.__version__).build(graph).data if self._has_form else None
+        session = OrtSession(self._bundle.graph_path(graph), contract, backend=self._backend, form=form)
         for _ in range(3):
             session.run(feeds)
         self._sessions[graph] = session
@@ -119,7 +126,11 @@ class Ort:
         for name in contract.output_names:
             binding.bind_output(name, "cuda")
         self._bound[graph] = raw, binding
-        return {"version": self._ort.__version__, "open_s": round(time.perf_counter() - started, 2)}
+        return {
+            "version": self._ort.__version__,
+            "open_s": round(time.perf_counter() - started, 2),
+            "form": self._has_form,
+        }
 
     def run(self, graph: str, feeds: Feeds) -> Feeds:
         """See `Contender`."""
@@ -205,4 +216,12 @@ def make(name: str, folder: Path, programs: Path | None) -> Contender:
     return Plans(folder, name)
 
 
-CONTENDERS = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-tensorrt", "torch-eager", "torch-compile")
+CONTENDERS = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "ort-cuda",
+    "ort-cuda-plain",
+    "ort-tensorrt",
+    "torch-eager",
+    "torch-compile",
+)

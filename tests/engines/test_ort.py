@@ -294,6 +294,38 @@ def test_a_silent_fall_back_is_an_error(sums: Path) -> None:
         OrtSession(sums, SUMS, backend="ort-cuda", runtime=runtime)
 
 
+def test_ort_cuda_is_channels_last_without_tf32_and_searches_all_algorithms(sums: Path) -> None:
+    runtime = FakeRuntime("CUDAExecutionProvider", started=("CUDAExecutionProvider",))
+    ort_module.create_session(sums, "ort-cuda", ort_module.session_options(1), runtime)
+    (asked,) = runtime.asked
+    options = {"use_tf32": "0", "prefer_nhwc": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    assert asked["providers"] == [("CUDAExecutionProvider", options)]
+    assert asked["disabled_optimizers"] is None
+
+
+def test_a_cuda_provider_without_channels_last_convolutions_runs_as_it_can(sums: Path) -> None:
+    class Older(FakeRuntime):
+        def InferenceSession(self, model: object, **options: Any) -> SimpleNamespace:  # noqa: N802 - its name
+            session = super().InferenceSession(model, **options)
+            if "prefer_nhwc" in options["providers"][0][1]:
+                raise RuntimeError("This build does not support NHWC layout")
+            return session
+
+    runtime = Older("CUDAExecutionProvider", started=("CUDAExecutionProvider",))
+    ort_module.create_session(sums, "ort-cuda", ort_module.session_options(1), runtime)
+    options = {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    assert runtime.asked[-1]["providers"] == [("CUDAExecutionProvider", options)]
+    assert len(runtime.asked) == 2
+
+
+def test_a_form_is_run_with_the_weights_of_its_graph(sums: Path) -> None:
+    runtime = FakeRuntime("CUDAExecutionProvider", started=("CUDAExecutionProvider",))
+    options = ort_module.session_options(1)
+    ort_module.create_session(sums, "ort-cuda", options, runtime, form=b"form")
+    entry = "session.model_external_initializers_file_folder_path"
+    assert options.get_session_config_entry(entry) == str(sums.parent)
+
+
 @pytest.fixture
 def bundle_path(tmp_path: Path) -> Path:
     """A bundle whose one graph has the right names and does something."""

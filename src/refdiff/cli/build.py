@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @verb()
 def build(
     bundle: BundleName,
-    flavour: Annotated[str, choice("tensorrt, tensorrt-rtx or auto.")] = "auto",
+    flavour: Annotated[str, choice("tensorrt, tensorrt-rtx or auto; or ort-cuda, see above.")] = "auto",
     graph: Annotated[list[str] | None, choice("A graph to build; repeatable, all if left out.")] = None,
     variant: Annotated[
         list[str] | None,
@@ -75,7 +75,8 @@ def build(
     """Build TensorRT plans of a bundle's graphs; what was built from exactly the same is kept.
 
     tensorrt builds on the GPU it builds for; tensorrt-rtx needs none. With --lint, exit code 1 if the parser
-    refuses a graph.
+    refuses a graph. ort-cuda makes the forms of the graphs that the back-end ort-cuda runs; that needs the
+    extra export, and no GPU.
 
     Columns: plan is the plan's size, activations the memory it needs while it runs, fused the number of
     attentions that one kernel computes, of how many (– without any, ? if unknown), key the start of the hash

@@ -17,15 +17,18 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.inspection import MINIATURES, find_bundle
 from refdiff.contracts.manifest import refdiff_version
+from refdiff.contracts.optional import require_export
 from refdiff.contracts.options import options_for
 from refdiff.contracts.progress import Progress, silent
+from refdiff.engines.cuda_forms import CudaForms
+from refdiff.engines.factory import import_ort
 from refdiff.engines.trt import plan_store
 from refdiff.engines.trt.building import BuildTask, build_plan
 from refdiff.engines.trt.device import Device, find_device
 from refdiff.engines.trt.flavour import Flavour, choose_flavour
 from refdiff.engines.trt.metadata import PlanIdentity, PlanMetadata, graph_sha256, recipe_sha256
 from refdiff.engines.trt.monitor import Watch, make_log
-from refdiff.engines.trt.options import BuildOptions, check_options
+from refdiff.engines.trt.options import BuildOptions, check_options, given_options
 from refdiff.engines.trt.plan_store import PlanFiles
 from refdiff.engines.trt.shapes import shape_profiles
 from refdiff.errors import BundleError, EngineError, InputError
@@ -89,7 +92,8 @@ def build(
 
     Args:
         bundle: its folder, or "mini", whose plans are stored in the user's cache.
-        flavour: "tensorrt", "tensorrt-rtx", or "auto".
+        flavour: "tensorrt", "tensorrt-rtx" or "auto"; or "ort-cuda" for the forms of the graphs that ONNX
+            Runtime's CUDA provider runs, for all variants.
         graphs: names; none means all.
         variants: the variants of the pipeline whose sizes the plans must serve.
         options: options of the builder.
@@ -109,6 +113,8 @@ def build(
     opened, device = find_bundle(bundle, expect=wanted.expect), find_device()
     names = chosen_graphs(opened, graphs)
     check_size(opened, size)
+    if flavour == FORMS:
+        return _build_forms(opened, names, wanted, device, tell, force=force)
     trt, reason = choose_flavour(flavour, has_device=device is not None)
     check_options(wanted, trt, device)
     if wanted.attention_op:
@@ -122,6 +128,46 @@ def build(
         targets=wanted.targets(trt, device),
         device=None if device is None else device.name,
         graphs=tuple(builder.build(name, tell, force=force) for name in names),
+    )
+
+
+FORMS = "ort-cuda"
+"""Flavour of forms for ONNX Runtime's CUDA provider, in place of plans."""
+
+
+def _build_forms(
+    bundle: Bundle,
+    names: Sequence[str],
+    options: BuildOptions,
+    device: Device | None,
+    tell: Progress,
+    *,
+    force: bool,
+) -> BuildReport:
+    """Make the forms of graphs, or keep existing ones."""
+    workspace = [("workspace", "--workspace")] if options.workspace_bytes is not None else []
+    for _, option in (*given_options(options), *workspace):
+        raise InputError(f"got {option}, but it is an option of TensorRT's plans; leave it out")
+    version = import_ort(FORMS).ort.__version__
+    forms, built = CudaForms(bundle, version), []
+    for name in names:
+        with require_export("a form for ort-cuda"):
+            form = forms.build(
+                name,
+                force=force,
+                trust=options.trust_plans,
+                waiting=lambda: tell("waiting for another build of forms"),
+            )
+        tell(f"{name}: {form.path} is {'there' if form.reused else 'built'}")
+        built.append(BuiltGraph(plan=form.path, metadata=form.metadata, reused=form.reused))
+    return BuildReport(
+        bundle=bundle.path,
+        flavour=FORMS,
+        version=version,
+        reason="asked for",
+        targets=("cuda",),
+        device=None if device is None else device.name,
+        graphs=tuple(built),
     )
 
 

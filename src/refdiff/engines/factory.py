@@ -15,10 +15,11 @@ from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.graphs import graph_contract
 from refdiff.contracts.optional import install_line
 from refdiff.contracts.session import Measure, Session, SessionFactory
-from refdiff.errors import BundleError, InputError, MissingDependencyError
+from refdiff.errors import BundleError, EngineError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from refdiff.engines.check_session import CheckSession
+    from refdiff.engines.cuda_forms import CudaForms
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class OrtSessions:
         self._spinning = spinning
         self._measure = measure
         self._contract = graph_contract(bundle.spec)
+        self._forms: CudaForms | None = None
         self._open: dict[str, Session] = {}
         self.backend = backend
         self.reason = reason
@@ -86,18 +88,43 @@ class OrtSessions:
                     f"{path} is of graph {name!r}, which this refdiff does not know; upgrade refdiff"
                 )
             begin = time.perf_counter()
-            session: Session = self._module.OrtSession(
-                path,
-                self._contract[name],
-                backend=self.backend,
-                threads=self._threads,
-                spinning=self._spinning,
-                measure=self._measure,
-                watch=partial(self._bundle.check_unchanged, name),
-            )
-            self._open[name] = session
+            form = self._checked_form(name) if self.backend == "ort-cuda" else None
+            self._open[name] = self._session(name, form, self._measure)
             _LOGGER.debug("loaded %s in %.0f ms", path, 1e3 * (time.perf_counter() - begin))
         return self._open[name]
+
+    def _session(self, name: str, form: bytes | None, measure: Measure | None) -> Session:
+        session: Session = self._module.OrtSession(
+            self._bundle.graph_path(name),
+            self._contract[name],
+            backend=self.backend,
+            threads=self._threads,
+            spinning=self._spinning,
+            measure=measure,
+            watch=partial(self._bundle.check_unchanged, name),
+            form=form,
+        )
+        return session
+
+    def _checked_form(self, name: str) -> bytes | None:
+        """Return the form of a graph if this device computes the golden record with it; else None."""
+        from refdiff.engines.cuda_forms import CudaForms, disagreement
+
+        self._forms = self._forms or CudaForms(self._bundle, self._module.ort.__version__)
+        form = self._forms.load(name)
+        if form is None:
+            return None
+        try:
+            session = self._session(name, form, None)
+        except EngineError as error:
+            complaint: str | None = str(error)
+        else:
+            complaint = disagreement(self._bundle, name, session)
+            session.close()
+        if complaint is None:
+            return form
+        _LOGGER.warning("%s: ort-cuda runs the plain graph, because its form failed: %s", name, complaint)
+        return None
 
     def close(self) -> None:
         """Close every session that was opened."""

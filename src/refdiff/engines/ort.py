@@ -19,11 +19,10 @@ from weakref import WeakSet
 
 import onnxruntime as ort
 
-from refdiff.contracts.graphs import GraphSpec, TensorSpec
+from refdiff.contracts.graphs import GraphSpec
 from refdiff.contracts.optional import install_line
 from refdiff.contracts.options import check_cores
 from refdiff.contracts.session import (
-    Array,
     Feed,
     Measure,
     Timings,
@@ -32,6 +31,7 @@ from refdiff.contracts.session import (
     wanted_outputs,
 )
 from refdiff.engines.ort_layers import LayerFile
+from refdiff.engines.ort_tensors import DeviceTensor, check_tensors, run_bound
 from refdiff.errors import EngineError
 
 if os.environ["ORT_DISABLE_TELEMETRY"] == "1":  # Windows does not read it, nor an earlier import without it
@@ -49,8 +49,12 @@ def first_line(error: Exception) -> str:
 PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
     "ort-cpu": ("CPUExecutionProvider", {}),
     "ort-rounded": ("CPUExecutionProvider", {}),
-    # TF32 keeps 10 bits of each factor: what was checked as fp32 stays fp32.
-    "ort-cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+    # TF32 keeps 10 bits of each factor: what was checked as fp32 stays fp32. Convolutions are channels-last,
+    # which tensor cores read without a copy, and cuDNN measures its algorithms when a graph first runs.
+    "ort-cuda": (
+        "CUDAExecutionProvider",
+        {"use_tf32": "0", "prefer_nhwc": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"},
+    ),
     # Nothing is cached: ONNX Runtime's engine cache does not tell one export from another.
     "ort-tensorrt": ("TensorrtExecutionProvider", {"trt_engine_cache_enable": "0"}),
     "ort-rtx": ("NvTensorRTRTXExecutionProvider", {}),
@@ -63,10 +67,16 @@ def _is_on_cpu(backend: str) -> bool:
     return PROVIDERS[backend][0] == "CPUExecutionProvider"
 
 
+_ON_DEVICE = {"ort-cuda": "cuda"}
+"""Back-end -> ONNX Runtime's name of the device on which its outputs can stay."""
+
 _ALSO = {"ort-tensorrt": " and TensorRT"}
 
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 """Package of the library that provides "ort-rtx"; it brings its own TensorRT-RTX."""
+
+_NO_NHWC = "does not support NHWC"
+"""Part of the error of a CUDA provider that was built without channels-last convolutions."""
 
 _WHOLE_OR_NONE = ("ort-tensorrt", "ort-rtx")
 """Back-ends that by default leave nodes to the CPU, and build an engine for each new size."""
@@ -109,6 +119,7 @@ class OrtSession:
         spinning: bool = False,
         measure: Measure | None = None,
         watch: Callable[[], None] = _unwatched,
+        form: bytes | None = None,
         runtime: Any = ort,
     ) -> None:
         """Load a graph.
@@ -123,6 +134,7 @@ class OrtSession:
             measure: "layers" records every node's time, which makes every run slower.
             watch: raises EngineError if the graph's files have changed; called when the graph is loaded, and
                 before and after each run, because ONNX Runtime maps the weights.
+            form: what is run in place of the file, with the same data file (`cuda_forms`).
             runtime: the module `onnxruntime`.
 
         Raises:
@@ -140,11 +152,11 @@ class OrtSession:
             options.add_session_config_entry("session.use_env_allocators", "1")
         self._layers = LayerFile(options, graph.name) if measure == "layers" else None
         self._watch = watch
-        self._session: Any = create_session(path, backend, options, runtime)
+        self._session: Any = create_session(path, backend, options, runtime, form=form)
         if _is_on_cpu(backend):
             _ON_CPU.add(self)
         watch()
-        self._check_tensors(path)
+        check_tensors(self._session, graph, path.name)
 
     @property
     def graph(self) -> GraphSpec:
@@ -161,16 +173,21 @@ class OrtSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str] | None = None,
         *,
-        keep_on_device: bool = False,  # noqa: ARG002 - this back-end returns host arrays
-    ) -> dict[str, Array]:
-        """Run once; see `refdiff.contracts.session.Session`."""
+        keep_on_device: bool = False,
+    ) -> dict[str, Any]:
+        """Run once; see `refdiff.contracts.session.Session`. "ort-cuda" alone keeps outputs on its device."""
         check_feeds(self._graph, feeds)
         wanted = wanted_outputs(self._graph, outputs)
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the session is closed; open it again")
+        keep = keep_on_device and self._backend in _ON_DEVICE
         self._watch()
         try:
-            results = self._session.run(wanted, feeds_to_host(feeds))
+            if keep or any(isinstance(feed, DeviceTensor) for feed in feeds.values()):
+                device = _ON_DEVICE.get(self._backend, "cpu")
+                results = run_bound(self._session, feeds, wanted, device=device, keep=keep)
+            else:
+                results = self._session.run(wanted, feeds_to_host(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise EngineError(f"{self._graph.name} failed in ONNX Runtime: {first_line(error)}") from error
         self._watch()
@@ -189,27 +206,6 @@ class OrtSession:
                 _share_arena()
         if self._layers is not None:
             self._layers.close()
-
-    def _check_tensors(self, path: Path) -> None:
-        """Refuse a file whose inputs and outputs are not the contract's; ONNX Runtime may not know a size."""
-        for side in ("inputs", "outputs"):
-            tensors, expected = getattr(self._session, f"get_{side}")(), getattr(self._graph, side)
-            got = [(each.name, each.type, list(each.shape)) for each in tensors]
-            fits = len(got) == len(expected) and all(map(_fits, got, expected))
-            if not fits:
-                raise EngineError(f"{path.name} has {side} {got}, expected {expected}; export again")
-
-
-def _fits(got: tuple[str, str, list[Any]], expected: TensorSpec) -> bool:
-    name, kind, shape = got
-    if (name, kind) != (expected.name, _TYPES.get(expected.dtype)) or len(shape) != len(expected.shape):
-        return False
-    # A fixed size may be unknown to ONNX Runtime; one that the contract names must not be fixed.
-    pairs = zip(shape, expected.shape, strict=True)
-    return all(size == wanted or not isinstance(size, int) for size, wanted in pairs)
-
-
-_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)"}
 
 
 _SHORT_SPIN = ("session.intra_op.spin_duration_us", "50")
@@ -241,8 +237,10 @@ def session_options(
     return options
 
 
-def create_session(path: Path, backend: str, options: Any, runtime: Any = ort) -> Any:
-    """Create ONNX Runtime's session of a graph, on the provider of the back-end and no other.
+def create_session(
+    path: Path, backend: str, options: Any, runtime: Any = ort, *, form: bytes | None = None
+) -> Any:
+    """Create ONNX Runtime's session of a graph, or of a form of it, on the back-end's provider and no other.
 
     Raises:
         EngineError: the provider is missing or did not start, or ONNX Runtime cannot load the graph.
@@ -257,7 +255,9 @@ def create_session(path: Path, backend: str, options: Any, runtime: Any = ort) -
             f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
             f"{install_line('gpu')} on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
         )
-    session = _load(path, backend, options, runtime)
+    if form is not None:
+        _read_weights_of(path, options)
+    session = _load(path, backend, options, runtime, form)
     started = session.get_providers()[0]
     if started != provider:
         raise EngineError(
@@ -306,22 +306,35 @@ def _offered(provider: str, runtime: Any) -> list[Any]:
     return [device for device in runtime.get_ep_devices() if device.ep_name == provider]
 
 
-def _load(path: Path, backend: str, options: Any, runtime: Any) -> Any:
+def _load(path: Path, backend: str, options: Any, runtime: Any, form: bytes | None) -> Any:
     if backend in _WHOLE_OR_NONE:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        model, options = _source(path, backend, options)
-        return runtime.InferenceSession(
-            model,
-            sess_options=options,
-            providers=None if backend == "ort-rtx" else [PROVIDERS[backend]],  # the options have a plugin's
-            enable_fallback=0,  # else it prints a block, and starts another provider, which is refused below
-            disabled_optimizers=_SLOW_FUSIONS if _is_on_cpu(backend) else None,
-        )
+        model = form or _source(path, backend, options)
+        try:
+            return _start(model, backend, options, runtime, PROVIDERS[backend])
+        except Exception as error:  # ONNX Runtime's exceptions share no public base
+            if _NO_NHWC not in str(error):
+                raise
+        name, settings = PROVIDERS[backend]
+        others = {key: value for key, value in settings.items() if key != "prefer_nhwc"}
+        return _start(model, backend, options, runtime, (name, others))
     except ModuleNotFoundError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base
         raise EngineError(f"ONNX Runtime cannot load {path}: {_with_cure(first_line(error))}") from error
+
+
+def _start(
+    model: Path | bytes, backend: str, options: Any, runtime: Any, provider: tuple[str, dict[str, str]]
+) -> Any:
+    return runtime.InferenceSession(
+        model,
+        sess_options=options,
+        providers=None if backend == "ort-rtx" else [provider],  # the options have a plugin's
+        enable_fallback=0,  # else it prints a block, and starts another provider, which is refused
+        disabled_optimizers=_SLOW_FUSIONS if _is_on_cpu(backend) else None,
+    )
 
 
 def _with_cure(fault: str) -> str:
@@ -333,11 +346,16 @@ def _with_cure(fault: str) -> str:
     return fault
 
 
-def _source(path: Path, backend: str, options: Any) -> tuple[Path | bytes, Any]:
+def _source(path: Path, backend: str, options: Any) -> Path | bytes:
     """Return the file to load, or for "ort-rounded" the rewritten graph, its weights left in place."""
     if backend != "ort-rounded":
-        return path, options
+        return path
     from refdiff.passes.round_half import rounded_model
 
+    _read_weights_of(path, options)
+    return rounded_model(path)
+
+
+def _read_weights_of(path: Path, options: Any) -> None:
+    """Let a serialized graph read the weights of the graph in this file."""
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return rounded_model(path), options

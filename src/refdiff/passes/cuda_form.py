@@ -17,9 +17,6 @@ from refdiff.passes.channels_last_norms import ChannelsLastNorms
 from refdiff.passes.graph_files import load_graph, serialized
 from refdiff.passes.multi_head_attention import MultiHeadAttention
 
-FORM = 1
-"""Version of the form; one made by another version is made again."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:

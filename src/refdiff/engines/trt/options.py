@@ -105,13 +105,13 @@ def check_supported(options: BuildOptions, flavour: Flavour) -> None:
     Raises:
         InputError: names the first of them.
     """
-    for option, name in _given(options):
+    for option, name in given_options(options):
         reason = flavour.why_not(option)
         if reason is not None:
             raise InputError(f"got {name}, but {reason}; leave it out")
 
 
-def _given(options: BuildOptions) -> Iterator[tuple[str, str]]:
+def given_options(options: BuildOptions) -> Iterator[tuple[str, str]]:
     """Yield the options that are set: the name for `Flavour.why_not`, and that of the command line."""
     given = {
         "compute_capability": bool(options.compute_capabilities),

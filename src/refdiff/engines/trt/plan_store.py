@@ -54,11 +54,13 @@ class PlanFiles:
 
     folder: Path
     graph: str
+    suffix: str = ".plan"
+    """Ending of the plan's name; ".onnx" for a form of ONNX Runtime's."""
 
     @property
     def plan(self) -> Path:
-        """The plan in TensorRT's format."""
-        return self.folder / f"{self.graph}.plan"
+        """The plan in TensorRT's format, or the form."""
+        return self.folder / f"{self.graph}{self.suffix}"
 
     @property
     def metadata(self) -> Path:
