@@ -14,9 +14,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from refdiff.cli import main
 from refdiff.contracts.bundle import Bundle, open_bundle
+from refdiff.diagnostics import doctor
 from refdiff.engines import build as building
 from refdiff.engines import ort as ort_module
-from refdiff.engines.cuda_forms import CudaForms, disagreement, make_form
+from refdiff.engines.cuda_forms import CudaForms, disagreement, make_form, stored_forms
 from refdiff.engines.factory import OrtSessions
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.errors import EngineError, InputError
@@ -148,6 +149,8 @@ def test_a_folder_that_cannot_be_written_to_costs_only_the_storage(bundle, caplo
 class CudaOnCpu:
     """The module `onnxruntime`, whose CUDA provider is the CPU."""
 
+    __version__ = onnxruntime.__version__
+
     def __init__(self, refused: bytes = b"\0none") -> None:
         self.models: list[Path | bytes] = []
         self._refused = refused
@@ -168,7 +171,7 @@ def sessions_of(bundle: Bundle, runtime: CudaOnCpu) -> OrtSessions:
     def open_session(*arguments: object, **options: object) -> ort_module.OrtSession:
         return ort_module.OrtSession(*arguments, **options, runtime=runtime)
 
-    module = SimpleNamespace(OrtSession=open_session, ort=onnxruntime)
+    module = SimpleNamespace(OrtSession=open_session, ort=runtime)
     return OrtSessions(bundle, module, backend="ort-cuda", reason="asked for", threads=1)
 
 
@@ -186,6 +189,38 @@ def test_a_form_without_kernels_on_this_device_is_not_used(bundle, caplog):
     assert runtime.models[-1] == bundle.graph_path(GRAPH)
     assert disagreement(bundle, GRAPH, session) is None
     assert "clip_text: ort-cuda runs the plain graph, because its form failed: ONNX Runtime" in caplog.text
+
+
+def test_without_a_cuda_provider_no_form_is_made_and_the_error_is_that_of_the_plain_graph(bundle, caplog):
+    runtime = CudaOnCpu()
+    runtime.get_available_providers = lambda: ["CPUExecutionProvider"]
+    with pytest.raises(EngineError, match="ort-cuda needs CUDAExecutionProvider"):
+        sessions_of(bundle, runtime).open(GRAPH)
+    assert not stored(bundle).exists()
+    assert "form" not in caplog.text
+
+
+def test_where_nothing_starts_on_cuda_the_form_is_not_blamed(bundle, caplog):
+    class Broken(CudaOnCpu):
+        def InferenceSession(self, model: Path | bytes, **options: object) -> object:  # noqa: N802 - its name
+            raise RuntimeError("libcudnn.so.9 is missing")
+
+    with pytest.raises(EngineError, match=r"libcudnn\.so\.9 is missing"):
+        sessions_of(bundle, Broken()).open(GRAPH)
+    assert "form" not in caplog.text
+
+
+def test_doctor_counts_the_forms_that_are_intact(bundle):
+    assert stored_forms(bundle) == {}
+    for name in (GRAPH, "sd_text"):
+        CudaForms(bundle, "1.32.0").load(name)
+    assert stored_forms(bundle) == {"sd_text": True, GRAPH: True}
+    stored(bundle).write_bytes(b"?")
+    assert stored_forms(bundle) == {"sd_text": True, GRAPH: False}
+    (line,) = doctor._form_lines(bundle)
+    assert (line.name, line.state) == ("forms for ort-cuda", "warn")
+    assert line.found == "1 of 9 graphs have one that is intact and fits; not that of clip_text"
+    assert line.cure.endswith("--flavour ort-cuda, or leave it to the next load")
 
 
 def test_a_form_that_computes_something_else_is_not_used(bundle, caplog):

@@ -24,6 +24,7 @@ from refdiff.diagnostics.gather import gather
 from refdiff.diagnostics.known_bad import check_known_bad
 from refdiff.diagnostics.smoke_test import SmokeTest
 from refdiff.diagnostics.sources import Run, Sources, this_machine
+from refdiff.engines.cuda_forms import stored_forms
 from refdiff.engines.trt.open import TENSORRT
 from refdiff.engines.trt.plan_store import plans_folder
 from refdiff.engines.trt.plans import has_plans, plan_bytes
@@ -71,6 +72,7 @@ def try_backends(bundle: Bundle, machine: Machine, run: Run, progress: Progress)
     findings = [
         *(_backend_line(backend, test) for backend, test in tests.items()),
         *(line for backend in TENSORRT for line in _plan_lines(bundle, machine, backend, tests[backend])),
+        *_form_lines(bundle),
     ]
     return BackendResults(
         findings=tuple(findings),
@@ -132,6 +134,20 @@ def _plan_lines(bundle: Bundle, machine: Machine, backend: str, test: SmokeTest)
     if test.refused:
         found = f"{found}; {why}"
     yield _line(name, "warn" if why else "ok", found, cure)
+
+
+def _form_lines(bundle: Bundle) -> Iterator[Diagnosis]:
+    """Report on the forms for ort-cuda, if the bundle has any."""
+    forms = stored_forms(bundle)
+    if not forms:
+        return
+    found = f"{sum(forms.values())} of {len(bundle.manifest.graphs)} graphs have one that is intact and fits"
+    unfit = ", ".join(graph for graph, fits in forms.items() if not fits)
+    if not unfit:
+        yield _line("forms for ort-cuda", "ok", found)
+        return
+    cure = f"refdiff build {bundle.path} --flavour ort-cuda, or leave it to the next load"
+    yield _line("forms for ort-cuda", "warn", f"{found}; not that of {unfit}", cure)
 
 
 _bundle_line = partial(Diagnosis, "bundle")

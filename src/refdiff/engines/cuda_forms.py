@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.accuracy.tolerances import graph_tolerance
+from refdiff.contracts.atomic_io import hash_file
 from refdiff.contracts.bundle import Bundle
 from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.optional import install_line
@@ -70,6 +71,41 @@ class StoredForm:
     """True if it existed and was made from exactly the same."""
     data: bytes
     """The serialized graph."""
+
+
+def form_files(bundle: Bundle, graph: str) -> PlanFiles:
+    """Return the files of a form, which may not exist.
+
+    Raises:
+        InputError: the bundle is the built-in one, and this user has no home folder.
+    """
+    return PlanFiles(plans_folder(bundle) / "ort-cuda", graph, suffix=".onnx")
+
+
+def stored_forms(bundle: Bundle) -> Mapping[str, bool]:
+    """Return the graphs that have a form, and whether it is intact, this user's, and made from the graph.
+
+    Needs no package; the version of ONNX Runtime is not compared.
+    """
+    found = {}
+    for graph in bundle.manifest.graphs:
+        try:
+            files = form_files(bundle, graph)
+            if files.plan.is_file():
+                found[graph] = _is_intact(files, graph_sha256(bundle.manifest, graph))
+        except (OSError, InputError):  # noqa: PERF203 - a few files
+            continue
+    return found
+
+
+def _is_intact(files: PlanFiles, onnx_sha256: str) -> bool:
+    try:
+        metadata = read_metadata(files.plan)
+    except EngineError:
+        return False
+    if metadata.identity.onnx_sha256 != onnx_sha256 or metadata.identity.flags != {"form": FORM}:
+        return False
+    return is_trusted(metadata.plan_sha256) and hash_file(files.plan) == metadata.plan_sha256
 
 
 class CudaForms:
@@ -143,7 +179,7 @@ class CudaForms:
             InputError: the folder cannot be written to.
             ModuleNotFoundError: onnx_ir is not installed.
         """
-        files, identity = self._files(graph), self._identity(graph)
+        files, identity = form_files(self._bundle, graph), self._identity(graph)
         with locked(files, waiting):
             metadata = None if force else reusable(files, identity, trust=trust)
             if metadata is not None:
@@ -173,7 +209,7 @@ class CudaForms:
             EngineError: its bytes are not those that were stored.
         """
         try:
-            files, identity = self._files(graph), self._identity(graph)
+            files, identity = form_files(self._bundle, graph), self._identity(graph)
         except InputError:  # no home folder
             return None
         if not (files.plan.is_file() and metadata_path(files.plan).is_file()):
@@ -199,9 +235,6 @@ class CudaForms:
         if not self._reported:
             self._reported = True
             _LOGGER.warning("ort-cuda runs the plain graphs: %s is not installed; %s", error.name, cure)
-
-    def _files(self, graph: str) -> PlanFiles:
-        return PlanFiles(plans_folder(self._bundle) / "ort-cuda", graph, suffix=".onnx")
 
     def _identity(self, graph: str) -> PlanIdentity:
         manifest = self._bundle.manifest

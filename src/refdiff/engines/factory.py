@@ -88,8 +88,9 @@ class OrtSessions:
                     f"{path} is of graph {name!r}, which this refdiff does not know; upgrade refdiff"
                 )
             begin = time.perf_counter()
-            form = self._checked_form(name) if self.backend == "ort-cuda" else None
-            self._open[name] = self._session(name, form, self._measure)
+            on_cuda = "CUDAExecutionProvider" in self._module.ort.get_available_providers()
+            use_form = self.backend == "ort-cuda" and on_cuda
+            self._open[name] = self._with_form(name) if use_form else self._session(name, None, self._measure)
             _LOGGER.debug("loaded %s in %.0f ms", path, 1e3 * (time.perf_counter() - begin))
         return self._open[name]
 
@@ -106,25 +107,24 @@ class OrtSessions:
         )
         return session
 
-    def _checked_form(self, name: str) -> bytes | None:
-        """Return the form of a graph if this device computes the golden record with it; else None."""
+    def _with_form(self, name: str) -> Session:
+        """Open the form of a graph if it gives the golden record on this device; else the plain graph."""
         from refdiff.engines.cuda_forms import CudaForms, disagreement
 
         self._forms = self._forms or CudaForms(self._bundle, self._module.ort.__version__)
-        form = self._forms.load(name)
-        if form is None:
-            return None
-        try:
-            session = self._session(name, form, None)
-        except EngineError as error:
-            complaint: str | None = str(error)
-        else:
-            complaint = disagreement(self._bundle, name, session)
-            session.close()
-        if complaint is None:
-            return form
-        _LOGGER.warning("%s: ort-cuda runs the plain graph, because its form failed: %s", name, complaint)
-        return None
+        form, complaint = self._forms.load(name), None
+        if form is not None:
+            try:
+                tried = self._session(name, form, None)
+            except EngineError as error:
+                complaint = str(error)
+            else:
+                complaint = disagreement(self._bundle, name, tried)
+                tried.close()
+        session = self._session(name, None if complaint else form, self._measure)
+        if complaint:  # not before: where the plain graph does not load either, that is the fault
+            _LOGGER.warning("%s: ort-cuda runs the plain graph, because its form failed: %s", name, complaint)
+        return session
 
     def close(self) -> None:
         """Close every session that was opened."""
