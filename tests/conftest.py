@@ -97,12 +97,12 @@ def has_nvidia_device() -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files of torch alone where its tests are not wanted: importing torch takes seconds."""
-    if "not needs_torch" not in config.getoption("markexpr") or collection_path.suffix != ".py":
+    """Leave out files whose tests are not wanted by their marks: importing what they use takes seconds."""
+    unwanted = [mark for mark in ("needs_torch", "slow") if f"not {mark}" in config.getoption("markexpr")]
+    if not unwanted or collection_path.suffix != ".py":
         return None
-    marked = re.search(
-        r"^pytestmark = .*needs_torch", collection_path.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    text = collection_path.read_text(encoding="utf-8")
+    marked = re.search(rf"^pytestmark = .*\b({'|'.join(unwanted)})\b", text, re.MULTILINE)
     return True if marked else None
 
 

@@ -77,6 +77,7 @@ def test_grefcoco_joins_annotations_and_has_sentences_without_a_target(tmp_path)
         assert mask.any() != ref["no_target"]
 
 
+@pytest.mark.slow
 def test_both_forms_of_the_hub_s_tables_hold_the_same_masks(tmp_path):
     write_benchmark_table(tmp_path / "a" / "refcoco_unc_val-00000-of-00001.parquet", SEEDS)
     write_ref_table(tmp_path / "b", SEEDS)

@@ -25,6 +25,7 @@ def test_a_command_that_is_not_there_is_a_fault() -> None:
     assert ran.fault == "no-such-tool cannot be run (No such file or directory)"
 
 
+@pytest.mark.slow
 def test_a_command_that_hangs_is_cut_off_with_its_children(tmp_path: Path) -> None:
     note = tmp_path / "child"
     ran = run_command(["sh", "-c", f"sleep 60 & echo $! > {note}; wait"], 2)

@@ -71,6 +71,7 @@ def test_what_another_process_fetched_since_the_plan_was_made_is_kept(sam: FakeH
     assert sam.downloads() == downloads
 
 
+@pytest.mark.slow
 def test_a_download_that_is_cut_off_goes_on_where_it_stopped(sam: FakeHub, tmp_path: Path) -> None:
     sam.cuts = [50_000]
     assert fetch.fetch(REPO, tmp_path).complete
@@ -98,12 +99,14 @@ def test_a_stopped_fetch_leaves_no_record_and_the_next_one_continues_it(sam: Fak
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
+@pytest.mark.slow
 def test_a_hub_that_ignores_ranges_sends_the_file_from_its_start(sam: FakeHub, tmp_path: Path) -> None:
     sam.cuts, sam.ignores_ranges = [50_000], True
     assert fetch.fetch(REPO, tmp_path).complete
     assert (tmp_path / "someone--some-sam/model.safetensors").read_bytes() == WEIGHTS
 
 
+@pytest.mark.slow
 def test_a_connection_that_ends_before_the_first_byte_is_tried_again(sam: FakeHub, tmp_path: Path) -> None:
     sam.cuts = [0]
     assert fetch.fetch(REPO, tmp_path).complete

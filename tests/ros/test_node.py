@@ -261,6 +261,7 @@ def test_engines_that_fail_end_the_node(started):
     assert isinstance(run.node.failure, EngineError)
 
 
+@pytest.mark.slow
 def test_diagnostics_say_why_images_cannot_be_read(started):
     messages = pytest.importorskip("diagnostic_msgs.msg")
     run = started(prompt="the square")

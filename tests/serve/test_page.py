@@ -19,7 +19,7 @@ from refdiff.serve.worker import opener
 from tests.support.browser import MARKS, api, chromium, opened
 from tests.support.http_server import running
 
-pytestmark = MARKS
+pytestmark = [pytest.mark.slow, *MARKS]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 MARKS = [
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
     # Playwright's loop belongs to its thread, and is closed with it.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
