@@ -61,7 +61,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> ProfileReport:
     return report
 
 
-@pytest.mark.slow
 def test_the_shares_of_the_parts_add_up_to_everything(report: ProfileReport) -> None:
     assert sum(row.share for row in report.stages) == pytest.approx(1)
     assert {row.part.stage for row in report.stages} == {

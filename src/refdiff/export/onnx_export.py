@@ -207,6 +207,8 @@ def gelu(states: Any, approximate: str = "none") -> Any:
     """
     if approximate == "tanh":
         return _gelu_by_tanh(states)
+    if approximate != "none":
+        raise NotImplementedError(f"GELU approximated by {approximate!r}: no checkpoint that is read has it")
     half, one, root = (op.Constant(value=_tensor(np.float32(value))) for value in (0.5, 1.0, math.sqrt(2.0)))
     return op.Mul(op.Mul(states, half), op.Add(op.Erf(op.Div(states, root)), one))
 
