@@ -264,11 +264,9 @@ def same_process() -> Iterator[None]:
     before, modules = process_state(), len(sys.modules)
     yield
     after = process_state()
-    if len(sys.modules) > modules:  # torch, tokenizers and others set variables when they are imported
-        new = after["environment"].keys() - before["environment"].keys()
-        before["environment"] |= {name: after["environment"][name] for name in new}
-        before["handlers of exceptions"] = after["handlers of exceptions"]
-        before["threads of torch"] = before["threads of torch"] or after["threads of torch"]
+    if len(sys.modules) > modules:  # torch, cv2 and others change these when they are imported
+        for name in ("environment", "handlers of exceptions", "threads of torch"):
+            before[name] = after[name]
     changed = [name for name, state in after.items() if state != before[name]]
     if changed:
         restore_process(before)
