@@ -3,9 +3,10 @@
     .venv/bin/python -m benchmarks.serve_attacks [--rounds 10] [--fuzzed 500] [--seed 0]
 
 A round sends every attack of tests/support/http_attacks.py, with damaged copies of good requests drawn from
-the seed and the number of the round; the first round only fills caches. Wrong statuses, tracebacks in answers
-and answers that do not come are counted. At the end connections send their head a byte at a time: the server
-has to close them, and to answer a good request meanwhile.
+the seed and the number of the round, then those of tests/support/socket_attacks.py, one live session after
+the other; the first round only fills caches. Wrong statuses, tracebacks in answers and answers that do not
+come are counted. At the end a second session is opened while one is open, and connections send their head a
+byte at a time: the server has to refuse the one, to close the others, and to answer a good request meanwhile.
 Counts and memory only: it needs no idle machine. Adds an entry to results/serve-attacks.json.
 """
 
@@ -29,6 +30,7 @@ from refdiff.data.synthetic import demo_samples
 from refdiff.runtime.image import png
 from refdiff.serve.client import Client
 from tests.support.http_attacks import TOKEN, Attack, attacks, status_of
+from tests.support.socket_attacks import BUSY, SocketAttack, attack, opening, outcome_of, socket_attacks
 
 RECORD = RESULTS / "serve-attacks.json"
 LIMITS = ("--token", TOKEN, "--timeout", "60", "--max-body", "8", "--cache", "64")
@@ -56,28 +58,46 @@ class Found:
 
     sent: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
+    sessions: Counter[str] = field(default_factory=Counter)
+    """How live sessions ended: codes of the server's close messages, and statuses of refused openings."""
     wrong: list[str] = field(default_factory=list)
     tracebacks: int = 0
     unanswered: int = 0
     slowest_s: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def send(self, url: str, attack: Attack) -> None:
+    def send(self, url: str, malformed: Attack) -> None:
         """Send one attack and note what comes back."""
         started = time.monotonic()
         try:
-            answer, late = exchange(url, attack.data), False
+            answer, late = exchange(url, malformed.data), False
         except TimeoutError:
             answer, late = b"", True
         status = status_of(answer)
         with self.lock:
-            self.sent[attack.kind] += 1
+            self.sent[malformed.kind] += 1
             self.statuses["no answer in time" if late else str(status or "closed")] += 1
             self.unanswered += late
             self.tracebacks += b"Traceback" in answer
             self.slowest_s = max(self.slowest_s, time.monotonic() - started)
-            if not late and status not in attack.right:
-                self.wrong.append(f"{attack.kind}, {attack.name}: {answer[:200]!r}")
+            if not late and status not in malformed.right:
+                self.wrong.append(f"{malformed.kind}, {malformed.name}: {answer[:200]!r}")
+
+    def open(self, url: str, sent: SocketAttack) -> None:
+        """Open one live session and note how it ends."""
+        started = time.monotonic()
+        try:
+            outcome, answer = attack(where(url), sent, LONGEST_S)
+            late = False
+        except TimeoutError:
+            outcome, answer, late = 0, b"", True
+        self.sent[sent.kind] += 1
+        self.sessions["cut" if sent.abrupt else "no end in time" if late else str(outcome or "closed")] += 1
+        self.unanswered += late
+        self.tracebacks += b"Traceback" in answer
+        self.slowest_s = max(self.slowest_s, time.monotonic() - started)
+        if not (late or sent.abrupt or outcome in sent.right):
+            self.wrong.append(f"{sent.kind}, {sent.name}: {answer[-200:]!r}")
 
 
 def attacked(url: str, process: subprocess.Popen[str], given: argparse.Namespace) -> dict[str, Any]:
@@ -85,8 +105,10 @@ def attacked(url: str, process: subprocess.Popen[str], given: argparse.Namespace
     found, memory, descriptors = Found(), [], []
     for number in range(given.rounds + 1):
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for attack in attacks(given.seed + number, fuzzed=given.fuzzed):
-                pool.submit(found.send, url, attack)
+            for malformed in attacks(given.seed + number, fuzzed=given.fuzzed):
+                pool.submit(found.send, url, malformed)
+        for each in socket_attacks(given.seed + number, fuzzed=given.fuzzed // 10):
+            found.open(url, each)
         memory.append(round(resident(process.pid) / 1e6, 1))
         descriptors.append(len(list(Path(f"/proc/{process.pid}/fd").iterdir())))
     closed = slow_heads(url)
@@ -94,6 +116,8 @@ def attacked(url: str, process: subprocess.Popen[str], given: argparse.Namespace
         "requests": sum(found.sent.values()),
         "by_kind": dict(sorted(found.sent.items())),
         "statuses": dict(sorted(found.statuses.items())),
+        "live_sessions": dict(sorted(found.sessions.items())),
+        "second_session_refused": second_session(url),
         "wrong_status": found.wrong[:20],
         "tracebacks": found.tracebacks,
         "no_answer_in_time": found.unanswered,
@@ -128,6 +152,23 @@ def where(url: str) -> tuple[str, int]:
     """Return host and port of an address."""
     address = urlsplit(url)
     return address.hostname or "", address.port or 0
+
+
+def second_session(url: str) -> bool:
+    """Return whether a second live session is refused while one sends a frame a byte at a time."""
+    with socket.create_connection(where(url), timeout=LONGEST_S) as first:
+        first.sendall(opening())
+        first.recv(65536)
+        for byte in b"\x82\xfe\x40\x00":
+            first.sendall(bytes([byte]))
+            with socket.create_connection(where(url), timeout=LONGEST_S) as second:
+                second.sendall(opening())
+                answer = b""
+                while not outcome_of(answer) and (part := second.recv(65536)):
+                    answer += part
+                if outcome_of(answer) != BUSY:
+                    return False
+    return True
 
 
 def slow_heads(url: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ TABLES = (
     Entry("docs/camera.md", "camera-tracking", "camera-tracking", runs.camera_tracking_table),
     Entry("docs/camera.md", "camera-rate", "camera-rate", runs.camera_rate_table),
     Entry("docs/serving.md", "serve-load", "serve-load", runs.serve_load_table),
+    Entry("docs/serving.md", "serve-live", "serve-live", runs.serve_live_table),
     Entry("docs/speed.md", "bench", "bench", runs.bench_table),
     Entry("docs/speed.md", "start", "bench", runs.start_line),
     Entry("docs/speed.md", "growth", "growth", runs.growth_table),

@@ -193,3 +193,29 @@ def serve_load_table(record: dict[str, Any]) -> str:
             f" {100 * entry['overhead_of_one_client']:.0f} % longer."
         )
     return "\n".join(rows)
+
+
+def serve_live_table(record: dict[str, Any]) -> str:
+    """Return one row for the client alone, the session alone, and both together."""
+    rows = [
+        "| bundle | running | client: answers/s | p50, p99, ms | session: results/s | key frames/s "
+        "| p50, p99, ms | IoU |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        for part in ("client", "session", "both"):
+            client, session = entry[part].get("client"), entry[part].get("session")
+            cells = ["", ""] if client is None else [f"{client['answers_per_s']:.1f}", _p50_p99(client)]
+            if session is None:
+                cells += [""] * 4
+            else:
+                iou = session["mean_iou"]
+                cells += [f"{session['results_per_s']:.1f}", f"{session['key_frames_per_s']:.1f}"]
+                cells += [_p50_p99(session), "" if iou is None else f"{iou:.3f}"]
+            rows.append(f"| `{name}` | {part} | {' | '.join(cells)} |")
+        rows += ["", f"`{name}`: engines with one thread, {entry['seconds']:g} s for each row."]
+    return "\n".join(rows)
+
+
+def _p50_p99(times: dict[str, Any]) -> str:
+    return f"{times['p50_ms']:.0f}, {times['p99_ms']:.0f}"

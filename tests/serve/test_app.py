@@ -22,7 +22,7 @@ from refdiff.serve.client import Client
 from refdiff.serve.guard import GuardOptions
 from refdiff.serve.metrics import Metrics
 from refdiff.serve.request import image_id_of
-from refdiff.serve.server import ServeOptions, check_address
+from refdiff.serve.server import LOOPBACK, ServeOptions, check_address
 from tests.support.http_server import running
 
 
@@ -170,6 +170,58 @@ def test_another_media_type_is_refused(server):
 def test_pages_of_other_sites_are_refused(server):
     assert server.ask("/health/live", headers={"origin": "https://evil.example"}.items())[0] == 403
     assert server.ask("/health/live", headers={"origin": server.url}.items())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", 200),
+        ("[::1]:8000", "http://[::1]:8000", 200),
+        ("[::1]", None, 200),
+        ("LOCALHOST:1", None, 200),
+        ("127.0.0.1:8000", "http://127.0.0.1:9000", 403),
+        ("127.0.0.1:8000", "http://127.0.0.1", 403),
+        ("127.0.0.1:8000", "null", 403),
+        ("127.0.0.1:8000", "", 403),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000.evil.example", 403),
+        ("127.0.0.1:8000", "http://evil.example/?://127.0.0.1:8000", 403),
+        ("[::1]:8000", "http://::1:8000", 403),
+        ("[::1", None, 421),
+        ("::1", None, 421),
+        ("127.0.0.1@evil.example", None, 421),
+        ("evil.example@127.0.0.1.evil.example", None, 421),
+        ("127.0.0.1.", None, 421),
+        ("", "null", 421),
+    ],
+)
+def test_a_host_and_an_origin_of_this_server_are_let_in_and_no_others(local, host, origin, status):
+    lines = f"GET /health/live HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
+    lines += "" if origin is None else f"Origin: {origin}\r\n"
+    assert local.send(f"{lines}\r\n".encode()).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.fixture(scope="module")
+def local():
+    with running(AppOptions(guard=GuardOptions(hosts=frozenset(LOOPBACK)))) as found:
+        yield found
+
+
+def test_a_page_without_an_origin_is_not_taken_for_one_of_a_server_without_a_name(server):
+    answer = server.send(b"GET /health/live HTTP/1.1\r\nHost:\r\nOrigin: null\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 403 ")
+
+
+def test_the_log_holds_no_query_token_path_or_phrase_and_no_line_of_a_client(server, caplog):
+    secret = "secret-0123456789"
+    with caplog.at_level("INFO", "refdiff.serve"):
+        server.ask(f"/?token={secret}")
+        server.ask(f"/v1/demo/{secret}", headers={"authorization": f"Bearer {secret}"}.items())
+        server.ask(f"/{secret}%0d%0aX:%20y", headers={"x-request-id": f"{secret} {{}}"}.items())
+        status, headers, _ = server.ask("/v1/segment", asked(secret), headers={"x-request-id": "a-1"}.items())
+        until(lambda: len(caplog.records) == 4)
+    assert (status, headers["x-request-id"]) == (200, "a-1")
+    assert secret not in caplog.text
+    assert [json.loads(each.getMessage())["status"] for each in caplog.records] == [200, 404, 404, 200]
 
 
 def test_metrics_count_by_path_and_never_hold_phrases(server):

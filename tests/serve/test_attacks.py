@@ -3,6 +3,7 @@
 import pytest
 
 pytest.importorskip("starlette")
+pytest.importorskip("cv2")
 
 from refdiff.serve.app import AppOptions
 from refdiff.serve.client import Client
@@ -10,6 +11,7 @@ from refdiff.serve.guard import GuardOptions
 from refdiff.serve.server import ServeOptions
 from tests.support.http_attacks import TOKEN, attacks, picture, status_of
 from tests.support.http_server import running
+from tests.support.socket_attacks import GOOD, SocketAttack, attack, socket_attacks
 
 LIMITS = GuardOptions(token=TOKEN, hosts=frozenset({"127.0.0.1"}), most_body_bytes=8 << 20, body_seconds=0.3)
 
@@ -30,3 +32,18 @@ def test_no_attack_gets_a_wrong_status_or_a_traceback():
     assert wrong == []
     assert len(all_attacks) >= 300
     assert after.mask is not None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_no_live_session_ends_in_a_wrong_way_and_a_good_one_works_afterwards():
+    wrong = []
+    with running(AppOptions(guard=LIMITS)) as server:
+        for sent in (
+            *socket_attacks(fuzzed=20),
+            SocketAttack(name="good", data=GOOD, right=frozenset({1000})),
+        ):
+            outcome, answer = attack(("127.0.0.1", server.port), sent)
+            if not (sent.abrupt or outcome in sent.right) or b"Traceback" in answer:
+                wrong.append((sent.name, outcome, answer[-200:]))
+    assert wrong == []

@@ -100,8 +100,11 @@ def test_only_paths_of_images_are_asked_for(studio, address):
     assert not studio.asked
 
 
-def test_redirects_are_not_followed(studio):
-    studio.redirects[UPLOAD] = f"{studio.url}/data/upload/other.png"
+@pytest.mark.parametrize(
+    "place", ["{url}/data/upload/other.png", "http://127.0.0.1:1/", "file:///etc/passwd"]
+)
+def test_redirects_are_not_followed(studio, place):
+    studio.redirects[UPLOAD] = place.format(url=studio.url)
     with pytest.raises(InputError, match=r"answers 302 .*redirects are not followed"):
         images(studio).read(UPLOAD)
     assert [path for path, _ in studio.asked] == [UPLOAD]

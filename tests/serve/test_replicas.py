@@ -16,7 +16,15 @@ from refdiff.contracts.manifest import refdiff_version
 from refdiff.contracts.options import BackendOptions, RunOptions
 from refdiff.errors import EngineError, InputError
 from refdiff.serve.metrics import Metrics
-from refdiff.serve.replicas import Replica, ReplicaOptions, ReplicaSettings, autoscaling_of, serve_on_ray
+from refdiff.serve.replicas import (
+    Replica,
+    ReplicaOptions,
+    ReplicaSettings,
+    _stop_signal,
+    _StoppedEarly,
+    autoscaling_of,
+    serve_on_ray,
+)
 from refdiff.serve.server import ServeOptions
 from tests.support.asking import Asking, Questions, replica_processes, server_process
 
@@ -74,6 +82,18 @@ def test_a_fixed_number_of_replicas_or_a_range_with_further_fields():
 def test_options_of_the_command_line_that_do_not_fit(arguments, message, capsys):
     assert main(["serve", "mini", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_signal_interrupts_the_start_of_the_replicas_and_is_waited_for_afterwards():
+    with pytest.raises(_StoppedEarly), _stop_signal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.wait(20)
+    with _stop_signal() as stop:
+        stop.starting = False
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(20)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_node_with_another_version_is_refused_by_name():

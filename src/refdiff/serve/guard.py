@@ -145,7 +145,7 @@ class Guard:
                 f"this server is not {name[:80]!r}; use the address that it was started with",
             )
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        if origin is not None and (not host or origin.partition("://")[2] != host):
             return 403, "foreign_origin", "requests of pages of other sites are refused"
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or options.token is None:
             return None

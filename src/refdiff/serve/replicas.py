@@ -41,8 +41,7 @@ from refdiff.serve.service import Status
 _NAME = "refdiff"
 """The application in Ray Serve: a later start takes the place of an earlier one without a gap."""
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-_STARTS = 3
-"""Attempts to start a replica before the start counts as failed."""
+_STARTS = 3  # attempts to start a replica before the start counts as failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +184,13 @@ def serve_on_ray(
         with _stop_signal() as stop:
             try:
                 handle = _deploy(ray, where, settings, scale)
+                stop.starting = False
                 if on_ready is not None:
                     on_ready(address)
                 stop.wait()
                 _drain(handle, serving.grace_seconds)
+            except _StoppedEarly:
+                progress("stopped while the replicas were starting")
             finally:
                 _remove(ray)
 
@@ -301,22 +303,32 @@ def _replica_name() -> str:
     return str(importlib.import_module("ray.serve").get_replica_context().replica_id.unique_id)
 
 
+class _StoppedEarly(BaseException):
+    """The first signal came while the replicas were starting; like KeyboardInterrupt, nothing swallows it."""
+
+
+class _Stop(threading.Event):
+    """Set by SIGTERM and SIGINT; `starting`: the signal interrupts, as nothing has been accepted yet."""
+
+    starting = True
+
+
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set; a second one interrupts."""
-    stop = threading.Event()
+def _stop_signal() -> Iterator[_Stop]:
+    """Yield an event that SIGTERM and SIGINT set; a second one, and one during the start, interrupts."""
+    stop = _Stop()
 
     def note(number: int, _: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt(number)
         stop.set()
+        if stop.starting:
+            raise _StoppedEarly
 
-    before = {each: signal.signal(each, note) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with ExitStack() as restored:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            restored.callback(signal.signal, each, signal.signal(each, note))
         yield stop
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _drain(handle: Any, seconds: float) -> None:
