@@ -159,8 +159,13 @@ def restore_process(before: dict[str, Any]) -> None:
         del os.environ[name]
     os.environ.update(before["environment"])
     os.chdir(before["working directory"])
+    restore_handlers(before)
+
+
+def restore_handlers(before: dict[str, Any]) -> None:
     for number, handler in zip(_SIGNALS, before["signal handlers"], strict=True):
-        signal.signal(number, handler)
+        if handler is not None:  # None: not installed by Python
+            signal.signal(number, handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -267,6 +272,9 @@ def same_process() -> Iterator[None]:
     if len(sys.modules) > modules:  # torch, cv2 and others change these when they are imported
         for name in ("environment", "handlers of exceptions", "threads of torch"):
             before[name] = after[name]
+    if "ray" in sys.modules:  # its driver replaces the handler of SIGTERM, and leaves its own
+        restore_handlers(before)
+        after["signal handlers"] = before["signal handlers"]
     changed = [name for name, state in after.items() if state != before[name]]
     if changed:
         restore_process(before)
