@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx_ir")
@@ -18,10 +19,11 @@ from refdiff.diagnostics import doctor
 from refdiff.engines import build as building
 from refdiff.engines import ort as ort_module
 from refdiff.engines.cuda_forms import CudaForms, disagreement, make_form, stored_forms
-from refdiff.engines.factory import OrtSessions
+from refdiff.engines.factory import OrtSessions, open_sessions
 from refdiff.engines.trt.options import BuildOptions
 from refdiff.errors import EngineError, InputError
 from refdiff.passes.cuda_form import Rewritten
+from refdiff.runtime.golden_answer import give_answer
 from tests.support.plans import BUNDLE
 
 GRAPH = "clip_text"
@@ -153,6 +155,7 @@ class CudaOnCpu:
 
     def __init__(self, refused: bytes = b"\0none") -> None:
         self.models: list[Path | bytes] = []
+        self.bindings = 0
         self._refused = refused
 
     def get_available_providers(self) -> list[str]:
@@ -164,12 +167,21 @@ class CudaOnCpu:
             raise RuntimeError("no kernel for it")
         session = onnxruntime.InferenceSession(model, options["sess_options"])
         session.get_providers = lambda: ["CUDAExecutionProvider"]
+        bind = session.io_binding
+
+        def counted() -> object:
+            self.bindings += 1
+            return bind()
+
+        session.io_binding = counted
         return session
 
 
 def sessions_of(bundle: Bundle, runtime: CudaOnCpu) -> OrtSessions:
     def open_session(*arguments: object, **options: object) -> ort_module.OrtSession:
-        return ort_module.OrtSession(*arguments, **options, runtime=runtime)
+        session = ort_module.OrtSession(*arguments, **options, runtime=runtime)
+        session._device = "cpu"
+        return session
 
     module = SimpleNamespace(OrtSession=open_session, ort=runtime)
     return OrtSessions(bundle, module, backend="ort-cuda", reason="asked for", threads=1)
@@ -181,6 +193,28 @@ def test_ort_cuda_runs_the_form_after_it_gave_the_golden_record(bundle):
     assert [type(model) for model in runtime.models] == [bytes, bytes], "checked, then opened"
     assert runtime.models[-1] == stored(bundle).read_bytes()
     assert disagreement(bundle, GRAPH, session) is None
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_gives_the_same_answer_over_forms_and_kept_tensors(bundle):
+    """The forms with GroupNorm, which a CPU lacks, fall back to the plain graphs."""
+    answers = []
+    recorded = bundle.golden_answer()
+    for sessions in (sessions_of(bundle, runtime := CudaOnCpu()), open_sessions(bundle, backend="ort-cpu")):
+        given, _ = give_answer(
+            sessions,
+            bundle.spec,
+            tokenizer_json=bundle.tokenizer_json(),
+            positions=bundle.clip_positions(),
+            prompts=bundle.prompt_vectors(),
+            image=recorded.image,
+            phrase=recorded.phrase,
+        )
+        answers.append(given)
+    assert runtime.bindings > 2, "SAM's tensors stayed where they were computed"
+    assert sum(isinstance(model, bytes) for model in runtime.models) > 10
+    assert (answers[0].mask == answers[1].mask).all()
+    np.testing.assert_allclose(answers[0].heat, answers[1].heat, atol=1e-3)
 
 
 def test_a_form_without_kernels_on_this_device_is_not_used(bundle, caplog):

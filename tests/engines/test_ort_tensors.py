@@ -84,9 +84,9 @@ class Bound:
         return [2 * feeds["x"]]
 
 
-def on_cuda(path: Path, backend: str = "ort-cuda") -> tuple[OrtSession, Bound]:
+def on_cuda(path: Path) -> tuple[OrtSession, Bound]:
     session, bound = OrtSession(path, GRAPH, threads=1), Bound()
-    session._session, session._backend = bound, backend
+    session._session, session._device = bound, "cuda"
     return session, bound
 
 

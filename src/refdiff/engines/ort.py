@@ -145,6 +145,7 @@ class OrtSession:
         """
         self._graph = graph
         self._backend = backend
+        self._device = _ON_DEVICE.get(backend)
         options = session_options(threads, spinning=spinning)
         if _is_on_cpu(backend):
             if not _ON_CPU:
@@ -180,12 +181,11 @@ class OrtSession:
         wanted = wanted_outputs(self._graph, outputs)
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the session is closed; open it again")
-        keep = keep_on_device and self._backend in _ON_DEVICE
+        keep = keep_on_device and self._device is not None
         self._watch()
         try:
             if keep or any(isinstance(feed, DeviceTensor) for feed in feeds.values()):
-                device = _ON_DEVICE.get(self._backend, "cpu")
-                results = run_bound(self._session, feeds, wanted, device=device, keep=keep)
+                results = run_bound(self._session, feeds, wanted, device=self._device or "cpu", keep=keep)
             else:
                 results = self._session.run(wanted, feeds_to_host(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no public base
@@ -322,7 +322,9 @@ def _load(path: Path, backend: str, options: Any, runtime: Any, form: bytes | No
     except ModuleNotFoundError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base
-        raise EngineError(f"ONNX Runtime cannot load {path}: {_with_cure(first_line(error))}") from error
+        raise EngineError(
+            f"ONNX Runtime cannot load {path}: {_with_cure(first_line(error), backend)}"
+        ) from error
 
 
 def _start(
@@ -337,9 +339,9 @@ def _start(
     )
 
 
-def _with_cure(fault: str) -> str:
+def _with_cure(fault: str, backend: str) -> str:
     """Complete the errors of ONNX Runtime that the user can do something about."""
-    if "NOT_IMPLEMENTED" in fault:
+    if "NOT_IMPLEMENTED" in fault and _is_on_cpu(backend):
         return f"{fault}; use the back-end ort-rounded"
     if "pthread_create" in fault:
         return "the system allows no more threads; use fewer (--threads 1) or raise the limit (ulimit -u)"
