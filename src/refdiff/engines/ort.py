@@ -70,13 +70,8 @@ def _is_on_cpu(backend: str) -> bool:
 _ON_DEVICE = {"ort-cuda": "cuda"}
 """Back-end -> ONNX Runtime's name of the device on which its outputs can stay."""
 
-_ALSO = {"ort-tensorrt": " and TensorRT"}
-
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 """Package of the library that provides "ort-rtx"; it brings its own TensorRT-RTX."""
-
-_NO_NHWC = "does not support NHWC"
-"""Part of the error of a CUDA provider that was built without channels-last convolutions."""
 
 _WHOLE_OR_NONE = ("ort-tensorrt", "ort-rtx")
 """Back-ends that by default leave nodes to the CPU, and build an engine for each new size."""
@@ -102,10 +97,6 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
 
 
-def _unwatched() -> None:
-    """Do nothing."""
-
-
 class OrtSession:
     """One ONNX graph, loaded."""
 
@@ -118,7 +109,7 @@ class OrtSession:
         threads: int | None = None,
         spinning: bool = False,
         measure: Measure | None = None,
-        watch: Callable[[], None] = _unwatched,
+        watch: Callable[[], None] = lambda: None,
         form: bytes | None = None,
         runtime: Any = ort,
     ) -> None:
@@ -251,12 +242,11 @@ def create_session(
         options.add_provider_for_devices(_rtx_devices(provider, runtime), {})
     elif provider not in runtime.get_available_providers():
         have = ", ".join(runtime.get_available_providers())
+        also = " and TensorRT" if backend == "ort-tensorrt" else ""
         raise EngineError(
             f"back-end {backend} needs {provider}, this onnxruntime has: {have}; "
-            f"{install_line('gpu')} on a machine with CUDA{_ALSO.get(backend, '')}, or use ort-cpu"
+            f"{install_line('gpu')} on a machine with CUDA{also}, or use ort-cpu"
         )
-    if form is not None:
-        _read_weights_of(path, options)
     session = _load(path, backend, options, runtime, form)
     started = session.get_providers()[0]
     if started != provider:
@@ -310,11 +300,14 @@ def _load(path: Path, backend: str, options: Any, runtime: Any, form: bytes | No
     if backend in _WHOLE_OR_NONE:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        model = form or _source(path, backend, options)
+        model = form or _source(path, backend)
+        if isinstance(model, bytes):  # it reads the weights of the graph in the file
+            entry = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(entry, str(path.parent))
         try:
             return _start(model, backend, options, runtime, PROVIDERS[backend])
-        except Exception as error:  # ONNX Runtime's exceptions share no public base
-            if _NO_NHWC not in str(error):
+        except Exception as error:  # a CUDA provider may be built without channels-last convolutions
+            if "does not support NHWC" not in str(error):
                 raise
         name, settings = PROVIDERS[backend]
         others = {key: value for key, value in settings.items() if key != "prefer_nhwc"}
@@ -348,16 +341,10 @@ def _with_cure(fault: str, backend: str) -> str:
     return fault
 
 
-def _source(path: Path, backend: str, options: Any) -> Path | bytes:
+def _source(path: Path, backend: str) -> Path | bytes:
     """Return the file to load, or for "ort-rounded" the rewritten graph, its weights left in place."""
     if backend != "ort-rounded":
         return path
     from refdiff.passes.round_half import rounded_model
 
-    _read_weights_of(path, options)
     return rounded_model(path)
-
-
-def _read_weights_of(path: Path, options: Any) -> None:
-    """Let a serialized graph read the weights of the graph in this file."""
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
