@@ -158,6 +158,7 @@ def bag(
     )
     options = BagOptions(
         topic=topic,
+        camera=camera,
         every=every,
         copy=copy,
         overlay=overlay,
@@ -173,7 +174,6 @@ def bag(
             phrases,
             output,
             options=options,
-            camera=camera,
             backend=BackendOptions(name=backend, threads=threads, memory=memory),
             progress=progress,
         )

@@ -43,6 +43,8 @@ class BagOptions:
 
     topic: str | None = None
     """Topic of the images; None: the only one in the bag."""
+    camera: CameraOptions = DEFAULT_CAMERA
+    """How the images are answered; `key=0` answers every one by itself."""
     every: int = 1
     """Every how many-th image is answered; the others have no mask."""
     copy: bool = False
@@ -100,7 +102,6 @@ def segment_bag(
     output: Path,
     *,
     options: BagOptions = DEFAULT_BAG,
-    camera: CameraOptions = DEFAULT_CAMERA,
     backend: BackendOptions = DEFAULT_BACKEND,
     progress: Progress = silent,
     open_tracker: Callable[[PushSource], RunningTracker] | None = None,
@@ -112,8 +113,7 @@ def segment_bag(
         bag: an .mcap, .db3 or .bag file, or a rosbag2 folder.
         phrases: English; each is followed by itself.
         output: a name that ends in .mcap becomes a file, any other a rosbag2 folder with SQLite.
-        options: which images, and what is written.
-        camera: how they are answered; `key=0` answers every one by itself.
+        options: which images, how they are answered, and what is written.
         backend: where and how the graphs run.
         progress: notified of each image.
         open_tracker: makes what answers the images; None: the bundle.
@@ -130,7 +130,7 @@ def segment_bag(
         images = choose_topic(reader, options.topic)
         source = PushSource(images.topic, policy="every", live=False)
         make = open_tracker or (
-            lambda given: Tracker(bundle, given, phrases, options=camera, backend=backend)
+            lambda given: Tracker(bundle, given, phrases, options=options.camera, backend=backend)
         )
         with BagWriter(output, overwrite=options.overwrite) as writer, closing(make(source)) as tracker:
             tracker.__enter__()
