@@ -160,13 +160,24 @@ def test_the_camera_takes_a_picture_to_ask_about(page):
     api.expect(page.locator("#verdict")).to_contain_text("sure")
 
 
-def test_the_live_page_has_no_serious_accessibility_findings(page):
+def test_the_live_page_has_no_serious_accessibility_findings_in_both_themes_and_with_an_error(page, server):
     axe = pytest.importorskip("axe_core_python.sync_playwright").Axe()
     page.fill("#phrase", PHRASE)
     page.wait_for_selector("#live-masks path")
-    serious = [
-        (each["id"], [node["target"] for node in each["nodes"]])
-        for each in axe.run(page)["violations"]
-        if each["impact"] in ("serious", "critical")
-    ]
+    serious = []
+
+    def look(state):
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            serious.extend(
+                (state, scheme, each["id"], [node["target"] for node in each["nodes"]])
+                for each in axe.run(page)["violations"]
+                if each["impact"] in ("serious", "critical")
+            )
+
+    look("running")
+    server.status.draining = True
+    page.wait_for_selector("#status.bad")
+    look("stopping")
+    server.status.draining = False
     assert serious == []
