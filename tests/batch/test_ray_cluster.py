@@ -1,8 +1,10 @@
 """A real Ray cluster of several nodes on this machine: same digits, and a node that is lost."""
 
 import importlib.util
+import os
 import time
 from collections import Counter
+from threading import Thread
 
 import pytest
 from PIL import Image
@@ -35,27 +37,46 @@ def cluster():
 
 
 def test_a_node_that_is_lost_loses_nothing_and_what_was_taken_is_not_repeated(cluster, tmp_path):
-    log, taken, lost = tmp_path / "log", [], []
+    """Items from the twelfth on wait for the loss: both workers hold one when the node goes."""
+    log, gone, taken, lost, kept = tmp_path / "log", tmp_path / "gone", [], [], []
     node = cluster.add_node(**NODE)
 
     def open_worker():
         def work(number):
-            time.sleep(0.1)
+            if number >= 12:
+                (tmp_path / f"held-{os.getpid()}").touch()
+                while not gone.exists():
+                    time.sleep(0.05)
             with log.open("a") as stream:
                 stream.write(f"{number}\n")
             return number
 
         return work
 
-    where = RayOptions(address=cluster.address)
-    for number in map_on_ray(range(24), open_worker, where, backend="ort-cpu", report=lost.append):
-        taken.append(number)
-        if len(taken) == 8:
+    def lose():
+        try:
+            wait_until(lambda: len(list(tmp_path.glob("held-*"))) == 2)
+            kept.extend(taken)
             cluster.remove_node(node)
+        finally:
+            gone.touch()
+
+    where, loser = RayOptions(address=cluster.address), Thread(target=lose)
+    loser.start()
+    taken.extend(map_on_ray(range(24), open_worker, where, backend="ort-cpu", report=lost.append))
+    loser.join()
     assert sorted(taken) == list(range(24))
     assert "images are handed out again" in str(lost[0])
     computed = Counter(map(int, log.read_text().split()))
-    assert not [number for number in taken[:8] if computed[number] > 1]
+    assert not [number for number in kept if computed[number] > 1]
+
+
+def wait_until(condition):
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise TimeoutError("a minute has passed")
 
 
 def test_an_evaluation_and_a_folder_have_the_digits_of_one_process(cluster, mini_bundle, tmp_path):
