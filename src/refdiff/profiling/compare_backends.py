@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -165,7 +164,7 @@ def load_polygraphy(flavour: str | None) -> ModuleType:
     before = os.environ.get(_RTX_SWITCH)
     os.environ[_RTX_SWITCH] = str(int(flavour == "tensorrt-rtx"))
     try:
-        return import_module("refdiff.profiling.polygraphy_runners")
+        import refdiff.profiling.polygraphy_runners as runners
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise
@@ -175,6 +174,7 @@ def load_polygraphy(flavour: str | None) -> ModuleType:
             del os.environ[_RTX_SWITCH]
         else:
             os.environ[_RTX_SWITCH] = before
+    return runners
 
 
 def _missing(package: str) -> MissingDependencyError:
