@@ -12,7 +12,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from traceback import StackSummary
@@ -146,7 +145,7 @@ def process_state() -> dict[str, Any]:
         "working directory": os.getcwd(),  # noqa: PTH109 - for each test, twice
         "signal handlers": [signal.getsignal(number) for number in _SIGNALS],
         "garbage collection": (gc.isenabled(), gc.get_threshold()),
-        "handlers of exceptions": (sys.excepthook, threading.excepthook),
+        "handler of exceptions": sys.excepthook,  # that of threads is pytest's own, which older ones renew
         "numpy's errors": numpy.geterr(),
         "time-out of sockets": socket.getdefaulttimeout(),
         "threads of torch": getattr(torch, "get_num_threads", int)(),
@@ -270,7 +269,7 @@ def same_process() -> Iterator[None]:
     yield
     after = process_state()
     if len(sys.modules) > modules:  # torch, cv2 and others change these when they are imported
-        for name in ("environment", "handlers of exceptions", "threads of torch"):
+        for name in ("environment", "handler of exceptions", "threads of torch"):
             before[name] = after[name]
     if "ray" in sys.modules:  # its driver replaces the handler of SIGTERM, and leaves its own
         restore_handlers(before)
