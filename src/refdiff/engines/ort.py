@@ -86,12 +86,7 @@ _ON_CPU: WeakSet[OrtSession] = WeakSet()
 
 
 def _share_arena() -> None:
-    """Let all sessions on the CPU allocate from one arena, which keeps memory for the next run.
-
-    Without an arena, the system maps and clears the pages of every tensor again: a quarter of the processor
-    time of `refdiff-edge`. With one for each session, as is ONNX Runtime's default, each keeps what its own
-    graph needs. A second call replaces the arena, whose memory is returned once no session is left.
-    """
+    """Let CPU sessions allocate from a new arena; an old one's memory is returned with its last session."""
     kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
@@ -141,7 +136,11 @@ class OrtSession:
         if _is_on_cpu(backend):
             if not _ON_CPU:
                 _share_arena()
-            options.add_session_config_entry("session.use_env_allocators", "1")
+            weights = path.with_name(f"{path.name}.data")
+            if weights.exists() and weights.stat().st_size > 1 << 29:  # they would be copied into the arena
+                options.enable_cpu_mem_arena = False
+            else:
+                options.add_session_config_entry("session.use_env_allocators", "1")
         self._layers = LayerFile(options, graph.name) if measure == "layers" else None
         self._watch = watch
         self._session: Any = create_session(path, backend, options, runtime, form=form)
