@@ -137,7 +137,7 @@ class OrtSession:
             if not _ON_CPU:
                 _share_arena()
             weights = path.with_name(f"{path.name}.data")
-            if weights.exists() and weights.stat().st_size > 1 << 29:  # they would be copied into the arena
+            if weights.exists() and weights.stat().st_size > 1 << 29:  # they gain nothing from an arena
                 options.enable_cpu_mem_arena = False
             else:
                 options.add_session_config_entry("session.use_env_allocators", "1")
