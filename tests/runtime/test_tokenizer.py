@@ -148,7 +148,10 @@ def test_the_last_and_the_mean_focus_pass_over_punctuation() -> None:
 
 @given(words.map("a".__add__))
 def test_focus_never_points_at_the_start_or_the_padding(text: str) -> None:
-    phrase = parse_phrase(text)
+    try:
+        phrase = parse_phrase(text)
+    except InputError:  # such as letters that ftfy puts together to ones that are not English
+        return
     _, end = SMALL.clip_ids(phrase.text)
     for focus in ("root", "last", "mean"):
         indices = SMALL.focus_indices(phrase, focus)
