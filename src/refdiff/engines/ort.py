@@ -80,13 +80,15 @@ _SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions that are slower on ONNX Runtime's CPU: with one thread, sum and norm of `mini`'s `sam_decoder`
 took 9.3 ms in one operator, 2.3 ms in two; its `sam_masks` 4.9 ms with biases in GELUs, 4.3 ms without."""
 
+_IN_ARENA = ("sam_decoder", "sam_masks")
+"""Graphs that run many times for an image with large tensors: on the CPU they share one arena."""
 
-_ON_CPU: WeakSet[OrtSession] = WeakSet()
-"""Open sessions on the CPU."""
+_USE_ARENA: WeakSet[OrtSession] = WeakSet()
+"""Open sessions that share the arena."""
 
 
 def _share_arena() -> None:
-    """Let CPU sessions allocate from a new arena; an old one's memory is returned with its last session."""
+    """Replace the arena by a new one; the memory of the old one is returned with its last session."""
     kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
@@ -133,19 +135,17 @@ class OrtSession:
         self._backend = backend
         self._device = _ON_DEVICE.get(backend)
         options = session_options(threads, spinning=spinning)
-        if _is_on_cpu(backend):
-            if not _ON_CPU:
+        self._in_arena = _is_on_cpu(backend) and graph.name in _IN_ARENA
+        if self._in_arena:
+            if not _USE_ARENA:
                 _share_arena()
-            weights = path.with_name(f"{path.name}.data")
-            if weights.exists() and weights.stat().st_size > 1 << 29:  # they gain nothing from an arena
-                options.enable_cpu_mem_arena = False
-            else:
-                options.add_session_config_entry("session.use_env_allocators", "1")
+            options.enable_cpu_mem_arena = True
+            options.add_session_config_entry("session.use_env_allocators", "1")
         self._layers = LayerFile(options, graph.name) if measure == "layers" else None
         self._watch = watch
         self._session: Any = create_session(path, backend, options, runtime, form=form)
-        if _is_on_cpu(backend):
-            _ON_CPU.add(self)
+        if self._in_arena:
+            _USE_ARENA.add(self)
         watch()
         check_tensors(self._session, graph, path.name)
 
@@ -188,11 +188,11 @@ class OrtSession:
         return Timings() if self._layers is None else Timings(layers=self._layers.read(self._session))
 
     def close(self) -> None:
-        """Free the loaded graph, and with the last one on the CPU the memory that all of them used."""
+        """Free the loaded graph, and with the last one in the arena the arena's memory."""
         self._session = None
-        if self in _ON_CPU:
-            _ON_CPU.remove(self)
-            if not _ON_CPU:
+        if self in _USE_ARENA:
+            _USE_ARENA.remove(self)
+            if not _USE_ARENA:
                 _share_arena()
         if self._layers is not None:
             self._layers.close()
@@ -221,6 +221,7 @@ def session_options(
     if not spinning:
         options.add_session_config_entry(*(_SHORT_SPIN if version >= _HAS_SHORT_SPIN else _NO_SPIN))
     options.log_severity_level = FATAL_ONLY
+    options.enable_cpu_mem_arena = False  # activations are freed after each run
     if threads is not None:
         check_cores(threads, "threads")
         options.intra_op_num_threads = threads
