@@ -450,7 +450,8 @@ def resident_mb():
 inputs = tuple(TensorSpec(name, "float32", ("b", 3)) for name in ("left", "right"))
 outputs = tuple(TensorSpec(name, "float32", (1, 1)) for name in ("sum", "difference"))
 feeds = {"left": np.ones((2_000_000, 3), np.float32), "right": np.ones((2_000_000, 3), np.float32)}
-sessions = [OrtSession(Path(sys.argv[1]), GraphSpec("sam_masks", inputs, outputs), threads=1) for _ in range(3)]
+spec = GraphSpec("sam_masks", inputs, outputs)
+sessions = [OrtSession(Path(sys.argv[1]), spec, threads=1) for _ in range(3)]
 print(resident_mb())
 for session in sessions:
     session.run(feeds)

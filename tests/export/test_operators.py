@@ -1,5 +1,6 @@
 """A graph may hold only what TensorRT is known to read, in the form that ONNX Runtime fuses."""
 
+import inspect
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import refdiff
 from refdiff.contracts.graphs import GRAPHS, GraphSpec, TensorSpec
 from refdiff.errors import InputError
-from refdiff.export.onnx_export import check_operators, export_graph, gelu
+from refdiff.export.onnx_export import check_operators, export_graph, gelu, translations
 
 
 def graph_of(*nodes: ir.Node) -> ir.Graph:
@@ -42,15 +43,15 @@ def fused(path: Path, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(folder / "fused.onnx").graph)
 
 
-TORCHS_OWN_GELU = pytest.mark.skipif(
-    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 15),
-    reason="torch 2.10 writes GELU its own way, whatever translation it is given",
-)
-
 VALUES = GraphSpec("values", (TensorSpec("x", "float32", ("b", 8)),), (TensorSpec("y", "float32", ("b", 8)),))
 
 
-@TORCHS_OWN_GELU
+def test_translations_have_the_parameters_of_their_operators() -> None:
+    for operator, translation in translations().items():
+        own = {argument.name for argument in operator._schema.arguments}
+        assert set(inspect.signature(translation).parameters) <= own, translation.__name__
+
+
 def test_a_gelu_is_exact_and_one_operator_in_onnx_runtime(tmp_path: Path) -> None:
     path = export_graph(torch.nn.GELU().eval(), VALUES, tmp_path)
     assert Counter(node.op_type for node in ir.load(path).graph) == {"Div": 1, "Erf": 1, "Add": 1, "Mul": 2}
@@ -62,7 +63,6 @@ def test_a_gelu_is_exact_and_one_operator_in_onnx_runtime(tmp_path: Path) -> Non
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-6, atol=1e-6)
 
 
-@TORCHS_OWN_GELU
 def test_no_part_of_a_gelu_is_larger_than_its_input(tmp_path: Path) -> None:
     """In float16, x · (1 + erf) would be infinite from half its range on."""
     graph = ir.load(export_graph(torch.nn.GELU().eval(), VALUES, tmp_path)).graph
@@ -71,7 +71,6 @@ def test_no_part_of_a_gelu_is_larger_than_its_input(tmp_path: Path) -> None:
     assert kinds == ["Add", "Mul"]
 
 
-@TORCHS_OWN_GELU
 def test_a_gelu_by_tanh_is_the_one_of_torch_and_any_other_is_refused(tmp_path: Path) -> None:
     """EfficientViT takes it; its cube is infinite in float16 from 40 on, where tanh is 1."""
     path = export_graph(torch.nn.GELU("tanh").eval(), VALUES, tmp_path)

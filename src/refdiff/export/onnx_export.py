@@ -199,18 +199,18 @@ def attention(
     return op.MatMul(weights, value)
 
 
-def gelu(states: Any, approximate: str = "none") -> Any:
+def gelu(self: Any, approximate: str = "none") -> Any:
     """Build x/2 · (1 + erf(x/√2)): ONNX Runtime fuses this order, and not torch's, x · (1/2 · (1 + erf)).
 
     The half is multiplied first, so that no intermediate result is larger than x in float16. The
     approximation of EfficientViT is x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
     """
     if approximate == "tanh":
-        return _gelu_by_tanh(states)
+        return _gelu_by_tanh(self)
     if approximate != "none":
         raise NotImplementedError(f"GELU approximated by {approximate!r}: no checkpoint that is read has it")
     half, one, root = (op.Constant(value=_tensor(np.float32(value))) for value in (0.5, 1.0, math.sqrt(2.0)))
-    return op.Mul(op.Mul(states, half), op.Add(op.Erf(op.Div(states, root)), one))
+    return op.Mul(op.Mul(self, half), op.Add(op.Erf(op.Div(self, root)), one))
 
 
 def _gelu_by_tanh(states: Any) -> Any:
@@ -222,7 +222,7 @@ def _gelu_by_tanh(states: Any) -> Any:
 
 
 def group_norm(
-    states: Any,
+    input: Any,
     num_groups: int,
     weight: Any = None,
     bias: Any = None,
@@ -230,9 +230,9 @@ def group_norm(
     cudnn_enabled: bool = True,  # noqa: FBT001, FBT002, ARG001 - the operator's signature
 ) -> Any:
     """Build a group norm of [b, c, ...]: an instance norm over groups, then scale and shift per channel."""
-    channels, *places = (int(size) for size in states.shape[1:])
+    channels, *places = (int(size) for size in input.shape[1:])
     values = channels // num_groups * math.prod(places)
-    normed = (_instance_norm if values <= LARGE_GROUP else _norm_in_rows)(states, num_groups, eps)
+    normed = (_instance_norm if values <= LARGE_GROUP else _norm_in_rows)(input, num_groups, eps)
     normed = op.Reshape(normed, _ints(-1, channels, *places))
     spread = _ints(1, channels, *[1] * len(places))
     return op.Add(op.Mul(normed, op.Reshape(weight, spread)), op.Reshape(bias, spread))
@@ -256,7 +256,10 @@ def _mean_in_rows(grouped: Any) -> Any:
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return the table for `torch.onnx.export(custom_translation_table=...)`."""
+    """Return the table for `torch.onnx.export(custom_translation_table=...)`.
+
+    Parameters have the names of the operators' own: torch 2.10 ignores a translation with others.
+    """
     return {
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         torch.ops.aten.gelu.default: gelu,
